@@ -1,0 +1,93 @@
+# make help        lists the targets
+# make reproduce   installs the pinned versions into .venv, then makes every table and figure
+#
+# Options, given as NAME=value after the target:
+#   PYTHON=python3.12     the interpreter that .venv is made from (3.11 or newer)
+#   CORES=4               how many cores to use; all of them by default
+#   TIER=local            which tier to run or to clean; smoke by default
+#   ARGS="-k gates -x"    further arguments for pytest or snakemake
+
+PYTHON ?= python3
+CORES ?= all
+TIER ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := workflow,local,test,lint
+# Twice quiet: errors only. An index that lacks a package is no news.
+PIP_OPTIONS := -qq --disable-pip-version-check --no-input
+
+# pytest-xdist calls "all cores" auto.
+WORKERS = $(if $(filter all,$(CORES)),auto,$(CORES))
+
+# Programs started by rules and tests find the tools of .venv first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup reproduce test lint format clean update
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## install the pinned versions into .venv
+
+# Without a stamp the last installation did not finish (or there was none): start from an empty
+# environment. With an old one, bring the environment up to date.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" > /dev/null \
+	  || { echo "make: no '$(PYTHON)' found; try make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: Python 3.11 or newer is needed, '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1);" \
+	            "try make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@if [ ! -f $(STAMP) ]; then \
+	  echo "Making $(VENV) with $$("$(PYTHON)" --version)"; "$(PYTHON)" -m venv --clear $(VENV); fi
+	@rm -f $(STAMP)
+	@echo "Installing pinned versions into $(VENV) (a few minutes the first time)"
+	@# torch by itself and first, so that the build of the configured index, CPU or GPU, is kept.
+	@pip() { $(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt "$$@"; }; \
+	  { pip pip setuptools && pip torch && pip --no-build-isolation -e '.[$(EXTRAS)]'; } \
+	  || { echo "make: the installation failed; make setup PIP_OPTIONS= shows all that pip says" >&2; \
+	       exit 1; }
+	@touch $(STAMP)
+
+# Options that take several values come after the target: --config would swallow it.
+reproduce: $(STAMP) ## make every table, figure and verdict [CORES, TIER, ARGS]
+	$(BIN)/snakemake all --cores $(CORES) $(if $(TIER),--config tier=$(TIER)) $(ARGS)
+
+test: $(STAMP) ## run the tests; ARGS="--run-slow" for the slow ones too [CORES, ARGS]
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+lint: $(STAMP) ## check style, formatting, types and the workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only --exit-zero .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+clean: ## remove results/<tier>, smoke by default; never results/published [TIER]
+	@case "$(or $(TIER),smoke)" in \
+	  published | .* | */* | *' '*) echo "make clean: '$(TIER)' is not a tier" >&2; exit 1 ;; esac
+	rm -rf "results/$(or $(TIER),smoke)"
+
+# The version of torch stays unless TORCH names another: pip would take the newest, GPU build and all.
+# Packages that come with a GPU build are left out: torch itself pins them.
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+update: ## choose the newest versions and write constraints.txt [TORCH]
+	@rm -rf .venv-update && "$(PYTHON)" -m venv .venv-update
+	@.venv-update/bin/python -m pip install $(PIP_OPTIONS) --upgrade pip setuptools
+	@.venv-update/bin/python -m pip install $(PIP_OPTIONS) "torch==$(TORCH)"
+	@.venv-update/bin/python -m pip install $(PIP_OPTIONS) "torch==$(TORCH)" -e '.[$(EXTRAS)]'
+	@.venv-update/bin/python -m pip freeze --all --exclude-editable > .venv-update/versions.txt
+	@{ echo "# The versions that were tested, for Python 3.11. Written by make update."; \
+	   sed -e 's/+.*//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' .venv-update/versions.txt; \
+	 } > .venv-update/constraints.txt
+	@mv .venv-update/constraints.txt constraints.txt && rm -rf .venv-update
+	@echo "Wrote constraints.txt; now run make lint test reproduce"

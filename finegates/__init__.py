@@ -1,0 +1,71 @@
+"""Fine-tune, prune and physically shrink transformers with stochastic row and column gates.
+
+>>> import finegates as fg
+>>> fg.attach(model, fg.GateConfig(preset="reference", target=0.4))  # doctest: +SKIP
+>>> fg.GateTrainer(model=model, args=args, train_dataset=data).train()  # doctest: +SKIP
+>>> small = fg.compact(model)  # doctest: +SKIP
+>>> fg.save(small, "out/")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from finegates.attachment import GateConfig as GateConfig
+    from finegates.attachment import attach as attach
+    from finegates.attachment import attach_fixed as attach_fixed
+    from finegates.attachment import detach as detach
+    from finegates.baselines import add_lora as add_lora
+    from finegates.baselines import magnitude_gates as magnitude_gates
+    from finegates.budget import measure_budget as measure_budget
+    from finegates.budget import macs as macs
+    from finegates.compaction import compact as compact
+    from finegates.compaction import load as load
+    from finegates.compaction import save as save
+    from finegates.gates import FixedGate as FixedGate
+    from finegates.gates import StochasticGate as StochasticGate
+    from finegates.layers import GatedLinear as GatedLinear
+    from finegates.layers import gated_layers as gated_layers
+    from finegates.monitor import summarise_gates as summarise_gates
+    from finegates.train import GateTrainer as GateTrainer
+    from finegates.train import GateTrainerMixin as GateTrainerMixin
+
+# Loaded on first use: reading a configuration must not pay for torch and transformers.
+_HOMES = {
+    "GateConfig": "attachment",
+    "attach": "attachment",
+    "attach_fixed": "attachment",
+    "detach": "attachment",
+    "add_lora": "baselines",
+    "magnitude_gates": "baselines",
+    "measure_budget": "budget",
+    "macs": "budget",
+    "compact": "compaction",
+    "load": "compaction",
+    "save": "compaction",
+    "FixedGate": "gates",
+    "StochasticGate": "gates",
+    "GatedLinear": "layers",
+    "gated_layers": "layers",
+    "summarise_gates": "monitor",
+    "GateTrainer": "train",
+    "GateTrainerMixin": "train",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'finegates' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"finegates.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,40 @@
+"""What the architectures look like: one small adapter for each, so that nothing else reads names.
+
+To add an architecture, write a module with a subclass of :class:`Adapter`, list it in ``ADAPTERS``,
+and add its tiny configuration to the conformance suite, ``tests/unit/test_adapters.py``.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from finegates.adapters.base import Adapter, Attention, Block, FeedForward, unwrap
+from finegates.adapters.bert import BertAdapter
+from finegates.adapters.roberta import RobertaAdapter
+
+__all__ = ["ADAPTERS", "Adapter", "Attention", "Block", "FeedForward", "adapter_for", "unwrap"]
+
+ADAPTERS: tuple[Adapter, ...] = (BertAdapter(), RobertaAdapter())
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of a transformers model, chosen by ``model.config.model_type``.
+
+    Args:
+        model: a transformers model, or a ``peft`` model around one.
+
+    Raises:
+        ValueError: the model has no configuration, or its type has no adapter.
+    """
+    model_type = getattr(getattr(unwrap(model), "config", None), "model_type", None)
+    known = {name: adapter for adapter in ADAPTERS for name in adapter.model_types}
+    if not isinstance(model_type, str) or not model_type:
+        raise ValueError(
+            f"{type(model).__name__} has no config.model_type, so its architecture is unknown; "
+            f"adapters exist for {sorted(known)}"
+        )
+    if model_type not in known:
+        raise ValueError(
+            f"no adapter for model type {model_type!r}; adapters exist for {sorted(known)}"
+        )
+    return known[model_type]

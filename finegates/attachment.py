@@ -1,0 +1,256 @@
+"""Putting gates onto a model and taking them off again."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.adapters import adapter_for, unwrap
+from finegates.gates import PRESETS, FixedGate, StochasticGate, preset_named
+from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers, linear_shape
+from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty, check_reachable
+from finegates.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """How gates are attached and trained.
+
+    Attributes:
+        preset: ``"reference"`` or ``"paper_v1"`` (see ``finegates.gates.PRESETS``).
+        target: target sparsity s in [0, 1): the fraction of rows, and of columns, to close. It is
+            not the realised sparsity; ``finegates.budget`` measures that.
+        penalty_weight: lambda, the factor of the penalty in the loss.
+        penalty: ``"target"`` or ``"hinge"``; None takes the preset's.
+        kurtosis: weight the penalty by the kurtosis of what flows through rows and columns.
+        noise_std: another training noise than the preset's.
+        rows: gate the outputs of layers.
+        cols: gate the inputs of layers.
+        modules: patterns (``fnmatch``) of the module names to gate, in place of the choice of the
+            architecture's adapter.
+        train_biases: train the biases of gated layers; None takes the preset's.
+        train_head: train the task head.
+        seed: of the gates' initial latents; each gate's stream is named by its module.
+    """
+
+    preset: str = "reference"
+    target: float = 0.4
+    penalty_weight: float = 50.0
+    penalty: str | None = None
+    kurtosis: bool = False
+    noise_std: float | None = None
+    rows: bool = True
+    cols: bool = True
+    modules: tuple[str, ...] | None = None
+    train_biases: bool | None = None
+    train_head: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        preset_named(self.preset, self.noise_std)
+        if self.penalty is not None and self.penalty not in PENALTIES:
+            raise ValueError(f"unknown penalty {self.penalty!r}; choose one of {sorted(PENALTIES)}")
+        if not self.penalty_weight >= 0:
+            raise ValueError(f"penalty_weight must be at least 0, got {self.penalty_weight}")
+        if not (self.rows or self.cols):
+            raise ValueError("rows and cols are both off: there would be no gates")
+        check_reachable(StochasticGate(1, preset_named(self.preset, self.noise_std)), self.target)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        return asdict(self)
+
+
+def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
+    """Wraps the model's linear layers with stochastic gates, in place.
+
+    What is trained afterwards is what the preset says: the gates, the biases of gated layers, the
+    task head, and low-rank factors that ``peft`` has put inside; everything else is frozen.
+
+    Args:
+        model: a transformers model, or a ``peft`` model around one.
+        config: defaults to ``GateConfig()``.
+
+    Returns:
+        the same model.
+
+    Raises:
+        ValueError: gates are attached already, a pattern matches no layer, or the architecture has
+            no adapter and no patterns are given.
+        TypeError: a matched module is not linear-like.
+    """
+    config = config or GateConfig()
+    inner = unwrap(model)
+    if gated_layers(inner):
+        raise ValueError("the model has gates already; call finegates.detach first")
+    names = _modules_to_gate(inner, config)
+    preset = preset_named(config.preset, config.noise_std)
+    train_biases = preset.train_biases if config.train_biases is None else config.train_biases
+
+    for name, parameter in inner.named_parameters():
+        parameter.requires_grad_(_is_low_rank(name))
+    for name in names:
+        base = inner.get_submodule(name)
+        columns, outputs = linear_shape(base)
+        sides = {}
+        for side, wanted, size in (("rows", config.rows, outputs), ("cols", config.cols, columns)):
+            if wanted:
+                generator = torch.Generator().manual_seed(derive_seed(config.seed, name, side))
+                device = find_linear(base).weight.device
+                gate = StochasticGate(size, preset, generator=generator, device=device)  # type: ignore[arg-type]
+                sides[side] = gate
+        layer = GatedLinear(base, **sides).train(base.training)
+        _replace(inner, name, layer)
+        if train_biases and layer.bias is not None:
+            layer.bias.requires_grad_(True)
+    if config.train_head:
+        for parameter in head_parameters(inner).values():
+            parameter.requires_grad_(True)
+    inner.finegates_config = config  # type: ignore[assignment]
+    return model
+
+
+def attach_fixed(
+    model: nn.Module, gates: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]]
+) -> nn.Module:
+    """Wraps layers with constant gates, in place; what is trained stays as it is.
+
+    Args:
+        model: a transformers model, or a ``peft`` model around one.
+        gates: by module name, the values of the row gate (out,) and the column gate (in,), either
+            may be None.
+
+    Returns:
+        the same model.
+    """
+    inner = unwrap(model)
+    for name, (rows, cols) in gates.items():
+        base = inner.get_submodule(name)
+        layer = GatedLinear(
+            base,
+            None if rows is None else FixedGate(rows),
+            None if cols is None else FixedGate(cols),
+        )
+        _replace(inner, name, layer.train(base.training))
+    return model
+
+
+def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
+    """Takes the gates off, in place.
+
+    Args:
+        model: with or without gates.
+        fold: multiply the evaluation gates into weights and biases, so that the model without gates
+            computes what the gated one did in evaluation mode (up to rounding). Needs plain linear
+            layers: merge low-rank adapters first, or use ``finegates.compact``.
+
+    Returns:
+        the same model; with ``fold=False`` it computes what it did before gates were attached, but
+        for what training changed in biases, head and low-rank factors.
+
+    Raises:
+        ValueError: ``fold`` and a layer holds an unmerged low-rank adapter.
+    """
+    inner = unwrap(model)
+    layers = gated_layers(inner)
+    if fold:
+        for name, layer in layers.items():
+            if find_linear(layer.base) is not layer.base and not getattr(
+                layer.base, "merged", False
+            ):
+                raise ValueError(
+                    f"layer {name} holds an unmerged low-rank adapter; merge it first, or call "
+                    "finegates.compact, which merges"
+                )
+        for layer in layers.values():
+            _fold(layer)
+    for name, layer in layers.items():
+        _replace(inner, name, layer.base)
+    if hasattr(inner, "finegates_config"):
+        del inner.finegates_config
+    return model
+
+
+def gate_config(model: nn.Module) -> GateConfig | None:
+    """The configuration that the model's gates were attached with, or None."""
+    config = getattr(unwrap(model), "finegates_config", None)
+    assert config is None or isinstance(config, GateConfig)
+    return config
+
+
+def sparsity_penalty(model: nn.Module) -> SparsityPenalty | None:
+    """The penalty that the attached configuration asks for, or None without trainable gates."""
+    config = gate_config(model)
+    if config is None:
+        return None
+    kind = config.penalty or preset_named(config.preset).penalty
+    inner = unwrap(model)
+    kurtosis = KurtosisWeights(inner) if config.kurtosis else None
+    return SparsityPenalty(inner, config.target, kind, kurtosis)
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The task head's parameters by name, as the architecture's adapter says.
+
+    A model without an adapter has no known head: the result is empty.
+    """
+    inner = unwrap(model)
+    try:
+        prefixes = adapter_for(inner).head(inner)
+    except ValueError:
+        return {}
+    return {
+        name: parameter
+        for name, parameter in inner.named_parameters()
+        if any(name == p or name.startswith(p + ".") for p in prefixes)
+        # peft keeps an unused copy of modules that it trains whole.
+        and ".original_module." not in name
+    }
+
+
+def _modules_to_gate(inner: nn.Module, config: GateConfig) -> list[str]:
+    if config.modules is None:
+        return list(adapter_for(inner).gated(inner))
+    names = []
+    linear = [name for name, module in inner.named_modules() if _is_linear(module)]
+    # A LoRA layer contains linears of its own; the outermost one is the layer to gate.
+    linear = [n for n in linear if not any(n.startswith(other + ".") for other in linear)]
+    for pattern in config.modules:
+        matched = [name for name in linear if fnmatch.fnmatch(name, pattern)]
+        if not matched:
+            raise ValueError(f"pattern {pattern!r} matches no linear layer of the model")
+        names += [name for name in matched if name not in names]
+    return names
+
+
+def _is_linear(module: nn.Module) -> bool:
+    try:
+        find_linear(module)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_low_rank(name: str) -> bool:
+    return ".lora_" in name
+
+
+@torch.no_grad()
+def _fold(layer: GatedLinear) -> None:
+    weight, bias = dense_weight(layer.base)
+    if layer.cols is not None:
+        weight.mul_(layer.cols.value().to(weight.dtype))
+    if layer.rows is not None:
+        rows = layer.rows.value().to(weight.dtype)
+        weight.mul_(rows[:, None])
+        if bias is not None:
+            bias.mul_(rows)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,78 @@
+"""What gates are compared with: LoRA by ``peft``, and magnitude pruning of rows and columns."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import adapter_for, unwrap
+from finegates.attachment import head_parameters
+from finegates.layers import dense_weight
+
+
+def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0) -> nn.Module:
+    """Puts a LoRA adapter on every layer that gates would go on, and freezes the rest but the head.
+
+    The low-rank factors are initialised by ``peft`` from torch's default generator.
+
+    Args:
+        model: a transformers model that has an architecture adapter.
+        rank: of the low-rank factors.
+        alpha: the update is scaled by ``alpha / rank``.
+        dropout: before the low-rank factors.
+
+    Returns:
+        a ``peft.PeftModel`` around the same model.
+    """
+    import peft
+
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=list(adapter_for(model).gated(model)),
+        bias="none",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+    for parameter in head_parameters(wrapped).values():
+        parameter.requires_grad_(True)
+    return wrapped
+
+
+@torch.no_grad()
+def magnitude_gates(
+    model: nn.Module, closed: dict[str, dict[str, int]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Binary gates that close each layer's rows and columns of least Euclidean norm.
+
+    Args:
+        model: a transformers model without gates.
+        closed: how many rows and columns to close, by layer name, as
+            ``finegates.monitor.closed_counts`` gives them for a gated model. Matching them layer by
+            layer removes exactly as many weights as the gated model lost, and tests the choice of
+            rows and columns alone.
+
+    Returns:
+        row gates (out,) and column gates (in,) of zeros and ones, for
+        ``finegates.attach.attach_fixed``. Of equal norms the later index is closed first.
+    """
+    inner = unwrap(model)
+    gates = {}
+    for name, counts in closed.items():
+        weight, _ = dense_weight(inner.get_submodule(name))
+        rows, cols = weight.norm(dim=1), weight.norm(dim=0)
+        gates[name] = (_keep_largest(rows, counts["rows"]), _keep_largest(cols, counts["cols"]))
+    return gates
+
+
+def _keep_largest(norms: Tensor, closed: int) -> Tensor:
+    if not 0 <= closed <= norms.numel():
+        raise ValueError(f"cannot close {closed} of {norms.numel()} dimensions")
+    gate = torch.ones_like(norms)
+    order = torch.argsort(norms, descending=True, stable=True)
+    gate[order[norms.numel() - closed :]] = 0.0
+    return gate

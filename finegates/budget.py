@@ -1,0 +1,265 @@
+"""Parameters and multiply-accumulates, each with its denominator in its name.
+
+"40 % of the model" means nothing until one says of what: of the gated weights, of the encoder, or
+of all parameters; and a cost means nothing without batch and length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from finegates.adapters import Adapter, adapter_for, unwrap
+from finegates.compaction.layers import CompactLinear
+from finegates.compaction.plan import Plan, gate_values, plan_compaction
+from finegates.gates import Gate
+from finegates.layers import GatedLinear, gated_layers, linear_shape
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Counts of numbers (not bytes); tied parameters and shared gates count once.
+
+    Attributes:
+        all_parameters: the model's, without gates and low-rank factors.
+        encoder_parameters: those of them in the layer stack; None without an adapter.
+        head_parameters: those of them in the task head; None without an adapter.
+        gated_weights: weights (no biases) of the gated layers, before any removal.
+        gated_biases: biases of the gated layers.
+        gate_parameters: trainable or frozen parameters of gates; constant gates have none.
+        low_rank_parameters: parameters that peft has put beside linear layers.
+        trainable_parameters: whatever requires a gradient, of any kind.
+        removable_weights: weights of gated layers in a closed row or a closed column,
+            out * in - open rows * open columns, over the layers.
+        removed_weights: weights that compaction leaves out; more than removable where feed-forward
+            pairs free each other's sides.
+        realised_sparsity: removable_weights / gated_weights.
+        closed_row_fraction: closed rows of all rows that have gates.
+        closed_col_fraction: closed columns of all columns that have gates.
+
+    The last five are None where gates have no values (meta device), the two fractions also where
+    nothing has gates. Of a compact model, ``gated_weights`` counts the dense sizes of its compact
+    layers, and what is missing from them is both ``removable`` and ``removed``.
+    """
+
+    all_parameters: int
+    encoder_parameters: int | None
+    head_parameters: int | None
+    gated_weights: int
+    gated_biases: int
+    gate_parameters: int
+    low_rank_parameters: int
+    trainable_parameters: int
+    removable_weights: int | None
+    removed_weights: int | None
+    realised_sparsity: float | None
+    closed_row_fraction: float | None
+    closed_col_fraction: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class MACs:
+    """Multiply-accumulates of the encoder's layers for one batch.
+
+    The denominator is "encoder linear layers and attention products at batch x length". Embeddings,
+    norms, activations, softmax, gathers, scatters, and the head are not in it.
+
+    Attributes:
+        batch: number of sequences B.
+        length: tokens per sequence L, padding included.
+        linear: B * L * (weights) over the linear layers of all blocks, low-rank factors merged.
+        attention: B * heads * L^2 * (query-key width + value width) over all blocks.
+        total: their sum.
+    """
+
+    batch: int
+    length: int
+    linear: int
+    attention: int
+    total: int
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts as plain values."""
+        return asdict(self)
+
+
+def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
+    """Counts the parameters of a dense, gated, or compact model, plain or in a peft wrapper.
+
+    Args:
+        model: may lie on the meta device.
+        adapter: looked up by model type if None; without one, encoder and head stay None.
+    """
+    plain = unwrap(model)
+    if adapter is None:
+        adapter = _adapter_or_none(plain)
+    gates = {
+        id(parameter)
+        for module in plain.modules()
+        if isinstance(module, Gate)
+        for parameter in module.parameters()
+    }
+    low_rank, unused = _peft_parameters(plain)
+    named = list(plain.named_parameters())
+    dense = {
+        name: parameter.numel()
+        for name, parameter in named
+        if id(parameter) not in gates | low_rank | unused
+    }
+    gated = gated_layers(plain)
+    shrunk: list[CompactLinear] = [
+        module for module in plain.modules() if isinstance(module, CompactLinear)
+    ]
+    layers: list[GatedLinear | CompactLinear] = [*gated.values(), *shrunk]
+    weights = sum(map(_dense_weights, layers))
+    removable, removed = _removal(plain, gated, shrunk, adapter)
+    return Budget(
+        all_parameters=sum(dense.values()),
+        encoder_parameters=None if adapter is None else _below(dense, [adapter.encoder(plain)]),
+        head_parameters=None if adapter is None else _below(dense, adapter.head(plain)),
+        gated_weights=weights,
+        gated_biases=sum(0 if layer.bias is None else layer.bias.numel() for layer in layers),
+        gate_parameters=sum(p.numel() for _, p in named if id(p) in gates),
+        low_rank_parameters=sum(p.numel() for _, p in named if id(p) in low_rank),
+        trainable_parameters=sum(p.numel() for _, p in named if p.requires_grad),
+        removable_weights=removable,
+        removed_weights=removed,
+        realised_sparsity=None if removable is None or not weights else removable / weights,
+        closed_row_fraction=_closed_fraction(gated, shrunk, "rows"),
+        closed_col_fraction=_closed_fraction(gated, shrunk, "cols"),
+    )
+
+
+def macs(model: nn.Module, batch: int, length: int, *, adapter: Adapter | None = None) -> MACs:
+    """The cost of a model as it stands: dense sizes if gated, kept sizes if compact.
+
+    Args:
+        model: dense, gated or compact.
+        batch: number of sequences.
+        length: tokens per sequence.
+        adapter: looked up by model type if None.
+
+    Raises:
+        ValueError: the model type has no adapter.
+    """
+    return _macs(model, batch, length, adapter, Plan({}))
+
+
+def planned_macs(
+    model: nn.Module, batch: int, length: int, *, adapter: Adapter | None = None
+) -> MACs:
+    """The cost that the model will have once compact, from its gates alone; nothing is built.
+
+    Equal to ``macs(compact(model), batch, length)``. Arguments as of :func:`macs`.
+
+    Raises:
+        ValueError: the model type has no adapter, or a gate has no values (meta device).
+    """
+    return _macs(model, batch, length, adapter, plan_compaction(model, adapter))
+
+
+def _macs(model: nn.Module, batch: int, length: int, adapter: Adapter | None, plan: Plan) -> MACs:
+    if batch < 1 or length < 1:
+        raise ValueError(f"batch and length must be at least 1, got {batch} and {length}")
+    plain = unwrap(model)
+    weights = products = 0
+    for block in (adapter or adapter_for(plain)).blocks(plain):
+        for path in block.linears():
+            if path in plan.layers:
+                weights += plan.layers[path].kept_weights
+            else:
+                weights += _present_weights(plain.get_submodule(path))
+        if block.attention is not None:
+            # The width of queries and keys, and that of values: both the head's until heads shrink.
+            products += block.attention.heads * 2 * block.attention.head_dim
+    linear = batch * length * weights
+    attention = batch * length * length * products
+    return MACs(batch, length, linear, attention, linear + attention)
+
+
+def _present_weights(layer: nn.Module) -> int:
+    if isinstance(layer, CompactLinear):
+        return layer.weight.numel()
+    columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)
+    return columns * outputs
+
+
+def _dense_weights(layer: GatedLinear | CompactLinear) -> int:
+    if isinstance(layer, CompactLinear):
+        return layer.dense_shape[0] * layer.dense_shape[1]
+    return layer.out_features * layer.in_features
+
+
+def _adapter_or_none(model: nn.Module) -> Adapter | None:
+    try:
+        return adapter_for(model)
+    except ValueError:
+        return None
+
+
+def _below(sizes: dict[str, int], paths: list[str]) -> int:
+    return sum(
+        size for name, size in sizes.items() if any(name.startswith(f"{path}.") for path in paths)
+    )
+
+
+def _peft_parameters(model: nn.Module) -> tuple[set[int], set[int]]:
+    """Ids of the low-rank parameters, and of the originals that peft's trained copies replace."""
+    low_rank: set[int] = set()
+    unused: set[int] = set()
+    for module in model.modules():
+        if hasattr(module, "get_base_layer"):
+            base = {id(p) for p in module.get_base_layer().parameters()}  # type: ignore[operator]
+            low_rank |= {id(p) for p in module.parameters()} - base
+        elif hasattr(module, "original_module") and hasattr(module, "modules_to_save"):
+            unused |= {id(p) for p in module.original_module.parameters()}  # type: ignore
+    return low_rank, unused
+
+
+def _removal(
+    model: nn.Module,
+    gated: dict[str, GatedLinear],
+    shrunk: list[CompactLinear],
+    adapter: Adapter | None,
+) -> tuple[int | None, int | None]:
+    missing = sum(_dense_weights(layer) - layer.weight.numel() for layer in shrunk)
+    if any(gate.value().is_meta for layer in gated.values() for _, gate in layer.gates()):
+        return None, None
+    removable = missing
+    for layer in gated.values():
+        open_rows = layer.out_features - _closed(layer, "rows")
+        open_cols = layer.in_features - _closed(layer, "cols")
+        removable += layer.out_features * layer.in_features - open_rows * open_cols
+    plan = plan_compaction(model, adapter)
+    return removable, missing + sum(layer.removed_weights for layer in plan.layers.values())
+
+
+def _closed(layer: GatedLinear, side: str) -> int:
+    # In the layer's precision, as compaction sees it.
+    values = gate_values(dict(layer.gates()).get(side), layer.weight.dtype)
+    return 0 if values is None else int((values == 0).sum())
+
+
+def _closed_fraction(
+    gated: dict[str, GatedLinear], shrunk: list[CompactLinear], side: str
+) -> float | None:
+    total = closed = 0
+    for layer in gated.values():
+        gate = dict(layer.gates()).get(side)
+        if gate is None:
+            continue
+        if gate.value().is_meta:
+            return None
+        total += gate.size
+        closed += _closed(layer, side)
+    for small in shrunk:
+        dimension = 0 if side == "rows" else 1
+        total += small.dense_shape[dimension]
+        closed += small.dense_shape[dimension] - small.weight.shape[dimension]
+    return closed / total if total else None

@@ -1,0 +1,24 @@
+"""Compaction: a gated model becomes a physically smaller one with the same outputs.
+
+:func:`compact` folds evaluation gates and low-rank adapters into weights and removes what is
+closed; :func:`save` and :func:`load` keep the result on disk without the original weights;
+:func:`plan_compaction` says beforehand what would go, and why.
+"""
+
+from __future__ import annotations
+
+from finegates.compaction.layers import CompactLinear
+from finegates.compaction.plan import LayerPlan, Plan, plan_compaction
+from finegates.compaction.serialize import CompactFormatError, load, save
+from finegates.compaction.transform import compact
+
+__all__ = [
+    "CompactFormatError",
+    "CompactLinear",
+    "LayerPlan",
+    "Plan",
+    "compact",
+    "load",
+    "plan_compaction",
+    "save",
+]

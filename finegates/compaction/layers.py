@@ -1,0 +1,109 @@
+"""The linear layer of a compact model: a small product between a gather and a scatter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class CompactLinear(nn.Module):
+    """A linear layer whose removed rows and columns are not stored.
+
+    With kept columns C and kept rows R,
+
+        y[..., R] = x[..., C] W^T + b,    y = 0 elsewhere.
+
+    Without ``cols`` the input is taken as it comes, without ``rows`` the product is the output;
+    either happens when nothing is removed there, or when the neighbouring layer is narrowed too.
+
+    Args:
+        weight: (kept out, kept in).
+        bias: (kept out,) or None.
+        in_features: size of the last dimension of the input; defaults to kept in.
+        out_features: size of the last dimension of the output; defaults to kept out.
+        cols: int64 (kept in,), increasing, where the kept columns are read; None reads all.
+        rows: int64 (kept out,), increasing, where the kept rows are written; None writes all.
+        dense_shape: (out, in) of the layer that this one replaces, for budgets; defaults to
+            (out_features, in_features).
+
+    Raises:
+        ValueError: the sizes do not fit together.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    cols: Tensor | None
+    rows: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        cols: Tensor | None = None,
+        rows: Tensor | None = None,
+        dense_shape: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if weight.ndim != 2:
+            raise ValueError(f"the weight must have two dimensions, got {tuple(weight.shape)}")
+        kept_out, kept_in = weight.shape
+        self.in_features = kept_in if in_features is None else in_features
+        self.out_features = kept_out if out_features is None else out_features
+        self.dense_shape = dense_shape or (self.out_features, self.in_features)
+        for side, index, kept, size in (
+            ("cols", cols, kept_in, self.in_features),
+            ("rows", rows, kept_out, self.out_features),
+        ):
+            if index is None and kept != size:
+                raise ValueError(f"{side}: {kept} are kept of {size}, so an index is needed")
+            if index is not None and (index.shape != (kept,) or index.dtype != torch.int64):
+                raise ValueError(
+                    f"{side}: the index must be int64 of shape ({kept},), "
+                    f"got {index.dtype} of shape {tuple(index.shape)}"
+                )
+            if kept > size:
+                raise ValueError(f"{side}: {kept} are kept of only {size}")
+        if bias is not None and bias.shape != (kept_out,):
+            raise ValueError(f"the bias must have shape ({kept_out},), got {tuple(bias.shape)}")
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.register_buffer("cols", cols)
+        self.register_buffer("rows", rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        if self.cols is not None:
+            x = x.index_select(-1, self.cols)
+        y = functional.linear(x, self.weight, self.bias)
+        if self.rows is None:
+            return y
+        # index_copy_ into fresh zeros: out of place it would copy the zeros once more.
+        wide = y.new_zeros((*y.shape[:-1], self.out_features))
+        return wide.index_copy_(-1, self.rows, y)
+
+    def check_indices(self) -> None:
+        """Raises ValueError unless the indices increase strictly within their ranges."""
+        for side, index, size in (
+            ("cols", self.cols, self.in_features),
+            ("rows", self.rows, self.out_features),
+        ):
+            if index is None or index.numel() == 0:
+                continue
+            if bool((index.diff() <= 0).any()) or int(index[0]) < 0 or int(index[-1]) >= size:
+                raise ValueError(
+                    f"the {side} index does not increase strictly within 0..{size - 1}"
+                )
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(model)``."""
+        kept_out, kept_in = self.weight.shape
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"kept={kept_out}x{kept_in} of {self.dense_shape[0]}x{self.dense_shape[1]}, "
+            f"gather={self.cols is not None}, scatter={self.rows is not None}, "
+            f"bias={self.bias is not None}"
+        )

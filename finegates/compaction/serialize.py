@@ -1,0 +1,362 @@
+"""Compact models on disk: a folder with ``finegates.json`` and ``model.safetensors``, nothing else.
+
+The JSON holds the transformers class and configuration, the sizes of every compact layer, which
+tensors are one and the same, and the digest of the tensor file. The tensor file holds every
+parameter and every buffer, also those that transformers leaves out of its state dict, so loading
+computes nothing anew. Neither pickle nor code from the folder is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from finegates.compaction.layers import CompactLinear
+from finegates.layers import gated_layers, linear_shape
+
+FORMAT = "finegates-compact"
+VERSION = 1
+STRUCTURE = "finegates.json"
+TENSORS = "model.safetensors"
+# The attention functions that torch itself has; any other name could make transformers fetch code.
+_ATTENTION = ("eager", "sdpa")
+
+
+class CompactFormatError(ValueError):
+    """A folder does not hold a compact model that can be trusted; says which folder and why."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{folder}: {reason}")
+        self.folder = folder
+        self.reason = reason
+
+
+def save(model: nn.Module, folder: str | Path) -> None:
+    """Writes a compact model. The folder appears whole or not at all.
+
+    Everything is written aside and renamed. An earlier save in the same place is replaced; files of
+    others in it (a tokenizer, say) are kept.
+
+    Args:
+        model: a result of :func:`finegates.compaction.compact`, of a class of transformers.
+        folder: where to; its parent is made if need be.
+
+    Raises:
+        ValueError: the model has gates, or is not of a class that transformers can look up, or has
+            layers that its class and configuration do not give it.
+        FileExistsError: the path is in use and is not an earlier save.
+    """
+    folder = Path(folder)
+    structure = _describe(model)
+    if folder.exists() and not _is_save(folder) and not _is_empty_folder(folder):
+        raise FileExistsError(
+            f"{folder} exists and is not an earlier finegates save; choose another path"
+        )
+    tensors, aliases = _unique_tensors(model)
+    structure["aliases"] = aliases
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, so that the final rename stays on one file system.
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        written = aside / "new"
+        written.mkdir()
+        save_file(tensors, written / TENSORS, metadata={"format": "pt"})
+        structure["tensors_sha256"] = _digest(written / TENSORS)
+        text = json.dumps(structure, indent=2, sort_keys=True)
+        (written / STRUCTURE).write_text(text + "\n", encoding="utf-8")
+        if _is_save(folder):
+            for entry in folder.iterdir():
+                if entry.name not in (STRUCTURE, TENSORS):
+                    copy = shutil.copytree if entry.is_dir() else shutil.copy2
+                    copy(entry, written / entry.name)
+            folder.rename(aside / "old")
+            try:
+                written.rename(folder)
+            except OSError:
+                (aside / "old").rename(folder)
+                raise
+        else:
+            written.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module:
+    """Reads a compact model; needs neither the original weights nor a network.
+
+    Args:
+        folder: written by :func:`save`. Files of others in it are ignored.
+        device: where the tensors go.
+
+    Returns:
+        the model in evaluation mode, with the outputs of the one that was saved, bit for bit.
+
+    Raises:
+        CompactFormatError: a file is missing or damaged, the format's version is unknown, the class
+            is not one that transformers maps to the configuration's type, or sizes disagree.
+    """
+    folder = Path(folder)
+    structure = _read_structure(folder)
+    if not (folder / TENSORS).is_file():
+        raise CompactFormatError(folder, f"{TENSORS} is missing")
+    digest = _digest(folder / TENSORS)
+    if digest != structure["tensors_sha256"]:
+        raise CompactFormatError(
+            folder, f"{TENSORS} is damaged: its sha256 is {digest}, not as {STRUCTURE} says"
+        )
+    try:
+        model = _skeleton(structure)
+    except CompactFormatError:
+        raise
+    except Exception as error:  # any file may come as "configuration"; say which folder it was
+        raise CompactFormatError(folder, f"{STRUCTURE} describes no model: {error}") from error
+    try:
+        stored = load_file(folder / TENSORS, device=str(device))
+    except SafetensorError as error:
+        raise CompactFormatError(folder, f"{TENSORS} cannot be read: {error}") from error
+    try:
+        _fill(model, stored, structure["aliases"])
+    except ValueError as error:
+        raise CompactFormatError(folder, str(error)) from error
+    return model.eval()
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    """The structure of a model as plain values; raises ValueError if it could not be loaded."""
+    if gated_layers(model):
+        raise ValueError("the model has gates; save what finegates.compact returns")
+    config = getattr(model, "config", None)
+    if not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
+        raise ValueError(f"{type(model).__name__} is not a transformers model: it has no config")
+    import transformers
+
+    attention = getattr(config, "_attn_implementation", None)
+    structure = {
+        "format": FORMAT,
+        "version": VERSION,
+        "transformers": transformers.__version__,
+        "class": type(model).__name__,
+        "config": json.loads(json.dumps(config.to_dict())),  # type: ignore[union-attr]
+        "attention": attention if attention in _ATTENTION else None,
+        "layers": {
+            path: {
+                "in_features": layer.in_features,
+                "out_features": layer.out_features,
+                "kept_in": layer.weight.shape[1],
+                "kept_out": layer.weight.shape[0],
+                "gather": layer.cols is not None,
+                "scatter": layer.rows is not None,
+                "bias": layer.bias is not None,
+                "dense_shape": list(layer.dense_shape),
+            }
+            for path, layer in model.named_modules()
+            if isinstance(layer, CompactLinear)
+        },
+    }
+    if not structure["layers"]:
+        raise ValueError(
+            "the model has no compact layers; use finegates.compact first, or save_pretrained"
+        )
+    skeleton = dict(_named_tensors(_skeleton(structure)))
+    differing = sorted(
+        name
+        for name, tensor in _named_tensors(model)
+        if name not in skeleton or skeleton[name].shape != tensor.shape
+    ) + sorted(skeleton.keys() - {name for name, _ in _named_tensors(model)})
+    if differing:
+        raise ValueError(
+            f"{type(model).__name__} and its configuration do not give the tensors "
+            f"{', '.join(differing[:3])}{' ...' if len(differing) > 3 else ''} of this model; "
+            "such a model could not be loaded"
+        )
+    return structure
+
+
+def _read_structure(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CompactFormatError(folder, "is not a folder")
+    try:
+        structure = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CompactFormatError(folder, f"{STRUCTURE} is missing") from None
+    except ValueError as error:
+        raise CompactFormatError(folder, f"{STRUCTURE} is not JSON: {error}") from error
+    if not isinstance(structure, dict) or structure.get("format") != FORMAT:
+        raise CompactFormatError(folder, f"{STRUCTURE} is not of the format {FORMAT!r}")
+    version = structure.get("version")
+    if version != VERSION:
+        raise CompactFormatError(
+            folder, f"has format version {version!r}; this finegates reads version {VERSION}"
+        )
+    kinds = {"class": str, "config": dict, "layers": dict, "aliases": dict, "tensors_sha256": str}
+    for key, kind in kinds.items():
+        if not isinstance(structure.get(key), kind):
+            raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is missing or not a {kind}")
+    try:
+        _model_class(structure)
+    except ValueError as error:
+        raise CompactFormatError(folder, str(error)) from None
+    return structure
+
+
+def _model_class(structure: dict[str, Any]) -> type[nn.Module]:
+    """The class of transformers that its auto-model tables give to the configuration's type."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    name, model_type = structure["class"], structure["config"].get("model_type")
+    if not isinstance(model_type, str):
+        raise ValueError(f"the configuration's model_type is {model_type!r}, not a name")
+    for table, mapping in vars(modeling_auto).items():
+        if not table.startswith("MODEL_") or not table.endswith("MAPPING_NAMES"):
+            continue
+        listed = mapping.get(model_type, ())
+        if name in ((listed,) if isinstance(listed, str) else listed):
+            found = getattr(transformers, name)
+            assert isinstance(found, type)
+            assert issubclass(found, nn.Module)
+            return found
+    raise ValueError(
+        f"class {name!r} is not a model that transformers knows for type {model_type!r}, so it is "
+        "not loaded"
+    )
+
+
+def _skeleton(structure: dict[str, Any]) -> nn.Module:
+    """The model without storage (meta device), its compact layers in place."""
+    from transformers import CONFIG_MAPPING
+
+    model_class = _model_class(structure)
+    values = _without_code(structure["config"])
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    if structure.get("attention") in _ATTENTION:
+        config._attn_implementation = structure["attention"]
+    with torch.device("meta"):
+        model = model_class(config)
+        for path, sizes in structure["layers"].items():
+            parent, _, child = path.rpartition(".")
+            dense = model.get_submodule(path)
+            shape = tuple(sizes["dense_shape"])
+            if linear_shape(dense) != (shape[1], shape[0]):
+                raise ValueError(f"layer {path} is not of the dense shape {shape}")
+            setattr(model.get_submodule(parent), child, _empty_layer(sizes))
+    return model
+
+
+def _empty_layer(sizes: dict[str, Any]) -> CompactLinear:
+    kept_out, kept_in = sizes["kept_out"], sizes["kept_in"]
+    return CompactLinear(
+        torch.empty(kept_out, kept_in),
+        torch.empty(kept_out) if sizes["bias"] else None,
+        in_features=sizes["in_features"],
+        out_features=sizes["out_features"],
+        cols=torch.empty(kept_in, dtype=torch.int64) if sizes["gather"] else None,
+        rows=torch.empty(kept_out, dtype=torch.int64) if sizes["scatter"] else None,
+        dense_shape=(sizes["dense_shape"][0], sizes["dense_shape"][1]),
+    )
+
+
+def _without_code(config: Any) -> Any:
+    """A configuration without the keys by which it could ask for code from elsewhere."""
+    if isinstance(config, dict):
+        return {
+            key: _without_code(value)
+            for key, value in config.items()
+            if key not in ("auto_map", "custom_pipelines") and not key.endswith("_implementation")
+        }
+    return [_without_code(value) for value in config] if isinstance(config, list) else config
+
+
+def _fill(model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str]) -> None:
+    """Puts the stored tensors into the skeleton; tied names get one and the same object."""
+    expected = dict(_named_tensors(model))
+    unknown = sorted((stored.keys() | aliases.keys()) - expected.keys())
+    if unknown:
+        raise ValueError(f"{TENSORS} holds {unknown[0]}, which the model does not have")
+    objects: dict[str, Tensor] = {}
+    for name, empty in expected.items():
+        source = aliases.get(name, name)
+        if source not in stored:
+            raise ValueError(f"tensor {name} is missing from {TENSORS}")
+        tensor = stored[source]
+        if tensor.shape != empty.shape:
+            raise ValueError(
+                f"tensor {name} has shape {tuple(tensor.shape)}, the model needs "
+                f"{tuple(empty.shape)}"
+            )
+        if tensor.is_floating_point() != empty.is_floating_point():
+            raise ValueError(f"tensor {name} is of {tensor.dtype}, the model needs {empty.dtype}")
+        is_parameter = isinstance(empty, nn.Parameter)
+        if source not in objects:
+            # Tensors of a mapped file lie at odd addresses, where matrix products take other paths
+            # and round differently; a copy lies where torch allocates.
+            tensor = tensor.clone()
+            objects[source] = nn.Parameter(tensor) if is_parameter else tensor
+        parent, _, child = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        tensors: dict[str, Any] = owner._parameters if is_parameter else owner._buffers
+        tensors[child] = objects[source]
+    for path, layer in model.named_modules():
+        if isinstance(layer, CompactLinear):
+            try:
+                layer.check_indices()
+            except ValueError as error:
+                raise ValueError(f"layer {path}: {error}") from None
+        for name, value in vars(layer).items():
+            if isinstance(value, Tensor) and value.is_meta:
+                raise ValueError(f"{path}.{name} is neither parameter nor buffer and was not saved")
+
+
+def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, ready for safetensors, and the further names of those that are tied."""
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    storages: set[int] = set()
+    for name, tensor in _named_tensors(model):
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+            continue
+        first[id(tensor)] = name
+        plain = tensor.detach().contiguous()
+        pointer = plain.untyped_storage().data_ptr()
+        # Views of one storage (an expanded buffer, a slice) are written as tensors of their own.
+        if plain.numel() and pointer in storages:
+            plain = plain.clone()
+        storages.add(pointer)
+        tensors[name] = plain
+    return tensors, aliases
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers under all their names, also buffers outside the state dict."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _is_save(folder: Path) -> bool:
+    try:
+        structure = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(structure, dict) and structure.get("format") == FORMAT
+
+
+def _is_empty_folder(folder: Path) -> bool:
+    return folder.is_dir() and next(folder.iterdir(), None) is None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,218 @@
+"""From gated to compact: gates and low-rank terms are folded in, closed sides are cut away."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import Adapter, unwrap
+from finegates.compaction.layers import CompactLinear
+from finegates.compaction.plan import LayerPlan, gate_values, plan_compaction
+from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers
+
+# What gates and peft leave on the model object itself.
+_LEFTOVERS = ("finegates_config", "peft_config", "_hf_peft_config_loaded")
+
+
+@torch.no_grad()
+def compact(
+    model: nn.Module, *, inplace: bool = False, adapter: Adapter | None = None
+) -> nn.Module:
+    """Makes a gated model physically smaller without changing what it computes in evaluation mode.
+
+    A gated layer ``y = w_r * (W (w_c * x) + b)`` becomes a :class:`CompactLinear` with
+    ``W' = w_r W w_c`` and ``b' = w_r b``, less its closed rows and columns, and feed-forward pairs
+    are narrowed on both sides (:func:`finegates.compaction.plan_compaction`). Outputs are equal
+    bit for bit where the arithmetic is exact, and otherwise within rounding of the two orders of
+    multiplication: with n inputs and unit roundoff u, each layer's output differs by at most
+    2 (n + 4) u / (1 - (n + 4) u) times ``|w_r| (|W| |w_c| |x| + |b|)``.
+
+    Args:
+        model: gated, in any mode; LoRA inside the gates or beside them is merged. Compacting a
+            compact model again changes nothing.
+        inplace: rewrite the given model layer by layer, so that dense and compact weights never
+            stand side by side; the given model must not be used any more.
+        adapter: describes the blocks; looked up by model type if None.
+
+    Returns:
+        a plain model (no gates, no peft) in evaluation mode whose parameters are all trainable.
+        With ``inplace=False`` it shares nothing with the given one.
+
+    Raises:
+        ValueError: the model has neither gates nor compact layers, or holds something of peft that
+            cannot be merged into a linear layer.
+    """
+    plain = unwrap(model)
+    if not gated_layers(plain) and not any(isinstance(m, CompactLinear) for m in plain.modules()):
+        raise ValueError(
+            f"{type(plain).__name__} has no gates, so there is nothing to compact; call "
+            "finegates.attach and train first"
+        )
+    plan = plan_compaction(plain, adapter)
+    merged = [path for path in _low_rank_layers(plain) if path not in plan.layers]
+
+    if inplace:
+        result = plain
+        for path in merged:
+            result = _replace(result, path, _merge(result.get_submodule(path)))
+        for path, kept in plan.layers.items():
+            result = _replace(result, path, _shrink(result.get_submodule(path), kept))
+    else:
+        # deepcopy takes what its memo holds for copied: dense weights are never doubled.
+        memo: dict[int, object] = {}
+        for path in merged:
+            layer = plain.get_submodule(path)
+            memo[id(layer)] = _merge(layer)
+        for path, kept in plan.layers.items():
+            layer = plain.get_submodule(path)
+            memo[id(layer)] = _shrink(layer, kept)
+        result = copy.deepcopy(plain, memo)
+
+    result = _without_training_wrappers(result)
+    for name in _LEFTOVERS:
+        result.__dict__.pop(name, None)
+    for parameter in result.parameters():
+        parameter.requires_grad_(True)
+    return result.eval()
+
+
+def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:
+    """The compact form of a gated or plain linear layer, in new tensors."""
+    gated = layer if isinstance(layer, GatedLinear) else None
+    weight, bias = dense_weight(layer if gated is None else gated.base)
+    dtype, device = weight.dtype, weight.device
+    # Half precision is folded in float32 and rounded once.
+    wide = torch.promote_types(dtype, torch.float32)
+    row_gate = None if gated is None else gate_values(gated.rows, dtype)
+    col_gate = None if gated is None else gate_values(gated.cols, dtype)
+    rows = None if plan.rows is None else plan.rows.to(device)
+    cols = None if plan.cols is None else plan.cols.to(device)
+
+    kept = _select(weight, 0, rows)
+    shift = _constant_shift(kept, plan.constants, col_gate)
+    kept = _select(kept, 1, cols).to(wide, copy=True)
+    if row_gate is not None:
+        row_gate = _select(row_gate.to(device, wide), 0, rows)
+        kept *= row_gate[:, None]
+    if col_gate is not None:
+        kept *= _select(col_gate.to(device, wide), 0, cols)
+
+    if bias is not None:
+        bias = _select(bias, 0, rows).to(wide, copy=True)
+    if shift is not None:
+        bias = shift.to(wide) if bias is None else (bias + shift).to(wide)
+    if bias is not None:
+        bias = (bias if row_gate is None else bias * row_gate).to(dtype)
+
+    return CompactLinear(
+        kept.to(dtype).contiguous(),  # Conv1D stores it transposed
+        bias,
+        in_features=plan.kept_in if plan.narrow_input else plan.in_features,
+        out_features=plan.kept_out if plan.narrow_output else plan.out_features,
+        cols=None if plan.narrow_input or cols is None else cols.clone(),
+        rows=None if plan.narrow_output or rows is None else rows.clone(),
+        dense_shape=(plan.out_features, plan.in_features),
+    )
+
+
+def _constant_shift(
+    weight: Tensor, constants: Tensor | None, col_gate: Tensor | None
+) -> Tensor | None:
+    """What removed columns with constant input add to the output: W (w_c * c), float64 (rows,)."""
+    if constants is None:
+        return None
+    constants = constants.to(weight.device)
+    if col_gate is not None:
+        constants = constants * col_gate.to(constants)
+    where = constants.nonzero().flatten()
+    return weight.index_select(1, where).to(torch.float64) @ constants[where]
+
+
+def _select(tensor: Tensor, dimension: int, index: Tensor | None) -> Tensor:
+    return tensor if index is None else tensor.index_select(dimension, index)
+
+
+def _low_rank_layers(model: nn.Module) -> list[str]:
+    """Paths of low-rank layers outside gates; refuses whatever of peft no linear layer can hold."""
+    paths = []
+    for path, module in _outermost_peft(model):
+        if _is_training_wrapper(module):
+            continue
+        try:
+            find_linear(module)
+        except TypeError:
+            raise ValueError(
+                f"{path}: {type(module).__name__} of peft is not a low-rank layer around a linear "
+                "one; merge it with peft (merge_and_unload) before compacting"
+            ) from None
+        if getattr(module, "disable_adapters", False) and not getattr(module, "merged", False):
+            raise ValueError(
+                f"{path}: its low-rank adapter is switched off; switch it on or unload it before "
+                "compacting, so that it is clear what the model computes"
+            )
+        paths.append(path)
+    inside = {f"{path}.base" if path else "base" for path in gated_layers(model)}
+    return [path for path in paths if path not in inside]
+
+
+def _outermost_peft(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules of peft in which no other module of peft lies around, training wrappers apart."""
+    seen: list[str] = []
+    for path, module in model.named_modules():
+        if not type(module).__module__.startswith("peft."):
+            continue
+        if any(path.startswith(f"{outer}.") for outer in seen):
+            continue
+        if not _is_training_wrapper(module):
+            seen.append(path)
+        yield path, module
+
+
+def _is_training_wrapper(module: nn.Module) -> bool:
+    # peft's modules_to_save: a trained copy of a module beside the original one.
+    return hasattr(module, "original_module") and hasattr(module, "modules_to_save")
+
+
+def _without_training_wrappers(model: nn.Module) -> nn.Module:
+    for path, module in list(model.named_modules()):
+        if not _is_training_wrapper(module):
+            continue
+        active = module.active_adapters[0] if module.active_adapters else None
+        trained = module.modules_to_save
+        if active in trained and not getattr(module, "disable_adapters", False):
+            chosen = trained[active]
+        else:
+            chosen = module.original_module
+        assert isinstance(chosen, nn.Module)
+        model = _replace(model, path, chosen)
+    return model
+
+
+def _merge(layer: nn.Module) -> nn.Module:
+    """A low-rank layer without gates as a plain layer."""
+    weight, bias = dense_weight(layer)
+    weight = weight.clone(memory_format=torch.contiguous_format)
+    bias = None if bias is None else bias.clone()
+    if not isinstance(find_linear(layer), nn.Linear):
+        return CompactLinear(weight, bias)
+    outputs, columns = weight.shape
+    with torch.device("meta"):  # no memory, no random start: both are replaced at once
+        plain = nn.Linear(columns, outputs, bias=bias is not None)
+    plain.weight = nn.Parameter(weight)
+    plain.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
+    return plain
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Puts a module wherever the one at the path is used; returns the model, or its successor."""
+    if not path:
+        return module
+    old = model.get_submodule(path)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = module
+    return model

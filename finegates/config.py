@@ -1,0 +1,318 @@
+"""Configuration of a tier: what runs on which model, data, tasks and methods.
+
+A tier is one YAML file; each of its methods names a file of ``config/experiments/`` and may override
+values of it. Everything is checked here, once, before any work: unknown keys fail with their place
+and the nearest known key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from finegates.suggest import nearest
+from finegates.tasks.glue import TASKS
+
+
+class ConfigError(ValueError):
+    """A configuration file that cannot be used; the message names file, key and remedy."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Pretraining(Section):
+    """Masked language modelling of a tiny RoBERTa on the generated language."""
+
+    hidden_size: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    max_length: int = Field(gt=0, le=512)
+    documents: int = Field(gt=0)
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+
+
+class ModelSource(Section):
+    """Where the pretrained encoder comes from: exactly one of the four sources.
+
+    ``pretraining`` makes it here; ``path`` is a folder in Hugging Face layout, relative to the
+    repository; ``package`` an installed Python package and a folder in it (``name/folder``); ``hub``
+    a hub id, with ``revision`` a commit hash.
+    """
+
+    name: str
+    pretraining: Pretraining | None = None
+    path: str | None = None
+    package: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSource:
+        _exactly_one(self, ("pretraining", "path", "package", "hub"))
+        _pinned(self.hub, self.revision)
+        return self
+
+
+class GeneratedData(Section):
+    """Sizes of the generated tasks."""
+
+    train_rows: int = Field(gt=0)
+    validation_rows: int = Field(gt=0)
+    seed: int = 0
+
+
+class DataSource(Section):
+    """Where the GLUE tables come from: exactly one of generated, path (a folder of
+    ``<task>/<split>.parquet``), hub."""
+
+    name: str
+    generated: GeneratedData | None = None
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    train_rows: int | None = Field(default=None, gt=0)
+    validation_rows: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSource:
+        _exactly_one(self, ("generated", "path", "hub"))
+        _pinned(self.hub, self.revision)
+        return self
+
+
+class GateSettings(Section):
+    """Gates of a method; the fields are those of ``finegates.GateConfig``."""
+
+    preset: Literal["reference", "paper_v1"]
+    target: float = Field(ge=0, lt=1)
+    penalty_weight: float = Field(default=50.0, ge=0)
+    penalty: Literal["target", "hinge"] | None = None
+    kurtosis: bool = False
+    noise_std: float | None = Field(default=None, ge=0)
+
+
+class LoraSettings(Section):
+    """A low-rank adapter (library ``peft``) on every layer that gates would go on."""
+
+    rank: int = Field(default=8, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class MagnitudeSettings(Section):
+    """Rows and columns of least norm are closed before training, layer by layer exactly as many as
+    the run of the method ``match`` on the same task and seed closed."""
+
+    match: str
+
+
+class Method(Section):
+    """One way of fine-tuning: what is trained, and how fast."""
+
+    title: str
+    gates: GateSettings | None = None
+    lora: LoraSettings | None = None
+    magnitude: MagnitudeSettings | None = None
+    init: Literal["pretrained", "random"] = "pretrained"
+    learning_rate: float = Field(gt=0)
+    gate_learning_rate: float | None = Field(default=None, gt=0)
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every weight of the model is trained."""
+        return self.gates is None and self.lora is None
+
+
+class Training(Section):
+    """The training loop's settings, shared by all methods of a tier."""
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    eval_batch_size: int = Field(default=64, gt=0)
+    max_length: int = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(default=0.0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    group_by_length: bool = True
+    epochs_by_task: dict[str, int] = {}
+
+    def epochs_of(self, task: str) -> int:
+        """The number of epochs for a task."""
+        return self.epochs_by_task.get(task, self.epochs)
+
+
+class StepBenchmark(Section):
+    """The benchmark of one training step: LoRA against gates, interleaved."""
+
+    batch_size: int = Field(gt=0)
+    length: int = Field(gt=0)
+    repeats: int = Field(default=30, gt=0)
+
+
+class Tier(Section):
+    """A complete configuration; ``methods`` is resolved against the experiment files."""
+
+    tier: str
+    description: str
+    results: str
+    seeds: list[int] = Field(min_length=1)
+    runs_per_process: Literal["task", "run"]
+    threads: int = Field(gt=0)
+    model: ModelSource
+    data: DataSource
+    tasks: list[str] = Field(min_length=1)
+    training: Training
+    methods: dict[str, Method] = Field(min_length=1)
+    step_benchmark: StepBenchmark
+
+    @model_validator(mode="after")
+    def _names(self) -> Tier:
+        for task in [*self.tasks, *self.training.epochs_by_task]:
+            if task not in TASKS:
+                raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
+        if len(set(self.tasks)) < len(self.tasks) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("tasks and seeds must not repeat")
+        for label, method in self.methods.items():
+            if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
+                raise ValueError(f"method label {label!r}: use letters, digits, '-', '_' and '.'")
+            if method.magnitude is not None:
+                match = method.magnitude.match
+                if match not in self.methods or self.methods[match].gates is None:
+                    raise ValueError(
+                        f"methods.{label}.magnitude.match: {match!r} is no gated method of this "
+                        f"tier{nearest(match, self.methods)}"
+                    )
+                if list(self.methods).index(match) > list(self.methods).index(label):
+                    raise ValueError(f"method {label!r} must stand after {match!r}, which it matches")
+        return self
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
+    """Reads and checks a tier file.
+
+    Args:
+        path: the YAML file.
+        experiments: folder of the experiment files, ``experiments/`` beside the tier file if None.
+
+    Raises:
+        ConfigError: unreadable, not YAML, unknown or missing keys, wrong values; all problems of the
+            file at once.
+    """
+    path = Path(path)
+    raw = read_yaml(path)
+    return resolve_tier(raw, path, Path(experiments) if experiments else path.parent / "experiments")
+
+
+def resolve_tier(raw: dict[str, Any], path: Path, experiments: Path) -> Tier:
+    """As :func:`load_tier`, from the mapping that a file held; ``path`` is for messages."""
+    methods = raw.get("methods")
+    if not isinstance(methods, dict):
+        raise ConfigError(f"{path}: methods must be a mapping from labels to settings")
+    resolved = {}
+    for label, settings in methods.items():
+        settings = {} if settings is None else settings
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path}: methods.{label} must be a mapping")
+        overrides = dict(settings)
+        name = overrides.pop("experiment", None)
+        if name is None:
+            raise ConfigError(f"{path}: methods.{label} needs the key 'experiment'")
+        file = experiments / f"{name}.yaml"
+        if not file.is_file():
+            known = sorted(p.stem for p in experiments.glob("*.yaml"))
+            raise ConfigError(
+                f"{path}: methods.{label}: no experiment {name!r} in {experiments}"
+                f"{nearest(str(name), known)}"
+            )
+        resolved[str(label)] = _merged(read_yaml(file), overrides)
+    return validated(Tier, {**raw, "methods": resolved}, path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping. Raises ConfigError if it is missing, malformed or not a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values")
+    return raw
+
+
+def validated(model: type[_Model], raw: dict[str, Any], path: Path | str) -> _Model:
+    """``raw`` as a model. Raises ConfigError that lists every problem with its place."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(model, problem) for problem in error.errors()]
+        raise ConfigError(f"{path}: " + "; ".join(lines)) from error
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        return f"unknown key {place!r}{nearest(key, _keys_at(model, problem['loc'][:-1]))}"
+    if problem["type"] == "missing":
+        return f"missing key {place!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _keys_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """The keys that the section at a place of the configuration knows."""
+    current: Any = model
+    for part in loc:
+        fields = getattr(current, "model_fields", {})
+        annotation = fields[part].annotation if part in fields else current
+        current = next((m for m in _sections(annotation)), current)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [s for arg in getattr(annotation, "__args__", ()) for s in _sections(arg)]
+
+
+def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``overrides``; nested mappings are merged, not replaced."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(names)}; got {given or 'none'}")
+
+
+def _pinned(hub: str | None, revision: str | None) -> None:
+    if hub is not None and (revision is None or len(revision) != 40):
+        raise ValueError(f"hub entry {hub!r} needs a revision pinned as a 40-digit commit hash")
+    if hub is None and revision is not None:
+        raise ValueError("revision belongs to a hub entry only")

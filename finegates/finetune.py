@@ -1,0 +1,350 @@
+"""One run: fine-tune a model on a task by a method, evaluate, shrink, and say so in a record."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from finegates.attachment import GateConfig, attach, attach_fixed
+from finegates.baselines import add_lora, magnitude_gates
+from finegates.budget import macs, measure_budget, planned_macs
+from finegates.compaction import compact
+from finegates.config import Method, Tier
+from finegates.layers import gated_layers
+from finegates.metrics import GlueMetric, predictions_from_logits, score
+from finegates.monitor import closed_counts
+from finegates.record import (
+    CompactResult,
+    Epoch,
+    GateSummary,
+    Record,
+    code_version,
+    hardware,
+    package_versions,
+)
+from finegates.seeds import derive_seed, seed_everything
+from finegates.sources import (
+    describe_data,
+    describe_model,
+    load_classifier,
+    load_tokenizer,
+    read_table,
+)
+from finegates.tasks.glue import task_named
+from finegates.train import GateTrainer
+
+# Tables name MACs at this shape, so that runs on tasks of different lengths compare.
+MACS_BATCH, MACS_LENGTH = 1, 128
+
+
+class TaskData:
+    """A task's splits, tokenized once for all runs on it.
+
+    Attributes:
+        task: GLUE's name.
+        train: rows of token ids and label, in the source's order.
+        validation: the same, longest first, so that evaluation batches hold little padding.
+        rows: rows used, by split.
+    """
+
+    def __init__(self, tier: Tier, task: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.task = task
+        self.tokenizer = tokenizer
+        self.train = self._encode(tier, "train")
+        self.validation = sorted(
+            self._encode(tier, "validation"), key=lambda row: -len(row["input_ids"])
+        )
+        self.rows = {"train": len(self.train), "validation": len(self.validation)}
+
+    def _encode(self, tier: Tier, split: str) -> list[dict[str, Any]]:
+        table = read_table(tier, self.task, split).to_pydict()
+        texts = [table[column] for column in task_named(self.task).columns]
+        encoded = self.tokenizer(*texts, truncation=True, max_length=tier.training.max_length)
+        keys = list(encoded)
+        return [
+            {**{key: encoded[key][i] for key in keys}, "labels": label}
+            for i, label in enumerate(table["label"])
+        ]
+
+
+def finetune(
+    tier: Tier,
+    data: TaskData,
+    label: str,
+    seed: int,
+    *,
+    matched: Record | None = None,
+    root: Path = Path(),
+    code_digest: str | None = None,
+    startup_s: float = 0.0,
+    progress: bool = True,
+) -> Record:
+    """Runs one method on one task with one seed.
+
+    Data order, dropout, noise and initial weights derive from the names of task, method and seed;
+    the head starts the same for every method, so that methods compare in pairs.
+
+    Args:
+        tier: configuration.
+        data: the task's splits.
+        label: the method's label in ``tier.methods``.
+        seed: one of ``tier.seeds``.
+        matched: the record whose closed rows and columns a magnitude method matches.
+        root: the repository, for the commit in the record.
+        code_digest: digest of the source files behind the run, for the record.
+        startup_s: start-up time of the process that is this run's share, seconds.
+        progress: show a progress bar.
+
+    Raises:
+        NonFiniteLossError: the loss became NaN or infinite.
+        ValueError: a magnitude method without ``matched``.
+    """
+    start = time.perf_counter()
+    method = tier.methods[label]
+    seeds = {
+        "init": derive_seed(data.task, seed, "init"),
+        "method": derive_seed(data.task, seed, label, "method"),
+        "train": derive_seed(data.task, seed, "train"),
+    }
+    torch.set_num_threads(tier.threads)
+    model = load_classifier(tier, data.task, seeds["init"], method.init)
+    described = describe_model(tier, model)
+    seed_everything(seeds["method"])
+    model = prepare(model, method, seeds["method"], matched)
+
+    metric = GlueMetric(data.task)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        logits = prediction.predictions
+        logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
+        return _metrics(data.task, metric, logits, prediction.label_ids)
+
+    timer = _StepTimer()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GateTrainer(
+            model=model,
+            args=_training_arguments(tier, data.task, method, seeds["train"], folder, progress),
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            data_collator=DataCollatorWithPadding(data.tokenizer),
+            processing_class=data.tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=[timer],
+            learning_rates=_learning_rates(method),
+        )
+        train_start = time.perf_counter()
+        trainer.train()
+        train_s = time.perf_counter() - train_start
+
+    # Without the trainer's autocast: in float32, gated and compact differ by compaction alone.
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    epochs = _epochs(data.task, trainer)
+    counted = _count(model)
+    shrunk = None
+    if gated_layers(model):
+        small = compact(model)
+        logits, gated_logits = predict(small, data), predict(model, data)
+        shrunk = CompactResult(
+            score=score(
+                data.task,
+                _metrics(data.task, metric, logits, np.asarray([r["labels"] for r in data.validation])),
+            ),
+            max_abs_logit_difference=float(np.abs(logits - gated_logits).max()),
+            parameters=sum(p.numel() for p in small.parameters()),
+            encoder_macs=macs(small, MACS_BATCH, MACS_LENGTH).total,
+        )
+    return Record(
+        tier=tier.tier,
+        task=data.task,
+        method=label,
+        seed=seed,
+        config={
+            **method.model_dump(),
+            "training": {**tier.training.model_dump(), "epochs": tier.training.epochs_of(data.task)},
+            "tier_description": tier.description,
+        },
+        seeds=seeds,
+        code={**code_version(root), "digest": code_digest},
+        model=described,
+        data=describe_data(tier, data.task, data.rows),
+        versions=package_versions(),
+        hardware=hardware(tier.threads),
+        epochs=epochs,
+        last=epochs[-1],
+        best=max(epochs, key=lambda epoch: epoch.score),
+        budget=counted,
+        realised_sparsity=counted["realised_sparsity"],
+        closed=closed_counts(model),  # type: ignore[arg-type]
+        compact=shrunk,
+        timing={
+            "wall_s": time.perf_counter() - start,
+            "train_s": train_s,
+            "startup_s": startup_s,
+            "step_ms": 1e3 * timer.median(),
+            "peak_memory_mib": _peak_memory_mib(),
+        },
+    )
+
+
+def prepare(
+    model: nn.Module, method: Method, seed: int, matched: Record | None = None
+) -> nn.Module:
+    """Gives a pretrained classifier what a method trains: low-rank factors, gates, or pruning."""
+    if method.lora is not None:
+        model = add_lora(model, method.lora.rank, method.lora.alpha, method.lora.dropout)
+    if method.gates is not None:
+        attach(model, GateConfig(**method.gates.model_dump(), seed=seed))
+    if method.magnitude is not None:
+        if matched is None:
+            raise ValueError(f"magnitude pruning needs the record of {method.magnitude.match!r}")
+        counts = {name: closed.model_dump() for name, closed in matched.closed.items()}
+        attach_fixed(model, magnitude_gates(model, counts))  # type: ignore[arg-type]
+    return model
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, data: TaskData, batch_size: int = 64) -> np.ndarray:
+    """Logits (rows, outputs) of a classifier in evaluation mode, on ``data.validation`` in order."""
+    model.eval()
+    device = next(model.parameters()).device
+    collate = DataCollatorWithPadding(data.tokenizer)
+    collected = []
+    for start in range(0, len(data.validation), batch_size):
+        batch = collate(data.validation[start : start + batch_size])
+        inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+        collected.append(model(**inputs).logits.float().cpu().numpy())
+    return np.concatenate(collected)
+
+
+class _StepTimer(TrainerCallback):
+    """Wall time of training steps, evaluation and data loading left out."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._seconds.append(time.perf_counter() - self._start)
+
+    def median(self) -> float:
+        return float(np.median(self._seconds))
+
+
+def _training_arguments(
+    tier: Tier, task: str, method: Method, seed: int, folder: str, progress: bool
+) -> TrainingArguments:
+    training = tier.training
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=training.epochs_of(task),
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.eval_batch_size,
+        learning_rate=method.learning_rate,
+        weight_decay=training.weight_decay,
+        lr_scheduler_type=training.schedule,
+        # The protocol names no clipping; Trainer's default would clip the penalty's gradient.
+        max_grad_norm=0.0,
+        bf16=training.precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
+        seed=seed,
+        data_seed=seed,
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=not progress,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+    )
+
+
+def _count(model: nn.Module) -> dict[str, Any]:
+    """The ``budget`` entry of a record: parameters by denominator, and MACs of the encoder."""
+    counted = measure_budget(model)
+    return {
+        "parameters": {
+            "all": counted.all_parameters,
+            "encoder": counted.encoder_parameters,
+            "gated": counted.gated_weights,
+            "trainable": counted.trainable_parameters,
+            "gates": counted.gate_parameters,
+            "biases": counted.gated_biases,
+            "head": counted.head_parameters,
+            "low_rank": counted.low_rank_parameters,
+        },
+        "removable_weights": counted.removable_weights or 0,
+        "removed_weights": counted.removed_weights or 0,
+        "realised_sparsity": counted.realised_sparsity or 0.0,
+        "macs_batch": MACS_BATCH,
+        "macs_length": MACS_LENGTH,
+        "macs": {
+            "dense": macs(model, MACS_BATCH, MACS_LENGTH).total,
+            "kept": planned_macs(model, MACS_BATCH, MACS_LENGTH).total,
+        },
+    }
+
+
+def _learning_rates(method: Method) -> dict[str, float]:
+    return {} if method.gate_learning_rate is None else {"gates": method.gate_learning_rate}
+
+
+def _metrics(
+    task: str, metric: GlueMetric, logits: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    predictions = predictions_from_logits(task, logits)
+    computed = metric.compute(predictions=predictions, references=labels)
+    assert computed is not None
+    return {name: float(value) for name, value in computed.items()}
+
+
+def _epochs(task: str, trainer: GateTrainer) -> list[Epoch]:
+    """The evaluations of a finished training, one an epoch, with the gates' summaries."""
+    summaries = {round(s["epoch"]): s for s in trainer.gate_history}
+    losses: dict[int, float] = {}
+    epochs = []
+    for entry in trainer.state.log_history:
+        number = round(entry.get("epoch", 0))
+        if "loss" in entry:
+            losses[number] = float(entry["loss"])
+        if "eval_loss" not in entry:
+            continue
+        metrics = {name: float(entry[f"eval_{name}"]) for name in task_named(task).metrics}
+        summary = {k: v for k, v in summaries.get(number, {}).items() if k != "epoch"}
+        epochs.append(
+            Epoch(
+                epoch=number,
+                train_loss=losses[number],
+                metrics=metrics,
+                score=score(task, metrics),
+                gates=GateSummary(**summary) if summary else None,
+            )
+        )
+    return epochs
+
+
+def _peak_memory_mib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+__all__ = ["TaskData", "finetune", "load_tokenizer", "predict", "prepare"]

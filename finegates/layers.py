@@ -1,0 +1,142 @@
+"""A linear-like layer between row and column gates: ``y = w_r * base(w_c * x)``.
+
+The base may be ``nn.Linear``, transformers' ``Conv1D`` or a LoRA layer of ``peft``; gates around a
+low-rank adapter are therefore a composition, not a class of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from finegates.gates import Gate
+
+
+class GatedLinear(nn.Module):
+    """Gates the inputs (columns of W) and outputs (rows of W) of a linear-like layer.
+
+    ``y = w_r * (W (w_c * x) + b)``; the bias is gated too, as in the paper.
+
+    Args:
+        base: the layer, from (..., in) to (..., out).
+        rows: gate over the outputs, size out; None leaves them alone.
+        cols: gate over the inputs, size in; None leaves them alone.
+
+    Raises:
+        TypeError: the base is not linear-like.
+        ValueError: a gate's size is not the base's.
+    """
+
+    def __init__(self, base: nn.Module, rows: Gate | None = None, cols: Gate | None = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear_shape(base)
+        for side, gate, size in (
+            ("rows", rows, self.out_features),
+            ("cols", cols, self.in_features),
+        ):
+            if gate is not None and gate.size != size:
+                raise ValueError(f"the {side} gate has size {gate.size}, the layer needs {size}")
+        self.base = base
+        self.rows = rows
+        self.cols = cols
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), in the dtype of the base layer's output."""
+        if self.cols is not None:
+            x = x * self.cols().to(x.dtype)
+        y: Tensor = self.base(x)
+        if self.rows is not None:
+            y = y * self.rows().to(y.dtype)
+        return y
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight as the base stores it; some models read its dtype."""
+        weight = find_linear(self.base).weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias, shape (out,), or None."""
+        bias = find_linear(self.base).bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
+    def gates(self) -> Iterator[tuple[str, Gate]]:
+        """Yields ``("rows", gate)`` and ``("cols", gate)``, those that exist."""
+        if self.rows is not None:
+            yield "rows", self.rows
+        if self.cols is not None:
+            yield "cols", self.cols
+
+
+def gated_layers(model: nn.Module) -> dict[str, GatedLinear]:
+    """Every gated layer of a model by its module name, in the model's order."""
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, GatedLinear)
+    }
+
+
+def find_linear(layer: nn.Module) -> nn.Module:
+    """The layer that holds the original weight: the layer itself, or what a LoRA layer wraps.
+
+    Raises:
+        TypeError: neither nn.Linear, nor Conv1D, nor a peft layer around one.
+    """
+    inner = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    if isinstance(inner, nn.Linear) or _is_conv1d(inner):
+        return inner
+    raise TypeError(
+        f"{type(layer).__name__} is not linear-like: gates go around nn.Linear, transformers' "
+        "Conv1D, or a peft LoRA layer around one of them"
+    )
+
+
+def linear_shape(layer: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear-like layer. Raises TypeError as :func:`find_linear` does."""
+    linear = find_linear(layer)
+    rows, columns = linear.weight.shape  # type: ignore[union-attr, misc]
+    return (int(rows), int(columns)) if _is_conv1d(linear) else (int(columns), int(rows))
+
+
+@torch.no_grad()
+def dense_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight (out, in) and bias (out,) that a linear-like layer applies, low-rank terms merged.
+
+    Returns new tensors or views; the layer is not changed.
+
+    Raises:
+        TypeError: the layer is not linear-like.
+        ValueError: a low-rank adapter of it cannot be written as a weight (for example DoRA
+            or a trained bias of its own).
+    """
+    linear = find_linear(layer)
+    weight = linear.weight.detach()  # type: ignore[operator, union-attr]
+    bias = None if linear.bias is None else linear.bias.detach()  # type: ignore[operator, union-attr]
+    if _is_conv1d(linear):
+        weight = weight.T
+    low_rank = layer is not linear and not getattr(layer, "disable_adapters", False)
+    if low_rank and not getattr(layer, "merged", False):
+        for adapter in getattr(layer, "active_adapters", ()):
+            if adapter not in getattr(layer, "lora_A", {}):
+                continue
+            if getattr(layer, "use_dora", {}).get(adapter) or getattr(layer, "lora_bias", {}).get(
+                adapter
+            ):
+                raise ValueError(
+                    f"adapter {adapter!r} has a magnitude or a bias of its own (DoRA, lora_bias); "
+                    "merge it with peft first"
+                )
+            delta = layer.get_delta_weight(adapter)  # type: ignore[operator]
+            if _is_conv1d(linear):
+                delta = delta.T
+            weight = weight + delta.to(weight.dtype)
+    return weight, bias
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    # By name: importing transformers here would cost seconds to those who only need gates.
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")

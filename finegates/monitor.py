@@ -1,0 +1,65 @@
+"""Summaries of a model's gates: how many are closed, open, in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.layers import gated_layers
+from finegates.penalty import SparsityPenalty
+
+BINS = 20
+
+
+@torch.no_grad()
+def summarise_gates(model: nn.Module, penalty: SparsityPenalty | None = None) -> dict[str, Any]:
+    """The fields of ``finegates.record.GateSummary`` for a model with gates.
+
+    Fractions are over all gate entries, a gate shared between layers counted once; the realised
+    sparsity is the fraction of the gated layers' weights in a closed row or column.
+    """
+    layers = gated_layers(model)
+    gates = list(dict.fromkeys(gate for layer in layers.values() for _, gate in layer.gates()))
+    values = torch.cat([gate.value().float().cpu() for gate in gates])
+    probability = torch.cat([gate.open_probability().float().cpu() for gate in gates])
+    closed = {
+        side: torch.cat([g.closed().cpu() for layer in layers.values() for s, g in layer.gates() if s == side] or [torch.zeros(1)])
+        for side in ("rows", "cols")
+    }
+    return {
+        "gates": values.numel(),
+        "closed": float((values == 0).double().mean()),
+        "open": float((values == 1).double().mean()),
+        "half_open": float(((values > 0.05) & (values < 0.95)).double().mean()),
+        "closed_rows": float(closed["rows"].double().mean()),
+        "closed_cols": float(closed["cols"].double().mean()),
+        "mean_open_probability": float(probability.double().mean()),
+        "realised_sparsity": realised_sparsity(model),
+        "penalty": None if penalty is None else float(penalty()),
+        "histogram": [int(n) for n in torch.histc(values, BINS, 0.0, 1.0)],
+    }
+
+
+def closed_counts(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Closed rows and columns of every gated layer, by module name."""
+    return {
+        name: {
+            "rows": 0 if layer.rows is None else int(layer.rows.closed().sum()),
+            "cols": 0 if layer.cols is None else int(layer.cols.closed().sum()),
+        }
+        for name, layer in gated_layers(model).items()
+    }
+
+
+def realised_sparsity(model: nn.Module) -> float:
+    """Fraction of the gated layers' weights that lie in a closed row or a closed column."""
+    total = kept = 0
+    counts = closed_counts(model)
+    for name, layer in gated_layers(model).items():
+        total += layer.in_features * layer.out_features
+        kept += (layer.out_features - counts[name]["rows"]) * (
+            layer.in_features - counts[name]["cols"]
+        )
+    return 1.0 - kept / total if total else 0.0

@@ -1,0 +1,183 @@
+"""The run record: one JSON file per run, with everything that a table or an auditor asks of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from finegates.config import ConfigError, Section, validated
+
+FORMAT_VERSION = 1
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "numpy")
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; the message names the file and what is wrong with it."""
+
+
+class GateSummary(Section):
+    """The gates of a model at one moment.
+
+    ``closed`` are exactly 0 at evaluation, ``open`` exactly 1, ``half_open`` strictly between 0.05
+    and 0.95; fractions of all gates. ``histogram`` counts evaluation gates in equal bins of [0, 1].
+    """
+
+    gates: int
+    closed: float
+    open: float
+    half_open: float
+    closed_rows: float
+    closed_cols: float
+    mean_open_probability: float
+    realised_sparsity: float
+    penalty: float | None
+    histogram: list[int]
+
+
+class Epoch(Section):
+    """Metrics on the reported split after an epoch; ``score`` is GLUE's, times 100."""
+
+    epoch: int
+    train_loss: float
+    metrics: dict[str, float]
+    score: float
+    gates: GateSummary | None
+
+
+class CompactResult(Section):
+    """The physically smaller model against the gated one, both in evaluation mode."""
+
+    score: float
+    max_abs_logit_difference: float
+    parameters: int
+    encoder_macs: int
+
+
+class Closed(Section):
+    """Numbers of closed rows and columns of one gated layer."""
+
+    rows: int
+    cols: int
+
+
+class Record(Section):
+    """One run. Durations in seconds, memory in MiB, MACs at ``budget['macs_batch']`` x
+    ``budget['macs_length']``."""
+
+    format_version: int = FORMAT_VERSION
+    tier: str
+    task: str
+    method: str
+    seed: int
+    config: dict[str, Any]
+    seeds: dict[str, int]
+    code: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    epochs: list[Epoch] = Field(min_length=1)
+    last: Epoch
+    best: Epoch
+    budget: dict[str, Any]
+    realised_sparsity: float
+    closed: dict[str, Closed]
+    compact: CompactResult | None
+    timing: dict[str, float]
+
+
+def write_record(record: Record, path: str | Path) -> None:
+    """Writes a record whole or not at all: aside first, then renamed."""
+    write_text(path, json.dumps(record.model_dump(), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file whole or not at all, making its folder if needed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_record(path: str | Path) -> Record:
+    """Reads and validates a record.
+
+    Raises:
+        RecordError: missing, not JSON, of another format version, or not of the schema.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"cannot read record {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"record {path} is damaged ({error}); delete it and run again") from error
+    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+        found = raw.get("format_version") if isinstance(raw, dict) else None
+        raise RecordError(f"record {path} has format version {found!r}, expected {FORMAT_VERSION}")
+    try:
+        return validated(Record, raw, path)
+    except ConfigError as error:
+        raise RecordError(f"record does not fit its schema: {error}") from error
+
+
+def read_records(paths: Iterable[str | Path]) -> list[Record]:
+    """Reads many records, in the given order. Raises RecordError as :func:`read_record`."""
+    return [read_record(path) for path in paths]
+
+
+def code_version(root: Path) -> dict[str, Any]:
+    """The repository's commit and whether tracked files differ from it; unknown outside git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
+
+
+def hardware(threads: int) -> dict[str, Any]:
+    """CPU, cores, memory and accelerator of this machine, and the threads in use."""
+    import psutil
+    import torch
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

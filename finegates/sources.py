@@ -1,0 +1,203 @@
+"""Where a tier's model, tokenizer and tables come from: made here, a folder, a package, the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finegates.config import DataSource, ModelSource, Tier
+from finegates.tasks.glue import (
+    DataError,
+    describe_split,
+    file_digest,
+    read_hub_split,
+    read_split,
+    split_path,
+    task_named,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ModelError(ValueError):
+    """A pretrained model that cannot be had; the message names it and the remedy."""
+
+
+def data_folder(tier: Tier) -> str | None:
+    """The folder with the tier's tables; None when they come from the hub."""
+    if tier.data.generated is not None:
+        return f"{tier.results}/data"
+    return tier.data.path
+
+
+def model_folder(tier: Tier) -> str | None:
+    """The folder with the tier's encoder and tokenizer; None when they come from the hub.
+
+    Raises:
+        ModelError: the package or folder is not there.
+    """
+    source = tier.model
+    if source.pretraining is not None:
+        return f"{tier.results}/models/encoder"
+    if source.hub is not None:
+        return None
+    if source.package is not None:
+        package, _, inside = source.package.partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            raise ModelError(
+                f"model {source.name!r}: package {package!r} is not installed; install it with "
+                "pip install '.[local]'"
+            )
+        folder = Path(found.origin).parent / inside
+    else:
+        folder = Path(str(source.path))
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model {source.name!r}: {folder} holds no config.json; set model.path of the "
+            "configuration to a folder in Hugging Face layout"
+        )
+    return str(folder)
+
+
+def data_files(tier: Tier) -> list[Path]:
+    """The Parquet files that the tier reads; none when tables come from the hub.
+
+    Raises:
+        DataError: a folder that should be there already lacks one of them.
+    """
+    folder = data_folder(tier)
+    if folder is None:
+        return []
+    files = [split_path(folder, task, split) for task in tier.tasks for split in SPLITS]
+    if tier.data.generated is None:
+        missing = [str(file) for file in files if not file.is_file()]
+        if missing:
+            raise DataError(
+                f"data {tier.data.name!r}: missing {', '.join(missing[:3])}"
+                f"{' and more' if len(missing) > 3 else ''}; set data.path of the configuration to "
+                "a folder with <task>/<split>.parquet, or shorten tasks"
+            )
+    return files
+
+
+SPLITS = ("train", "validation")
+
+
+def read_table(tier: Tier, task: str, split: str) -> pa.Table:
+    """A split of a task as the tier asks for it: its first rows, checked.
+
+    Raises:
+        DataError: see ``finegates.tasks.glue``.
+    """
+    source = tier.data
+    rows = source.train_rows if split == "train" else source.validation_rows
+    folder = data_folder(tier)
+    if folder is not None:
+        return read_split(folder, task, split, rows)
+    assert source.hub is not None and source.revision is not None
+    return read_hub_split(source.hub, source.revision, task, split, rows)
+
+
+def describe_data(tier: Tier, task: str, rows: dict[str, int]) -> dict[str, Any]:
+    """The ``data`` entry of a run record; ``rows`` are those used, by split."""
+    source = tier.data
+    folder = data_folder(tier)
+    splits = {}
+    for split in SPLITS:
+        described = (
+            {"sha256": None, "status": "hub"}
+            if folder is None
+            else describe_split(folder, task, split)
+        )
+        splits[split] = described
+    return {
+        "name": source.name,
+        "source": _kind(source),
+        "revision": source.revision,
+        "train_rows": rows["train"],
+        "validation_rows": rows["validation"],
+        "official_train_rows": task_named(task).train_rows,
+        "validation_split": task_named(task).validation,
+        "splits": splits,
+    }
+
+
+def describe_model(tier: Tier, model: PreTrainedModel) -> dict[str, Any]:
+    """The ``model`` entry of a run record."""
+    folder = model_folder(tier)
+    weights = None if folder is None else Path(folder) / "model.safetensors"
+    return {
+        "name": tier.model.name,
+        "source": _kind(tier.model),
+        "revision": tier.model.revision,
+        "sha256": file_digest(weights) if weights is not None and weights.is_file() else None,
+        "architecture": model.config.model_type,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def load_tokenizer(tier: Tier) -> PreTrainedTokenizerBase:
+    """The tier's tokenizer. Raises ModelError as :func:`load_classifier`."""
+    from transformers import AutoTokenizer
+
+    return _from_source(tier, AutoTokenizer)
+
+
+def load_classifier(
+    tier: Tier, task: str, seed: int, init: str = "pretrained"
+) -> PreTrainedModel:
+    """The tier's encoder with a fresh head for a task, float32.
+
+    Args:
+        tier: configuration.
+        task: names the head's size; regression for STS-B.
+        seed: of the head, and of everything where ``init`` is ``"random"``.
+        init: ``"pretrained"`` or ``"random"`` weights of the encoder.
+
+    Raises:
+        ModelError: not there, no network, or not a sequence classifier's encoder.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    spec = task_named(task)
+    settings: dict[str, Any] = {"num_labels": spec.num_labels}
+    settings["problem_type"] = (
+        "regression" if spec.labels is None else "single_label_classification"
+    )
+    torch.manual_seed(seed)
+    if init == "random":
+        config = _from_source(tier, AutoConfig, **settings)
+        return AutoModelForSequenceClassification.from_config(config)
+    return _from_source(
+        tier, AutoModelForSequenceClassification, dtype=torch.float32, **settings
+    )
+
+
+def _from_source(tier: Tier, auto_class: Any, **settings: Any) -> Any:
+    folder = model_folder(tier)
+    where = folder if folder is not None else tier.model.hub
+    if tier.model.revision is not None:
+        settings["revision"] = tier.model.revision
+    try:
+        return auto_class.from_pretrained(where, **settings)
+    except (OSError, ValueError) as error:
+        remedy = (
+            "check the folder"
+            if folder is not None
+            else "check the network, or download it elsewhere and set model.path to the folder"
+        )
+        raise ModelError(
+            f"cannot load model {tier.model.name!r} from {where} ({error}); {remedy}"
+        ) from error
+
+
+def _kind(source: ModelSource | DataSource) -> str:
+    for kind in ("generated", "pretraining", "path", "package", "hub"):
+        if getattr(source, kind, None) is not None:
+            return kind
+    raise AssertionError("validated configurations have a source")

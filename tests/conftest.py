@@ -1,0 +1,73 @@
+"""What every test shares: Hypothesis profiles, one thread per worker, no network, opt-in tests.
+
+Tests marked ``slow``, ``hub`` or ``browser`` are skipped, with the reason, unless ``--run-slow``,
+``--run-hub`` or ``--run-browser`` is given.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before torch and the Hugging Face libraries are imported, which read these once. Workers of
+# pytest-xdist and programs that tests start inherit them.
+DEFAULT_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "Agg",
+}
+for _name, _value in DEFAULT_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+# The first model of a worker takes seconds to import: time says nothing about an example.
+_SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", derandomize=True, max_examples=60, print_blob=True, **_SHARED)
+settings.register_profile("dev", max_examples=25, **_SHARED)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
+)
+
+OPT_IN = {
+    "slow": "takes more than a few seconds",
+    "hub": "needs a model hub and the network",
+    "browser": "opens a page in a browser",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds ``--run-slow``, ``--run-hub`` and ``--run-browser``."""
+    group = parser.getgroup("finegates", "tests that run only when asked for")
+    for marker, reason in OPT_IN.items():
+        group.addoption(
+            f"--run-{marker}", action="store_true", help=f"also run what {reason} ({marker})"
+        )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets the Hugging Face libraries use the network when hub tests are asked for."""
+    if config.getoption("--run-hub"):
+        os.environ["HF_HUB_OFFLINE"] = "0"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips the opt-in tests that were not asked for, and says how to run them."""
+    skips = {
+        marker: pytest.mark.skip(reason=f"{reason}: run with --run-{marker}")
+        for marker, reason in OPT_IN.items()
+        if not config.getoption(f"--run-{marker}")
+    }
+    for item in items:
+        for marker, skip in skips.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return Path(__file__).resolve().parent.parent

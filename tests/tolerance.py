@@ -1,0 +1,118 @@
+"""How far two exact rewritings of one linear layer may differ in floating point; nothing observed.
+
+Standard model: fl(a op b) = (a op b)(1 + d), |d| <= u with u = eps / 2, and k such factors in a row
+differ from 1 by at most gamma_k = k u / (1 - k u).
+
+For y = w_r * (W (w_c * x) + b) with n columns, each product w_r W w_c x passes
+
+- gated: one rounding in w_c * x, one in its product with W, at most n in the additions (bias
+  included, in any order), one in w_r * (...): n + 3;
+- compact: two in folding w_r W w_c (a third where half precision is folded in float32 and rounded
+  once more), one product, at most n additions: n + 3, in half precision n + 4. The bias, with what
+  a constant input adds to it, is rounded at most three times before its addition.
+
+So either result lies within gamma_(n+4) * w_r (|W| |w_c| |x| + |b|) of the exact one, and the two
+within twice that. Wider accumulators, fused multiply-adds and other summation orders round less.
+A low-rank term of rank r sums over n and then over r, is scaled and added: r + 3 roundings more, on
+|W| + |scale B| |A|. Underflow is left out: the tests hold no numbers near it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers
+
+
+def gamma(roundings: int, dtype: torch.dtype) -> float:
+    """k u / (1 - k u)."""
+    ku = roundings * torch.finfo(dtype).eps / 2
+    assert ku < 0.5, f"{roundings} roundings in {dtype}: the bound says nothing"
+    return ku / (1 - ku)
+
+
+@torch.no_grad()
+def linear_bound(layer: GatedLinear, x: Tensor, *, error: Tensor | None = None) -> Tensor:
+    """Largest difference of gated and compact outputs, float64, shaped as the output.
+
+    Args:
+        layer: in the precision that is tested.
+        x: (..., in), its input.
+        error: (..., in), by how much the two inputs may differ already; zero if None.
+    """
+    dtype = layer.weight.dtype
+    weight, bias, extra = _magnitude(layer.base)
+    rows = torch.ones(layer.out_features) if layer.rows is None else layer.rows.value().abs()
+    cols = torch.ones(layer.in_features) if layer.cols is None else layer.cols.value().abs()
+    rows, cols = rows.to(torch.float64), cols.to(torch.float64)
+    # Gates are rounded to the layer's precision in both, which makes them larger by 1 + u at most.
+    grown = (1 + torch.finfo(dtype).eps) ** 2
+    size = x.abs().to(torch.float64)
+    carried = torch.zeros_like(size) if error is None else error
+    summed = ((size + carried) * cols) @ weight.T + bias
+    bound = 2 * gamma(layer.in_features + 4 + extra, dtype) * summed
+    bound = bound + (carried * cols) @ weight.T
+    return grown * rows * bound
+
+
+def model_bound(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> Tensor:
+    """Largest difference of a gated model and its compact form, to first order, as the output.
+
+    Each gated layer l contributes at most :func:`linear_bound` to its output y_l, and the rest of
+    the model carries it on by its derivative, so that
+
+        |difference| <= sum over l of |d output / d y_l| bound_l + O(u^2),
+
+    with exact derivatives by autograd. What stands between gated layers (residual sums, norms over
+    the hidden width, softmax and products over length and head width, activations, the head) rounds
+    anew because its input differs; that is no more roundings than the gated product before it has,
+    on numbers no larger than the sums in its bound, and there are at most three such steps between
+    two products. Hence the factor of four. In float64 the second order is far below the first.
+
+    Args:
+        model: gated, float64, in evaluation mode.
+        run: from a model to its output.
+    """
+    outputs: list[Tensor] = []
+    bounds: list[Tensor] = []
+
+    def record(layer: nn.Module, arguments: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        assert isinstance(layer, GatedLinear)
+        bounds.append(linear_bound(layer, arguments[0].detach()))
+        # Where nothing before it is trainable, y starts the graph.
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        outputs.append(y)
+        return y
+
+    hooks = [layer.register_forward_hook(record) for layer in gated_layers(model).values()]
+    try:
+        result = run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert result.dtype == torch.float64
+    total = torch.zeros(result.numel(), dtype=torch.float64)
+    for index, number in enumerate(result.flatten()):
+        slopes = torch.autograd.grad(number, outputs, retain_graph=True, allow_unused=True)
+        for slope, bound in zip(slopes, bounds, strict=True):
+            if slope is not None:
+                total[index] += (slope.abs() * bound).sum()
+    return 4 * total.reshape(result.shape)
+
+
+def _magnitude(base: nn.Module) -> tuple[Tensor, Tensor, int]:
+    """|W| (low-rank terms included without cancellation), |b|, and the extra roundings."""
+    linear = find_linear(base)
+    weight, bias = dense_weight(linear)
+    size, extra = weight.abs().to(torch.float64), 0
+    if base is not linear:
+        for name in base.active_adapters:  # type: ignore[union-attr]
+            left, right = base.lora_B[name].weight, base.lora_A[name].weight  # type: ignore[index]
+            scale = abs(base.scaling[name])  # type: ignore[index]
+            size = size + scale * left.abs().to(torch.float64) @ right.abs().to(torch.float64)
+            extra += right.shape[0] + 3
+    shift = torch.zeros(size.shape[0], dtype=torch.float64) if bias is None else bias.abs()
+    return size, shift.to(torch.float64), extra

@@ -1,0 +1,233 @@
+"""Compaction apart from architectures: single layers, refusals, and faults that must be noticed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
+
+import tiny
+from finegates.adapters import adapter_for, unwrap
+from finegates.attachment import GateConfig, attach
+from finegates.compaction import CompactLinear, compact, plan_compaction
+from finegates.compaction.plan import activation_at_zero
+from finegates.gates import FixedGate, StochasticGate
+from finegates.layers import GatedLinear
+from tolerance import linear_bound, model_bound
+
+
+def layer(outputs: int = 5, columns: int = 4, **gates: list[float]) -> GatedLinear:
+    torch.manual_seed(0)
+    fixed = {side: FixedGate(torch.tensor(values)) for side, values in gates.items()}
+    return GatedLinear(nn.Linear(columns, outputs), **fixed)
+
+
+def test_conv1d() -> None:
+    torch.manual_seed(0)
+    base = Conv1D(5, 4)
+    nn.init.normal_(base.bias)
+    rows, cols = (
+        FixedGate(torch.tensor([1.0, 0, 0.5, 0, 1])),
+        FixedGate(torch.tensor([0.5, 1, 0, 1])),
+    )
+    gated = GatedLinear(base, rows, cols)
+    x = torch.randn(2, 3, 4)
+    small = compact(gated)
+    assert small.weight.shape == (3, 3)
+    assert small.weight.is_contiguous()
+    assert ((small(x) - gated(x)).abs() <= linear_bound(gated, x)).all()
+
+
+def test_all_columns_closed_leaves_the_gated_bias() -> None:
+    gated = layer(cols=[0.0] * 4, rows=[1.0, 0.5, 0, 1, 1])
+    small = compact(gated)
+    assert small.weight.shape == (4, 0)
+    assert torch.equal(small(torch.randn(3, 4)), gated(torch.randn(3, 4)))
+
+
+def test_all_rows_closed_gives_zeros() -> None:
+    small = compact(layer(rows=[0.0] * 5))
+    assert small.weight.shape == (0, 4)
+    assert torch.equal(small(torch.randn(3, 4)), torch.zeros(3, 5))
+
+
+def test_gates_outside_the_unit_interval() -> None:
+    gated = layer(rows=[2.0, -1.0, 0.0, 4.0, 0.5])
+    x = torch.randn(3, 4)
+    assert ((compact(gated)(x) - gated(x)).abs() <= linear_bound(gated, x)).all()
+
+
+def test_a_gate_that_underflows_in_the_layers_precision_is_closed() -> None:
+    gated = layer(rows=[1e-12, 1.0, 1.0, 1.0, 1.0]).half()
+    gated.rows = FixedGate(torch.tensor([1e-12, 1.0, 1.0, 1.0, 1.0]))
+    small = compact(gated)
+    assert small.weight.shape == (4, 4)
+    assert small.weight.dtype == torch.float16
+    x = torch.randn(3, 4).half()
+    assert ((small(x) - gated(x)).abs() <= linear_bound(gated, x)).all()
+
+
+def test_nothing_to_gather_or_scatter_when_nothing_is_closed() -> None:
+    small = compact(layer(rows=[1.0, 0.5, 1, 1, 1], cols=[1.0, 0.5, 1, 1]))
+    assert small.rows is None
+    assert small.cols is None
+
+
+def test_torch_compile_takes_the_layer_whole() -> None:
+    small = compact(layer(rows=[1.0, 0, 1, 0, 1], cols=[1.0, 0.5, 0, 1]))
+    compiled = torch.compile(small, backend="eager", fullgraph=True)
+    x = torch.randn(3, 4)
+    assert torch.equal(compiled(x), small(x))
+
+
+def test_gradients_flow() -> None:
+    small = compact(layer(rows=[1.0, 0, 1, 0, 1], cols=[1.0, 0.5, 0, 1]))
+    x = torch.randn(3, 4, requires_grad=True)
+    small(x).sum().backward()
+    assert small.weight.grad is not None
+    assert x.grad is not None
+    assert torch.equal(x.grad[:, 2], torch.zeros(3))
+
+
+@pytest.mark.parametrize("side", ["rows", "cols"])
+def test_a_wrong_index_is_noticed(side: str) -> None:
+    gated = layer(rows=[1.0, 0, 1, 0, 1], cols=[1.0, 0.5, 0, 1])
+    x = torch.randn(3, 4)
+    small = compact(gated)
+    assert ((small(x) - gated(x)).abs() <= linear_bound(gated, x)).all()
+    index = getattr(small, side)
+    index[1] = next(i for i in range(4) if i not in index.tolist())
+    assert not ((small(x) - gated(x)).abs() <= linear_bound(gated, x)).all()
+
+
+@pytest.mark.parametrize("wrong", [[1, 0, 2], [0, 0, 1], [-1, 0, 1], [0, 1, 5]])
+def test_indices_are_checked(wrong: list[int]) -> None:
+    small = CompactLinear(torch.zeros(3, 4), rows=torch.tensor(wrong), out_features=5)
+    with pytest.raises(ValueError, match="rows index"):
+        small.check_indices()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight": torch.zeros(3)}, "two dimensions"),
+        ({"weight": torch.zeros(3, 4), "out_features": 5}, "rows: 3 are kept of 5"),
+        (
+            {"weight": torch.zeros(3, 4), "cols": torch.tensor([0, 1]), "in_features": 6},
+            "cols: the index must be int64",
+        ),
+        ({"weight": torch.zeros(3, 4), "bias": torch.zeros(4)}, "bias must have shape"),
+        (
+            {"weight": torch.zeros(3, 4), "rows": torch.arange(3), "out_features": 2},
+            "only 2",
+        ),
+    ],
+)
+def test_sizes_are_checked(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CompactLinear(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_model_without_gates_is_refused() -> None:
+    with pytest.raises(ValueError, match="no gates"):
+        compact(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="no gates"):
+        compact(tiny.tiny_model("bert"))
+
+
+def test_gates_without_values_are_refused() -> None:
+    gated = GatedLinear(nn.Linear(3, 3), StochasticGate(3, device="meta"))
+    with pytest.raises(ValueError, match="meta device"):
+        compact(gated)
+
+
+def test_unknown_architectures_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no config.model_type.*bert.*roberta"):
+        adapter_for(nn.Linear(1, 1))
+    model = tiny.tiny_model("bert")
+    model.config.model_type = "mamba"
+    with pytest.raises(ValueError, match=r"'mamba'.*\['bert', 'roberta'\]"):
+        adapter_for(model)
+
+
+def test_unknown_architecture_is_compacted_layer_by_layer() -> None:
+    model = attach(tiny.tiny_model("bert"), GateConfig())
+    tiny.scatter_gates(model)
+    paired = tiny.output(compact(model), tiny.tokens())
+    model.config.model_type = "mamba"
+    plan = plan_compaction(model.eval())
+    assert "layer by layer" in str(plan)
+    assert not any(kept.narrow_output for kept in plan.layers.values())
+    bound = model_bound(model, lambda m: tiny.output(m, tiny.tokens()))
+    wide = tiny.output(compact(model), tiny.tokens())
+    # Either differs from the gated model by at most the bound.
+    assert ((wide - paired).abs() <= 2 * bound).all()
+
+
+def test_activation_at_zero() -> None:
+    assert activation_at_zero("gelu") == 0.0
+    assert activation_at_zero("sigmoid") == 0.5
+    assert activation_at_zero("prelu") is None, "it has parameters"
+    assert activation_at_zero("no such") is None
+    for name in set(ACT2FN) - {"prelu", "xielu"}:
+        value = activation_at_zero(name)
+        assert value is not None
+        assert value == float(ACT2FN[name](torch.zeros((), dtype=torch.float64)))
+
+
+def test_activation_unknown_at_zero_still_frees_unread_rows() -> None:
+    up = GatedLinear(nn.Linear(3, 4), FixedGate(torch.tensor([0.0, 1, 1, 1])))
+    down = GatedLinear(nn.Linear(4, 2), None, FixedGate(torch.tensor([1.0, 1, 0, 1])))
+    for base in (up.base, down.base):  # integers, which the slope of 1/4 keeps exact
+        base.weight.data = torch.randint(-3, 4, base.weight.shape).float()
+        base.bias.data = torch.randint(-3, 4, base.bias.shape).float()
+    pair = tiny.Pair(up, down, "prelu").eval()
+    small = compact(pair, adapter=tiny.PairAdapter("prelu"))
+    assert small.up.weight.shape == (3, 3), "the closed row stays, as zeros: phi(0) is not known"
+    assert not small.up.weight[0].any()
+    x = torch.randint(-3, 4, (5, 3)).float()
+    assert torch.equal(small(x), pair(x))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "variant", "head"),
+    [
+        ("bert", "classifier", ["bert.pooler", "classifier"]),
+        ("bert", "masked", ["cls"]),
+        ("bert", "base", ["pooler"]),
+        ("roberta", "classifier", ["classifier"]),
+        ("roberta", "masked", ["lm_head"]),
+        ("roberta", "base", ["pooler"]),
+    ],
+)
+def test_heads(architecture: str, variant: str, head: list[str]) -> None:
+    model = tiny.tiny_model(architecture, variant)
+    assert adapter_for(model).head(model) == head
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_low_rank_embeddings_are_refused_before_anything_changes() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["word_embeddings", "query"])
+    model = attach(
+        peft.get_peft_model(tiny.tiny_model("bert"), config), GateConfig(modules=("*.query",))
+    )
+    before = tiny.output(model.eval(), tiny.tokens())
+    with pytest.raises(ValueError, match=r"word_embeddings: Embedding of peft .*merge_and_unload"):
+        compact(model, inplace=True)
+    assert torch.equal(tiny.output(model, tiny.tokens()), before)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_prompt_learning_is_refused() -> None:
+    model = tiny.tiny_model("bert")
+    peft = pytest.importorskip("peft")
+    prompted = peft.get_peft_model(
+        copy.deepcopy(model), peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    )
+    with pytest.raises(ValueError, match="prompts"):
+        unwrap(prompted)

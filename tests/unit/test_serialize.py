@@ -1,0 +1,284 @@
+"""Compact models on disk: what is written, what is kept, and every way a folder can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import tiny
+from finegates.attachment import GateConfig, attach
+from finegates.compaction import CompactFormatError, compact, load, save, serialize
+
+
+def small_model(variant: str = "classifier", **overrides: object) -> nn.Module:
+    model = attach(tiny.tiny_model("roberta", variant, **overrides), GateConfig())
+    tiny.scatter_gates(model)
+    return compact(model)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "small"
+    save(small_model(), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "small")
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    structure = json.loads((folder / "finegates.json").read_text())
+    change(structure)
+    (folder / "finegates.json").write_text(json.dumps(structure))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Changes tensors and the digest with them: damage that the digest cannot see."""
+    tensors = {k: v.clone() for k, v in load_file(folder / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    seal(folder)
+
+
+def seal(folder: Path) -> None:
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    edit(folder, lambda s: s.update(tensors_sha256=digest))
+
+
+def first_layer(structure: dict[str, Any]) -> dict[str, Any]:
+    layer: dict[str, Any] = next(iter(structure["layers"].values()))
+    return layer
+
+
+def flip(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+ROWS = "roberta.encoder.layer.0.attention.self.query.rows"
+WEIGHT = "roberta.encoder.layer.0.attention.self.query.weight"
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no structure": (lambda f: (f / "finegates.json").unlink(), "finegates.json is missing"),
+    "no tensors": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "not json": (lambda f: (f / "finegates.json").write_text("{"), "not JSON"),
+    "not utf-8": (lambda f: (f / "finegates.json").write_bytes(b"\xff\xfe{"), "not JSON"),
+    "a list": (lambda f: (f / "finegates.json").write_text("[]"), "not of the format"),
+    "foreign": (lambda f: edit(f, lambda s: s.update(format="other")), "not of the format"),
+    "newer version": (lambda f: edit(f, lambda s: s.update(version=2)), "version 2"),
+    "no version": (lambda f: edit(f, lambda s: s.pop("version")), "version None"),
+    "no digest": (lambda f: edit(f, lambda s: s.pop("tensors_sha256")), "'tensors_sha256'"),
+    "flipped bit": (flip, "damaged: its sha256"),
+    "truncated": (truncate, "damaged: its sha256"),
+    "truncated, digest renewed": (lambda f: (truncate(f), seal(f)), "cannot be read"),
+    "class of torch": (lambda f: edit(f, lambda s: s.update({"class": "Linear"})), "'Linear'"),
+    "function of transformers": (
+        lambda f: edit(f, lambda s: s.update({"class": "pipeline"})),
+        "'pipeline' is not a model",
+    ),
+    "class of another type": (
+        lambda f: edit(f, lambda s: s.update({"class": "BertModel"})),
+        "'BertModel' is not a model that transformers knows for type 'roberta'",
+    ),
+    "unknown type": (
+        lambda f: edit(f, lambda s: s["config"].update(model_type="none such")),
+        "'none such'",
+    ),
+    "type is no string": (
+        lambda f: edit(f, lambda s: s["config"].update(model_type=["roberta"])),
+        "not a name",
+    ),
+    "another hidden size": (
+        lambda f: edit(f, lambda s: s["config"].update(hidden_size=24)),
+        "not of the dense shape",
+    ),
+    "impossible configuration": (
+        lambda f: edit(f, lambda s: s["config"].update(hidden_size="wide")),
+        "describes no model",
+    ),
+    "layer that does not exist": (
+        lambda f: edit(f, lambda s: s["layers"].update({"a.b": first_layer(s)})),
+        "describes no model",
+    ),
+    "negative size": (
+        lambda f: edit(f, lambda s: first_layer(s).update(kept_in=-1)),
+        "describes no model",
+    ),
+    "size missing": (
+        lambda f: edit(f, lambda s: first_layer(s).pop("kept_in")),
+        "describes no model",
+    ),
+    "missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop(WEIGHT)), f"{WEIGHT} is missing"),
+    "tensor too many": (
+        lambda f: edit_tensors(f, lambda t: t.update(more=torch.zeros(1))),
+        "more, which the model does not have",
+    ),
+    "another shape": (
+        lambda f: edit_tensors(f, lambda t: t.update({WEIGHT: t[WEIGHT][:-1].clone()})),
+        "has shape",
+    ),
+    "another kind": (
+        lambda f: edit_tensors(f, lambda t: t.update({WEIGHT: t[WEIGHT].long()})),
+        "is of torch.int64",
+    ),
+    "index out of range": (
+        lambda f: edit_tensors(f, lambda t: t[ROWS].add_(100)),
+        "does not increase strictly",
+    ),
+    "alias to nowhere": (
+        lambda f: edit(f, lambda s: s["aliases"].update({WEIGHT: "nowhere"})),
+        "missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(folder: Path, damage: str) -> None:
+    load(folder)  # sound before
+    harm, reason = DAMAGES[damage]
+    harm(folder)
+    with pytest.raises(CompactFormatError, match=reason) as caught:
+        load(folder)
+    assert str(folder) in str(caught.value)
+    assert caught.value.folder == folder
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(CompactFormatError, match="not a folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_files_of_others_are_ignored_by_load_and_kept_by_save(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("a")
+    model = load(folder)
+    save(model, folder)
+    assert (folder / "tokenizer.json").read_text() == "{}"
+    assert (folder / "notes" / "a.txt").read_text() == "a"
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["small"], "nothing left aside"
+
+
+def test_save_is_reproducible(folder: Path, written: Path) -> None:
+    save(load(folder), folder)
+    for name in ("finegates.json", "model.safetensors"):
+        assert (folder / name).read_bytes() == (written / name).read_bytes()
+
+
+def test_a_folder_of_others_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name in ("mine", "file"):
+        with pytest.raises(FileExistsError, match="not an earlier finegates save"):
+            save(small_model(), tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "mine"]
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_an_interrupted_save_leaves_the_earlier_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    model = load(folder)
+    monkeypatch.setattr(serialize, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(model, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [p.name for p in folder.parent.iterdir()] == ["small"]
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    gated = attach(tiny.tiny_model("roberta"), GateConfig())
+    with pytest.raises(ValueError, match="has gates"):
+        save(gated, tmp_path / "a")
+    with pytest.raises(ValueError, match="no compact layers"):
+        save(tiny.tiny_model("roberta"), tmp_path / "a")
+    with pytest.raises(ValueError, match="no config"):
+        save(nn.Linear(2, 2), tmp_path / "a")
+
+    changed = small_model()
+    changed.extra = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"extra\.weight"):
+        save(changed, tmp_path / "a")
+
+    class Own(type(small_model())):  # type: ignore[misc]
+        pass
+
+    own = small_model()
+    own.__class__ = Own
+    with pytest.raises(ValueError, match="'Own' is not a model"):
+        save(own, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    small = small_model("masked")
+    save(small, tmp_path / "small")
+    again = load(tmp_path / "small")
+    embedding = again.get_input_embeddings().weight
+    assert again.get_output_embeddings().weight is embedding
+    stored = load_file(tmp_path / "small" / "model.safetensors")
+    assert sum(t.shape == embedding.shape for t in stored.values()) == 1
+    assert torch.equal(tiny.output(again, tiny.tokens()), tiny.output(small, tiny.tokens()))
+
+
+def test_buffers_outside_the_state_dict_come_back(tmp_path: Path) -> None:
+    small = small_model()
+    outside = dict(small.named_buffers()).keys() - small.state_dict().keys()
+    assert outside, "the architecture has some"
+    save(small, tmp_path / "small")
+    again = dict(load(tmp_path / "small").named_buffers())
+    for name, buffer in small.named_buffers():
+        assert torch.equal(again[name], buffer)
+        assert again[name].dtype == buffer.dtype
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_precision_and_attention_come_back(
+    attention: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    small = small_model()
+    small = small.to(dtype)
+    small.set_attn_implementation(attention)
+    small.config.id2label = {0: "no", 1: "yes"}
+    save(small, tmp_path / "small")
+    again = load(tmp_path / "small")
+    assert again.dtype == dtype
+    assert again.config._attn_implementation == attention
+    assert again.config.id2label == {0: "no", 1: "yes"}
+    assert torch.equal(tiny.output(again, tiny.tokens()), tiny.output(small, tiny.tokens()))
+
+
+def test_a_configuration_cannot_ask_for_code(folder: Path) -> None:
+    def ask(structure: dict[str, Any]) -> None:
+        structure["attention"] = "someone/some-kernel"
+        structure["config"]["auto_map"] = {"AutoModel": "evil.py--Evil"}
+        structure["config"]["_attn_implementation"] = "someone/some-kernel"
+        structure["config"]["attn_implementation"] = "someone/some-kernel"
+
+    edit(folder, ask)
+    model = load(folder)
+    assert model.config._attn_implementation in ("sdpa", "eager")
+    assert not hasattr(model.config, "auto_map")

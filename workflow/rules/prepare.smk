@@ -1,0 +1,63 @@
+# Data and encoder of the tier, where they are made here.
+
+
+rule generate_language:
+    output:
+        tables=(
+            DATA_FILES if TIER.data.generated else f"{RESULTS}/data/.not-generated"
+        ),
+    params:
+        settings=lambda wildcards: TIER.data.model_dump(),
+        tasks=TIER.tasks,
+        code=code_digest("workflow/scripts/generate_language.py"),
+    log:
+        f"{RESULTS}/logs/generate_language.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/generate_language.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    script:
+        "../scripts/generate_language.py"
+
+
+rule pretrain_encoder:
+    output:
+        model=f"{RESULTS}/models/encoder/model.safetensors",
+        config=f"{RESULTS}/models/encoder/config.json",
+        tokenizer=f"{RESULTS}/models/encoder/tokenizer.json",
+        summary=f"{RESULTS}/models/pretraining.json",
+    params:
+        settings=lambda wildcards: TIER.model.model_dump(),
+        code=code_digest("workflow/scripts/pretrain_encoder.py"),
+    log:
+        f"{RESULTS}/logs/pretrain_encoder.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/pretrain_encoder.tsv"
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    script:
+        "../scripts/pretrain_encoder.py"
+
+
+rule score_bag_of_words:
+    input:
+        tables=DATA_FILES,
+    output:
+        f"{RESULTS}/bag_of_words.json",
+    params:
+        tier_file=TIER_FILE,
+        settings=lambda wildcards: TIER.data.model_dump(),
+        tasks=TIER.tasks,
+        code=code_digest("workflow/scripts/score_bag_of_words.py"),
+    log:
+        f"{RESULTS}/logs/score_bag_of_words.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/score_bag_of_words.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    script:
+        "../scripts/score_bag_of_words.py"

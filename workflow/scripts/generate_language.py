@@ -1,0 +1,22 @@
+"""Generates the smoke tier's eight tasks as Parquet tables."""
+
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake  # noqa: F821
+with job_log(job.log[0]):
+    import pyarrow.parquet as pq
+
+    from finegates.tasks.glue import split_path
+    from finegates.tasks.language import generate_task
+
+    settings = job.params.settings["generated"]
+    folder = Path(job.output.tables[0]).parent.parent
+    for task in job.params.tasks:
+        for split in ("train", "validation"):
+            table = generate_task(task, split, settings[f"{split}_rows"], settings["seed"])
+            path = split_path(folder, task, split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, path)
+            print(path, table.num_rows)
