@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from finegates.attachment import detach as detach
     from finegates.baselines import add_lora as add_lora
     from finegates.baselines import magnitude_gates as magnitude_gates
-    from finegates.budget import measure_budget as measure_budget
     from finegates.budget import macs as macs
+    from finegates.budget import measure_budget as measure_budget
     from finegates.compaction import compact as compact
     from finegates.compaction import load as load
     from finegates.compaction import save as save

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from finegates.adapters import adapter_for, unwrap
-from finegates.gates import PRESETS, FixedGate, StochasticGate, preset_named
+from finegates.gates import FixedGate, StochasticGate
 from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers, linear_shape
-from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty, check_reachable
+from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty
+from finegates.presets import check_reachable, preset_named
 from finegates.seeds import derive_seed
 
 
@@ -21,7 +22,7 @@ class GateConfig:
     """How gates are attached and trained.
 
     Attributes:
-        preset: ``"reference"`` or ``"paper_v1"`` (see ``finegates.gates.PRESETS``).
+        preset: ``"reference"`` or ``"paper_v1"`` (see ``finegates.presets.PRESETS``).
         target: target sparsity s in [0, 1): the fraction of rows, and of columns, to close. It is
             not the realised sparsity; ``finegates.budget`` measures that.
         penalty_weight: lambda, the factor of the penalty in the loss.
@@ -51,14 +52,14 @@ class GateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        preset_named(self.preset, self.noise_std)
+        preset = preset_named(self.preset, self.noise_std)
         if self.penalty is not None and self.penalty not in PENALTIES:
             raise ValueError(f"unknown penalty {self.penalty!r}; choose one of {sorted(PENALTIES)}")
         if not self.penalty_weight >= 0:
             raise ValueError(f"penalty_weight must be at least 0, got {self.penalty_weight}")
         if not (self.rows or self.cols):
             raise ValueError("rows and cols are both off: there would be no gates")
-        check_reachable(StochasticGate(1, preset_named(self.preset, self.noise_std)), self.target)
+        check_reachable(preset, self.target)
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain values."""

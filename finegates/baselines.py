@@ -12,7 +12,9 @@ from finegates.attachment import head_parameters
 from finegates.layers import dense_weight
 
 
-def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0) -> nn.Module:
+def add_lora(
+    model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0
+) -> nn.Module:
     """Puts a LoRA adapter on every layer that gates would go on, and freezes the rest but the head.
 
     The low-rank factors are initialised by ``peft`` from torch's default generator.
@@ -37,7 +39,7 @@ def add_lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: floa
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+        wrapped: nn.Module = peft.get_peft_model(model, config)
     for parameter in head_parameters(wrapped).values():
         parameter.requires_grad_(True)
     return wrapped

@@ -1,8 +1,8 @@
 """Configuration of a tier: what runs on which model, data, tasks and methods.
 
-A tier is one YAML file; each of its methods names a file of ``config/experiments/`` and may override
-values of it. Everything is checked here, once, before any work: unknown keys fail with their place
-and the nearest known key.
+A tier is one YAML file; each of its methods names a file of ``config/experiments/`` and may
+override values of it. Everything is checked here, once, before any work: unknown keys fail with their
+place and the nearest known key.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from finegates.presets import check_reachable, preset_named
 from finegates.suggest import nearest
 from finegates.tasks.glue import TASKS
 
@@ -45,8 +46,8 @@ class ModelSource(Section):
     """Where the pretrained encoder comes from: exactly one of the four sources.
 
     ``pretraining`` makes it here; ``path`` is a folder in Hugging Face layout, relative to the
-    repository; ``package`` an installed Python package and a folder in it (``name/folder``); ``hub``
-    a hub id, with ``revision`` a commit hash.
+    repository; ``package`` an installed Python package and a folder in it (``name/folder``);
+    ``hub`` a hub id, with ``revision`` a commit hash.
     """
 
     name: str
@@ -99,6 +100,11 @@ class GateSettings(Section):
     penalty: Literal["target", "hinge"] | None = None
     kurtosis: bool = False
     noise_std: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> GateSettings:
+        check_reachable(preset_named(self.preset, self.noise_std), self.target)
+        return self
 
 
 class LoraSettings(Section):
@@ -193,7 +199,9 @@ class Tier(Section):
                         f"tier{nearest(match, self.methods)}"
                     )
                 if list(self.methods).index(match) > list(self.methods).index(label):
-                    raise ValueError(f"method {label!r} must stand after {match!r}, which it matches")
+                    raise ValueError(
+                        f"method {label!r} must stand after {match!r}, which it matches"
+                    )
         return self
 
 
@@ -203,17 +211,21 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
     """Reads and checks a tier file.
 
+    A tier may extend another with ``extends: other.yaml`` (beside it): its keys are laid over the
+    other's, ``model`` and ``data`` replace the other's whole.
+
     Args:
         path: the YAML file.
         experiments: folder of the experiment files, ``experiments/`` beside the tier file if None.
 
     Raises:
-        ConfigError: unreadable, not YAML, unknown or missing keys, wrong values; all problems of the
-            file at once.
+        ConfigError: unreadable, not YAML, unknown or missing keys, wrong values; all problems of
+            the file at once.
     """
     path = Path(path)
-    raw = read_yaml(path)
-    return resolve_tier(raw, path, Path(experiments) if experiments else path.parent / "experiments")
+    raw = _extended(path)
+    folder = Path(experiments) if experiments else path.parent / "experiments"
+    return resolve_tier(raw, path, folder)
 
 
 def resolve_tier(raw: dict[str, Any], path: Path, experiments: Path) -> Tier:
@@ -239,6 +251,21 @@ def resolve_tier(raw: dict[str, Any], path: Path, experiments: Path) -> Tier:
             )
         resolved[str(label)] = _merged(read_yaml(file), overrides)
     return validated(Tier, {**raw, "methods": resolved}, path)
+
+
+def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
+    raw = read_yaml(path)
+    if "extends" not in raw:
+        return raw
+    if depth > 8:
+        raise ConfigError(f"{path}: 'extends' goes round in a circle")
+    base = _extended(path.parent / str(raw.pop("extends")), depth + 1)
+    kept = {key: value for key, value in base.items() if key not in raw or key not in _WHOLE}
+    return _merged(kept, raw)
+
+
+# Sections that stand for one thing: half of one and half of another would name a third.
+_WHOLE = ("model", "data")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

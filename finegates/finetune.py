@@ -57,6 +57,7 @@ class TaskData:
         task: GLUE's name.
         train: rows of token ids and label, in the source's order.
         validation: the same, longest first, so that evaluation batches hold little padding.
+        labels: of the validation rows, in their order.
         rows: rows used, by split.
     """
 
@@ -67,6 +68,7 @@ class TaskData:
         self.validation = sorted(
             self._encode(tier, "validation"), key=lambda row: -len(row["input_ids"])
         )
+        self.labels = np.asarray([row["labels"] for row in self.validation])
         self.rows = {"train": len(self.train), "validation": len(self.validation)}
 
     def _encode(self, tier: Tier, split: str) -> list[dict[str, Any]]:
@@ -120,17 +122,19 @@ def finetune(
         "train": derive_seed(data.task, seed, "train"),
     }
     torch.set_num_threads(tier.threads)
-    model = load_classifier(tier, data.task, seeds["init"], method.init)
-    described = describe_model(tier, model)
+    pretrained = load_classifier(tier, data.task, seeds["init"], method.init)
+    described = describe_model(tier, pretrained)
     seed_everything(seeds["method"])
-    model = prepare(model, method, seeds["method"], matched)
+    model = prepare(pretrained, method, seeds["method"], matched)
 
     metric = GlueMetric(data.task)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits = prediction.predictions
-        logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
-        return _metrics(data.task, metric, logits, prediction.label_ids)
+        logits, labels = (
+            np.asarray(given[0] if isinstance(given, tuple) else given)
+            for given in (prediction.predictions, prediction.label_ids)
+        )
+        return _metrics(data.task, metric, logits, labels)
 
     timer = _StepTimer()
     with tempfile.TemporaryDirectory() as folder:
@@ -158,10 +162,7 @@ def finetune(
         small = compact(model)
         logits, gated_logits = predict(small, data), predict(model, data)
         shrunk = CompactResult(
-            score=score(
-                data.task,
-                _metrics(data.task, metric, logits, np.asarray([r["labels"] for r in data.validation])),
-            ),
+            score=score(data.task, _metrics(data.task, metric, logits, data.labels)),
             max_abs_logit_difference=float(np.abs(logits - gated_logits).max()),
             parameters=sum(p.numel() for p in small.parameters()),
             encoder_macs=macs(small, MACS_BATCH, MACS_LENGTH).total,
@@ -173,7 +174,10 @@ def finetune(
         seed=seed,
         config={
             **method.model_dump(),
-            "training": {**tier.training.model_dump(), "epochs": tier.training.epochs_of(data.task)},
+            "training": {
+                **tier.training.model_dump(),
+                "epochs": tier.training.epochs_of(data.task),
+            },
             "tier_description": tier.description,
         },
         seeds=seeds,
@@ -217,7 +221,7 @@ def prepare(
 
 @torch.inference_mode()
 def predict(model: nn.Module, data: TaskData, batch_size: int = 64) -> np.ndarray:
-    """Logits (rows, outputs) of a classifier in evaluation mode, on ``data.validation`` in order."""
+    """Evaluation logits (rows, outputs) of a classifier, in the order of ``data.validation``."""
     model.eval()
     device = next(model.parameters()).device
     collate = DataCollatorWithPadding(data.tokenizer)

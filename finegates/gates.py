@@ -4,83 +4,16 @@ A gate vector holds one latent number per dimension. From it follow a *centre* m
 included), a noisy training value ``clip(m + eps, 0, 1)`` with ``eps ~ N(0, noise_std^2)``, a
 deterministic evaluation value ``clip(m, 0, 1)``, and the probability of being open that the penalty
 sees, ``Phi(m / probability_std)``. The presets of the two versions of the paper differ only in the
-numbers of :class:`GatePreset`.
+numbers of :class:`finegates.presets.GatePreset`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-
-@dataclass(frozen=True)
-class GatePreset:
-    """The constants that define one family of gates.
-
-    Attributes:
-        name: the preset's name.
-        tanh: whether the mean is ``tanh(latent)`` (bounded) or the latent itself.
-        shift: what is added to the mean to give the centre m.
-        noise_std: standard deviation of the training noise.
-        probability_std: the sigma in ``P(open) = Phi(m / sigma)``; in the released code it is not
-            the noise's.
-        init_mean: mean of the latent at the start.
-        init_std: standard deviation of the latent at the start.
-        penalty: which penalty belongs to the preset, ``"target"`` or ``"hinge"``.
-        train_biases: whether the biases of gated layers are trained with the gates.
-    """
-
-    name: str
-    tanh: bool
-    shift: float
-    noise_std: float
-    probability_std: float
-    init_mean: float
-    init_std: float
-    penalty: str
-    train_biases: bool
-
-    def open_probability_range(self) -> tuple[float, float]:
-        """The infimum and supremum of P(open); a sparsity above 1 - infimum is out of reach."""
-        if not self.tanh:
-            return 0.0, 1.0
-        low, high = (self.shift + bound for bound in (-1.0, 1.0))
-        return _normal_cdf(low / self.probability_std), _normal_cdf(high / self.probability_std)
-
-
-PRESETS: dict[str, GatePreset] = {
-    # The released code: mu = tanh(a), a ~ N(1, 0.1^2), centre mu + 1/2; P uses 0.5, the noise 0.1.
-    "reference": GatePreset("reference", True, 0.5, 0.1, 0.5, 1.0, 0.1, "target", True),
-    # Version 1 of the paper: mu itself, from 1.0. It leaves sigma open; 0.5 is the value of the
-    # stochastic-gates literature that it builds on.
-    "paper_v1": GatePreset("paper_v1", False, 0.0, 0.5, 0.5, 1.0, 0.0, "hinge", False),
-}
-
-
-def preset_named(name: str, noise_std: float | None = None) -> GatePreset:
-    """Looks a preset up, if asked with another noise.
-
-    Args:
-        name: a key of ``PRESETS``.
-        noise_std: replaces the preset's noise; where the preset uses one sigma for noise and
-            probability (``paper_v1``), it replaces both.
-
-    Raises:
-        ValueError: the name is unknown, or the noise is negative.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"unknown gate preset {name!r}; choose one of {sorted(PRESETS)}")
-    preset = PRESETS[name]
-    if noise_std is None:
-        return preset
-    if not noise_std >= 0:
-        raise ValueError(f"noise_std of preset {name!r} must be at least 0, got {noise_std}")
-    if preset.noise_std == preset.probability_std and noise_std > 0:
-        return replace(preset, noise_std=noise_std, probability_std=noise_std)
-    return replace(preset, noise_std=noise_std)
+from finegates.presets import GatePreset, preset_named
 
 
 class Gate(nn.Module):
@@ -109,8 +42,10 @@ class Gate(nn.Module):
         return self.value() == 0
 
     def forward(self) -> Tensor:
+        """A sample in training mode, the value in evaluation mode, shape (n,)."""
         return self.sample() if self.training else self.value()
 
+    @override
     def extra_repr(self) -> str:
         return f"size={self.size}"
 
@@ -154,18 +89,22 @@ class StochasticGate(Gate):
         mean = torch.tanh(self.latent) if self.preset.tanh else self.latent
         return mean + self.preset.shift if self.preset.shift else mean
 
+    @override
     def value(self) -> Tensor:
         return self.centre().clamp(0.0, 1.0)
 
+    @override
     def sample(self) -> Tensor:
         centre = self.centre()
         if self.preset.noise_std:
             centre = centre + torch.randn_like(centre) * self.preset.noise_std
         return centre.clamp(0.0, 1.0)
 
+    @override
     def open_probability(self) -> Tensor:
         return torch.special.ndtr(self.centre() / self.preset.probability_std)
 
+    @override
     def extra_repr(self) -> str:
         return f"size={self.size}, preset={self.preset.name!r}"
 
@@ -191,15 +130,14 @@ class FixedGate(Gate):
         self.size = values.numel()
         self.register_buffer("values", values.detach().clone())
 
+    @override
     def value(self) -> Tensor:
         return self.values
 
+    @override
     def sample(self) -> Tensor:
         return self.values
 
+    @override
     def open_probability(self) -> Tensor:
         return (self.values != 0).to(self.values.dtype)
-
-
-def _normal_cdf(x: float) -> float:
-    return 0.5 * math.erfc(-x / math.sqrt(2.0))

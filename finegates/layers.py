@@ -86,7 +86,9 @@ def find_linear(layer: nn.Module) -> nn.Module:
     Raises:
         TypeError: neither nn.Linear, nor Conv1D, nor a peft layer around one.
     """
-    inner = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    inner: nn.Module = layer
+    if hasattr(layer, "get_base_layer"):
+        inner = layer.get_base_layer()  # type: ignore[operator]
     if isinstance(inner, nn.Linear) or _is_conv1d(inner):
         return inner
     raise TypeError(
@@ -98,7 +100,7 @@ def find_linear(layer: nn.Module) -> nn.Module:
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear-like layer. Raises TypeError as :func:`find_linear` does."""
     linear = find_linear(layer)
-    rows, columns = linear.weight.shape  # type: ignore[union-attr, misc]
+    rows, columns = linear.weight.shape  # type: ignore[misc]
     return (int(rows), int(columns)) if _is_conv1d(linear) else (int(columns), int(rows))
 
 
@@ -114,8 +116,8 @@ def dense_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
             or a trained bias of its own).
     """
     linear = find_linear(layer)
-    weight = linear.weight.detach()  # type: ignore[operator, union-attr]
-    bias = None if linear.bias is None else linear.bias.detach()  # type: ignore[operator, union-attr]
+    weight = linear.weight.detach()  # type: ignore[operator]
+    bias = None if linear.bias is None else linear.bias.detach()  # type: ignore[operator]
     if _is_conv1d(linear):
         weight = weight.T
     low_rank = layer is not linear and not getattr(layer, "disable_adapters", False)

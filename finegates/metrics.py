@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from finegates.tasks.glue import task_named
 
 
-class GlueMetric(evaluate.Metric):  # type: ignore[misc]
+class GlueMetric(evaluate.Metric):
     """The metrics of one GLUE task, computed in memory from scikit-learn and scipy.
 
     ``compute(predictions=..., references=...)`` takes integer codes (floats for STS-B) and returns

@@ -25,7 +25,10 @@ def summarise_gates(model: nn.Module, penalty: SparsityPenalty | None = None) ->
     values = torch.cat([gate.value().float().cpu() for gate in gates])
     probability = torch.cat([gate.open_probability().float().cpu() for gate in gates])
     closed = {
-        side: torch.cat([g.closed().cpu() for layer in layers.values() for s, g in layer.gates() if s == side] or [torch.zeros(1)])
+        side: torch.cat(
+            [g.closed().cpu() for layer in layers.values() for s, g in layer.gates() if s == side]
+            or [torch.zeros(1)]
+        )
         for side in ("rows", "cols")
     }
     return {

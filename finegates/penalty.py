@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from finegates.gates import Gate, StochasticGate
-from finegates.layers import GatedLinear, dense_weight, gated_layers
+from finegates.layers import dense_weight, gated_layers
+from finegates.presets import check_reachable
 
 
 def target_penalty(open_fraction: Tensor, sparsity: float) -> Tensor:
@@ -34,18 +35,6 @@ PENALTIES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "target": target_penalty,
     "hinge": hinge_penalty,
 }
-
-
-def check_reachable(gate: StochasticGate, sparsity: float) -> None:
-    """Raises ValueError if no value of the gate's latents meets the target sparsity."""
-    low, _ = gate.preset.open_probability_range()
-    if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"target sparsity must lie in [0, 1), got {sparsity}")
-    if 1.0 - sparsity < low:
-        raise ValueError(
-            f"target sparsity {sparsity} cannot be reached by preset {gate.preset.name!r}: its open "
-            f"probability never falls below {low:.3f}, so targets end at {1.0 - low:.3f}"
-        )
 
 
 class SparsityPenalty:
@@ -82,7 +71,7 @@ class SparsityPenalty:
         if not gates:
             raise ValueError("the model has no trainable gates; call finegates.attach first")
         for gate in gates:
-            check_reachable(gate, sparsity)
+            check_reachable(gate.preset, sparsity)
         # The flat form below serves gates of one preset; it costs three operations, not three a
         # gate. Each side weighs 1 / (its layer's sides * layers).
         preset = gates[0].preset
@@ -126,9 +115,7 @@ class SparsityPenalty:
             self._side_of = self._side_of.to(latent.device)
             self._sizes = self._sizes.to(latent.device)
         mean = torch.tanh(latent) if first.preset.tanh else latent
-        probability = torch.special.ndtr(
-            (mean + first.preset.shift) / first.preset.probability_std
-        )
+        probability = torch.special.ndtr((mean + first.preset.shift) / first.preset.probability_std)
         sums = probability.new_zeros(len(self._gates)).index_add(0, self._side_of, probability)
         return sums / self._sizes
 
@@ -221,7 +208,6 @@ __all__ = [
     "PENALTIES",
     "KurtosisWeights",
     "SparsityPenalty",
-    "check_reachable",
     "hinge_penalty",
     "kurtosis",
     "target_penalty",

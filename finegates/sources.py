@@ -98,7 +98,8 @@ def read_table(tier: Tier, task: str, split: str) -> pa.Table:
     folder = data_folder(tier)
     if folder is not None:
         return read_split(folder, task, split, rows)
-    assert source.hub is not None and source.revision is not None
+    assert source.hub is not None
+    assert source.revision is not None
     return read_hub_split(source.hub, source.revision, task, split, rows)
 
 
@@ -147,9 +148,7 @@ def load_tokenizer(tier: Tier) -> PreTrainedTokenizerBase:
     return _from_source(tier, AutoTokenizer)
 
 
-def load_classifier(
-    tier: Tier, task: str, seed: int, init: str = "pretrained"
-) -> PreTrainedModel:
+def load_classifier(tier: Tier, task: str, seed: int, init: str = "pretrained") -> PreTrainedModel:
     """The tier's encoder with a fresh head for a task, float32.
 
     Args:
@@ -173,9 +172,7 @@ def load_classifier(
     if init == "random":
         config = _from_source(tier, AutoConfig, **settings)
         return AutoModelForSequenceClassification.from_config(config)
-    return _from_source(
-        tier, AutoModelForSequenceClassification, dtype=torch.float32, **settings
-    )
+    return _from_source(tier, AutoModelForSequenceClassification, dtype=torch.float32, **settings)
 
 
 def _from_source(tier: Tier, auto_class: Any, **settings: Any) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from tqdm import tqdm
 from transformers import TrainingArguments
 
@@ -45,7 +44,7 @@ def interleaved(
 
 
 def ratios(seconds: Mapping[str, np.ndarray], to: str) -> pd.DataFrame:
-    """Median and quartiles in milliseconds of each contender, and the median's ratio to ``to``'s."""
+    """Median and quartiles in ms of each contender, and the median's ratio to that of ``to``."""
     rows = []
     for name, values in seconds.items():
         low, median, high = np.percentile(values, [25, 50, 75])
@@ -106,9 +105,9 @@ def _training_step(
     seed = derive_seed("time_step")
     seed_everything(seed)
     model = load_classifier(tier, "sst2", seed)
-    model_type: nn.Module = prepare(model, method, seed)
+    prepared = prepare(model, method, seed)
     trainer = GateTrainer(
-        model=model_type,
+        model=prepared,
         args=TrainingArguments(
             output_dir=folder,
             learning_rate=method.learning_rate,
@@ -125,7 +124,7 @@ def _training_step(
     }
 
     def step() -> None:
-        trainer.training_step(model_type, dict(inputs))
+        trainer.training_step(prepared, dict(inputs))
         optimizer.step()
         optimizer.zero_grad()
 

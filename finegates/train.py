@@ -56,16 +56,18 @@ class GateTrainerMixin:
     """Adds the sparsity penalty, learning rates by parameter group, and gate metrics to a Trainer.
 
     Without gates attached it changes nothing but the NaN check. The penalty is the one that
-    ``finegates.attach`` was configured with. After each epoch ``gate_history`` gains a summary of the
-    gates, which is also logged under ``gates/...``.
+    ``finegates.attach`` was configured with. After each epoch ``gate_history`` gains a summary of
+    the gates, which is also logged under ``gates/...``.
 
     Args:
-        learning_rates: learning rates of parameter groups (a subset of ``GROUPS``) that differ from
+        learning_rates: rates of parameter groups (a subset of ``GROUPS``) that differ from
             ``args.learning_rate``; the schedule scales them all alike.
 
     Raises:
         ValueError: an unknown group.
     """
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self, *args: Any, learning_rates: dict[str, float] | None = None, **kwargs: Any
@@ -87,7 +89,7 @@ class GateTrainerMixin:
         """One optimizer group for each non-empty kind of parameter; weight decay on weights, head
         and low-rank factors only."""
         trained: nn.Module = self.model if model is None else model  # type: ignore[attr-defined]
-        if self.optimizer is None:  # type: ignore[has-type]
+        if self.optimizer is None:
             arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
             cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, trained)  # type: ignore[arg-type]
             groups = [

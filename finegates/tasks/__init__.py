@@ -1,0 +1,1 @@
+"""Tasks: GLUE's tables, a generated language shaped like them, and their floor scores."""

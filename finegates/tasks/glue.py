@@ -42,6 +42,8 @@ class Task:
         return 1 if self.labels is None else len(self.labels)
 
 
+_ENTAILMENT = ("entailment", "not_entailment")
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -70,8 +72,8 @@ TASKS: dict[str, Task] = {
             392702,
             "validation_matched",
         ),
-        Task("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",), 104743),
-        Task("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment"), ("accuracy",), 2490),
+        Task("qnli", ("question", "sentence"), _ENTAILMENT, ("accuracy",), 104743),
+        Task("rte", ("sentence1", "sentence2"), _ENTAILMENT, ("accuracy",), 2490),
     )
 }
 
@@ -185,16 +187,16 @@ def read_hub_split(
     name = spec.validation if split == "validation" else split
     try:
         loaded = datasets.load_dataset(hub, task, revision=revision, split=name)
-    except Exception as error:  # the hub client raises many kinds: all mean that it is not to be had
+    except Exception as error:  # the hub client has many kinds; each means that it cannot be had
         raise DataError(
-            f"cannot load {hub!r} at {revision} for task {task!r} ({type(error).__name__}: {error}); "
-            "check the network, or download it elsewhere and set data.path to the folder"
+            f"cannot load {hub!r} at {revision} for task {task!r} ({type(error).__name__}: "
+            f"{error}); check the network, or download it elsewhere and set data.path to the folder"
         ) from error
     return checked(loaded.data.table, task, f"{hub}@{revision}/{task}/{name}").slice(0, rows)
 
 
 def describe_split(folder: str | Path, task: str, split: str) -> dict[str, Any]:
-    """What a record says of a table: file digest and, where the file states it, its split status."""
+    """What a record says of a table: its digest and, where the file states it, its status."""
     import pyarrow.parquet as pq
 
     path = split_path(folder, task, split)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finegates.job import job_log, seconds_since_start
 
-job = snakemake  # noqa: F821
+job = snakemake
 with job_log(job.log[0]):
     from finegates.config import load_tier
     from finegates.finetune import TaskData, finetune, load_tokenizer

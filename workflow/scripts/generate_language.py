@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finegates.job import job_log
 
-job = snakemake  # noqa: F821
+job = snakemake
 with job_log(job.log[0]):
     import pyarrow.parquet as pq
 

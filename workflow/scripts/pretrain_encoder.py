@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finegates.job import job_log, seconds_since_start
 
-job = snakemake  # noqa: F821
+job = snakemake
 with job_log(job.log[0]):
     from finegates.config import ModelSource
     from finegates.pretrain import pretrain_masked_lm

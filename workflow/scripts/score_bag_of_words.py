@@ -4,7 +4,7 @@ import json
 
 from finegates.job import job_log
 
-job = snakemake  # noqa: F821
+job = snakemake
 with job_log(job.log[0]):
     from finegates.config import load_tier
     from finegates.metrics import GlueMetric, score

@@ -79,7 +79,7 @@ def undetermined(event: Event, rng: Random) -> Event:
 
 
 def altered(event: Event, rng: Random) -> Event:
-    """Return an event that differs from `event` in one respect, its agent, verb, patient, polarity or roles."""
+    """Return an event that differs in one respect: agent, verb, patient, polarity or roles."""
     changes = [_swap, _swap, _negate, _change_verb, _change_verb]
     changes += 2 * [_rename_agent, _rename_patient]
     if event.agent.adjective != event.patient.adjective:

@@ -1,0 +1,143 @@
+"""Gate formulas against hand-computed values and closed-form expectations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+from finegates.gates import FixedGate, StochasticGate
+from finegates.presets import PRESETS, preset_named
+
+
+def gate_at(preset: str, *latents: float) -> StochasticGate:
+    gate = StochasticGate(len(latents), preset)
+    gate.latent.data = torch.tensor(latents, dtype=torch.float64)
+    return gate
+
+
+def expected_clipped_normal(mean: float, std: float) -> float:
+    """E clip(m + eps, 0, 1) for eps ~ N(0, std^2), by the normal's partial moments."""
+    a, b = (0 - mean) / std, (1 - mean) / std
+    phi, cdf = stats.norm.pdf, stats.norm.cdf
+    return mean * (cdf(b) - cdf(a)) - std * (phi(b) - phi(a)) + 1 - cdf(b)
+
+
+def test_reference_gate_follows_the_released_formulas():
+    gate = gate_at("reference", 1.0, 0.0, -0.5, -2.0)
+    means = [0.761594155955765, 0.0, -0.46211715726, -0.96402758007]  # tanh, by hand
+    assert gate.value().tolist() == pytest.approx([1.0, 0.5, 0.03788284274, 0.0])
+    expected = [stats.norm.cdf((m + 0.5) / 0.5) for m in means]
+    assert gate.open_probability().tolist() == pytest.approx(expected)
+
+
+def test_reference_gate_at_its_start_is_open_with_probability_0_994():
+    # Phi((tanh(1) + 1/2) / (1/2)) = Phi(2.523188...)
+    assert gate_at("reference", 1.0).open_probability().item() == pytest.approx(0.99418, abs=1e-5)
+
+
+def test_paper_v1_gate_follows_the_formulas_of_version_1():
+    gate = gate_at("paper_v1", 1.0, 0.25, -0.1)
+    assert gate.value().tolist() == pytest.approx([1.0, 0.25, 0.0])
+    expected = [stats.norm.cdf(m / 0.5) for m in (1.0, 0.25, -0.1)]
+    assert gate.open_probability().tolist() == pytest.approx(expected)
+
+
+def test_starts_are_those_of_the_presets():
+    torch.manual_seed(0)
+    reference = StochasticGate(20_000, "reference").latent
+    assert reference.mean().item() == pytest.approx(1.0, abs=5 * 0.1 / math.sqrt(20_000))
+    assert reference.std().item() == pytest.approx(0.1, rel=0.05)
+    assert StochasticGate(7, "paper_v1").latent.tolist() == [1.0] * 7
+
+
+@pytest.mark.parametrize(("preset", "latent"), [("reference", -0.3), ("paper_v1", 0.8)])
+def test_samples_have_the_closed_form_expectation(preset, latent):
+    torch.manual_seed(1)
+    n = 200_000
+    gate = gate_at(preset, *[latent] * n)
+    centre, std = gate.centre()[0].item(), gate.preset.noise_std
+    expected = expected_clipped_normal(centre, std)
+    by_quadrature = integrate.quad(
+        lambda e: min(max(centre + e, 0.0), 1.0) * stats.norm.pdf(e, scale=std),
+        -8 * std,
+        8 * std,
+        points=[-centre, 1 - centre],
+    )[0]
+    assert expected == pytest.approx(by_quadrature, abs=1e-7)
+    sampled = gate.sample().mean().item()
+    assert abs(sampled - expected) < 5 * std / math.sqrt(n)  # five standard errors at most
+
+
+@given(st.floats(-4, 4))
+def test_a_closed_gate_is_open_with_probability_at_most_one_half_and_an_open_one_at_least(latent):
+    for preset in PRESETS:
+        gate = gate_at(preset, latent)
+        assert gate.closed().item() == (gate.centre().item() <= 0)
+        probability = gate.open_probability().item()
+        assert probability <= 0.5 if gate.closed().item() else probability >= 0.5
+
+
+def test_the_pathwise_gradient_vanishes_where_the_gate_saturates():
+    gate = gate_at("reference", 2.0, 0.0, -2.0)
+    gate.sample().sum().backward()
+    gradient = gate.latent.grad.tolist()
+    assert gradient[0] == 0.0
+    assert gradient[1] != 0.0
+    assert gradient[2] == 0.0
+
+
+def test_a_gate_samples_in_training_and_is_constant_in_evaluation():
+    torch.manual_seed(2)
+    gate = gate_at("reference", *[0.0] * 8)
+    assert not torch.equal(gate(), gate())
+    gate.eval()
+    assert torch.equal(gate(), gate())
+    assert torch.equal(gate(), gate.value())
+
+
+def test_without_noise_a_sample_is_the_value():
+    gate = StochasticGate(5, preset_named("reference", noise_std=0.0))
+    assert torch.equal(gate.sample(), gate.value())
+
+
+def test_another_noise_replaces_both_sigmas_of_paper_v1_and_only_the_noise_of_reference():
+    assert preset_named("paper_v1", 0.3).probability_std == 0.3
+    assert preset_named("reference", 0.3).probability_std == 0.5
+    assert preset_named("reference", 0.3).noise_std == 0.3
+
+
+def test_open_probability_of_reference_stays_in_its_stated_range():
+    low, high = PRESETS["reference"].open_probability_range()
+    assert (low, high) == pytest.approx((0.158655, 0.998650), abs=1e-6)
+    probability = gate_at("reference", *np.linspace(-30, 30, 101).tolist()).open_probability()
+    assert probability.min().item() >= low - 1e-12
+    assert probability.max().item() <= high + 1e-12
+
+
+def test_fixed_gates_are_never_trained_and_never_sampled():
+    gate = FixedGate(torch.tensor([0.0, 0.5, 1.0]))
+    assert list(gate.parameters()) == []
+    assert torch.equal(gate.train()(), gate.eval()())
+    assert gate.closed().tolist() == [True, False, False]
+    assert gate.open_probability().tolist() == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "values", [torch.tensor([]), torch.ones(2, 2), torch.tensor([1]), torch.tensor([math.nan])]
+)
+def test_fixed_gates_refuse_what_is_no_vector_of_finite_numbers(values):
+    with pytest.raises(ValueError, match="fixed gates"):
+        FixedGate(values)
+
+
+def test_bad_gates_are_refused_with_the_reason():
+    with pytest.raises(ValueError, match="unknown gate preset 'refrence'"):
+        StochasticGate(3, "refrence")
+    with pytest.raises(ValueError, match="at least one dimension"):
+        StochasticGate(0)
+    with pytest.raises(ValueError, match="noise_std"):
+        preset_named("reference", -1.0)

@@ -1,0 +1,131 @@
+"""The trainer: gates move, the penalty is in the loss, faults stop it."""
+
+import math
+
+import pytest
+import torch
+from tiny import VOCABULARY, tiny_model
+from transformers import TrainingArguments
+
+from finegates.attachment import GateConfig, attach
+from finegates.baselines import add_lora
+from finegates.layers import gated_layers
+from finegates.train import GateTrainer, NonFiniteLossError
+
+
+def rows(count: int = 32) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCABULARY, (count, 6), generator=generator)
+    return [{"input_ids": row, "labels": int(row[0]) % 2} for row in ids]
+
+
+def trainer(model, tmp_path, epochs=1, lr=1e-2, **kwargs):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=8,
+        learning_rate=lr,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="epoch",
+        seed=1,
+    )
+    return GateTrainer(model=model, args=arguments, train_dataset=rows(), **kwargs)
+
+
+def fresh(**config):
+    return attach(tiny_model("roberta", dtype=torch.float32), GateConfig(**config))
+
+
+def moved(before: dict, model) -> set[str]:
+    return {n for n, p in model.named_parameters() if not torch.equal(before[n], p)}
+
+
+def snapshot(model) -> dict:
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def test_every_gate_and_nothing_frozen_moves_in_training(tmp_path):
+    model = fresh(target=0.4)
+    before = snapshot(model)
+    wanted = {n for n, p in model.named_parameters() if p.requires_grad}
+    trainer(model, tmp_path).train()
+    changed = moved(before, model)
+    assert changed <= wanted
+    gates = {n for n in wanted if n.endswith(".latent")}
+    assert gates <= changed
+    assert len(gates) == 2 * len(gated_layers(model))
+
+
+def test_a_gate_left_out_of_the_optimizer_is_noticed_by_that_check(tmp_path):
+    model = fresh(target=0.4)
+    silent = next(n for n, _ in model.named_parameters() if n.endswith(".latent"))
+    dict(model.named_parameters())[silent].requires_grad_(False)
+    before = snapshot(model)
+    trainer(model, tmp_path).train()
+    gates = {n for n, _ in model.named_parameters() if n.endswith(".latent")}
+    assert gates - moved(before, model) == {silent}
+
+
+def test_the_penalty_drives_the_open_fraction_towards_the_target(tmp_path):
+    model = fresh(target=0.4, preset="paper_v1")
+    run = trainer(model, tmp_path, epochs=6, learning_rates={"gates": 5e-2})
+    run.train()
+    first, last = run.gate_history[0], run.gate_history[-1]
+    assert first["mean_open_probability"] > 0.95
+    assert last["mean_open_probability"] < 0.8
+    assert [s["epoch"] for s in run.gate_history] == list(range(7))
+
+
+def test_training_loss_is_task_loss_plus_weighted_penalty_and_evaluation_is_not(tmp_path):
+    model = fresh(target=0.4, penalty_weight=7.0, noise_std=0.0)
+    run = trainer(model, tmp_path)
+    batch = {k: torch.stack([torch.as_tensor(r[k]) for r in rows(8)]) for k in ("input_ids", "labels")}
+    plain = model.eval()(**batch).loss
+    assert run.compute_loss(model, dict(batch)).item() == pytest.approx(plain.item())
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    total = run.compute_loss(model.train(), dict(batch)).item()
+    assert total == pytest.approx(plain.item() + 7.0 * run.penalty().item(), rel=1e-5)
+
+
+def test_groups_get_their_own_learning_rates(tmp_path):
+    model = attach(add_lora(tiny_model("bert", dtype=torch.float32)), GateConfig())
+    run = trainer(model, tmp_path, lr=1e-3, learning_rates={"gates": 5e-2, "low_rank": 2e-3})
+    rates = {group["kind"]: group["lr"] for group in run.create_optimizer().param_groups}
+    assert rates == {"gates": 5e-2, "low_rank": 2e-3, "biases": 1e-3, "head": 1e-3}
+    with pytest.raises(ValueError, match="unknown parameter groups"):
+        trainer(model, tmp_path, learning_rates={"gate": 1.0})
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_the_step_and_a_remedy(tmp_path):
+    model = fresh()
+    model.classifier.out_proj.bias.data.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 0 .* lower learning rate"):
+        trainer(model, tmp_path).train()
+
+
+def test_a_model_with_everything_frozen_is_refused(tmp_path):
+    model = tiny_model("bert", dtype=torch.float32).requires_grad_(False)
+    with pytest.raises(ValueError, match="every parameter is frozen"):
+        trainer(model, tmp_path).train()
+
+
+def test_gate_metrics_stand_beside_the_loss_of_each_epoch(tmp_path):
+    run = trainer(fresh(), tmp_path, epochs=2)
+    run.train()
+    logged = [entry for entry in run.state.log_history if "loss" in entry]
+    assert len(logged) == 2
+    assert all("gates/realised_sparsity" in entry for entry in logged)
+
+
+def test_training_without_gates_is_plain_training(tmp_path):
+    run = trainer(tiny_model("bert", dtype=torch.float32), tmp_path)
+    run.train()
+    assert run.penalty is None
+    assert run.gate_history == []

@@ -1,0 +1,56 @@
+# Measured times: these files differ from run to run, tables of results do not.
+
+
+rule time_step:
+    input:
+        encoder=f"{MODEL_FOLDER}/config.json" if MODEL_FOLDER else [],
+    output:
+        csv=f"{RESULTS}/timing/step.csv",
+        md=f"{RESULTS}/timing/step.md",
+    params:
+        tier_file=TIER_FILE,
+        settings=lambda wildcards: TIER.step_benchmark.model_dump(),
+        code=code_digest("workflow/scripts/time_step.py"),
+    log:
+        f"{RESULTS}/logs/time_step.log",
+    # All cores, so that nothing else runs beside the measurement.
+    threads: workflow.cores
+    resources:
+        mem_mb=2500,
+        runtime=30,
+    script:
+        "../scripts/time_step.py"
+
+
+rule tabulate_cost:
+    input:
+        records=RECORDS,
+        tables=rules.tabulate_glue.output,
+        figures=[*rules.draw_tradeoff.output, *rules.draw_gates.output],
+        step=rules.time_step.output,
+    output:
+        csv=f"{RESULTS}/timing/cost.csv",
+        md=f"{RESULTS}/timing/cost.md",
+    params:
+        benchmarks=f"{RESULTS}/benchmarks",
+        pretraining=f"{RESULTS}/models/pretraining.json",
+        code=code_digest("workflow/scripts/tabulate_cost.py"),
+    log:
+        f"{RESULTS}/logs/tabulate_cost.log",
+    script:
+        "../scripts/tabulate_cost.py"
+
+
+rule publish:
+    input:
+        [path for path in rules.all.input],
+        records=RECORDS,
+    output:
+        directory(f"results/published/{TIER.tier}"),
+    params:
+        results=RESULTS,
+        code=code_digest("workflow/scripts/publish.py"),
+    log:
+        f"{RESULTS}/logs/publish.log",
+    script:
+        "../scripts/publish.py"

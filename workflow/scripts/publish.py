@@ -1,0 +1,23 @@
+"""Copies a tier's records, tables, figures and timings to results/published/<tier>."""
+
+import shutil
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.record import read_record
+
+    source, target = Path(job.params.results), Path(job.output[0])
+    for record in job.input.records:
+        read_record(record)  # refuses to publish what does not fit the schema
+    aside = target.with_name(f".{target.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    for path in map(Path, job.input):
+        copy = aside / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+    print(f"published {len(job.input)} files to {target}")

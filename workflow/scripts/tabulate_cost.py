@@ -1,0 +1,25 @@
+"""Tabulates what this tier's jobs cost, and the share of it that was start-up."""
+
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.cost import cost_table
+    from finegates.record import read_records, write_text
+
+    records = read_records(job.input.records)
+    pretraining = job.params.pretraining if Path(job.params.pretraining).is_file() else None
+    table = cost_table(records, job.params.benchmarks, pretraining)
+    total = table.iloc[-1]
+    machine = records[0].hardware
+    write_text(job.output.csv, table.to_csv(index=False, float_format="%.2f"))
+    write_text(
+        job.output.md,
+        f"Cost of the jobs behind the tables of tier {records[0].tier}, on {machine['cpu']} "
+        f"({machine['cores']} cores). Start-up (processes starting, imports) is "
+        f"{100 * total['startup_s'] / total['wall_s']:.1f} % of the jobs' time; jobs of a rule other "
+        "than training count as start-up whole. Jobs run side by side, so wall seconds add up to "
+        f"more than the run took.\n\n{table.to_markdown(index=False, floatfmt='.1f')}\n",
+    )

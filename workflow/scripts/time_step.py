@@ -1,0 +1,21 @@
+"""Times one training step of each kind of method, interleaved, and writes ratios to LoRA's."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.config import load_tier
+    from finegates.record import hardware, write_text
+    from finegates.timing import time_training_step
+
+    tier = load_tier(job.params.tier_file, "config/experiments")
+    table = time_training_step(tier, job.threads)
+    machine = hardware(job.threads)
+    write_text(job.output.csv, table.to_csv(index=False, float_format="%.4f"))
+    write_text(
+        job.output.md,
+        f"One training step, {tier.model.name}, batch {tier.step_benchmark.batch_size} x "
+        f"{tier.step_benchmark.length}, {tier.training.precision}, on {machine['cpu']} "
+        f"({machine['threads']} threads); medians over {tier.step_benchmark.repeats} interleaved "
+        f"rounds.\n\n{table.to_markdown(index=False, floatfmt='.3f')}\n",
+    )
