@@ -7,19 +7,13 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from finegates.config import ConfigError, load_tier
+from finegates.config import ConfigError, load_tier, tier_path
 from finegates.provenance import code_digest
 from finegates.sources import ModelError, data_files, model_folder
 from finegates.tasks.glue import DataError
 
-
-def tier_file(name):
-    return name if name.endswith((".yaml", ".yml")) else f"config/{name}.yaml"
-
-
-TIER_FILE = tier_file(str(config.get("tier", "smoke")))
 try:
-    TIER = load_tier(TIER_FILE, "config/experiments")
+    TIER = load_tier(tier_path(str(config.get("tier", "smoke"))))
     DATA_FILES = [str(path) for path in data_files(TIER)]
     MODEL_FOLDER = model_folder(TIER)
 except (ConfigError, DataError, ModelError) as error:
@@ -42,15 +36,26 @@ wildcard_constraints:
 
 
 include: "workflow/rules/prepare.smk"
+include: "workflow/rules/runs.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/benchmark.smk"
 
 
 rule all:
     default_target: True
     input:
-        RECORDS,
+        rules.tabulate_glue.output,
+        rules.draw_tradeoff.output,
+        rules.draw_gates.output,
+        rules.time_step.output,
+        rules.tabulate_cost.output,
 
 
+# Trains everything and makes no tables.
 rule runs:
     input:
         RECORDS,
+
+
+include: "workflow/rules/publish.smk"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from finegates.budget import measure_budget as measure_budget
     from finegates.compaction import compact as compact
     from finegates.compaction import load as load
+    from finegates.compaction import plan_compaction as plan_compaction
     from finegates.compaction import save as save
     from finegates.gates import FixedGate as FixedGate
     from finegates.gates import StochasticGate as StochasticGate
@@ -46,6 +47,7 @@ _HOMES = {
     "macs": "budget",
     "compact": "compaction",
     "load": "compaction",
+    "plan_compaction": "compaction",
     "save": "compaction",
     "FixedGate": "gates",
     "StochasticGate": "gates",

@@ -1,8 +1,8 @@
 """Configuration of a tier: what runs on which model, data, tasks and methods.
 
 A tier is one YAML file; each of its methods names a file of ``config/experiments/`` and may
-override values of it. Everything is checked here, once, before any work: unknown keys fail with their
-place and the nearest known key.
+override values of it. Everything is checked here, once, before any work: unknown keys fail with
+their place and the nearest known key.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from finegates.presets import check_reachable, preset_named
 from finegates.suggest import nearest
 from finegates.tasks.glue import TASKS
 
+CONFIG = Path(__file__).resolve().parent.parent / "config"
+
 
 class ConfigError(ValueError):
     """A configuration file that cannot be used; the message names file, key and remedy."""
@@ -29,17 +31,48 @@ class Section(BaseModel):
 
 
 class Pretraining(Section):
-    """Masked language modelling of a tiny RoBERTa on the generated language."""
+    """Masked-word pretraining of a tiny RoBERTa on the generated language.
 
-    hidden_size: int = Field(gt=0)
+    Attributes:
+        hidden: width of the residual stream, a multiple of ``heads``.
+        layers: number of transformer layers.
+        heads: number of attention heads.
+        feed_forward: width between the two feed-forward products.
+        max_length: longest sequence in tokens, special tokens included; longer ones are cut.
+        documents: size of the corpus.
+        steps: optimizer steps.
+        batch_size: documents a step.
+        learning_rate: peak of a linear schedule that ends at zero.
+        warmup: share of the steps over which the learning rate rises.
+        weight_decay: of the weights.
+        mask_probability: share of the words to predict; of these 80 % are masked, 10 % replaced,
+            10 % shown.
+        dropout: while pretraining.
+        finetuning_dropout: what the saved configuration carries.
+        threads: CPU threads; part of the result's identity, for sums are ordered by thread.
+    """
+
+    hidden: int = Field(gt=0)
     layers: int = Field(gt=0)
     heads: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    max_length: int = Field(gt=0, le=512)
+    feed_forward: int = Field(gt=0)
+    max_length: int = Field(gt=8, le=512)
     documents: int = Field(gt=0)
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    mask_probability: float = Field(default=0.2, gt=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    finetuning_dropout: float = Field(default=0.1, ge=0, lt=1)
+    threads: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Pretraining:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
 
 
 class ModelSource(Section):
@@ -208,6 +241,12 @@ class Tier(Section):
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+def tier_path(name: str = "smoke") -> Path:
+    """The file of a tier: of this repository by name, or any by a path that ends in ``.yaml``."""
+    is_path = name.endswith((".yaml", ".yml"))
+    return Path(name).resolve() if is_path else CONFIG / f"{name}.yaml"
+
+
 def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
     """Reads and checks a tier file.
 
@@ -216,7 +255,8 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
 
     Args:
         path: the YAML file.
-        experiments: folder of the experiment files, ``experiments/`` beside the tier file if None.
+        experiments: folder of the experiment files; if None, ``experiments/`` beside the tier file,
+            or else this repository's ``config/experiments/``.
 
     Raises:
         ConfigError: unreadable, not YAML, unknown or missing keys, wrong values; all problems of
@@ -225,6 +265,8 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
     path = Path(path)
     raw = _extended(path)
     folder = Path(experiments) if experiments else path.parent / "experiments"
+    if experiments is None and not folder.is_dir():
+        folder = CONFIG / "experiments"
     return resolve_tier(raw, path, folder)
 
 

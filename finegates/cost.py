@@ -16,8 +16,8 @@ def cost_table(
 ) -> pd.DataFrame:
     """Jobs, wall seconds and start-up seconds by rule, and their total.
 
-    Start-up is the time from a process's start until its imports are done and its work begins. It is
-    measured for training and pretraining; a job of any other rule counts whole, which overstates
+    Start-up is the time from a process's start until its imports are done and its work begins. It
+    is measured for training and pretraining; a job of any other rule counts whole, which overstates
     its start-up.
 
     Args:

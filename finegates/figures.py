@@ -192,7 +192,7 @@ def draw_gate_histograms(frame: pd.DataFrame, footer: str = "") -> Figure:
         if mesh is not None:
             bar = figure.colorbar(mesh, ax=axes, shrink=0.8, aspect=28, pad=0.02)
             bar.set_label("Fraction of gates (square-root scale)")
-            bar.outline.set_visible(False)  # type: ignore[operator]
+            bar.outline.set_visible(False)
     return figure
 
 
@@ -241,10 +241,10 @@ def _histogram_rows(task: str, runs: Sequence[Record]) -> list[dict[str, Any]]:
             if epoch.gates is not None:
                 by_epoch.setdefault(epoch.epoch, []).append(epoch.gates)
     rows = []
-    for epoch, found in sorted(by_epoch.items()):
+    for number, found in sorted(by_epoch.items()):
         lengths = {len(gates.histogram) for gates in found}
         if len(lengths) != 1:
-            raise ValueError(f"{task}, epoch {epoch}: histograms of {sorted(lengths)} bins")
+            raise ValueError(f"{task}, epoch {number}: histograms of {sorted(lengths)} bins")
         bins = lengths.pop()
         counts = [sum(column) for column in zip(*(g.histogram for g in found), strict=True)]
         total = max(1, sum(counts))
@@ -255,7 +255,7 @@ def _histogram_rows(task: str, runs: Sequence[Record]) -> list[dict[str, Any]]:
                     "method": runs[0].method,
                     "title": runs[0].config["title"],
                     "seeds": len(found),
-                    "epoch": epoch,
+                    "epoch": number,
                     "low": round(place / bins, FRACTION_DECIMALS),
                     "high": round((place + 1) / bins, FRACTION_DECIMALS),
                     "count": count,
@@ -324,7 +324,7 @@ def _grid(
 
 
 def _styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Look of each method, in the frame's order; pruned methods first, then dense, then references."""
+    """Look of each method, in the frame's order: pruned methods, dense ones, references."""
     styles: dict[str, dict[str, Any]] = {}
     for kind in ("pruned", "dense", "reference"):
         methods = frame[frame["kind"] == kind].drop_duplicates("method")
@@ -400,7 +400,9 @@ def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], place: str)
         )
         for look in styles.values()
     ]
-    figure.legend(handles=handles, loc=place, fontsize=8, labelspacing=0.7, handlelength=2.4)
+    figure.legend(  # type: ignore[call-overload]
+        handles=handles, loc=place, fontsize=8, labelspacing=0.7, handlelength=2.4
+    )
 
 
 def _draw_histogram_panel(ax: Axes, task: str, rows: pd.DataFrame, norm: Any) -> Any:

@@ -91,7 +91,7 @@ def make_record(
             "name": "tiny-roberta",
             "source": "pretraining",
             "revision": None,
-            "digest": "ab" * 32,
+            "sha256": "ab" * 32,
             "parameters": 123_456,
         },
         "data": {

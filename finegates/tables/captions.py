@@ -154,8 +154,8 @@ def _model(model: dict[str, Any]) -> str:
         facts.append(f"{model['parameters']:,} parameters")
     if model.get("revision"):
         facts.append(f"revision {model['revision'][:DIGEST_DIGITS]}")
-    elif model.get("digest"):
-        facts.append(f"digest {model['digest'][:DIGEST_DIGITS]}")
+    elif model.get("sha256"):
+        facts.append(f"digest {model['sha256'][:DIGEST_DIGITS]}")
     return f"{model['name']} ({', '.join(facts)})" if facts else str(model["name"])
 
 

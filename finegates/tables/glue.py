@@ -50,8 +50,8 @@ _TITLES = {
 _RULES = (
     f"{BLANK} marks what is missing; an average is taken over the seeds that have every task, and "
     "the number of missing runs stands beside its blank. Realised sparsity is the fraction of "
-    "gated weights in closed rows or columns; trainable parameters include the task head; MACs are the "
-    "encoder's; these columns are means over tasks."
+    "gated weights in closed rows or columns; trainable parameters include the task head; MACs "
+    "are the encoder's; these columns are means over tasks."
 )
 
 

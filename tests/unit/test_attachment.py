@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import output, tiny_model, tokens
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +17,7 @@ from finegates.baselines import add_lora, magnitude_gates
 from finegates.layers import GatedLinear, dense_weight, gated_layers
 from finegates.monitor import closed_counts, summarise_gates
 from finegates.train import parameter_groups
+from tiny import output, tiny_model, tokens
 
 
 def trained(model: nn.Module) -> set[str]:
@@ -87,7 +87,9 @@ def test_open_gates_change_nothing_and_half_open_gates_do():
 def test_gates_on_a_model_in_evaluation_mode_do_not_sample():
     model = attach(tiny_model("roberta").eval())
     assert torch.equal(output(model, tokens()), output(model, tokens()))
-    assert not any(gate.training for layer in gated_layers(model).values() for _, gate in layer.gates())
+    assert not any(
+        gate.training for layer in gated_layers(model).values() for _, gate in layer.gates()
+    )
 
 
 def test_detach_restores_the_outputs_from_before():
@@ -124,7 +126,11 @@ def test_gates_attach_by_pattern_to_models_without_an_adapter():
 def test_initial_gates_depend_on_seed_and_name_not_on_order():
     def latents(seed, modules):
         model = attach(tiny_model("bert"), GateConfig(seed=seed, modules=modules))
-        return {n: g.latent.tolist() for n, layer in gated_layers(model).items() for _, g in layer.gates()}
+        return {
+            n: g.latent.tolist()
+            for n, layer in gated_layers(model).items()
+            for _, g in layer.gates()
+        }
 
     query, key = "bert.encoder.layer.0.*.query", "bert.encoder.layer.0.*.key"
     assert latents(0, (query, key)) == latents(0, (key, query))

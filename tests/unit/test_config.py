@@ -58,7 +58,11 @@ def test_every_tier_that_ships_is_valid(path):
 def test_every_tier_has_every_method_of_the_comparison(tier):
     methods = load_tier(ROOT / "config" / f"{tier}.yaml").methods
     gates = [m.gates for m in methods.values() if m.gates]
-    reference = {g.target for m in methods.values() if (g := m.gates) and not m.lora and g.preset == "reference"}
+    reference = {
+        g.target
+        for m in methods.values()
+        if (g := m.gates) and not m.lora and g.preset == "reference"
+    }
     assert {0.0, 0.2, 0.4} <= reference
     assert any(m.trains_all and not m.magnitude for m in methods.values())
     assert any(m.lora and not m.gates for m in methods.values())
@@ -72,9 +76,7 @@ def test_the_rehearsal_differs_from_the_paper_in_model_data_and_size_only():
     assert rehearsal.methods == paper.methods
     assert rehearsal.runs_per_process == paper.runs_per_process
     changed = {
-        k
-        for k, v in rehearsal.training.model_dump().items()
-        if v != paper.training.model_dump()[k]
+        k for k, v in rehearsal.training.model_dump().items() if v != paper.training.model_dump()[k]
     }
     assert changed <= {"epochs"}
 

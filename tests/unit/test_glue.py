@@ -60,7 +60,11 @@ def test_the_split_status_in_the_file_is_described(tmp_path):
         ("cola", {"sentence": ["a", None], "label": [0, 1]}, "1 missing values"),
         ("cola", {"sentence": ["a", "b"], "label": [0, None]}, "1 missing values"),
         ("cola", {"sentence": [3], "label": [0]}, "must hold text"),
-        ("cola", {"sentence": pa.array([], pa.string()), "label": pa.array([], pa.int64())}, "no rows"),
+        (
+            "cola",
+            {"sentence": pa.array([], pa.string()), "label": pa.array([], pa.int64())},
+            "no rows",
+        ),
         ("stsb", {"sentence1": ["a"], "sentence2": ["b"], "label": [5.5]}, r"must lie in 0..5"),
         ("stsb", {"sentence1": ["a"], "sentence2": ["b"], "label": ["x"]}, "must be numbers"),
     ],
@@ -99,7 +103,10 @@ def test_no_network_is_an_error_that_names_the_remedy(monkeypatch):
 
 def test_metrics_are_glues():
     y, p = [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]
-    found = {task: GlueMetric(task).compute(predictions=p, references=y) for task in ("cola", "mrpc", "sst2")}
+    found = {
+        task: GlueMetric(task).compute(predictions=p, references=y)
+        for task in ("cola", "mrpc", "sst2")
+    }
     assert found["cola"]["matthews"] == pytest.approx(matthews_corrcoef(y, p))
     assert found["mrpc"] == pytest.approx({"accuracy": 0.6, "f1": f1_score(y, p)})
     assert found["sst2"] == pytest.approx({"accuracy": 0.6})

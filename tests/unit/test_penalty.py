@@ -52,7 +52,9 @@ def test_masked_kurtosis_is_scipys_on_the_kept_entries():
     torch.manual_seed(0)
     x, mask = torch.randn(6, 9, dtype=torch.float64), torch.rand(6, 9) > 0.3
     found = kurtosis(x, mask.double(), dim=1)
-    expected = [stats.kurtosis(row[keep].numpy(), fisher=False) for row, keep in zip(x, mask)]
+    expected = [
+        stats.kurtosis(row[keep].numpy(), fisher=False) for row, keep in zip(x, mask, strict=True)
+    ]
     assert found.tolist() == pytest.approx(expected)
 
 

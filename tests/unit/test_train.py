@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model
 from transformers import TrainingArguments
 
 from finegates.attachment import GateConfig, attach
 from finegates.baselines import add_lora
 from finegates.layers import gated_layers
 from finegates.train import GateTrainer, NonFiniteLossError
+from tiny import VOCABULARY, tiny_model
 
 
 def rows(count: int = 32) -> list[dict]:
@@ -84,7 +84,9 @@ def test_the_penalty_drives_the_open_fraction_towards_the_target(tmp_path):
 def test_training_loss_is_task_loss_plus_weighted_penalty_and_evaluation_is_not(tmp_path):
     model = fresh(target=0.4, penalty_weight=7.0, noise_std=0.0)
     run = trainer(model, tmp_path)
-    batch = {k: torch.stack([torch.as_tensor(r[k]) for r in rows(8)]) for k in ("input_ids", "labels")}
+    batch = {
+        k: torch.stack([torch.as_tensor(r[k]) for r in rows(8)]) for k in ("input_ids", "labels")
+    }
     plain = model.eval()(**batch).loss
     assert run.compute_loss(model, dict(batch)).item() == pytest.approx(plain.item())
     for module in model.modules():

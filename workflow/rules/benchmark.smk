@@ -7,17 +7,18 @@ rule time_step:
     output:
         csv=f"{RESULTS}/timing/step.csv",
         md=f"{RESULTS}/timing/step.md",
-    params:
-        tier_file=TIER_FILE,
-        settings=lambda wildcards: TIER.step_benchmark.model_dump(),
-        code=code_digest("workflow/scripts/time_step.py"),
     log:
         f"{RESULTS}/logs/time_step.log",
+    conda:
+        "../../environment.yml"
     # All cores, so that nothing else runs beside the measurement.
     threads: workflow.cores
     resources:
         mem_mb=2500,
         runtime=30,
+    params:
+        settings=lambda wildcards: TIER.step_benchmark.model_dump(),
+        code=code_digest("workflow/scripts/time_step.py"),
     script:
         "../scripts/time_step.py"
 
@@ -31,26 +32,13 @@ rule tabulate_cost:
     output:
         csv=f"{RESULTS}/timing/cost.csv",
         md=f"{RESULTS}/timing/cost.md",
+    log:
+        f"{RESULTS}/logs/tabulate_cost.log",
+    conda:
+        "../../environment.yml"
     params:
         benchmarks=f"{RESULTS}/benchmarks",
         pretraining=f"{RESULTS}/models/pretraining.json",
         code=code_digest("workflow/scripts/tabulate_cost.py"),
-    log:
-        f"{RESULTS}/logs/tabulate_cost.log",
     script:
         "../scripts/tabulate_cost.py"
-
-
-rule publish:
-    input:
-        [path for path in rules.all.input],
-        records=RECORDS,
-    output:
-        directory(f"results/published/{TIER.tier}"),
-    params:
-        results=RESULTS,
-        code=code_digest("workflow/scripts/publish.py"),
-    log:
-        f"{RESULTS}/logs/publish.log",
-    script:
-        "../scripts/publish.py"

@@ -3,20 +3,20 @@
 
 rule generate_language:
     output:
-        tables=(
-            DATA_FILES if TIER.data.generated else f"{RESULTS}/data/.not-generated"
-        ),
-    params:
-        settings=lambda wildcards: TIER.data.model_dump(),
-        tasks=TIER.tasks,
-        code=code_digest("workflow/scripts/generate_language.py"),
+        tables=(DATA_FILES if TIER.data.generated else f"{RESULTS}/data/.not-generated"),
     log:
         f"{RESULTS}/logs/generate_language.log",
     benchmark:
         f"{RESULTS}/benchmarks/generate_language.tsv"
+    conda:
+        "../../environment.yml"
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        settings=lambda wildcards: TIER.data.model_dump(),
+        tasks=TIER.tasks,
+        code=code_digest("workflow/scripts/generate_language.py"),
     script:
         "../scripts/generate_language.py"
 
@@ -27,17 +27,19 @@ rule pretrain_encoder:
         config=f"{RESULTS}/models/encoder/config.json",
         tokenizer=f"{RESULTS}/models/encoder/tokenizer.json",
         summary=f"{RESULTS}/models/pretraining.json",
-    params:
-        settings=lambda wildcards: TIER.model.model_dump(),
-        code=code_digest("workflow/scripts/pretrain_encoder.py"),
     log:
         f"{RESULTS}/logs/pretrain_encoder.log",
     benchmark:
         f"{RESULTS}/benchmarks/pretrain_encoder.tsv"
+    conda:
+        "../../environment.yml"
     threads: 2
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        settings=lambda wildcards: TIER.model.model_dump(),
+        code=code_digest("workflow/scripts/pretrain_encoder.py"),
     script:
         "../scripts/pretrain_encoder.py"
 
@@ -47,17 +49,18 @@ rule score_bag_of_words:
         tables=DATA_FILES,
     output:
         f"{RESULTS}/bag_of_words.json",
-    params:
-        tier_file=TIER_FILE,
-        settings=lambda wildcards: TIER.data.model_dump(),
-        tasks=TIER.tasks,
-        code=code_digest("workflow/scripts/score_bag_of_words.py"),
     log:
         f"{RESULTS}/logs/score_bag_of_words.log",
     benchmark:
         f"{RESULTS}/benchmarks/score_bag_of_words.tsv"
+    conda:
+        "../../environment.yml"
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        settings=lambda wildcards: TIER.data.model_dump(),
+        tasks=TIER.tasks,
+        code=code_digest("workflow/scripts/score_bag_of_words.py"),
     script:
         "../scripts/score_bag_of_words.py"

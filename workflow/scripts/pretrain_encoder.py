@@ -23,7 +23,6 @@ with job_log(job.log[0]):
         tokenizer,
         settings,
         seed=derive_seed("pretraining", "encoder"),
-        threads=settings.threads,
         folder=Path(job.output.model).parent,
     )
     summary = {

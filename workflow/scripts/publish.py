@@ -9,7 +9,8 @@ job = snakemake
 with job_log(job.log[0]):
     from finegates.record import read_record
 
-    source, target = Path(job.params.results), Path(job.output[0])
+    # <results>/runs/<task>/<method>/seed<n>.json
+    source, target = Path(job.input.records[0]).parents[3], Path(job.output[0])
     for record in job.input.records:
         read_record(record)  # refuses to publish what does not fit the schema
     aside = target.with_name(f".{target.name}.new")

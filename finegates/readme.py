@@ -1,0 +1,42 @@
+"""Keeps the tables quoted in README.md equal to the published files.
+
+Run ``python -m finegates.readme`` after publishing.
+
+A quoted file stands between ``<!-- begin PATH -->`` and ``<!-- end PATH -->``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from finegates.record import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_QUOTE = re.compile(r"<!-- begin (?P<path>\S+) -->\n.*?<!-- end (?P=path) -->", re.DOTALL)
+
+
+def with_quotes(text: str, root: Path) -> str:
+    """The text with every quoted file's present content.
+
+    Raises:
+        FileNotFoundError: a quoted file does not exist.
+    """
+
+    def quote(match: re.Match[str]) -> str:
+        path = match["path"]
+        content = (root / path).read_text(encoding="utf-8").strip()
+        return f"<!-- begin {path} -->\n{content}\n<!-- end {path} -->"
+
+    return _QUOTE.sub(quote, text)
+
+
+def quoted_files(text: str) -> list[str]:
+    """Paths of the files that the text quotes."""
+    return [match["path"] for match in _QUOTE.finditer(text)]
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    write_text(readme, with_quotes(readme.read_text(encoding="utf-8"), ROOT))

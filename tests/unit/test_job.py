@@ -1,0 +1,71 @@
+"""What jobs of the workflow share: logs, failures, cost."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from finegates.cost import cost_table
+from finegates.job import seconds_since_start
+from records import make_record
+
+SCRIPT = """
+import sys
+from finegates.job import job_log
+with job_log("job.log"):
+    print("working")
+    print("warning", file=sys.stderr)
+    {body}
+print("after")
+"""
+
+
+def run(tmp_path, body):
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(body=body)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_what_a_job_prints_lands_in_its_log_alone(tmp_path):
+    done = run(tmp_path, "pass")
+    assert done.returncode == 0
+    assert done.stdout == "after\n"
+    assert set((tmp_path / "job.log").read_text().split()) == {"working", "warning"}
+
+
+def test_a_failure_is_one_line_on_the_terminal_and_a_traceback_in_the_log(tmp_path):
+    done = run(tmp_path, "raise ValueError('no such column')")
+    assert done.returncode == 1
+    assert done.stderr == "error: ValueError: no such column (log: job.log)\n"
+    assert "Traceback" in (tmp_path / "job.log").read_text()
+    assert done.stdout == ""
+
+
+def test_start_up_is_counted_from_the_start_of_the_process():
+    assert 0 < seconds_since_start() < 24 * 3600
+
+
+def test_the_cost_table_counts_untimed_rules_as_start_up_whole(tmp_path):
+    benchmarks = tmp_path / "benchmarks"
+    (benchmarks / "finetune").mkdir(parents=True)
+    header = "s\tmax_rss\n"
+    (benchmarks / "finetune" / "cola.tsv").write_text(header + "100\t800\n")
+    (benchmarks / "finetune" / "rte.tsv").write_text(header + "50\t900\n")
+    (benchmarks / "pretrain_encoder.tsv").write_text(header + "60\t700\n")
+    (benchmarks / "generate_language.tsv").write_text(header + "2\tNA\n")
+    pretraining = tmp_path / "pretraining.json"
+    pretraining.write_text(json.dumps({"startup_s": 6.0}))
+    records = [
+        make_record(timing={**make_record().timing, "startup_s": 3.0}, seed=seed) for seed in (0, 1)
+    ]
+    table = cost_table(records, benchmarks, pretraining).set_index("rule")
+    assert table.loc["finetune", ["jobs", "wall_s", "startup_s"]].tolist() == [2, 150, 6]
+    assert table.loc["pretrain_encoder", "startup_s"] == 6
+    assert table.loc["generate_language", "startup_s"] == 2
+    assert table.loc["total", "wall_s"] == pytest.approx(212)
+    assert table.loc["total", "startup_s"] == pytest.approx(14)
+    assert table.loc["total", "peak_memory_mib"] == 900

@@ -1,0 +1,15 @@
+"""README.md quotes published files, and only as they are."""
+
+from finegates.readme import ROOT, quoted_files, with_quotes
+
+
+def test_quotes_are_replaced_by_the_files_content(tmp_path):
+    (tmp_path / "t.md").write_text("| a |\n")
+    text = "x\n<!-- begin t.md -->\nold\n<!-- end t.md -->\ny\n"
+    assert with_quotes(text, tmp_path) == "x\n<!-- begin t.md -->\n| a |\n<!-- end t.md -->\ny\n"
+
+
+def test_the_readme_quotes_the_published_tables_as_they_are():
+    text = (ROOT / "README.md").read_text()
+    assert quoted_files(text)
+    assert with_quotes(text, ROOT) == text, "run: python -m finegates.readme"

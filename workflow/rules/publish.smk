@@ -1,0 +1,18 @@
+# Committed copies of results are written by this rule alone: snakemake publish --config tier=local
+
+
+rule publish:
+    input:
+        rules.all.input,
+        bag_of_words=rules.score_bag_of_words.output,
+        records=RECORDS,
+    output:
+        directory(f"results/published/{TIER.tier}"),
+    log:
+        f"{RESULTS}/logs/publish.log",
+    conda:
+        "../../environment.yml"
+    params:
+        code=code_digest("workflow/scripts/publish.py"),
+    script:
+        "../scripts/publish.py"

@@ -1,0 +1,93 @@
+# Tables and figures, made from run records alone.
+
+STUDY = {"methods": METHODS, "tasks": TIER.tasks, "seeds": TIER.seeds}
+TABLES = f"{RESULTS}/tables"
+FIGURES = f"{RESULTS}/figures"
+
+
+rule tabulate_glue:
+    input:
+        records=RECORDS,
+        bag_of_words=f"{RESULTS}/bag_of_words.json",
+    output:
+        report(
+            multiext(f"{TABLES}/glue", ".csv", ".md", ".tex"),
+            caption="../report/tabulate_glue.rst",
+            category="Tables",
+        ),
+        best=multiext(f"{TABLES}/glue_best_epoch", ".csv", ".md", ".tex"),
+        sparsity=multiext(f"{TABLES}/sparsity", ".csv", ".md", ".tex"),
+        runs=f"{TABLES}/runs.csv",
+    log:
+        f"{RESULTS}/logs/tabulate_glue.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate_glue.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        study=STUDY,
+        code=code_digest("workflow/scripts/tabulate_glue.py"),
+    script:
+        "../scripts/tabulate_glue.py"
+
+
+rule draw_tradeoff:
+    input:
+        records=RECORDS,
+        bag_of_words=f"{RESULTS}/bag_of_words.json",
+    output:
+        report(
+            multiext(f"{FIGURES}/tradeoff", ".svg", ".png", ".pdf"),
+            caption="../report/draw_tradeoff.rst",
+            category="Figures",
+        ),
+        csv=f"{FIGURES}/tradeoff.csv",
+    log:
+        f"{RESULTS}/logs/draw_tradeoff.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_tradeoff.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        study=STUDY,
+        code=code_digest("workflow/scripts/draw_tradeoff.py"),
+    script:
+        "../scripts/draw_tradeoff.py"
+
+
+# One picture for each method with trained gates.
+rule draw_gates:
+    input:
+        records=RECORDS,
+    output:
+        report(
+            expand(
+                f"{FIGURES}/gates/{{method}}.{{suffix}}",
+                method=[label for label, method in TIER.methods.items() if method.gates],
+                suffix=["svg", "png", "pdf"],
+            ),
+            caption="../report/draw_gates.rst",
+            category="Figures",
+        ),
+        csv=f"{FIGURES}/gates/histograms.csv",
+    log:
+        f"{RESULTS}/logs/draw_gates.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_gates.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        study=STUDY,
+        gated=[label for label, method in TIER.methods.items() if method.gates],
+        code=code_digest("workflow/scripts/draw_gates.py"),
+    script:
+        "../scripts/draw_gates.py"

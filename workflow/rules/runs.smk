@@ -1,0 +1,30 @@
+# What a run is: its record's path, the tables it reads, the settings that bear on it.
+
+PER_TASK = TIER.runs_per_process == "task"
+RUN = f"{RESULTS}/runs/{{task}}/{{method}}/seed{{seed}}.json"
+
+
+def matched_record(wildcards):
+    """The record whose closed rows and columns a magnitude run matches, where it is another job's."""
+    if PER_TASK:
+        return []
+    magnitude = TIER.methods[wildcards.method].magnitude
+    if magnitude is None:
+        return []
+    return RUN.format(task=wildcards.task, method=magnitude.match, seed=wildcards.seed)
+
+
+def task_tables(wildcards):
+    return [path for path in DATA_FILES if Path(path).parent.name == wildcards.task]
+
+
+def run_settings(wildcards):
+    """What of the configuration bears on a job's runs; a change reruns just these."""
+    labels = METHODS if PER_TASK else [wildcards.method]
+    return {
+        "model": TIER.model.model_dump(),
+        "data": TIER.data.model_dump(),
+        "training": TIER.training.model_dump(),
+        "methods": {label: TIER.methods[label].model_dump() for label in labels},
+        "threads": TIER.threads,
+    }

@@ -1,0 +1,26 @@
+"""Draws each gated method's gates over training, from the table that it writes beside them."""
+
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import pandas as pd
+
+    from finegates.figures import draw_gate_histograms, gate_histogram_frame, save_figure
+    from finegates.record import read_records, write_text
+    from finegates.tables import figure_footer, to_csv
+
+    records = read_records(job.input.records)
+    methods, tasks = job.params.study["methods"], job.params.study["tasks"]
+    frames = {
+        label: gate_histogram_frame(records, label, methods, tasks) for label in job.params.gated
+    }
+    write_text(job.output.csv, to_csv(pd.concat(frames.values())))
+    for label, frame in frames.items():
+        title = frame["title"].iloc[0]
+        lead = f"{title}: evaluation gates of all gated layers, by epoch."
+        figure = draw_gate_histograms(frame, figure_footer(lead, records, methods, tasks))
+        paths = [p for p in map(Path, job.output) if p.stem == label and p.suffix != ".csv"]
+        save_figure(figure, *paths)

@@ -1,0 +1,17 @@
+"""Draws score against realised sparsity, from the table that it writes beside the picture."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.figures import draw_tradeoff, save_figure, tradeoff_frame
+    from finegates.record import read_records, write_text
+    from finegates.tables import figure_footer, read_references, to_csv
+
+    records = read_records(job.input.records)
+    methods, tasks = job.params.study["methods"], job.params.study["tasks"]
+    frame = tradeoff_frame(records, methods, tasks, read_references(job.input.bag_of_words))
+    write_text(job.output.csv, to_csv(frame))
+    lead = "Score after the last epoch against realised sparsity of the gated weights."
+    figure = draw_tradeoff(frame, figure_footer(lead, records, methods, tasks))
+    save_figure(figure, *job.output[:3])

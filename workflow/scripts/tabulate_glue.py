@@ -1,0 +1,24 @@
+"""Tabulates the runs: GLUE scores after the last and the best epoch, and realised sparsity."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.record import read_records, write_text
+    from finegates.tables import (
+        glue_table,
+        read_references,
+        runs_table,
+        sparsity_table,
+        to_csv,
+        write_table,
+    )
+
+    records = read_records(job.input.records)
+    methods, tasks, seeds = (job.params.study[key] for key in ("methods", "tasks", "seeds"))
+    references = read_references(job.input.bag_of_words)
+    study = {"seeds": seeds, "references": references}
+    write_table(glue_table(records, methods, tasks, **study), *job.output[:3])
+    write_table(glue_table(records, methods, tasks, epoch="best", **study), *job.output.best)
+    write_table(sparsity_table(records, methods, tasks, seeds=seeds), *job.output.sparsity)
+    write_text(job.output.runs, to_csv(runs_table(records, methods, tasks)))
