@@ -27,7 +27,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce test lint format clean update
+.PHONY: help setup reproduce restore test lint format clean update
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,11 @@ $(STAMP): pyproject.toml constraints.txt
 # Options that take several values come after the target: --config would swallow it.
 reproduce: $(STAMP) ## make every table, figure and verdict [CORES, TIER, ARGS]
 	$(BIN)/snakemake all --cores $(CORES) $(if $(TIER),--config tier=$(TIER)) $(ARGS)
+
+restore: ## continue from the published results of a tier [TIER]
+	@[ -d "results/published/$(TIER)" ] || { echo "make restore: name a TIER in results/published" >&2; exit 1; }
+	@[ ! -e "results/$(TIER)" ] || { echo "make restore: results/$(TIER) exists; make clean TIER=$(TIER) first" >&2; exit 1; }
+	cp -R "results/published/$(TIER)" "results/$(TIER)"
 
 test: $(STAMP) ## run the tests; ARGS="--run-slow" for the slow ones too [CORES, ARGS]
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)

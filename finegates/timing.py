@@ -116,7 +116,10 @@ def _training_step(
             report_to="none",
         ),
     )
+    # What train() sets up before its first step: mixed precision, optimizer, no accumulation.
+    wrapped = trainer.accelerator.prepare(prepared)
     optimizer = trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
     inputs: dict[str, Any] = {
         "input_ids": torch.randint(5, model.config.vocab_size, (batch, length)),
         "attention_mask": torch.ones(batch, length, dtype=torch.long),
@@ -124,7 +127,7 @@ def _training_step(
     }
 
     def step() -> None:
-        trainer.training_step(prepared, dict(inputs))
+        trainer.training_step(wrapped, dict(inputs))
         optimizer.step()
         optimizer.zero_grad()
 

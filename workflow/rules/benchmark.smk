@@ -3,7 +3,7 @@
 
 rule time_step:
     input:
-        encoder=f"{MODEL_FOLDER}/config.json" if MODEL_FOLDER else [],
+        encoder=ENCODER,
     output:
         csv=f"{RESULTS}/timing/step.csv",
         md=f"{RESULTS}/timing/step.md",

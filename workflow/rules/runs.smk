@@ -28,3 +28,15 @@ def run_settings(wildcards):
         "methods": {label: TIER.methods[label].model_dump() for label in labels},
         "threads": TIER.threads,
     }
+
+
+def encoder_input():
+    """The encoder as an input. One that is not made here counts by its digest in the record, not by
+    its date: installing the package that holds it again must not retrain everything."""
+    if MODEL_FOLDER is None:
+        return []
+    path = f"{MODEL_FOLDER}/config.json"
+    return path if TIER.model.pretraining else ancient(path)
+
+
+ENCODER = encoder_input()

@@ -5,7 +5,7 @@
 rule finetune:
     input:
         tables=task_tables,
-        encoder=f"{MODEL_FOLDER}/config.json" if MODEL_FOLDER else [],
+        encoder=ENCODER,
         matched=matched_record,
     output:
         (

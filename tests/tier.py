@@ -1,0 +1,87 @@
+"""A tier of tiny local files for tests: a random encoder, its tokenizer, two tables."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import RobertaConfig, RobertaForMaskedLM
+
+from finegates.config import CONFIG, Tier, resolve_tier
+from finegates.tasks.glue import split_path, task_named
+from finegates.tasks.tokenizer import train_tokenizer
+
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
+
+
+def write_tables(folder: Path, tasks: tuple[str, ...] = ("cola", "stsb"), rows: int = 48) -> None:
+    """Tables in which the first word decides the label."""
+    draw = random.Random(0)
+    for task in tasks:
+        spec = task_named(task)
+        for split in ("train", "validation"):
+            columns: dict[str, Any] = {
+                name: [" ".join(draw.choices(WORDS, k=draw.randint(2, 6))) for _ in range(rows)]
+                for name in spec.columns
+            }
+            first = [WORDS.index(text[0]) for text in columns[spec.columns[0]]]
+            columns["label"] = (
+                pa.array([i / 2 for i in first], pa.float32())
+                if spec.labels is None
+                else pa.array([i % spec.num_labels for i in first], pa.int64())
+            )
+            path = split_path(folder, task, split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table(columns), path)
+
+
+def write_encoder(folder: Path) -> None:
+    """A random two-layer RoBERTa with its tokenizer, in Hugging Face layout."""
+    tokenizer = train_tokenizer([" ".join(WORDS)], max_length=32)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=40,
+    )
+    RobertaForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def tiny_tier(folder: Path, **overrides: Any) -> Tier:
+    """A tier on files below ``folder``, which are written if they are not there."""
+    if not (folder / "encoder").is_dir():
+        write_encoder(folder / "encoder")
+        write_tables(folder / "data")
+    raw = {
+        "tier": "tiny",
+        "description": "tiny files for tests",
+        "results": str(folder / "results"),
+        "seeds": [0],
+        "runs_per_process": "task",
+        "threads": 1,
+        "model": {"name": "tiny", "path": str(folder / "encoder")},
+        "data": {"name": "tiny", "path": str(folder / "data")},
+        "tasks": ["cola", "stsb"],
+        "training": {"epochs": 2, "batch_size": 8, "max_length": 24},
+        "methods": {
+            "full": {"experiment": "full"},
+            "random": {"experiment": "random"},
+            "lora": {"experiment": "lora"},
+            "gates": {
+                "experiment": "reference",
+                "gates": {"target": 0.4},
+                "gate_learning_rate": 0.3,
+            },
+            "gates-lora": {"experiment": "gates_lora", "gates": {"target": 0.2}},
+            "magnitude": {"experiment": "magnitude", "magnitude": {"match": "gates"}},
+        },
+        "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 3},
+        **overrides,
+    }
+    return resolve_tier(raw, folder / "tiny.yaml", CONFIG / "experiments")
