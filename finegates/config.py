@@ -165,6 +165,7 @@ class Method(Section):
     init: Literal["pretrained", "random"] = "pretrained"
     learning_rate: float = Field(gt=0)
     gate_learning_rate: float | None = Field(default=None, gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
 
     @property
     def trains_all(self) -> bool:

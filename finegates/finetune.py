@@ -306,7 +306,8 @@ def _count(model: nn.Module) -> dict[str, Any]:
 
 
 def _learning_rates(method: Method) -> dict[str, float]:
-    return {} if method.gate_learning_rate is None else {"gates": method.gate_learning_rate}
+    rates = {"gates": method.gate_learning_rate, "head": method.head_learning_rate}
+    return {group: rate for group, rate in rates.items() if rate is not None}
 
 
 def _metrics(

@@ -1,9 +1,5 @@
 """Pretrain a small RoBERTa by masked-word prediction, for tiers that cannot fetch a checkpoint.
 
-Discourse markers that open a second passage are sometimes removed and predicted at `<s>` instead,
-with the same output layer. This is what BERT's next-sentence prediction is for: `<s>`, from which
-classification heads read, learns to gather what relates two passages.
-
 Documents of two passages are encoded in the pair format `<s> A </s></s> B </s>`, the format in
 which fine-tuning later shows sentence pairs. Every document is one row; batches gather rows of
 like length, so hardly any position is padding. Masks are drawn anew at each visit.
@@ -12,8 +8,7 @@ like length, so hardly any position is padding. Masks are drawn anew at each vis
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,68 +23,20 @@ from transformers import (
     TrainingArguments,
 )
 
+from finegates.config import Pretraining
 from finegates.seeds import seed_everything
-from finegates.suggest import nearest
-from finegates.tasks.language import MARKER_WORDS, SEPARATOR
+from finegates.tasks.language import SEPARATOR
 
-
-@dataclass(frozen=True)
-class PretrainingSettings:
-    """Sizes of the encoder and settings of its pretraining; keys of the configuration file.
-
-    Expect about 27,000 tokens per second and thread at the default sizes.
-    """
-
-    hidden_size: int = 64
-    """Width of the residual stream; a multiple of `heads`."""
-    layers: int = 4
-    heads: int = 4
-    intermediate_size: int = 256
-    """Width between the two feed-forward products."""
-    max_length: int = 64
-    """Longest sequence in tokens, special tokens included; longer documents are cut."""
-    dropout: float = 0.0
-    """Dropout during pretraining. The saved configuration carries `finetuning_dropout` instead."""
-    finetuning_dropout: float = 0.1
-    steps: int = 4500
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    """Peak of a linear schedule that starts with `warmup` and ends at zero."""
-    warmup: float = 0.06
-    """Share of the steps over which the learning rate rises."""
-    weight_decay: float = 0.01
-    mask_probability: float = 0.2
-    """Share of the words to predict; of these 80 % are masked, 10 % replaced, 10 % shown."""
-    marker_probability: float = 0.7
-    """Share of the visits to a marked document at which its marker is predicted at `<s>`."""
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.heads:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of heads ({self.heads})"
-            )
-        for name in ("steps", "batch_size", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @classmethod
-    def from_mapping(cls, settings: Mapping[str, Any]) -> PretrainingSettings:
-        """Read settings by name. Raises ValueError for an unknown name, with the nearest known."""
-        known = [field.name for field in fields(cls)]
-        for name in settings:
-            if name not in known:
-                raise ValueError(f"unknown pretraining setting {name!r}{nearest(name, known)}")
-        return cls(**settings)
+INITIAL_STD = 0.05
+"""Standard deviation of initial weights and embeddings."""
 
 
 def pretrain_masked_lm(
     corpus: Sequence[str],
     tokenizer: PreTrainedTokenizerFast,
-    settings: PretrainingSettings | Mapping[str, Any],
+    settings: Pretraining,
     *,
     seed: int,
-    markers: Collection[str] = MARKER_WORDS,
-    threads: int = 1,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> RobertaForMaskedLM:
@@ -98,11 +45,9 @@ def pretrain_masked_lm(
     Arguments:
         corpus: documents; a tab separates the two passages of a pair.
         tokenizer: encodes them; must have a mask token.
-        settings: sizes and training settings.
+        settings: sizes and training settings; `documents` is not read. The number of threads is
+            set while training and restored afterwards.
         seed: decides initial weights, order of documents and masks.
-        markers: words that may be moved from the start of a second passage to `<s>`'s target.
-        threads: CPU threads for PyTorch; restored afterwards. Sums are ordered by thread, so
-            another number may change the last bits of the weights.
         folder: where to write the model and the tokenizer with `save_pretrained`; None: nowhere.
         progress: show a progress bar.
 
@@ -110,19 +55,18 @@ def pretrain_masked_lm(
         The model in evaluation mode, with `finetuning_dropout` in its configuration.
 
     Raises:
-        ValueError: empty corpus, unknown or inconsistent settings.
+        ValueError: empty corpus.
     """
-    if not isinstance(settings, PretrainingSettings):
-        settings = PretrainingSettings.from_mapping(settings)
     if len(corpus) == 0:
         raise ValueError("corpus holds no documents")
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(settings.threads)
     try:
         seed_everything(seed)
         model = RobertaForMaskedLM(_configuration(tokenizer, settings))
+        set_waves(model.roberta.embeddings.position_embeddings.weight)
+        documents = EncodedDocuments(corpus, tokenizer, settings.max_length)
         with tempfile.TemporaryDirectory() as scratch:
-            documents = EncodedDocuments(corpus, tokenizer, settings.max_length, markers)
             _trainer(model, documents, tokenizer, settings, seed, scratch, progress).train()
     finally:
         torch.set_num_threads(threads_before)
@@ -136,14 +80,10 @@ def pretrain_masked_lm(
 
 
 class EncodedDocuments(Dataset[dict[str, Any]]):
-    """Token ids of documents, one unpadded row each, and the place of their marker."""
+    """Token ids of documents, one unpadded row each; single sentences first, then pairs."""
 
     def __init__(
-        self,
-        corpus: Sequence[str],
-        tokenizer: PreTrainedTokenizerFast,
-        max_length: int,
-        markers: Collection[str] = MARKER_WORDS,
+        self, corpus: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length: int
     ) -> None:
         passages = [document.split(SEPARATOR, 1) for document in corpus]
         single = [parts[0] for parts in passages if len(parts) == 1]
@@ -155,69 +95,41 @@ class EncodedDocuments(Dataset[dict[str, Any]]):
         if pairs:
             first, second = map(list, zip(*pairs, strict=True))
             self.rows += tokenizer(first, second, **options)["input_ids"]
-        self.marker_ids = frozenset(map(tokenizer.convert_tokens_to_ids, markers))
-        self.end = tokenizer.eos_token_id
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        opening = row.index(self.end) + 2  # first word after </s></s>
-        marked = opening < len(row) and row[opening] in self.marker_ids
-        return {"input_ids": row, "marker_at": opening if marked else 0}
+        return {"input_ids": self.rows[index]}
 
 
-class MarkerCollator:
-    """Moves markers to the target of `<s>`, masks words of the other rows; drawn anew each time.
+@torch.no_grad()
+def set_waves(positions: torch.Tensor, base: float = 100.0) -> None:
+    """Start position embeddings (positions, hidden) as sine waves, with the deviation of the rest.
 
-    A passage that was nothing but its marker disappears with it: `<s> A </s>`.
+    Neighbours are then alike from the first step, so that attention finds them in hundreds of
+    steps in place of thousands (Vaswani et al. 2017, section 3.5). They are trained as usual.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, settings: PretrainingSettings) -> None:
-        self.mask_words = DataCollatorForLanguageModeling(
-            tokenizer, mlm_probability=settings.mask_probability
-        )
-        self.probability = settings.marker_probability
-        self.end = tokenizer.eos_token_id
-
-    def __call__(self, documents: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `attention_mask`, `labels` (-100: no target), each (rows, length)."""
-        moved = (torch.rand(len(documents)) < self.probability).tolist()
-        rows: list[dict[str, list[int]]] = []
-        targets: dict[int, int] = {}
-        for number, document in enumerate(documents):
-            row, at = document["input_ids"], document["marker_at"]
-            if at and moved[number]:
-                targets[number] = row[at]
-                rest = row[at + 1 :]
-                row = row[: at - 1] if rest == [self.end] else row[:at] + rest
-            rows.append({"input_ids": row})
-        batch: dict[str, torch.Tensor] = dict(self.mask_words(rows))
-        for number, target in targets.items():
-            # The relation shows only between whole passages: nothing is masked beside it.
-            whole = torch.tensor(rows[number]["input_ids"])
-            batch["input_ids"][number, : len(whole)] = whole
-            batch["labels"][number] = -100
-            batch["labels"][number, 0] = target
-        return batch
+    count, hidden = positions.shape
+    rates = base ** (-torch.arange(0, hidden, 2) / hidden)  # (ceil(hidden / 2),)
+    angles = torch.arange(count)[:, None] * rates  # (positions, ceil(hidden / 2))
+    positions[:, 0::2] = INITIAL_STD * 2**0.5 * angles.sin()
+    positions[:, 1::2] = INITIAL_STD * 2**0.5 * angles[:, : hidden // 2].cos()
 
 
-def _configuration(
-    tokenizer: PreTrainedTokenizerFast, settings: PretrainingSettings
-) -> RobertaConfig:
+def _configuration(tokenizer: PreTrainedTokenizerFast, settings: Pretraining) -> RobertaConfig:
     return RobertaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_size,
+        hidden_size=settings.hidden,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
-        intermediate_size=settings.intermediate_size,
+        intermediate_size=settings.feed_forward,
         # RoBERTa counts positions from the padding id + 1.
         max_position_embeddings=settings.max_length + int(tokenizer.pad_token_id) + 1,
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
-        # RoBERTa's 0.02 is meant for 768 wide; narrow layers need 1 / sqrt(width) to learn copying.
-        initializer_range=settings.hidden_size**-0.5,
+        # RoBERTa's 0.02 suits a width of 768; narrow layers start to attend sooner with more.
+        initializer_range=INITIAL_STD,
         type_vocab_size=1,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -229,7 +141,7 @@ def _trainer(
     model: RobertaForMaskedLM,
     documents: EncodedDocuments,
     tokenizer: PreTrainedTokenizerFast,
-    settings: PretrainingSettings,
+    settings: Pretraining,
     seed: int,
     scratch: str,
     progress: bool,
@@ -258,5 +170,7 @@ def _trainer(
         model=model,
         args=arguments,
         train_dataset=documents,
-        data_collator=MarkerCollator(tokenizer, settings),
+        data_collator=DataCollatorForLanguageModeling(
+            tokenizer, mlm_probability=settings.mask_probability
+        ),
     )

@@ -6,21 +6,13 @@ It is given a fair chance: its regularisation is chosen by cross-validation on t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import numpy.typing
 import pyarrow
 
-from finegates.suggest import nearest
-from finegates.tasks.language.tasks import TASKS
-
-if TYPE_CHECKING:
-    import pandas
-
-TEXT_COLUMNS = {name: task.columns for name, task in TASKS.items()}
-"""GLUE's text columns, in the order in which a model reads them."""
+from finegates.tasks.glue import task_named
 
 STRENGTHS = tuple(float(strength) for strength in numpy.logspace(-3, 2, 6))
 """Inverse regularisation strengths (C; 1/α for ridge) among which cross-validation chooses."""
@@ -29,9 +21,7 @@ FOLDS = 4
 
 
 def bag_of_words_score(
-    train: pyarrow.Table | pandas.DataFrame,
-    validation: pyarrow.Table | pandas.DataFrame,
-    task: str,
+    train: pyarrow.Table, validation: pyarrow.Table, task: str
 ) -> numpy.typing.NDArray[Any]:
     """Predict validation labels from word counts, each word marked with the side it stands on.
 
@@ -41,7 +31,7 @@ def bag_of_words_score(
     not read.
 
     Arguments:
-        train: GLUE's text columns of the task and `label`; n rows.
+        train: the columns that `glue.read_split` gives: the task's texts and `label`; n rows.
         validation: the same text columns; m rows.
         task: cola, sst2, mrpc, qqp, stsb, mnli, qnli or rte.
 
@@ -49,19 +39,18 @@ def bag_of_words_score(
         Predictions, shape (m,): int64 classes, or float64 scores for stsb.
 
     Raises:
-        ValueError: unknown task, or a column is missing.
+        DataError: unknown task.
+        KeyError: a column is missing.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression, RidgeCV
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
     from sklearn.pipeline import make_pipeline
 
-    if task not in TEXT_COLUMNS:
-        raise ValueError(f"unknown task {task!r}{nearest(task, TEXT_COLUMNS)}")
     count = CountVectorizer(tokenizer=str.split, token_pattern=None, lowercase=False)
-    labels = numpy.asarray(_column(train, "label"))
+    labels = train["label"].to_numpy()
     train_texts, validation_texts = marked_texts(train, task), marked_texts(validation, task)
-    if task == "stsb":
+    if task_named(task).labels is None:
         ridge = make_pipeline(count, RidgeCV(alphas=[1 / c for c in STRENGTHS], cv=FOLDS))
         return numpy.asarray(ridge.fit(train_texts, labels.astype(float)).predict(validation_texts))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
@@ -70,24 +59,26 @@ def bag_of_words_score(
     return numpy.asarray(search.fit(train_texts, labels).predict(validation_texts))
 
 
-def marked_texts(table: pyarrow.Table | pandas.DataFrame, task: str) -> list[str]:
+def constant_predictions(
+    train: pyarrow.Table, validation: pyarrow.Table, task: str
+) -> numpy.typing.NDArray[Any]:
+    """Predict one answer for every validation row: the most frequent training label (of equally
+    frequent ones the least), or for stsb the mean score. Shape (m,)."""
+    labels = train["label"].to_numpy()
+    if task_named(task).labels is None:
+        return numpy.full(validation.num_rows, labels.mean(dtype=float))
+    codes, counts = numpy.unique(labels, return_counts=True)
+    return numpy.full(validation.num_rows, codes[counts.argmax()])
+
+
+def marked_texts(table: pyarrow.Table, task: str) -> list[str]:
     """Join the text columns of each row, every word prefixed with its side: "1:the 1:dog 2:the"."""
-    columns = [_column(table, name) for name in TEXT_COLUMNS[task]]
+    columns = [table[name].to_pylist() for name in task_named(task).columns]
     return [
         " ".join(
             f"{side}:{word}"
             for side, text in enumerate(row, start=1)
-            for word in str(text).lower().split()
+            for word in text.lower().split()
         )
         for row in zip(*columns, strict=True)
     ]
-
-
-def _column(table: pyarrow.Table | pandas.DataFrame, name: str) -> Sequence[Any]:
-    known = table.column_names if isinstance(table, pyarrow.Table) else list(table.columns)
-    if name not in known:
-        raise ValueError(f"column {name!r} is missing; the table has {', '.join(known)}")
-    column: Sequence[Any] = (
-        table[name].to_pylist() if isinstance(table, pyarrow.Table) else table[name].tolist()
-    )
-    return column

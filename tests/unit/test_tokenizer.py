@@ -8,23 +8,23 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaForSequenceClassification
 
-from finegates.pretrain import (
-    EncodedDocuments,
-    MarkerCollator,
-    PretrainingSettings,
-    pretrain_masked_lm,
-)
+from finegates.config import Pretraining
+from finegates.pretrain import EncodedDocuments, pretrain_masked_lm, set_waves
 from finegates.tasks.language import SEPARATOR, generate_corpus
 from finegates.tasks.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
 
-TINY = {
-    "hidden_size": 16,
-    "layers": 1,
-    "heads": 2,
-    "intermediate_size": 32,
-    "steps": 3,
-    "batch_size": 4,
-}
+TINY = Pretraining(
+    hidden=16,
+    layers=1,
+    heads=2,
+    feed_forward=32,
+    max_length=64,
+    documents=1,
+    steps=3,
+    batch_size=4,
+    learning_rate=1e-3,
+    threads=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,41 +92,34 @@ def test_pretraining_repeats_itself_and_its_folder_serves_classification(
     assert not torch.equal(first.state_dict()[weight], other.state_dict()[weight])
     classifier = RobertaForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     assert torch.equal(classifier.state_dict()[weight], first.state_dict()[weight])
-    assert classifier.config.hidden_dropout_prob == PretrainingSettings().finetuning_dropout
+    assert classifier.config.hidden_dropout_prob == TINY.finetuning_dropout
     longest = tokenizer("dog " * 100, truncation=True, return_tensors="pt")
     assert longest["input_ids"].shape == (1, 64)
     assert classifier(**longest).logits.shape == (1, 3)
 
 
-def test_markers_move_to_the_start_token_and_leave_the_rest_of_the_document(
+def test_every_document_is_a_row_and_its_passages_a_pair(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    documents = [
-        "the dog fears the cat .\tsurely the beast fears one cat .",
-        "what a plot .\tbravo",
-    ]
-    settings = PretrainingSettings(mask_probability=1e-9, marker_probability=1.0)
+    documents = ["the dog finds a ball .\tso the hound finds a toy .", "the cats push a drum ."]
     encoded = EncodedDocuments(documents, tokenizer, max_length=64)
-    batch = MarkerCollator(tokenizer, settings)([encoded[0], encoded[1]])
-    targets = [tokenizer.decode(row[:1]) for row in batch["labels"]]
-    rows = [tokenizer.decode(row[row != tokenizer.pad_token_id]) for row in batch["input_ids"]]
-    single, pair = sorted(zip(targets, rows, strict=True))
-    assert (batch["labels"][:, 1:] == -100).all()
-    assert single == ("bravo", "<s> what a plot . </s>")
-    assert pair[0] == "surely"
-    assert "surely" not in pair[1]
-    stays = MarkerCollator(tokenizer, PretrainingSettings(marker_probability=0.0))
-    assert (stays([encoded[0], encoded[1]])["labels"][:, 0] == -100).all()
+    rows = sorted(tokenizer.decode(encoded[number]["input_ids"]) for number in range(len(encoded)))
+    assert rows == [
+        "<s> the cats push a drum . </s>",
+        "<s> the dog finds a ball . </s> </s> so the hound finds a toy . </s>",
+    ]
 
 
-def test_settings_that_cannot_be_are_refused(
-    tokenizer: PreTrainedTokenizerFast, corpus: list[str]
-) -> None:
-    with pytest.raises(ValueError, match="'hidden'; did you mean 'hidden_size'"):
-        PretrainingSettings.from_mapping({"hidden": 64})
-    with pytest.raises(ValueError, match="multiple of heads"):
-        PretrainingSettings(hidden_size=10, heads=4)
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        PretrainingSettings(steps=0)
+@pytest.mark.parametrize("hidden", [8, 7, 1])
+def test_initial_positions_resemble_their_neighbours_most(hidden: int) -> None:
+    positions = torch.full((30, hidden), torch.nan)
+    set_waves(positions)
+    assert positions.isfinite().all()
+    if hidden > 1:
+        distances = torch.cdist(positions, positions).fill_diagonal_(torch.inf)
+        assert (distances.argmin(dim=1) - torch.arange(30)).abs().eq(1).all()
+
+
+def test_an_empty_corpus_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="no documents"):
         pretrain_masked_lm([], tokenizer, TINY, seed=0)

@@ -1,170 +1,153 @@
-"""Meanings (who does what to whom, where) and the sentences that express them.
+"""Meanings (who does what to what, where, when) and the sentences that express them.
 
-An `Event` is a meaning. `express` chooses a wording: synonyms, determiners, active or passive
-voice, place first or last. Two wordings of one event are paraphrases by construction, and every
-relation between sentences is computed on events, never on words.
+An `Event` is a meaning. `express` chooses its wording among synonyms; the order of words is fixed:
 
-Agreement: the finite verb takes the number of its subject, whatever stands between them.
+    the [adjective] subject [near the neighbour] verb a object [in the place] [at time]
+
+Two wordings of one event are paraphrases by construction, and every relation between sentences is
+computed on events, never on words. The finite verb takes the number of its subject, whatever
+stands between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import TypeVar
 
 from finegates.tasks.language.lexicon import (
-    ADJECTIVES,
-    KINDS,
-    NOUNS,
-    PLACES,
-    VERBS,
-    Noun,
-    Verb,
-    Word,
+    NEIGHBOURS,
+    ROLES,
+    Concept,
+    kinds,
+    plural,
+    third_person,
 )
-
-Wording = TypeVar("Wording")
-
-DETERMINERS = {False: ("the", "this", "one"), True: ("the", "these", "some")}
-"""Determiners by plurality of their noun; they carry number and nothing else."""
-
-
-@dataclass(frozen=True)
-class Phrase:
-    """A participant: a noun with its number, perhaps an adjective, perhaps somebody beside it."""
-
-    noun: Noun
-    plural: bool
-    adjective: Word | None = None
-    beside: Phrase | None = None
 
 
 @dataclass(frozen=True)
 class Event:
-    """`agent` does (or, if `negated`, does not) `verb` to `patient`, perhaps at a `place`."""
+    """`subject` does (or, if `negated`, does not) `verb` an `object`, perhaps somewhere, sometime.
 
-    agent: Phrase
-    verb: Verb
-    patient: Phrase
-    place: Word | None = None
+    `plural` is the subject's number; `near` is what it is near to, and that thing's plurality.
+    """
+
+    subject: Concept
+    verb: Concept
+    object: Concept
+    adjective: Concept | None = None
+    place: Concept | None = None
+    time: Concept | None = None
+    plural: bool = False
+    near: tuple[Concept, bool] | None = None
     negated: bool = False
 
 
-def draw_phrase(
-    rng: Random, *, adjective: float = 0.3, kind: float = 0.15, avoid: tuple[Noun, ...] = ()
-) -> Phrase:
-    """Draw a participant; `adjective` and `kind` are the chances of an adjective and a hypernym.
-
-    Concepts in `avoid`, their kinds and their members are not drawn, so that participants of one
-    event are never comparable.
-    """
-    pool = KINDS if rng.random() < kind else NOUNS
-    noun = rng.choice([noun for noun in pool if not any(comparable(noun, a) for a in avoid)])
-    chosen = rng.choice(ADJECTIVES) if rng.random() < adjective else None
-    return Phrase(noun, rng.random() < 0.5, chosen)
+def concept_of(event: Event, role: str) -> Concept | None:
+    """What fills a role of an event, if anything."""
+    concept: Concept | None = getattr(event, role)
+    return concept
 
 
-def comparable(one: Noun, other: Noun) -> bool:
-    """Whether one noun is the other or its kind."""
-    return one == other or one.kind == other or one == other.kind
+def with_role(event: Event, role: str, concept: Concept | None) -> Event:
+    """The event with a role filled by another concept, or left empty."""
+    return replace(event, **{role: concept})  # type: ignore[arg-type]
+
+
+def roles_of(event: Event) -> list[str]:
+    """The roles that an event fills."""
+    return [role for role in ROLES if concept_of(event, role) is not None]
 
 
 def draw_event(
     rng: Random,
     *,
+    kind: float = 0.1,
     adjective: float = 0.25,
-    kind: float = 0.15,
-    place: float = 0.25,
-    beside: float = 0.1,
-    negated: float = 0.1,
+    place: float = 0.35,
+    time: float = 0.35,
+    near: float = 0.0,
+    negated: float = 0.0,
 ) -> Event:
-    """Draw an event; each keyword is the chance of that component being present."""
-    agent = draw_phrase(rng, adjective=adjective, kind=kind)
-    patient = draw_phrase(rng, adjective=adjective, kind=kind, avoid=(agent.noun,))
-    if rng.random() < beside:
-        bystander = draw_phrase(rng, adjective=0.0, kind=kind, avoid=(agent.noun, patient.noun))
-        agent = replace(agent, beside=bystander)
-    where = rng.choice(PLACES) if rng.random() < place else None
-    return Event(agent, rng.choice(VERBS), patient, where, rng.random() < negated)
+    """Draw an event. Each keyword is a chance: of a hypernym as subject or as object, of each
+    optional part being there, of negation."""
+
+    def pick(role: str, chance: float = 1.0) -> Concept | None:
+        return rng.choice(ROLES[role]) if rng.random() < chance else None
+
+    def thing(role: str) -> Concept:
+        return rng.choice(kinds(role) if rng.random() < kind else ROLES[role])
+
+    return Event(
+        subject=thing("subject"),
+        verb=rng.choice(ROLES["verb"]),
+        object=thing("object"),
+        adjective=pick("adjective", adjective),
+        place=pick("place", place),
+        time=pick("time", time),
+        plural=rng.random() < 0.5,
+        near=(rng.choice(NEIGHBOURS), rng.random() < 0.5) if rng.random() < near else None,
+        negated=rng.random() < negated,
+    )
 
 
-def choose_wording(wordings: Sequence[Wording], rng: Random) -> Wording:
-    """Choose among synonyms, the first of them three times as often as each other one."""
-    return rng.choices(wordings, weights=(3, *(1 for _ in wordings[1:])))[0]
-
-
-def noun_phrase(phrase: Phrase, rng: Random) -> list[str]:
-    """Words of a participant: determiner, adjective, noun, and "near" with who is beside it."""
-    words = [rng.choices(DETERMINERS[phrase.plural], weights=(8, 1, 1))[0]]
-    if phrase.adjective is not None:
-        words.append(choose_wording(phrase.adjective.wordings, rng))
-    words.append(choose_wording(phrase.noun.wordings, rng)[phrase.plural])
-    if phrase.beside is not None:
-        words += ["near", *noun_phrase(phrase.beside, rng)]
+def subject_words(event: Event, rng: Random) -> list[str]:
+    """Words of the subject with its adjective and neighbour."""
+    words = ["the"]
+    if event.adjective is not None:
+        words.append(rng.choice(event.adjective.wordings))
+    words.append(_numbered(event.subject, event.plural, rng))
+    if event.near is not None:
+        words += ["near", "the", _numbered(*event.near, rng)]
     return words
 
 
-def predicate(verb: Verb, plural: bool, negated: bool, passive: bool, rng: Random) -> list[str]:
-    """Words of the verb, agreeing with a subject of the given number."""
-    plain, singular, participle = choose_wording(verb.wordings, rng)
-    if passive:
-        return ["are" if plural else "is", *(["not"] if negated else []), participle, "by"]
-    if negated:
-        return ["do" if plural else "does", "not", plain]
-    return [plain if plural else singular]
+def adjunct_words(event: Event, rng: Random, *, asked: str | None = None) -> list[str]:
+    """Words of place and time, as far as the event has them; without the role that is `asked`."""
+    words = []
+    if event.place is not None and asked != "place":
+        words += ["in", "the", rng.choice(event.place.wordings)]
+    if event.time is not None and asked != "time":
+        words += ["at", rng.choice(event.time.wordings)]
+    return words
 
 
-def express(
-    event: Event, rng: Random, *, passive: float = 0.15, place_first: float = 0.15
-) -> list[str]:
-    """Choose a wording of an event; the keywords are chances. Returns the words, no full stop."""
-    in_passive = rng.random() < passive
-    subject, other = (event.patient, event.agent) if in_passive else (event.agent, event.patient)
-    words = [
-        *noun_phrase(subject, rng),
-        *predicate(event.verb, subject.plural, event.negated, in_passive, rng),
-        *noun_phrase(other, rng),
+def express(event: Event, rng: Random) -> list[str]:
+    """Choose a wording of an event. Returns its words, no full stop."""
+    verb = rng.choice(event.verb.wordings)
+    if event.negated:
+        predicate = [_do(event), "not", verb]
+    else:
+        predicate = [verb if event.plural else third_person(verb)]
+    return [
+        *subject_words(event, rng),
+        *predicate,
+        *("a", rng.choice(event.object.wordings)),
+        *adjunct_words(event, rng),
     ]
-    if event.place is None:
-        return words
-    where = ["in", "the", choose_wording(event.place.wordings, rng)]
-    return where + words if rng.random() < place_first else words + where
 
 
-QUESTIONS = ("who acts", "who suffers", "where", "whether")
-"""What a question asks about an event: its agent, its patient, its place, or if it is so."""
+QUESTIONS = {"who": "subject", "what": "object", "where": "place", "when": "time"}
+"""Question words and the roles that they ask for."""
 
 
 def ask(event: Event, about: str, rng: Random) -> list[str]:
     """Word a question about an event, leaving out what is asked; ends with "?".
 
-    Raises:
-        ValueError: `about` is not one of `QUESTIONS`.
+    `about` is one of `QUESTIONS`, or "whether" for a question to be answered by yes or no.
     """
-    agent, patient = event.agent, event.patient
-    plain, singular, participle = choose_wording(event.verb.wordings, rng)
-    passive = rng.random() < 0.15
-    if about == "who acts":
-        if passive:
-            words = ["by", "whom", "are" if patient.plural else "is"]
-            words += [*noun_phrase(patient, rng), participle]
-        else:
-            words = ["who", singular, *noun_phrase(patient, rng)]
-    elif about == "who suffers":
-        if passive:
-            words = ["who", "is", participle, "by", *noun_phrase(agent, rng)]
-        else:
-            words = ["whom", "do" if agent.plural else "does", *noun_phrase(agent, rng), plain]
-    elif about in ("where", "whether"):
-        words = ["where"] if about == "where" else []
-        if passive:
-            words += ["are" if patient.plural else "is", *noun_phrase(patient, rng)]
-            words += [participle, "by", *noun_phrase(agent, rng)]
-        else:
-            words += ["do" if agent.plural else "does", *noun_phrase(agent, rng), plain]
-            words += noun_phrase(patient, rng)
-    else:
-        raise ValueError(f"unknown question {about!r}; known: {', '.join(QUESTIONS)}")
-    return [*words, "?"]
+    adjuncts = adjunct_words(event, rng, asked=QUESTIONS.get(about))
+    verb, thing = rng.choice(event.verb.wordings), ["a", rng.choice(event.object.wordings)]
+    if about == "who":
+        return ["who", third_person(verb), *thing, *adjuncts, "?"]
+    opening = [] if about == "whether" else [about]
+    thing = [] if about == "what" else thing
+    return [*opening, _do(event), *subject_words(event, rng), verb, *thing, *adjuncts, "?"]
+
+
+def _do(event: Event) -> str:
+    return "do" if event.plural else "does"
+
+
+def _numbered(concept: Concept, several: bool, rng: Random) -> str:
+    noun = rng.choice(concept.wordings)
+    return plural(noun) if several else noun

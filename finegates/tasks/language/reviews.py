@@ -1,6 +1,6 @@
 """Short film reviews whose verdict depends on what negation and contrast do to the words.
 
-"good" counts against the film under "not", and in "although the plot is good, the music is dull"
+"good" counts against the film under "not", and in "although the plot is good , the music is dull"
 the main clause decides. Reviews often contain words of the other polarity.
 """
 
@@ -11,28 +11,23 @@ from random import Random
 from finegates.tasks.language.lexicon import ASPECTS, CRITICISM, PRAISE
 
 VERDICTS: dict[bool, tuple[str, ...]] = {
-    True: ("i enjoyed it", "i would recommend it", "i want to see it again", "what a success"),
-    False: ("i hated it", "i would avoid it", "i want my money back", "what a failure"),
+    True: ("i liked it", "what a success"),
+    False: ("i hated it", "what a failure"),
 }
 """Closing remarks by polarity; they follow reviews in the corpus, never in the task."""
 
 
-def opinion(positive: bool, rng: Random, *, reversed_: float = 0.25) -> list[str]:
-    """Words of one clause with the given polarity; `reversed_` is the chance of a negated one."""
-    turned = rng.random() < reversed_
+def opinion(positive: bool, rng: Random) -> list[str]:
+    """Words of one clause with the given polarity, negated or not."""
+    turned = rng.random() < 0.4
     adjective = rng.choice(rng.choice(PRAISE if positive != turned else CRITICISM).wordings)
-    aspect = ["the", rng.choice(rng.choice(ASPECTS).wordings)]
-    if not turned:
-        return [*aspect, "is", *rng.choice(([], ["really"], ["very"])), adjective]
-    form = rng.randrange(4)
-    if form == 0:
-        return ["i", "do", "not", "think", *aspect, "is", adjective]
-    return [*aspect, "is", *(["not"], ["hardly"], ["far", "from"])[form - 1], adjective]
+    words = ["the", rng.choice(rng.choice(ASPECTS).wordings), "is"]
+    return [*words, rng.choice(("not", "hardly") if turned else ("very", "really")), adjective]
 
 
 def review(positive: bool, rng: Random) -> list[str]:
     """Words of a review with the given overall polarity."""
-    form = rng.choices(range(6), weights=(3, 3, 1, 1, 1, 1))[0]
+    form = rng.choices(range(4), weights=(2, 4, 2, 2))[0]
     main = opinion(positive, rng)
     if form == 0:
         return main
@@ -41,8 +36,4 @@ def review(positive: bool, rng: Random) -> list[str]:
     concession = opinion(not positive, rng)
     if form == 2:
         return [*concession, "but", *main]
-    if form == 3:
-        return ["although", *concession, ",", *main]
-    if form == 4:
-        return [*main, "although", *concession]
-    return ["despite", "that", *concession, ",", *main]
+    return ["although", *concession, ",", *main]

@@ -2,7 +2,7 @@
 
 Columns, label values and metrics are GLUE's; the text is synthetic. Labels are computed from
 meanings. Classes are balanced, and single words say little: both labels of a pair use the same
-constructions, and most differences are in who does what to whom.
+constructions, and what differs is which concepts meet in a role.
 
 Splits are disjoint by construction: a row belongs to the split that the hash of its text falls
 into (70 % train, 20 % validation, 10 % test), whatever the seed and the number of rows.
@@ -10,30 +10,31 @@ into (70 % train, 20 % validation, 10 % test), whatever the seed and the number 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 import pyarrow
 
 from finegates.seeds import derive_seed
 from finegates.suggest import nearest
+from finegates.tasks.glue import task_named
 from finegates.tasks.language.grammar import (
-    DETERMINERS,
     QUESTIONS,
     Event,
     ask,
+    concept_of,
     draw_event,
-    draw_phrase,
     express,
+    with_role,
 )
-from finegates.tasks.language.lexicon import VERBS
+from finegates.tasks.language.lexicon import NEIGHBOURS, ROLES, third_person
 from finegates.tasks.language.relations import (
-    altered,
+    changed,
     contradicting,
     entailed,
     graded,
-    swap_roles,
+    similarity,
     undetermined,
 )
 from finegates.tasks.language.reviews import review
@@ -43,15 +44,6 @@ Row = tuple[tuple[str, ...], float]
 
 SPLITS = {"train": range(0, 7), "validation": range(7, 9), "test": range(9, 10)}
 """Tenths of the hash range that belong to each split."""
-
-
-@dataclass(frozen=True)
-class LanguageTask:
-    """Text columns, number of classes (1: a float score) and how to draw a row of given class."""
-
-    columns: tuple[str, ...]
-    classes: int
-    draw: Callable[[int, Random], Row]
 
 
 def sentence(words: list[str]) -> str:
@@ -81,20 +73,20 @@ def generate_task(task: str, split: str, rows: int, seed: int) -> pyarrow.Table:
     Raises:
         ValueError: unknown task or split (names the nearest known one), or `rows` < 1.
     """
-    _require_known(task, TASKS, "task")
-    _require_known(split, SPLITS, "split")
+    form = task_named(task)
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}{nearest(split, SPLITS)}")
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
-    form = TASKS[task]
     rng = Random(derive_seed("language", task, split, seed))
-    classes = [number % form.classes for number in range(rows)]
+    classes = [number % form.num_labels for number in range(rows)]
     rng.shuffle(classes)
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []
     seen: set[tuple[str, ...]] = set()
     for wanted in classes:
         while True:
-            text, label = form.draw(wanted, rng)
+            text, label = DRAW[task](wanted, rng)
             if text not in seen and split_of(*text) == split:
                 break
         seen.add(text)
@@ -106,66 +98,47 @@ def generate_task(task: str, split: str, rows: int, seed: int) -> pyarrow.Table:
     }
     columns["label"] = (
         pyarrow.array(labels, pyarrow.float32())
-        if form.classes == 1
+        if form.labels is None
         else pyarrow.array([int(label) for label in labels], pyarrow.int64())
     )
     columns["idx"] = pyarrow.array(range(rows), pyarrow.int32())
     return pyarrow.table(columns, metadata={"source": f"synthetic: generated language, {task}"})
 
 
-def _require_known(name: str, names: Iterable[str], what: str) -> None:
-    if name not in names:
-        raise ValueError(f"unknown {what} {name!r}{nearest(name, names)}")
+def _pair(one: Event, other: Event, rng: Random) -> tuple[str, ...]:
+    return sentence(express(one, rng)), sentence(express(other, rng))
 
 
 def _draw_acceptability(label: int, rng: Random) -> Row:
-    event = draw_event(rng, adjective=0.3, place=0.25, beside=0.6, negated=0.25)
-    if event.agent.beside is not None and rng.random() < 0.7:
-        # A neighbour of the other number pulls the verb away from its subject.
-        neighbour = replace(event.agent.beside, plural=not event.agent.plural)
-        event = replace(event, agent=replace(event.agent, beside=neighbour))
-    words = express(event, rng, passive=0.25)
-    if label == 1:
-        return (sentence(words),), 1
-    return (sentence(violate(words, rng)),), 0
+    event = draw_event(rng, place=0.25, time=0.25, negated=0.25)
+    if rng.random() < 0.7:
+        # Mostly a neighbour of the other number, which pulls the verb away from its subject.
+        pulls = rng.random() < 0.7
+        neighbour = rng.choice(NEIGHBOURS)
+        event = replace(event, near=(neighbour, event.plural != pulls))
+    words = express(event, rng)
+    return (sentence(words if label == 1 else violate(words, rng)),), label
 
 
-_VERB_FORMS = {form: forms for verb in VERBS for forms in verb.wordings for form in forms[:2]}
-_AUXILIARIES = {"do": "does", "does": "do", "is": "are", "are": "is"}
-_OTHER_NUMBER = {
-    determiner: [other for other in DETERMINERS[not plural] if other != "the"]
-    for plural, determiners in DETERMINERS.items()
-    for determiner in determiners
-    if determiner != "the"
-}
+_OTHER_NUMBER = {"do": "does", "does": "do"}
+for _verb in (wording for concept in ROLES["verb"] for wording in concept.wordings):
+    _OTHER_NUMBER |= {_verb: third_person(_verb), third_person(_verb): _verb}
 
 
 def violate(words: list[str], rng: Random) -> list[str]:
-    """Return an unacceptable version of a sentence: wrong agreement, determiner or word order.
+    """Return an unacceptable version of a sentence, of the same length.
 
-    Wrong agreement replaces the finite verb by its form for the other number; about two thirds
-    of the violations are of this kind. No change adds or removes a word.
+    Three in four have the finite verb in the form for the other number; in the others two
+    different neighbouring words are exchanged.
     """
-    changed = list(words)
-    kind = rng.random()
-    determined = [at for at, word in enumerate(words) if word in _OTHER_NUMBER]
-    if kind < 0.15 and determined:
-        at = rng.choice(determined)
-        changed[at] = rng.choice(_OTHER_NUMBER[changed[at]])
-        return changed
-    if kind < 0.35:
-        while changed == words:
-            at = rng.randrange(len(words) - 1)
-            changed[at], changed[at + 1] = changed[at + 1], changed[at]
-        return changed
-    auxiliary = next((at for at, word in enumerate(words) if word in _AUXILIARIES), None)
-    if auxiliary is not None:
-        changed[auxiliary] = _AUXILIARIES[changed[auxiliary]]
-        return changed
-    at = next(at for at, word in enumerate(words) if word in _VERB_FORMS)
-    plain, singular, _ = _VERB_FORMS[changed[at]]
-    changed[at] = plain if changed[at] == singular else singular
-    return changed
+    broken = list(words)
+    if rng.random() < 0.25:
+        at = rng.randrange(len(words) - 1)
+        broken[at], broken[at + 1] = broken[at + 1], broken[at]
+    else:
+        at = next(at for at, word in enumerate(words) if word in _OTHER_NUMBER)
+        broken[at] = _OTHER_NUMBER[words[at]]
+    return broken
 
 
 def _draw_sentiment(label: int, rng: Random) -> Row:
@@ -173,95 +146,83 @@ def _draw_sentiment(label: int, rng: Random) -> Row:
 
 
 def _draw_paraphrase(label: int, rng: Random) -> Row:
-    event = draw_event(rng, adjective=0.3)
-    other = event if label == 1 else altered(event, rng)
-    return (sentence(express(event, rng)), sentence(express(other, rng))), label
-
-
-def _draw_duplicate(label: int, rng: Random) -> Row:
-    event = draw_event(rng, adjective=0.3, beside=0.1, negated=0.0)
-    about = rng.choice(QUESTIONS)
-    if label == 1:
-        return (sentence(ask(event, about, rng)), sentence(ask(event, about, rng))), 1
-    other, asked = unlike_question(event, about, rng)
-    return (sentence(ask(event, about, rng)), sentence(ask(other, asked, rng))), 0
-
-
-def unlike_question(event: Event, about: str, rng: Random) -> tuple[Event, str]:
-    """Draw an event and what is asked about it so that the question differs from the given one."""
-    if rng.random() < 0.25:
-        return event, rng.choice([question for question in QUESTIONS if question != about])
-    other = event
-    # The same draws word both questions, so they are equal when the change does not show.
-    while ask(other, about, Random(0)) == ask(event, about, Random(0)):
-        other = altered(event, rng)
-    return other, about
+    event = draw_event(rng)
+    return _pair(event, event if label == 1 else changed(event, rng), rng), label
 
 
 def _draw_similarity(_: int, rng: Random) -> Row:
-    event = draw_event(rng, adjective=0.0, beside=0.0, place=0.6, negated=0.0)
-    other, score = graded(event, rng)
-    return (sentence(express(event, rng)), sentence(express(other, rng))), score
+    event = draw_event(rng)
+    other = graded(event, rng)
+    return _pair(event, other, rng), similarity(event, other)
+
+
+def _draw_duplicate(label: int, rng: Random) -> Row:
+    one, other = draw_questions(label == 1, rng)
+    return (sentence(one), sentence(other)), label
+
+
+def draw_questions(same: bool, rng: Random) -> tuple[list[str], list[str]]:
+    """Word two questions that ask the same, or that differ in one concept or in what is asked."""
+    event, about = draw_event(rng), rng.choice(list(QUESTIONS))
+    asked = about
+    other = event
+    if not same and rng.random() < 0.15:
+        asked = rng.choice([question for question in QUESTIONS if question != about])
+    elif not same:
+        hidden = {QUESTIONS[about], *(("adjective",) if about == "who" else ())}
+        shown = [r for r in ROLES if r not in hidden and concept_of(event, r) is not None]
+        other = changed(event, rng, rng.choice(shown))
+    return ask(event, about, rng), ask(other, asked, rng)
 
 
 def _draw_inference(label: int, rng: Random) -> Row:
-    event = draw_event(rng, adjective=0.3, negated=0.2)
-    other = (entailed, undetermined, contradicting)[label](event, rng)
-    return (sentence(express(event, rng)), sentence(express(other, rng))), label
-
-
-def draw_answer(answers: bool, rng: Random) -> tuple[Event, str, Event]:
-    """Draw an event, what is asked about it, and an event that does or does not answer."""
-    about = rng.choice(QUESTIONS)
-    told = draw_event(rng, kind=0.05, place=0.4, negated=0.0)
-    if about == "where" and (answers or rng.random() < 0.6):
-        told = replace(told, place=draw_event(rng, place=1.0).place)
-    asked = replace(
-        told, agent=entailed(told, rng).agent, patient=entailed(told, rng).patient, place=None
-    )
-    if about == "whether" and rng.random() < 0.4:
-        told = replace(told, negated=True)
-    if answers:
-        return asked, about, told
-    if about == "where" and told.place is None:
-        return asked, about, told
-    change = rng.random()
-    if change < 0.2:
-        return asked, about, swap_roles(told)
-    if change < 0.5:
-        return asked, about, replace(told, verb=rng.choice([v for v in VERBS if v != told.verb]))
-    known = (told.agent.noun, told.patient.noun)
-    stranger = draw_phrase(rng, kind=0.0, avoid=(*known, *(n.kind for n in known if n.kind)))
-    if about == "who acts":
-        return asked, about, replace(told, patient=stranger)
-    return asked, about, replace(told, agent=stranger)
-
-
-def _draw_answering(label: int, rng: Random) -> Row:
-    asked, about, told = draw_answer(label == 0, rng)
-    return (sentence(ask(asked, about, rng)), sentence(express(told, rng))), label
+    # Negation is as frequent in premises and in hypotheses of every label: a third.
+    event = draw_event(rng, kind=0.2, negated=1 / 3)
+    return _pair(event, (entailed, undetermined, contradicting)[label](event, rng), rng), label
 
 
 def _draw_entailment(label: int, rng: Random) -> Row:
-    event = draw_event(rng, adjective=0.3, beside=0.4, negated=0.15)
-    if label == 0:
-        other = entailed(event, rng)
-    elif event.agent.beside is not None and rng.random() < 0.3:
-        # The bystander, nearer to the verb, is taken for the agent.
-        other = entailed(replace(event, agent=event.agent.beside), rng)
-    else:
-        other = (undetermined if rng.random() < 0.6 else contradicting)(event, rng)
-    return (sentence(express(event, rng)), sentence(express(other, rng))), label
+    event = draw_event(rng, kind=0.2)
+    other = entailed(event, rng) if label == 0 else undetermined(event, rng)
+    if label == 1 and rng.random() < 0.2:
+        other = changed(entailed(event, rng), rng, "verb")
+    return _pair(event, other, rng), label
 
 
-TASKS: dict[str, LanguageTask] = {
-    "cola": LanguageTask(("sentence",), 2, _draw_acceptability),
-    "sst2": LanguageTask(("sentence",), 2, _draw_sentiment),
-    "mrpc": LanguageTask(("sentence1", "sentence2"), 2, _draw_paraphrase),
-    "qqp": LanguageTask(("question1", "question2"), 2, _draw_duplicate),
-    "stsb": LanguageTask(("sentence1", "sentence2"), 1, _draw_similarity),
-    "mnli": LanguageTask(("premise", "hypothesis"), 3, _draw_inference),
-    "qnli": LanguageTask(("question", "sentence"), 2, _draw_answering),
-    "rte": LanguageTask(("sentence1", "sentence2"), 2, _draw_entailment),
+def _draw_answering(label: int, rng: Random) -> Row:
+    question, told = draw_answer(label == 0, rng)
+    return (sentence(question), sentence(told)), label
+
+
+def draw_answer(answers: bool, rng: Random) -> tuple[list[str], list[str]]:
+    """Word a question and a sentence that answers it, lacks what is asked, or tells of another
+    event."""
+    about = rng.choice(list(QUESTIONS))
+    role = QUESTIONS[about]
+    told = draw_event(rng, kind=0.0, adjective=0.15)
+    lacks = not answers and role in ("place", "time") and rng.random() < 0.5
+    if role in ("place", "time"):
+        told = with_role(told, role, None if lacks else rng.choice(ROLES[role]))
+    # The question repeats what is told, but for what it asks and, often, the other adjunct.
+    asked = replace(told, adjective=None)
+    for adjunct in ("place", "time"):
+        if rng.random() < 0.5:
+            asked = with_role(asked, adjunct, None)
+    if not answers and not lacks:
+        asked = changed(
+            asked, rng, rng.choice([r for r in ("subject", "verb", "object") if r != role])
+        )
+    return ask(asked, about, rng), express(told, rng)
+
+
+DRAW: dict[str, Callable[[int, Random], Row]] = {
+    "cola": _draw_acceptability,
+    "sst2": _draw_sentiment,
+    "mrpc": _draw_paraphrase,
+    "stsb": _draw_similarity,
+    "qqp": _draw_duplicate,
+    "mnli": _draw_inference,
+    "qnli": _draw_answering,
+    "rte": _draw_entailment,
 }
-"""The eight tasks by GLUE's names."""
+"""How to draw a row of a given class, by GLUE's name of the task."""
