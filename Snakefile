@@ -1,19 +1,20 @@
 # Reproduces every table and figure of a tier: snakemake --cores 8 all
 #
 # The tier is a configuration file: `--config tier=local` takes config/local.yaml, and
-# `--config tier=some/file.yaml` any other. Results land in the folder that the file names.
+# `--config tier=some/file.yaml` any other; `tasks=cola,rte` runs a part of it. Results land in the
+# folder that the file names.
 
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from finegates.config import ConfigError, load_tier, tier_path
+from finegates.config import ConfigError, configured_tier
 from finegates.provenance import code_digest
 from finegates.sources import ModelError, data_files, model_folder
 from finegates.tasks.glue import DataError
 
 try:
-    TIER = load_tier(tier_path(str(config.get("tier", "smoke"))))
+    TIER = configured_tier(config)
     DATA_FILES = [str(path) for path in data_files(TIER)]
     MODEL_FOLDER = model_folder(TIER)
 except (ConfigError, DataError, ModelError) as error:

@@ -7,6 +7,7 @@ their place and the nearest known key.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -246,6 +247,32 @@ def tier_path(name: str = "smoke") -> Path:
     """The file of a tier: of this repository by name, or any by a path that ends in ``.yaml``."""
     is_path = name.endswith((".yaml", ".yml"))
     return Path(name).resolve() if is_path else CONFIG / f"{name}.yaml"
+
+
+def configured_tier(config: Mapping[str, Any]) -> Tier:
+    """The tier that a command line asks for.
+
+    Args:
+        config: Snakemake's configuration: ``tier`` (see :func:`tier_path`) and, to run a part of
+            it, ``tasks``, names separated by commas.
+
+    Raises:
+        ConfigError: as :func:`load_tier`; also for any other key.
+    """
+    for key in config:
+        if key not in ("tier", "tasks"):
+            raise ConfigError(f"--config: unknown key {key!r}{nearest(key, ('tier', 'tasks'))}")
+    path = tier_path(str(config.get("tier", "smoke")))
+    tier = load_tier(path)
+    if "tasks" not in config:
+        return tier
+    tasks = [task.strip() for task in str(config["tasks"]).split(",")]
+    for task in tasks:
+        if task not in tier.tasks:
+            raise ConfigError(
+                f"--config tasks: {task!r} is not in {path}{nearest(task, tier.tasks)}"
+            )
+    return tier.model_copy(update={"tasks": [task for task in tier.tasks if task in tasks]})
 
 
 def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:

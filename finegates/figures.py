@@ -161,8 +161,7 @@ def draw_tradeoff(frame: pd.DataFrame, footer: str = "") -> Figure:
         for ax, panel in zip(axes, panels, strict=True):
             _draw_tradeoff_panel(ax, panel, frame[frame["panel"] == panel], styles)
             ax.set_xlim(-4, max(10.0, 100 * limit * 1.08))
-        figure.supxlabel("Realised sparsity (% of the gated weights)", fontsize=9)
-        figure.supylabel("Score (× 100), last epoch", fontsize=9)
+        _label_edges(axes, columns, "Realised sparsity (%)", "Score (× 100)")
         _legend(figure, styles, legend_place)
     return figure
 
@@ -187,8 +186,7 @@ def draw_gate_histograms(frame: pd.DataFrame, footer: str = "") -> Figure:
         mesh = None
         for ax, task in zip(axes, tasks, strict=True):
             mesh = _draw_histogram_panel(ax, task, frame[frame["task"] == task], norm)
-        figure.supxlabel("Gate value at evaluation", fontsize=9)
-        figure.supylabel("Epoch", fontsize=9)
+        _label_edges(axes, columns, "Gate value at evaluation", "Epoch")
         if mesh is not None:
             bar = figure.colorbar(mesh, ax=axes, shrink=0.8, aspect=28, pad=0.02)
             bar.set_label("Fraction of gates (square-root scale)")
@@ -323,6 +321,15 @@ def _grid(
     return figure, axes, "outside right upper" if beside else "outside lower left"
 
 
+def _label_edges(axes: Sequence[Axes], columns: int, x: str, y: str) -> None:
+    """Axis labels below the lowest panel of each column and beside the first of each row."""
+    for place, ax in enumerate(axes):
+        if place + columns >= len(axes):
+            ax.set_xlabel(x)
+        if place % columns == 0:
+            ax.set_ylabel(y)
+
+
 def _styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Look of each method, in the frame's order: pruned methods, dense ones, references."""
     styles: dict[str, dict[str, Any]] = {}
@@ -376,10 +383,9 @@ def _draw_tradeoff_panel(
         )  # fmt: skip
     ax.margins(y=0.12)
     if panel != AVERAGE:
-        ax.text(
-            1.0, 1.02, metric_title(panel), transform=ax.transAxes, ha="right", va="bottom",
-            fontsize=6.5, color="#555555",
-        )  # fmt: skip
+        metric = metric_title(panel).removesuffix(" correlation")
+        place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "va": "bottom"}
+        ax.text(1.0, 1.02, metric, fontsize=6.5, color="#555555", **place)
 
 
 def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], place: str) -> None:

@@ -188,8 +188,9 @@ def _from_source(tier: Tier, auto_class: Any, **settings: Any) -> Any:
             if folder is not None
             else "check the network, or download it elsewhere and set model.path to the folder"
         )
+        reason = " ".join(str(error).split())
         raise ModelError(
-            f"cannot load model {tier.model.name!r} from {where} ({error}); {remedy}"
+            f"cannot load model {tier.model.name!r} from {where} ({reason}); {remedy}"
         ) from error
 
 

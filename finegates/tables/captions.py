@@ -143,15 +143,17 @@ def _tier(records: Sequence[Record]) -> str:
 
 
 def _models(records: Sequence[Record]) -> str:
-    return f"Model: {_joined(_model(record.model) for record in records)}."
+    return f"Model: {_joined(_model(record) for record in records)}."
 
 
-def _model(model: dict[str, Any]) -> str:
+def _model(record: Record) -> str:
+    model = record.model
     facts = []
     if model.get("source") in ("generated", "pretraining"):
         facts.append("pretrained here on generated text")
-    if model.get("parameters"):
-        facts.append(f"{model['parameters']:,} parameters")
+    # The encoder's: heads differ from task to task.
+    if record.budget["parameters"].get("encoder"):
+        facts.append(f"{record.budget['parameters']['encoder']:,} encoder parameters")
     if model.get("revision"):
         facts.append(f"revision {model['revision'][:DIGEST_DIGITS]}")
     elif model.get("sha256"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finegates.config import ConfigError, load_tier
+from finegates.config import ConfigError, configured_tier, load_tier, tier_path
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "config" / "experiments"
@@ -185,3 +185,22 @@ def test_what_is_no_configuration_is_refused(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="absent.yaml"):
         load(tmp_path / "absent.yaml")
+
+
+def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks():
+    assert configured_tier({}).tier == "smoke"
+    assert tier_path("local").name == "local.yaml"
+    assert configured_tier({"tier": "paper", "tasks": "rte, cola"}).tasks == ["cola", "rte"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"teir": "local"}, r"unknown key 'teir'; did you mean 'tier'\?"),
+        ({"tasks": "colla"}, r"'colla' is not in .*did you mean 'cola'\?"),
+        ({"tier": "locale"}, r"locale.yaml"),
+    ],
+)
+def test_a_wrong_command_line_is_named(config, message):
+    with pytest.raises(ConfigError, match=message):
+        configured_tier(config)

@@ -33,7 +33,7 @@ rule pretrain_encoder:
         f"{RESULTS}/benchmarks/pretrain_encoder.tsv"
     conda:
         "../../environment.yml"
-    threads: 2
+    threads: TIER.model.pretraining.threads if TIER.model.pretraining else 1
     resources:
         mem_mb=2000,
         runtime=30,

@@ -6,11 +6,11 @@ from finegates.job import job_log, seconds_since_start
 
 job = snakemake
 with job_log(job.log[0]):
-    from finegates.config import load_tier, tier_path
+    from finegates.config import configured_tier
     from finegates.finetune import TaskData, finetune, load_tokenizer
     from finegates.record import read_record, write_record
 
-    tier = load_tier(tier_path(job.config.get("tier", "smoke")))
+    tier = configured_tier(job.config)
     startup = seconds_since_start()
     data = TaskData(tier, job.wildcards.task, load_tokenizer(tier))
     outputs = [Path(path) for path in job.output]

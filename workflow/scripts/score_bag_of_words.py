@@ -6,13 +6,13 @@ from finegates.job import job_log
 
 job = snakemake
 with job_log(job.log[0]):
-    from finegates.config import load_tier, tier_path
+    from finegates.config import configured_tier
     from finegates.metrics import GlueMetric, score
     from finegates.record import write_text
     from finegates.sources import read_table
     from finegates.tasks.bag_of_words import bag_of_words_score, constant_predictions
 
-    tier = load_tier(tier_path(job.config.get("tier", "smoke")))
+    tier = configured_tier(job.config)
     scores: dict[str, dict[str, float]] = {}
     for task in tier.tasks:
         train, validation = (read_table(tier, task, split) for split in ("train", "validation"))

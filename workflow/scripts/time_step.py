@@ -4,11 +4,11 @@ from finegates.job import job_log
 
 job = snakemake
 with job_log(job.log[0]):
-    from finegates.config import load_tier, tier_path
+    from finegates.config import configured_tier
     from finegates.record import hardware, write_text
     from finegates.timing import time_training_step
 
-    tier = load_tier(tier_path(job.config.get("tier", "smoke")))
+    tier = configured_tier(job.config)
     table = time_training_step(tier, job.threads)
     machine = hardware(job.threads)
     write_text(job.output.csv, table.to_csv(index=False, float_format="%.4f"))
