@@ -9,6 +9,7 @@ interval is given.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -58,7 +59,8 @@ def mean(values: Iterable[float]) -> float:
     values = list(values)
     if not values:
         raise ValueError("the mean of no values is undefined")
-    return math.fsum(values) / len(values)
+    # In exact fractions: a rounded sum, divided and rounded again, can leave the values' range.
+    return float(statistics.mean(map(float, values)))
 
 
 def bootstrap_interval(
