@@ -108,7 +108,12 @@ class GeneratedData(Section):
 
 class DataSource(Section):
     """Where the GLUE tables come from: exactly one of generated, path (a folder of
-    ``<task>/<split>.parquet``), hub."""
+    ``<task>/<split>.parquet``), hub.
+
+    ``train_rows`` and ``validation_rows`` take the first rows of a split. With ``held_out`` the
+    last so many rows of the training table stand in for the validation split and are not trained
+    on: settings are chosen there, never on the split that is reported.
+    """
 
     name: str
     generated: GeneratedData | None = None
@@ -117,6 +122,7 @@ class DataSource(Section):
     revision: str | None = None
     train_rows: int | None = Field(default=None, gt=0)
     validation_rows: int | None = Field(default=None, gt=0)
+    held_out: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:
@@ -254,32 +260,46 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
 
     Args:
         config: Snakemake's configuration: ``tier`` (see :func:`tier_path`) and, to run a part of
-            it, ``tasks``, names separated by commas.
+            it, ``tasks`` and ``methods``, names separated by commas.
 
     Raises:
         ConfigError: as :func:`load_tier`; also for any other key.
     """
+    known = ("tier", "tasks", "methods")
     for key in config:
-        if key not in ("tier", "tasks"):
-            raise ConfigError(f"--config: unknown key {key!r}{nearest(key, ('tier', 'tasks'))}")
+        if key not in known:
+            raise ConfigError(f"--config: unknown key {key!r}{nearest(key, known)}")
     path = tier_path(str(config.get("tier", "smoke")))
     tier = load_tier(path)
-    if "tasks" not in config:
-        return tier
-    tasks = [task.strip() for task in str(config["tasks"]).split(",")]
-    for task in tasks:
-        if task not in tier.tasks:
+    tasks = _chosen(config, "tasks", tier.tasks, path)
+    methods = _chosen(config, "methods", list(tier.methods), path)
+    for label in methods:
+        magnitude = tier.methods[label].magnitude
+        if magnitude is not None and magnitude.match not in methods:
             raise ConfigError(
-                f"--config tasks: {task!r} is not in {path}{nearest(task, tier.tasks)}"
+                f"--config methods: {label!r} matches {magnitude.match!r}; name that one too"
             )
-    return tier.model_copy(update={"tasks": [task for task in tier.tasks if task in tasks]})
+    return tier.model_copy(
+        update={"tasks": tasks, "methods": {label: tier.methods[label] for label in methods}}
+    )
+
+
+def _chosen(config: Mapping[str, Any], key: str, known: list[str], path: Path) -> list[str]:
+    """What the command line names under ``key``, in the tier's order; all if it names none."""
+    if key not in config:
+        return known
+    names = [name.strip() for name in str(config[key]).split(",")]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--config {key}: {name!r} is not in {path}{nearest(name, known)}")
+    return [name for name in known if name in names]
 
 
 def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
     """Reads and checks a tier file.
 
     A tier may extend another with ``extends: other.yaml`` (beside it): its keys are laid over the
-    other's, ``model`` and ``data`` replace the other's whole.
+    other's; ``model``, ``data`` and ``methods`` replace the other's whole.
 
     Args:
         path: the YAML file.
@@ -334,8 +354,9 @@ def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
     return _merged(kept, raw)
 
 
-# Sections that stand for one thing: half of one and half of another would name a third.
-_WHOLE = ("model", "data")
+# Sections that stand for one thing: half of one and half of another would name a third. A tier that
+# names methods names them all.
+_WHOLE = ("model", "data", "methods")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -91,10 +91,24 @@ def read_table(tier: Tier, task: str, split: str) -> pa.Table:
     """A split of a task as the tier asks for it: its first rows, checked.
 
     Raises:
-        DataError: see ``finegates.tasks.glue``.
+        DataError: ``held_out`` leaves no rows to train on; see ``finegates.tasks.glue``.
     """
     source = tier.data
     rows = source.train_rows if split == "train" else source.validation_rows
+    if source.held_out is None:
+        return _read(tier, task, split, rows)
+    table = _read(tier, task, "train", None)
+    cut = table.num_rows - source.held_out
+    if cut < 1:
+        raise DataError(
+            f"data.held_out: {source.held_out} rows leave none of the {table.num_rows} training "
+            f"rows of task {task!r}; lower it"
+        )
+    return (table.slice(0, cut) if split == "train" else table.slice(cut)).slice(0, rows)
+
+
+def _read(tier: Tier, task: str, split: str, rows: int | None) -> pa.Table:
+    source = tier.data
     folder = data_folder(tier)
     if folder is not None:
         return read_split(folder, task, split, rows)
@@ -108,13 +122,16 @@ def describe_data(tier: Tier, task: str, rows: dict[str, int]) -> dict[str, Any]
     source = tier.data
     folder = data_folder(tier)
     splits = {}
-    for split in SPLITS:
+    for split in SPLITS if source.held_out is None else ("train",):
         described = (
             {"sha256": None, "status": "hub"}
             if folder is None
             else describe_split(folder, task, split)
         )
         splits[split] = described
+    if source.held_out is not None:
+        # Said where every table says what its splits are: this is not the reported one.
+        splits["validation"] = {**splits["train"], "status": "held out of the training rows"}
     return {
         "name": source.name,
         "source": _kind(source),
@@ -122,7 +139,7 @@ def describe_data(tier: Tier, task: str, rows: dict[str, int]) -> dict[str, Any]
         "train_rows": rows["train"],
         "validation_rows": rows["validation"],
         "official_train_rows": task_named(task).train_rows,
-        "validation_split": task_named(task).validation,
+        "validation_split": task_named(task).validation if source.held_out is None else "held out",
         "splits": splits,
     }
 

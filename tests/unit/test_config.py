@@ -187,10 +187,12 @@ def test_a_missing_file_is_named(tmp_path):
         load(tmp_path / "absent.yaml")
 
 
-def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks():
+def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks_and_methods():
     assert configured_tier({}).tier == "smoke"
     assert tier_path("local").name == "local.yaml"
-    assert configured_tier({"tier": "paper", "tasks": "rte, cola"}).tasks == ["cola", "rte"]
+    chosen = configured_tier({"tier": "paper", "tasks": "rte, cola", "methods": "lora,full"})
+    assert chosen.tasks == ["cola", "rte"]
+    assert list(chosen.methods) == ["full", "lora"]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,8 @@ def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks():
     [
         ({"teir": "local"}, r"unknown key 'teir'; did you mean 'tier'\?"),
         ({"tasks": "colla"}, r"'colla' is not in .*did you mean 'cola'\?"),
+        ({"methods": "lorra"}, r"'lorra' is not in .*did you mean 'lora'\?"),
+        ({"methods": "magnitude-s0.4"}, r"'magnitude-s0.4' matches 'reference-s0.4'; name that"),
         ({"tier": "locale"}, r"locale.yaml"),
     ],
 )
