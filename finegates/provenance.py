@@ -34,55 +34,38 @@ def code_digest(*files: str | Path) -> str:
         path = pending.pop()
         if path not in seen:
             seen.add(path)
-            pending += _imported(path)
+            pending += _analysed(path)[1]
     digest = hashlib.sha256()
     for path in sorted(seen):
         digest.update(str(path.relative_to(ROOT)).encode())
-        digest.update(_tree_digest(path))
+        digest.update(_analysed(path)[0])
     return digest.hexdigest()[:16]
 
 
 @cache
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-@cache
-def _tree_digest(path: Path) -> bytes:
+def _analysed(path: Path) -> tuple[bytes, tuple[Path, ...]]:
+    """Digest of a file's syntax tree without docstrings, and the repository files it imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    found: set[Path] = set()
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(
+        if isinstance(node, ast.Import):
+            found.update(*(_module_files(alias.name) for alias in node.names))
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.update(_module_files(node.module))
+            found.update(*(_module_files(f"{node.module}.{alias.name}") for alias in node.names))
+        elif isinstance(
             node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         ) and (ast.get_docstring(node, clean=False) is not None):
-            assert isinstance(body, list)
-            del body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).digest()
+            del node.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).digest(), tuple(sorted(found - {path}))
 
 
 @cache
-def _imported(path: Path) -> tuple[Path, ...]:
-    found: set[Path] = set()
-    for node in ast.walk(_parsed(path)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            if name.split(".")[0] in ("finegates", "theory"):
-                found.update(_module_files(name))
-    return tuple(sorted(found - {path}))
-
-
-def _module_files(name: str) -> list[Path]:
-    """A module's file and the packages above it; empty for names that are no modules."""
+def _module_files(name: str) -> frozenset[Path]:
+    """A module's file and the packages above it; empty for names that are no modules of ours."""
     parts = name.split(".")
-    files = []
-    for depth in range(1, len(parts) + 1):
-        base = ROOT.joinpath(*parts[:depth])
-        for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-            if candidate.is_file():
-                files.append(candidate)
-    return files
+    if parts[0] not in ("finegates", "theory"):
+        return frozenset()
+    bases = [ROOT.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+    files = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
+    return frozenset(file for file in files if file.is_file())

@@ -18,7 +18,7 @@ def tree(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
 
     def digest():
-        for cached in (provenance._parsed, provenance._tree_digest, provenance._imported):
+        for cached in (provenance._analysed, provenance._module_files):
             cached.cache_clear()
         return provenance.code_digest("script.py")
 
@@ -60,7 +60,7 @@ def test_the_digest_of_a_real_script_covers_the_library_it_uses():
         path = pending.pop()
         if path not in files:
             files.add(path)
-            pending += provenance._imported(path)
+            pending += provenance._analysed(path)[1]
     names = {str(path.relative_to(provenance.ROOT)) for path in files}
     assert {
         "finegates/gates.py",
