@@ -6,14 +6,16 @@ of all parameters; and a cost means nothing without batch and length.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
 from finegates.adapters import Adapter, adapter_for, unwrap
+from finegates.compaction.draft import gate_values
 from finegates.compaction.layers import CompactLinear
-from finegates.compaction.plan import Plan, gate_values, plan_compaction
+from finegates.compaction.plan import Plan, plan_compaction
 from finegates.gates import Gate
 from finegates.layers import GatedLinear, gated_layers, linear_shape
 
@@ -121,7 +123,7 @@ def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
     removable, removed = _removal(plain, gated, shrunk, adapter)
     return Budget(
         all_parameters=sum(dense.values()),
-        encoder_parameters=None if adapter is None else _below(dense, [adapter.encoder(plain)]),
+        encoder_parameters=None if adapter is None else _below(dense, adapter.encoder(plain)),
         head_parameters=None if adapter is None else _below(dense, adapter.head(plain)),
         gated_weights=weights,
         gated_biases=sum(0 if layer.bias is None else layer.bias.numel() for layer in layers),
@@ -173,14 +175,28 @@ def _macs(model: nn.Module, batch: int, length: int, adapter: Adapter | None, pl
         for path in block.linears():
             if path in plan.layers:
                 weights += plan.layers[path].kept_weights
-            else:
+            elif _has_module(plain, path):  # else one product with others, counted below
                 weights += _present_weights(plain.get_submodule(path))
-        if block.attention is not None:
-            # The width of queries and keys, and that of values: both the head's until heads shrink.
-            products += block.attention.heads * 2 * block.attention.head_dim
+        for part in block.attentions:
+            module = plain.get_submodule(part.path)
+            sizes = plan.heads.get(part.path) or getattr(module, "finegates_heads", None)
+            if _has_module(module, "qkv"):
+                weights += _present_weights(module.get_submodule("qkv"))
+            # The width of queries and keys, and that of values.
+            products += 2 * (
+                part.heads * part.head_dim if sizes is None else len(sizes.heads) * sizes.width
+            )
     linear = batch * length * weights
     attention = batch * length * length * products
     return MACs(batch, length, linear, attention, linear + attention)
+
+
+def _has_module(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def _present_weights(layer: nn.Module) -> int:
@@ -203,7 +219,7 @@ def _adapter_or_none(model: nn.Module) -> Adapter | None:
         return None
 
 
-def _below(sizes: dict[str, int], paths: list[str]) -> int:
+def _below(sizes: dict[str, int], paths: Sequence[str]) -> int:
     return sum(
         size for name, size in sizes.items() if any(name.startswith(f"{path}.") for path in paths)
     )

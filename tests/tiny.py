@@ -9,15 +9,24 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
+    T5Config,
 )
 from transformers.activations import ACT2FN
 
-from finegates.adapters import Adapter, Block, FeedForward
+from finegates.adapters import Adapter, Block, FeedForward, unwrap
 from finegates.gates import StochasticGate
 
 VOCABULARY = 40
@@ -31,16 +40,77 @@ _SIZES = {
     "max_position_embeddings": 16,
 }
 
+_DECODER = {**_SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+
+
+def _t5(feed_forward: str) -> T5Config:
+    return T5Config(
+        vocab_size=VOCABULARY,
+        d_model=12,
+        d_kv=4,
+        num_layers=2,
+        num_heads=3,
+        d_ff=20,
+        feed_forward_proj=feed_forward,
+        relative_attention_num_buckets=6,
+        decoder_start_token_id=0,
+        eos_token_id=1,
+    )
+
+
 # A new architecture enters the conformance suite here.
 ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     "bert": lambda: BertConfig(**_SIZES),
     "roberta": lambda: RobertaConfig(**_SIZES),
+    "deberta-v2": lambda: DebertaV2Config(
+        **_SIZES,
+        relative_attention=True,
+        position_buckets=4,
+        pos_att_type=["p2c", "c2p"],
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+    ),
+    "t5": lambda: _t5("relu"),
+    "t5-gated": lambda: _t5("gated-gelu"),
+    "llama": lambda: LlamaConfig(**_DECODER, pad_token_id=0),
+    "mistral": lambda: MistralConfig(**_DECODER, pad_token_id=0, sliding_window=4),
+    "qwen2": lambda: Qwen2Config(
+        **{k: v for k, v in _DECODER.items() if k not in ("head_dim", "hidden_size")},
+        hidden_size=16,
+        pad_token_id=0,
+    ),
+    "qwen3": lambda: Qwen3Config(**_DECODER, pad_token_id=0),
+    "gpt2": lambda: GPT2Config(
+        **{k: v for k, v in _SIZES.items() if k != "intermediate_size"}, n_inner=20, pad_token_id=0
+    ),
 }
-VARIANTS = {
-    "classifier": AutoModelForSequenceClassification,
-    "masked": AutoModelForMaskedLM,
-    "base": AutoModel,
+_LANGUAGE = {
+    **dict.fromkeys(("bert", "roberta", "deberta-v2"), AutoModelForMaskedLM),
+    **dict.fromkeys(("t5", "t5-gated"), AutoModelForSeq2SeqLM),
 }
+VARIANTS = ("classifier", "language", "base")
+
+
+def model_type(architecture: str) -> str:
+    """The ``config.model_type`` of an entry of ``ARCHITECTURES``."""
+    return ARCHITECTURES[architecture]().model_type
+
+
+def is_causal(architecture: str) -> bool:
+    """Whether the language model is a decoder alone."""
+    return architecture not in _LANGUAGE
+
+
+def activation_key(architecture: str) -> str:
+    """The configuration's name for the feed-forward activation."""
+    names = {"gpt2": "activation_function", "t5": "dense_act_fn", "t5-gated": "dense_act_fn"}
+    return names.get(architecture, "hidden_act")
+
+
+def _factory(architecture: str, variant: str) -> type:
+    if variant == "language":
+        return _LANGUAGE.get(architecture, AutoModelForCausalLM)
+    return {"classifier": AutoModelForSequenceClassification, "base": AutoModel}[variant]
 
 
 def tiny_model(
@@ -55,7 +125,7 @@ def tiny_model(
     config = ARCHITECTURES[architecture]()
     for key, value in overrides.items():
         setattr(config, key, value)
-    model: nn.Module = VARIANTS[variant].from_config(config)
+    model: nn.Module = _factory(architecture, variant).from_config(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,6 +144,13 @@ def tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> dict[str, Ten
 
 def output(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Logits, or the last hidden state of a model without a head."""
+    if unwrap(model).config.model_type == "t5":
+        ids = inputs["input_ids"].clone()
+        ids[:, -3] = 1  # a classifier reads the only end of sequence
+        ids[:, -2:] = 0
+        inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+        if not type(unwrap(model)).__name__.endswith("SequenceClassification"):
+            inputs["decoder_input_ids"] = ids.flip(0)
     result = model(**inputs)
     found: Tensor = result.logits if hasattr(result, "logits") else result.last_hidden_state
     return found
@@ -113,7 +190,7 @@ class PairAdapter(Adapter):
         self.feed_forward = FeedForward("up", "down", "gate" if gated else None, activation)
 
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
-        return (Block("", None, self.feed_forward),)
+        return (Block("", (), self.feed_forward),)
 
-    def encoder(self, model: nn.Module) -> str:
-        return "up"
+    def encoder(self, model: nn.Module) -> tuple[str, ...]:
+        return ("up",)

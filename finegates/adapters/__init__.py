@@ -8,13 +8,39 @@ from __future__ import annotations
 
 from torch import nn
 
-from finegates.adapters.base import Adapter, Attention, Block, FeedForward, unwrap
+from finegates.adapters.base import Adapter, Attention, Block, FeedForward, HeadSizes, unwrap
 from finegates.adapters.bert import BertAdapter
+from finegates.adapters.deberta_v2 import DebertaV2Adapter
+from finegates.adapters.gpt2 import Gpt2Adapter
+from finegates.adapters.llama import LlamaAdapter
+from finegates.adapters.mistral import MistralAdapter
+from finegates.adapters.qwen2 import Qwen2Adapter
+from finegates.adapters.qwen3 import Qwen3Adapter
 from finegates.adapters.roberta import RobertaAdapter
+from finegates.adapters.t5 import T5Adapter
 
-__all__ = ["ADAPTERS", "Adapter", "Attention", "Block", "FeedForward", "adapter_for", "unwrap"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "Attention",
+    "Block",
+    "FeedForward",
+    "HeadSizes",
+    "adapter_for",
+    "unwrap",
+]
 
-ADAPTERS: tuple[Adapter, ...] = (BertAdapter(), RobertaAdapter())
+ADAPTERS: tuple[Adapter, ...] = (
+    BertAdapter(),
+    RobertaAdapter(),
+    DebertaV2Adapter(),
+    T5Adapter(),
+    LlamaAdapter(),
+    MistralAdapter(),
+    Qwen2Adapter(),
+    Qwen3Adapter(),
+    Gpt2Adapter(),
+)
 
 
 def adapter_for(model: nn.Module) -> Adapter:

@@ -16,20 +16,26 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Attention:
-    """The linear layers of one self-attention and what happens between them.
+    """The linear layers of one attention and what happens between them.
 
     Attributes:
+        path: the module that splits its projections into heads.
         q: path of the query projection, output size ``heads * head_dim``.
         k: path of the key projection, output size ``kv_heads * head_dim``.
-        v: path of the value projection, output size ``kv_heads * head_dim``.
+        v: path of the value projection, output size ``kv_heads * head_dim``. The same path three
+            times is one layer whose outputs are those of q, k and v one after another.
         o: path of the output projection, input size ``heads * head_dim``.
         heads: number of query heads.
         kv_heads: number of key and value heads; below ``heads`` with grouped queries.
         head_dim: width of a head.
-        rotary: whether rotary embeddings mix pairs of query and key dimensions.
+        rotary: whether rotary embeddings mix dimension i with i + head_dim / 2 of queries and keys.
         qk_norm: whether queries and keys are normalised over dimensions before the dot product.
+        fixed_heads: whether something outside counts the heads, so that none may go whole.
+        narrows: whether :meth:`Adapter.narrow` can make its heads narrower.
+        fuses: whether :meth:`Adapter.narrow` can make one product of q, k and v.
     """
 
+    path: str
     q: str
     k: str
     v: str
@@ -39,10 +45,50 @@ class Attention:
     head_dim: int
     rotary: bool = False
     qk_norm: bool = False
+    fixed_heads: bool = False
+    narrows: bool = True
+    fuses: bool = False
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether q, k and v are one layer already."""
+        return self.q == self.k
 
     def linears(self) -> tuple[str, ...]:
-        """Paths in order of use: q, k, v, o."""
-        return self.q, self.k, self.v, self.o
+        """Paths in order of use: q, k, v, o, without repeats."""
+        return tuple(dict.fromkeys((self.q, self.k, self.v, self.o)))
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """The heads that a narrowed attention keeps, all padded to one width.
+
+    Attributes:
+        heads: the kept query heads, by their number in the dense model.
+        groups: for each of them, the position of its key-value head among the kept ones.
+        kv_heads: the kept key-value heads, by their number in the dense model.
+        head_dim: width of a head in the dense model; scores keep its scale.
+        width: width of every kept head, unused dimensions being zero.
+        pairs: with rotary embeddings, for each kept key-value head the ``width / 2`` rotated pairs
+            that it keeps (pair i holds dimensions i and i + head_dim / 2); None if every head keeps
+            all of them, or without such embeddings.
+        fused: whether q, k and v are one product.
+    """
+
+    heads: tuple[int, ...]
+    groups: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    head_dim: int
+    width: int
+    pairs: tuple[tuple[int, ...], ...] | None = None
+    fused: bool = False
+
+    @property
+    def repeats(self) -> int | None:
+        """Query heads per key-value head where that is one number in order, else None."""
+        each, rest = divmod(len(self.heads), len(self.kv_heads))
+        regular = tuple(index // each for index in range(len(self.heads))) if each else ()
+        return each if not rest and self.groups == regular else None
 
 
 @dataclass(frozen=True)
@@ -72,17 +118,17 @@ class Block:
 
     Attributes:
         path: the layer's own module path.
-        attention: None where the layer has none.
+        attentions: self-attention, then cross-attention; empty where the layer has neither.
         feed_forward: None where the layer has none.
     """
 
     path: str
-    attention: Attention | None
+    attentions: tuple[Attention, ...]
     feed_forward: FeedForward | None
 
     def linears(self) -> tuple[str, ...]:
         """Paths of all linear layers described, in order of use."""
-        parts = (self.attention, self.feed_forward)
+        parts = (*self.attentions, self.feed_forward)
         return tuple(path for part in parts if part is not None for path in part.linears())
 
 
@@ -103,8 +149,31 @@ class Adapter(ABC):
         """The transformer layers, from the first to the last."""
 
     @abstractmethod
-    def encoder(self, model: nn.Module) -> str:
-        """The module path of the layer stack; the parameters below it count as the encoder's."""
+    def encoder(self, model: nn.Module) -> tuple[str, ...]:
+        """Module paths of the layer stacks; the parameters below them count as the encoder's."""
+
+    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+        """The attention module (at ``Attention.path``) for heads of other sizes.
+
+        Called by compaction and by loading, with or without storage (meta device).
+
+        Args:
+            module: as transformers makes it, its projections replaced by narrowed ones or not yet.
+            sizes: see :class:`HeadSizes`.
+
+        Returns:
+            a module that takes its place; it may be the same one, changed.
+
+        Raises:
+            NotImplementedError: the architecture has no narrow form (``Attention.narrows`` is
+                False).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no attention with narrower heads")
+
+    def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
+        """What the query projection is multiplied by, where the module's forward takes the scale of
+        scores from the width that it finds. Arguments as of :meth:`narrow`, before it is called."""
+        return 1.0
 
     def gated(self, model: nn.Module) -> list[str]:
         """The paths that get gates by the released protocol: every linear layer of every block."""

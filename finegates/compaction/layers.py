@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -84,6 +86,47 @@ class CompactLinear(nn.Module):
         # index_copy_ into fresh zeros: out of place it would copy the zeros once more.
         wide = y.new_zeros((*y.shape[:-1], self.out_features))
         return wide.index_copy_(-1, self.rows, y)
+
+    @classmethod
+    def stacked(cls, layers: Sequence[CompactLinear]) -> CompactLinear:
+        """One layer whose outputs are those of the given ones, one after another.
+
+        Args:
+            layers: at least one; all read the same columns, and all have a bias or none has.
+
+        Raises:
+            ValueError: they do not.
+        """
+        first = layers[0]
+        same_cols = all(
+            layer.cols is first.cols
+            or (
+                (layer.cols is not None and first.cols is not None)
+                and torch.equal(layer.cols, first.cols)
+            )
+            for layer in layers
+        )
+        if not same_cols or len({layer.in_features for layer in layers}) > 1:
+            raise ValueError("layers that read different columns cannot be one product")
+        if len({layer.bias is None for layer in layers}) > 1:
+            raise ValueError("layers with and without bias cannot be one product")
+        written, offset = [], 0
+        for layer in layers:
+            kept = layer.weight.shape[0]
+            rows = torch.arange(kept, device=layer.weight.device)
+            written.append(offset + (rows if layer.rows is None else layer.rows))
+            offset += layer.out_features
+        rows = torch.cat(written)
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        return cls(
+            torch.cat([layer.weight.detach() for layer in layers]),
+            torch.cat([bias.detach() for bias in biases]) if biases else None,
+            in_features=first.in_features,
+            out_features=offset,
+            cols=first.cols,
+            rows=None if rows.numel() == offset else rows,
+            dense_shape=(sum(layer.dense_shape[0] for layer in layers), first.dense_shape[1]),
+        )
 
     def check_indices(self) -> None:
         """Raises ValueError unless the indices increase strictly within their ranges."""

@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from finegates.adapters import HeadSizes, adapter_for
 from finegates.compaction.layers import CompactLinear
 from finegates.layers import gated_layers, linear_shape
 
 FORMAT = "finegates-compact"
-VERSION = 1
+VERSION = 2
 STRUCTURE = "finegates.json"
 TENSORS = "model.safetensors"
 # The attention functions that torch itself has; any other name could make transformers fetch code.
@@ -149,6 +151,11 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "class": type(model).__name__,
         "config": json.loads(json.dumps(config.to_dict())),  # type: ignore[union-attr]
         "attention": attention if attention in _ATTENTION else None,
+        "heads": {
+            path: asdict(module.finegates_heads)
+            for path, module in model.named_modules()
+            if hasattr(module, "finegates_heads")
+        },
         "layers": {
             path: {
                 "in_features": layer.in_features,
@@ -199,7 +206,14 @@ def _read_structure(folder: Path) -> dict[str, Any]:
         raise CompactFormatError(
             folder, f"has format version {version!r}; this finegates reads version {VERSION}"
         )
-    kinds = {"class": str, "config": dict, "layers": dict, "aliases": dict, "tensors_sha256": str}
+    kinds = {
+        "class": str,
+        "config": dict,
+        "layers": dict,
+        "heads": dict,
+        "aliases": dict,
+        "tensors_sha256": str,
+    }
     for key, kind in kinds.items():
         if not isinstance(structure.get(key), kind):
             raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is missing or not a {kind}")
@@ -244,14 +258,30 @@ def _skeleton(structure: dict[str, Any]) -> nn.Module:
         config._attn_implementation = structure["attention"]
     with torch.device("meta"):
         model = model_class(config)
+    # Outside: the few indices that follow from sizes are made here, not stored.
+    for path, sizes in structure["heads"].items():
+        _place(model, path, adapter_for(model).narrow(model.get_submodule(path), _sizes(sizes)))
+    with torch.device("meta"):
         for path, sizes in structure["layers"].items():
-            parent, _, child = path.rpartition(".")
             dense = model.get_submodule(path)
             shape = tuple(sizes["dense_shape"])
             if linear_shape(dense) != (shape[1], shape[0]):
                 raise ValueError(f"layer {path} is not of the dense shape {shape}")
-            setattr(model.get_submodule(parent), child, _empty_layer(sizes))
+            _place(model, path, _empty_layer(sizes))
     return model
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _sizes(values: dict[str, Any]) -> HeadSizes:
+    """Head sizes from plain values, lists as tuples."""
+    if values.get("pairs") is not None:
+        values = {**values, "pairs": tuple(map(tuple, values["pairs"]))}
+    frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return HeadSizes(**frozen)
 
 
 def _empty_layer(sizes: dict[str, Any]) -> CompactLinear:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import Adapter, unwrap
+from finegates.adapters import Adapter, adapter_for, unwrap
+from finegates.compaction.draft import LayerPlan, gate_values
 from finegates.compaction.layers import CompactLinear
-from finegates.compaction.plan import LayerPlan, gate_values, plan_compaction
+from finegates.compaction.plan import plan_compaction
 from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers
 
 # What gates and peft leave on the model object itself.
@@ -24,8 +25,9 @@ def compact(
     """Makes a gated model physically smaller without changing what it computes in evaluation mode.
 
     A gated layer ``y = w_r * (W (w_c * x) + b)`` becomes a :class:`CompactLinear` with
-    ``W' = w_r W w_c`` and ``b' = w_r b``, less its closed rows and columns, and feed-forward pairs
-    are narrowed on both sides (:func:`finegates.compaction.plan_compaction`). Outputs are equal
+    ``W' = w_r W w_c`` and ``b' = w_r b``, less its closed rows and columns; feed-forward pairs
+    are narrowed on both sides, attention heads to what their scores and values need
+    (:func:`finegates.compaction.plan_compaction`). Outputs are equal
     bit for bit where the arithmetic is exact, and otherwise within rounding of the two orders of
     multiplication: with n inputs and unit roundoff u, each layer's output differs by at most
     2 (n + 4) u / (1 - (n + 4) u) times ``|w_r| (|W| |w_c| |x| + |b|)``.
@@ -52,6 +54,8 @@ def compact(
             "finegates.attach and train first"
         )
     plan = plan_compaction(plain, adapter)
+    if plan.heads and adapter is None:
+        adapter = adapter_for(plain)
     merged = [path for path in _low_rank_layers(plain) if path not in plan.layers]
 
     if inplace:
@@ -71,6 +75,9 @@ def compact(
             memo[id(layer)] = _shrink(layer, kept)
         result = copy.deepcopy(plain, memo)
 
+    for path, sizes in plan.heads.items():
+        assert adapter is not None
+        result = _replace(result, path, adapter.narrow(result.get_submodule(path), sizes))
     result = _without_training_wrappers(result)
     for name in _LEFTOVERS:
         result.__dict__.pop(name, None)
@@ -105,17 +112,26 @@ def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:
     if shift is not None:
         bias = shift.to(wide) if bias is None else (bias + shift).to(wide)
     if bias is not None:
-        bias = (bias if row_gate is None else bias * row_gate).to(dtype)
+        bias = bias if row_gate is None else bias * row_gate
+    if plan.scale != 1.0:
+        kept *= plan.scale
+        bias = None if bias is None else bias * plan.scale
 
+    narrow_in, narrow_out = plan.input_width is not None, plan.output_width is not None
     return CompactLinear(
         kept.to(dtype).contiguous(),  # Conv1D stores it transposed
-        bias,
-        in_features=plan.kept_in if plan.narrow_input else plan.in_features,
-        out_features=plan.kept_out if plan.narrow_output else plan.out_features,
-        cols=None if plan.narrow_input or cols is None else cols.clone(),
-        rows=None if plan.narrow_output or rows is None else rows.clone(),
+        None if bias is None else bias.to(dtype),
+        in_features=plan.input_width if narrow_in else plan.in_features,
+        out_features=plan.output_width if narrow_out else plan.out_features,
+        cols=_on(plan.read if narrow_in else plan.cols, device),
+        rows=_on(plan.write if narrow_out else plan.rows, device),
         dense_shape=(plan.out_features, plan.in_features),
     )
+
+
+def _on(index: Tensor | None, device: torch.device) -> Tensor | None:
+    """An index of the layer's own, whatever the plan does with its."""
+    return None if index is None else index.to(device, copy=True)
 
 
 def _constant_shift(

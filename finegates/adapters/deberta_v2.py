@@ -1,0 +1,86 @@
+"""DeBERTa-v2 and -v3: scores of contents and of relative positions from the same projections."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.adapters.base import (
+    Adapter,
+    Attention,
+    Block,
+    FeedForward,
+    HeadSizes,
+    base_prefix,
+    unwrap,
+)
+
+
+class DebertaV2Adapter(Adapter):
+    """DeBERTa's encoder layers.
+
+    Every term of a score is a product of one row of q with one of k, whether of tokens or of
+    relative positions, as long as both share the projections (``config.share_att_key``, true of all
+    released models). With projections of their own for positions, heads keep their sizes.
+    """
+
+    model_types = ("deberta-v2",)
+
+    def encoder(self, model: nn.Module) -> tuple[str, ...]:
+        """``deberta.encoder``, or ``encoder`` in the base model."""
+        return (f"{base_prefix(unwrap(model))}encoder",)
+
+    def blocks(self, model: nn.Module) -> tuple[Block, ...]:
+        """As many as ``config.num_hidden_layers``."""
+        plain = unwrap(model)
+        (stack,) = self.encoder(plain)
+        config: Any = plain.config
+        return tuple(
+            _block(f"{stack}.layer.{index}", config) for index in range(config.num_hidden_layers)
+        )
+
+    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+        """The same module: it takes its sizes from attributes."""
+        module.num_attention_heads = len(sizes.heads)  # type: ignore[assignment]
+        module.attention_head_size = sizes.width  # type: ignore[assignment]
+        module.all_head_size = len(sizes.heads) * sizes.width  # type: ignore[assignment]
+        module.finegates_heads = sizes  # type: ignore[assignment]
+        return module
+
+    def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
+        """sqrt(width / head_dim): the module divides scores by the root of the width it finds,
+        which it takes in float32."""
+        terms = 1 + sum(kind in module.pos_att_type for kind in ("c2p", "p2c"))  # type: ignore
+        found, meant = (math.sqrt(size * terms) for size in (sizes.width, sizes.head_dim))
+        return _float32(found) / _float32(meant)
+
+
+def _float32(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
+def _block(path: str, config: Any) -> Block:
+    module = f"{path}.attention.self"
+    heads = config.num_attention_heads
+    own_positions = config.relative_attention and not getattr(config, "share_att_key", False)
+    attention = Attention(
+        path=module,
+        q=f"{module}.query_proj",
+        k=f"{module}.key_proj",
+        v=f"{module}.value_proj",
+        o=f"{path}.attention.output.dense",
+        heads=heads,
+        kv_heads=heads,
+        head_dim=getattr(config, "attention_head_size", config.hidden_size // heads),
+        narrows=not own_positions,
+    )
+    feed_forward = FeedForward(
+        up=f"{path}.intermediate.dense",
+        down=f"{path}.output.dense",
+        gate=None,
+        activation=config.hidden_act,
+    )
+    return Block(path, (attention,), feed_forward)

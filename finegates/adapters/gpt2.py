@@ -1,0 +1,65 @@
+"""GPT-2: one Conv1D for queries, keys and values, no gate projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from finegates.adapters.base import (
+    Adapter,
+    Attention,
+    Block,
+    FeedForward,
+    HeadSizes,
+    base_prefix,
+    unwrap,
+)
+
+
+class Gpt2Adapter(Adapter):
+    """GPT-2's self-attention and feed-forward layers; cross-attention, if any, stays dense."""
+
+    model_types = ("gpt2",)
+
+    def encoder(self, model: nn.Module) -> tuple[str, ...]:
+        """``transformer.h``, or ``h`` in the base model."""
+        return (f"{base_prefix(unwrap(model))}h",)
+
+    def blocks(self, model: nn.Module) -> tuple[Block, ...]:
+        """As many as ``config.num_hidden_layers``."""
+        plain = unwrap(model)
+        (stack,) = self.encoder(plain)
+        config: Any = plain.config
+        return tuple(
+            _block(f"{stack}.{index}", config) for index in range(config.num_hidden_layers)
+        )
+
+    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+        """The same module: it takes its sizes from attributes."""
+        module.num_heads = len(sizes.heads)  # type: ignore[assignment]
+        module.head_dim = sizes.width  # type: ignore[assignment]
+        module.split_size = len(sizes.heads) * sizes.width  # type: ignore[assignment]
+        module.finegates_heads = sizes  # type: ignore[assignment]
+        return module
+
+
+def _block(path: str, config: Any) -> Block:
+    joint = f"{path}.attn.c_attn"
+    attention = Attention(
+        path=f"{path}.attn",
+        q=joint,
+        k=joint,
+        v=joint,
+        o=f"{path}.attn.c_proj",
+        heads=config.num_attention_heads,
+        kv_heads=config.num_attention_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
+    )
+    feed_forward = FeedForward(
+        up=f"{path}.mlp.c_fc",
+        down=f"{path}.mlp.c_proj",
+        gate=None,
+        activation=config.activation_function,
+    )
+    return Block(path, (attention,), feed_forward)

@@ -1,0 +1,69 @@
+"""Llama: causal layers with rotary embeddings, grouped queries and a gate projection."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from finegates.adapters.attention import RotaryAttention
+from finegates.adapters.base import (
+    Adapter,
+    Attention,
+    Block,
+    FeedForward,
+    HeadSizes,
+    base_prefix,
+    unwrap,
+)
+
+
+class LlamaAdapter(Adapter):
+    """Llama and what shares its layers; the language-model head is never gated.
+
+    Attributes:
+        qk_norm: whether the architecture normalises queries and keys.
+    """
+
+    model_types = ("llama",)
+    qk_norm: ClassVar[bool] = False
+
+    def encoder(self, model: nn.Module) -> tuple[str, ...]:
+        """``model.layers``, or ``layers`` in the base model."""
+        return (f"{base_prefix(unwrap(model))}layers",)
+
+    def blocks(self, model: nn.Module) -> tuple[Block, ...]:
+        """As many as ``config.num_hidden_layers``."""
+        plain = unwrap(model)
+        (stack,) = self.encoder(plain)
+        config: Any = plain.config
+        return tuple(
+            self._block(f"{stack}.{index}", config) for index in range(config.num_hidden_layers)
+        )
+
+    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+        """A :class:`RotaryAttention`."""
+        return RotaryAttention(module, sizes)
+
+    def _block(self, path: str, config: Any) -> Block:
+        heads = config.num_attention_heads
+        attention = Attention(
+            path=f"{path}.self_attn",
+            q=f"{path}.self_attn.q_proj",
+            k=f"{path}.self_attn.k_proj",
+            v=f"{path}.self_attn.v_proj",
+            o=f"{path}.self_attn.o_proj",
+            heads=heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            rotary=True,
+            qk_norm=self.qk_norm,
+            fuses=True,
+        )
+        feed_forward = FeedForward(
+            up=f"{path}.mlp.up_proj",
+            down=f"{path}.mlp.down_proj",
+            gate=f"{path}.mlp.gate_proj",
+            activation=config.hidden_act,
+        )
+        return Block(path, (attention,), feed_forward)

@@ -1,0 +1,12 @@
+"""Qwen3: Llama's layers, with norms over the dimensions of queries and keys."""
+
+from __future__ import annotations
+
+from finegates.adapters.llama import LlamaAdapter
+
+
+class Qwen3Adapter(LlamaAdapter):
+    """As :class:`LlamaAdapter`; no dimension of a score can go, for the norms read all of them."""
+
+    model_types = ("qwen3",)
+    qk_norm = True

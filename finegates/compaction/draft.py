@@ -1,0 +1,178 @@
+"""The plan of a layer: finished, and as a draft on which rules still work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import HeadSizes
+from finegates.gates import Gate
+from finegates.layers import GatedLinear, linear_shape
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is kept of one linear layer.
+
+    Attributes:
+        path: module path in the unwrapped model; empty if the model is the layer itself.
+        in_features: columns of the dense weight.
+        out_features: rows of the dense weight.
+        cols: int64, increasing: the kept columns. None keeps all.
+        rows: int64, increasing: the kept rows. None keeps all.
+        input_width: size of the input where a narrowed layer delivers it; None if it is dense.
+        read: int64 (kept columns,), increasing: where in a narrow input they lie; None if they are
+            all of it. A dense input is read at ``cols``.
+        output_width: size of the output where a narrowed layer takes it; None if it is dense.
+        write: int64 (kept rows,), increasing: where in a narrow output they go; None if they fill
+            it. A dense output is written at ``rows``.
+        scale: what the weight and the bias are multiplied by besides.
+        constants: float64 (in_features,), the constant that each removed column's input would have
+            held, which moves into the bias; None where all are zero.
+        reasons: what was removed by which rule, in words.
+    """
+
+    path: str
+    in_features: int
+    out_features: int
+    cols: Tensor | None = None
+    rows: Tensor | None = None
+    input_width: int | None = None
+    read: Tensor | None = None
+    output_width: int | None = None
+    write: Tensor | None = None
+    scale: float = 1.0
+    constants: Tensor | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def kept_in(self) -> int:
+        """Number of kept columns."""
+        return self.in_features if self.cols is None else self.cols.numel()
+
+    @property
+    def kept_out(self) -> int:
+        """Number of kept rows."""
+        return self.out_features if self.rows is None else self.rows.numel()
+
+    @property
+    def kept_weights(self) -> int:
+        """Weights kept; also the multiply-accumulates of one token."""
+        return self.kept_out * self.kept_in
+
+    @property
+    def removed_weights(self) -> int:
+        """Weights that are not kept."""
+        return self.out_features * self.in_features - self.kept_weights
+
+    def __str__(self) -> str:
+        sizes = f"{self.out_features}x{self.in_features} -> {self.kept_out}x{self.kept_in}"
+        return f"{self.path or '(the model)'}: {sizes}; {'; '.join(self.reasons) or 'all kept'}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layers that compaction rewrites, by path; all others stay as they are.
+
+    Attributes:
+        layers: by module path.
+        heads: the attentions whose heads change, by module path.
+        notes: what could not be done, and why.
+    """
+
+    layers: dict[str, LayerPlan]
+    heads: dict[str, HeadSizes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [*map(str, self.layers.values())]
+        for path, sizes in self.heads.items():
+            lines.append(
+                f"{path}: {len(sizes.heads)} heads, {len(sizes.kv_heads)} of keys and values, "
+                f"width {sizes.head_dim} -> {sizes.width}{', one product' * sizes.fused}"
+            )
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass
+class Draft:
+    """A layer plan while rules still work on it; masks are True where kept."""
+
+    path: str
+    rows: Tensor
+    cols: Tensor
+    input_width: int | None = None
+    read: Tensor | None = None
+    output_width: int | None = None
+    write: Tensor | None = None
+    scale: float = 1.0
+    constants: Tensor | None = None
+    reasons: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, path: str, layer: nn.Module) -> Draft:
+        """All rows and columns kept."""
+        columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)
+        return cls(
+            path, torch.ones(outputs, dtype=torch.bool), torch.ones(columns, dtype=torch.bool)
+        )
+
+    @classmethod
+    def of(cls, path: str, layer: nn.Module) -> Draft:
+        """What the layer's own gates leave."""
+        draft = cls.open(path, layer)
+        if isinstance(layer, GatedLinear):
+            dtype = layer.weight.dtype
+            draft.rows = _open(layer.rows, dtype, draft.rows, path)
+            draft.cols = _open(layer.cols, dtype, draft.cols, path)
+            for side, mask in (("rows", draft.rows), ("columns", draft.cols)):
+                if not bool(mask.all()):
+                    draft.reasons.append(f"{int((~mask).sum())} closed {side}")
+        return draft
+
+    def remove_rows(self, kept: Tensor, why: str) -> None:
+        """Narrows the rows to ``kept``, a mask within those kept so far."""
+        freed = int((self.rows & ~kept).sum())
+        if freed:
+            self.reasons.append(f"{freed} rows {why}")
+        self.rows = kept
+
+    def remove_cols(self, kept: Tensor, why: str) -> None:
+        """As :meth:`remove_rows`, columns."""
+        freed = int((self.cols & ~kept).sum())
+        if freed:
+            self.reasons.append(f"{freed} columns {why}")
+        self.cols = kept
+
+    def finish(self) -> LayerPlan:
+        """The plan, once no rule changes it any more."""
+        return LayerPlan(
+            path=self.path,
+            in_features=self.cols.numel(),
+            out_features=self.rows.numel(),
+            cols=None if bool(self.cols.all()) else self.cols.nonzero().flatten(),
+            rows=None if bool(self.rows.all()) else self.rows.nonzero().flatten(),
+            input_width=self.input_width,
+            read=self.read,
+            output_width=self.output_width,
+            write=self.write,
+            scale=self.scale,
+            constants=self.constants,
+            reasons=tuple(self.reasons),
+        )
+
+
+def _open(gate: Gate | None, dtype: torch.dtype, default: Tensor, path: str) -> Tensor:
+    values = gate_values(gate, dtype)
+    if values is None:
+        return default
+    if values.is_meta:
+        raise ValueError(f"a gate of layer {path!r} is on the meta device and has no values")
+    return (values != 0).cpu()
+
+
+def gate_values(gate: Gate | None, dtype: torch.dtype) -> Tensor | None:
+    """The evaluation gate (n,) as the layer applies it: rounded to the layer's dtype."""
+    return None if gate is None else gate.value().detach().to(dtype)

@@ -1,0 +1,250 @@
+"""The removals that are exact because of what stands between the layers of a block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import Adapter, Attention, FeedForward, HeadSizes
+from finegates.compaction.draft import Draft
+from finegates.layers import GatedLinear, find_linear
+
+
+def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Draft]) -> None:
+    """Removes the intermediate dimensions that cannot vary, from every layer that holds them.
+
+    Without a gate projection, a closed row of ``up`` makes the value phi(0) whatever the input, so
+    it moves into the bias of ``down``. With one, phi(gate) * up is zero if ``up`` is closed, or if
+    ``gate`` is closed and phi(0) = 0. A closed column of ``down`` makes the value unread.
+    """
+    paths = part.linears()
+    if not any(path in drafts for path in paths):
+        return
+    layers = {path: model.get_submodule(path) for path in paths}
+    if not all(_is_linear(layer) for layer in layers.values()):
+        return  # compact already
+    own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
+    up, down = own[part.up], own[part.down]
+    gate = None if part.gate is None else own[part.gate]
+    at_zero = activation_at_zero(part.activation)
+
+    unread = ~down.cols
+    constants = None
+    if gate is not None:
+        constant = ~up.rows
+        if at_zero == 0.0:
+            constant = constant | ~gate.rows
+    elif at_zero is None:
+        constant = torch.zeros_like(up.rows)
+    else:
+        constant = ~up.rows
+        if at_zero != 0.0 and bool((constant & ~unread).any()):
+            constants = (constant & ~unread).to(torch.float64) * at_zero
+    removed = unread | constant
+    if not bool(removed.any()):
+        return
+    for draft in (up, gate):
+        if draft is not None:
+            draft.remove_rows(~removed, "that nothing reads or that a pair makes zero")
+            draft.output_width = int((~removed).sum())
+    moved = "" if constants is None else f", their {part.activation}(0) moved into the bias"
+    down.remove_cols(~removed, f"whose input is constant{moved}")
+    down.input_width, down.constants = int((~removed).sum()), constants
+    drafts.update({draft.path: draft for draft in (up, gate, down) if draft is not None})
+
+
+def narrow_attention(
+    part: Attention,
+    adapter: Adapter,
+    model: nn.Module,
+    drafts: dict[str, Draft],
+    notes: list[str],
+) -> HeadSizes | None:
+    """Removes dimensions of heads, and heads, that cannot bear on the output.
+
+    Let g count key-value heads, h the query heads of g, and d dimensions.
+
+    - A value (g, d) counts iff its row of v is open and some head h has its column of o open.
+    - A head none of whose values counts gives zero whatever its scores: its rows of q go.
+    - A score dimension (g, d) counts iff its row of k and the row of q of some head h are open.
+      Rotary embeddings mix dimension d with d + head_dim / 2: a pair goes only if both its rows of
+      k, or both those of q in every h, are closed. Norms over the dimensions of q or k keep all.
+    - A key-value head without heads goes with them.
+
+    What counts is packed to one common width per module; scores keep their scale.
+
+    Returns:
+        the new sizes; None if the module stays as it is (its layers may still lose rows).
+    """
+    paths = part.linears()
+    if not any(path in drafts for path in paths):
+        return None
+    layers = {path: model.get_submodule(path) for path in paths}
+    if not all(_is_linear(layer) for layer in layers.values()):
+        return None  # compact already
+    if not part.narrows:
+        notes.append(f"{part.path}: its heads keep their sizes")
+        return None
+    own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
+    q, k, v, o = _head_masks(part, own)
+
+    counts = v[:, None] & o
+    alive = counts.any(-1)
+    q = q & alive[..., None]
+    scored = k & q.any(1)
+    if part.rotary:
+        half = part.head_dim // 2
+        turned = (k[:, :half] | k[:, half:]) & (q[..., :half] | q[..., half:]).any(1)
+        scored = torch.cat([turned, turned], dim=-1)
+    if part.qk_norm:
+        scored = alive.any(1, keepdim=True).expand_as(k)
+    valued = counts.any(1)
+
+    kept = torch.ones_like(alive) if part.fixed_heads else alive.clone()
+    if not bool(kept.any()):
+        kept[0, 0] = True  # the module, and a cache in it, need one head, be it empty
+    groups = kept.any(1)
+    width = max(1, int(scored.sum(-1).max()), int(valued.sum(-1).max()))
+    if part.rotary:
+        width += width % 2
+    if part.qk_norm:
+        width = part.head_dim
+    packed = width < part.head_dim
+    narrower = packed or not bool(kept.all())
+    masks = {
+        "q": q & scored[:, None],
+        "k": k & scored,
+        "v": v & valued,
+        "o": counts,
+    }
+    shrinks = narrower or any(
+        not bool((mask == before).all())
+        for mask, before in zip(masks.values(), _head_masks(part, own), strict=True)
+    )
+    same_input = not part.is_fused and _same_input(part, own, layers)
+    fused = part.fuses and same_input and (shrinks or not bool(own[part.q].cols.all()))
+    if not shrinks and not fused:
+        return None
+
+    sizes = HeadSizes(
+        heads=tuple(kept.flatten().nonzero().flatten().tolist()),
+        groups=tuple((groups.cumsum(0) - 1)[kept.nonzero()[:, 0]].tolist()),
+        kv_heads=tuple(groups.nonzero().flatten().tolist()),
+        head_dim=part.head_dim,
+        width=width,
+        pairs=_pairs(scored[groups], width) if part.rotary and packed else None,
+        fused=fused,
+    )
+    score_slots = _slots(scored, width, packed, part.rotary)
+    value_slots = _slots(valued, width, packed, False)
+    each = part.heads // part.kv_heads
+    head_start = _starts(kept.flatten(), width).view(-1, each, 1)
+    group_start = _starts(groups, width).view(-1, 1)
+    places = {
+        "q": head_start + score_slots[:, None],
+        "k": group_start + score_slots,
+        "v": group_start + value_slots,
+        "o": head_start + value_slots[:, None],
+    }
+    _apply(part, own, masks, places, sizes)
+    own[part.q].scale = adapter.query_scale(model.get_submodule(part.path), sizes)
+    drafts.update(own)
+    return sizes if narrower or fused else None
+
+
+def _head_masks(part: Attention, own: dict[str, Draft]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is kept so far: q and o (kv_heads, heads of each, head_dim), k and v without the
+    middle."""
+    queries, keys = part.heads * part.head_dim, part.kv_heads * part.head_dim
+    if part.is_fused:
+        q, k, v = own[part.q].rows.split((queries, keys, keys))
+    else:
+        q, k, v = own[part.q].rows, own[part.k].rows, own[part.v].rows
+    grouped = (part.kv_heads, part.heads // part.kv_heads, part.head_dim)
+    single = (part.kv_heads, part.head_dim)
+    return q.view(grouped), k.view(single), v.view(single), own[part.o].cols.view(grouped)
+
+
+def _same_input(part: Attention, own: dict[str, Draft], layers: dict[str, nn.Module]) -> bool:
+    """Whether q, k and v read the same columns and all have a bias or none has."""
+    trio = (part.q, part.k, part.v)
+    biases = {layers[path].bias is None for path in trio}
+    return len(biases) == 1 and all(torch.equal(own[path].cols, own[part.q].cols) for path in trio)
+
+
+def _slots(used: Tensor, width: int, packed: bool, rotary: bool) -> Tensor:
+    """For every dimension, where it lies in its head of the new width; (kv_heads, head_dim)."""
+    if not packed:
+        return torch.arange(used.shape[-1]).expand(used.shape)
+    if not rotary:
+        return used.cumsum(-1) - 1
+    first = used[:, : used.shape[-1] // 2].cumsum(-1) - 1
+    return torch.cat([first, first + width // 2], dim=-1)
+
+
+def _pairs(used: Tensor, width: int) -> tuple[tuple[int, ...], ...]:
+    """The kept pairs of every kept key-value head, filled up with pair 0, whose numbers are zero
+    there."""
+    lists = [row.nonzero().flatten().tolist() for row in used[:, : used.shape[-1] // 2]]
+    return tuple(tuple(kept + [0] * (width // 2 - len(kept))) for kept in lists)
+
+
+def _starts(kept: Tensor, width: int) -> Tensor:
+    """Where every kept one of a row of heads begins."""
+    return (kept.cumsum(0) - 1) * width
+
+
+def _apply(
+    part: Attention,
+    own: dict[str, Draft],
+    masks: dict[str, Tensor],
+    places: dict[str, Tensor],
+    sizes: HeadSizes,
+) -> None:
+    queries, keys = (len(heads) * sizes.width for heads in (sizes.heads, sizes.kv_heads))
+    flat = {name: mask.flatten() for name, mask in masks.items()}
+    written = {name: places[name].expand_as(masks[name]).flatten()[flat[name]] for name in masks}
+    why = "that no score or value needs"
+    if part.is_fused:
+        draft = own[part.q]
+        draft.remove_rows(torch.cat([flat["q"], flat["k"], flat["v"]]), why)
+        draft.output_width = queries + 2 * keys
+        parts = [written["q"], written["k"] + queries, written["v"] + queries + keys]
+        draft.write = _unless_all(torch.cat(parts), draft.output_width)
+    else:
+        for name, path, total in (
+            ("q", part.q, queries),
+            ("k", part.k, keys),
+            ("v", part.v, keys),
+        ):
+            own[path].remove_rows(flat[name], why)
+            own[path].output_width = total
+            own[path].write = _unless_all(written[name], total)
+    out = own[part.o]
+    out.remove_cols(flat["o"], "whose value is zero")
+    out.input_width = queries
+    out.read = _unless_all(written["o"], queries)
+
+
+def _unless_all(index: Tensor, size: int) -> Tensor | None:
+    return None if index.numel() == size else index
+
+
+def activation_at_zero(name: str) -> float | None:
+    """phi(0), or None where it depends on parameters or the name is unknown."""
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN:
+        return None
+    activation = ACT2FN[name]
+    if next(activation.parameters(), None) is not None:
+        return None
+    return float(activation(torch.zeros(1, dtype=torch.float64)))
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    try:
+        find_linear(layer.base if isinstance(layer, GatedLinear) else layer)
+    except TypeError:
+        return False
+    return True
