@@ -133,14 +133,14 @@ def test_compact_model_is_counted_as_it_is() -> None:
 
 
 def test_shared_gates_and_tied_weights_count_once() -> None:
-    model = attach(tiny.tiny_model("bert", "masked"), GateConfig())
+    model = attach(tiny.tiny_model("bert", "language"), GateConfig())
     before = measure_budget(model)
     layers = gated_layers(model)
     inputs = [layer for layer in layers.values() if layer.in_features == 12]
     for layer in inputs:
         layer.cols = inputs[0].cols
     assert measure_budget(model).gate_parameters == before.gate_parameters - 12 * (len(inputs) - 1)
-    unique = {id(p): p.numel() for p in tiny.tiny_model("bert", "masked").parameters()}
+    unique = {id(p): p.numel() for p in tiny.tiny_model("bert", "language").parameters()}
     assert before.all_parameters == sum(unique.values())
 
 
