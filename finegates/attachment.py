@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layer
 from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty
 from finegates.presets import check_reachable, preset_named
 from finegates.seeds import derive_seed
+from finegates.structured import MacsPenalty, Sides, Structure, build_structure
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,14 @@ class GateConfig:
     """How gates are attached and trained.
 
     Attributes:
-        preset: ``"reference"`` or ``"paper_v1"`` (see ``finegates.presets.PRESETS``).
+        preset: ``"reference"``, ``"paper_v1"`` or ``"structured"`` (see
+            ``finegates.presets.PRESETS``).
         target: target sparsity s in [0, 1): the fraction of rows, and of columns, to close. It is
-            not the realised sparsity; ``finegates.budget`` measures that.
+            not the realised sparsity; ``finegates.budget`` measures that. With ``"structured"``,
+            the fraction of the encoder's MACs to remove, which is met.
         penalty_weight: lambda, the factor of the penalty in the loss.
-        penalty: ``"target"`` or ``"hinge"``; None takes the preset's.
+        penalty: ``"target"`` or ``"hinge"``; None takes the preset's, and ``"structured"`` has no
+            other.
         kurtosis: weight the penalty by the kurtosis of what flows through rows and columns.
         noise_std: another training noise than the preset's.
         rows: gate the outputs of layers.
@@ -35,6 +40,11 @@ class GateConfig:
             architecture's adapter.
         train_biases: train the biases of gated layers; None takes the preset's.
         train_head: train the task head.
+        train_weights: train every weight beside the gates.
+        sequence_length: with ``"structured"``, tokens of a sequence, for the MACs of attention.
+        schedule: with ``"structured"``, three parts of the training in [0, 1]: when the falling
+            budget reaches its target; when it is decided who is closed; when every gate is zero or
+            one. Between the last two the gates move there evenly; afterwards the rest is trained.
         seed: of the gates' initial latents; each gate's stream is named by its module.
     """
 
@@ -49,6 +59,9 @@ class GateConfig:
     modules: tuple[str, ...] | None = None
     train_biases: bool | None = None
     train_head: bool = True
+    train_weights: bool = False
+    sequence_length: int = 128
+    schedule: tuple[float, float, float] = (0.5, 0.6, 0.75)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,6 +73,25 @@ class GateConfig:
         if not (self.rows or self.cols):
             raise ValueError("rows and cols are both off: there would be no gates")
         check_reachable(preset, self.target)
+        if preset.penalty == "macs":
+            self._check_structured()
+
+    def _check_structured(self) -> None:
+        refused = {
+            "penalty": self.penalty is not None,
+            "kurtosis": self.kurtosis,
+            "rows": not self.rows,
+            "cols": not self.cols,
+            "modules": self.modules is not None,
+        }
+        for name, given in refused.items():
+            if given:
+                raise ValueError(f"{name} cannot be chosen with preset {self.preset!r}")
+        ramp, settle, harden = self.schedule
+        if not 0.0 <= ramp <= settle <= harden <= 1.0:
+            raise ValueError(f"schedule must increase within [0, 1], got {self.schedule}")
+        if self.sequence_length < 1:
+            raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain values."""
@@ -88,23 +120,16 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     inner = unwrap(model)
     if gated_layers(inner):
         raise ValueError("the model has gates already; call finegates.detach first")
-    names = _modules_to_gate(inner, config)
     preset = preset_named(config.preset, config.noise_std)
     train_biases = preset.train_biases if config.train_biases is None else config.train_biases
+    structured = preset.penalty == "macs"
+    sides = _shared_gates(inner, config) if structured else _independent_gates(inner, config)
 
     for name, parameter in inner.named_parameters():
-        parameter.requires_grad_(_is_low_rank(name))
-    for name in names:
+        parameter.requires_grad_(config.train_weights or _is_low_rank(name))
+    for name, (rows, cols) in sides.items():
         base = inner.get_submodule(name)
-        columns, outputs = linear_shape(base)
-        sides = {}
-        for side, wanted, size in (("rows", config.rows, outputs), ("cols", config.cols, columns)):
-            if wanted:
-                generator = torch.Generator().manual_seed(derive_seed(config.seed, name, side))
-                device = find_linear(base).weight.device
-                gate = StochasticGate(size, preset, generator=generator, device=device)  # type: ignore[arg-type]
-                sides[side] = gate
-        layer = GatedLinear(base, **sides).train(base.training)
+        layer = GatedLinear(base, rows, cols).train(base.training)
         _replace(inner, name, layer)
         if train_biases and layer.bias is not None:
             layer.bias.requires_grad_(True)
@@ -171,8 +196,8 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
             _fold(layer)
     for name, layer in layers.items():
         _replace(inner, name, layer.base)
-    if hasattr(inner, "finegates_config"):
-        del inner.finegates_config
+    for name in ("finegates_config", "finegates_structure"):
+        inner.__dict__.pop(name, None)
     return model
 
 
@@ -183,13 +208,16 @@ def gate_config(model: nn.Module) -> GateConfig | None:
     return config
 
 
-def sparsity_penalty(model: nn.Module) -> SparsityPenalty | None:
+def sparsity_penalty(model: nn.Module) -> SparsityPenalty | MacsPenalty | None:
     """The penalty that the attached configuration asks for, or None without trainable gates."""
     config = gate_config(model)
     if config is None:
         return None
     kind = config.penalty or preset_named(config.preset).penalty
     inner = unwrap(model)
+    if kind == "macs":
+        structure: Structure = inner.finegates_structure  # type: ignore[assignment]
+        return MacsPenalty(structure, config.target, config.sequence_length, config.schedule[0])
     kurtosis = KurtosisWeights(inner) if config.kurtosis else None
     return SparsityPenalty(inner, config.target, kind, kurtosis)
 
@@ -211,6 +239,37 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         # peft keeps an unused copy of modules that it trains whole.
         and ".original_module." not in name
     }
+
+
+def _independent_gates(inner: nn.Module, config: GateConfig) -> Sides:
+    """A gate for every side of every layer."""
+    make = _gate_maker(inner, config)
+    sides: Sides = {}
+    for name in _modules_to_gate(inner, config):
+        columns, outputs = linear_shape(inner.get_submodule(name))
+        sides[name] = (
+            make(name, outputs, "rows") if config.rows else None,
+            make(name, columns, "cols") if config.cols else None,
+        )
+    return sides
+
+
+def _shared_gates(inner: nn.Module, config: GateConfig) -> Sides:
+    """Gates along the dependencies of the blocks; the model remembers which they are."""
+    structure, sides = build_structure(inner, _gate_maker(inner, config))
+    inner.finegates_structure = structure  # type: ignore[assignment]
+    return sides
+
+
+def _gate_maker(inner: nn.Module, config: GateConfig) -> Callable[..., StochasticGate]:
+    preset = preset_named(config.preset, config.noise_std)
+    device = next(inner.parameters()).device
+
+    def make(name: str, size: int, *names: str) -> StochasticGate:
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, name, *names))
+        return StochasticGate(size, preset, generator=generator, device=device)
+
+    return make
 
 
 def _modules_to_gate(inner: nn.Module, config: GateConfig) -> list[str]:

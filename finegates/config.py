@@ -134,16 +134,22 @@ class DataSource(Section):
 class GateSettings(Section):
     """Gates of a method; the fields are those of ``finegates.GateConfig``."""
 
-    preset: Literal["reference", "paper_v1"]
+    preset: Literal["reference", "paper_v1", "structured"]
     target: float = Field(ge=0, lt=1)
     penalty_weight: float = Field(default=50.0, ge=0)
     penalty: Literal["target", "hinge"] | None = None
     kurtosis: bool = False
     noise_std: float | None = Field(default=None, ge=0)
+    train_weights: bool = False
+    sequence_length: int = Field(default=128, gt=0)
+    schedule: tuple[float, float, float] = (0.5, 0.6, 0.75)
 
     @model_validator(mode="after")
     def _reachable(self) -> GateSettings:
         check_reachable(preset_named(self.preset, self.noise_std), self.target)
+        ramp, settle, harden = self.schedule
+        if not 0.0 <= ramp <= settle <= harden <= 1.0:
+            raise ValueError(f"schedule must increase within [0, 1], got {self.schedule}")
         return self
 
 

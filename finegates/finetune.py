@@ -173,7 +173,7 @@ def finetune(
         method=label,
         seed=seed,
         config={
-            **method.model_dump(),
+            **method.model_dump(mode="json"),
             "training": {
                 **tier.training.model_dump(),
                 "epochs": tier.training.epochs_of(data.task),

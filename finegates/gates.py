@@ -9,6 +9,8 @@ numbers of :class:`finegates.presets.GatePreset`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -36,6 +38,10 @@ class Gate(nn.Module):
     def open_probability(self) -> Tensor:
         """P(open) as the penalty sees it, shape (n,)."""
         raise NotImplementedError
+
+    def leaves(self) -> Iterator[Gate]:
+        """The gates that it is made of: itself, unless it is derived from others."""
+        yield self
 
     def closed(self) -> Tensor:
         """Boolean mask, shape (n,): the evaluation gate is exactly zero."""
@@ -83,6 +89,7 @@ class StochasticGate(Gate):
         self.preset = preset_named(preset) if isinstance(preset, str) else preset
         start = torch.randn(size, generator=generator) * self.preset.init_std
         self.latent = nn.Parameter((start + self.preset.init_mean).to(device))
+        self.hardness = 0.0
 
     def centre(self) -> Tensor:
         """m, shape (n,): the mean of the unclipped gate."""
@@ -91,14 +98,40 @@ class StochasticGate(Gate):
 
     @override
     def value(self) -> Tensor:
-        return self.centre().clamp(0.0, 1.0)
+        centre = self.centre()
+        return self._hardened(centre.clamp(0.0, 1.0), centre)
 
     @override
     def sample(self) -> Tensor:
-        centre = self.centre()
+        centre = noisy = self.centre()
         if self.preset.noise_std:
-            centre = centre + torch.randn_like(centre) * self.preset.noise_std
-        return centre.clamp(0.0, 1.0)
+            noisy = centre + torch.randn_like(centre) * self.preset.noise_std
+        return self._hardened(noisy.clamp(0.0, 1.0), centre)
+
+    def _hardened(self, soft: Tensor, centre: Tensor) -> Tensor:
+        if not self.hardness:
+            return soft
+        return (1 - self.hardness) * soft + self.hardness * (centre > 0).to(soft.dtype)
+
+    @torch.no_grad()
+    def harden(self, hardness: float) -> None:
+        """Moves the gate towards what it is closest to: closed (m <= 0) or fully open.
+
+        Args:
+            hardness: t in [0, 1]; the gate becomes (1 - t) times itself plus t times 1[m > 0]. At 1
+                that is written into the latents, which are not trained any further.
+
+        Raises:
+            ValueError: not in [0, 1], or the preset's mean is bounded (tanh).
+        """
+        if not 0.0 <= hardness <= 1.0:
+            raise ValueError(f"hardness must lie in [0, 1], got {hardness}")
+        if self.preset.tanh:
+            raise ValueError(f"gates of preset {self.preset.name!r} cannot be hardened")
+        self.hardness = hardness
+        self.latent.requires_grad_(hardness == 0.0)
+        if hardness == 1.0:
+            self.latent.copy_(torch.where(self.latent > 0, 1.0, -1.0))
 
     @override
     def open_probability(self) -> Tensor:
@@ -141,3 +174,55 @@ class FixedGate(Gate):
     @override
     def open_probability(self) -> Tensor:
         return (self.values != 0).to(self.values.dtype)
+
+
+class DerivedGate(Gate):
+    """A gate vector made of others: entry i is the product over sources of ``source[index[i]]``.
+
+    Sources may serve several gates; each is asked anew, so that noise differs between uses.
+
+    Args:
+        sources: gates, each with an int64 index (n,) into it; -1 stands for the constant 1.
+
+    Raises:
+        ValueError: no sources, or indices of different lengths.
+    """
+
+    def __init__(self, sources: Sequence[tuple[Gate, Tensor]]) -> None:
+        super().__init__()
+        sizes = {index.numel() for _, index in sources}
+        if len(sizes) != 1:
+            raise ValueError(f"a derived gate needs indices of one length, got {sorted(sizes)}")
+        self.size = sizes.pop()
+        self.sources = nn.ModuleList([gate for gate, _ in sources])
+        for number, (_, index) in enumerate(sources):
+            self.register_buffer(f"index_{number}", index, persistent=False)
+
+    @override
+    def value(self) -> Tensor:
+        return self._product(lambda gate: gate.value())
+
+    @override
+    def sample(self) -> Tensor:
+        return self._product(lambda gate: gate.sample())
+
+    @override
+    def open_probability(self) -> Tensor:
+        return self._product(lambda gate: gate.open_probability())
+
+    @override
+    def leaves(self) -> Iterator[Gate]:
+        for source in self.sources:
+            assert isinstance(source, Gate)
+            yield from source.leaves()
+
+    def _product(self, read: Callable[[Gate], Tensor]) -> Tensor:
+        result: Tensor | None = None
+        for number, source in enumerate(self.sources):
+            assert isinstance(source, Gate)
+            values = read(source)
+            # The entry behind the last is 1: that is what index -1 finds.
+            chosen = torch.cat([values, values.new_ones(1)])[getattr(self, f"index_{number}")]
+            result = chosen if result is None else result * chosen
+        assert result is not None
+        return result

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from finegates.layers import gated_layers
-from finegates.penalty import SparsityPenalty
 
 BINS = 20
 
 
 @torch.no_grad()
-def summarise_gates(model: nn.Module, penalty: SparsityPenalty | None = None) -> dict[str, Any]:
+def summarise_gates(
+    model: nn.Module, penalty: Callable[[], torch.Tensor] | None = None
+) -> dict[str, Any]:
     """The fields of ``finegates.record.GateSummary`` for a model with gates.
 
     Fractions are over all gate entries, a gate shared between layers counted once; the realised
     sparsity is the fraction of the gated layers' weights in a closed row or column.
     """
     layers = gated_layers(model)
-    gates = list(dict.fromkeys(gate for layer in layers.values() for _, gate in layer.gates()))
+    gates = list(
+        dict.fromkeys(
+            leaf for layer in layers.values() for _, gate in layer.gates() for leaf in gate.leaves()
+        )
+    )
     values = torch.cat([gate.value().float().cpu() for gate in gates])
     probability = torch.cat([gate.open_probability().float().cpu() for gate in gates])
     closed = {

@@ -13,6 +13,7 @@ from finegates.attachment import gate_config, head_parameters, sparsity_penalty
 from finegates.gates import StochasticGate
 from finegates.layers import gated_layers
 from finegates.monitor import summarise_gates
+from finegates.structured import MacsPenalty
 
 GROUPS = ("gates", "low_rank", "biases", "head", "weights")
 
@@ -83,6 +84,9 @@ class GateTrainerMixin:
         self.penalty_weight = config.penalty_weight if config else 0.0
         self.gate_history: list[dict[str, Any]] = []
         self._unlogged: dict[str, float] = {}
+        if isinstance(self.penalty, MacsPenalty):
+            assert config is not None
+            self.add_callback(_GateSchedule(self.penalty, config.schedule))  # type: ignore
         self.add_callback(_GateMonitor(self))  # type: ignore[attr-defined]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -140,6 +144,39 @@ class GateTrainerMixin:
             logs = {**logs, **self._unlogged}
             self._unlogged = {}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+class _GateSchedule(TrainerCallback):
+    """Leads shared gates through a training: the budget falls, who is closed is decided, the gates
+    become zero or one."""
+
+    def __init__(self, penalty: MacsPenalty, schedule: tuple[float, float, float]) -> None:
+        self._penalty = penalty
+        _, self._settle, self._harden = schedule
+        self._hardness = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._advance(state.global_step / max(1, state.max_steps))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._advance(1.0)
+
+    def _advance(self, progress: float) -> None:
+        self._penalty.progress = progress
+        if progress < self._settle or self._hardness == 1.0:
+            return
+        if self._hardness == 0.0:
+            self._penalty.settle()
+        length = self._harden - self._settle
+        passed = (progress - self._settle) / length if length else 1.0
+        # Above zero from the first such step on: the latents rest from then.
+        self._hardness = min(1.0, max(passed, 1e-6))
+        for gate in self._penalty.gates():
+            gate.harden(self._hardness)
 
 
 class _GateMonitor(TrainerCallback):

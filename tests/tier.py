@@ -79,6 +79,17 @@ def tiny_tier(folder: Path, **overrides: Any) -> Tier:
                 "gate_learning_rate": 0.3,
             },
             "gates-lora": {"experiment": "gates_lora", "gates": {"target": 0.2}},
+            "structured": {
+                "experiment": "structured",
+                "gates": {"target": 0.4},
+                "gate_learning_rate": 0.05,
+            },
+            "structured-lora": {
+                "experiment": "structured",
+                "gates": {"target": 0.6},
+                "gate_learning_rate": 0.05,
+                "lora": {"rank": 2},
+            },
             "magnitude": {"experiment": "magnitude", "magnitude": {"match": "gates"}},
         },
         "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 3},

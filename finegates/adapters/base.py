@@ -31,6 +31,7 @@ class Attention:
         rotary: whether rotary embeddings mix dimension i with i + head_dim / 2 of queries and keys.
         qk_norm: whether queries and keys are normalised over dimensions before the dot product.
         fixed_heads: whether something outside counts the heads, so that none may go whole.
+        cross: whether keys and values are of another sequence than queries.
         narrows: whether :meth:`Adapter.narrow` can make its heads narrower.
         fuses: whether :meth:`Adapter.narrow` can make one product of q, k and v.
     """
@@ -46,6 +47,7 @@ class Attention:
     rotary: bool = False
     qk_norm: bool = False
     fixed_heads: bool = False
+    cross: bool = False
     narrows: bool = True
     fuses: bool = False
 

@@ -71,6 +71,7 @@ def _block(path: str, config: Any, is_decoder: bool) -> Block:
             kv_heads=config.num_heads,
             head_dim=config.d_kv,
             fixed_heads=True,
+            cross=module.endswith("EncDecAttention"),
         )
 
     attentions = [attention(f"{path}.layer.0.SelfAttention")]

@@ -15,7 +15,7 @@ from finegates.compaction.plan import plan_compaction
 from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers
 
 # What gates and peft leave on the model object itself.
-_LEFTOVERS = ("finegates_config", "peft_config", "_hf_peft_config_loaded")
+_LEFTOVERS = ("finegates_config", "finegates_structure", "peft_config", "_hf_peft_config_loaded")
 
 
 @torch.no_grad()

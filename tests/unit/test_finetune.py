@@ -132,3 +132,15 @@ def test_what_is_not_there_is_named_with_the_remedy(folder, tier, tmp_path):
     (broken / "config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot load model 'x'.*check the folder"):
         load_classifier(tiny_tier(folder, model={"name": "x", "path": str(broken)}), "cola", 0)
+
+
+@pytest.mark.parametrize("method", ["structured", "structured-lora"])
+def test_shared_gates_end_closed_or_open_at_the_asked_cost(tier, data, method):
+    record = finetune(tier, data["cola"], method, 0, progress=False)
+    target = tier.methods[method].gates.target
+    assert record.last.gates.half_open == 0.0
+    assert record.last.gates.closed + record.last.gates.open == 1.0
+    # At this tiny size a dimension of a head is many points.
+    kept = record.compact.encoder_macs / record.budget["macs"]["dense"]
+    assert abs(kept - (1 - target)) < 0.2
+    assert record.compact.max_abs_logit_difference < 1e-4

@@ -1,0 +1,167 @@
+"""Shared gates: one for every dimension that compaction can remove, and a budget that is met."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tiny
+from finegates.attachment import GateConfig, attach, detach, sparsity_penalty
+from finegates.budget import macs, planned_macs
+from finegates.compaction import compact
+from finegates.gates import DerivedGate, FixedGate, StochasticGate
+from finegates.layers import gated_layers
+from finegates.monitor import summarise_gates
+from finegates.structured import MacsPenalty
+from tolerance import model_bound
+
+ARCHITECTURES = sorted(tiny.ARCHITECTURES)
+
+
+def structured_model(architecture: str, seed: int = 0, **settings: object) -> torch.nn.Module:
+    config = GateConfig(preset="structured", sequence_length=7, **settings)  # type: ignore[arg-type]
+    model = attach(tiny.tiny_model(architecture), config)
+    tiny.scatter_gates(model, seed)
+    return model.eval()
+
+
+def budget_of(model: torch.nn.Module) -> MacsPenalty:
+    penalty = sparsity_penalty(model)
+    assert isinstance(penalty, MacsPenalty)
+    return penalty
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_compact_equals_gated(architecture: str) -> None:
+    model = structured_model(architecture)
+
+    def some_numbers(m: torch.nn.Module) -> torch.Tensor:
+        numbers = tiny.output(m, tiny.tokens()).flatten()
+        return numbers[:: max(1, numbers.numel() // 6)]
+
+    bound = model_bound(model, some_numbers)
+    assert ((some_numbers(compact(model)) - some_numbers(model)).abs() <= bound).all()
+    assert float(bound.max()) < 1e-9
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_budget_counts_what_compaction_leaves(architecture: str) -> None:
+    model = structured_model(architecture)
+    penalty = budget_of(model)
+    dense, planned = macs(model, 1, 7), planned_macs(model, 1, 7)
+    assert penalty.dense * 7 == dense.total
+    # Compaction removes a little more where dimensions are left without a use.
+    realised = penalty.realised()
+    assert planned.total / dense.total <= realised + 1e-6
+    assert realised <= planned.total / dense.total + 0.05
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2", "t5"])
+def test_every_gate_moves_the_expected_cost(architecture: str) -> None:
+    model = structured_model(architecture)
+    penalty = budget_of(model)
+    for gate in penalty.gates():
+        gate.latent.data.uniform_(0.0, 0.5)
+    penalty.expected().backward()
+    for gate in penalty.gates():
+        assert gate.latent.grad is not None
+        assert (gate.latent.grad > 0).all(), "opening costs"
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "llama"])
+@pytest.mark.parametrize("target", [0.0, 0.2, 0.4, 0.7])
+def test_settling_meets_the_target_by_rank_and_twice_is_once(
+    architecture: str, target: float
+) -> None:
+    # Wide enough that one dimension is far less than a point.
+    sizes = {"hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 4}
+    sizes |= {"head_dim": 24, "num_key_value_heads": 2} if architecture == "llama" else {}
+    model = tiny.tiny_model(architecture, **sizes)
+    attach(model, GateConfig(preset="structured", target=target, sequence_length=32))
+    tiny.scatter_gates(model)
+    penalty = budget_of(model)
+    before = [gate.latent.clone() for gate in penalty.gates()]
+    kept = penalty.settle()
+    assert abs(kept - (1 - target)) < 0.01
+    assert planned_macs(model, 1, 32).total / macs(model, 1, 32).total == pytest.approx(kept)
+    shifts = {float(x) for g, b in zip(penalty.gates(), before, strict=True) for x in g.latent - b}
+    assert max(shifts) - min(shifts) < 1e-5, "all centres move alike"
+    after = [gate.latent.clone() for gate in penalty.gates()]
+    penalty.settle(tolerance=0.02)
+    assert all(torch.equal(g.latent, a) for g, a in zip(penalty.gates(), after, strict=True))
+
+
+def test_the_goal_falls_evenly_to_the_target() -> None:
+    penalty = budget_of(structured_model("bert", target=0.4, schedule=(0.5, 0.6, 0.8)))
+    for progress, goal in ((0.0, 1.0), (0.25, 0.8), (0.5, 0.6), (1.0, 0.6)):
+        penalty.progress = progress
+        assert penalty.goal() == pytest.approx(goal)
+    penalty.progress = 1.0
+    assert float(penalty()) == pytest.approx(abs(penalty.realised() - 0.6), abs=1e-6)
+
+
+def test_hardening_moves_evenly_to_zero_or_one_and_then_rests() -> None:
+    gate = StochasticGate(4, "structured")
+    gate.latent.data = torch.tensor([-0.2, 0.0, 0.3, 1.4])
+    gate.harden(0.5)
+    assert torch.allclose(gate.value(), torch.tensor([0.0, 0.0, 0.65, 1.0]))
+    assert not gate.latent.requires_grad
+    gate.harden(1.0)
+    for read in (gate.value, gate.sample):
+        assert torch.equal(read(), torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    fresh = StochasticGate(4, "structured")
+    fresh.load_state_dict(gate.state_dict())
+    assert torch.equal(fresh.value(), gate.value()), "the latents alone say it"
+    with pytest.raises(ValueError, match="lie in"):
+        gate.harden(1.5)
+    with pytest.raises(ValueError, match="cannot be hardened"):
+        StochasticGate(4, "reference").harden(0.5)
+
+
+def test_a_derived_gate_is_the_product_of_its_sources() -> None:
+    a, b = FixedGate(torch.tensor([0.5, 0.25])), FixedGate(torch.tensor([0.0, 1.0, 0.5]))
+    gate = DerivedGate([(a, torch.tensor([0, 1, 1, -1])), (b, torch.tensor([2, 1, 0, -1]))])
+    assert torch.equal(gate.value(), torch.tensor([0.25, 0.25, 0.0, 1.0]))
+    assert gate.closed().tolist() == [False, False, True, False]
+    assert list(gate.leaves()) == [a, b]
+    with pytest.raises(ValueError, match="one length"):
+        DerivedGate([(a, torch.tensor([0])), (b, torch.tensor([0, 1]))])
+
+
+def test_summaries_count_a_shared_gate_once() -> None:
+    model = structured_model("bert")
+    summary = summarise_gates(model)
+    assert summary["gates"] == sum(gate.size for gate in budget_of(model).gates())
+    # Inputs of attention and feed-forward, outputs of both (12 each), scores and values (12 each),
+    # heads (3), hidden (20): two layers of them.
+    assert summary["gates"] == 2 * (4 * 12 + 2 * 12 + 3 + 20)
+
+
+def test_detaching_leaves_the_model_as_it_was() -> None:
+    model = tiny.tiny_model("llama")
+    before = tiny.output(model, tiny.tokens())
+    keys = model.state_dict().keys()
+    attach(model, GateConfig(preset="structured"))
+    tiny.scatter_gates(model)
+    detach(model)
+    assert model.state_dict().keys() == keys
+    assert torch.equal(tiny.output(model.eval(), tiny.tokens()), before)
+    assert not gated_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"penalty": "target"}, "penalty cannot be chosen"),
+        ({"modules": ("*",)}, "modules cannot be chosen"),
+        ({"kurtosis": True}, "kurtosis cannot be chosen"),
+        ({"rows": False}, "rows cannot be chosen"),
+        ({"schedule": (0.7, 0.6, 0.8)}, "schedule must increase"),
+        ({"sequence_length": 0}, "sequence_length"),
+    ],
+)
+def test_what_does_not_go_with_shared_gates_is_refused(
+    settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        GateConfig(preset="structured", **settings)  # type: ignore[arg-type]
