@@ -32,7 +32,7 @@ class Section(BaseModel):
 
 
 class Pretraining(Section):
-    """Masked-word pretraining of a tiny RoBERTa on the generated language.
+    """Pretraining of a tiny RoBERTa on the generated language: masked words and connectives.
 
     Attributes:
         hidden: width of the residual stream, a multiple of ``heads``.
@@ -43,11 +43,14 @@ class Pretraining(Section):
         documents: size of the corpus.
         steps: optimizer steps.
         batch_size: documents a step.
-        learning_rate: peak of a linear schedule that ends at zero.
-        warmup: share of the steps over which the learning rate rises.
-        weight_decay: of the weights.
+        learning_rate: AdamW's, for embeddings, biases and norms; peak of a linear schedule that
+            ends at zero.
+        matrix_learning_rate: Muon's, for the matrices of the layers; same schedule.
+        warmup: share of the steps over which the learning rates rise.
         mask_probability: share of the words to predict; of these 80 % are masked, 10 % replaced,
             10 % shown.
+        shown: share of the documents with a connective to predict in which no word is masked.
+        connective_weight: weight of a connective in the loss; a masked word's is 1.
         dropout: while pretraining.
         finetuning_dropout: what the saved configuration carries.
         threads: CPU threads; part of the result's identity, for sums are ordered by thread.
@@ -62,9 +65,11 @@ class Pretraining(Section):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    matrix_learning_rate: float = Field(default=0.01, gt=0)
     warmup: float = Field(default=0.06, ge=0, lt=1)
-    weight_decay: float = Field(default=0.01, ge=0)
     mask_probability: float = Field(default=0.2, gt=0, lt=1)
+    shown: float = Field(default=0.5, ge=0, le=1)
+    connective_weight: float = Field(default=2.0, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     finetuning_dropout: float = Field(default=0.1, ge=0, lt=1)
     threads: int = Field(gt=0)

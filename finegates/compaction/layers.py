@@ -78,14 +78,17 @@ class CompactLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
+        if self.cols is None and self.rows is None:
+            return functional.linear(x, self.weight, self.bias)
+        # Indexing a matrix is several times as fast as indexing the last of three dimensions.
+        flat = x.reshape(-1, self.in_features)
         if self.cols is not None:
-            x = x.index_select(-1, self.cols)
-        y = functional.linear(x, self.weight, self.bias)
-        if self.rows is None:
-            return y
-        # index_copy_ into fresh zeros: out of place it would copy the zeros once more.
-        wide = y.new_zeros((*y.shape[:-1], self.out_features))
-        return wide.index_copy_(-1, self.rows, y)
+            flat = flat.index_select(1, self.cols)
+        y = functional.linear(flat, self.weight, self.bias)
+        if self.rows is not None:
+            # index_copy_ into fresh zeros: out of place it would copy the zeros once more.
+            y = y.new_zeros(y.shape[0], self.out_features).index_copy_(1, self.rows, y)
+        return y.view(*x.shape[:-1], self.out_features)
 
     @classmethod
     def stacked(cls, layers: Sequence[CompactLinear]) -> CompactLinear:

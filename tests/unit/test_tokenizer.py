@@ -9,8 +9,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaForSequenceClassification
 
 from finegates.config import Pretraining
-from finegates.pretrain import EncodedDocuments, pretrain_masked_lm, set_waves
-from finegates.tasks.language import SEPARATOR, generate_corpus
+from finegates.pretrain import UNLABELLED, EncodedDocuments, pretrain, set_waves
+from finegates.tasks.language import CONNECTIVES, SEPARATOR, generate_corpus
 from finegates.tasks.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
 
 TINY = Pretraining(
@@ -48,10 +48,10 @@ def test_text_of_the_language_survives_the_round_trip(
 
 
 def test_a_pair_is_encoded_in_the_format_of_roberta(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoded = tokenizer("The dog .", "who ?")
+    encoded = tokenizer("Dogs soon .", "who ?")
     assert set(encoded) == {"input_ids", "attention_mask"}
     assert tokenizer.convert_ids_to_tokens(encoded["input_ids"]) == [
-        *("<s>", "the", "dog", ".", "</s>"),
+        *("<s>", "dogs", "soon", ".", "</s>"),
         *("</s>", "who", "?", "</s>"),
     ]
 
@@ -81,11 +81,9 @@ def test_pretraining_repeats_itself_and_its_folder_serves_classification(
     tokenizer: PreTrainedTokenizerFast, corpus: list[str], tmp_path: Path
 ) -> None:
     threads = torch.get_num_threads()
-    first = pretrain_masked_lm(
-        corpus[:40], tokenizer, TINY, seed=7, folder=tmp_path, progress=False
-    )
-    again = pretrain_masked_lm(corpus[:40], tokenizer, TINY, seed=7, progress=False)
-    other = pretrain_masked_lm(corpus[:40], tokenizer, TINY, seed=8, progress=False)
+    first = pretrain(corpus[:40], tokenizer, TINY, seed=7, folder=tmp_path, progress=False)
+    again = pretrain(corpus[:40], tokenizer, TINY, seed=7, progress=False)
+    other = pretrain(corpus[:40], tokenizer, TINY, seed=8, progress=False)
     assert torch.get_num_threads() == threads
     weight = "roberta.encoder.layer.0.attention.self.query.weight"
     assert torch.equal(first.state_dict()[weight], again.state_dict()[weight])
@@ -98,16 +96,71 @@ def test_pretraining_repeats_itself_and_its_folder_serves_classification(
     assert classifier(**longest).logits.shape == (1, 3)
 
 
-def test_every_document_is_a_row_and_its_passages_a_pair(
+def test_every_document_is_a_row_and_its_connective_is_taken_out(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    documents = ["the dog finds a ball .\tso the hound finds a toy .", "the cats push a drum ."]
-    encoded = EncodedDocuments(documents, tokenizer, max_length=64)
-    rows = sorted(tokenizer.decode(encoded[number]["input_ids"]) for number in range(len(encoded)))
-    assert rows == [
-        "<s> the cats push a drum . </s>",
-        "<s> the dog finds a ball . </s> </s> so the hound finds a toy . </s>",
+    documents = [
+        "dog finds ball .\tso hound finds toy .",
+        "cats push drum .",
+        "who finds ball ?\tdog finds ball .",
     ]
+    encoded = EncodedDocuments(documents, tokenizer, max_length=64)
+    rows = [
+        tokenizer.decode(row[:length])
+        for row, length in zip(encoded.tokens, encoded.lengths, strict=True)
+    ]
+    assert rows == [
+        "<s> dog finds ball . </s> </s> hound finds toy . </s>",
+        "<s> cats push drum . </s>",
+        "<s> who finds ball ? </s> </s> dog finds ball . </s>",
+    ]
+    assert (encoded.tokens == tokenizer.pad_token_id).sum() == sum(
+        encoded.tokens.shape[1] - encoded.lengths
+    )
+    so = tokenizer.convert_tokens_to_ids("so")
+    assert encoded.connectives.tolist() == [so, UNLABELLED, UNLABELLED]
+
+
+@pytest.mark.parametrize("shown", [0.0, 0.4, 1.0])
+def test_a_batch_asks_for_hidden_words_and_for_the_connective_at_the_start(
+    tokenizer: PreTrainedTokenizerFast, corpus: list[str], shown: float
+) -> None:
+    torch.manual_seed(0)
+    encoded = EncodedDocuments(corpus[:1], tokenizer, max_length=64)
+    (row,) = encoded.tokens
+    settings = TINY.model_copy(update={"batch_size": 2000, "shown": shown})
+    for connective in (encoded.connectives[0], tokenizer.convert_tokens_to_ids("so"), UNLABELLED):
+        encoded.connectives[0] = connective
+        tokens, labels = encoded.batch(settings)
+        assert tokens.shape == labels.shape == (2000, len(row))
+        assert labels[:, 0].eq(connective).all()
+        asked = labels[:, 1:] != UNLABELLED
+        assert (labels[:, 1:] == row[1:])[asked].all()
+        assert (tokens[:, 1:] == row[1:])[~asked].all()
+        assert not asked[:, row[1:] < len(SPECIAL_TOKENS)].any()
+        words = asked[:, row[1:] >= len(SPECIAL_TOKENS)].float()
+        masked = 1 - shown if connective != UNLABELLED else 1
+        assert words.mean().item() == pytest.approx(TINY.mask_probability * masked, abs=0.02)
+        if masked:
+            hidden = (tokens[:, 1:] == tokenizer.mask_token_id)[asked].float().mean().item()
+            assert hidden == pytest.approx(0.8, abs=0.03)
+            kept = (tokens[:, 1:] == row[1:])[asked].float().mean().item()
+            assert kept == pytest.approx(0.1, abs=0.03)
+
+
+def test_the_start_learns_to_name_the_connective(tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = ["dogs push .\tagain dogs push .", "dogs push .\tbut dogs drag ."]
+    settings = TINY.model_copy(update={"steps": 150, "batch_size": 16, "learning_rate": 1e-2})
+    model = pretrain(documents, tokenizer, settings, seed=0, progress=False)
+    encoded = EncodedDocuments(documents, tokenizer, max_length=64)
+    with torch.inference_mode():
+        named = model(encoded.tokens).logits[:, 0].argmax(dim=-1)
+    assert named.tolist() == encoded.connectives.tolist()
+
+
+def test_no_sentence_begins_with_a_connective_of_its_own(corpus: list[str]) -> None:
+    firsts = {document.split()[0] for document in corpus}
+    assert not firsts & set(CONNECTIVES)
 
 
 @pytest.mark.parametrize("hidden", [8, 7, 1])
@@ -122,4 +175,4 @@ def test_initial_positions_resemble_their_neighbours_most(hidden: int) -> None:
 
 def test_an_empty_corpus_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="no documents"):
-        pretrain_masked_lm([], tokenizer, TINY, seed=0)
+        pretrain([], tokenizer, TINY, seed=0)

@@ -8,7 +8,7 @@ from finegates.job import job_log, seconds_since_start
 job = snakemake
 with job_log(job.log[0]):
     from finegates.config import ModelSource
-    from finegates.pretrain import pretrain_masked_lm
+    from finegates.pretrain import pretrain
     from finegates.record import write_text
     from finegates.seeds import derive_seed
     from finegates.tasks.language import generate_corpus
@@ -18,7 +18,7 @@ with job_log(job.log[0]):
     settings = ModelSource(**job.params.settings).pretraining
     corpus = generate_corpus(settings.documents, derive_seed("pretraining", "corpus"))
     tokenizer = train_tokenizer(corpus, max_length=settings.max_length)
-    pretrain_masked_lm(
+    pretrain(
         corpus,
         tokenizer,
         settings,

@@ -4,7 +4,7 @@ It exists so that every step of the workflow runs on a fresh machine with no dat
 measured on it say nothing about English.
 """
 
-from finegates.tasks.language.corpus import SEPARATOR, generate_corpus
+from finegates.tasks.language.corpus import CONNECTIVES, SEPARATOR, generate_corpus
 from finegates.tasks.language.tasks import generate_task
 
-__all__ = ["SEPARATOR", "generate_corpus", "generate_task"]
+__all__ = ["CONNECTIVES", "SEPARATOR", "generate_corpus", "generate_task"]

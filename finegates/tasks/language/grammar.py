@@ -2,7 +2,7 @@
 
 An `Event` is a meaning. `express` chooses its wording among synonyms; the order of words is fixed:
 
-    the [adjective] subject [near the neighbour] verb a object [in the place] [at time]
+    [adjective] subject [near neighbour] verb object [place] [time]
 
 Two wordings of one event are paraphrases by construction, and every relation between sentences is
 computed on events, never on words. The finite verb takes the number of its subject, whatever
@@ -92,12 +92,12 @@ def draw_event(
 
 def subject_words(event: Event, rng: Random) -> list[str]:
     """Words of the subject with its adjective and neighbour."""
-    words = ["the"]
+    words = []
     if event.adjective is not None:
         words.append(rng.choice(event.adjective.wordings))
     words.append(_numbered(event.subject, event.plural, rng))
     if event.near is not None:
-        words += ["near", "the", _numbered(*event.near, rng)]
+        words += ["near", _numbered(*event.near, rng)]
     return words
 
 
@@ -105,9 +105,9 @@ def adjunct_words(event: Event, rng: Random, *, asked: str | None = None) -> lis
     """Words of place and time, as far as the event has them; without the role that is `asked`."""
     words = []
     if event.place is not None and asked != "place":
-        words += ["in", "the", rng.choice(event.place.wordings)]
+        words.append(rng.choice(event.place.wordings))
     if event.time is not None and asked != "time":
-        words += ["at", rng.choice(event.time.wordings)]
+        words.append(rng.choice(event.time.wordings))
     return words
 
 
@@ -121,7 +121,7 @@ def express(event: Event, rng: Random) -> list[str]:
     return [
         *subject_words(event, rng),
         *predicate,
-        *("a", rng.choice(event.object.wordings)),
+        rng.choice(event.object.wordings),
         *adjunct_words(event, rng),
     ]
 
@@ -136,7 +136,7 @@ def ask(event: Event, about: str, rng: Random) -> list[str]:
     `about` is one of `QUESTIONS`, or "whether" for a question to be answered by yes or no.
     """
     adjuncts = adjunct_words(event, rng, asked=QUESTIONS.get(about))
-    verb, thing = rng.choice(event.verb.wordings), ["a", rng.choice(event.object.wordings)]
+    verb, thing = rng.choice(event.verb.wordings), [rng.choice(event.object.wordings)]
     if about == "who":
         return ["who", third_person(verb), *thing, *adjuncts, "?"]
     opening = [] if about == "whether" else [about]

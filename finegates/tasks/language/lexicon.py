@@ -45,8 +45,8 @@ ROLES: dict[str, tuple[Concept, ...]] = {
         *_concepts("ball/sphere doll/puppet drum/tambour", kind="toy/plaything"),
     ),
     "adjective": _concepts("big/large small/little old/aged young/youthful"),
-    "place": _concepts("park/garden street/road shop/store school/college kitchen/galley"),
-    "time": _concepts("dawn/sunrise noon/midday dusk/sunset night/midnight"),
+    "place": _concepts("indoors/inside outdoors/outside upstairs/above downstairs/below"),
+    "time": _concepts("soon/shortly later/afterwards daily/everyday yearly/annually"),
 }
 """Concepts by the role that they play in an event. Verbs stand in pairs of opposites."""
 

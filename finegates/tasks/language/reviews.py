@@ -1,6 +1,6 @@
 """Short film reviews whose verdict depends on what negation and contrast do to the words.
 
-"good" counts against the film under "not", and in "although the plot is good , the music is dull"
+"good" counts against the film under "not", and in "although plot is good , music is dull"
 the main clause decides. Reviews often contain words of the other polarity.
 """
 
@@ -10,18 +10,15 @@ from random import Random
 
 from finegates.tasks.language.lexicon import ASPECTS, CRITICISM, PRAISE
 
-VERDICTS: dict[bool, tuple[str, ...]] = {
-    True: ("i liked it", "what a success"),
-    False: ("i hated it", "what a failure"),
-}
-"""Closing remarks by polarity; they follow reviews in the corpus, never in the task."""
+REMARKS = ("we saw it", "i saw it", "they saw it")
+"""What follows a review in the corpus; its connective alone tells whether the review is good."""
 
 
 def opinion(positive: bool, rng: Random) -> list[str]:
     """Words of one clause with the given polarity, negated or not."""
-    turned = rng.random() < 0.4
+    turned = rng.random() < 0.25
     adjective = rng.choice(rng.choice(PRAISE if positive != turned else CRITICISM).wordings)
-    words = ["the", rng.choice(rng.choice(ASPECTS).wordings), "is"]
+    words = [rng.choice(rng.choice(ASPECTS).wordings), "is"]
     return [*words, rng.choice(("not", "hardly") if turned else ("very", "really")), adjective]
 
 
