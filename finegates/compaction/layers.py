@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -81,7 +82,7 @@ class CompactLinear(nn.Module):
         if self.cols is None and self.rows is None:
             return functional.linear(x, self.weight, self.bias)
         # Indexing a matrix is several times as fast as indexing the last of three dimensions.
-        flat = x.reshape(-1, self.in_features)
+        flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)
         if self.cols is not None:
             flat = flat.index_select(1, self.cols)
         y = functional.linear(flat, self.weight, self.bias)
