@@ -50,6 +50,9 @@ rule all:
         rules.draw_tradeoff.output,
         rules.draw_gates.output,
         rules.time_step.output,
+        rules.time_inference.output,
+        rules.tabulate_timing.output,
+        rules.draw_timing.output,
         rules.tabulate_cost.output,
 
 

@@ -217,6 +217,46 @@ class StepBenchmark(Section):
     repeats: int = Field(default=30, gt=0)
 
 
+class InferenceCase(Section):
+    """A compact model to time: which gates close what, on which batch.
+
+    Attributes:
+        gates: ``random``: each row and column of each layer is open with probability ``kept``, on
+            its own; ``structured``: shared gates that leave the fraction ``kept`` of the MACs.
+        kept: see there; 1 closes nothing.
+        batch: sequences.
+        length: tokens of each.
+        reach: the ratio of times to reach, None where it is only shown.
+        against: what the ratio is to: the ``limit`` (the dense time times the fraction of MACs that
+            the compact model has), or the ``dense`` time.
+    """
+
+    gates: Literal["random", "structured"]
+    kept: float = Field(gt=0, le=1)
+    batch: int = Field(gt=0)
+    length: int = Field(gt=0)
+    reach: float | None = Field(default=None, gt=0)
+    against: Literal["limit", "dense"] = "limit"
+
+
+class InferenceBenchmark(Section):
+    """Forward passes of one model shape with random weights: dense, gated (masked), compact.
+
+    Attributes:
+        name: of the shape, for tables.
+        model_type: of ``transformers`` (``roberta``, ``llama``, ...).
+        sizes: what its configuration gets besides the defaults.
+        repeats: interleaved rounds.
+        cases: see :class:`InferenceCase`.
+    """
+
+    name: str
+    model_type: str
+    sizes: dict[str, int] = {}
+    repeats: int = Field(default=20, gt=0)
+    cases: list[InferenceCase] = Field(min_length=1)
+
+
 class Tier(Section):
     """A complete configuration; ``methods`` is resolved against the experiment files."""
 
@@ -232,6 +272,7 @@ class Tier(Section):
     training: Training
     methods: dict[str, Method] = Field(min_length=1)
     step_benchmark: StepBenchmark
+    inference_benchmarks: list[InferenceBenchmark] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names(self) -> Tier:

@@ -330,6 +330,46 @@ def _label_edges(axes: Sequence[Axes], columns: int, x: str, y: str) -> None:
             ax.set_ylabel(y)
 
 
+def draw_inference(frame: pd.DataFrame, footer: str) -> Figure:
+    """Time of compact models against their MACs, both relative to the dense model.
+
+    Args:
+        frame: of ``finegates.inference.time_inference``.
+        footer: printed below.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        lines = textwrap.wrap(footer, 78)
+        height = 3.4 + LINE_HEIGHT * len(lines)
+        figure = Figure(figsize=(5.6, height))
+        ax = figure.add_axes((0.11, 1 - 3.0 / height, 0.55, 2.7 / height))
+        ax.grid(visible=True)
+        ax.plot([0, 1], [0, 1], color="#8A8A8A", linestyle=":", label="limit of the arithmetic")
+        ax.axhline(1, color="#111111", linewidth=1, label="dense")
+        small = frame[frame["contender"] == "compact"]
+        groups = small.groupby(["model", "gates", "batch", "length"], sort=False)
+        for place, (key, rows) in enumerate(groups):
+            model, gates, batch, length = key
+            rows = rows.sort_values("macs_ratio")
+            ax.plot(
+                rows["macs_ratio"],
+                rows["ratio_to_dense"],
+                color=COLOURS[place % len(COLOURS)],
+                marker=MARKERS[place % len(MARKERS)],
+                linewidth=1,
+                label=f"{model}, {gates}, {batch} × {length}",
+            )
+        ax.set_xlim(0, 1.05)
+        ax.set_ylim(0, max(1.1, 1.05 * small["ratio_to_dense"].max()))
+        ax.set_xlabel("MACs of the compact model / dense")
+        ax.set_ylabel("time / dense time")
+        figure.legend(loc="upper left", bbox_to_anchor=(0.67, 0.97), fontsize=7)
+        figure.text(0.02, 0.02, "\n".join(lines), fontsize=6.5, color="#555555", va="bottom")
+    return figure
+
+
 def _styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Look of each method, in the frame's order: pruned methods, dense ones, references."""
     styles: dict[str, dict[str, Any]] = {}

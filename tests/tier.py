@@ -16,6 +16,25 @@ from finegates.tasks.tokenizer import train_tokenizer
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
 
+TINY_SHAPE: dict[str, Any] = {
+    "name": "tiny",
+    "model_type": "roberta",
+    "sizes": {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 40,
+    },
+    "repeats": 2,
+    "cases": [
+        {"gates": "random", "kept": 1.0, "batch": 2, "length": 8, "reach": 9.0, "against": "dense"},
+        {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "reach": 1e-6},
+        {"gates": "structured", "kept": 0.5, "batch": 1, "length": 8},
+    ],
+}
+
 
 def write_tables(folder: Path, tasks: tuple[str, ...] = ("cola", "stsb"), rows: int = 48) -> None:
     """Tables in which the first word decides the label."""
@@ -93,6 +112,7 @@ def tiny_tier(folder: Path, **overrides: Any) -> Tier:
             "magnitude": {"experiment": "magnitude", "magnitude": {"match": "gates"}},
         },
         "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 3},
+        "inference_benchmarks": [TINY_SHAPE],
         **overrides,
     }
     return resolve_tier(raw, folder / "tiny.yaml", CONFIG / "experiments")

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from finegates.config import ConfigError, configured_tier, load_tier, tier_path
+from tier import TINY_SHAPE
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "config" / "experiments"
@@ -28,6 +29,7 @@ def tier_file(tmp_path, **changes) -> Path:
             "gates": {"experiment": "reference", "gates": {"target": 0.2}},
         },
         "step_benchmark": {"batch_size": 2, "length": 8},
+        "inference_benchmarks": [TINY_SHAPE],
     }
     for key, value in changes.items():
         target = raw

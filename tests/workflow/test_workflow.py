@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tier import TINY_SHAPE
+
 ROOT = Path(__file__).parents[2]
 
 TINY = {
@@ -53,6 +55,7 @@ TINY = {
         },
     },
     "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 2},
+    "inference_benchmarks": [TINY_SHAPE],
 }
 
 

@@ -23,12 +23,70 @@ rule time_step:
         "../scripts/time_step.py"
 
 
+rule time_inference:
+    output:
+        csv=f"{RESULTS}/timing/inference.csv",
+        machine=f"{RESULTS}/timing/inference_machine.json",
+    log:
+        f"{RESULTS}/logs/time_inference.log",
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores
+    resources:
+        mem_mb=6000,
+        runtime=60,
+    params:
+        settings=lambda wildcards: [b.model_dump() for b in TIER.inference_benchmarks],
+        code=code_digest("workflow/scripts/time_inference.py"),
+    script:
+        "../scripts/time_inference.py"
+
+
+rule tabulate_timing:
+    input:
+        csv=rules.time_inference.output.csv,
+        machine=rules.time_inference.output.machine,
+    output:
+        md=f"{RESULTS}/timing/inference.md",
+        tex=f"{RESULTS}/timing/inference.tex",
+    log:
+        f"{RESULTS}/logs/tabulate_timing.log",
+    conda:
+        "../../environment.yml"
+    params:
+        repeats=TIER.inference_benchmarks[0].repeats,
+        code=code_digest("workflow/scripts/tabulate_timing.py"),
+    script:
+        "../scripts/tabulate_timing.py"
+
+
+rule draw_timing:
+    input:
+        csv=rules.time_inference.output.csv,
+        machine=rules.time_inference.output.machine,
+    output:
+        report(
+            multiext(f"{FIGURES}/inference", ".svg", ".png", ".pdf"),
+            caption="../report/draw_timing.rst",
+            category="Timing",
+        ),
+    log:
+        f"{RESULTS}/logs/draw_timing.log",
+    conda:
+        "../../environment.yml"
+    params:
+        code=code_digest("workflow/scripts/draw_timing.py"),
+    script:
+        "../scripts/draw_timing.py"
+
+
 rule tabulate_cost:
     input:
         records=RECORDS,
         tables=rules.tabulate_glue.output,
         figures=[*rules.draw_tradeoff.output, *rules.draw_gates.output],
         step=rules.time_step.output,
+        timing=[*rules.tabulate_timing.output, *rules.draw_timing.output],
     output:
         csv=f"{RESULTS}/timing/cost.csv",
         md=f"{RESULTS}/timing/cost.md",

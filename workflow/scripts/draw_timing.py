@@ -1,0 +1,19 @@
+"""Draws time against MACs, both relative to the dense model, from the measurements."""
+
+import json
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import pandas as pd
+
+    from finegates.figures import draw_inference, save_figure
+
+    machine = json.loads(Path(job.input.machine).read_text(encoding="utf-8"))
+    footer = (
+        "Forward passes with random weights of the named shapes and random gates, float32, eager; "
+        f"{machine['cpu']}, {machine['threads']} threads."
+    )
+    save_figure(draw_inference(pd.read_csv(job.input.csv), footer), *job.output)
