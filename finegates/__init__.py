@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from finegates.layers import GatedLinear as GatedLinear
     from finegates.layers import gated_layers as gated_layers
     from finegates.monitor import summarise_gates as summarise_gates
+    from finegates.peft_gates import attach_from_peft as attach_from_peft
     from finegates.train import GateTrainer as GateTrainer
     from finegates.train import GateTrainerMixin as GateTrainerMixin
 
@@ -40,6 +41,7 @@ _HOMES = {
     "GateConfig": "attachment",
     "attach": "attachment",
     "attach_fixed": "attachment",
+    "attach_from_peft": "peft_gates",
     "detach": "attachment",
     "add_lora": "baselines",
     "magnitude_gates": "baselines",

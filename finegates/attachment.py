@@ -127,10 +127,8 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
 
     for name, parameter in inner.named_parameters():
         parameter.requires_grad_(config.train_weights or _is_low_rank(name))
-    for name, (rows, cols) in sides.items():
-        base = inner.get_submodule(name)
-        layer = GatedLinear(base, rows, cols).train(base.training)
-        _replace(inner, name, layer)
+    attach_gates(inner, sides)
+    for layer in gated_layers(inner).values():
         if train_biases and layer.bias is not None:
             layer.bias.requires_grad_(True)
     if config.train_head:
@@ -153,15 +151,27 @@ def attach_fixed(
     Returns:
         the same model.
     """
+    sides = {
+        name: tuple(None if values is None else FixedGate(values) for values in pair)
+        for name, pair in gates.items()
+    }
+    return attach_gates(model, sides)  # type: ignore[arg-type]
+
+
+def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
+    """Wraps layers with given gates, in place; what is trained stays as it is.
+
+    Args:
+        model: a transformers model, or a ``peft`` model around one.
+        sides: by module name, the row gate (out,) and the column gate (in,), either may be None.
+
+    Returns:
+        the same model.
+    """
     inner = unwrap(model)
-    for name, (rows, cols) in gates.items():
+    for name, (rows, cols) in sides.items():
         base = inner.get_submodule(name)
-        layer = GatedLinear(
-            base,
-            None if rows is None else FixedGate(rows),
-            None if cols is None else FixedGate(cols),
-        )
-        _replace(inner, name, layer.train(base.training))
+        _replace(inner, name, GatedLinear(base, rows, cols).train(base.training))
     return model
 
 
