@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from finegates.layers import gated_layers as gated_layers
     from finegates.monitor import summarise_gates as summarise_gates
     from finegates.peft_gates import attach_from_peft as attach_from_peft
+    from finegates.stock import uniform as uniform
     from finegates.train import GateTrainer as GateTrainer
     from finegates.train import GateTrainerMixin as GateTrainerMixin
 
@@ -58,6 +59,7 @@ _HOMES = {
     "summarise_gates": "monitor",
     "GateTrainer": "train",
     "GateTrainerMixin": "train",
+    "uniform": "stock",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

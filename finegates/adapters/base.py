@@ -142,9 +142,12 @@ class Adapter(ABC):
 
     Attributes:
         model_types: the values of ``config.model_type`` that it serves.
+        uniform: the configuration's keys for sizes that every layer shares: ``intermediate``, and
+            where they can differ from the dense model's, ``heads`` with ``kv_heads``, or ``width``.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    uniform: ClassVar[dict[str, str]] = {"intermediate": "intermediate_size"}
 
     @abstractmethod
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -21,6 +21,7 @@ class Gpt2Adapter(Adapter):
     """GPT-2's self-attention and feed-forward layers; cross-attention, if any, stays dense."""
 
     model_types = ("gpt2",)
+    uniform: ClassVar[dict[str, str]] = {"intermediate": "n_inner"}
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
         """``transformer.h``, or ``h`` in the base model."""

@@ -26,6 +26,11 @@ class LlamaAdapter(Adapter):
     """
 
     model_types = ("llama",)
+    uniform: ClassVar[dict[str, str]] = {
+        "intermediate": "intermediate_size",
+        "heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads",
+    }
     qk_norm: ClassVar[bool] = False
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:

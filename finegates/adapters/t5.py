@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -25,6 +25,7 @@ class T5Adapter(Adapter):
     """
 
     model_types = ("t5",)
+    uniform: ClassVar[dict[str, str]] = {"intermediate": "d_ff", "width": "d_kv"}
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
         """``encoder.block`` and ``decoder.block``, in a classifier below ``transformer``."""

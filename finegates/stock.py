@@ -1,0 +1,229 @@
+"""Compact models as stock transformers models: every kind of dimension padded to one size.
+
+A stock configuration has one feed-forward width and one number of heads for all layers. What
+compaction left different from layer to layer is padded with zeros to the largest, where the
+configuration can say that size at all; the residual stream has its full width again. The result is
+larger than the compact model and loads anywhere with ``from_pretrained``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import Adapter, Attention, Block, FeedForward, HeadSizes, adapter_for
+from finegates.compaction.layers import CompactLinear
+from finegates.layers import dense_weight, gated_layers
+
+
+class NotUniformError(ValueError):
+    """The stock configuration cannot express the model; says where and why."""
+
+
+@torch.no_grad()
+def uniform(model: nn.Module) -> nn.Module:
+    """A stock model of the same class with the outputs of a compact one.
+
+    Args:
+        model: a result of :func:`finegates.compact`; it is not changed.
+
+    Returns:
+        a model in evaluation mode without any layer of this library; ``save_pretrained`` writes it,
+        and ``from_pretrained`` of its class loads it. Equal up to rounding: sums hold more zeros.
+
+    Raises:
+        NotUniformError: a layer needs a bias that the architecture does not have.
+        ValueError: the model has gates, or its architecture has no adapter.
+    """
+    if gated_layers(model):
+        raise ValueError("the model has gates; compact it first")
+    adapter = adapter_for(model)
+    blocks = adapter.blocks(model)
+    sizes = {part.path: _sizes(model, part) for block in blocks for part in block.attentions}
+    config, layout = _stock_config(model, adapter, blocks, sizes)
+    dtype = next(model.parameters()).dtype
+    stock: nn.Module = type(model)(config).to(dtype)
+    state = model.state_dict()
+    kept = {
+        name: state[name]
+        for name, tensor in stock.state_dict().items()
+        if name in state and state[name].shape == tensor.shape
+    }
+    stock.load_state_dict(kept, strict=False)
+    for block in blocks:
+        if block.feed_forward is not None:
+            _fill_feed_forward(model, stock, block.feed_forward)
+        for part in block.attentions:
+            _fill_attention(model, stock, adapter, part, sizes[part.path], layout)
+    return stock.eval()
+
+
+class _Layout:
+    """Where heads and their dimensions lie in the stock model.
+
+    Attributes:
+        each: query heads of a group; None where heads keep their dense numbers.
+        heads: number of query heads.
+        kv_heads: number of key-value heads.
+        width: of a head.
+    """
+
+    def __init__(self, each: int | None, heads: int, kv_heads: int, width: int) -> None:
+        self.each, self.heads, self.kv_heads, self.width = each, heads, kv_heads, width
+
+
+def _stock_config(
+    model: nn.Module, adapter: Adapter, blocks: tuple[Block, ...], sizes: dict[str, HeadSizes]
+) -> tuple[Any, _Layout]:
+    config: Any = copy.deepcopy(model.config)
+    keys = adapter.uniform
+    feeds = [block.feed_forward for block in blocks if block.feed_forward is not None]
+    width = max(_width(model, feed) for feed in feeds)
+    setattr(config, keys["intermediate"], max(1, width))
+    first = next(part for block in blocks for part in block.attentions)
+    layout = _Layout(None, first.heads, first.kv_heads, first.head_dim)
+    if "width" in keys:
+        layout.width = max(each.width for each in sizes.values())
+        setattr(config, keys["width"], layout.width)
+    if "heads" in keys:
+        each = max(max(_counts(found)) for found in sizes.values())
+        groups = max(len(found.kv_heads) for found in sizes.values())
+        layout = _Layout(each, each * groups, groups, first.head_dim)
+        setattr(config, keys["heads"], layout.heads)
+        setattr(config, keys["kv_heads"], layout.kv_heads)
+        # Without it the width would follow from the number of heads.
+        config.head_dim = first.head_dim
+    return config, layout
+
+
+def _counts(sizes: HeadSizes) -> list[int]:
+    return [sizes.groups.count(group) for group in range(len(sizes.kv_heads))]
+
+
+def _sizes(model: nn.Module, part: Attention) -> HeadSizes:
+    found = getattr(model.get_submodule(part.path), "finegates_heads", None)
+    if isinstance(found, HeadSizes):
+        return found
+    each = part.heads // part.kv_heads
+    return HeadSizes(
+        heads=tuple(range(part.heads)),
+        groups=tuple(head // each for head in range(part.heads)),
+        kv_heads=tuple(range(part.kv_heads)),
+        head_dim=part.head_dim,
+        width=part.head_dim,
+    )
+
+
+def _width(model: nn.Module, feed: FeedForward) -> int:
+    layer = model.get_submodule(feed.down)
+    if isinstance(layer, CompactLinear):
+        return layer.in_features
+    return dense_weight(layer)[0].shape[1]
+
+
+def _fill_feed_forward(model: nn.Module, stock: nn.Module, feed: FeedForward) -> None:
+    for path in feed.linears():
+        _fill(stock, path, model.get_submodule(path))
+
+
+def _fill_attention(
+    model: nn.Module,
+    stock: nn.Module,
+    adapter: Adapter,
+    part: Attention,
+    sizes: HeadSizes,
+    layout: _Layout,
+) -> None:
+    queries = _places(sizes, layout, keys=False)
+    keys = _places(sizes, layout, keys=True)
+    values = _places(sizes, layout, keys=True, rotated=False)
+    module = model.get_submodule(part.path)
+    scale = 1.0 / adapter.query_scale(module, sizes) if layout.width == part.head_dim else 1.0
+    if part.is_fused:
+        totals = [layout.heads * layout.width, layout.kv_heads * layout.width]
+        places = torch.cat([queries, keys + totals[0], values + sum(totals)])
+        _fill(stock, part.q, model.get_submodule(part.q), rows=places)
+    elif sizes.fused:
+        joint = module.get_submodule("qkv")
+        start = 0
+        for path, places in ((part.q, queries), (part.k, keys), (part.v, values)):
+            _fill(stock, path, joint, rows=places, start=start, scale=1.0)
+            start += places.numel()
+    else:
+        _fill(stock, part.q, model.get_submodule(part.q), rows=queries, scale=scale)
+        _fill(stock, part.k, model.get_submodule(part.k), rows=keys)
+        _fill(stock, part.v, model.get_submodule(part.v), rows=values)
+    contexts = _places(sizes, layout, keys=False, rotated=False)
+    _fill(stock, part.o, model.get_submodule(part.o), cols=contexts)
+
+
+def _places(sizes: HeadSizes, layout: _Layout, *, keys: bool, rotated: bool = True) -> Tensor:
+    """For every position of the compact heads, the position in the stock model."""
+    count = len(sizes.kv_heads if keys else sizes.heads)
+    groups = list(range(count)) if keys else list(sizes.groups)
+    if layout.each is None:
+        starts = list(sizes.kv_heads if keys else sizes.heads)
+    elif keys:
+        starts = list(range(count))
+    else:
+        starts = [
+            group * layout.each + groups[:number].count(group)
+            for number, group in enumerate(groups)
+        ]
+    inside = torch.arange(sizes.width).repeat(count, 1)
+    if rotated and sizes.pairs is not None:
+        pairs = torch.tensor(sizes.pairs)[torch.tensor(groups)]
+        inside = torch.cat([pairs, pairs + sizes.head_dim // 2], dim=-1)
+    return (torch.tensor(starts)[:, None] * layout.width + inside).flatten()
+
+
+def _fill(
+    stock: nn.Module,
+    path: str,
+    layer: nn.Module,
+    *,
+    rows: Tensor | None = None,
+    cols: Tensor | None = None,
+    start: int = 0,
+    scale: float = 1.0,
+) -> None:
+    """Writes a layer's numbers into the stock layer at a path, zeros elsewhere.
+
+    Args:
+        rows: for the layer's outputs from ``start`` on, their rows in the stock weight; None: as
+            they are.
+        cols: for the layer's inputs, their columns in the stock weight; None: as they are.
+        start: where in the layer's outputs those of this stock layer begin.
+        scale: of all numbers.
+    """
+    if isinstance(layer, CompactLinear):
+        weight, bias = layer.weight, layer.bias
+        written = torch.arange(weight.shape[0]) if layer.rows is None else layer.rows.cpu()
+        read = torch.arange(weight.shape[1]) if layer.cols is None else layer.cols.cpu()
+    else:
+        weight, bias = dense_weight(layer)
+        written, read = torch.arange(weight.shape[0]), torch.arange(weight.shape[1])
+    if rows is not None:
+        mine = (written >= start) & (written < start + rows.numel())
+        weight, written = weight[mine.to(weight.device)], rows[written[mine] - start]
+        bias = None if bias is None else bias[mine.to(bias.device)]
+    if cols is not None:
+        read = cols[read]
+    target = stock.get_submodule(path)
+    full = torch.zeros_like(dense_weight(target)[0])
+    full[written[:, None], read] = weight.to(full) * scale
+    stored: Tensor = target.weight  # type: ignore[assignment]
+    stored.copy_(full if isinstance(target, nn.Linear) else full.T)
+    present: Tensor | None = target.bias  # type: ignore[assignment]
+    if present is not None:
+        present.zero_()
+        if bias is not None:
+            present[written] = bias.to(present) * scale
+    elif bias is not None and bool(bias.any()):
+        raise NotUniformError(
+            f"{path} needs a bias (constants of removed dimensions), which {type(stock).__name__} "
+            "does not have there"
+        )
