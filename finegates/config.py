@@ -174,7 +174,10 @@ class MagnitudeSettings(Section):
 
 
 class Method(Section):
-    """One way of fine-tuning: what is trained, and how fast."""
+    """One way of fine-tuning: what is trained, and how fast.
+
+    The rates of gates and head are ``learning_rate`` unless given, the schedule is the tier's.
+    """
 
     title: str
     gates: GateSettings | None = None
@@ -184,6 +187,7 @@ class Method(Section):
     learning_rate: float = Field(gt=0)
     gate_learning_rate: float | None = Field(default=None, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] | None = None
 
     @property
     def trains_all(self) -> bool:

@@ -261,7 +261,7 @@ def _training_arguments(
         per_device_eval_batch_size=training.eval_batch_size,
         learning_rate=method.learning_rate,
         weight_decay=training.weight_decay,
-        lr_scheduler_type=training.schedule,
+        lr_scheduler_type=method.schedule or training.schedule,
         # The protocol names no clipping; Trainer's default would clip the penalty's gradient.
         max_grad_norm=0.0,
         bf16=training.precision == "bfloat16",
