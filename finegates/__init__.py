@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from finegates.baselines import magnitude_gates as magnitude_gates
     from finegates.budget import macs as macs
     from finegates.budget import measure_budget as measure_budget
+    from finegates.compaction import CostModel as CostModel
+    from finegates.compaction import calibrate as calibrate
     from finegates.compaction import compact as compact
     from finegates.compaction import load as load
     from finegates.compaction import plan_compaction as plan_compaction
@@ -48,6 +50,8 @@ _HOMES = {
     "magnitude_gates": "baselines",
     "measure_budget": "budget",
     "macs": "budget",
+    "CostModel": "compaction",
+    "calibrate": "compaction",
     "compact": "compaction",
     "load": "compaction",
     "plan_compaction": "compaction",

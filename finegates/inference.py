@@ -19,7 +19,7 @@ from torch import nn
 from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach, attach_fixed, sparsity_penalty
 from finegates.budget import macs
-from finegates.compaction import compact
+from finegates.compaction import calibrate, compact
 from finegates.config import InferenceBenchmark, InferenceCase
 from finegates.layers import linear_shape
 from finegates.seeds import derive_seed
@@ -48,11 +48,12 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
     torch.set_num_threads(threads)
     dense = random_model(benchmark)
     made: dict[tuple[str, float], tuple[nn.Module, nn.Module]] = {}
+    cost = calibrate()
     for case in benchmark.cases:
         key = (case.gates, case.kept)
         if key not in made:
             gated = gated_copy(dense, case)
-            made[key] = (gated, compact(gated))
+            made[key] = (gated, compact(gated, cost=cost))
     rows = []
     shapes = dict.fromkeys((case.batch, case.length) for case in benchmark.cases)
     for batch, length in shapes:
@@ -153,7 +154,8 @@ def inference_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) 
         "Forward passes of classifiers with random weights of the named shape and random gates, "
         f"float32, eager; medians of {repeats} interleaved rounds on {machine['cpu']}, "
         f"{machine['threads']} threads. MACs are those of the compact model relative to the dense "
-        "one, attention products included; the limit is the dense time times that ratio. Gates: "
+        "one, attention products included (sides whose removal would not pay, by prices measured on "
+        "the spot, stay dense); the limit is the dense time times that ratio. Gates: "
         "random ones keep each row and column of each layer with the given probability, structured "
         "ones the given fraction of the MACs."
     )

@@ -7,6 +7,7 @@ closed; :func:`save` and :func:`load` keep the result on disk without the origin
 
 from __future__ import annotations
 
+from finegates.compaction.cost import CostModel, calibrate
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.plan import LayerPlan, Plan, plan_compaction
 from finegates.compaction.serialize import CompactFormatError, load, save
@@ -15,8 +16,10 @@ from finegates.compaction.transform import compact
 __all__ = [
     "CompactFormatError",
     "CompactLinear",
+    "CostModel",
     "LayerPlan",
     "Plan",
+    "calibrate",
     "compact",
     "load",
     "plan_compaction",

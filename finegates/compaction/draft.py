@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from finegates.adapters import HeadSizes
 from finegates.gates import Gate
 from finegates.layers import GatedLinear, linear_shape
+
+if TYPE_CHECKING:
+    from finegates.compaction.cost import CostModel
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class LayerPlan:
         constants: float64 (in_features,), the constant that each removed column's input would have
             held, which moves into the bias; None where all are zero.
         reasons: what was removed by which rule, in words.
+        seconds: predicted time of one token; None without a cost model.
     """
 
     path: str
@@ -46,6 +51,7 @@ class LayerPlan:
     scale: float = 1.0
     constants: Tensor | None = None
     reasons: tuple[str, ...] = ()
+    seconds: float | None = None
 
     @property
     def kept_in(self) -> int:
@@ -69,7 +75,10 @@ class LayerPlan:
 
     def __str__(self) -> str:
         sizes = f"{self.out_features}x{self.in_features} -> {self.kept_out}x{self.kept_in}"
-        return f"{self.path or '(the model)'}: {sizes}; {'; '.join(self.reasons) or 'all kept'}"
+        macs = f"{self.kept_weights:,} MACs a token"
+        time = "" if self.seconds is None else f", {1e6 * self.seconds:.2f} us"
+        why = "; ".join(self.reasons) or "all kept"
+        return f"{self.path or '(the model)'}: {sizes}, {macs}{time}; {why}"
 
 
 @dataclass(frozen=True)
@@ -146,8 +155,19 @@ class Draft:
             self.reasons.append(f"{freed} columns {why}")
         self.cols = kept
 
-    def finish(self) -> LayerPlan:
-        """The plan, once no rule changes it any more."""
+    def finish(self, cost: CostModel | None = None) -> LayerPlan:
+        """The plan, once no rule changes it any more; with a cost model, its predicted time."""
+        seconds = None
+        if cost is not None:
+            narrow = self.output_width is not None
+            scatters = self.write is not None if narrow else not bool(self.rows.all())
+            gathers = self.read is not None
+            seconds = cost.seconds(
+                int(self.rows.sum()),
+                int(self.cols.sum()),
+                gathers=gathers or (self.input_width is None and not bool(self.cols.all())),
+                scatters_to=(self.output_width or self.rows.numel()) if scatters else None,
+            )
         return LayerPlan(
             path=self.path,
             in_features=self.cols.numel(),
@@ -161,6 +181,7 @@ class Draft:
             scale=self.scale,
             constants=self.constants,
             reasons=tuple(self.reasons),
+            seconds=seconds,
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from finegates.adapters import Adapter, HeadSizes, adapter_for, unwrap
+from finegates.compaction.cost import CostModel, choose_sides
 from finegates.compaction.draft import Draft, LayerPlan, Plan
 from finegates.compaction.rules import narrow_attention, pair_feed_forward
 from finegates.layers import gated_layers
@@ -20,13 +21,17 @@ __all__ = ["LayerPlan", "Plan", "plan_compaction"]
 
 
 @torch.no_grad()
-def plan_compaction(model: nn.Module, adapter: Adapter | None = None) -> Plan:
+def plan_compaction(
+    model: nn.Module, adapter: Adapter | None = None, cost: CostModel | None = None
+) -> Plan:
     """Decides what compaction keeps. Reads gate values only; the model is not changed.
 
     Args:
         model: with or without gates, plain or in a ``peft`` wrapper.
         adapter: describes the blocks; looked up by model type if None. A model of unknown type is
             planned layer by layer, which is exact but leaves the feed-forward pairs wide.
+        cost: what multiplying and moving cost; sides whose removal would not pay stay dense, and
+            the plan predicts times. None removes all that can go: the smallest model.
 
     Returns:
         a plan of the gated layers and of plain layers that a rule over a block narrows.
@@ -51,7 +56,28 @@ def plan_compaction(model: nn.Module, adapter: Adapter | None = None) -> Plan:
                 sizes = narrow_attention(attention, adapter, plain, drafts, notes)
                 if sizes is not None:
                     heads[attention.path] = sizes
+    if cost is not None:
+        _choose_all(drafts, heads, adapter, plain, cost)
     # In the model's order, for those who read it.
     order = {name: index for index, (name, _) in enumerate(plain.named_modules())}
-    finished = {name: drafts[name].finish() for name in sorted(drafts, key=order.__getitem__)}
-    return Plan(finished, heads, tuple(notes))
+    names = sorted(drafts, key=order.__getitem__)
+    return Plan({name: drafts[name].finish(cost) for name in names}, heads, tuple(notes))
+
+
+def _choose_all(
+    drafts: dict[str, Draft],
+    heads: dict[str, HeadSizes],
+    adapter: Adapter | None,
+    model: nn.Module,
+    cost: CostModel,
+) -> None:
+    joint: dict[str, tuple[str, ...]] = {}
+    if adapter is not None:
+        for block in adapter.blocks(model):
+            for part in block.attentions:
+                if part.path in heads and heads[part.path].fused:
+                    joint[part.q] = (part.q, part.k, part.v)
+    members = {path for trio in joint.values() for path in trio}
+    for path in drafts:
+        if path in joint or path not in members:
+            choose_sides([drafts[name] for name in joint.get(path, (path,))], cost)

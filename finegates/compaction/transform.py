@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, adapter_for, unwrap
+from finegates.compaction.cost import CostModel
 from finegates.compaction.draft import LayerPlan, gate_values
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.plan import plan_compaction
@@ -20,7 +21,11 @@ _LEFTOVERS = ("finegates_config", "finegates_structure", "peft_config", "_hf_pef
 
 @torch.no_grad()
 def compact(
-    model: nn.Module, *, inplace: bool = False, adapter: Adapter | None = None
+    model: nn.Module,
+    *,
+    inplace: bool = False,
+    adapter: Adapter | None = None,
+    cost: CostModel | None = None,
 ) -> nn.Module:
     """Makes a gated model physically smaller without changing what it computes in evaluation mode.
 
@@ -38,6 +43,9 @@ def compact(
         inplace: rewrite the given model layer by layer, so that dense and compact weights never
             stand side by side; the given model must not be used any more.
         adapter: describes the blocks; looked up by model type if None.
+        cost: leave a side dense where removing it would cost more time than it saves
+            (``CostModel()``, or :func:`finegates.calibrate` for this machine's). None gives the
+            smallest model.
 
     Returns:
         a plain model (no gates, no peft) in evaluation mode whose parameters are all trainable.
@@ -53,7 +61,7 @@ def compact(
             f"{type(plain).__name__} has no gates, so there is nothing to compact; call "
             "finegates.attach and train first"
         )
-    plan = plan_compaction(plain, adapter)
+    plan = plan_compaction(plain, adapter, cost)
     if plan.heads and adapter is None:
         adapter = adapter_for(plain)
     merged = [path for path in _low_rank_layers(plain) if path not in plan.layers]

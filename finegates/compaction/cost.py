@@ -1,0 +1,156 @@
+"""What a layer's product costs against the moving of data, and whether removing a side pays.
+
+A closed input column can be left out by gathering the others first, a closed output row by
+scattering the rest into zeros. Both move data, which costs about as much as some tens of
+multiply-accumulates a number. Where that is more than the smaller product saves, the side stays
+dense and holds zeros.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finegates.compaction.draft import Draft
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of one token: linear in the numbers that are multiplied and moved.
+
+    The defaults are those of two cores of an x86 server CPU in float32; only their ratios matter to
+    decisions. :func:`calibrate` measures this machine's.
+
+    Attributes:
+        product: of a multiply-accumulate.
+        gather: of a gathered number.
+        fill: of a number of the zeros that a scatter writes into.
+        scatter: of a scattered number.
+    """
+
+    product: float = 1.1e-11
+    gather: float = 3.0e-10
+    fill: float = 7.0e-11
+    scatter: float = 5.5e-10
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{field.name} must be positive and finite, got {value}")
+
+    def seconds(
+        self, outputs: int, inputs: int, *, gathers: bool, scatters_to: int | None
+    ) -> float:
+        """Predicted time of one token.
+
+        Args:
+            outputs: rows of the product.
+            inputs: columns of the product.
+            gathers: whether its inputs are gathered.
+            scatters_to: the size that its outputs are scattered to; None if they are not.
+        """
+        moved = self.gather * inputs if gathers else 0.0
+        if scatters_to is not None:
+            moved += self.fill * scatters_to + self.scatter * outputs
+        return self.product * outputs * inputs + moved
+
+    def save(self, path: str | Path) -> None:
+        """Writes the numbers as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> CostModel:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ValueError: not such a file; names it.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(**{name: float(value) for name, value in values.items()})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} holds no cost model: {error}") from error
+
+
+def calibrate(
+    *, width: int = 768, tokens: int = 1024, repeats: int = 30, dtype: torch.dtype = torch.float32
+) -> CostModel:
+    """Measures this machine's costs with torch's current number of threads; about a second.
+
+    Args:
+        width: inputs and outputs of the layer that stands for all.
+        tokens: rows of its input.
+        repeats: rounds; the medians count.
+        dtype: of the layer.
+    """
+    import time
+
+    half = width // 2
+    x, weight = torch.randn(tokens, width, dtype=dtype), torch.randn(width, width, dtype=dtype)
+    index = torch.arange(0, width, 2)[:half]
+    y = torch.randn(tokens, half, dtype=dtype)
+
+    def median(run: Callable[[], object]) -> float:
+        seconds = []
+        for turn in range(-3, repeats):
+            start = time.perf_counter()
+            run()
+            if turn >= 0:
+                seconds.append(time.perf_counter() - start)
+        return float(np.median(seconds))
+
+    with torch.inference_mode():
+        product = median(lambda: torch.nn.functional.linear(x, weight))
+        gather = median(lambda: x.index_select(1, index))
+        fill = median(lambda: y.new_zeros(tokens, width))
+        both = median(lambda: y.new_zeros(tokens, width).index_copy_(1, index, y))
+    least = 1e-15
+    return CostModel(
+        product=max(least, product / (tokens * width * width)),
+        gather=max(least, gather / (tokens * half)),
+        fill=max(least, fill / (tokens * width)),
+        scatter=max(least, (both - fill) / (tokens * half)),
+    )
+
+
+def choose_sides(drafts: Sequence[Draft], cost: CostModel) -> None:
+    """Keeps a side dense where leaving it out would not pay; changes the drafts.
+
+    Args:
+        drafts: one layer, or several with the same kept columns that become one product.
+        cost: the prices.
+    """
+    first = drafts[0]
+    inputs = [(False, first.cols.numel() if first.input_width is None else first.input_width)]
+    if first.input_width is not None or bool(first.cols.all()):
+        inputs = [(first.read is not None, int(first.cols.sum()))]
+    else:
+        inputs.append((True, int(first.cols.sum())))
+    kept = sum(int(draft.rows.sum()) for draft in drafts)
+    narrow = any(draft.output_width is not None for draft in drafts)
+    total = sum(
+        draft.rows.numel() if draft.output_width is None else draft.output_width for draft in drafts
+    )
+    outputs: list[tuple[int | None, int]] = [(None, total)]
+    if narrow or kept == total:
+        outputs = [(total if kept < total else None, kept)]
+    elif len(drafts) == 1:
+        outputs.append((total, kept))
+    _, gathers, scatters = min(
+        (cost.seconds(rows, columns, gathers=g, scatters_to=s), g, s is not None)
+        for g, columns in inputs
+        for s, rows in outputs
+    )
+    for draft in drafts:
+        if draft.input_width is None and not gathers and not bool(draft.cols.all()):
+            draft.reasons.append("reads all columns: gathering would not pay")
+            draft.cols = torch.ones_like(draft.cols)
+        if draft.output_width is None and not scatters and not bool(draft.rows.all()):
+            draft.reasons.append("writes all rows: scattering would not pay")
+            draft.rows = torch.ones_like(draft.rows)
