@@ -154,10 +154,10 @@ def inference_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) 
         "Forward passes of classifiers with random weights of the named shape and random gates, "
         f"float32, eager; medians of {repeats} interleaved rounds on {machine['cpu']}, "
         f"{machine['threads']} threads. MACs are those of the compact model relative to the dense "
-        "one, attention products included (sides whose removal would not pay, by prices measured on "
-        "the spot, stay dense); the limit is the dense time times that ratio. Gates: "
-        "random ones keep each row and column of each layer with the given probability, structured "
-        "ones the given fraction of the MACs."
+        "one, attention products included; sides whose removal would not pay, by prices measured "
+        "on the spot, stay dense. The limit is the dense time times that ratio. Gates: random ones "
+        "keep each row and column of each layer with the given probability, structured ones the "
+        "given fraction of the MACs."
     )
     title = "Inference time, dense against compact"
     return Table("inference", title, caption, frame, header, tuple(cells))
