@@ -77,7 +77,8 @@ def tradeoff_frame(
 
     Columns: ``panel`` (a task, or ``average``), ``kind`` (``pruned``: a point; ``dense`` or
     ``reference``: a horizontal line), ``method``, ``title``, ``seed``, ``realised_sparsity`` in
-    [0, 1], ``score`` after the last epoch. The average of a seed is there if all its tasks are.
+    [0, 1], ``macs_removed``, the fraction of the encoder's, ``score`` after the last epoch. The
+    average of a seed is there if all its tasks are.
 
     Raises:
         ValueError: see :func:`finegates.tables.captions.check_study`.
@@ -102,11 +103,13 @@ def tradeoff_frame(
                 "title": name,
                 "seed": None,
                 "realised_sparsity": None,
+                "macs_removed": None,
                 "score": round(score, SCORE_DECIMALS) + 0.0,
             }
             for panel, score in known.items()
         ]
-    return _typed(pd.DataFrame(rows), integers=("seed",), floats=("realised_sparsity", "score"))
+    floats = ("realised_sparsity", "macs_removed", "score")
+    return _typed(pd.DataFrame(rows), integers=("seed",), floats=floats)
 
 
 def gate_histogram_frame(
@@ -139,8 +142,13 @@ def gate_histogram_frame(
     return _typed(pd.DataFrame(rows), integers=("seeds", "epoch", "count"))
 
 
-def draw_tradeoff(frame: pd.DataFrame, footer: str = "") -> Figure:
-    """Score against realised sparsity: a panel for each task and one for the average.
+AXES = {"realised_sparsity": "Realised sparsity (%)", "macs_removed": "Encoder MACs removed (%)"}
+
+
+def draw_tradeoff(
+    frame: pd.DataFrame, footer: str = "", against: str = "realised_sparsity"
+) -> Figure:
+    """Score against what was removed: a panel for each task and one for the average.
 
     Small points are runs, large ones means over seeds; pruned methods are points, dense ones
     horizontal lines at their mean, references dotted lines.
@@ -148,6 +156,7 @@ def draw_tradeoff(frame: pd.DataFrame, footer: str = "") -> Figure:
     Args:
         frame: of :func:`tradeoff_frame`.
         footer: text under the panels: where the numbers come from.
+        against: the column on the horizontal axis, a key of ``AXES``.
     """
     panels = list(dict.fromkeys(frame["panel"]))
     panels = [p for p in panels if p != AVERAGE] + [AVERAGE] * (AVERAGE in panels)
@@ -156,12 +165,12 @@ def draw_tradeoff(frame: pd.DataFrame, footer: str = "") -> Figure:
     entries = len(styles)
     with _style():
         figure, axes, legend_place = _grid(len(panels), columns, footer, legend_entries=entries)
-        limit = frame["realised_sparsity"].max()
+        limit = frame[against].max()
         limit = 0.0 if limit != limit else float(limit)  # NaN: only references
         for ax, panel in zip(axes, panels, strict=True):
-            _draw_tradeoff_panel(ax, panel, frame[frame["panel"] == panel], styles)
+            _draw_tradeoff_panel(ax, panel, frame[frame["panel"] == panel], styles, against)
             ax.set_xlim(-4, max(10.0, 100 * limit * 1.08))
-        _label_edges(axes, columns, "Realised sparsity (%)", "Score (× 100)")
+        _label_edges(axes, columns, AXES[against], "Score (× 100)")
         _legend(figure, styles, legend_place)
     return figure
 
@@ -210,10 +219,24 @@ def save_figure(figure: Figure, *paths: str | Path) -> None:
     for path in map(Path, paths):
         if path.suffix not in metadata:
             raise ValueError(f"cannot save a figure as {path.name!r}; use {', '.join(metadata)}")
+    _fix_layout(figure)
+    for path in map(Path, paths):
         stream = io.BytesIO()
         with _style():
             figure.savefig(stream, format=path.suffix[1:], metadata=metadata[path.suffix])
         _write_bytes(path, stream.getvalue())
+
+
+def _fix_layout(figure: Figure) -> None:
+    """Computes the layout once and rounds it: the solver's last bits depend on memory addresses."""
+    if figure.get_layout_engine() is None:
+        return
+    with _style():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        left, bottom, width, height = ax.get_position(original=True).bounds
+        ax.set_position((round(left, 5), round(bottom, 5), round(width, 5), round(height, 5)))
 
 
 def _tradeoff_row(panel: str, runs: Sequence[Record]) -> dict[str, Any]:
@@ -228,8 +251,14 @@ def _tradeoff_row(panel: str, runs: Sequence[Record]) -> dict[str, Any]:
         "seed": first.seed,
         "realised_sparsity": round(mean(r.realised_sparsity for r in runs), FRACTION_DECIMALS)
         + 0.0,
+        "macs_removed": round(mean(map(_macs_removed, runs)), FRACTION_DECIMALS) + 0.0,
         "score": round(mean(r.last.score for r in runs), SCORE_DECIMALS) + 0.0,
     }
+
+
+def _macs_removed(record: Record) -> float:
+    macs = record.budget["macs"]
+    return 1.0 - macs["kept"] / macs["dense"]
 
 
 def _histogram_rows(task: str, runs: Sequence[Record]) -> list[dict[str, Any]]:
@@ -394,7 +423,11 @@ def _styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def _draw_tradeoff_panel(
-    ax: Axes, panel: str, rows: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]]
+    ax: Axes,
+    panel: str,
+    rows: pd.DataFrame,
+    styles: Mapping[str, Mapping[str, Any]],
+    against: str,
 ) -> None:
     ax.grid(visible=True)
     if panel == AVERAGE:
@@ -412,7 +445,7 @@ def _draw_tradeoff_panel(
             ax.axhline(middle, color=look["color"], linestyle=look["linestyle"], linewidth=1.3)
             continue
         colour, marker = look["color"], look["marker"]
-        sparsity = 100 * points["realised_sparsity"]
+        sparsity = 100 * points[against]
         if len(points) > 1:
             ax.scatter(
                 sparsity, points["score"], s=9, color=colour, marker=marker, alpha=0.45, lw=0

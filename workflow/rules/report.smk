@@ -39,8 +39,13 @@ rule draw_tradeoff:
         records=RECORDS,
         bag_of_words=f"{RESULTS}/bag_of_words.json",
     output:
-        report(
+        sparsity=report(
             multiext(f"{FIGURES}/tradeoff", ".svg", ".png", ".pdf"),
+            caption="../report/draw_tradeoff.rst",
+            category="Figures",
+        ),
+        macs=report(
+            multiext(f"{FIGURES}/tradeoff_macs", ".svg", ".png", ".pdf"),
             caption="../report/draw_tradeoff.rst",
             category="Figures",
         ),

@@ -1,4 +1,4 @@
-"""Draws score against realised sparsity, from the table that it writes beside the picture."""
+"""Draws score against realised sparsity and against MACs, from the table that it writes beside."""
 
 from finegates.job import job_log
 
@@ -12,6 +12,18 @@ with job_log(job.log[0]):
     methods, tasks = job.params.study["methods"], job.params.study["tasks"]
     frame = tradeoff_frame(records, methods, tasks, read_references(job.input.bag_of_words))
     write_text(job.output.csv, to_csv(frame))
-    lead = "Score after the last epoch against realised sparsity of the gated weights."
-    figure = draw_tradeoff(frame, figure_footer(lead, records, methods, tasks))
-    save_figure(figure, *job.output[:3])
+    for against, paths, lead in (
+        (
+            "realised_sparsity",
+            job.output.sparsity,
+            "Score after the last epoch against realised sparsity of the gated weights.",
+        ),
+        (
+            "macs_removed",
+            job.output.macs,
+            "Score after the last epoch against the encoder's multiply-accumulates that compaction "
+            "removes.",
+        ),
+    ):
+        footer = figure_footer(lead, records, methods, tasks)
+        save_figure(draw_tradeoff(frame, footer, against), *paths)
