@@ -15,7 +15,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := workflow,local,test,lint
+EXTRAS := workflow,local,onnx,test,lint
 # Twice quiet: errors only. An index that lacks a package is no news.
 PIP_OPTIONS := -qq --disable-pip-version-check --no-input
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from finegates.layers import GatedLinear as GatedLinear
     from finegates.layers import gated_layers as gated_layers
     from finegates.monitor import summarise_gates as summarise_gates
+    from finegates.onnx_export import export_onnx as export_onnx
     from finegates.peft_gates import attach_from_peft as attach_from_peft
     from finegates.stock import uniform as uniform
     from finegates.train import GateTrainer as GateTrainer
@@ -63,6 +64,7 @@ _HOMES = {
     "summarise_gates": "monitor",
     "GateTrainer": "train",
     "GateTrainerMixin": "train",
+    "export_onnx": "onnx_export",
     "uniform": "stock",
 }
 
