@@ -233,6 +233,10 @@ class InferenceCase(Section):
         reach: the ratio of times to reach, None where it is only shown.
         against: what the ratio is to: the ``limit`` (the dense time times the fraction of MACs that
             the compact model has), or the ``dense`` time.
+        decode: time one further token after ``length`` tokens in the cache, not the whole sequence.
+        backends: what runs the dense and the compact model besides ``eager``: ``compile``
+            (torch.compile), ``onnx`` (ONNX Runtime), ``int8`` (the same with weights quantised
+            dynamically).
     """
 
     gates: Literal["random", "structured"]
@@ -241,6 +245,14 @@ class InferenceCase(Section):
     length: int = Field(gt=0)
     reach: float | None = Field(default=None, gt=0)
     against: Literal["limit", "dense"] = "limit"
+    decode: bool = False
+    backends: list[Literal["compile", "onnx", "int8"]] = []
+
+    @model_validator(mode="after")
+    def _decodes_eagerly(self) -> InferenceCase:
+        if self.decode and self.backends:
+            raise ValueError("decode is timed eagerly only; leave backends out")
+        return self
 
 
 class InferenceBenchmark(Section):
@@ -251,6 +263,7 @@ class InferenceBenchmark(Section):
         model_type: of ``transformers`` (``roberta``, ``llama``, ...).
         sizes: what its configuration gets besides the defaults.
         repeats: interleaved rounds.
+        compaction: measure the time and memory of compacting the first case's model, too.
         cases: see :class:`InferenceCase`.
     """
 
@@ -258,6 +271,7 @@ class InferenceBenchmark(Section):
     model_type: str
     sizes: dict[str, int] = {}
     repeats: int = Field(default=20, gt=0)
+    compaction: bool = False
     cases: list[InferenceCase] = Field(min_length=1)
 
 

@@ -377,10 +377,10 @@ def draw_inference(frame: pd.DataFrame, footer: str) -> Figure:
         ax.grid(visible=True)
         ax.plot([0, 1], [0, 1], color="#8A8A8A", linestyle=":", label="limit of the arithmetic")
         ax.axhline(1, color="#111111", linewidth=1, label="dense")
-        small = frame[frame["contender"] == "compact"]
-        groups = small.groupby(["model", "gates", "batch", "length"], sort=False)
+        small = frame[(frame["contender"] == "compact") & (frame["backend"] == "eager")]
+        groups = small.groupby(["model", "gates", "batch", "length", "decode"], sort=False)
         for place, (key, rows) in enumerate(groups):
-            model, gates, batch, length = key
+            model, gates, batch, length, decode = key
             rows = rows.sort_values("macs_ratio")
             ax.plot(
                 rows["macs_ratio"],
@@ -388,7 +388,7 @@ def draw_inference(frame: pd.DataFrame, footer: str) -> Figure:
                 color=COLOURS[place % len(COLOURS)],
                 marker=MARKERS[place % len(MARKERS)],
                 linewidth=1,
-                label=f"{model}, {gates}, {batch} × {length}",
+                label=f"{model}, {gates}, {batch} × {length}{' + 1' * bool(decode)}",
             )
         ax.set_xlim(0, 1.05)
         ax.set_ylim(0, max(1.1, 1.05 * small["ratio_to_dense"].max()))

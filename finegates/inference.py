@@ -8,7 +8,13 @@ the moving of data do not, so the limit lies below what can be reached.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +34,20 @@ from finegates.tables.render import BLANK, Table
 from finegates.timing import interleaved
 
 COLUMNS = (
-    "model", "gates", "kept", "batch", "length", "contender", "median_ms", "q25_ms", "q75_ms",
-    "macs_ratio", "ratio_to_dense", "ratio_to_limit", "against", "reach",
+    "model", "gates", "kept", "batch", "length", "decode", "contender", "backend", "median_ms",
+    "q25_ms", "q75_ms", "macs_ratio", "ratio_to_dense", "ratio_to_limit", "against", "reach",
 )  # fmt: skip
+
+Shape = tuple[int, int, bool]
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """Who is timed: ``dense``, ``gated`` or ``compact``, of which case (None: all), by what."""
+
+    kind: str
+    case: int | None
+    backend: str
 
 
 @torch.inference_mode()
@@ -43,38 +60,86 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
 
     Returns:
         a row a contender, columns ``COLUMNS``; ``macs_ratio`` is MACs(contender) / MACs(dense), and
-        ``reach`` and ``against`` are the case's, at the compact model.
+        ratios are to the dense model run eagerly. ``reach`` and ``against`` are the case's, at the
+        compact model. A backend that this machine cannot run has no times.
     """
     torch.set_num_threads(threads)
     dense = random_model(benchmark)
-    made: dict[tuple[str, float], tuple[nn.Module, nn.Module]] = {}
     cost = calibrate()
+    gated: dict[tuple[str, float], nn.Module] = {}
+    small: dict[tuple[str, float], nn.Module] = {}
     for case in benchmark.cases:
         key = (case.gates, case.kept)
-        if key not in made:
-            gated = gated_copy(dense, case)
-            made[key] = (gated, compact(gated, cost=cost))
-    rows = []
-    shapes = dict.fromkeys((case.batch, case.length) for case in benchmark.cases)
-    for batch, length in shapes:
-        cases = [case for case in benchmark.cases if (case.batch, case.length) == (batch, length)]
-        contenders = {"dense": _forward(dense, batch, length)}
-        for number, case in enumerate(cases):
-            gated, small = made[case.gates, case.kept]
-            contenders[f"gated {number}"] = _forward(gated, batch, length)
-            contenders[f"compact {number}"] = _forward(small, batch, length)
-        seconds = interleaved(contenders, benchmark.repeats)
-        dense_macs = macs(dense, batch, length).total
-        for number, case in enumerate(cases):
-            small_macs = macs(made[case.gates, case.kept][1], batch, length).total
-            for contender, fraction in (
-                ("dense", 1.0),
-                ("gated", 1.0),
-                ("compact", small_macs / dense_macs),
-            ):
-                name = contender if contender == "dense" else f"{contender} {number}"
-                rows.append(_row(benchmark, case, contender, seconds[name], fraction, seconds))
+        if key not in gated:
+            gated[key] = gated_copy(dense, case)
+            small[key] = compact(gated[key], cost=cost)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in dict.fromkeys(map(_shape, benchmark.cases)):
+            cases = [case for case in benchmark.cases if _shape(case) == shape]
+            wanted = dict.fromkeys(b for case in cases for b in case.backends)
+            models: dict[_Contender, nn.Module] = {
+                _Contender("dense", None, backend): dense for backend in ("eager", *wanted)
+            }
+            for number, case in enumerate(cases):
+                key = (case.gates, case.kept)
+                models[_Contender("gated", number, "eager")] = gated[key]
+                for backend in ("eager", *case.backends):
+                    models[_Contender("compact", number, backend)] = small[key]
+            runs = {
+                contender: _runner(model, shape, contender.backend, threads, Path(folder))
+                for contender, model in models.items()
+            }
+            able = {str(c): run for c, run in runs.items() if run is not None}
+            seconds = interleaved(able, benchmark.repeats)
+            eager = float(np.median(seconds[str(_Contender("dense", None, "eager"))]))
+            for number, case in enumerate(cases):
+                for contender, model in models.items():
+                    if contender.case not in (None, number):
+                        continue
+                    if contender.kind == "dense" and contender.backend not in (
+                        "eager",
+                        *case.backends,
+                    ):
+                        continue
+                    fraction = _macs(model, shape) / _macs(dense, shape)
+                    values = seconds.get(str(contender))
+                    rows.append(_row(benchmark, case, contender, values, fraction, eager))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def measure_compaction(benchmark: InferenceBenchmark, threads: int) -> dict[str, float]:
+    """Time and memory of compacting the model of the first case, in place.
+
+    Returns:
+        ``seconds``, and ``peak_memory``: the largest resident memory while it runs, less what was
+        resident besides the model, as a multiple of the gated model's parameters and buffers.
+    """
+    import gc
+
+    import psutil
+
+    torch.set_num_threads(threads)
+    model = gated_copy(random_model(benchmark), benchmark.cases[0], take=True)
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    gc.collect()
+    process = psutil.Process()
+    before = peak = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    compact(model, inplace=True)
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return {"seconds": seconds, "peak_memory": 1 + (peak - before) / size}
 
 
 def random_model(benchmark: InferenceBenchmark) -> nn.Module:
@@ -89,9 +154,9 @@ def random_model(benchmark: InferenceBenchmark) -> nn.Module:
 
 
 @torch.no_grad()
-def gated_copy(dense: nn.Module, case: InferenceCase) -> nn.Module:
-    """A copy of the model with the case's gates, constant."""
-    model = copy.deepcopy(dense)
+def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> nn.Module:
+    """A copy of the model with the case's gates, constant; with ``take`` the model itself."""
+    model = dense if take else copy.deepcopy(dense)
     seed = derive_seed("time_inference", case.gates, str(case.kept))
     generator = torch.Generator().manual_seed(seed)
     if case.gates == "structured":
@@ -116,7 +181,7 @@ def gated_copy(dense: nn.Module, case: InferenceCase) -> nn.Module:
 
 
 def inference_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) -> Table:
-    """The measured times as a table of compact models.
+    """The measured times of eager models as a table of compact models.
 
     Args:
         frame: of one or more calls of :func:`time_inference`.
@@ -127,10 +192,8 @@ def inference_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) 
         "Model", "Gates", "Batch", "MACs (%)", "Dense (ms)", "Gated (ms)", "Compact (ms)",
         "To dense", "To limit", "Reach",
     )  # fmt: skip
-    keys = ["model", "gates", "kept", "batch", "length"]
     cells: list[tuple[str, ...]] = []
-    for values, group in frame.groupby(keys, sort=False):
-        model, gates, kept, batch, length = values
+    for names, group in _cases(frame[frame["backend"] == "eager"]):
         times = group.set_index("contender")
         small = times.loc["compact"]
         reach = BLANK
@@ -140,9 +203,7 @@ def inference_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) 
             reach = f"{small['reach']:.2f} × {small['against']}: {word}"
         cells.append(
             (
-                str(model),
-                "none closed" if kept == 1 else f"{gates}, {kept:g} kept",
-                f"{batch} × {length}",
+                *names,
                 f"{100 * small['macs_ratio']:.1f}",
                 *(f"{times.loc[name]['median_ms']:.1f}" for name in ("dense", "gated", "compact")),
                 f"{small['ratio_to_dense']:.3f}",
@@ -151,50 +212,180 @@ def inference_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) 
             )
         )
     caption = (
-        "Forward passes of classifiers with random weights of the named shape and random gates, "
-        f"float32, eager; medians of {repeats} interleaved rounds on {machine['cpu']}, "
-        f"{machine['threads']} threads. MACs are those of the compact model relative to the dense "
-        "one, attention products included; sides whose removal would not pay, by prices measured "
-        "on the spot, stay dense. The limit is the dense time times that ratio. Gates: random ones "
-        "keep each row and column of each layer with the given probability, structured ones the "
-        "given fraction of the MACs."
+        f"{_provenance(repeats, machine)} Eager. MACs are those of the compact model relative to "
+        "the dense one, attention products included; sides whose removal would not pay, by prices "
+        "measured on the spot, stay dense. The limit is the dense time times that ratio."
     )
     title = "Inference time, dense against compact"
     return Table("inference", title, caption, frame, header, tuple(cells))
 
 
-def _forward(model: nn.Module, batch: int, length: int) -> Callable[[], object]:
+def backend_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) -> Table:
+    """Dense and compact by every backend that was timed; arguments as :func:`inference_table`."""
+    backends = [b for b in BACKEND_TITLES if b in set(frame["backend"])]
+    titles = (f"{BACKEND_TITLES[backend]} (ms)" for backend in backends)
+    header = ("Model", "Gates", "Batch", "Contender", *titles)
+    cells: list[tuple[str, ...]] = []
+    for names, group in _cases(frame):
+        if set(group["backend"]) == {"eager"}:
+            continue
+        for kind in ("dense", "compact"):
+            times = group[group["contender"] == kind].set_index("backend")["median_ms"]
+            shown = (times.get(backend, float("nan")) for backend in backends)
+            printed = (BLANK if pd.isna(ms) else f"{ms:.1f}" for ms in shown)
+            cells.append((*names, kind, *printed))
+    caption = (
+        f"{_provenance(repeats, machine)} int8: weights quantised dynamically by ONNX Runtime, "
+        f"which changes outputs. {BLANK} marks what this machine could not run."
+    )
+    title = "Inference time by backend"
+    return Table("inference_backends", title, caption, frame, header, tuple(cells))
+
+
+BACKEND_TITLES = {
+    "eager": "eager",
+    "compile": "torch.compile",
+    "onnx": "ONNX Runtime",
+    "int8": "ONNX Runtime int8",
+}
+
+
+def _cases(frame: pd.DataFrame) -> Iterable[tuple[tuple[str, str, str], pd.DataFrame]]:
+    """Printed model, gates and batch of every case, and its rows."""
+    keys = ["model", "gates", "kept", "batch", "length", "decode"]
+    for (model, gates, kept, batch, length, decode), group in frame.groupby(keys, sort=False):
+        closed = "none closed" if kept == 1 else f"{gates}, {kept:g} kept"
+        shape = f"{batch} × {length}" + (" + 1, cached" if bool(decode) else "")
+        yield (str(model), closed, shape), group
+
+
+def _provenance(repeats: int, machine: dict[str, Any]) -> str:
+    return (
+        "Forward passes of classifiers with random weights of the named shape and random gates, "
+        f"float32; medians of {repeats} interleaved rounds on {machine['cpu']}, "
+        f"{machine['threads']} threads. Random gates keep each row and column of each layer with "
+        "the given probability, structured ones the given fraction of the MACs."
+    )
+
+
+def _shape(case: InferenceCase) -> Shape:
+    return case.batch, case.length, case.decode
+
+
+def _macs(model: nn.Module, shape: Shape) -> int:
+    batch, length, decode = shape
+    if not decode:
+        return macs(model, batch, length).total
+    token = macs(model, batch, 1)  # its attention products are with one key; here with all
+    return token.linear + token.attention * (length + 1)
+
+
+def _runner(
+    model: nn.Module, shape: Shape, backend: str, threads: int, folder: Path
+) -> Callable[[], object] | None:
+    """What runs the model once; None if the backend cannot on this machine."""
+    batch, length, decode = shape
+    inputs = _inputs(model, batch, length)
+    if decode:
+        return _decoder(model, inputs)
+    if backend == "eager":
+        return lambda: model(**inputs)
+    try:
+        if backend == "compile":
+            compiled = torch.compile(model, dynamic=False)
+            compiled(**inputs)
+            return lambda: compiled(**inputs)
+        return _onnx_runner(model, inputs, backend == "int8", threads, folder)
+    except Exception as error:  # no compiler, an operator that is not supported, a missing package
+        warnings.warn(f"{backend} is left out: {type(error).__name__}: {error}", stacklevel=2)
+        return None
+
+
+def _inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
     vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
-    inputs = {
+    return {
         "input_ids": torch.randint(5, vocabulary, (batch, length)),
         "attention_mask": torch.ones(batch, length, dtype=torch.long),
     }
-    return lambda: model(**inputs)
+
+
+def _decoder(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
+    """One further token after a prompt whose keys and values are cached."""
+    from transformers import DynamicCache
+
+    # The head of a classifier pools over positions; decoding is the base model's.
+    base: nn.Module = model.base_model  # type: ignore[assignment]
+    cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
+    base(input_ids=inputs["input_ids"], past_key_values=cache, use_cache=True)
+    token = inputs["input_ids"][:, :1]
+
+    def run() -> object:
+        output = base(input_ids=token, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+        return output
+
+    return run
+
+
+def _onnx_runner(
+    model: nn.Module, inputs: dict[str, torch.Tensor], int8: bool, threads: int, folder: Path
+) -> Callable[[], object]:
+    import onnxruntime
+
+    from finegates.onnx_export import export_onnx
+
+    path = folder / f"{id(model)}.onnx"
+    if not path.exists():
+        batch, length = (max(2, size) for size in inputs["input_ids"].shape)
+        with torch.inference_mode(mode=False):
+            export_onnx(model, path, _inputs(model, batch, length), tolerance=1e-2)
+    if int8:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantised = path.with_suffix(".int8.onnx")
+        if not quantised.exists():
+            graph = onnx.load(path)
+            # The exporter's shapes of intermediate values and those that quantising infers may
+            # name free sizes differently; they are inferred anew.
+            del graph.graph.value_info[:]
+            quantize_dynamic(graph, quantised, weight_type=QuantType.QInt8)
+        path = quantised
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+    return lambda: session.run(None, feeds)
 
 
 def _row(
     benchmark: InferenceBenchmark,
     case: InferenceCase,
-    contender: str,
-    values: np.ndarray,
+    contender: _Contender,
+    values: np.ndarray | None,
     fraction: float,
-    seconds: dict[str, np.ndarray],
+    eager: float,
 ) -> dict[str, Any]:
-    low, median, high = np.percentile(1e3 * values, [25, 50, 75])
-    ratio = median / np.median(1e3 * seconds["dense"])
+    low = median = high = float("nan")
+    if values is not None:
+        low, median, high = (float(v) for v in np.percentile(1e3 * values, [25, 50, 75]))
+    ratio = median / (1e3 * eager)
+    asked = contender.kind == "compact" and contender.backend == "eager"
     return {
         "model": benchmark.name,
         "gates": case.gates,
         "kept": case.kept,
         "batch": case.batch,
         "length": case.length,
-        "contender": contender,
+        "decode": case.decode,
+        "contender": contender.kind,
+        "backend": contender.backend,
         "median_ms": median,
         "q25_ms": low,
         "q75_ms": high,
         "macs_ratio": fraction,
         "ratio_to_dense": ratio,
         "ratio_to_limit": ratio / fraction,
-        "against": case.against if contender == "compact" else None,
-        "reach": case.reach if contender == "compact" else None,
+        "against": case.against if asked else None,
+        "reach": case.reach if asked else None,
     }

@@ -29,7 +29,7 @@ TINY_SHAPE: dict[str, Any] = {
     },
     "repeats": 2,
     "cases": [
-        {"gates": "random", "kept": 1.0, "batch": 2, "length": 8, "reach": 9.0, "against": "dense"},
+        {"gates": "random", "kept": 1.0, "batch": 2, "length": 8, "reach": 1e6, "against": "dense"},
         {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "reach": 1e-6},
         {"gates": "structured", "kept": 0.5, "batch": 1, "length": 8},
     ],

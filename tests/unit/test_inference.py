@@ -7,7 +7,15 @@ import pytest
 from finegates.budget import macs, planned_macs
 from finegates.config import InferenceBenchmark, InferenceCase
 from finegates.figures import draw_inference
-from finegates.inference import COLUMNS, gated_copy, inference_table, random_model, time_inference
+from finegates.inference import (
+    COLUMNS,
+    backend_table,
+    gated_copy,
+    inference_table,
+    measure_compaction,
+    random_model,
+    time_inference,
+)
 from tier import TINY_SHAPE
 
 MACHINE = {"cpu": "some CPU", "threads": 1}
@@ -48,7 +56,7 @@ def test_structured_cases_keep_the_asked_macs(kept):
 def test_the_table_says_what_was_reached_and_what_was_missed(frame):
     table = inference_table(frame, 2, MACHINE)
     reach = [row[-1] for row in table.cells]
-    assert reach == ["9.00 × dense: reached", "0.00 × limit: missed", "–"]
+    assert reach == ["1000000.00 × dense: reached", "0.00 × limit: missed", "–"]
     assert "some CPU, 1 threads" in table.caption
     assert "random weights" in table.caption
 
@@ -64,3 +72,48 @@ def test_the_figure_holds_a_line_for_each_shape(frame):
     labels = [line.get_label() for line in ax.get_lines()]
     assert labels[:2] == ["limit of the arithmetic", "dense"]
     assert len(labels) == 4
+
+
+def test_decoding_times_one_token_after_a_cached_prompt():
+    sizes = {**TINY_SHAPE["sizes"], "num_key_value_heads": 1}
+    case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "decode": True}
+    shape = {**TINY_SHAPE, "model_type": "llama", "sizes": sizes, "cases": [case]}
+    frame = time_inference(InferenceBenchmark(**shape), threads=1)
+    assert frame["contender"].tolist() == ["dense", "gated", "compact"]
+    assert (frame["median_ms"] > 0).all()
+    assert "2 × 8 + 1, cached" in inference_table(frame, 2, MACHINE).markdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_backends_stand_in_a_table_of_their_own():
+    pytest.importorskip("onnxruntime")
+    case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "backends": ["onnx", "int8"]}
+    frame = time_inference(InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]}), threads=1)
+    assert frame.groupby("backend").size().to_dict() == {"eager": 3, "onnx": 2, "int8": 2}
+    table = backend_table(frame, 2, MACHINE)
+    assert [row[3] for row in table.cells] == ["dense", "compact"]
+    assert all(float(cell) > 0 for row in table.cells for cell in row[4:])
+    assert len(inference_table(frame, 2, MACHINE).cells) == 1
+
+
+def test_a_backend_that_cannot_run_is_a_blank(monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("torch.compile", broken)
+    case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "backends": ["compile"]}
+    benchmark = InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]})
+    with pytest.warns(UserWarning, match="compile is left out: RuntimeError: no compiler"):
+        frame = time_inference(benchmark, threads=1)
+    assert [row[-1] for row in backend_table(frame, 2, MACHINE).cells] == ["–", "–"]
+
+
+def test_compaction_is_measured_in_time_and_memory():
+    measured = measure_compaction(InferenceBenchmark(**TINY_SHAPE), threads=1)
+    assert measured["seconds"] > 0
+    assert measured["peak_memory"] >= 1
+
+
+def test_decoding_has_no_other_backends():
+    with pytest.raises(ValueError, match="eagerly only"):
+        InferenceCase(gates="random", kept=0.5, batch=1, length=8, decode=True, backends=["onnx"])

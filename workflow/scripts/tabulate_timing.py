@@ -1,4 +1,4 @@
-"""Makes the table of inference times from the measurements."""
+"""Makes the tables of inference times, and of compaction's own cost, from the measurements."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,17 @@ job = snakemake
 with job_log(job.log[0]):
     import pandas as pd
 
-    from finegates.inference import inference_table
+    from finegates.inference import backend_table, inference_table
     from finegates.record import write_text
 
     machine = json.loads(Path(job.input.machine).read_text(encoding="utf-8"))
-    table = inference_table(pd.read_csv(job.input.csv), job.params.repeats, machine)
-    write_text(job.output.md, table.markdown())
-    write_text(job.output.tex, table.latex())
+    frame = pd.read_csv(job.input.csv)
+    tables = [make(frame, job.params.repeats, machine) for make in (inference_table, backend_table)]
+    tables = [table for table in tables if table.cells]
+    notes = [
+        f"Compacting {name} in place took {cost['seconds']:.1f} s and at its peak "
+        f"{cost['peak_memory']:.2f} times the gated model's memory.\n"
+        for name, cost in machine["compaction"].items()
+    ]
+    write_text(job.output.md, "\n".join([*(table.markdown() for table in tables), *notes]))
+    write_text(job.output.tex, "\n".join(table.latex() for table in tables))

@@ -1,4 +1,4 @@
-"""Times dense, gated and compact models of the tier's shapes, interleaved."""
+"""Times dense, gated and compact models of the tier's shapes, interleaved, and their compaction."""
 
 import json
 
@@ -9,11 +9,17 @@ with job_log(job.log[0]):
     import pandas as pd
 
     from finegates.config import configured_tier
-    from finegates.inference import time_inference
+    from finegates.inference import measure_compaction, time_inference
     from finegates.record import hardware, write_text
 
     tier = configured_tier(job.config)
-    frames = [time_inference(shape, job.threads) for shape in tier.inference_benchmarks]
+    shapes = tier.inference_benchmarks
+    # First: what a large model left behind would count as memory that was there before.
+    compaction = {
+        shape.name: measure_compaction(shape, job.threads) for shape in shapes if shape.compaction
+    }
+    frames = [time_inference(shape, job.threads) for shape in shapes]
     table = pd.concat(frames, ignore_index=True)
     write_text(job.output.csv, table.to_csv(index=False, float_format="%.5f"))
-    write_text(job.output.machine, json.dumps(hardware(job.threads), indent=2) + "\n")
+    machine = {**hardware(job.threads), "compaction": compaction}
+    write_text(job.output.machine, json.dumps(machine, indent=2) + "\n")
