@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import nn
@@ -61,6 +62,11 @@ class Attention:
         return tuple(dict.fromkeys((self.q, self.k, self.v, self.o)))
 
 
+def _increase(numbers: tuple[int, ...]) -> bool:
+    """Whether they are increasing numbers from 0 on, at least one."""
+    return bool(numbers) and numbers[0] >= 0 and all(a < b for a, b in pairwise(numbers))
+
+
 @dataclass(frozen=True)
 class HeadSizes:
     """The heads that a narrowed attention keeps, all padded to one width.
@@ -75,6 +81,9 @@ class HeadSizes:
             that it keeps (pair i holds dimensions i and i + head_dim / 2); None if every head keeps
             all of them, or without such embeddings.
         fused: whether q, k and v are one product.
+
+    Raises:
+        ValueError: the numbers do not fit together.
     """
 
     heads: tuple[int, ...]
@@ -84,6 +93,37 @@ class HeadSizes:
     width: int
     pairs: tuple[tuple[int, ...], ...] | None = None
     fused: bool = False
+
+    def __post_init__(self) -> None:
+        fits = (
+            0 < self.width <= self.head_dim
+            and _increase(self.heads)
+            and _increase(self.kv_heads)
+            and len(self.groups) == len(self.heads)
+            and set(self.groups) == set(range(len(self.kv_heads)))
+            and list(self.groups) == sorted(self.groups)
+        )
+        if self.pairs is not None:
+            half = self.head_dim // 2
+            fits = fits and len(self.pairs) == len(self.kv_heads)
+            fits = fits and all(2 * len(kept) == self.width for kept in self.pairs)
+            fits = fits and all(0 <= pair < half for kept in self.pairs for pair in kept)
+        if not fits:
+            raise ValueError(f"head sizes do not fit together: {self}")
+
+    def check(self, part: Attention) -> None:
+        """Raises ValueError unless the sizes can be those of a narrowed ``part``."""
+        each = part.heads // part.kv_heads
+        of_group = [self.kv_heads[group] for group in self.groups]
+        if (
+            self.head_dim != part.head_dim
+            or self.heads[-1] >= part.heads
+            or self.kv_heads[-1] >= part.kv_heads
+            or of_group != [head // each for head in self.heads]
+            or (self.fused and not part.fuses)
+            or not part.narrows
+        ):
+            raise ValueError(f"{part.path}: {self} are no sizes of {part.heads} heads")
 
     @property
     def repeats(self) -> int | None:

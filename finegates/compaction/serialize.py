@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finegates.adapters import HeadSizes, adapter_for
+from finegates.adapters import Attention, HeadSizes, adapter_for
 from finegates.compaction.layers import CompactLinear
 from finegates.layers import gated_layers, linear_shape
 
@@ -259,16 +259,46 @@ def _skeleton(structure: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
         model = model_class(config)
     # Outside: the few indices that follow from sizes are made here, not stored.
-    for path, sizes in structure["heads"].items():
-        _place(model, path, adapter_for(model).narrow(model.get_submodule(path), _sizes(sizes)))
+    heads = {path: _sizes(values) for path, values in structure["heads"].items()}
+    if heads:
+        adapter = adapter_for(model)
+        parts = {part.path: part for b in adapter.blocks(model) for part in b.attentions}
+        for path, sizes in heads.items():
+            if path not in parts:
+                raise ValueError(f"{path} is no attention of the model")
+            sizes.check(parts[path])
+            _place(model, path, adapter.narrow(model.get_submodule(path), sizes))
     with torch.device("meta"):
-        for path, sizes in structure["layers"].items():
+        for path, values in structure["layers"].items():
             dense = model.get_submodule(path)
-            shape = tuple(sizes["dense_shape"])
+            shape = tuple(values["dense_shape"])
             if linear_shape(dense) != (shape[1], shape[0]):
                 raise ValueError(f"layer {path} is not of the dense shape {shape}")
-            _place(model, path, _empty_layer(sizes))
+            _place(model, path, _empty_layer(values))
+    for path, sizes in heads.items():
+        _check_head_layers(model, parts[path], sizes)
     return model
+
+
+def _check_head_layers(model: nn.Module, part: Attention, sizes: HeadSizes) -> None:
+    """Raises ValueError unless the projections have the sizes that the heads need."""
+    queries, keys = (len(heads) * sizes.width for heads in (sizes.heads, sizes.kv_heads))
+    expected = {part.q: queries, part.k: keys, part.v: keys}
+    if sizes.fused:
+        expected = {f"{part.path}.qkv": queries + 2 * keys}
+    elif part.is_fused:
+        expected = {part.q: queries + 2 * keys}
+    for path, size in expected.items():
+        if (found := _features(model.get_submodule(path))[1]) != size:
+            raise ValueError(f"layer {path} has {found} outputs, its heads need {size}")
+    if (found := _features(model.get_submodule(part.o))[0]) != queries:
+        raise ValueError(f"layer {part.o} has {found} inputs, its heads give {queries}")
+
+
+def _features(layer: nn.Module) -> tuple[int, int]:
+    if isinstance(layer, CompactLinear):
+        return layer.in_features, layer.out_features
+    return linear_shape(layer)
 
 
 def _place(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -282,3 +282,50 @@ def test_a_configuration_cannot_ask_for_code(folder: Path) -> None:
     model = load(folder)
     assert model.config._attn_implementation in ("sdpa", "eager")
     assert not hasattr(model.config, "auto_map")
+
+
+def head_entry(structure: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = next(iter(structure["heads"].values()))
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda h: h.update(width=0), "do not fit together"),
+        (lambda h: h.update(width=h["width"] + 2), "do not fit together"),
+        (lambda h: h.update(width="2"), "describes no model"),
+        (lambda h: h.update(heads=h["heads"][::-1]), "do not fit together"),
+        (lambda h: h.update(groups=h["groups"][:-1]), "do not fit together"),
+        (lambda h: h["heads"].__setitem__(-1, 99), "are no sizes of 4 heads"),
+        (lambda h: h.update(head_dim=8), "are no sizes of 4 heads"),
+        (lambda h: h.update(pairs=None, width=6), "outputs, its heads need"),
+        (lambda h: h.update(pairs=None), "which the model does not have"),
+        (lambda h: h.update(pairs=[[9] * (h["width"] // 2)] * 2), "do not fit together"),
+        (lambda h: h.update(fused=not h["fused"]), "describes no model"),
+        (lambda h: h.update(surprise=1), "describes no model"),
+    ],
+)
+def test_wrong_head_sizes_are_refused(
+    change: Callable[[dict[str, Any]], object], reason: str, tmp_path: Path
+) -> None:
+    model = attach(tiny.tiny_model("llama", "language"), GateConfig(preset="structured"))
+    for part in model.finegates_structure:
+        if hasattr(part, "heads"):
+            part.heads.latent.data[:] = torch.tensor([1.0, -1.0, 1.0, 1.0])
+            part.scores.latent.data[:] = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, 1.0])
+            part.values.latent.data[::3] = -1.0
+            part.values.latent.data[1::3] = -1.0
+    save(compact(model.eval()), tmp_path / "small")
+    edit(tmp_path / "small", lambda s: change(head_entry(s)))
+    with pytest.raises(CompactFormatError, match=reason):
+        load(tmp_path / "small")
+
+
+def test_heads_of_what_is_no_attention_are_refused(tmp_path: Path) -> None:
+    model = attach(tiny.tiny_model("llama"), GateConfig(preset="structured"))
+    tiny.scatter_gates(model)
+    save(compact(model.eval()), tmp_path / "small")
+    edit(tmp_path / "small", lambda s: s["heads"].update({"model.norm": head_entry(s)}))
+    with pytest.raises(CompactFormatError, match="model.norm is no attention"):
+        load(tmp_path / "small")

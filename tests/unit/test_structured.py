@@ -44,6 +44,18 @@ def test_compact_equals_gated(architecture: str) -> None:
     assert float(bound.max()) < 1e-9
 
 
+def test_heads_that_cannot_shrink_get_no_gates_inside() -> None:
+    model = attach(
+        tiny.tiny_model("deberta-v2", share_att_key=False), GateConfig(preset="structured")
+    )
+    tiny.scatter_gates(model)
+    attention = model.finegates_structure[0]  # type: ignore[index]
+    assert attention.scores is attention.values is attention.heads is None
+    output, small = tiny.output(model.eval(), tiny.tokens()), compact(model)
+    assert torch.allclose(tiny.output(small, tiny.tokens()), output, rtol=0, atol=1e-9)
+    assert budget_of(model).realised() < 1
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_budget_counts_what_compaction_leaves(architecture: str) -> None:
     model = structured_model(architecture)
