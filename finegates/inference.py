@@ -180,12 +180,12 @@ def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> 
     return attach_fixed(model, gates).eval()
 
 
-def inference_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) -> Table:
+def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
     """The measured times of eager models as a table of compact models.
 
     Args:
         frame: of one or more calls of :func:`time_inference`.
-        repeats: rounds, for the caption.
+        repeats: rounds of the shapes, for the caption.
         machine: ``finegates.record.hardware`` of the measurement.
     """
     header = (
@@ -220,7 +220,7 @@ def inference_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) 
     return Table("inference", title, caption, frame, header, tuple(cells))
 
 
-def backend_table(frame: pd.DataFrame, repeats: int, machine: dict[str, Any]) -> Table:
+def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
     """Dense and compact by every backend that was timed; arguments as :func:`inference_table`."""
     backends = [b for b in BACKEND_TITLES if b in set(frame["backend"])]
     titles = (f"{BACKEND_TITLES[backend]} (ms)" for backend in backends)
@@ -259,10 +259,11 @@ def _cases(frame: pd.DataFrame) -> Iterable[tuple[tuple[str, str, str], pd.DataF
         yield (str(model), closed, shape), group
 
 
-def _provenance(repeats: int, machine: dict[str, Any]) -> str:
+def _provenance(repeats: list[int], machine: dict[str, Any]) -> str:
+    rounds = " to ".join(str(number) for number in dict.fromkeys((min(repeats), max(repeats))))
     return (
         "Forward passes of classifiers with random weights of the named shape and random gates, "
-        f"float32; medians of {repeats} interleaved rounds on {machine['cpu']}, "
+        f"float32; medians of {rounds} interleaved rounds on {machine['cpu']}, "
         f"{machine['threads']} threads. Random gates keep each row and column of each layer with "
         "the given probability, structured ones the given fraction of the MACs."
     )

@@ -54,7 +54,7 @@ def test_structured_cases_keep_the_asked_macs(kept):
 
 
 def test_the_table_says_what_was_reached_and_what_was_missed(frame):
-    table = inference_table(frame, 2, MACHINE)
+    table = inference_table(frame, [2], MACHINE)
     reach = [row[-1] for row in table.cells]
     assert reach == ["1000000.00 × dense: reached", "0.00 × limit: missed", "–"]
     assert "some CPU, 1 threads" in table.caption
@@ -63,8 +63,9 @@ def test_the_table_says_what_was_reached_and_what_was_missed(frame):
 
 def test_a_table_read_back_from_csv_is_the_same(frame, tmp_path):
     frame.to_csv(tmp_path / "t.csv", index=False)
-    again = inference_table(pd.read_csv(tmp_path / "t.csv"), 2, MACHINE)
-    assert again.markdown() == inference_table(frame, 2, MACHINE).markdown()
+    again = inference_table(pd.read_csv(tmp_path / "t.csv"), [2, 5], MACHINE)
+    assert again.markdown() == inference_table(frame, [2, 5], MACHINE).markdown()
+    assert "medians of 2 to 5 interleaved rounds" in again.caption
 
 
 def test_the_figure_holds_a_line_for_each_shape(frame):
@@ -81,7 +82,7 @@ def test_decoding_times_one_token_after_a_cached_prompt():
     frame = time_inference(InferenceBenchmark(**shape), threads=1)
     assert frame["contender"].tolist() == ["dense", "gated", "compact"]
     assert (frame["median_ms"] > 0).all()
-    assert "2 × 8 + 1, cached" in inference_table(frame, 2, MACHINE).markdown()
+    assert "2 × 8 + 1, cached" in inference_table(frame, [2], MACHINE).markdown()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -90,10 +91,10 @@ def test_backends_stand_in_a_table_of_their_own():
     case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "backends": ["onnx", "int8"]}
     frame = time_inference(InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]}), threads=1)
     assert frame.groupby("backend").size().to_dict() == {"eager": 3, "onnx": 2, "int8": 2}
-    table = backend_table(frame, 2, MACHINE)
+    table = backend_table(frame, [2], MACHINE)
     assert [row[3] for row in table.cells] == ["dense", "compact"]
     assert all(float(cell) > 0 for row in table.cells for cell in row[4:])
-    assert len(inference_table(frame, 2, MACHINE).cells) == 1
+    assert len(inference_table(frame, [2], MACHINE).cells) == 1
 
 
 def test_a_backend_that_cannot_run_is_a_blank(monkeypatch):
@@ -105,7 +106,7 @@ def test_a_backend_that_cannot_run_is_a_blank(monkeypatch):
     benchmark = InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]})
     with pytest.warns(UserWarning, match="compile is left out: RuntimeError: no compiler"):
         frame = time_inference(benchmark, threads=1)
-    assert [row[-1] for row in backend_table(frame, 2, MACHINE).cells] == ["–", "–"]
+    assert [row[-1] for row in backend_table(frame, [2], MACHINE).cells] == ["–", "–"]
 
 
 def test_compaction_is_measured_in_time_and_memory():

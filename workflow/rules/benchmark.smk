@@ -54,7 +54,7 @@ rule tabulate_timing:
     conda:
         "../../environment.yml"
     params:
-        repeats=TIER.inference_benchmarks[0].repeats,
+        repeats=sorted({shape.repeats for shape in TIER.inference_benchmarks}),
         code=code_digest("workflow/scripts/tabulate_timing.py"),
     script:
         "../scripts/tabulate_timing.py"
