@@ -370,10 +370,11 @@ def draw_inference(frame: pd.DataFrame, footer: str) -> Figure:
     from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        lines = textwrap.wrap(footer, 78)
-        height = 3.4 + LINE_HEIGHT * len(lines)
-        figure = Figure(figsize=(5.6, height))
-        ax = figure.add_axes((0.11, 1 - 3.0 / height, 0.55, 2.7 / height))
+        lines = textwrap.wrap(footer, 110)
+        foot = 0.2 + LINE_HEIGHT * len(lines)
+        height = 3.5 + foot
+        figure = Figure(figsize=(7.6, height))
+        ax = figure.add_axes((0.08, (foot + 0.45) / height, 0.47, 2.9 / height))
         ax.grid(visible=True)
         ax.plot([0, 1], [0, 1], color="#8A8A8A", linestyle=":", label="limit of the arithmetic")
         ax.axhline(1, color="#111111", linewidth=1, label="dense")
@@ -386,7 +387,7 @@ def draw_inference(frame: pd.DataFrame, footer: str) -> Figure:
                 rows["macs_ratio"],
                 rows["ratio_to_dense"],
                 color=COLOURS[place % len(COLOURS)],
-                marker=MARKERS[place % len(MARKERS)],
+                marker=MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
                 linewidth=1,
                 label=f"{model}, {gates}, {batch} × {length}{' + 1' * bool(decode)}",
             )
@@ -394,7 +395,7 @@ def draw_inference(frame: pd.DataFrame, footer: str) -> Figure:
         ax.set_ylim(0, max(1.1, 1.05 * small["ratio_to_dense"].max()))
         ax.set_xlabel("MACs of the compact model / dense")
         ax.set_ylabel("time / dense time")
-        figure.legend(loc="upper left", bbox_to_anchor=(0.67, 0.97), fontsize=7)
+        figure.legend(loc="upper left", bbox_to_anchor=(0.57, 0.98), fontsize=7)
         figure.text(0.02, 0.02, "\n".join(lines), fontsize=6.5, color="#555555", va="bottom")
     return figure
 
