@@ -106,7 +106,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another hidden size": (
         lambda f: edit(f, lambda s: s["config"].update(hidden_size=24)),
-        "not of the dense shape",
+        "are no sizes of 3 heads",
     ),
     "impossible configuration": (
         lambda f: edit(f, lambda s: s["config"].update(hidden_size="wide")),

@@ -66,7 +66,7 @@ rule draw_timing:
         machine=rules.time_inference.output.machine,
     output:
         report(
-            multiext(f"{FIGURES}/inference", ".svg", ".png", ".pdf"),
+            multiext(f"{RESULTS}/timing/inference", ".svg", ".png", ".pdf"),
             caption="../report/draw_timing.rst",
             category="Timing",
         ),
