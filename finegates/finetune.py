@@ -126,6 +126,8 @@ def finetune(
     described = describe_model(tier, pretrained)
     seed_everything(seeds["method"])
     model = prepare(pretrained, method, seeds["method"], matched)
+    # Now: gates that were hardened are not trained to the end.
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     metric = GlueMetric(data.task)
 
@@ -156,7 +158,7 @@ def finetune(
     # Without the trainer's autocast: in float32, gated and compact differ by compaction alone.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     epochs = _epochs(data.task, trainer)
-    counted = _count(model)
+    counted = _count(model, trainable)
     shrunk = None
     if gated_layers(model):
         small = compact(model)
@@ -279,7 +281,7 @@ def _training_arguments(
     )
 
 
-def _count(model: nn.Module) -> dict[str, Any]:
+def _count(model: nn.Module, trainable: int) -> dict[str, Any]:
     """The ``budget`` entry of a record: parameters by denominator, and MACs of the encoder."""
     counted = measure_budget(model)
     return {
@@ -287,7 +289,7 @@ def _count(model: nn.Module) -> dict[str, Any]:
             "all": counted.all_parameters,
             "encoder": counted.encoder_parameters,
             "gated": counted.gated_weights,
-            "trainable": counted.trainable_parameters,
+            "trainable": trainable,
             "gates": counted.gate_parameters,
             "biases": counted.gated_biases,
             "head": counted.head_parameters,

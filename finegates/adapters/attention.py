@@ -153,9 +153,9 @@ class RotaryAttention(NarrowAttention):
         half = sizes.head_dim // 2
         rows = None
         if sizes.pairs is not None:
-            kept = torch.tensor(sorted(set(sizes.pairs), key=sizes.pairs.index))
-            agreed = kept if len(kept) == 1 else torch.tensor(sizes.pairs)
-            rows = torch.cat([agreed, agreed + half], dim=-1)
+            agree = len(set(sizes.pairs)) == 1
+            kept = torch.tensor(sizes.pairs[:1] if agree else sizes.pairs)
+            rows = torch.cat([kept, kept + half], dim=-1)
         self.dimensions: Tensor | None
         self.register_buffer("dimensions", rows, persistent=False)
         of_head = None

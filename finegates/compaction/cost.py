@@ -61,8 +61,10 @@ class CostModel:
         return self.product * outputs * inputs + moved
 
     def save(self, path: str | Path) -> None:
-        """Writes the numbers as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        """Writes the numbers as JSON, whole or not at all."""
+        from finegates.record import write_text
+
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> CostModel:

@@ -211,7 +211,11 @@ def test_all_closed_and_none_closed(architecture: str, value: float, tmp_path: P
             for _, gate in layer.gates():
                 gate.latent.fill_(value)
     small = compact(model)
-    assert_equal_outputs(small, model)
+    if architecture in ("gpt2", "t5", "t5-gated"):
+        # Conv1D is multiplied the other way round, and T5's matrices lie in memory otherwise.
+        assert_equal_outputs(small, model)
+    else:
+        assert_same_bits(small, model)  # gates of exactly 0 and 1 leave nothing to round
     kept = sum(m.weight.numel() for m in small.modules() if isinstance(m, CompactLinear))
     counted = measure_budget(model)
     assert kept == (0 if value < 0 else counted.gated_weights)
