@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -241,6 +241,33 @@ class Adapter(ABC):
                 if name != base and _has_parameters(plain, name)
             ]
         return paths
+
+
+class LayerStackAdapter(Adapter):
+    """An architecture whose layers stand in one list, described alike from the configuration.
+
+    Attributes:
+        stack: path of the list, below the base model.
+    """
+
+    stack: ClassVar[str]
+
+    @abstractmethod
+    def block(self, path: str, config: Any) -> Block:
+        """The layer at a path, from the model's configuration."""
+
+    def encoder(self, model: nn.Module) -> tuple[str, ...]:
+        """The part of the base model that holds the list: ``encoder`` of ``encoder.layer``."""
+        return (f"{base_prefix(unwrap(model))}{self.stack.partition('.')[0]}",)
+
+    def blocks(self, model: nn.Module) -> tuple[Block, ...]:
+        """As many as ``config.num_hidden_layers``."""
+        plain = unwrap(model)
+        config: Any = plain.config
+        stack = f"{base_prefix(plain)}{self.stack}"
+        return tuple(
+            self.block(f"{stack}.{index}", config) for index in range(config.num_hidden_layers)
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -9,17 +9,15 @@ import torch
 from torch import nn
 
 from finegates.adapters.base import (
-    Adapter,
     Attention,
     Block,
     FeedForward,
     HeadSizes,
-    base_prefix,
-    unwrap,
+    LayerStackAdapter,
 )
 
 
-class DebertaV2Adapter(Adapter):
+class DebertaV2Adapter(LayerStackAdapter):
     """DeBERTa's encoder layers.
 
     Every term of a score is a product of one row of q with one of k, whether of tokens or of
@@ -28,19 +26,7 @@ class DebertaV2Adapter(Adapter):
     """
 
     model_types = ("deberta-v2",)
-
-    def encoder(self, model: nn.Module) -> tuple[str, ...]:
-        """``deberta.encoder``, or ``encoder`` in the base model."""
-        return (f"{base_prefix(unwrap(model))}encoder",)
-
-    def blocks(self, model: nn.Module) -> tuple[Block, ...]:
-        """As many as ``config.num_hidden_layers``."""
-        plain = unwrap(model)
-        (stack,) = self.encoder(plain)
-        config: Any = plain.config
-        return tuple(
-            _block(f"{stack}.layer.{index}", config) for index in range(config.num_hidden_layers)
-        )
+    stack = "encoder.layer"
 
     def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""
@@ -57,30 +43,30 @@ class DebertaV2Adapter(Adapter):
         found, meant = (math.sqrt(size * terms) for size in (sizes.width, sizes.head_dim))
         return _float32(found) / _float32(meant)
 
+    def block(self, path: str, config: Any) -> Block:
+        """Attention and feed-forward part of one layer."""
+        module = f"{path}.attention.self"
+        heads = config.num_attention_heads
+        own_positions = config.relative_attention and not getattr(config, "share_att_key", False)
+        attention = Attention(
+            path=module,
+            q=f"{module}.query_proj",
+            k=f"{module}.key_proj",
+            v=f"{module}.value_proj",
+            o=f"{path}.attention.output.dense",
+            heads=heads,
+            kv_heads=heads,
+            head_dim=getattr(config, "attention_head_size", config.hidden_size // heads),
+            narrows=not own_positions,
+        )
+        feed_forward = FeedForward(
+            up=f"{path}.intermediate.dense",
+            down=f"{path}.output.dense",
+            gate=None,
+            activation=config.hidden_act,
+        )
+        return Block(path, (attention,), feed_forward)
+
 
 def _float32(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float32))
-
-
-def _block(path: str, config: Any) -> Block:
-    module = f"{path}.attention.self"
-    heads = config.num_attention_heads
-    own_positions = config.relative_attention and not getattr(config, "share_att_key", False)
-    attention = Attention(
-        path=module,
-        q=f"{module}.query_proj",
-        k=f"{module}.key_proj",
-        v=f"{module}.value_proj",
-        o=f"{path}.attention.output.dense",
-        heads=heads,
-        kv_heads=heads,
-        head_dim=getattr(config, "attention_head_size", config.hidden_size // heads),
-        narrows=not own_positions,
-    )
-    feed_forward = FeedForward(
-        up=f"{path}.intermediate.dense",
-        down=f"{path}.output.dense",
-        gate=None,
-        activation=config.hidden_act,
-    )
-    return Block(path, (attention,), feed_forward)

@@ -7,34 +7,20 @@ from typing import Any, ClassVar
 from torch import nn
 
 from finegates.adapters.base import (
-    Adapter,
     Attention,
     Block,
     FeedForward,
     HeadSizes,
-    base_prefix,
-    unwrap,
+    LayerStackAdapter,
 )
 
 
-class Gpt2Adapter(Adapter):
+class Gpt2Adapter(LayerStackAdapter):
     """GPT-2's self-attention and feed-forward layers; cross-attention, if any, stays dense."""
 
     model_types = ("gpt2",)
+    stack = "h"
     uniform: ClassVar[dict[str, str]] = {"intermediate": "n_inner"}
-
-    def encoder(self, model: nn.Module) -> tuple[str, ...]:
-        """``transformer.h``, or ``h`` in the base model."""
-        return (f"{base_prefix(unwrap(model))}h",)
-
-    def blocks(self, model: nn.Module) -> tuple[Block, ...]:
-        """As many as ``config.num_hidden_layers``."""
-        plain = unwrap(model)
-        (stack,) = self.encoder(plain)
-        config: Any = plain.config
-        return tuple(
-            _block(f"{stack}.{index}", config) for index in range(config.num_hidden_layers)
-        )
 
     def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""
@@ -44,23 +30,23 @@ class Gpt2Adapter(Adapter):
         module.finegates_heads = sizes  # type: ignore[assignment]
         return module
 
-
-def _block(path: str, config: Any) -> Block:
-    joint = f"{path}.attn.c_attn"
-    attention = Attention(
-        path=f"{path}.attn",
-        q=joint,
-        k=joint,
-        v=joint,
-        o=f"{path}.attn.c_proj",
-        heads=config.num_attention_heads,
-        kv_heads=config.num_attention_heads,
-        head_dim=config.hidden_size // config.num_attention_heads,
-    )
-    feed_forward = FeedForward(
-        up=f"{path}.mlp.c_fc",
-        down=f"{path}.mlp.c_proj",
-        gate=None,
-        activation=config.activation_function,
-    )
-    return Block(path, (attention,), feed_forward)
+    def block(self, path: str, config: Any) -> Block:
+        """Attention and feed-forward part of one layer."""
+        joint = f"{path}.attn.c_attn"
+        attention = Attention(
+            path=f"{path}.attn",
+            q=joint,
+            k=joint,
+            v=joint,
+            o=f"{path}.attn.c_proj",
+            heads=config.num_attention_heads,
+            kv_heads=config.num_attention_heads,
+            head_dim=config.hidden_size // config.num_attention_heads,
+        )
+        feed_forward = FeedForward(
+            up=f"{path}.mlp.c_fc",
+            down=f"{path}.mlp.c_proj",
+            gate=None,
+            activation=config.activation_function,
+        )
+        return Block(path, (attention,), feed_forward)

@@ -8,17 +8,15 @@ from torch import nn
 
 from finegates.adapters.attention import RotaryAttention
 from finegates.adapters.base import (
-    Adapter,
     Attention,
     Block,
     FeedForward,
     HeadSizes,
-    base_prefix,
-    unwrap,
+    LayerStackAdapter,
 )
 
 
-class LlamaAdapter(Adapter):
+class LlamaAdapter(LayerStackAdapter):
     """Llama and what shares its layers; the language-model head is never gated.
 
     Attributes:
@@ -26,6 +24,7 @@ class LlamaAdapter(Adapter):
     """
 
     model_types = ("llama",)
+    stack = "layers"
     uniform: ClassVar[dict[str, str]] = {
         "intermediate": "intermediate_size",
         "heads": "num_attention_heads",
@@ -33,24 +32,12 @@ class LlamaAdapter(Adapter):
     }
     qk_norm: ClassVar[bool] = False
 
-    def encoder(self, model: nn.Module) -> tuple[str, ...]:
-        """``model.layers``, or ``layers`` in the base model."""
-        return (f"{base_prefix(unwrap(model))}layers",)
-
-    def blocks(self, model: nn.Module) -> tuple[Block, ...]:
-        """As many as ``config.num_hidden_layers``."""
-        plain = unwrap(model)
-        (stack,) = self.encoder(plain)
-        config: Any = plain.config
-        return tuple(
-            self._block(f"{stack}.{index}", config) for index in range(config.num_hidden_layers)
-        )
-
     def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
         """A :class:`RotaryAttention`."""
         return RotaryAttention(module, sizes)
 
-    def _block(self, path: str, config: Any) -> Block:
+    def block(self, path: str, config: Any) -> Block:
+        """Attention and feed-forward part of one layer."""
         heads = config.num_attention_heads
         attention = Attention(
             path=f"{path}.self_attn",
