@@ -22,7 +22,6 @@ from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.baselines import add_lora, magnitude_gates
 from finegates.budget import macs, measure_budget, planned_macs
 from finegates.compaction import compact
-from finegates.config import Method, Tier
 from finegates.layers import gated_layers
 from finegates.metrics import GlueMetric, predictions_from_logits, score
 from finegates.monitor import closed_counts
@@ -35,6 +34,7 @@ from finegates.record import (
     hardware,
     package_versions,
 )
+from finegates.schema import Method, Tier
 from finegates.seeds import derive_seed, seed_everything
 from finegates.sources import (
     describe_data,

@@ -26,8 +26,8 @@ from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach, attach_fixed, sparsity_penalty
 from finegates.budget import macs
 from finegates.compaction import calibrate, compact
-from finegates.config import InferenceBenchmark, InferenceCase
 from finegates.layers import linear_shape
+from finegates.schema import InferenceBenchmark, InferenceCase
 from finegates.seeds import derive_seed
 from finegates.structured import MacsPenalty
 from finegates.tables.render import BLANK, Table

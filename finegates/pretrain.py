@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
-from finegates.config import Pretraining
+from finegates.schema import Pretraining
 from finegates.seeds import seed_everything
 from finegates.tasks.language import CONNECTIVES, SEPARATOR
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
-from finegates.config import ConfigError, Section, validated
+from finegates.config import ConfigError, validated
+from finegates.schema import Section
 
 FORMAT_VERSION = 1
 

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finegates.config import DataSource, ModelSource, Tier
+from finegates.schema import DataSource, ModelSource, Tier
 from finegates.tasks.glue import (
     DataError,
     describe_split,

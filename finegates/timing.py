@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from finegates.config import Method, Tier
 from finegates.finetune import prepare
+from finegates.schema import Method, Tier
 from finegates.seeds import derive_seed, seed_everything
 from finegates.sources import load_classifier
 from finegates.train import GateTrainer

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-from finegates.config import CONFIG, Tier, resolve_tier
+from finegates.config import CONFIG, resolve_tier
+from finegates.schema import Tier
 from finegates.tasks.glue import split_path, task_named
 from finegates.tasks.tokenizer import train_tokenizer
 

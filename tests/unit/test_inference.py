@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from finegates.budget import macs, planned_macs
-from finegates.config import InferenceBenchmark, InferenceCase
 from finegates.figures import draw_inference
 from finegates.inference import (
     COLUMNS,
@@ -16,6 +15,7 @@ from finegates.inference import (
     random_model,
     time_inference,
 )
+from finegates.schema import InferenceBenchmark, InferenceCase
 from tier import TINY_SHAPE
 
 MACHINE = {"cpu": "some CPU", "threads": 1}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaForSequenceClassification
 
-from finegates.config import Pretraining
 from finegates.pretrain import UNLABELLED, EncodedDocuments, pretrain, set_waves
+from finegates.schema import Pretraining
 from finegates.tasks.language import CONNECTIVES, SEPARATOR, generate_corpus
 from finegates.tasks.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
 

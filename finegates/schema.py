@@ -1,0 +1,318 @@
+"""What a tier's configuration may say: its sections, their types, defaults and limits.
+
+``finegates.config`` reads files into them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from finegates.presets import check_reachable, preset_named
+from finegates.suggest import nearest
+from finegates.tasks.glue import TASKS
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Pretraining(Section):
+    """Pretraining of a tiny RoBERTa on the generated language: masked words and connectives.
+
+    Attributes:
+        hidden: width of the residual stream, a multiple of ``heads``.
+        layers: number of transformer layers.
+        heads: number of attention heads.
+        feed_forward: width between the two feed-forward products.
+        max_length: longest sequence in tokens, special tokens included; longer ones are cut.
+        documents: size of the corpus.
+        steps: optimizer steps.
+        batch_size: documents a step.
+        learning_rate: AdamW's, for embeddings, biases and norms; peak of a linear schedule that
+            ends at zero.
+        matrix_learning_rate: Muon's, for the matrices of the layers; same schedule.
+        warmup: share of the steps over which the learning rates rise.
+        mask_probability: share of the words to predict; of these 80 % are masked, 10 % replaced,
+            10 % shown.
+        shown: share of the documents with a connective to predict in which no word is masked.
+        connective_weight: weight of a connective in the loss; a masked word's is 1.
+        dropout: while pretraining.
+        finetuning_dropout: what the saved configuration carries.
+        threads: CPU threads; part of the result's identity, for sums are ordered by thread.
+    """
+
+    hidden: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    feed_forward: int = Field(gt=0)
+    max_length: int = Field(gt=8, le=512)
+    documents: int = Field(gt=0)
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    matrix_learning_rate: float = Field(default=0.01, gt=0)
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    mask_probability: float = Field(default=0.2, gt=0, lt=1)
+    shown: float = Field(default=0.5, ge=0, le=1)
+    connective_weight: float = Field(default=2.0, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    finetuning_dropout: float = Field(default=0.1, ge=0, lt=1)
+    threads: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Pretraining:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class ModelSource(Section):
+    """Where the pretrained encoder comes from: exactly one of the four sources.
+
+    ``pretraining`` makes it here; ``path`` is a folder in Hugging Face layout, relative to the
+    repository; ``package`` an installed Python package and a folder in it (``name/folder``);
+    ``hub`` a hub id, with ``revision`` a commit hash.
+    """
+
+    name: str
+    pretraining: Pretraining | None = None
+    path: str | None = None
+    package: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSource:
+        _exactly_one(self, ("pretraining", "path", "package", "hub"))
+        _pinned(self.hub, self.revision)
+        return self
+
+
+class GeneratedData(Section):
+    """Sizes of the generated tasks."""
+
+    train_rows: int = Field(gt=0)
+    validation_rows: int = Field(gt=0)
+    seed: int = 0
+
+
+class DataSource(Section):
+    """Where the GLUE tables come from: exactly one of generated, path (a folder of
+    ``<task>/<split>.parquet``), hub.
+
+    ``train_rows`` and ``validation_rows`` take the first rows of a split. With ``held_out`` the
+    last so many rows of the training table stand in for the validation split and are not trained
+    on: settings are chosen there, never on the split that is reported.
+    """
+
+    name: str
+    generated: GeneratedData | None = None
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    train_rows: int | None = Field(default=None, gt=0)
+    validation_rows: int | None = Field(default=None, gt=0)
+    held_out: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSource:
+        _exactly_one(self, ("generated", "path", "hub"))
+        _pinned(self.hub, self.revision)
+        return self
+
+
+class GateSettings(Section):
+    """Gates of a method; the fields are those of ``finegates.GateConfig``."""
+
+    preset: Literal["reference", "paper_v1", "structured"]
+    target: float = Field(ge=0, lt=1)
+    penalty_weight: float = Field(default=50.0, ge=0)
+    penalty: Literal["target", "hinge"] | None = None
+    kurtosis: bool = False
+    noise_std: float | None = Field(default=None, ge=0)
+    train_weights: bool = False
+    sequence_length: int = Field(default=128, gt=0)
+    schedule: tuple[float, float, float] = (0.5, 0.6, 0.75)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> GateSettings:
+        check_reachable(preset_named(self.preset, self.noise_std), self.target)
+        ramp, settle, harden = self.schedule
+        if not 0.0 <= ramp <= settle <= harden <= 1.0:
+            raise ValueError(f"schedule must increase within [0, 1], got {self.schedule}")
+        return self
+
+
+class LoraSettings(Section):
+    """A low-rank adapter (library ``peft``) on every layer that gates would go on."""
+
+    rank: int = Field(default=8, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class MagnitudeSettings(Section):
+    """Rows and columns of least norm are closed before training, layer by layer exactly as many as
+    the run of the method ``match`` on the same task and seed closed."""
+
+    match: str
+
+
+class Method(Section):
+    """One way of fine-tuning: what is trained, and how fast.
+
+    The rates of gates and head are ``learning_rate`` unless given, the schedule is the tier's.
+    """
+
+    title: str
+    gates: GateSettings | None = None
+    lora: LoraSettings | None = None
+    magnitude: MagnitudeSettings | None = None
+    init: Literal["pretrained", "random"] = "pretrained"
+    learning_rate: float = Field(gt=0)
+    gate_learning_rate: float | None = Field(default=None, gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] | None = None
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every weight of the model is trained."""
+        return self.gates is None and self.lora is None
+
+
+class Training(Section):
+    """The training loop's settings, shared by all methods of a tier."""
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    eval_batch_size: int = Field(default=64, gt=0)
+    max_length: int = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(default=0.0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    group_by_length: bool = True
+    epochs_by_task: dict[str, int] = {}
+
+    def epochs_of(self, task: str) -> int:
+        """The number of epochs for a task."""
+        return self.epochs_by_task.get(task, self.epochs)
+
+
+class StepBenchmark(Section):
+    """The benchmark of one training step: LoRA against gates, interleaved."""
+
+    batch_size: int = Field(gt=0)
+    length: int = Field(gt=0)
+    repeats: int = Field(default=30, gt=0)
+
+
+class InferenceCase(Section):
+    """A compact model to time: which gates close what, on which batch.
+
+    Attributes:
+        gates: ``random``: each row and column of each layer is open with probability ``kept``, on
+            its own; ``structured``: shared gates that leave the fraction ``kept`` of the MACs.
+        kept: see there; 1 closes nothing.
+        batch: sequences.
+        length: tokens of each.
+        reach: the ratio of times to reach, None where it is only shown.
+        against: what the ratio is to: the ``limit`` (the dense time times the fraction of MACs that
+            the compact model has), or the ``dense`` time.
+        decode: time one further token after ``length`` tokens in the cache, not the whole sequence.
+        backends: what runs the dense and the compact model besides ``eager``: ``compile``
+            (torch.compile), ``onnx`` (ONNX Runtime), ``int8`` (the same with weights quantised
+            dynamically).
+    """
+
+    gates: Literal["random", "structured"]
+    kept: float = Field(gt=0, le=1)
+    batch: int = Field(gt=0)
+    length: int = Field(gt=0)
+    reach: float | None = Field(default=None, gt=0)
+    against: Literal["limit", "dense"] = "limit"
+    decode: bool = False
+    backends: list[Literal["compile", "onnx", "int8"]] = []
+
+    @model_validator(mode="after")
+    def _decodes_eagerly(self) -> InferenceCase:
+        if self.decode and self.backends:
+            raise ValueError("decode is timed eagerly only; leave backends out")
+        return self
+
+
+class InferenceBenchmark(Section):
+    """Forward passes of one model shape with random weights: dense, gated (masked), compact.
+
+    Attributes:
+        name: of the shape, for tables.
+        model_type: of ``transformers`` (``roberta``, ``llama``, ...).
+        sizes: what its configuration gets besides the defaults.
+        repeats: interleaved rounds.
+        compaction: measure the time and memory of compacting the first case's model, too.
+        cases: see :class:`InferenceCase`.
+    """
+
+    name: str
+    model_type: str
+    sizes: dict[str, int] = {}
+    repeats: int = Field(default=20, gt=0)
+    compaction: bool = False
+    cases: list[InferenceCase] = Field(min_length=1)
+
+
+class Tier(Section):
+    """A complete configuration; ``methods`` is resolved against the experiment files."""
+
+    tier: str
+    description: str
+    results: str
+    seeds: list[int] = Field(min_length=1)
+    runs_per_process: Literal["task", "run"]
+    threads: int = Field(gt=0)
+    model: ModelSource
+    data: DataSource
+    tasks: list[str] = Field(min_length=1)
+    training: Training
+    methods: dict[str, Method] = Field(min_length=1)
+    step_benchmark: StepBenchmark
+    inference_benchmarks: list[InferenceBenchmark] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names(self) -> Tier:
+        for task in [*self.tasks, *self.training.epochs_by_task]:
+            if task not in TASKS:
+                raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
+        if len(set(self.tasks)) < len(self.tasks) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("tasks and seeds must not repeat")
+        for label, method in self.methods.items():
+            if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
+                raise ValueError(f"method label {label!r}: use letters, digits, '-', '_' and '.'")
+            if method.magnitude is not None:
+                match = method.magnitude.match
+                if match not in self.methods or self.methods[match].gates is None:
+                    raise ValueError(
+                        f"methods.{label}.magnitude.match: {match!r} is no gated method of this "
+                        f"tier{nearest(match, self.methods)}"
+                    )
+                if list(self.methods).index(match) > list(self.methods).index(label):
+                    raise ValueError(
+                        f"method {label!r} must stand after {match!r}, which it matches"
+                    )
+        return self
+
+
+def _exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(names)}; got {given or 'none'}")
+
+
+def _pinned(hub: str | None, revision: str | None) -> None:
+    if hub is not None and (revision is None or len(revision) != 40):
+        raise ValueError(f"hub entry {hub!r} needs a revision pinned as a 40-digit commit hash")
+    if hub is None and revision is not None:
+        raise ValueError("revision belongs to a hub entry only")
