@@ -1,0 +1,166 @@
+"""What the figures share: palette, settings, a grid of panels, files of the same bytes."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#7A7A7A")
+"""Okabe and Ito's palette without yellow and black, with a violet and a grey: told apart by readers
+with any of the common colour deficiencies, and methods differ in marker or line as well."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", (0, (5, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (7, 3)))
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.labelcolor": "#222222",
+    "ytick.labelcolor": "#222222",
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.hashsalt": "finegates",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+}
+
+PANEL_WIDTH = 2.35
+PANEL_HEIGHT = 1.95
+LINE_HEIGHT = 0.145
+"""Inches: of a panel, and of a line of the footer."""
+
+
+def style() -> Any:
+    """The figures' settings, on top of Matplotlib's defaults and not of the user's."""
+    import matplotlib.style
+
+    matplotlib.use("Agg")
+    return matplotlib.style.context(["default", STYLE])
+
+
+def grid(
+    panels: int,
+    columns: int,
+    footer: str,
+    *,
+    legend_entries: int = 0,
+    shared_colours: bool = False,
+) -> tuple[Figure, list[Axes], str]:
+    """A figure with panels, room for a footer, and the place of its legend."""
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(panels / columns)
+    beside = columns * rows > 2
+    side = 2.2 if legend_entries and beside else 0.9 if shared_colours else 0.2
+    below = 0.0 if beside else 0.2 * legend_entries
+    width = max(5.6, columns * PANEL_WIDTH + side + 0.4)
+    lines = textwrap.wrap(footer, int(width * 15.4)) if footer else []
+    foot = LINE_HEIGHT * len(lines) + 0.18 if lines else 0.0
+    height = rows * PANEL_HEIGHT + 0.45 + below + foot
+    figure = Figure(figsize=(width, height), layout="constrained")
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(  # type: ignore[call-arg]
+            rect=(0.005, foot / height, 0.99, 1 - foot / height - 0.01), wspace=0.04, hspace=0.06
+        )
+    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
+    if lines:
+        figure.text(
+            0.08 / width,
+            0.08 / height,
+            "\n".join(lines),
+            fontsize=6.5,
+            color="#555555",
+            va="bottom",
+            linespacing=1.35,
+        )
+    return figure, axes, "outside right upper" if beside else "outside lower left"
+
+
+def label_edges(axes: Sequence[Axes], columns: int, x: str, y: str) -> None:
+    """Axis labels below the lowest panel of each column and beside the first of each row."""
+    for place, ax in enumerate(axes):
+        if place + columns >= len(axes):
+            ax.set_xlabel(x)
+        if place % columns == 0:
+            ax.set_ylabel(y)
+
+
+def typed(
+    frame: pd.DataFrame, integers: Sequence[str] = (), floats: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Columns with blanks as nullable integers, and as floats with NaN."""
+    return frame.astype({name: "Int64" for name in integers} | {name: float for name in floats})
+
+
+def save_figure(figure: Figure, *paths: str | Path) -> None:
+    """Saves a figure in the format of each path's suffix (svg, pdf, png), each file whole or not.
+
+    The files hold no date and no names of programs: the same figure gives the same bytes.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    metadata: dict[str, dict[str, Any]] = {
+        ".svg": {"Date": None, "Creator": None},
+        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        ".png": {"Software": None},
+    }
+    for path in map(Path, paths):
+        if path.suffix not in metadata:
+            raise ValueError(f"cannot save a figure as {path.name!r}; use {', '.join(metadata)}")
+    _fix_layout(figure)
+    for path in map(Path, paths):
+        stream = io.BytesIO()
+        with style():
+            figure.savefig(stream, format=path.suffix[1:], metadata=metadata[path.suffix])
+        _write_bytes(path, stream.getvalue())
+
+
+def _fix_layout(figure: Figure) -> None:
+    """Computes the layout once and rounds it: the solver's last bits depend on memory addresses."""
+    if figure.get_layout_engine() is None:
+        return
+    with style():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        left, bottom, width, height = ax.get_position(original=True).bounds
+        ax.set_position((round(left, 5), round(bottom, 5), round(width, 5), round(height, 5)))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, making its folder if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
