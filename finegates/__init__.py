@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from finegates.compaction import load as load
     from finegates.compaction import plan_compaction as plan_compaction
     from finegates.compaction import save as save
+    from finegates.distillation import Distillation as Distillation
+    from finegates.distillation import with_teacher as with_teacher
     from finegates.gates import FixedGate as FixedGate
     from finegates.gates import StochasticGate as StochasticGate
     from finegates.layers import GatedLinear as GatedLinear
@@ -57,6 +59,8 @@ _HOMES = {
     "load": "compaction",
     "plan_compaction": "compaction",
     "save": "compaction",
+    "Distillation": "distillation",
+    "with_teacher": "distillation",
     "FixedGate": "gates",
     "StochasticGate": "gates",
     "GatedLinear": "layers",

@@ -52,11 +52,9 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
     tasks = _chosen(config, "tasks", tier.tasks, path)
     methods = _chosen(config, "methods", list(tier.methods), path)
     for label in methods:
-        magnitude = tier.methods[label].magnitude
-        if magnitude is not None and magnitude.match not in methods:
-            raise ConfigError(
-                f"--config methods: {label!r} matches {magnitude.match!r}; name that one too"
-            )
+        needed = tier.methods[label].needs
+        if needed is not None and needed not in methods:
+            raise ConfigError(f"--config methods: {label!r} needs {needed!r}; name that one too")
     return tier.model_copy(
         update={"tasks": tasks, "methods": {label: tier.methods[label] for label in methods}}
     )

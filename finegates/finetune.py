@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import (
     DataCollatorWithPadding,
@@ -22,6 +24,8 @@ from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.baselines import add_lora, magnitude_gates
 from finegates.budget import macs, measure_budget, planned_macs
 from finegates.compaction import compact
+from finegates.distillation import Distillation, with_teacher
+from finegates.files import whole_file
 from finegates.layers import gated_layers
 from finegates.metrics import GlueMetric, predictions_from_logits, score
 from finegates.monitor import closed_counts
@@ -89,6 +93,8 @@ def finetune(
     seed: int,
     *,
     matched: Record | None = None,
+    teacher: str | Path | None = None,
+    weights: str | Path | None = None,
     root: Path = Path(),
     code_digest: str | None = None,
     startup_s: float = 0.0,
@@ -105,6 +111,8 @@ def finetune(
         label: the method's label in ``tier.methods``.
         seed: one of ``tier.seeds``.
         matched: the record whose closed rows and columns a magnitude method matches.
+        teacher: the weights of the dense run that a distilled method starts from and follows.
+        weights: where to write the trained weights (safetensors), for runs that follow this one.
         root: the repository, for the commit in the record.
         code_digest: digest of the source files behind the run, for the record.
         startup_s: start-up time of the process that is this run's share, seconds.
@@ -112,7 +120,7 @@ def finetune(
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
-        ValueError: a magnitude method without ``matched``.
+        ValueError: a magnitude method without ``matched``, a distilled one without ``teacher``.
     """
     start = time.perf_counter()
     method = tier.methods[label]
@@ -124,6 +132,15 @@ def finetune(
     torch.set_num_threads(tier.threads)
     pretrained = load_classifier(tier, data.task, seeds["init"], method.init)
     described = describe_model(tier, pretrained)
+    train_rows: Sequence[Mapping[str, Any]] = data.train
+    distillation = None
+    if method.distillation is not None:
+        if teacher is None:
+            raise ValueError(f"distillation needs weights of {method.distillation.teacher!r}")
+        load_model(pretrained, teacher)
+        with torch.autocast("cpu", torch.bfloat16, enabled=_in_bfloat16(tier)):
+            train_rows = with_teacher(data.train, predict(pretrained, data.tokenizer, data.train))
+        distillation = Distillation(method.distillation.weight, method.distillation.temperature)
     seed_everything(seeds["method"])
     model = prepare(pretrained, method, seeds["method"], matched)
     # Now: gates that were hardened are not trained to the end.
@@ -143,13 +160,14 @@ def finetune(
         trainer = GateTrainer(
             model=model,
             args=_training_arguments(tier, data.task, method, seeds["train"], folder, progress),
-            train_dataset=data.train,
+            train_dataset=train_rows,
             eval_dataset=data.validation,
             data_collator=DataCollatorWithPadding(data.tokenizer),
             processing_class=data.tokenizer,
             compute_metrics=compute_metrics,
             callbacks=[timer],
             learning_rates=_learning_rates(method),
+            distillation=distillation,
         )
         train_start = time.perf_counter()
         trainer.train()
@@ -162,13 +180,16 @@ def finetune(
     shrunk = None
     if gated_layers(model):
         small = compact(model)
-        logits, gated_logits = predict(small, data), predict(model, data)
+        logits = predict(small, data.tokenizer, data.validation)
+        difference = logits - predict(model, data.tokenizer, data.validation)
         shrunk = CompactResult(
-            score=score(data.task, _metrics(data.task, metric, logits, data.labels)),
-            max_abs_logit_difference=float(np.abs(logits - gated_logits).max()),
+            score=score(data.task, _metrics(data.task, metric, logits.numpy(), data.labels)),
+            max_abs_logit_difference=float(difference.abs().max()),
             parameters=sum(p.numel() for p in small.parameters()),
             encoder_macs=macs(small, MACS_BATCH, MACS_LENGTH).total,
         )
+    if weights is not None:
+        write_weights(model, weights)
     return Record(
         tier=tier.tier,
         task=data.task,
@@ -222,17 +243,30 @@ def prepare(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, data: TaskData, batch_size: int = 64) -> np.ndarray:
-    """Evaluation logits (rows, outputs) of a classifier, in the order of ``data.validation``."""
+def predict(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Evaluation logits (rows, outputs) of a classifier, float32 on the CPU, in the rows' order."""
     model.eval()
     device = next(model.parameters()).device
-    collate = DataCollatorWithPadding(data.tokenizer)
+    collate = DataCollatorWithPadding(tokenizer)
+    # By length, so that batches hold little padding.
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
     collected = []
-    for start in range(0, len(data.validation), batch_size):
-        batch = collate(data.validation[start : start + batch_size])
+    for start in range(0, len(rows), batch_size):
+        batch = collate([dict(rows[place]) for place in order[start : start + batch_size]])
         inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-        collected.append(model(**inputs).logits.float().cpu().numpy())
-    return np.concatenate(collected)
+        collected.append(model(**inputs).logits.float().cpu())
+    return torch.cat(collected)[torch.tensor(order).argsort()]
+
+
+def write_weights(model: nn.Module, path: str | Path) -> None:
+    """Writes a model's weights (safetensors) whole or not at all."""
+    with whole_file(path) as aside:
+        save_model(model, str(aside))
 
 
 class _StepTimer(TrainerCallback):
@@ -266,7 +300,7 @@ def _training_arguments(
         lr_scheduler_type=method.schedule or training.schedule,
         # The protocol names no clipping; Trainer's default would clip the penalty's gradient.
         max_grad_norm=0.0,
-        bf16=training.precision == "bfloat16",
+        bf16=_in_bfloat16(tier),
         use_cpu=not torch.cuda.is_available(),
         train_sampling_strategy="group_by_length" if training.group_by_length else "random",
         seed=seed,
@@ -278,7 +312,13 @@ def _training_arguments(
         disable_tqdm=not progress,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
+        # Rows hold what the model reads, and at times a teacher's logits.
+        remove_unused_columns=False,
     )
+
+
+def _in_bfloat16(tier: Tier) -> bool:
+    return tier.training.precision == "bfloat16"
 
 
 def _count(model: nn.Module, trainable: int) -> dict[str, Any]:

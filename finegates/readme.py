@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from finegates.record import write_text
+from finegates.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from finegates.config import ConfigError, validated
+from finegates.files import write_text
 from finegates.schema import Section
 
 FORMAT_VERSION = 1
@@ -97,20 +98,8 @@ class Record(Section):
 
 
 def write_record(record: Record, path: str | Path) -> None:
-    """Writes a record whole or not at all: aside first, then renamed."""
+    """Writes a record whole or not at all."""
     write_text(path, json.dumps(record.model_dump(), indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file whole or not at all, making its folder if needed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_record(path: str | Path) -> Record:

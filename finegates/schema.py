@@ -162,6 +162,15 @@ class MagnitudeSettings(Section):
     match: str
 
 
+class DistillationSettings(Section):
+    """Training starts from the weights that the run of the method ``teacher`` on the same task and
+    seed ended with, and follows that model's logits (``finegates.distillation``)."""
+
+    teacher: str
+    weight: float = Field(default=0.5, ge=0, le=1)
+    temperature: float = Field(default=2.0, gt=0)
+
+
 class Method(Section):
     """One way of fine-tuning: what is trained, and how fast.
 
@@ -172,6 +181,7 @@ class Method(Section):
     gates: GateSettings | None = None
     lora: LoraSettings | None = None
     magnitude: MagnitudeSettings | None = None
+    distillation: DistillationSettings | None = None
     init: Literal["pretrained", "random"] = "pretrained"
     learning_rate: float = Field(gt=0)
     gate_learning_rate: float | None = Field(default=None, gt=0)
@@ -182,6 +192,26 @@ class Method(Section):
     def trains_all(self) -> bool:
         """Whether every weight of the model is trained."""
         return self.gates is None and self.lora is None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its runs end with a plain model of full size."""
+        return self.trains_all and self.magnitude is None
+
+    @property
+    def needs(self) -> str | None:
+        """The label of the method whose run on the same task and seed must come first."""
+        if self.magnitude is not None:
+            return self.magnitude.match
+        return None if self.distillation is None else self.distillation.teacher
+
+    @model_validator(mode="after")
+    def _one_predecessor(self) -> Method:
+        if self.magnitude is not None and self.distillation is not None:
+            raise ValueError("magnitude and distillation cannot be combined")
+        if self.distillation is not None and self.init == "random":
+            raise ValueError("distillation starts from the teacher's weights; leave init out")
+        return self
 
 
 class Training(Section):
@@ -291,18 +321,26 @@ class Tier(Section):
         for label, method in self.methods.items():
             if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
                 raise ValueError(f"method label {label!r}: use letters, digits, '-', '_' and '.'")
-            if method.magnitude is not None:
-                match = method.magnitude.match
-                if match not in self.methods or self.methods[match].gates is None:
-                    raise ValueError(
-                        f"methods.{label}.magnitude.match: {match!r} is no gated method of this "
-                        f"tier{nearest(match, self.methods)}"
-                    )
-                if list(self.methods).index(match) > list(self.methods).index(label):
-                    raise ValueError(
-                        f"method {label!r} must stand after {match!r}, which it matches"
-                    )
+            self._check_needs(label, method)
         return self
+
+    def _check_needs(self, label: str, method: Method) -> None:
+        needed = method.needs
+        if needed is None:
+            return
+        found = self.methods.get(needed)
+        if method.magnitude is not None and (found is None or found.gates is None):
+            raise ValueError(
+                f"methods.{label}.magnitude.match: {needed!r} is no gated method of this "
+                f"tier{nearest(needed, self.methods)}"
+            )
+        if method.distillation is not None and (found is None or not found.is_dense):
+            raise ValueError(
+                f"methods.{label}.distillation.teacher: {needed!r} is no method of this tier that "
+                f"trains every weight of the dense model{nearest(needed, self.methods)}"
+            )
+        if list(self.methods).index(needed) > list(self.methods).index(label):
+            raise ValueError(f"method {label!r} must stand after {needed!r}, which it needs")
 
 
 def _exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finegates.attachment import gate_config, head_parameters, sparsity_penalty
+from finegates.distillation import TEACHER_LOGITS, Distillation
 from finegates.gates import StochasticGate
 from finegates.layers import gated_layers
 from finegates.monitor import summarise_gates
@@ -63,20 +64,28 @@ class GateTrainerMixin:
     Args:
         learning_rates: rates of parameter groups (a subset of ``GROUPS``) that differ from
             ``args.learning_rate``; the schedule scales them all alike.
+        distillation: how much to follow a teacher, whose logits are in the rows of the training
+            set (``finegates.with_teacher``); needs ``remove_unused_columns=False``.
 
     Raises:
         ValueError: an unknown group.
+        KeyError: in training with distillation, rows without a teacher's logits.
     """
 
     optimizer: torch.optim.Optimizer | None
 
     def __init__(
-        self, *args: Any, learning_rates: dict[str, float] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        learning_rates: dict[str, float] | None = None,
+        distillation: Distillation | None = None,
+        **kwargs: Any,
     ) -> None:
         unknown = set(learning_rates or {}) - set(GROUPS)
         if unknown:
             raise ValueError(f"unknown parameter groups {sorted(unknown)}; known: {list(GROUPS)}")
         self.learning_rates = dict(learning_rates or {})
+        self.distillation = distillation
         super().__init__(*args, **kwargs)
         model: nn.Module = self.model  # type: ignore[attr-defined]
         self.penalty = sparsity_penalty(model)
@@ -120,13 +129,29 @@ class GateTrainerMixin:
     ) -> Any:
         """Task loss + penalty_weight * penalty in training, the task loss alone in evaluation.
 
+        With distillation, the task loss in training is mixed with the distance to the teacher.
+
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
         """
+        teacher = None
+        if model.training and self.distillation is not None:
+            if TEACHER_LOGITS not in inputs:
+                raise KeyError(
+                    f"the batch holds no {TEACHER_LOGITS}: make the rows of the training set with "
+                    "finegates.with_teacher, and set remove_unused_columns=False"
+                )
+            teacher = inputs.pop(TEACHER_LOGITS)
         loss, outputs = super().compute_loss(  # type: ignore[misc]
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training:
+            if teacher is not None:
+                assert self.distillation is not None
+                share = self.distillation.weight
+                loss = (1 - share) * loss + share * self.distillation.distance(
+                    outputs["logits"], teacher
+                )
             if self.penalty is not None:
                 loss = loss + self.penalty_weight * self.penalty().to(loss.device)
             value = loss.item()

@@ -110,6 +110,12 @@ def tiny_tier(folder: Path, **overrides: Any) -> Tier:
                 "gate_learning_rate": 0.05,
                 "lora": {"rank": 2},
             },
+            "distilled": {
+                "experiment": "structured",
+                "gates": {"target": 0.4},
+                "gate_learning_rate": 0.05,
+                "distillation": {"teacher": "full"},
+            },
             "magnitude": {"experiment": "magnitude", "magnitude": {"match": "gates"}},
         },
         "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 3},

@@ -62,7 +62,7 @@ class CostModel:
 
     def save(self, path: str | Path) -> None:
         """Writes the numbers as JSON, whole or not at all."""
-        from finegates.record import write_text
+        from finegates.files import write_text
 
         write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 

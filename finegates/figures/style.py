@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from finegates.files import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +141,8 @@ def save_figure(figure: Figure, *paths: str | Path) -> None:
         stream = io.BytesIO()
         with style():
             figure.savefig(stream, format=path.suffix[1:], metadata=metadata[path.suffix])
-        _write_bytes(path, stream.getvalue())
+        with whole_file(path) as aside:
+            aside.write_bytes(stream.getvalue())
 
 
 def _fix_layout(figure: Figure) -> None:
@@ -153,14 +155,3 @@ def _fix_layout(figure: Figure) -> None:
     for ax in figure.axes:
         left, bottom, width, height = ax.get_position(original=True).bounds
         ax.set_position((round(left, 5), round(bottom, 5), round(width, 5), round(height, 5)))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, making its folder if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

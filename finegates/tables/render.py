@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finegates.record import write_text
+from finegates.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -138,6 +138,10 @@ def test_a_circle_of_extensions_is_refused(tmp_path):
             {"methods__m": {"experiment": "magnitude", "magnitude": {"match": "gate"}}},
             r"'gate' is no gated method of this tier; did you mean 'gates'\?",
         ),
+        (
+            {"methods__d": {"experiment": "full", "distillation": {"teacher": "gates"}}},
+            r"'gates' is no method of this tier that trains every weight of the dense model",
+        ),
         ({"training__epochs_by_task": {"rtee": 3}}, r"unknown task 'rtee'; did you mean 'rte'\?"),
     ],
 )
@@ -203,7 +207,7 @@ def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks_and_methods():
         ({"teir": "local"}, r"unknown key 'teir'; did you mean 'tier'\?"),
         ({"tasks": "colla"}, r"'colla' is not in .*did you mean 'cola'\?"),
         ({"methods": "lorra"}, r"'lorra' is not in .*did you mean 'lora'\?"),
-        ({"methods": "magnitude-s0.4"}, r"'magnitude-s0.4' matches 'reference-s0.4'; name that"),
+        ({"methods": "magnitude-s0.4"}, r"'magnitude-s0.4' needs 'reference-s0.4'; name that"),
         ({"tier": "locale"}, r"locale.yaml"),
     ],
 )

@@ -1,5 +1,7 @@
 """One run from tables to record, on a tiny encoder."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +134,27 @@ def test_what_is_not_there_is_named_with_the_remedy(folder, tier, tmp_path):
     (broken / "config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot load model 'x'.*check the folder"):
         load_classifier(tiny_tier(folder, model={"name": "x", "path": str(broken)}), "cola", 0)
+
+
+@pytest.mark.parametrize("task", ["cola", "stsb"])
+def test_a_distilled_run_starts_as_its_teacher_ended(tier, data, tmp_path, task):
+    weights = tmp_path / "teacher.safetensors"
+    full = finetune(tier, data[task], "full", 0, weights=weights, progress=False)
+    assert full.model_copy(update={"timing": {}}) == finetune(
+        tier, data[task], "full", 0, progress=False
+    ).model_copy(update={"timing": {}}), "writing weights changes nothing"
+    still = {"epochs": 1, "batch_size": 8, "max_length": 24}
+    rates = {"learning_rate": 1e-12, "gate_learning_rate": 1e-12, "gates": {"target": 0.0}}
+    method = {"experiment": "structured", "distillation": {"teacher": "full"}, **rates}
+    resting = tiny_tier(
+        Path(tier.data.path).parent,
+        training=still,
+        methods={"full": {"experiment": "full"}, "distilled": method},
+    )
+    record = finetune(resting, data[task], "distilled", 0, teacher=weights, progress=False)
+    assert record.last.score == pytest.approx(full.last.score, abs=0.5)
+    with pytest.raises(ValueError, match="needs weights of 'full'"):
+        finetune(tier, data[task], "distilled", 0, progress=False)
 
 
 @pytest.mark.parametrize("method", ["structured", "structured-lora"])

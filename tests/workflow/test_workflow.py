@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finegates.record import read_record
 from tier import TINY_SHAPE
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,11 @@ TINY = {
         "magnitude-s0.4": {
             "experiment": "magnitude",
             "magnitude": {"match": "reference-s0.4"},
+        },
+        "distilled": {
+            "experiment": "structured",
+            "gates": {"target": 0.4},
+            "distillation": {"teacher": "full"},
         },
     },
     "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 2},
@@ -131,6 +137,19 @@ def test_a_killed_workflow_continues_and_ends_with_the_same_tables(finished, tmp
     status, printed = run(tmp_path, TINY, "all", "--cores", "1", "--rerun-incomplete")
     assert status == 0, printed
     assert tables(tmp_path) == tables(finished)
+
+
+def test_a_process_for_each_run_gives_the_records_that_one_for_all_gives(finished, tmp_path):
+    methods = {label: TINY["methods"][label] for label in ("full", "distilled")}
+    model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
+    tier = {**TINY, "runs_per_process": "run", "methods": methods, "tasks": ["cola"]}
+    status, printed = run(tmp_path, {**tier, "model": model}, "runs", "--cores", "2")
+    assert status == 0, printed
+    for label in methods:
+        record = Path("results", "runs", "cola", label, "seed0.json")
+        alone, together = (read_record(folder / record) for folder in (tmp_path, finished))
+        assert alone.epochs == together.epochs
+        assert alone.closed == together.closed
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,25 @@ PER_TASK = TIER.runs_per_process == "task"
 RUN = f"{RESULTS}/runs/{{task}}/{{method}}/seed{{seed}}.json"
 
 
-def matched_record(wildcards):
-    """The record whose closed rows and columns a magnitude run matches, where it is another job's."""
+WEIGHTS = f"{RESULTS}/models/teachers/{{task}}/{{method}}/seed{{seed}}.safetensors"
+TEACHERS = sorted({m.distillation.teacher for m in TIER.methods.values() if m.distillation})
+
+
+def predecessor(wildcards):
+    """What a run takes from another job's: the record of the gated run whose closed rows and columns
+    a magnitude run matches, or the weights of the dense run that a distilled one follows."""
     if PER_TASK:
         return []
-    magnitude = TIER.methods[wildcards.method].magnitude
-    if magnitude is None:
+    method = TIER.methods[wildcards.method]
+    if method.needs is None:
         return []
-    return RUN.format(task=wildcards.task, method=magnitude.match, seed=wildcards.seed)
+    path = RUN if method.magnitude else WEIGHTS
+    return [path.format(task=wildcards.task, method=method.needs, seed=wildcards.seed)]
+
+
+def outputs_of_task(path, methods):
+    """That output of all seeds of the methods, the task still a wildcard."""
+    return expand(path, task="{task}", method=methods, seed=TIER.seeds)
 
 
 def task_tables(wildcards):

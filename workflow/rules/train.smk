@@ -6,17 +6,10 @@ rule finetune:
     input:
         tables=task_tables,
         encoder=ENCODER,
-        matched=matched_record,
+        predecessor=predecessor,
     output:
-        (
-            expand(
-                f"{RESULTS}/runs/{{{{task}}}}/{{method}}/seed{{seed}}.json",
-                method=METHODS,
-                seed=TIER.seeds,
-            )
-            if PER_TASK
-            else RUN
-        ),
+        records=outputs_of_task(RUN, METHODS) if PER_TASK else RUN,
+        weights=outputs_of_task(WEIGHTS, TEACHERS) if PER_TASK else [],
     log:
         (
             f"{RESULTS}/logs/finetune/{{task}}.log"
@@ -40,3 +33,16 @@ rule finetune:
         code=code_digest("workflow/scripts/finetune.py"),
     script:
         "../scripts/finetune.py"
+
+
+# A run that others are distilled from keeps its weights, too.
+if TEACHERS and not PER_TASK:
+
+    use rule finetune as finetune_teacher with:
+        output:
+            records=RUN,
+            weights=WEIGHTS,
+        wildcard_constraints:
+            method="|".join(TEACHERS),
+
+    ruleorder: finetune_teacher > finetune

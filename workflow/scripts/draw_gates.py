@@ -9,7 +9,8 @@ with job_log(job.log[0]):
     import pandas as pd
 
     from finegates.figures import draw_gate_histograms, gate_histogram_frame, save_figure
-    from finegates.record import read_records, write_text
+    from finegates.files import write_text
+    from finegates.record import read_records
     from finegates.tables import figure_footer, to_csv
 
     records = read_records(job.input.records)

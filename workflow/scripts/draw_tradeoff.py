@@ -5,7 +5,8 @@ from finegates.job import job_log
 job = snakemake
 with job_log(job.log[0]):
     from finegates.figures import draw_tradeoff, save_figure, tradeoff_frame
-    from finegates.record import read_records, write_text
+    from finegates.files import write_text
+    from finegates.record import read_records
     from finegates.tables import figure_footer, read_references, to_csv
 
     records = read_records(job.input.records)

@@ -1,4 +1,4 @@
-"""Fine-tunes the runs of one job and writes a record each."""
+"""Fine-tunes the runs of one job: writes a record each, and the weights that others start from."""
 
 from pathlib import Path
 
@@ -13,20 +13,22 @@ with job_log(job.log[0]):
     tier = configured_tier(job.config)
     startup = seconds_since_start()
     data = TaskData(tier, job.wildcards.task, load_tokenizer(tier))
-    outputs = [Path(path) for path in job.output]
+    # <method>/seed<n>.json or .safetensors, of this job or of the one that came before it.
+    files = {(p.parent.name, p.name): p for p in map(Path, [*job.output, *job.input.predecessor])}
+    outputs = [path for path in map(Path, job.output) if path.suffix == ".json"]
     for number, path in enumerate(outputs, start=1):
         label, seed = path.parent.name, int(path.stem.removeprefix("seed"))
         print(f"[{number}/{len(outputs)}] {data.task} {label} seed {seed}", flush=True)
-        magnitude = tier.methods[label].magnitude
-        matched = (
-            read_record(path.parent.parent / magnitude.match / path.name) if magnitude else None
-        )
+        method = tier.methods[label]
+        weights = path.with_suffix(".safetensors").name
         record = finetune(
             tier,
             data,
             label,
             seed,
-            matched=matched,
+            matched=read_record(files[method.needs, path.name]) if method.magnitude else None,
+            teacher=files[method.needs, weights] if method.distillation else None,
+            weights=files.get((label, weights)),
             code_digest=job.params.code,
             startup_s=startup / len(outputs),
         )

@@ -7,8 +7,8 @@ from finegates.job import job_log, seconds_since_start
 
 job = snakemake
 with job_log(job.log[0]):
+    from finegates.files import write_text
     from finegates.pretrain import pretrain
-    from finegates.record import write_text
     from finegates.schema import ModelSource
     from finegates.seeds import derive_seed
     from finegates.tasks.language import generate_corpus

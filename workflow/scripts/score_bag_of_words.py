@@ -7,8 +7,8 @@ from finegates.job import job_log
 job = snakemake
 with job_log(job.log[0]):
     from finegates.config import configured_tier
+    from finegates.files import write_text
     from finegates.metrics import GlueMetric, score
-    from finegates.record import write_text
     from finegates.sources import read_table
     from finegates.tasks.bag_of_words import bag_of_words_score, constant_predictions
 

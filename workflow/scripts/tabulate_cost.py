@@ -7,7 +7,8 @@ from finegates.job import job_log
 job = snakemake
 with job_log(job.log[0]):
     from finegates.cost import cost_table
-    from finegates.record import read_records, write_text
+    from finegates.files import write_text
+    from finegates.record import read_records
 
     records = read_records(job.input.records)
     pretraining = job.params.pretraining if Path(job.params.pretraining).is_file() else None

@@ -4,7 +4,8 @@ from finegates.job import job_log
 
 job = snakemake
 with job_log(job.log[0]):
-    from finegates.record import read_records, write_text
+    from finegates.files import write_text
+    from finegates.record import read_records
     from finegates.tables import (
         glue_table,
         read_references,

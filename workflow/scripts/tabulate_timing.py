@@ -9,8 +9,8 @@ job = snakemake
 with job_log(job.log[0]):
     import pandas as pd
 
+    from finegates.files import write_text
     from finegates.inference import backend_table, inference_table
-    from finegates.record import write_text
 
     machine = json.loads(Path(job.input.machine).read_text(encoding="utf-8"))
     frame = pd.read_csv(job.input.csv)

@@ -9,8 +9,9 @@ with job_log(job.log[0]):
     import pandas as pd
 
     from finegates.config import configured_tier
+    from finegates.files import write_text
     from finegates.inference import measure_compaction, time_inference
-    from finegates.record import hardware, write_text
+    from finegates.record import hardware
 
     tier = configured_tier(job.config)
     shapes = tier.inference_benchmarks

@@ -5,7 +5,8 @@ from finegates.job import job_log
 job = snakemake
 with job_log(job.log[0]):
     from finegates.config import configured_tier
-    from finegates.record import hardware, write_text
+    from finegates.files import write_text
+    from finegates.record import hardware
     from finegates.timing import time_training_step
 
     tier = configured_tier(job.config)
