@@ -138,7 +138,7 @@ def finetune(
         if teacher is None:
             raise ValueError(f"distillation needs weights of {method.distillation.teacher!r}")
         load_model(pretrained, teacher)
-        with torch.autocast("cpu", torch.bfloat16, enabled=_in_bfloat16(tier)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=_in_bfloat16(tier, method)):
             train_rows = with_teacher(data.train, predict(pretrained, data.tokenizer, data.train))
         distillation = Distillation(method.distillation.weight, method.distillation.temperature)
     seed_everything(seeds["method"])
@@ -300,7 +300,7 @@ def _training_arguments(
         lr_scheduler_type=method.schedule or training.schedule,
         # The protocol names no clipping; Trainer's default would clip the penalty's gradient.
         max_grad_norm=0.0,
-        bf16=_in_bfloat16(tier),
+        bf16=_in_bfloat16(tier, method),
         use_cpu=not torch.cuda.is_available(),
         train_sampling_strategy="group_by_length" if training.group_by_length else "random",
         seed=seed,
@@ -317,8 +317,8 @@ def _training_arguments(
     )
 
 
-def _in_bfloat16(tier: Tier) -> bool:
-    return tier.training.precision == "bfloat16"
+def _in_bfloat16(tier: Tier, method: Method) -> bool:
+    return (method.precision or tier.training.precision) == "bfloat16"
 
 
 def _count(model: nn.Module, trainable: int) -> dict[str, Any]:

@@ -174,7 +174,8 @@ class DistillationSettings(Section):
 class Method(Section):
     """One way of fine-tuning: what is trained, and how fast.
 
-    The rates of gates and head are ``learning_rate`` unless given, the schedule is the tier's.
+    The rates of gates and head are ``learning_rate`` unless given; schedule and precision are the
+    tier's.
     """
 
     title: str
@@ -187,6 +188,7 @@ class Method(Section):
     gate_learning_rate: float | None = Field(default=None, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
     schedule: Literal["constant", "linear", "cosine"] | None = None
+    precision: Literal["float32", "bfloat16"] | None = None
 
     @property
     def trains_all(self) -> bool:

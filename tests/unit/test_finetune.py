@@ -98,6 +98,20 @@ def test_bfloat16_training_keeps_gates_and_compact_equal_in_float32(folder):
     assert record.compact.max_abs_logit_difference < 1e-5
 
 
+def test_a_method_may_choose_its_own_precision(folder, data):
+    epochs = {"epochs": 1, "batch_size": 8, "max_length": 24}
+    half = tiny_tier(folder, training={**epochs, "precision": "bfloat16"})
+    own = tiny_tier(
+        folder, training=epochs, methods={"lora": {"experiment": "lora", "precision": "bfloat16"}}
+    )
+    single = tiny_tier(folder, training=epochs)
+    losses = [
+        finetune(tier, data["cola"], "lora", 0, progress=False).last.train_loss
+        for tier in (half, own, single)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_methods_start_from_the_same_head(tier):
     one, other = (load_classifier(tier, "cola", 5) for _ in range(2))
     for (name, p), (_, q) in zip(one.named_parameters(), other.named_parameters(), strict=True):
