@@ -249,8 +249,13 @@ def _training(records: Sequence[Record], tasks: Sequence[str]) -> str:
     def epochs(task: str) -> str:
         return _joined(str(record.last.epoch) for record in records if record.task == task)
 
+    def precision(record: Record) -> str:
+        chosen = record.config.get("precision") or record.config["training"].get("precision")
+        return "bfloat16 autocast" if chosen == "bfloat16" else "float32"
+
     batch = _joined(str(r.config["training"].get("batch_size", "unstated")) for r in records)
-    return f"Epochs: {_grouped(tasks, epochs)}; batch size {batch}."
+    number = _joined(map(precision, records))
+    return f"Epochs: {_grouped(tasks, epochs)}; batch size {batch}; {number}."
 
 
 def _seeds(records: Sequence[Record]) -> str:
