@@ -123,6 +123,7 @@ def finetune(
         ValueError: a magnitude method without ``matched``, a distilled one without ``teacher``.
     """
     start = time.perf_counter()
+    code = code_version(root)  # now: the checkout may move on while the run trains
     method = tier.methods[label]
     seeds = {
         "init": derive_seed(data.task, seed, "init"),
@@ -204,7 +205,7 @@ def finetune(
             "tier_description": tier.description,
         },
         seeds=seeds,
-        code={**code_version(root), "digest": code_digest},
+        code={**code, "digest": code_digest},
         model=described,
         data=describe_data(tier, data.task, data.rows),
         versions=package_versions(),

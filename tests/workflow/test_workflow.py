@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finegates.config import load_tier
 from finegates.record import read_record
 from tier import TINY_SHAPE
 
@@ -198,8 +199,29 @@ def test_every_tier_plans_without_a_network(tier, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_the_rehearsal_of_the_paper_tier_runs_to_its_end(tmp_path):
+    """Every method in a process of its own, on one task; ``--config tier=rehearsal`` runs all."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "all"]
+    command += ["--directory", str(tmp_path), "--cores", "2"]
+    done = subprocess.run(
+        [*command, "--config", "tier=rehearsal", "tasks=cola"],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = tmp_path / "results" / "rehearsal"
+    methods = load_tier(ROOT / "config" / "paper.yaml").methods
+    assert sorted(path.parent.name for path in results.glob("runs/cola/*/*.json")) == sorted(
+        methods
+    )
+    table = (results / "tables" / "glue.md").read_text()
+    assert "rehearsal of the paper tier" in table
+    assert "synthetic" in table
+
+
 def test_a_model_that_the_hub_cannot_give_is_an_error_with_a_remedy(monkeypatch):
-    from finegates.config import load_tier
     from finegates.sources import ModelError, load_tokenizer
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
