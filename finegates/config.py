@@ -52,9 +52,9 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
     tasks = _chosen(config, "tasks", tier.tasks, path)
     methods = _chosen(config, "methods", list(tier.methods), path)
     for label in methods:
-        needed = tier.methods[label].needs
-        if needed is not None and needed not in methods:
-            raise ConfigError(f"--config methods: {label!r} needs {needed!r}; name that one too")
+        for needed in tier.methods[label].needs:
+            if needed not in methods:
+                raise ConfigError(f"--config methods: {label!r} needs {needed!r}; name it too")
     return tier.model_copy(
         update={"tasks": tasks, "methods": {label: tier.methods[label] for label in methods}}
     )

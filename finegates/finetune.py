@@ -110,7 +110,8 @@ def finetune(
         data: the task's splits.
         label: the method's label in ``tier.methods``.
         seed: one of ``tier.seeds``.
-        matched: the record whose closed rows and columns a magnitude method matches.
+        matched: the record that the method matches: a magnitude method its closed rows and columns,
+            one with shared gates its MACs.
         teacher: the weights of the dense run that a distilled method starts from and follows.
         weights: where to write the trained weights (safetensors), for runs that follow this one.
         root: the repository, for the commit in the record.
@@ -120,11 +121,11 @@ def finetune(
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
-        ValueError: a magnitude method without ``matched``, a distilled one without ``teacher``.
+        ValueError: a method that matches without ``matched``, a distilled one without ``teacher``.
     """
     start = time.perf_counter()
     code = code_version(root)  # now: the checkout may move on while the run trains
-    method = tier.methods[label]
+    method = with_target(tier.methods[label], matched)
     seeds = {
         "init": derive_seed(data.task, seed, "init"),
         "method": derive_seed(data.task, seed, label, "method"),
@@ -227,6 +228,25 @@ def finetune(
     )
 
 
+def with_target(method: Method, matched: Record | None) -> Method:
+    """The method with the target that its shared gates take from the record of another run: the
+    fraction of the MACs that this run removed.
+
+    Raises:
+        ValueError: the method matches another one, and there is no record.
+    """
+    if method.matched is None:
+        return method
+    if matched is None:
+        raise ValueError(f"this method needs the record of {method.matched!r}")
+    if method.gates is None:
+        return method
+    kept = matched.budget["macs"]
+    target = 1 - kept["kept"] / kept["dense"]
+    gates = method.gates.model_copy(update={"target": target})
+    return method.model_copy(update={"gates": gates})
+
+
 def prepare(
     model: nn.Module, method: Method, seed: int, matched: Record | None = None
 ) -> nn.Module:
@@ -234,10 +254,10 @@ def prepare(
     if method.lora is not None:
         model = add_lora(model, method.lora.rank, method.lora.alpha, method.lora.dropout)
     if method.gates is not None:
-        attach(model, GateConfig(**method.gates.model_dump(), seed=seed))
+        settings = method.gates.model_dump(exclude={"match"})
+        attach(model, GateConfig(**settings, seed=seed))
     if method.magnitude is not None:
-        if matched is None:
-            raise ValueError(f"magnitude pruning needs the record of {method.magnitude.match!r}")
+        assert matched is not None, "finetune has asked for it"
         counts = {name: closed.model_dump() for name, closed in matched.closed.items()}
         attach_fixed(model, magnitude_gates(model, counts))  # type: ignore[arg-type]
     return model

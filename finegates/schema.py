@@ -126,10 +126,15 @@ class DataSource(Section):
 
 
 class GateSettings(Section):
-    """Gates of a method; the fields are those of ``finegates.GateConfig``."""
+    """Gates of a method; the fields are those of ``finegates.GateConfig``.
+
+    With the preset ``structured`` a method may name in ``match`` another gated method in place of a
+    ``target``: the run then keeps as many MACs as that one's run on the same task and seed did.
+    """
 
     preset: Literal["reference", "paper_v1", "structured"]
-    target: float = Field(ge=0, lt=1)
+    target: float | None = Field(default=None, ge=0, lt=1)
+    match: str | None = None
     penalty_weight: float = Field(default=50.0, ge=0)
     penalty: Literal["target", "hinge"] | None = None
     kurtosis: bool = False
@@ -140,7 +145,11 @@ class GateSettings(Section):
 
     @model_validator(mode="after")
     def _reachable(self) -> GateSettings:
-        check_reachable(preset_named(self.preset, self.noise_std), self.target)
+        _exactly_one(self, ("target", "match"))
+        if self.match is not None and self.preset != "structured":
+            raise ValueError(f"match goes with preset 'structured', not {self.preset!r}")
+        if self.target is not None:
+            check_reachable(preset_named(self.preset, self.noise_std), self.target)
         ramp, settle, harden = self.schedule
         if not 0.0 <= ramp <= settle <= harden <= 1.0:
             raise ValueError(f"schedule must increase within [0, 1], got {self.schedule}")
@@ -201,16 +210,26 @@ class Method(Section):
         return self.trains_all and self.magnitude is None
 
     @property
-    def needs(self) -> str | None:
-        """The label of the method whose run on the same task and seed must come first."""
+    def matched(self) -> str | None:
+        """The label of the gated method whose run on the same task and seed is to be matched."""
         if self.magnitude is not None:
             return self.magnitude.match
+        return None if self.gates is None else self.gates.match
+
+    @property
+    def teacher(self) -> str | None:
+        """The label of the dense method whose run on the same task and seed is followed."""
         return None if self.distillation is None else self.distillation.teacher
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The labels of the methods whose runs on the same task and seed come first."""
+        return tuple(label for label in (self.matched, self.teacher) if label is not None)
+
     @model_validator(mode="after")
-    def _one_predecessor(self) -> Method:
-        if self.magnitude is not None and self.distillation is not None:
-            raise ValueError("magnitude and distillation cannot be combined")
+    def _one_way(self) -> Method:
+        if self.magnitude is not None and self.gates is not None:
+            raise ValueError("magnitude closes rows and columns itself; leave gates out")
         if self.distillation is not None and self.init == "random":
             raise ValueError("distillation starts from the teacher's weights; leave init out")
         return self
@@ -327,22 +346,26 @@ class Tier(Section):
         return self
 
     def _check_needs(self, label: str, method: Method) -> None:
-        needed = method.needs
-        if needed is None:
-            return
-        found = self.methods.get(needed)
-        if method.magnitude is not None and (found is None or found.gates is None):
-            raise ValueError(
-                f"methods.{label}.magnitude.match: {needed!r} is no gated method of this "
-                f"tier{nearest(needed, self.methods)}"
-            )
-        if method.distillation is not None and (found is None or not found.is_dense):
-            raise ValueError(
-                f"methods.{label}.distillation.teacher: {needed!r} is no method of this tier that "
-                f"trains every weight of the dense model{nearest(needed, self.methods)}"
-            )
-        if list(self.methods).index(needed) > list(self.methods).index(label):
-            raise ValueError(f"method {label!r} must stand after {needed!r}, which it needs")
+        found = {needed: self.methods.get(needed) for needed in method.needs}
+        if method.matched is not None:
+            gated = found[method.matched]
+            if gated is None or gated.gates is None:
+                part = "gates" if method.magnitude is None else "magnitude"
+                raise ValueError(
+                    f"methods.{label}.{part}.match: {method.matched!r} is no gated method of this "
+                    f"tier{nearest(method.matched, self.methods)}"
+                )
+        if method.teacher is not None:
+            dense = found[method.teacher]
+            if dense is None or not dense.is_dense:
+                raise ValueError(
+                    f"methods.{label}.distillation.teacher: {method.teacher!r} is no method of "
+                    "this tier that trains every weight of the dense model"
+                    f"{nearest(method.teacher, self.methods)}"
+                )
+        for needed in found:
+            if list(self.methods).index(needed) >= list(self.methods).index(label):
+                raise ValueError(f"method {label!r} must stand after {needed!r}, which it needs")
 
 
 def _exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:

@@ -82,10 +82,10 @@ def time_training_step(tier: Tier, threads: int) -> pd.DataFrame:
 
 
 def _step_methods(tier: Tier) -> dict[str, Method]:
-    """The tier's first method of each kind."""
+    """The tier's first method of each kind, of those that need no other run."""
     chosen: dict[str, Method] = {}
     for method in tier.methods.values():
-        if method.magnitude is not None:
+        if method.needs:
             continue
         kind = {
             (False, False): "full",

@@ -142,6 +142,12 @@ def test_a_circle_of_extensions_is_refused(tmp_path):
             {"methods__d": {"experiment": "full", "distillation": {"teacher": "gates"}}},
             r"'gates' is no method of this tier that trains every weight of the dense model",
         ),
+        ({"methods__gates__gates": {"target": 0.2, "match": "full"}}, "exactly one of target, match"),
+        ({"methods__gates__gates": {"match": "full"}}, "match goes with preset 'structured'"),
+        (
+            {"methods__s": {"experiment": "structured", "gates": {"match": "full"}}},
+            r"methods.s.gates.match: 'full' is no gated method of this tier",
+        ),
         ({"training__epochs_by_task": {"rtee": 3}}, r"unknown task 'rtee'; did you mean 'rte'\?"),
     ],
 )
@@ -207,7 +213,7 @@ def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks_and_methods():
         ({"teir": "local"}, r"unknown key 'teir'; did you mean 'tier'\?"),
         ({"tasks": "colla"}, r"'colla' is not in .*did you mean 'cola'\?"),
         ({"methods": "lorra"}, r"'lorra' is not in .*did you mean 'lora'\?"),
-        ({"methods": "magnitude-s0.4"}, r"'magnitude-s0.4' needs 'reference-s0.4'; name that"),
+        ({"methods": "magnitude-s0.4"}, r"'magnitude-s0.4' needs 'reference-s0.4'; name it"),
         ({"tier": "locale"}, r"locale.yaml"),
     ],
 )

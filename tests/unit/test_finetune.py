@@ -150,6 +150,24 @@ def test_what_is_not_there_is_named_with_the_remedy(folder, tier, tmp_path):
         load_classifier(tiny_tier(folder, model={"name": "x", "path": str(broken)}), "cola", 0)
 
 
+def test_shared_gates_can_keep_the_macs_of_another_run(folder, data, gated):
+    methods = {
+        "gates": {"experiment": "reference", "gates": {"target": 0.4}},
+        "same": {
+            "experiment": "structured",
+            "gates": {"match": "gates"},
+            "gate_learning_rate": 0.05,
+        },
+    }
+    tier = tiny_tier(folder, methods=methods)
+    record = finetune(tier, data["cola"], "same", 0, matched=gated, progress=False)
+    removed = 1 - gated.budget["macs"]["kept"] / gated.budget["macs"]["dense"]
+    assert record.config["gates"]["target"] == removed
+    assert record.config["gates"]["match"] == "gates"
+    with pytest.raises(ValueError, match="needs the record of 'gates'"):
+        finetune(tier, data["cola"], "same", 0, progress=False)
+
+
 @pytest.mark.parametrize("task", ["cola", "stsb"])
 def test_a_distilled_run_starts_as_its_teacher_ended(tier, data, tmp_path, task):
     weights = tmp_path / "teacher.safetensors"

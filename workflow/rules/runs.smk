@@ -5,19 +5,18 @@ RUN = f"{RESULTS}/runs/{{task}}/{{method}}/seed{{seed}}.json"
 
 
 WEIGHTS = f"{RESULTS}/models/teachers/{{task}}/{{method}}/seed{{seed}}.safetensors"
-TEACHERS = sorted({m.distillation.teacher for m in TIER.methods.values() if m.distillation})
+TEACHERS = sorted({m.teacher for m in TIER.methods.values() if m.teacher})
 
 
-def predecessor(wildcards):
-    """What a run takes from another job's: the record of the gated run whose closed rows and columns
-    a magnitude run matches, or the weights of the dense run that a distilled one follows."""
+def predecessors(wildcards):
+    """What a run takes from other jobs: the record of the gated run that it matches, the weights of
+    the dense run that it follows."""
     if PER_TASK:
         return []
     method = TIER.methods[wildcards.method]
-    if method.needs is None:
-        return []
-    path = RUN if method.magnitude else WEIGHTS
-    return [path.format(task=wildcards.task, method=method.needs, seed=wildcards.seed)]
+    names = {"task": wildcards.task, "seed": wildcards.seed}
+    files = [RUN.format(**names, method=method.matched)] if method.matched else []
+    return files + ([WEIGHTS.format(**names, method=method.teacher)] if method.teacher else [])
 
 
 def outputs_of_task(path, methods):

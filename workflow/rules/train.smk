@@ -6,7 +6,7 @@ rule finetune:
     input:
         tables=task_tables,
         encoder=ENCODER,
-        predecessor=predecessor,
+        predecessors=predecessors,
     output:
         records=outputs_of_task(RUN, METHODS) if PER_TASK else RUN,
         weights=outputs_of_task(WEIGHTS, TEACHERS) if PER_TASK else [],

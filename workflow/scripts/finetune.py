@@ -13,8 +13,8 @@ with job_log(job.log[0]):
     tier = configured_tier(job.config)
     startup = seconds_since_start()
     data = TaskData(tier, job.wildcards.task, load_tokenizer(tier))
-    # <method>/seed<n>.json or .safetensors, of this job or of the one that came before it.
-    files = {(p.parent.name, p.name): p for p in map(Path, [*job.output, *job.input.predecessor])}
+    # <method>/seed<n>.json or .safetensors, of this job or of those that came before it.
+    files = {(p.parent.name, p.name): p for p in map(Path, [*job.output, *job.input.predecessors])}
     outputs = [path for path in map(Path, job.output) if path.suffix == ".json"]
     for number, path in enumerate(outputs, start=1):
         label, seed = path.parent.name, int(path.stem.removeprefix("seed"))
@@ -26,8 +26,8 @@ with job_log(job.log[0]):
             data,
             label,
             seed,
-            matched=read_record(files[method.needs, path.name]) if method.magnitude else None,
-            teacher=files[method.needs, weights] if method.distillation else None,
+            matched=read_record(files[method.matched, path.name]) if method.matched else None,
+            teacher=files[method.teacher, weights] if method.teacher else None,
             weights=files.get((label, weights)),
             code_digest=job.params.code,
             startup_s=startup / len(outputs),
