@@ -49,10 +49,7 @@ rule all:
         rules.tabulate_glue.output,
         rules.draw_tradeoff.output,
         rules.draw_gates.output,
-        rules.time_step.output,
-        rules.time_inference.output,
-        rules.tabulate_timing.output,
-        rules.draw_timing.output,
+        TIMINGS,
         rules.tabulate_cost.output,
 
 

@@ -316,7 +316,10 @@ class InferenceBenchmark(Section):
 
 
 class Tier(Section):
-    """A complete configuration; ``methods`` is resolved against the experiment files."""
+    """A complete configuration; ``methods`` is resolved against the experiment files.
+
+    A tier without benchmarks makes no timing tables.
+    """
 
     tier: str
     description: str
@@ -329,8 +332,8 @@ class Tier(Section):
     tasks: list[str] = Field(min_length=1)
     training: Training
     methods: dict[str, Method] = Field(min_length=1)
-    step_benchmark: StepBenchmark
-    inference_benchmarks: list[InferenceBenchmark] = Field(min_length=1)
+    step_benchmark: StepBenchmark | None = None
+    inference_benchmarks: list[InferenceBenchmark] = []
 
     @model_validator(mode="after")
     def _names(self) -> Tier:

@@ -69,8 +69,10 @@ def time_training_step(tier: Tier, threads: int) -> pd.DataFrame:
     Returns:
         a row a contender; see :func:`ratios`.
     """
-    torch.set_num_threads(threads)
     settings = tier.step_benchmark
+    if settings is None:
+        raise ValueError(f"tier {tier.tier!r} has no step_benchmark")
+    torch.set_num_threads(threads)
     chosen = _step_methods(tier)
     with tempfile.TemporaryDirectory() as folder:
         contenders = {

@@ -142,7 +142,10 @@ def test_a_circle_of_extensions_is_refused(tmp_path):
             {"methods__d": {"experiment": "full", "distillation": {"teacher": "gates"}}},
             r"'gates' is no method of this tier that trains every weight of the dense model",
         ),
-        ({"methods__gates__gates": {"target": 0.2, "match": "full"}}, "exactly one of target, match"),
+        (
+            {"methods__gates__gates": {"target": 0.2, "match": "full"}},
+            "exactly one of target, match",
+        ),
         ({"methods__gates__gates": {"match": "full"}}, "match goes with preset 'structured'"),
         (
             {"methods__s": {"experiment": "structured", "gates": {"match": "full"}}},

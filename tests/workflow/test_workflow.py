@@ -182,10 +182,10 @@ def test_a_loss_that_diverges_fails_its_job_and_leaves_no_record(finished, tmp_p
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-@pytest.mark.parametrize("tier", ["paper", "paper_large", "rehearsal", "local"])
+@pytest.mark.parametrize("tier", ["paper", "paper_large", "rehearsal", "local", "structured"])
 def test_every_tier_plans_without_a_network(tier, tmp_path):
     data = ROOT.parent / "shared" / "data" / "glue"
-    if tier == "local" and not data.is_dir():
+    if tier in ("local", "structured") and not data.is_dir():
         pytest.skip("the local tier's tables are not on this machine")
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "--cores", "1", "all"]
     done = subprocess.run(

@@ -17,7 +17,7 @@ rule time_step:
         mem_mb=2500,
         runtime=30,
     params:
-        settings=lambda wildcards: TIER.step_benchmark.model_dump(),
+        settings=TIER.step_benchmark.model_dump() if TIER.step_benchmark else {},
         code=code_digest("workflow/scripts/time_step.py"),
     script:
         "../scripts/time_step.py"
@@ -80,13 +80,23 @@ rule draw_timing:
         "../scripts/draw_timing.py"
 
 
+# What of these the tier asks for.
+TIMINGS = [
+    *(rules.time_step.output if TIER.step_benchmark else []),
+    *(
+        [*rules.time_inference.output, *rules.tabulate_timing.output, *rules.draw_timing.output]
+        if TIER.inference_benchmarks
+        else []
+    ),
+]
+
+
 rule tabulate_cost:
     input:
         records=RECORDS,
         tables=rules.tabulate_glue.output,
         figures=[*rules.draw_tradeoff.output, *rules.draw_gates.output],
-        step=rules.time_step.output,
-        timing=[*rules.tabulate_timing.output, *rules.draw_timing.output],
+        timing=TIMINGS,
     output:
         csv=f"{RESULTS}/timing/cost.csv",
         md=f"{RESULTS}/timing/cost.md",
