@@ -125,7 +125,7 @@ def _row(record: Record) -> dict[str, Any]:
 def target_sparsity(record: Record) -> float | None:
     """The sparsity that the run's penalty asked for; None for a method without gates."""
     gates = record.config.get("gates")
-    return None if gates is None else float(gates["target"])
+    return None if gates is None else _rounded(gates["target"], FRACTION_DECIMALS)
 
 
 def _rounded(value: Any, decimals: int) -> float | None:
