@@ -41,6 +41,7 @@ include: "workflow/rules/runs.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/benchmark.smk"
+include: "workflow/rules/claims.smk"
 
 
 rule all:
@@ -51,6 +52,7 @@ rule all:
         rules.draw_gates.output,
         TIMINGS,
         rules.tabulate_cost.output,
+        rules.audit_claims.output,
 
 
 # Trains everything and makes no tables.

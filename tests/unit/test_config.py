@@ -49,7 +49,10 @@ def load(path):
     return load_tier(path, EXPERIMENTS)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
+TIERS = sorted(p for p in (ROOT / "config").glob("*.yaml") if p.stem != "claims")
+
+
+@pytest.mark.parametrize("path", TIERS, ids=lambda p: p.stem)
 def test_every_tier_that_ships_is_valid(path):
     tier = load_tier(path)
     assert tier.tier == path.stem

@@ -1,0 +1,40 @@
+"""The result files of a tier, as measures of claims read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class MissingEvidenceError(LookupError):
+    """What a measure needs is not among the results; the message says what."""
+
+
+class Evidence:
+    """Tables of a tier by their path below its results folder, each read once.
+
+    Args:
+        folder: ``results/<tier>``.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._frames: dict[str, pd.DataFrame] = {}
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A CSV file as a frame.
+
+        Raises:
+            MissingEvidenceError: the tier has no such file.
+        """
+        import pandas as pd
+
+        if name not in self._frames:
+            path = self.folder / name
+            if not path.is_file():
+                raise MissingEvidenceError(f"no {name}")
+            self._frames[name] = pd.read_csv(path)
+        return self._frames[name]

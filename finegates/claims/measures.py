@@ -1,0 +1,209 @@
+"""Measures of a tier's results: from the tables behind a claim to one number for each run or pair.
+
+A measure takes the evidence and the arguments that a test names, and gives its values by unit (task
+and seed, or a single one). Verdicts are made from these values elsewhere: a measure knows no bound.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finegates.claims.evidence import Evidence, MissingEvidenceError
+from finegates.stats import paired_differences
+from finegates.suggest import nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Unit = tuple[object, ...]
+
+RUNS = "tables/runs.csv"
+INFERENCE = "timing/inference.csv"
+THEORY = "theory/checks.csv"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measure found.
+
+    Attributes:
+        values: by unit, at least one.
+        unit: what they are in, for print.
+        files: where they come from, below the tier's results folder.
+    """
+
+    values: dict[Unit, float]
+    unit: str
+    files: tuple[str, ...]
+
+
+def score_difference(
+    evidence: Evidence, method: str, against: str, epoch: str = "last"
+) -> Measured:
+    """Score of a method less that of another, paired by task and seed, in points.
+
+    Args:
+        evidence: of a tier.
+        method: label.
+        against: label.
+        epoch: ``last``, or ``best``: the best on the reported split, which is peeking.
+    """
+    column = f"{epoch}_score"
+    first, second = (_by_run(evidence, label, column) for label in (method, against))
+    values = paired_differences(first, second)
+    if not values:
+        raise MissingEvidenceError(f"no task and seed with both {method} and {against}")
+    return Measured(values, "points", _records(method, against))
+
+
+def removed_share(evidence: Evidence, method: str, of: str) -> Measured:
+    """Weights in closed rows and columns, in per cent of the gated, encoder or all parameters."""
+    column = {"gated": "gated_parameters", "encoder": "encoder_parameters", "all": "parameters"}[of]
+    removed = _by_run(evidence, method, "removed_weights")
+    whole = _by_run(evidence, method, column)
+    values = {unit: 100 * removed[unit] / whole[unit] for unit in removed}
+    return Measured(values, f"% of {of} parameters", _records(method))
+
+
+def macs_removed(evidence: Evidence, method: str) -> Measured:
+    """Multiply-accumulates of the encoder that compaction removes, in per cent."""
+    kept = _by_run(evidence, method, "macs_kept_fraction")
+    values = {unit: 100 * (1 - fraction) for unit, fraction in kept.items()}
+    return Measured(values, "% of MACs", _records(method))
+
+
+def trainable_share(evidence: Evidence, method: str, head: bool = False) -> Measured:
+    """Trainable parameters in per cent of all parameters; without the task head unless ``head``."""
+    trained = _trained(evidence, method, head)
+    whole = _by_run(evidence, method, "parameters")
+    values = {unit: 100 * count / whole[unit] for unit, count in trained.items()}
+    return Measured(values, "% of all parameters", _records(method))
+
+
+def trainable_ratio(evidence: Evidence, method: str, against: str, head: bool = False) -> Measured:
+    """How many times fewer parameters a method trains than another; task heads left out of both
+    unless ``head``."""
+    few, many = (_trained(evidence, label, head) for label in (method, against))
+    values = {unit: many[unit] / count for unit, count in few.items() if unit in many}
+    if not values:
+        raise MissingEvidenceError(f"no task and seed with both {method} and {against}")
+    return Measured(values, "times fewer", _records(method, against))
+
+
+def half_open(evidence: Evidence, method: str) -> Measured:
+    """Gates strictly between 0.05 and 0.95 after training, in per cent of all gates."""
+    shares = _by_run(evidence, method, "gates_half_open")
+    values = {unit: 100 * share for unit, share in shares.items()}
+    return Measured(values, "% of gates", _records(method))
+
+
+def compaction_difference(evidence: Evidence, method: str) -> Measured:
+    """Largest difference of a logit between the gated model and the compact one."""
+    values = _by_run(evidence, method, "compact_max_abs_logit_difference")
+    return Measured(values, "largest difference of a logit", _records(method))
+
+
+def time_saved(
+    evidence: Evidence,
+    contender: str = "compact",
+    gates: str = "random",
+    kept: float | None = None,
+    model: str | None = None,
+) -> Measured:
+    """Time of a forward pass saved against the dense model, in per cent, eager, without decoding.
+
+    Args:
+        evidence: of a tier.
+        contender: ``compact``, or ``gated``: the gated model as it is trained, nothing removed.
+        gates: ``random`` or ``structured``.
+        kept: only cases that keep this fraction; all if None.
+        model: only this shape; all if None.
+    """
+    table = evidence.table(INFERENCE)
+    chosen = table[
+        (table["contender"] == contender)
+        & (table["backend"] == "eager")
+        & (table["gates"] == gates)
+        & ~table["decode"].astype(bool)
+    ]
+    if kept is not None:
+        chosen = chosen[(chosen["kept"] - kept).abs() < 1e-9]
+    if model is not None:
+        chosen = chosen[chosen["model"] == model]
+    if chosen.empty:
+        raise MissingEvidenceError(f"{INFERENCE} has no such case")
+    values: dict[Unit, float] = {
+        (row["model"], row["kept"], row["batch"], row["length"]): 100 * (1 - row["ratio_to_dense"])
+        for row in chosen.to_dict("records")
+    }
+    return Measured(values, "% of the time", (INFERENCE,))
+
+
+def theory_check(evidence: Evidence, check: str) -> Measured:
+    """The verdict of a check of the theory: 1 supported, 0.5 partly, 0 contradicted."""
+    table = evidence.table(THEORY)
+    found = table[table["id"] == check]
+    if found.empty:
+        raise MissingEvidenceError(f"{THEORY} has no check {check!r}")
+    marks = {"supported": 1.0, "partly": 0.5, "contradicted": 0.0}
+    values = {(check, place): marks[name] for place, name in enumerate(found["verdict"])}
+    return Measured(values, "1 holds, 0 does not", (THEORY,))  # type: ignore[arg-type]
+
+
+MEASURES: dict[str, Callable[..., Measured]] = {
+    measure.__name__: measure
+    for measure in (
+        score_difference,
+        removed_share,
+        macs_removed,
+        trainable_share,
+        trainable_ratio,
+        half_open,
+        compaction_difference,
+        time_saved,
+        theory_check,
+    )
+}
+
+
+def check_arguments(measure: str, arguments: dict[str, Any]) -> None:
+    """Raises ValueError unless there is such a measure and it takes these arguments."""
+    if measure not in MEASURES:
+        raise ValueError(f"unknown measure {measure!r}{nearest(measure, MEASURES)}")
+    signature = inspect.signature(MEASURES[measure])
+    known = [name for name in signature.parameters if name != "evidence"]
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"measure {measure!r} takes no {name!r}{nearest(name, known)}")
+    for name in known:
+        if signature.parameters[name].default is inspect.Parameter.empty and name not in arguments:
+            raise ValueError(f"measure {measure!r} needs {name!r}")
+
+
+def _by_run(evidence: Evidence, method: str, column: str) -> dict[Unit, float]:
+    """A column of the runs of a method, by task and seed."""
+    runs: pd.DataFrame = evidence.table(RUNS)
+    rows = runs[runs["method"] == method]
+    if rows.empty:
+        raise MissingEvidenceError(f"no run of {method}")
+    if column not in rows:
+        raise MissingEvidenceError(f"no {column} in {RUNS}")
+    values = rows.set_index(["task", "seed"])[column].dropna()
+    if values.empty:
+        raise MissingEvidenceError(f"no {column} of {method}")
+    return {unit: float(value) for unit, value in zip(values.index, values, strict=True)}
+
+
+def _trained(evidence: Evidence, method: str, head: bool) -> dict[Unit, float]:
+    counts = _by_run(evidence, method, "trainable_parameters")
+    if head:
+        return counts
+    heads = _by_run(evidence, method, "head_parameters")
+    return {unit: count - heads[unit] for unit, count in counts.items()}
+
+
+def _records(*methods: str) -> tuple[str, ...]:
+    return (RUNS, *(f"runs/*/{method}" for method in methods))
