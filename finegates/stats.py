@@ -136,3 +136,63 @@ def summarise_differences(
     """Summary of the paired differences; None if no key is common. See :func:`summarise`."""
     differences = paired_differences(first, second)
     return summarise(differences.values(), *names, level=level) if differences else None
+
+
+def sampling_error(score: float, rows: int, *, correlation: bool = False) -> float:
+    """Standard error of a score that comes from drawing its rows at random, to first order.
+
+    For a share p of n rows sqrt(p (1 - p) / n); for a correlation r, (1 - r^2) / sqrt(n - 1), the
+    delta method for two normal variables, which is rough for Matthews' coefficient.
+
+    Args:
+        score: times 100, in [0, 100], or [-100, 100] for a correlation.
+        rows: n, at least 2.
+        correlation: whether the score is a correlation.
+
+    Returns:
+        the standard error, times 100.
+
+    Raises:
+        ValueError: a score out of range, or fewer than two rows.
+    """
+    fraction = score / 100
+    if rows < 2:
+        raise ValueError(f"a sampling error needs at least two rows, got {rows}")
+    if not (-1 if correlation else 0) <= fraction <= 1:
+        raise ValueError(f"score {score} is out of range")
+    if correlation:
+        return 100 * (1 - fraction**2) / math.sqrt(rows - 1)
+    return 100 * math.sqrt(fraction * (1 - fraction) / rows)
+
+
+POWER = 0.8
+"""Probability with which a detectable difference is found."""
+
+
+def detectable_by_rows(standard_error: float) -> float:
+    """Smallest true difference of two scores on *different* draws of rows that a two-sided test at
+    ``LEVEL`` finds with probability ``POWER``: (z_.975 + z_.8) sqrt(2) standard errors.
+
+    Two models that are scored on the same rows differ less by chance, so this is an upper bound.
+    """
+    from scipy.stats import norm
+
+    quantiles = norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)
+    return float(quantiles * math.sqrt(2) * standard_error)
+
+
+def detectable_by_seeds(differences: Iterable[float]) -> float | None:
+    """Smallest true mean difference that a paired t test over these seeds would find, at ``LEVEL``
+    with probability ``POWER``: (t_.975 + t_.8) s / sqrt(n), s their standard deviation.
+
+    Returns:
+        None for fewer than two differences.
+    """
+    from scipy.stats import t
+
+    values = list(differences)
+    if len(values) < 2:
+        return None
+    freedom = len(values) - 1
+    quantiles = t.ppf((1 + LEVEL) / 2, freedom) + t.ppf(POWER, freedom)
+    return float(quantiles * statistics.stdev(values) / math.sqrt(len(values)))

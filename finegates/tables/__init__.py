@@ -5,6 +5,7 @@ where every task is there, and the caption, composed from the records, says what
 """
 
 from finegates.tables.captions import figure_footer, metric_title, table_caption, task_title
+from finegates.tables.detectable import detectable_table
 from finegates.tables.glue import glue_table, read_references, sparsity_table
 from finegates.tables.render import BLANK, Table, escape_latex, to_csv, write_table
 from finegates.tables.runs import durations_table, runs_table
@@ -12,6 +13,7 @@ from finegates.tables.runs import durations_table, runs_table
 __all__ = [
     "BLANK",
     "Table",
+    "detectable_table",
     "durations_table",
     "escape_latex",
     "figure_footer",

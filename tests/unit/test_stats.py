@@ -1,13 +1,18 @@
 """Statistics over seeds: no interval from one value, none that depends on order."""
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finegates.stats import (
+    POWER,
     bootstrap_interval,
+    detectable_by_rows,
+    detectable_by_seeds,
     mean,
     paired_differences,
+    sampling_error,
     summarise,
     summarise_differences,
 )
@@ -50,3 +55,40 @@ def test_differences_pair_what_both_have():
 def test_a_mean_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no values"):
         mean([])
+
+
+@pytest.mark.parametrize(("score", "correlation"), [(80.0, False), (60.0, True)])
+def test_a_sampling_error_is_the_spread_over_draws_of_rows(score, correlation):
+    rng, rows, draws = numpy.random.default_rng(0), 400, 3000
+    if correlation:
+        r = score / 100
+        pairs = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], (draws, rows))
+        found = [100 * numpy.corrcoef(pair.T)[0, 1] for pair in pairs]
+    else:
+        found = 100 * rng.binomial(rows, score / 100, draws) / rows
+    expected = sampling_error(score, rows, correlation=correlation)
+    assert numpy.std(found) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_detectable_difference_is_found_as_often_as_promised():
+    rng, error, spread, seeds = numpy.random.default_rng(1), 1.5, 2.0, 6
+    difference = detectable_by_rows(error)
+    found = rng.normal(difference, error * 2**0.5, 20000) / (error * 2**0.5)
+    assert numpy.mean(abs(found) > 1.96) == pytest.approx(POWER, abs=0.01)
+    # Over seeds the formula takes a central t: close, and not above the truth's power by much.
+    base = numpy.array([-1, 1] * (seeds // 2)) * spread * ((seeds - 1) / seeds) ** 0.5
+    shift = detectable_by_seeds(base)
+    draws = rng.normal(shift, spread, (20000, seeds))
+    t = draws.mean(1) / (draws.std(1, ddof=1) / seeds**0.5)
+    assert numpy.mean(abs(t) > 2.5706) == pytest.approx(POWER, abs=0.06)
+
+
+def test_one_seed_shows_nothing_about_seeds():
+    assert detectable_by_seeds([1.0]) is None
+    assert detectable_by_seeds([1.0, 1.0]) == 0.0
+
+
+@pytest.mark.parametrize(("score", "rows"), [(101.0, 10), (-1.0, 10), (50.0, 1)])
+def test_an_impossible_score_has_no_sampling_error(score, rows):
+    with pytest.raises(ValueError, match=r"out of range|two rows"):
+        sampling_error(score, rows)

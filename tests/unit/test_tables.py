@@ -8,6 +8,7 @@ import pytest
 
 from finegates.tables import (
     BLANK,
+    detectable_table,
     escape_latex,
     glue_table,
     read_references,
@@ -161,3 +162,13 @@ def test_the_three_files_hold_the_same_cells(tmp_path):
             assert cell in markdown
             assert escape_latex(cell) in latex
     assert r"\toprule" in latex
+
+
+def test_what_could_be_detected_is_said_by_task(tmp_path):
+    one = detectable_table(make_study(), METHODS, TASKS)
+    assert one.numbers["task"].tolist() == list(TASKS)
+    assert one.numbers["by_seeds"].isna().all()
+    several = detectable_table(make_study(seeds=(0, 1, 2)), METHODS, TASKS).numbers
+    assert (several["by_seeds"] >= 0).all()
+    assert (several["by_rows"] > 3 * several["standard_error"]).all()
+    assert (several["validation_rows"] > 0).all()

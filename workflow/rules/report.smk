@@ -17,6 +17,7 @@ rule tabulate_glue:
         ),
         best=multiext(f"{TABLES}/glue_best_epoch", ".csv", ".md", ".tex"),
         sparsity=multiext(f"{TABLES}/sparsity", ".csv", ".md", ".tex"),
+        detectable=multiext(f"{TABLES}/detectable", ".csv", ".md", ".tex"),
         runs=f"{TABLES}/runs.csv",
     log:
         f"{RESULTS}/logs/tabulate_glue.log",

@@ -7,6 +7,7 @@ with job_log(job.log[0]):
     from finegates.files import write_text
     from finegates.record import read_records
     from finegates.tables import (
+        detectable_table,
         glue_table,
         read_references,
         runs_table,
@@ -22,4 +23,5 @@ with job_log(job.log[0]):
     write_table(glue_table(records, methods, tasks, **study), *job.output[:3])
     write_table(glue_table(records, methods, tasks, epoch="best", **study), *job.output.best)
     write_table(sparsity_table(records, methods, tasks, seeds=seeds), *job.output.sparsity)
+    write_table(detectable_table(records, methods, tasks), *job.output.detectable)
     write_text(job.output.runs, to_csv(runs_table(records, methods, tasks)))
