@@ -53,6 +53,7 @@ rule all:
         TIMINGS,
         rules.tabulate_cost.output,
         rules.audit_claims.output,
+        rules.write_report.output,
 
 
 # Trains everything and makes no tables.

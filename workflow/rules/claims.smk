@@ -1,11 +1,13 @@
-# The audit of the paper's claims, from this tier's tables.
+# The audit of the paper's claims, from this tier's tables, and the page that shows everything.
+
+LEDGER = workflow.source_path("../../config/claims.yaml")
 
 
 rule audit_claims:
     input:
         rules.tabulate_glue.output,
         TIMINGS,
-        ledger=workflow.source_path("../../config/claims.yaml"),
+        ledger=LEDGER,
     output:
         verdicts=f"{RESULTS}/claims.csv",
         evidence=f"{RESULTS}/claims_evidence.csv",
@@ -29,3 +31,32 @@ rule audit_claims:
         code=code_digest("workflow/scripts/audit_claims.py"),
     script:
         "../scripts/audit_claims.py"
+
+
+rule write_report:
+    input:
+        rules.audit_claims.output,
+        rules.tabulate_cost.output,
+        rules.draw_tradeoff.output,
+        rules.draw_gates.output,
+        records=RECORDS,
+        ledger=LEDGER,
+        templates=[
+            workflow.source_path(f"../../finegates/report/templates/page.{suffix}")
+            for suffix in ("html.j2", "css", "js")
+        ],
+    output:
+        f"{RESULTS}/report.html",
+    log:
+        f"{RESULTS}/logs/write_report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/write_report.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_digest("workflow/scripts/write_report.py"),
+    script:
+        "../scripts/write_report.py"

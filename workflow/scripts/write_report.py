@@ -1,0 +1,17 @@
+"""Writes the report of this tier: one self-contained page."""
+
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.claims import Evidence, audit, load_ledger
+    from finegates.files import write_text
+    from finegates.record import read_records
+    from finegates.report import build_report
+
+    folder = Path(job.output[0]).parent
+    results = audit(load_ledger(job.input.ledger), Evidence(folder))
+    page = build_report(folder, read_records(job.input.records), results)
+    write_text(job.output[0], page)
