@@ -15,7 +15,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := workflow,local,onnx,test,lint
+EXTRAS := workflow,local,onnx,test,lint,docs
 # Twice quiet: errors only. An index that lacks a package is no news.
 PIP_OPTIONS := -qq --disable-pip-version-check --no-input
 
@@ -27,7 +27,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce restore test lint format clean update
+.PHONY: help setup reproduce restore test lint docs format clean update
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,13 @@ lint: $(STAMP) ## check style, formatting, types and the workflow
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
+
+# Each module by name: of a package with __all__, pdoc shows what that names and no more.
+DOCUMENTED = $(shell find finegates theory -name '*.py' ! -name '_*' | sed 's/\.py$$//; s,/,.,g' | sort)
+
+docs: $(STAMP) ## write the reference pages of the API to docs/api, from docstrings
+	@rm -rf docs/api
+	@$(BIN)/python -W error::UserWarning -m pdoc --docformat google --output-directory docs/api finegates theory $(DOCUMENTED)
 
 format: $(STAMP) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only --exit-zero .
