@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from finegates.onnx_export import export_onnx as export_onnx
     from finegates.peft_gates import attach_from_peft as attach_from_peft
     from finegates.stock import uniform as uniform
+    from finegates.task_state import load_task as load_task
+    from finegates.task_state import save_task as save_task
     from finegates.train import GateTrainer as GateTrainer
     from finegates.train import GateTrainerMixin as GateTrainerMixin
 
@@ -68,6 +70,8 @@ _HOMES = {
     "summarise_gates": "monitor",
     "GateTrainer": "train",
     "GateTrainerMixin": "train",
+    "load_task": "task_state",
+    "save_task": "task_state",
     "export_onnx": "onnx_export",
     "uniform": "stock",
 }

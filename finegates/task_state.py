@@ -1,0 +1,126 @@
+"""Several tasks on one frozen encoder: what belongs to a task, saved and put in again.
+
+Gates, the biases and low-rank factors trained with them, and the task head are a fraction of a
+model; everything else is the same for all tasks. One encoder in memory can therefore serve many
+tasks, each of them a small file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from finegates.adapters import unwrap
+from finegates.files import whole_file
+from finegates.gates import StochasticGate
+from finegates.layers import gated_layers
+
+FORMAT = "finegates-task-1"
+
+
+class TaskStateError(ValueError):
+    """A file does not hold a task of this model; says which file and why."""
+
+
+def task_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that belong to the task: gates, and whatever else is trained.
+
+    Args:
+        model: gated (:func:`finegates.attach`), with or without low-rank adapters.
+
+    Returns:
+        by name, the parameters themselves, not copies.
+
+    Raises:
+        ValueError: the model has no gates, or all of its weights are trained, so that there is no
+            encoder to share.
+    """
+    inner = unwrap(model)
+    if not gated_layers(inner):
+        raise ValueError("the model has no gates; call finegates.attach first")
+    # Gates that were hardened are not trained any more, but are the task's.
+    gates = {
+        id(parameter)
+        for module in inner.modules()
+        if isinstance(module, StochasticGate)
+        for parameter in module.parameters()
+    }
+    own: dict[str, Tensor] = {
+        name: parameter
+        for name, parameter in inner.named_parameters()
+        if parameter.requires_grad or id(parameter) in gates
+    }
+    if len(own) == len(list(inner.named_parameters())):
+        raise ValueError("every weight of the model is trained: there is no encoder to share")
+    return own
+
+
+def save_task(model: nn.Module, path: str | Path) -> int:
+    """Writes a task's tensors (safetensors), whole or not at all.
+
+    Args:
+        model: as for :func:`task_state`.
+        path: of the file.
+
+    Returns:
+        its size in bytes: what one more task costs to store.
+    """
+    tensors = {name: t.detach().contiguous() for name, t in task_state(model).items()}
+    metadata = {"format": FORMAT, "encoder": _encoder_digest(model)}
+    path = Path(path)
+    with whole_file(path) as aside:
+        save_file(tensors, aside, metadata=metadata)
+    return path.stat().st_size
+
+
+def load_task(model: nn.Module, path: str | Path) -> None:
+    """Puts a task into a model, in place: afterwards it computes what the saved one did.
+
+    Args:
+        model: gated as the saved one was, on the same encoder; whatever task it holds is replaced.
+        path: of :func:`save_task`.
+
+    Raises:
+        TaskStateError: no such file, a damaged one, one of another format or encoder, or tensors of
+            other names or shapes. The model is then as it was.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise TaskStateError(f"{path}: cannot be read as a task ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise TaskStateError(f"{path}: is no task of the format {FORMAT!r}")
+    own = task_state(model)
+    differing = sorted(set(own) ^ set(found)) or [
+        name for name in own if own[name].shape != found[name].shape
+    ]
+    if differing:
+        raise TaskStateError(
+            f"{path}: was saved from a model with other gates, adapters or head; the first "
+            f"difference is {differing[0]!r}"
+        )
+    if metadata.get("encoder") != _encoder_digest(model):
+        raise TaskStateError(f"{path}: was trained on another encoder than this model's")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(found[name])
+
+
+def _encoder_digest(model: nn.Module) -> str:
+    """Digest of all that does not belong to the task."""
+    own = task_state(model)
+    digest = hashlib.sha256()
+    for name, parameter in sorted(unwrap(model).named_parameters()):
+        if name not in own:
+            digest.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())
+            raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""Tasks on one encoder: put in again, each computes what it did when it was saved."""
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+import finegates as fg
+from finegates.task_state import TaskStateError, load_task, save_task, task_state
+from tiny import ARCHITECTURES, LENGTH, VOCABULARY
+
+
+def gated(preset="reference", lora=False, seed=0):
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(ARCHITECTURES["bert"]()).eval()
+    if lora:
+        model = fg.add_lora(model, rank=2, alpha=4)
+    fg.attach(model, fg.GateConfig(preset=preset, target=0.3))
+    return model.eval()
+
+
+def train(model, seed):
+    """Any other values for what belongs to the task."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in task_state(model).values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+
+@torch.no_grad()
+def outputs(model):
+    tokens = torch.arange(2 * LENGTH).view(2, LENGTH) % VOCABULARY
+    return model(input_ids=tokens).logits.clone()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("preset", ["reference", "structured"])
+def test_a_task_put_in_again_gives_its_outputs_bit_for_bit(tmp_path, preset, lora):
+    model = gated(preset, lora)
+    seen, sizes = {}, {}
+    for task in (1, 2):
+        train(model, task)
+        seen[task] = outputs(model)
+        sizes[task] = save_task(model, tmp_path / f"{task}.safetensors")
+    assert not torch.equal(seen[1], seen[2])
+    for task in (1, 2, 1):
+        load_task(model, tmp_path / f"{task}.safetensors")
+        assert torch.equal(outputs(model), seen[task])
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    own = sum(p.numel() * p.element_size() for p in task_state(model).values())
+    assert own < sizes[1] < whole
+
+
+def test_gates_that_were_hardened_belong_to_the_task():
+    model = gated("structured")
+    before = set(task_state(model))
+    for gate in {g for layer in fg.gated_layers(model).values() for _, g in layer.gates()}:
+        for leaf in gate.leaves():
+            leaf.harden(1.0)
+    assert set(task_state(model)) == before
+
+
+def test_a_task_of_another_encoder_is_refused_and_changes_nothing(tmp_path):
+    path = tmp_path / "task.safetensors"
+    save_task(gated(), path)
+    other = gated(seed=1)
+    before = outputs(other)
+    with pytest.raises(TaskStateError, match="another encoder"):
+        load_task(other, path)
+    assert torch.equal(outputs(other), before)
+
+
+def test_a_task_with_other_gates_is_refused(tmp_path):
+    path = tmp_path / "task.safetensors"
+    save_task(gated(lora=True), path)
+    with pytest.raises(TaskStateError, match="other gates, adapters or head"):
+        load_task(gated(), path)
+
+
+def test_files_that_hold_no_task_are_refused(tmp_path):
+    model, path = gated(), tmp_path / "task.safetensors"
+    with pytest.raises(TaskStateError, match="cannot be read"):
+        load_task(model, path)
+    save_task(model, path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(TaskStateError, match="cannot be read"):
+        load_task(model, path)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(TaskStateError, match="is no task"):
+        load_task(model, path)
+
+
+def test_without_gates_or_without_a_frozen_encoder_there_is_no_task():
+    plain = AutoModelForSequenceClassification.from_config(ARCHITECTURES["bert"]())
+    with pytest.raises(ValueError, match="has no gates"):
+        task_state(plain)
+    fg.attach(plain, fg.GateConfig(train_weights=True))
+    with pytest.raises(ValueError, match="no encoder to share"):
+        task_state(plain)
