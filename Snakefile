@@ -36,6 +36,7 @@ wildcard_constraints:
     seed=r"\d+",
 
 
+include: "workflow/rules/resources.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/runs.smk"
 include: "workflow/rules/train.smk"

@@ -318,7 +318,8 @@ class InferenceBenchmark(Section):
 class Tier(Section):
     """A complete configuration; ``methods`` is resolved against the experiment files.
 
-    A tier without benchmarks makes no timing tables.
+    A tier without benchmarks makes no timing tables. ``gpus`` is what a training job asks of a
+    cluster's scheduler.
     """
 
     tier: str
@@ -327,6 +328,7 @@ class Tier(Section):
     seeds: list[int] = Field(min_length=1)
     runs_per_process: Literal["task", "run"]
     threads: int = Field(gt=0)
+    gpus: int = Field(default=0, ge=0)
     model: ModelSource
     data: DataSource
     tasks: list[str] = Field(min_length=1)

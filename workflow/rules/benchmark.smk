@@ -14,7 +14,7 @@ rule time_step:
     # All cores, so that nothing else runs beside the measurement.
     threads: workflow.cores
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=30,
     params:
         settings=TIER.step_benchmark.model_dump() if TIER.step_benchmark else {},
@@ -33,7 +33,7 @@ rule time_inference:
         "../../environment.yml"
     threads: workflow.cores
     resources:
-        mem_mb=6000,
+        mem_mb=memory(6000),
         runtime=60,
     params:
         settings=lambda wildcards: [b.model_dump() for b in TIER.inference_benchmarks],
@@ -53,6 +53,9 @@ rule tabulate_timing:
         f"{RESULTS}/logs/tabulate_timing.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
     params:
         repeats=sorted({shape.repeats for shape in TIER.inference_benchmarks}),
         code=code_digest("workflow/scripts/tabulate_timing.py"),
@@ -74,6 +77,9 @@ rule draw_timing:
         f"{RESULTS}/logs/draw_timing.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
     params:
         code=code_digest("workflow/scripts/draw_timing.py"),
     script:
@@ -104,6 +110,9 @@ rule tabulate_cost:
         f"{RESULTS}/logs/tabulate_cost.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
     params:
         benchmarks=f"{RESULTS}/benchmarks",
         pretraining=f"{RESULTS}/models/pretraining.json",

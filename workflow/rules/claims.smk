@@ -23,7 +23,7 @@ rule audit_claims:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=10,
     params:
         tier=TIER.tier,
@@ -54,7 +54,7 @@ rule write_report:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=10,
     params:
         code=code_digest("workflow/scripts/write_report.py"),

@@ -11,7 +11,7 @@ rule generate_language:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=10,
     params:
         settings=lambda wildcards: TIER.data.model_dump(),
@@ -35,8 +35,9 @@ rule pretrain_encoder:
         "../../environment.yml"
     threads: TIER.model.pretraining.threads if TIER.model.pretraining else 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
+        gpu=TIER.gpus,
     params:
         settings=lambda wildcards: TIER.model.model_dump(),
         code=code_digest("workflow/scripts/pretrain_encoder.py"),
@@ -56,7 +57,7 @@ rule score_bag_of_words:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         settings=lambda wildcards: TIER.data.model_dump(),

@@ -12,6 +12,9 @@ rule publish:
         f"{RESULTS}/logs/publish.log",
     conda:
         "../../environment.yml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
     params:
         code=code_digest("workflow/scripts/publish.py"),
     script:

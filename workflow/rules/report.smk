@@ -26,7 +26,7 @@ rule tabulate_glue:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=10,
     params:
         study=STUDY,
@@ -58,7 +58,7 @@ rule draw_tradeoff:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=10,
     params:
         study=STUDY,
@@ -89,7 +89,7 @@ rule draw_gates:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=1000,
+        mem_mb=memory(1000),
         runtime=10,
     params:
         study=STUDY,

@@ -26,8 +26,9 @@ rule finetune:
         "../../environment.yml"
     threads: TIER.threads
     resources:
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=240,
+        gpu=TIER.gpus,
     params:
         settings=run_settings,
         code=code_digest("workflow/scripts/finetune.py"),

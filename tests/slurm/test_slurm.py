@@ -1,0 +1,106 @@
+"""The workflow on a real Slurm: jobs go through its queue, tables are those of a local run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cluster
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+TIER = {
+    "tier": "tiny",
+    "description": "a tiny tier for tests (synthetic data)",
+    "results": "results",
+    "seeds": [0],
+    "runs_per_process": "task",
+    "threads": 1,
+    "model": {
+        "name": "tiny",
+        "pretraining": {
+            "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 32, "max_length": 64,
+            "documents": 200, "steps": 3, "batch_size": 16, "learning_rate": 1e-3, "threads": 1,
+        },
+    },
+    "data": {"name": "tiny", "generated": {"train_rows": 40, "validation_rows": 32, "seed": 3}},
+    "tasks": ["cola"],
+    "training": {"epochs": 1, "batch_size": 8, "max_length": 64},
+    "methods": {
+        "full": {"experiment": "full"},
+        "reference": {"experiment": "reference", "gates": {"target": 0.4}},
+    },
+}  # fmt: skip
+
+
+def snakemake(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> str:
+    """Runs the workflow on a file system folder and gives what it printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TIER, sort_keys=False))
+    command = [sys.executable, "-m", "snakemake", "all", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--directory", str(folder), *arguments, "--config", f"tier={folder / 'tiny.yaml'}"]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    return printed
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    results = folder / "results"
+    return {
+        str(path.relative_to(results)): path.read_bytes()
+        for part in ("tables", "figures")
+        for path in sorted((results / part).rglob("*.*"))
+    }
+
+
+@pytest.mark.cluster
+def test_the_workflow_runs_through_slurm_and_its_tables_are_the_local_ones(tmp_path):
+    reason = cluster.unavailable()
+    if reason:
+        pytest.skip(reason)
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="extra slurm is not installed")
+    with cluster.running(tmp_path / "cluster") as environment:
+        printed = snakemake(
+            tmp_path / "queued",
+            *("--profile", str(ROOT / "profiles" / "slurm"), "--latency-wait", "10"),
+            *("--cores", "2"),
+            *("--default-resources", "slurm_partition=test", "slurm_account=test"),
+            # Too little for its imports: Slurm kills the first attempt; the next has enough.
+            *("--set-resources", "score_bag_of_words:mem_mb=40 * 30 ** (attempt - 1)"),
+            environment=environment,
+        )
+        queue = subprocess.run(
+            ["squeue", "--states=all", "--noheader", "--format=%T"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+    submitted = len(re.findall(r"submitted with SLURM jobid", printed))
+    assert submitted == len(queue) >= 8
+    assert queue.count("COMPLETED") == len(queue) - 1, "the job that was killed ran once more"
+    assert "score_bag_of_words" in printed
+    snakemake(tmp_path / "local", "--cores", "2")
+    assert tables(tmp_path / "queued") == tables(tmp_path / "local")
+
+
+@pytest.mark.cluster
+def test_a_machine_without_slurm_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(cluster, "PROGRAMS", ("munged", "no-such-program"))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "no-such-program" in str(cluster.unavailable())
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert cluster.unavailable() == "starting Slurm needs root"
