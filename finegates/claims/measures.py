@@ -142,15 +142,18 @@ def time_saved(
     return Measured(values, "% of the time", (INFERENCE,))
 
 
-def theory_check(evidence: Evidence, check: str) -> Measured:
-    """The verdict of a check of the theory: 1 supported, 0.5 partly, 0 contradicted."""
+def theory_claim(evidence: Evidence, claim: str) -> Measured:
+    """The verdicts of the theory's checks that bear on a claim of the paper: 1 supported, 0.5
+    partly, 0 contradicted."""
     table = evidence.table(THEORY)
-    found = table[table["id"] == check]
+    found = table[(table["claim"] == claim) & (table["kind"] == "claim")]
     if found.empty:
-        raise MissingEvidenceError(f"{THEORY} has no check {check!r}")
+        raise MissingEvidenceError(f"{THEORY} has no check of the claim {claim!r}")
     marks = {"supported": 1.0, "partly": 0.5, "contradicted": 0.0}
-    values = {(check, place): marks[name] for place, name in enumerate(found["verdict"])}
-    return Measured(values, "1 holds, 0 does not", (THEORY,))  # type: ignore[arg-type]
+    values: dict[Unit, float] = {
+        (row["id"],): marks[row["verdict"]] for row in found.to_dict("records")
+    }
+    return Measured(values, "of checks hold", (THEORY,))
 
 
 MEASURES: dict[str, Callable[..., Measured]] = {
@@ -164,7 +167,7 @@ MEASURES: dict[str, Callable[..., Measured]] = {
         half_open,
         compaction_difference,
         time_saved,
-        theory_check,
+        theory_claim,
     )
 }
 

@@ -79,10 +79,12 @@ def plant(folder, measure: str, of: dict, values: list[float]) -> Evidence:
                 "ratio_to_dense": [1 - value / 100 for value in values],
             }
         )
-    elif measure == "theory_check":
+    elif measure == "theory_claim":
         names = {1.0: "supported", 0.5: "partly", 0.0: "contradicted"}
         verdicts = [names[min(names, key=lambda mark: abs(mark - v))] for v in values]
-        tables["theory/checks.csv"] = pd.DataFrame({"id": of["check"], "verdict": verdicts})
+        tables["theory/checks.csv"] = pd.DataFrame(
+            {"id": ["a", "b", "c"], "claim": of["claim"], "kind": "claim", "verdict": verdicts}
+        )
     for name, frame in tables.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,9 +128,9 @@ def test_a_measure_finds_what_was_planted(tmp_path, name):
         "removed_share": {"method": "a", "of": "encoder"},
         "trainable_ratio": {"method": "a", "against": "b"},
         "time_saved": {"kept": 0.5, "model": "m"},
-        "theory_check": {"check": "c"},
+        "theory_claim": {"claim": "c"},
     }.get(name, {"method": "a"})
-    values = [1.0, 0.5, 0.0] if name == "theory_check" else [3.0, 5.0, 4.0]
+    values = [1.0, 0.5, 0.0] if name == "theory_claim" else [3.0, 5.0, 4.0]
     measured = MEASURES[name](plant(tmp_path, name, of, values), **of)
     assert list(measured.values.values()) == pytest.approx(values)
     assert measured.files
@@ -178,7 +180,7 @@ def test_results_that_lack_a_case_are_not_judged(tmp_path):
     with pytest.raises(MissingEvidenceError, match="no such case"):
         MEASURES["time_saved"](evidence, kept=0.7)
     with pytest.raises(MissingEvidenceError, match="no theory/checks.csv"):
-        MEASURES["theory_check"](evidence, check="x")
+        MEASURES["theory_claim"](evidence, claim="x")
 
 
 CLAIM = {"id": "c", "statement": "s", "source": "s", "denominator": "d"}
