@@ -1,11 +1,13 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and texts that are read strictly."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -29,3 +31,38 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a text file (UTF-8) whole or not at all, making its folder if needed."""
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """A JSON text as plain values, more strictly than ``json.loads``.
+
+    Raises:
+        ValueError: no JSON; a key that stands twice in an object; NaN or an infinity, which JSON
+            does not have; nested more deeply than can be read.
+    """
+    try:
+        return json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands twice")
+        found[key] = value
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large")
+    return value

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from finegates.config import ConfigError, validated
-from finegates.files import write_text
+from finegates.files import parse_json, write_text
 from finegates.schema import Section
 
 FORMAT_VERSION = 1
@@ -109,7 +109,7 @@ def read_record(path: str | Path) -> Record:
         RecordError: missing, not JSON, of another format version, or not of the schema.
     """
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        raw = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"cannot read record {path}: {error.strerror}") from error
     except ValueError as error:

@@ -17,7 +17,9 @@ from finegates.tasks.glue import TASKS
 class Section(BaseModel):
     """A part of the configuration: no unknown keys, no changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Pretraining(Section):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from finegates.compaction.draft import Draft
+from finegates.files import parse_json, write_text
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,6 @@ class CostModel:
 
     def save(self, path: str | Path) -> None:
         """Writes the numbers as JSON, whole or not at all."""
-        from finegates.files import write_text
-
         write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
@@ -74,7 +73,7 @@ class CostModel:
             ValueError: not such a file; names it.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = parse_json(Path(path).read_text(encoding="utf-8"))
             return cls(**{name: float(value) for name, value in values.items()})
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} holds no cost model: {error}") from error

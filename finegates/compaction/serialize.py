@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from finegates.adapters import Attention, HeadSizes, adapter_for
 from finegates.compaction.layers import CompactLinear
+from finegates.files import parse_json
 from finegates.layers import gated_layers, linear_shape
 
 FORMAT = "finegates-compact"
@@ -194,7 +195,7 @@ def _read_structure(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CompactFormatError(folder, "is not a folder")
     try:
-        structure = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
+        structure = parse_json((folder / STRUCTURE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CompactFormatError(folder, f"{STRUCTURE} is missing") from None
     except ValueError as error:
@@ -407,7 +408,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _is_save(folder: Path) -> bool:
     try:
-        structure = json.loads((folder / STRUCTURE).read_text(encoding="utf-8"))
+        structure = parse_json((folder / STRUCTURE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(structure, dict) and structure.get("format") == FORMAT

@@ -122,7 +122,9 @@ def read_split(folder: str | Path, task: str, split: str, rows: int | None = Non
         raise DataError(f"{path} does not exist; the folder lacks split {split!r} of task {task!r}")
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        table.validate(full=True)  # texts are UTF-8, offsets lie within their buffers
+        _ = table.column_names  # names are text
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     return checked(table, task, str(path)).slice(0, rows)
 

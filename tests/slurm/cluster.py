@@ -48,7 +48,7 @@ MinJobAge=86400
 ReturnToService=2
 MpiDefault=none
 NodeName=localhost CPUs={cpus} RealMemory={memory} State=UNKNOWN
-PartitionName=test Nodes=localhost Default=YES MaxTime=60 State=UP
+PartitionName=test Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 """
 
 

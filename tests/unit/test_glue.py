@@ -136,3 +136,15 @@ def test_official_sizes_and_label_sets():
     assert {name: task.num_labels for name, task in TASKS.items()} == {
         "cola": 2, "sst2": 2, "mrpc": 2, "stsb": 1, "qqp": 2, "mnli": 3, "qnli": 2, "rte": 2,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [b"sentence", b"a text"])
+def test_names_and_texts_that_are_no_utf8_are_refused(tmp_path, text):
+    path = split_path(tmp_path, "cola", "train")
+    path.parent.mkdir(parents=True)
+    table = pa.table({"sentence": ["a text"], "label": [1]})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    spoilt = text[:1] + b"\x81" + text[2:]
+    path.write_bytes(path.read_bytes().replace(text, spoilt))
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read_split(tmp_path, "cola", "train")
