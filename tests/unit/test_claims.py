@@ -1,8 +1,9 @@
 """Verdicts follow from evidence: planted on either side of every bound, it turns them."""
 
+import json
+
 import pandas as pd
 import pytest
-import yaml
 
 from finegates.claims import (
     Evidence,
@@ -203,6 +204,6 @@ TEST = {"label": "l", "measure": "half_open", "of": {"method": "a"}, "at_most": 
 )
 def test_a_ledger_that_cannot_be_judged_is_refused(tmp_path, claims, message):
     path = tmp_path / "claims.yaml"
-    path.write_text(yaml.safe_dump({"claims": claims}))
+    path.write_text(json.dumps({"claims": claims}))  # JSON is YAML
     with pytest.raises(ConfigError, match=message):
         load_ledger(path)
