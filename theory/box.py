@@ -1,0 +1,109 @@
+"""Gates in [0, 1]: clipping makes plateaus, and the box-constrained problem is what to state instead.
+
+Through clip(μ, 0, 1) the pathwise gradient of a gate outside (0, 1) is zero whatever the loss says:
+on the open set where all gates are outside, ∇ = 0 and L > L*. The same problem over ω in the box
+satisfies a *proximal* PL inequality (Karimi, Nutini and Schmidt 2016)
+
+    ½ D(ω) ≥ μ (L(ω) − L*),   D(ω) = −2Λ min over y in the box of ⟨∇L, y − ω⟩ + Λ/2 ‖y − ω‖²,
+
+with Λ = λ_max(H), under which projected gradient descent converges at the rate 1 − μ/Λ.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb
+
+import numpy as np
+from scipy.optimize import lsq_linear
+
+from theory.problems import Array, Problem
+from theory.quadratic import Quadratic, rank_tolerance
+
+MOST_SUBSETS = 20_000
+"""Bases that :func:`box_constant` enumerates at most."""
+
+
+def clip(centres: Array) -> Array:
+    """Entries brought into [0, 1]."""
+    return np.clip(centres, 0.0, 1.0)
+
+
+def pathwise_gradient(quadratic: Quadratic, centres: Array) -> Array:
+    """What back-propagation through ω = clip(μ) gives: ∇q(ω) where 0 < μ < 1, else 0."""
+    inside = (centres > 0) & (centres < 1)
+    return np.where(inside, quadratic.gradient(clip(centres)), 0.0)
+
+
+def box_minimiser(problem: Problem) -> Array:
+    """Column gates of least loss in [0, 1]^d, row gates at 1, by ``scipy.optimize.lsq_linear``."""
+    # (sample, row) by column: X_ij W_aj.
+    design = (problem.inputs[:, None, :] * problem.weight[None]).reshape(-1, problem.cols)
+    found = lsq_linear(
+        design, problem.targets.reshape(-1), bounds=(0.0, 1.0), method="bvls", tol=1e-14
+    )
+    return clip(found.x)
+
+
+def prox_decrease(quadratic: Quadratic, gates: Array) -> float:
+    """½ D(ω) with Λ = λ_max(H): the model's decrease over the box, times Λ."""
+    smoothness = quadratic.smoothness
+    gradient = quadratic.gradient(gates)
+    step = clip(gates - gradient / smoothness) - gates
+    return float(-smoothness * (gradient @ step + smoothness / 2 * step @ step))
+
+
+def box_constant(quadratic: Quadratic) -> float:
+    """The largest constant that this argument gives for proximal PL on the box:
+
+        μ = min over K with rank H_KK = |K| = rank H of λ_min(H_KK).
+
+    For H ≻ 0 that is λ_min(H), by strong convexity. For H = AᵀA of rank ρ < d: let x be in the box
+    and p its projection on the minimisers {x in the box: Ax = z}. Then v = x − p = Aᵀλ + ν with
+    ν supported on bounds that are active at p, and vᵀν ≤ 0 as x is in the box. By Carathéodory the
+    columns of A outside ν's support J may be taken to have rank ρ. So ‖v‖² ≤ ⟨Av, λ⟩, and on the
+    columns outside J, ‖λ‖ ≤ ‖v‖/σ_ρ(A outside J): ‖Av‖ ≥ σ_ρ ‖v‖, a Hoffman bound. It goes into
+    L* ≥ L(x) + ⟨∇L, p − x⟩ + ½‖A(p − x)‖² in place of strong convexity. Fewer columns, smaller σ_ρ,
+    so the minimum is over bases K.
+
+    Raises:
+        ValueError: more than ``MOST_SUBSETS`` bases.
+    """
+    hessian = quadratic.hessian
+    size = len(hessian)
+    values, _ = quadratic.spectrum()
+    rank = int(np.sum(values > 0))
+    if rank == 0:
+        return float("inf")
+    if comb(size, rank) > MOST_SUBSETS:
+        raise ValueError(
+            f"{comb(size, rank)} bases of {rank} among {size} gates are too many to enumerate; "
+            "take a smaller problem"
+        )
+    floor = rank_tolerance(size, quadratic.roundings) * values[-1]
+    smallest = [
+        float(np.linalg.eigvalsh(hessian[np.ix_(chosen, chosen)])[0])
+        for chosen in map(list, combinations(range(size), rank))
+    ]
+    return min(value for value in smallest if value > floor)
+
+
+def descend_in_box(quadratic: Quadratic, start: Array, optimum: float, steps: int) -> Array:
+    """Gaps q(ω_k) − ``optimum``, k = 0..steps, of projected gradient descent with step 1/λ_max."""
+    step = 1.0 / quadratic.smoothness
+    gates = clip(start)
+    gaps = np.empty(steps + 1)
+    for k in range(steps + 1):
+        gaps[k] = quadratic.value(gates) - optimum
+        gates = clip(gates - step * quadratic.gradient(gates))
+    return gaps
+
+
+def two_columns(ratio: float) -> Quadratic:
+    """½(ω₁ + a ω₂)², a = ``ratio``: a singular problem on which the box costs conditioning.
+
+    Unconstrained its PL constant is 1 + a². In the box the point (0, 1) can only move along ω₂: its
+    proximal PL ratio is a², which is :func:`box_constant` exactly.
+    """
+    direction = np.array([1.0, ratio])
+    return Quadratic(np.outer(direction, direction), np.zeros(2), 0.0, 1)

@@ -1,0 +1,274 @@
+"""Item 3: row and column gates together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from scipy.integrate import solve_ivp
+
+from theory.bilinear import (
+    LocalRegion,
+    fit_gates,
+    joint_gradient,
+    joint_hessian,
+    joint_loss,
+    local_region,
+    pl_ratio,
+    saddle_coupling,
+    smallest_ratio,
+    split,
+    weight_components,
+)
+from theory.checks.settings import ROUNDING, Settings
+from theory.evidence import Case, Check
+from theory.lora import count_zeros, lora_gradient, lora_loss, lora_minimiser, update_moment
+from theory.problems import Array, Problem, draw_problem
+
+DEVIATION = 0.03
+"""How far the teacher's gates are from 1 where W is nearly right already."""
+
+
+def nearly_right(settings: Settings, index: int) -> tuple[Problem, Array]:
+    """A problem whose best gates are near 1, and that minimiser, on its orbit nearest to 1."""
+    drawn = draw_problem("well-conditioned", index, settings.seed)
+    random = settings.random("nearly right", index)
+    rows = 1 + DEVIATION * random.standard_normal(drawn.rows)
+    cols = 1 + DEVIATION * random.standard_normal(drawn.cols)
+    noise = 0.01 * random.standard_normal(drawn.targets.shape)
+    targets = drawn.inputs @ (rows[:, None] * drawn.weight * cols).T + noise
+    problem = replace(drawn, targets=targets, name=f"nearly right {index}")
+    r, c = split(problem, fit_gates(problem))
+    scales = np.linspace(0.9, 1.1, 2001)
+    distances = [np.sum((t * r - 1) ** 2) + np.sum((c / t - 1) ** 2) for t in scales]
+    t = scales[int(np.argmin(distances))]
+    return problem, np.concatenate([t * r, c / t])
+
+
+def check_saddle(settings: Settings) -> Check:
+    """At (0, 0): ∇L = 0 and ∇²L = [[0, −S], [−Sᵀ, 0]], S = (YᵀX/n) ∘ W; its least eigenvalue is
+    −σ₁(S), along (u₁, v₁)/√2.
+
+    L(r, c) = ‖Y‖²/2n − rᵀSc + ½‖B(r, c)‖². Strict iff S ≠ 0. If S = 0 the remaining terms are
+    non-negative and (0, 0) is a global minimiser, so it never is a bad local minimum. Measured:
+    the curvature of L along that direction by a central difference, exact for this quartic up to
+    ε²‖B(u₁, v₁)‖²/4.
+    """
+    cases = []
+    for problem in settings.drawn():
+        coupling = saddle_coupling(problem)
+        left, singular, right = np.linalg.svd(coupling)
+        direction = np.concatenate([left[:, 0], right[0]]) / np.sqrt(2)
+        zero = np.zeros(len(direction))
+        flat = float(np.linalg.norm(joint_gradient(problem, zero)))
+        cases.append(Case(f"{problem.name}, gradient", "at most", 1e-12, flat))
+        least = float(np.linalg.eigvalsh(joint_hessian(problem, zero))[0])
+        cases.append(Case(f"{problem.name}, Hessian", "equal", singular[0], -least, ROUNDING))
+        step = 1e-3
+        bend = joint_loss(problem, step * direction) - joint_loss(problem, zero)
+        cases.append(
+            Case(
+                f"{problem.name}, loss along it", "equal", singular[0], -2 * bend / step**2, 1e-4
+            )
+        )
+    return Check(
+        "joint-saddle",
+        3,
+        "law",
+        "(0, 0) is critical with least curvature −σ₁((YᵀX/n) ∘ W): a strict saddle, unless that "
+        "matrix is zero, when it is a global minimiser",
+        "none",
+        tuple(cases),
+        claim="bilinear",
+    )
+
+
+def check_path(settings: Settings) -> Check:
+    """‖∇L‖²/2(L − L*) = ε²σ₁²/2(L(0) − L*) (1 + O(ε²)) on the path θ = ε(u₁, v₁)/√2 → (0, 0).
+
+    There ∇L = −εσ₁(v-u swapped) + O(ε³) while L − L* tends to L(0) − L* > 0. So no global PL
+    constant, for any S ≠ 0, L(0) > L*. The same for LoRA with S replaced by C, see item 7.
+    """
+    cases, rows = [], []
+    for problem in settings.drawn():
+        left, singular, right = np.linalg.svd(saddle_coupling(problem))
+        direction = np.concatenate([left[:, 0], right[0]]) / np.sqrt(2)
+        low = joint_loss(problem, fit_gates(problem))
+        height = problem.null_loss - low
+        for size in (1e-2, 1e-3):
+            point = size * direction
+            ratio = pl_ratio(joint_gradient(problem, point), joint_loss(problem, point) - low)
+            predicted = float(size**2 * singular[0] ** 2 / (2 * height))
+            cases.append(Case(f"{problem.name}, ε = {size}", "equal", predicted, ratio, 0.02))
+    problem = draw_problem("well-conditioned", 0, settings.seed)
+    left, singular, right = np.linalg.svd(saddle_coupling(problem))
+    b_left, b_singular, b_right = np.linalg.svd(update_moment(problem))
+    low = joint_loss(problem, fit_gates(problem))
+    _, _, lora_low = lora_minimiser(problem, 1)
+    for size in np.geomspace(1e-3, 2.0, 40):
+        point = size * np.concatenate([left[:, 0], right[0]]) / np.sqrt(2)
+        b, a = size * b_left[:, :1] / np.sqrt(2), size * b_right[:1] / np.sqrt(2)
+        slopes = np.concatenate([part.ravel() for part in lora_gradient(problem, b, a)])
+        for method, ratio in (
+            (
+                "rows + columns",
+                pl_ratio(joint_gradient(problem, point), joint_loss(problem, point) - low),
+            ),
+            ("LoRA 1", pl_ratio(slopes, lora_loss(problem, b, a) - lora_low)),
+        ):
+            rows.append({"method": method, "distance": size, "ratio": ratio})
+    return Check(
+        "joint-path",
+        3,
+        "law",
+        "along ε(u₁, v₁)/√2 into the saddle the PL ratio is ε²σ₁²/2(L(0) − L*): it tends to 0, no "
+        "global PL constant exists",
+        "(YᵀX/n) ∘ W ≠ 0",
+        tuple(cases),
+        claim="pl",
+        frames={"saddle_path": pd.DataFrame(rows)},
+    )
+
+
+def check_symmetry(settings: Settings) -> Check:
+    """L(tr, c/t) = L(r, c), hence ⟨r, ∇_r L⟩ = ⟨c, ∇_c L⟩ and ‖r‖² − ‖c‖² is conserved by
+    gradient flow (differentiate in t at 1; d/dt of the difference is −2 times that of the sides).
+
+    Each connected component of the bipartite graph of W's non-zero entries has a symmetry of its
+    own, and at a minimiser each makes one zero eigenvalue (along (r, −c) of the component).
+    Measured: zero eigenvalues at a minimiser; drift along the integrated flow relative to the
+    distance that the gates moved.
+    """
+    cases = []
+    for problem in settings.drawn("well-conditioned", "ill-conditioned"):
+        minimiser = fit_gates(problem)
+        zeros = _zeros(problem, minimiser)
+        parts = weight_components(problem.weight)
+        cases.append(Case(f"{problem.name}, zeros", "equal", parts, zeros))
+    for index in range(settings.problems):
+        drawn = draw_problem("well-conditioned", index, settings.seed)
+        weight = drawn.weight.copy()
+        weight[:4, 5:], weight[4:, :5] = 0.0, 0.0  # falls apart into two blocks
+        targets = drawn.inputs @ (0.7 * weight).T
+        problem = replace(drawn, weight=weight, targets=targets, name=f"two blocks {index}")
+        zeros = _zeros(problem, fit_gates(problem))
+        cases.append(Case(f"{problem.name}, zeros", "equal", weight_components(weight), zeros))
+    for problem in settings.drawn("well-conditioned")[:3]:
+        start = np.ones(problem.rows + problem.cols)
+        start[: problem.rows] *= 1.5
+
+        def flow(_: float, gates: Array, problem: Problem = problem) -> Array:
+            return -joint_gradient(problem, gates)
+
+        # The flow's own tolerance is what drift there is: 10^-9 of gates of size 1, few times.
+        end = solve_ivp(flow, (0, 20), start, rtol=1e-10, atol=1e-12).y[:, -1]
+        before, after = (
+            float(np.sum(split(problem, gates)[0] ** 2) - np.sum(split(problem, gates)[1] ** 2))
+            for gates in (start, end)
+        )
+        cases.append(Case(f"{problem.name}, conserved", "equal", abs(before), abs(after), 1e-6))
+    return Check(
+        "joint-symmetry",
+        3,
+        "law",
+        "‖r‖² − ‖c‖² is conserved by gradient flow, and a minimiser has one zero Hessian eigenvalue "
+        "for each connected component of W's non-zero pattern",
+        "X of full rank, no zero gates at the minimiser",
+        tuple(cases),
+        claim="bilinear",
+    )
+
+
+def _zeros(problem: Problem, minimiser: Array) -> int:
+    slope = float(np.linalg.norm(joint_gradient(problem, minimiser)))
+    # The orbit's tangent (r, −c) has the norm of θ; a block's share of it is at least a tenth here.
+    slack = 10 * slope / float(np.linalg.norm(minimiser))
+    return count_zeros(joint_hessian(problem, minimiser), problem.samples * problem.rows, slack)
+
+
+def check_local(settings: Settings) -> Check:
+    """‖∇L‖² ≥ 2μ(ρ)(L − L*) on B(θ*, ρ), hence on B(1, ρ − ‖θ* − 1‖), with the certified
+    μ(ρ) = (λ − 3σβρ' − 1.5β²ρ'²)/τ² of :class:`theory.bilinear.LocalRegion`.
+
+    Strong convexity on the slice orthogonal to the orbit, carried along the orbit. Measured: the
+    smallest ratio that random search finds on the ball around 1.
+    """
+    cases, rows = [], []
+    for index in range(settings.problems):
+        problem, minimiser = nearly_right(settings, index)
+        region = local_region(problem, minimiser)
+        offset = float(np.linalg.norm(minimiser - 1))
+        low = joint_loss(problem, minimiser)
+        radius = region.radius()
+        random = settings.random("local", index)
+        ones = np.ones(len(minimiser))
+        for share in (0.3, 0.6, 0.9):
+            certified = region.constant(share * radius)
+            around = share * radius - offset
+            centre, reach = (ones, around) if around > 0 else (minimiser, share * radius)
+            found = smallest_ratio(problem, centre, low, reach, random, 24)
+            cases.append(
+                Case(f"{problem.name}, {share:.0%} of the radius", "at least", certified, found)
+            )
+        if index == 0:
+            rows = _region_rows(problem, region, offset, low, random)
+    return Check(
+        "joint-local",
+        3,
+        "law",
+        "on a ball around the minimiser that contains ω = 1 a local PL constant holds, certified",
+        f"best gates within some {DEVIATION:.0%} of 1, W connected, G regular",
+        tuple(cases),
+        claim="pl",
+        frames={"local_region": pd.DataFrame(rows)},
+    )
+
+
+def _region_rows(
+    problem: Problem, region: LocalRegion, offset: float, low: float, random: np.random.Generator
+) -> list[dict[str, object]]:
+    """Smallest ratio against the radius of the ball around ω = 1, certified and measured."""
+    ones = np.ones(len(region.centre))
+    saddle = float(np.sqrt(len(ones)))
+    rows: list[dict[str, object]] = []
+    certified_radius = max(region.radius() - offset, 1e-6)
+    for radius in np.geomspace(certified_radius / 30, 1.1 * saddle, 24):
+        found = smallest_ratio(problem, ones, low, float(radius), random, 32)
+        if radius > saddle:
+            found = 0.0  # the ball holds the saddle (0, 0)
+        rows.append(
+            {
+                "radius": float(radius),
+                "certified": region.constant(float(radius) + offset),
+                "measured": found,
+                "certified_radius": certified_radius,
+                "saddle_distance": saddle,
+                "offset": offset,
+            }
+        )
+    return rows
+
+
+def check_region_size(settings: Settings) -> Check:
+    """radius of the certified ball around ω = 1 against √(m + d), the distance to the saddle.
+
+    No ball around 1 of radius √(m + d) or more can be PL: it holds (0, 0). The certified radius is
+    far smaller: it pays with 3σβρ for every eigenvector at once.
+    """
+    cases = []
+    for index in range(settings.problems):
+        problem, minimiser = nearly_right(settings, index)
+        radius = local_region(problem, minimiser).radius() - float(np.linalg.norm(minimiser - 1))
+        limit = float(np.sqrt(problem.rows + problem.cols))
+        cases.append(Case(f"{problem.name}", "at most", limit, radius))
+    return Check(
+        "joint-region",
+        3,
+        "law",
+        "the ball around ω = 1 with a certified PL constant ends before the saddle at distance "
+        "√(m + d) (negative where the certificate does not reach ω = 1)",
+        "as joint-local",
+        tuple(cases),
+        claim="pl",
+    )

@@ -1,0 +1,297 @@
+"""Item 5: the Gaussian relaxation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.integrate import quad
+from scipy.optimize import minimize
+
+from finegates.gates import StochasticGate
+from finegates.presets import GatePreset
+from theory.box import box_minimiser
+from theory.checks.settings import Settings
+from theory.evidence import Case, Check
+from theory.intervals import interval
+from theory.problems import Array
+from theory.quadratic import column_quadratic
+from theory.relaxation import (
+    PEAK,
+    Relaxed,
+    density,
+    mean_clip,
+    mean_clip_curvature,
+    mean_clip_slope,
+    square_clip,
+    square_clip_slope,
+)
+from theory.stochastic import fitted_slopes
+
+SIGMAS = (0.05, 0.1, 0.3, 1.0)
+CENTRES = (-0.4, 0.0, 0.3, 0.9, 1.5)
+LIPSCHITZ_SIGMAS = np.geomspace(0.003, 1.0, 16)
+
+
+def by_quadrature(power: int, centre: float, sigma: float) -> float:
+    """E clip(μ + σZ, 0, 1)^power by ``scipy.integrate.quad`` on the three pieces."""
+
+    def integrand(x: float) -> float:
+        return x**power * float(density(np.array((x - centre) / sigma))) / sigma
+
+    middle, _ = quad(integrand, 0.0, 1.0, epsabs=1e-14, epsrel=1e-13, limit=400)
+    tail, _ = quad(
+        lambda x: float(density(np.array(x))), (1 - centre) / sigma, np.inf, epsabs=1e-15
+    )
+    return float(middle + tail)
+
+
+def noisy_gate(size: int, sigma: float, *, seed: int) -> StochasticGate:
+    """A library gate whose centre is its latent, float64."""
+    preset = GatePreset("theory", False, 0.0, sigma, sigma, 1.0, 0.0, "target", False)
+    torch.manual_seed(seed)
+    return StochasticGate(size, preset).double()
+
+
+def check_moments(settings: Settings) -> Check:
+    """E clip(μ + σZ) = μP + σ(φ(α) − φ(β)) + 1 − Φ(β) and E clip² as in ``theory.relaxation``.
+
+    Split the integral at 0 and 1; E[Z; α < Z < β] = φ(α) − φ(β), E[Z²; ·] = P + αφ(α) − βφ(β).
+    Slopes m' = P and q' = 2E[ω; not clipped]. Against quadrature, and slopes against the quadrature
+    of the difference quotient's limit, P itself.
+    """
+    cases = []
+    for sigma in SIGMAS:
+        for centre in CENTRES:
+            where, point = f"μ = {centre}, σ = {sigma}", np.array(centre)
+            for power, closed in ((1, mean_clip), (2, square_clip)):
+                value = by_quadrature(power, centre, sigma)
+                if value > 1e-12:
+                    found = float(closed(point, sigma))
+                    cases.append(Case(f"{where}, power {power}", "equal", value, found, 1e-9))
+            width = 1e-5 * sigma
+            for closed, slope in ((mean_clip, mean_clip_slope), (square_clip, square_clip_slope)):
+                rise = float(closed(point + width, sigma) - closed(point - width, sigma))
+                if rise > 1e-9:
+                    # Central differences: error width²/6 · third derivative + eps/width.
+                    cases.append(
+                        Case(
+                            f"{where}, slope of {closed.__name__}",
+                            "equal",
+                            rise / (2 * width),
+                            float(slope(point, sigma)),
+                            1e-4,
+                        )
+                    )
+    return Check(
+        "relaxation-moments",
+        5,
+        "law",
+        "E clip(μ + σZ, 0, 1), E clip² and their slopes have the closed forms of "
+        "theory.relaxation (against quadrature)",
+        "σ > 0",
+        tuple(cases),
+    )
+
+
+def check_monte_carlo(settings: Settings) -> Check:
+    """The mean of ``StochasticGate.sample()`` and of its square, against the closed forms.
+
+    Tolerance: five standard errors, so that one false alarm among the cases is rarer than 10^-4.
+    """
+    cases = []
+    for sigma in SIGMAS:
+        for centre in (0.0, 0.3, 0.9):
+            seed = int(settings.random("moments", sigma, centre).integers(2**31))
+            gate = noisy_gate(settings.samples, sigma, seed=seed)
+            gate.latent.data.fill_(centre)
+            sample = gate.sample().detach().numpy()
+            for power, closed in ((1, mean_clip), (2, square_clip)):
+                predicted = float(closed(np.array(centre), sigma))
+                error = float(np.std(sample**power) / np.sqrt(len(sample)))
+                cases.append(
+                    Case(
+                        f"μ = {centre}, σ = {sigma}, power {power}",
+                        "equal",
+                        predicted,
+                        float(np.mean(sample**power)),
+                        5 * error / predicted,
+                    )
+                )
+    return Check(
+        "relaxation-modules",
+        5,
+        "law",
+        "samples of the library's gates have these means (Monte Carlo, five standard errors)",
+        "fresh Gaussian noise",
+        tuple(cases),
+    )
+
+
+def measured_lipschitz(relaxed: Relaxed, random: np.random.Generator, starts: int) -> float:
+    """The largest ‖∇²F‖ found: the predicted worst corner, and random points pushed to edges."""
+    size, sigma = len(relaxed.quadratic.linear), relaxed.sigma
+    corner = relaxed.steepest_corner()
+    points = [corner]
+    j = int(np.argmin(np.abs(corner * (corner - 1))))
+    for shift in np.linspace(-2, 2, 9) * sigma:
+        moved = corner.copy()
+        moved[j] += shift
+        points.append(moved)
+    points += [*random.uniform(-0.2, 1.2, (starts, size))]
+    edges = (random.uniform(size=(starts, size)) > 0.5).astype(np.float64)
+    points += [*(edges + 0.5 * sigma * random.standard_normal((starts, size)))]
+    return max(float(np.abs(np.linalg.eigvalsh(relaxed.hessian(p))).max()) for p in points)
+
+
+def check_lipschitz(settings: Settings) -> Check:
+    """sup ‖∇²F‖ ≤ ‖off-diagonal H‖ + max_j [H_jj max(1, κ) + β_j κ], κ = φ(0)/σ.
+
+    F_jk = H_jk m'_j m'_k with 0 ≤ m' ≤ 1; |m''| ≤ κ and ½|q''| ≤ max(P, φ(β)/σ).
+    So v1's claim holds: the relaxed objective has a Lipschitz gradient for every σ > 0.
+    """
+    cases, rows = [], []
+    for problem in settings.drawn("well-conditioned", "ill-conditioned", "rank-deficient"):
+        for sigma in LIPSCHITZ_SIGMAS:
+            relaxed = Relaxed(column_quadratic(problem), float(sigma))
+            random = settings.random("lipschitz", problem.name)
+            found = measured_lipschitz(relaxed, random, 12)
+            bound = relaxed.lipschitz_bound()
+            cases.append(Case(f"{problem.name}, σ = {sigma:.3g}", "at most", bound, found))
+            rows.append(
+                {
+                    "problem": problem.name,
+                    "sigma": float(sigma),
+                    "measured": found,
+                    "bound": bound,
+                    "limit": relaxed.lipschitz_growth() / float(sigma),
+                    "hard": column_quadratic(problem).smoothness,
+                }
+            )
+    return Check(
+        "relaxation-lipschitz",
+        5,
+        "law",
+        "the relaxed objective has a Lipschitz gradient, with constant at most ‖off H‖ + "
+        "max_j [H_jj max(1, κ) + β_j κ], κ = 1/(σ√2π)",
+        "column gates, σ > 0",
+        tuple(cases),
+        claim="convergence",
+        frames={"lipschitz": pd.DataFrame(rows)},
+    )
+
+
+def check_growth(settings: Settings) -> Check:
+    """lim σ Λ(σ) = max over the box and j of |∂_j L| / √(2π), as σ → 0.
+
+    :meth:`theory.relaxation.Relaxed.lipschitz_growth` holds the proof. So the growth is exactly
+    C/σ, unless the loss is stationary on the whole box. Measured at σ = 10^-5 (where the constant
+    term is below 10^-3 of the growing one), and as the slope of log Λ against log σ below 0.02,
+    with its interval over problems.
+    """
+    cases = []
+    slopes = []
+    small = np.geomspace(1e-4, 1e-3, 4)
+    for problem in settings.drawn("well-conditioned", "ill-conditioned", "rank-deficient"):
+        quadratic = column_quadratic(problem)
+        relaxed = Relaxed(quadratic, 1e-5)
+        random = settings.random("growth", problem.name)
+        found = 1e-5 * measured_lipschitz(relaxed, random, 4)
+        cases.append(Case(problem.name, "equal", relaxed.lipschitz_growth(), found, 1e-2))
+        values = [measured_lipschitz(Relaxed(quadratic, float(s)), random, 4) for s in small]
+        slopes.append(float(fitted_slopes(small, np.array(values))))
+    low, high = interval(np.array(slopes), "growth") if len(slopes) > 1 else (slopes[0],) * 2
+    middle = float(np.median(slopes))
+    cases.append(
+        Case("slope of log Λ in log σ", "equal", 1.0, -middle, max(0.03, high - low))
+    )
+    return Check(
+        "relaxation-growth",
+        5,
+        "law",
+        "as σ → 0 its Lipschitz constant grows as C/σ with C = max |∂_jL| over the box / √2π",
+        "column gates; the gradient is not zero on the whole box",
+        tuple(cases),
+        claim="convergence",
+    )
+
+
+def relaxed_minimum(relaxed: Relaxed, start: Array) -> tuple[Array, float]:
+    """A minimiser of F by L-BFGS from the hard optimum, and F there. Where a gate should be closed
+    or open exactly F has none: it falls towards μ = ∓∞, so centres stop at ±6σ beyond the box."""
+    wide = 6 * relaxed.sigma
+    # A gate that sits on a bound starts beyond it: at the bound the noise costs most.
+    centres = np.where(start <= 1e-9, -wide / 2, np.where(start >= 1 - 1e-9, 1 + wide / 2, start))
+    found = minimize(
+        relaxed.value,
+        centres,
+        jac=relaxed.gradient,
+        method="L-BFGS-B",
+        bounds=[(-wide, 1 + wide)] * len(start),
+        options={"ftol": 1e-15, "gtol": 1e-12, "maxiter": 2000},
+    )
+    return np.asarray(found.x, dtype=np.float64), float(found.fun)
+
+
+def check_bias(settings: Settings) -> Check:
+    """0 ≤ min F − L*_box ≤ ½σ² Σ_{j inside} H_jj + small, and that is the limit ratio as σ → 0.
+
+    E L(clip) is an average of values of L over the box, hence ≥ L*_box. Above: centres at ω* for
+    gates inside (variance σ², mean exact but for the tails), far beyond the bound for the others
+    (no variance). Measured: (F* − L*)/σ² against ½ Σ_{inside} H_jj, at a σ for which inside gates
+    are at least 5σ from the bounds.
+    """
+    cases, rows = [], []
+    for problem in settings.drawn("well-conditioned", "ill-conditioned"):
+        quadratic = column_quadratic(problem)
+        best = box_minimiser(problem)
+        low = quadratic.value(best)
+        inside = (best > 1e-9) & (best < 1 - 1e-9)
+        margin = np.where(inside, np.minimum(best, 1 - best), np.inf).min()
+        if not inside.any():
+            continue
+        sigma = float(min(0.02, margin / 5))
+        _, found = relaxed_minimum(Relaxed(quadratic, sigma), best)
+        predicted = sigma**2 * float(np.diag(quadratic.hessian)[inside].sum()) / 2
+        cases.append(Case(problem.name, "equal", predicted, found - low, 0.05))
+        for wide in np.geomspace(0.01, 1.0, 9):
+            centres, relaxed_low = relaxed_minimum(Relaxed(quadratic, float(wide)), best)
+            rows.append(
+                {
+                    "problem": problem.name,
+                    "sigma": float(wide),
+                    "relaxed": (relaxed_low - low) / quadratic.constant,
+                    "evaluated": max(quadratic.value(np.clip(centres, 0, 1)) - low, 0.0)
+                    / quadratic.constant,
+                    "predicted": wide**2
+                    * float(np.diag(quadratic.hessian)[inside].sum())
+                    / (2 * quadratic.constant),
+                }
+            )
+    return Check(
+        "relaxation-bias",
+        5,
+        "law",
+        "the relaxed optimum lies above the hard one by ½σ² Σ H_jj over the gates inside (0, 1), as "
+        "σ → 0",
+        "column gates; gates inside are 5σ from the bounds",
+        tuple(cases),
+        frames={"bias": pd.DataFrame(rows)},
+    )
+
+
+def check_curvature_peak(settings: Settings) -> Check:
+    """sup_μ |m''(μ)| = (φ(0) − φ(1/σ))/σ for small σ: m'' is a difference of two Gaussian bumps."""
+    cases = []
+    for sigma in (0.02, 0.05, 0.1, 0.2):
+        grid = np.linspace(-1, 2, 60_001)
+        found = float(np.abs(mean_clip_curvature(grid, sigma)).max())
+        cases.append(Case(f"σ = {sigma}", "equal", PEAK / sigma, found, 1e-4))
+    return Check(
+        "relaxation-curvature",
+        5,
+        "law",
+        "the second derivative of E clip(μ + σZ) peaks at 1/(σ√2π), at the bounds",
+        "σ ≤ 0.2, where the two bounds do not interact",
+        tuple(cases),
+    )

@@ -1,0 +1,300 @@
+"""Gates and low-rank adapters on the same problems, many at a time: conditioning, speed, reach.
+
+A method is one of ``columns``, ``rows + columns`` and ``LoRA r``. Every array has the problems of a
+family as its leading dimension. Descent is steepest descent: the step is the best of a grid of
+powers of √2, so that no method has a step size to tune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finegates.seeds import derive_seed
+from theory.bilinear import fit_gates, joint_loss
+from theory.lora import lora_minimiser, lora_start
+from theory.problems import Array, Problem
+from theory.quadratic import column_quadratic, rank_tolerance
+
+RANKS = (1, 4, 8)
+METHODS = ("columns", "rows + columns", *(f"LoRA {rank}" for rank in RANKS))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Problems of equal shapes.
+
+    Attributes:
+        second: G, shape (p, d, d).
+        cross: C = YᵀX/n, shape (p, m, d).
+        weight: W, shape (p, m, d).
+        null: ‖Y‖²/2n, shape (p,).
+        terms: products in an entry of a Gram matrix, for the rank tolerance.
+    """
+
+    second: Array
+    cross: Array
+    weight: Array
+    null: Array
+    terms: int
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> Batch:
+        """Stacks problems."""
+        return cls(
+            np.stack([p.second_moment for p in problems]),
+            np.stack([p.cross_moment for p in problems]),
+            np.stack([p.weight for p in problems]),
+            np.array([p.null_loss for p in problems]),
+            problems[0].samples * problems[0].rows,
+        )
+
+    def take(self, chosen: Array) -> Batch:
+        """Some of the problems."""
+        return Batch(
+            self.second[chosen],
+            self.cross[chosen],
+            self.weight[chosen],
+            self.null[chosen],
+            self.terms,
+        )
+
+
+Point = tuple[Array, Array]
+"""The two factors of a model: (r, c) of shapes (p, m), (p, d), or (B, A)."""
+
+
+def is_lora(method: str) -> bool:
+    """Whether a method is a low-rank adapter."""
+    return method.startswith("LoRA")
+
+
+def rank_of(method: str) -> int:
+    """r of ``LoRA r``."""
+    return int(method.split()[1])
+
+
+def start(problems: Sequence[Problem], method: str, seed: int) -> Point:
+    """Gates at 1, or B = 0 and A Gaussian."""
+    count, (m, d) = len(problems), problems[0].weight.shape
+    if not is_lora(method):
+        return np.ones((count, m)), np.ones((count, d))
+    rank = rank_of(method)
+    pairs = [lora_start(p, rank, derive_seed(p.name, method, seed)) for p in problems]
+    return np.stack([b for b, _ in pairs]), np.stack([a for _, a in pairs])
+
+
+def solution(problems: Sequence[Problem], method: str) -> tuple[Point, Array]:
+    """Minimisers and L*: exact for columns and LoRA (balanced); with rows and columns, the best of
+    descents from 1 and from two random starts, each solved to the end (shape (p,))."""
+    if is_lora(method):
+        found = [lora_minimiser(p, rank_of(method)) for p in problems]
+        point = np.stack([b for b, _, _ in found]), np.stack([a for _, a, _ in found])
+        return point, np.array([low for _, _, low in found])
+    rows, cols, lows = [], [], []
+    for p in problems:
+        if method == "columns":
+            quadratic = column_quadratic(p)
+            # The minimiser nearest to the start: the one that descent finds.
+            values, vectors = quadratic.spectrum()
+            null = vectors[:, values == 0]
+            c = quadratic.minimiser() + null @ (null.T @ np.ones(p.cols))
+            rows.append(np.ones(p.rows))
+            cols.append(c)
+            lows.append(quadratic.minimum())
+            continue
+        random = np.random.default_rng(derive_seed(p.name, "starts"))
+        starts = [None, *(random.standard_normal(p.rows + p.cols) for _ in range(2))]
+        fits = [fit_gates(p, s) for s in starts]
+        best = min(fits, key=lambda gates: joint_loss(p, gates))
+        rows.append(best[: p.rows])
+        cols.append(best[p.rows :])
+        lows.append(joint_loss(p, best))
+    return (np.stack(rows), np.stack(cols)), np.array(lows)
+
+
+def gauss_newton(batch: Batch, method: str, point: Point) -> Array:
+    """JᵀJ at a point, shape (p, size, size): the Hessian without its residual term.
+
+    Its zero eigenvalues are the symmetries' (and the data's) at every point, while those of the
+    Hessian are so at minimisers only; where the fit is exact the two agree.
+    """
+    return _second_derivative(batch, method, point, residual=False)
+
+
+def hessian(batch: Batch, method: str, point: Point) -> Array:
+    """∇²L at a point, shape (p, size, size)."""
+    return _second_derivative(batch, method, point, residual=True)
+
+
+def _second_derivative(batch: Batch, method: str, point: Point, *, residual: bool) -> Array:
+    first, second = point
+    count, m, d = batch.weight.shape
+    if is_lora(method):
+        rank = rank_of(method)
+        b, a = first, second
+        mixed = np.einsum("pal,pkj->paklj", b, a @ batch.second)
+        if residual:
+            error = (batch.weight + b @ a) @ batch.second - batch.cross
+            mixed = mixed + np.einsum("kl,paj->paklj", np.eye(rank), error)
+        mixed = mixed.reshape(count, m * rank, rank * d)
+        inner = a @ batch.second @ a.transpose(0, 2, 1)
+        upper = np.einsum("ab,pkl->pakbl", np.eye(m), inner).reshape(count, m * rank, m * rank)
+        outer = b.transpose(0, 2, 1) @ b
+        lower = np.einsum("pkl,pij->pkilj", outer, batch.second).reshape(count, rank * d, rank * d)
+        return _blocks(upper, mixed, lower)
+    scaled = first[:, :, None] * batch.weight
+    columns = batch.second * (scaled.transpose(0, 2, 1) @ scaled)
+    if method == "columns":
+        return columns
+    kept = batch.weight * second[:, None, :]
+    products = kept @ batch.second
+    mixed = scaled * products
+    if residual:
+        error = (first[:, :, None] * kept) @ batch.second - batch.cross
+        mixed = mixed + error * batch.weight
+    energies = np.sum(products * kept, axis=2)
+    return _blocks(energies[:, :, None] * np.eye(m), mixed, columns)
+
+
+def _blocks(upper: Array, mixed: Array, lower: Array) -> Array:
+    return np.concatenate(
+        [
+            np.concatenate([upper, mixed], axis=2),
+            np.concatenate([mixed.transpose(0, 2, 1), lower], axis=2),
+        ],
+        axis=1,
+    )
+
+
+def condition_numbers(matrices: Array, terms: int) -> tuple[Array, Array]:
+    """Largest over smallest non-zero |eigenvalue|, and −λ_min/λ_max, of symmetric matrices.
+
+    Returns:
+        two arrays of shape (p,); the second is zero where the matrix is positive semidefinite.
+    """
+    values = np.linalg.eigvalsh(matrices)
+    size = np.abs(values)
+    largest = size.max(axis=1)
+    floor = rank_tolerance(values.shape[1], terms) * largest
+    smallest = np.where(size > floor[:, None], size, np.inf).min(axis=1)
+    negative = np.where(values[:, 0] < -floor, -values[:, 0], 0.0)
+    return largest / smallest, negative / values[:, -1]
+
+
+@dataclass(frozen=True)
+class Path:
+    """Descents of one method on the problems of a family.
+
+    Attributes:
+        iterations: to the relative accuracy, infinite where the limit came first; shape (p,).
+        points: at the steps of ``seen``, or the last one where the descent was over before.
+    """
+
+    iterations: Array
+    points: tuple[Point, ...]
+
+
+_GRID = np.sqrt(2.0) ** np.arange(-24, 25)
+
+
+def steepest_descent(
+    batch: Batch,
+    method: str,
+    point: Point,
+    optimum: Array,
+    accuracy: float,
+    limit: int,
+    seen: Sequence[int],
+) -> Path:
+    """Descends until (L − L*)/(L_0 − L*) ≤ ``accuracy``, at most ``limit`` steps.
+
+    Args:
+        batch: the problems.
+        method: one of ``METHODS``.
+        point: where to start.
+        optimum: L* of the method, shape (p,).
+        accuracy: relative.
+        limit: of steps.
+        seen: steps at which to keep the point, increasing.
+    """
+    count = len(batch.null)
+    first, second = (np.array(part) for part in point)
+    iterations = np.full(count, np.inf)
+    active = np.arange(count)
+    work, low = batch, optimum
+    goal: Array | None = None
+    points: list[Point] = []
+    for k in range(limit + 1):
+        if k in seen:
+            points.append((first.copy(), second.copy()))
+        x, y = first[active], second[active]
+        model = _model(work, method, x, y)
+        error = model @ work.second - work.cross
+        gap = _losses(work, model, error) - low
+        if goal is None:
+            goal = accuracy * gap
+        done = gap <= goal
+        if done.any():
+            iterations[active[done]] = k
+            kept = ~done
+            active, work, low, goal = active[kept], work.take(kept), low[kept], goal[kept]
+            if not len(active):
+                break
+            x, y, model, error = x[kept], y[kept], model[kept], error[kept]
+        dx, dy = _gradient(work, method, x, y, error)
+        step = _best_step(work, method, x, y, dx, dy, error)
+        shape = (-1, *(1,) * (x.ndim - 1))
+        first[active] = x - step.reshape(shape) * dx
+        second[active] = y - step.reshape(shape) * dy
+    while len(points) < len(seen):
+        points.append((first.copy(), second.copy()))
+    return Path(iterations, tuple(points))
+
+
+def _model(batch: Batch, method: str, x: Array, y: Array) -> Array:
+    if is_lora(method):
+        return batch.weight + x @ y
+    return x[:, :, None] * batch.weight * y[:, None, :]
+
+
+def _losses(batch: Batch, model: Array, error: Array) -> Array:
+    """½⟨M, MG⟩ − ⟨M, C⟩ + null, with E = MG − C."""
+    return np.sum(model * (error - batch.cross), axis=(1, 2)) / 2 + batch.null
+
+
+def _gradient(
+    batch: Batch, method: str, x: Array, y: Array, error: Array
+) -> tuple[Array, Array]:
+    if is_lora(method):
+        return error @ y.transpose(0, 2, 1), x.transpose(0, 2, 1) @ error
+    pulled = error * batch.weight
+    columns = np.sum(pulled * x[:, :, None], axis=1)
+    if method == "columns":
+        return np.zeros_like(x), columns
+    return np.sum(pulled * y[:, None, :], axis=2), columns
+
+
+def _best_step(
+    batch: Batch, method: str, x: Array, y: Array, dx: Array, dy: Array, error: Array
+) -> Array:
+    """The step t of the grid with the least loss of M(t) = M + t M₁ + t² M₂, a quartic in t."""
+    if is_lora(method):
+        linear, square = -(dx @ y + x @ dy), dx @ dy
+    else:
+        weight = batch.weight
+        linear = -(dx[:, :, None] * y[:, None, :] + x[:, :, None] * dy[:, None, :]) * weight
+        square = dx[:, :, None] * dy[:, None, :] * weight
+    pushed, bent = linear @ batch.second, square @ batch.second
+    slope = np.sum(error * linear, axis=(1, 2))
+    two = np.sum(linear * pushed, axis=(1, 2)) / 2 + np.sum(error * square, axis=(1, 2))
+    three = np.sum(linear * bent, axis=(1, 2))
+    four = np.sum(square * bent, axis=(1, 2)) / 2
+    # Around the step of the Gauss–Newton model along the line.
+    curvature = np.sum(linear * pushed, axis=(1, 2))
+    unit = -slope / np.where(curvature > 0, curvature, 1.0)
+    t = unit[:, None] * _GRID
+    values = t * (slope[:, None] + t * (two[:, None] + t * (three[:, None] + t * four[:, None])))
+    return np.asarray(t[np.arange(len(t)), np.argmin(values, axis=1)])

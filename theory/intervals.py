@@ -1,0 +1,44 @@
+"""Bootstrap intervals of medians and means over problems or runs (``scipy.stats.bootstrap``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from finegates.seeds import derive_seed
+from theory.problems import Array
+
+LEVEL = 0.95
+RESAMPLES = 1999
+
+
+def interval(
+    values: Array, *names: object, statistic: Callable[..., Any] = np.median
+) -> tuple[float, float]:
+    """Percentile bootstrap interval at 95 %.
+
+    Args:
+        values: shape (count,), at least two; infinite ones (censored) are allowed with a median.
+        names: what the values are; the resampling seed derives from them.
+        statistic: a function of an array and an axis.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"an interval needs at least two values, got shape {values.shape}")
+    if np.isnan(values).any():
+        raise ValueError(f"an interval of {names} needs numbers, got NaN")
+    if np.all(values == values[0]):
+        return float(values[0]), float(values[0])
+    found = bootstrap(
+        (values,),
+        statistic,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(derive_seed("theory", "bootstrap", *names)),
+    ).confidence_interval
+    return float(found.low), float(found.high)

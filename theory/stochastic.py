@@ -1,0 +1,132 @@
+"""Stochastic gradient descent with fresh gate noise, on column gates.
+
+μ ← μ − η_k g_k, g_k = 1[0 < μ + ε < 1] ∇q(clip(μ + ε)), ε ~ N(0, σ² I) anew at every step. While
+gates stay several σ inside (0, 1) nothing is clipped, g = H(μ + ε) − b, and in the eigenbasis of H
+every mode is a scalar recursion e ← (1 − ηλ)e − ηλ ε, whose moments are known exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from theory.problems import Array
+from theory.quadratic import Quadratic
+from theory.relaxation import Relaxed
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Runs of stochastic gradient descent.
+
+    Attributes:
+        steps: the steps k at which was looked, shape (s,).
+        centres: μ_k of every run, shape (s, runs, d).
+    """
+
+    steps: Array
+    centres: Array
+
+
+def stochastic_descent(
+    quadratic: Quadratic,
+    start: Array,
+    sigma: float,
+    rate: Callable[[int], float],
+    record: Array,
+    runs: int,
+    seed: int,
+) -> Descent:
+    """Runs of stochastic gradient descent with clipped gates.
+
+    Args:
+        quadratic: the loss.
+        start: μ_0, shape (d,).
+        sigma: standard deviation of the gate noise.
+        rate: η_k from k.
+        record: the steps to keep, increasing integers.
+        runs: independent runs.
+        seed: of the noise.
+    """
+    random = np.random.default_rng(seed)
+    centres = np.tile(start, (runs, 1))
+    kept, wanted = [], {int(k) for k in record}
+    hessian, linear = quadratic.hessian, quadratic.linear
+    last = int(record[-1])
+    for k in range(last + 1):
+        if k in wanted:
+            kept.append(centres)
+        noisy = centres + sigma * random.standard_normal(centres.shape)
+        gates = np.clip(noisy, 0.0, 1.0)
+        gradient = np.where(gates == noisy, gates @ hessian - linear, 0.0)
+        centres = centres - rate(k) * gradient
+    return Descent(np.asarray(record, dtype=np.float64), np.stack(kept))
+
+
+def excess(quadratic: Quadratic, centres: Array) -> Array:
+    """q(μ) − q*, over the leading dimensions of ``centres``."""
+    error = centres - quadratic.minimiser()
+    return np.asarray(np.einsum("...i,ij,...j->...", error, quadratic.hessian, error) / 2)
+
+
+def noise_ball(quadratic: Quadratic, sigma: float, rate: float) -> float:
+    """E q(μ) − q* in the stationary state, exactly: ½ σ² Σ_i η λ_i²/(2 − ηλ_i), for η < 2/λ_max.
+
+    A mode's variance v satisfies v = (1 − ηλ)² v + η²λ²σ². For small η that is ησ² tr(H²)/4: a ball
+    whose loss radius grows with the first power of the step and with σ².
+    """
+    values, _ = quadratic.spectrum()
+    if not 0 < rate < 2 / values[-1]:
+        raise ValueError(f"the step {rate} must lie between 0 and 2/λ_max = {2 / values[-1]}")
+    return float(sigma**2 * np.sum(rate * values**2 / (2 - rate * values)) / 2)
+
+
+def expected_excess(
+    quadratic: Quadratic, start: Array, sigma: float, rate: float, steps: Array
+) -> Array:
+    """E q(μ_k) − q* with a constant step, exactly: every mode contracts to its noise ball.
+
+    ½ Σ λ_i [(1 − ηλ_i)^{2k} e_i² + (1 − (1 − ηλ_i)^{2k}) σ²ηλ_i/(2 − ηλ_i)].
+    """
+    values, vectors = quadratic.spectrum()
+    error = vectors.T @ (start - quadratic.minimiser())
+    decay = (1 - rate * values)[None, :] ** (2 * np.asarray(steps)[:, None])
+    ball = sigma**2 * rate * values / (2 - rate * values)
+    return np.asarray((decay * error**2 + (1 - decay) * ball) @ values / 2)
+
+
+def decaying_constant(quadratic: Quadratic, sigma: float, scale: float) -> float:
+    """lim k (E q(μ_k) − q*) with η_k = scale/(k + k₀): ½ σ² Σ_i scale² λ_i³/(2 scale λ_i − 1).
+
+    From v_{k+1} = (1 − scale λ/k)² v_k + scale² λ² σ²/k², whose solution is v ~ a/k with
+    a (2 scale λ − 1) = scale² λ² σ². Needs scale > 1/2μ, else the slowest mode decays slower.
+    """
+    values, _ = quadratic.spectrum()
+    values = values[values > 0]
+    if not scale * values[0] > 0.5:
+        raise ValueError(
+            f"the scale {scale} must exceed 1/(2 mu) = {0.5 / values[0]:.3g} for a rate of 1/k"
+        )
+    return float(sigma**2 * np.sum(scale**2 * values**3 / (2 * scale * values - 1)) / 2)
+
+
+def stationarity_bound(relaxed: Relaxed, start: Array, low: float, rate: float, steps: int) -> float:
+    """An upper bound on the mean over k < K of E‖∇F(μ_k)‖²: 2(F(μ_0) − low)/(ηK) + ηΛv.
+
+    The descent lemma with an unbiased gradient, for η ≤ 1/Λ; Λ the Lipschitz constant of ∇F, v a
+    bound on E‖g‖², ``low`` a lower bound of F. With η ~ 1/√K it is O(1/√K). No convexity is used.
+    """
+    second_moment = float(np.sum(relaxed.gradient_bound() ** 2))
+    return (
+        2 * (relaxed.value(start) - low) / (rate * steps)
+        + rate * relaxed.lipschitz_bound() * second_moment
+    )
+
+
+def fitted_slopes(x: Array, y: Array) -> Array:
+    """Slopes of log y against log x by least squares, over the last dimension of y."""
+    logs = np.log(np.asarray(x, dtype=np.float64))
+    centred = logs - logs.mean()
+    return np.asarray(np.log(y) @ centred / (centred @ centred))
