@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from finegates.seeds import derive_seed
-from theory.bilinear import fit_gates, joint_loss
 from theory.lora import lora_minimiser, lora_start
 from theory.problems import Array, Problem
 from theory.quadratic import column_quadratic, rank_tolerance
@@ -87,32 +86,74 @@ def start(problems: Sequence[Problem], method: str, seed: int) -> Point:
 
 
 def solution(problems: Sequence[Problem], method: str) -> tuple[Point, Array]:
-    """Minimisers and L*: exact for columns and LoRA (balanced); with rows and columns, the best of
-    descents from 1 and from two random starts, each solved to the end (shape (p,))."""
+    """Minimisers and L*, shape (p,): exact for columns and LoRA (balanced); with rows and columns
+    the best of descents from 1 and from two random starts, each solved to the end."""
     if is_lora(method):
         found = [lora_minimiser(p, rank_of(method)) for p in problems]
         point = np.stack([b for b, _, _ in found]), np.stack([a for _, a, _ in found])
         return point, np.array([low for _, _, low in found])
-    rows, cols, lows = [], [], []
+    if method == "columns":
+        return _column_solution(problems)
+    batch = Batch.of(problems)
+    count, (m, d) = len(problems), problems[0].weight.shape
+    best, lows = solve_gates(batch, np.ones((count, m + d)))
+    for number in range(2):
+        random = np.random.default_rng(derive_seed(problems[0].name, count, "start", number))
+        trial, heights = solve_gates(batch, random.standard_normal((count, m + d)))
+        # By more than rounding: equal minima should not change places with the last bit.
+        better = heights < lows - 1e-9 * batch.null
+        best, lows = np.where(better[:, None], trial, best), np.where(better, heights, lows)
+    return (best[:, :m], best[:, m:]), lows
+
+
+def _column_solution(problems: Sequence[Problem]) -> tuple[Point, Array]:
+    """The minimisers nearest to the start, which are those that descent finds."""
+    cols, lows = [], []
     for p in problems:
-        if method == "columns":
-            quadratic = column_quadratic(p)
-            # The minimiser nearest to the start: the one that descent finds.
-            values, vectors = quadratic.spectrum()
-            null = vectors[:, values == 0]
-            c = quadratic.minimiser() + null @ (null.T @ np.ones(p.cols))
-            rows.append(np.ones(p.rows))
-            cols.append(c)
-            lows.append(quadratic.minimum())
-            continue
-        random = np.random.default_rng(derive_seed(p.name, "starts"))
-        starts = [None, *(random.standard_normal(p.rows + p.cols) for _ in range(2))]
-        fits = [fit_gates(p, s) for s in starts]
-        best = min(fits, key=lambda gates: joint_loss(p, gates))
-        rows.append(best[: p.rows])
-        cols.append(best[p.rows :])
-        lows.append(joint_loss(p, best))
-    return (np.stack(rows), np.stack(cols)), np.array(lows)
+        quadratic = column_quadratic(p)
+        values, vectors = quadratic.spectrum()
+        null = vectors[:, values == 0]
+        cols.append(quadratic.minimiser() + null @ (null.T @ np.ones(p.cols)))
+        lows.append(quadratic.minimum())
+    return (np.ones((len(problems), problems[0].rows)), np.stack(cols)), np.array(lows)
+
+
+def solve_gates(batch: Batch, gates: Array, iterations: int = 120) -> tuple[Array, Array]:
+    """Local minimisers in (r, c) from given starts (p, m + d), and their losses (p,).
+
+    Newton's method with the damping of Levenberg and Marquardt; the Gauss–Newton matrix takes the
+    Hessian's place where a step of the latter fails.
+    """
+    method, m = "rows + columns", batch.weight.shape[1]
+    size = gates.shape[1]
+    damping = np.full(len(gates), 1e-2)
+    newton = np.zeros(len(gates), dtype=bool)
+
+    def measure(theta: Array) -> tuple[Array, Array]:
+        model = _model(batch, method, theta[:, :m], theta[:, m:])
+        error = model @ batch.second - batch.cross
+        slopes = _gradient(batch, method, theta[:, :m], theta[:, m:], error)
+        return _losses(batch, model, error), np.concatenate(slopes, axis=1)
+
+    heights, slopes = measure(gates)
+    for _ in range(iterations):
+        point = gates[:, :m], gates[:, m:]
+        curvature = np.where(
+            newton[:, None, None],
+            hessian(batch, method, point),
+            gauss_newton(batch, method, point),
+        )
+        scale = np.trace(curvature, axis1=1, axis2=2) / size + 1e-300
+        damped = curvature + (damping * scale)[:, None, None] * np.eye(size)
+        trial = gates - np.linalg.solve(damped, slopes[:, :, None])[:, :, 0]
+        after, bent = measure(trial)
+        better = after <= heights
+        gates = np.where(better[:, None], trial, gates)
+        heights = np.where(better, after, heights)
+        slopes = np.where(better[:, None], bent, slopes)
+        damping = np.clip(damping * np.where(better, 0.3, 8.0), 1e-12, 1e6)
+        newton = better
+    return gates, heights
 
 
 def gauss_newton(batch: Batch, method: str, point: Point) -> Array:
@@ -265,9 +306,7 @@ def _losses(batch: Batch, model: Array, error: Array) -> Array:
     return np.sum(model * (error - batch.cross), axis=(1, 2)) / 2 + batch.null
 
 
-def _gradient(
-    batch: Batch, method: str, x: Array, y: Array, error: Array
-) -> tuple[Array, Array]:
+def _gradient(batch: Batch, method: str, x: Array, y: Array, error: Array) -> tuple[Array, Array]:
     if is_lora(method):
         return error @ y.transpose(0, 2, 1), x.transpose(0, 2, 1) @ error
     pulled = error * batch.weight

@@ -232,7 +232,9 @@ def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
         if not found:
             continue
         lines += [f"#### {item}. {title}", ""]
-        lines += ["| statement | assumptions | predicted | measured | tightness | holds | verdict |"]
+        lines += [
+            "| statement | assumptions | predicted | measured | tightness | holds | verdict |"
+        ]
         lines += ["|---|---|---:|---:|---:|---:|---|"]
         lines += [_row(record) for record in found]
         lines.append("")

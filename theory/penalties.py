@@ -6,16 +6,18 @@ is closed iff m ≤ 0 (P ≤ ½), fully open iff m ≥ 1 (P ≥ Φ(1/σ_p)), and
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from scipy.special import ndtr, ndtri
+from torch import Tensor
 
 from finegates.gates import StochasticGate
 from finegates.penalty import PENALTIES
-from finegates.presets import GatePreset, preset_named
+from finegates.presets import preset_named
 from theory.problems import Array
 from theory.relaxation import density, mean_clip_slope, square_clip_slope
 
@@ -78,19 +80,26 @@ class OneGate:
         """Where gradient flow m' = −F'(m) from ``start`` is at time ``horizon``.
 
         Stationary points are the sign changes of F' on the way, the kink m* among them; flow stops
-        at the first. It passes long flat tails (F' of the order exp(−m²/2σ²)) never in practice:
+        at the first. Flat tails (F' of the order exp(−m²/2σ²)) take longer than any training: the
         time to cross an interval is the integral of 1/|F'|, and the horizon ends it.
         """
+        path, speed = self._path(start)
+        times = np.cumsum(abs(path[1] - path[0]) / np.maximum(speed, 1e-300))
+        return float(path[min(int(np.searchsorted(times, horizon)), len(speed))])
+
+    def fastest(self, start: float = 1.0) -> float:
+        """The largest |F'| on that way; a step of descent is to be small beside its inverse."""
+        return float(self._path(start)[1].max(initial=0.0))
+
+    def _path(self, start: float) -> tuple[Array, Array]:
+        """Places up to the stationary point, or 6 away, and |F'| on each interval between them."""
         direction = -1.0 if self.slope(np.array(start)) > 0 else 1.0
-        steps = start + direction * np.linspace(0.0, 6.0, 60_001)
-        steps[0] += direction * 1e-9
-        speed = -self.slope(steps) * direction
+        path = start + direction * np.linspace(0.0, 6.0, 60_001)
+        # Just beside the start: a start on the kink has a slope on one side only.
+        speed = -direction * self.slope(path[:-1] + direction * 1e-9)
         blocked = np.flatnonzero(speed <= 0)
-        reach = int(blocked[0]) if len(blocked) else len(steps) - 1
-        width = abs(steps[1] - steps[0])
-        times = np.cumsum(width / np.maximum(speed[:reach], 1e-300)) if reach else np.zeros(0)
-        within = int(np.searchsorted(times, horizon))
-        return float(steps[min(within, reach)])
+        reach = max(1, int(blocked[0])) if len(blocked) else len(speed)
+        return path[: reach + 1], np.maximum(speed[:reach], 0.0)
 
     def keeping_weight(self) -> float:
         """λ_c: an STG gate that starts at 1 with w = 1 does not close for λ < λ_c.
@@ -104,39 +113,47 @@ class OneGate:
 
 
 def train_gates(
-    gate: OneGate,
-    copies: int,
-    steps: int,
-    rate: float,
-    seed: int,
+    gates: Sequence[OneGate], copies: int, steps: int, rates: Array, seed: int
 ) -> Array:
-    """Trains real ``finegates`` gates on the same objective with fresh noise; their centres.
+    """Trains real ``finegates`` gates on the same objectives with fresh noise.
 
     Args:
-        gate: the objective; its penalty is ``finegates.penalty``'s.
-        copies: independent gates.
-        steps: of stochastic gradient descent with step ``rate``, which falls to zero linearly over
-            the last third, so that the noise ball shrinks.
-        rate: the step, times which ``steps`` is the time of the gradient flow.
+        gates: objectives of one penalty and one σ; the penalty is ``finegates.penalty``'s.
+        copies: independent gates for each.
+        steps: of stochastic gradient descent.
+        rates: step of each objective, which falls to zero linearly over the last third of the
+            steps, so that the noise ball shrinks: 5/6 · rate · steps is the time of the flow.
         seed: of the noise.
 
     Returns:
-        centres, shape (copies,).
+        centres at the end, shape (objectives, copies).
     """
-    base = preset_named("paper_v1")
-    preset: GatePreset = replace(
-        base, noise_std=gate.sigma, probability_std=gate.sigma, init_mean=1.0, init_std=0.0
+    kind, sigma, sparsity = gates[0].penalty, gates[0].sigma, gates[0].sparsity
+    if any((g.penalty, g.sigma, g.sparsity) != (kind, sigma, sparsity) for g in gates):
+        raise ValueError("gates that are trained together need one penalty, sigma and sparsity")
+    preset = replace(
+        preset_named("paper_v1"),
+        noise_std=sigma,
+        probability_std=sigma,
+        init_mean=1.0,
+        init_std=0.0,
     )
-    module = StochasticGate(copies, preset).double()
+    module = StochasticGate(copies * len(gates), preset).double()
+
+    def spread(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float64).repeat_interleave(copies)
+
+    curvature = spread(g.curvature for g in gates)
+    wanted = spread(g.wanted for g in gates)
+    weight = spread(g.weight for g in gates)
+    rate = spread(float(r) for r in rates)
     torch.manual_seed(seed)
     for step in range(steps):
-        sample = module.sample()
-        opened = module.open_probability()
-        penalty = (
-            opened if gate.penalty == "stg" else PENALTIES[gate.penalty](opened, gate.sparsity)
-        )
-        loss = gate.curvature / 2 * (sample - gate.wanted) ** 2 + gate.weight * penalty
-        (slope,) = torch.autograd.grad(loss.sum(), module.latent)
+        sample, opened = module.sample(), module.open_probability()
+        penalty = opened if kind == "stg" else PENALTIES[kind](opened, sparsity)
+        loss = (curvature / 2 * (sample - wanted) ** 2 + weight * penalty).sum()
+        (slope,) = torch.autograd.grad(loss, module.latent)
         with torch.no_grad():
             module.latent -= rate * min(1.0, 3 * (1 - step / steps)) * slope
-    return np.asarray(module.centre().detach().numpy(), dtype=np.float64)
+    centres = module.centre().detach().numpy().reshape(len(gates), copies)
+    return np.asarray(centres, dtype=np.float64)

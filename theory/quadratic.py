@@ -53,8 +53,8 @@ class Quadratic:
         return float(gates @ self.hessian @ gates / 2 - self.linear @ gates + self.constant)
 
     def gradient(self, gates: Array) -> Array:
-        """H ω − b, shape (p,)."""
-        return self.hessian @ gates - self.linear
+        """H ω − b, shape (..., p) as the gates."""
+        return gates @ self.hessian - self.linear
 
     def spectrum(self) -> tuple[Array, Array]:
         """Eigenvalues (ascending), those below the rank tolerance set to zero, and eigenvectors."""

@@ -77,9 +77,7 @@ def square_clip_slope(centre: Array, sigma: float) -> Array:
     """q'(μ) = 2(μP + σ(φ(α) − φ(β)))."""
     centre = np.asarray(centre, dtype=np.float64)
     low, high = -centre / _positive(sigma), (1 - centre) / sigma
-    return 2 * (
-        centre * mean_clip_slope(centre, sigma) + sigma * (density(low) - density(high))
-    )
+    return 2 * (centre * mean_clip_slope(centre, sigma) + sigma * (density(low) - density(high)))
 
 
 def square_clip_curvature(centre: Array, sigma: float) -> Array:
@@ -108,7 +106,7 @@ class Relaxed:
         return self.quadratic.value(mean) + float(np.diag(self.quadratic.hessian) @ spread) / 2
 
     def gradient(self, centre: Array) -> Array:
-        """F_j = m'_j (H m − b)_j + ½ H_jj (q'_j − 2 m_j m'_j), shape (d,)."""
+        """F_j = m'_j (H m − b)_j + ½ H_jj (q'_j − 2 m_j m'_j), shape (..., d)."""
         mean, slope = mean_clip(centre, self.sigma), mean_clip_slope(centre, self.sigma)
         spread = square_clip_slope(centre, self.sigma) - 2 * mean * slope
         return slope * self.quadratic.gradient(mean) + np.diag(self.quadratic.hessian) * spread / 2

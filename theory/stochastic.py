@@ -112,7 +112,9 @@ def decaying_constant(quadratic: Quadratic, sigma: float, scale: float) -> float
     return float(sigma**2 * np.sum(scale**2 * values**3 / (2 * scale * values - 1)) / 2)
 
 
-def stationarity_bound(relaxed: Relaxed, start: Array, low: float, rate: float, steps: int) -> float:
+def stationarity_bound(
+    relaxed: Relaxed, start: Array, low: float, rate: float, steps: int
+) -> float:
     """An upper bound on the mean over k < K of E‖∇F(μ_k)‖²: 2(F(μ_0) − low)/(ηK) + ηΛv.
 
     The descent lemma with an unbiased gradient, for η ≤ 1/Λ; Λ the Lipschitz constant of ∇F, v a

@@ -89,8 +89,7 @@ def check_hessian(settings: Settings, side: Side) -> Check:
         f"{side}-hessian",
         1 if side == "columns" else 2,
         "law",
-        f"the loss is quadratic with Hessian {formula} (norm, against automatic "
-        "differentiation)",
+        f"the loss is quadratic with Hessian {formula} (norm, against automatic differentiation)",
         "the other side fixed",
         tuple(cases),
     )
@@ -118,9 +117,7 @@ def check_pl(settings: Settings, side: Side) -> Check:
             return float(slope @ slope / (2 * (value(gates) - low)))
 
         points = optimum + random.standard_normal((16, len(optimum)))
-        cases.append(
-            Case(problem.name, "at least", mu, min(ratio(p) for p in points), ROUNDING)
-        )
+        cases.append(Case(problem.name, "at least", mu, min(ratio(p) for p in points), ROUNDING))
         far = optimum + 10 * slowest
         cases.append(Case(f"{problem.name}, slowest", "equal", mu, ratio(far), 1e-6))
     return Check(
@@ -146,9 +143,7 @@ def check_schur(settings: Settings) -> Check:
         a, b = problem.second_moment, problem.weight.T @ problem.weight
         bound = schur_lower_bound(a, b)
         smallest = float(np.linalg.eigvalsh(a * b)[0])
-        floor = rank_tolerance(problem.cols, problem.samples) * float(
-            np.linalg.eigvalsh(a * b)[-1]
-        )
+        floor = rank_tolerance(problem.cols, problem.samples) * float(np.linalg.eigvalsh(a * b)[-1])
         if bound > floor:
             cases.append(Case(problem.name, "at least", bound, smallest, ROUNDING))
             rows.append({"problem": problem.name, "bound": "Schur", "ratio": bound / smallest})
@@ -178,9 +173,7 @@ def check_schur_singular(settings: Settings) -> Check:
     for problem in settings.drawn("rank-deficient", "over-parameterised", "well-conditioned"):
         a, b = problem.second_moment, problem.weight.T @ problem.weight
         found = column_quadratic(problem).pl_constant
-        bound = max(
-            schur_range_bound(a, b, problem.samples), schur_range_bound(b, a, problem.rows)
-        )
+        bound = max(schur_range_bound(a, b, problem.samples), schur_range_bound(b, a, problem.rows))
         cases.append(Case(problem.name, "at least", bound, found, ROUNDING))
         rows.append({"problem": problem.name, "bound": "Schur, on ranges", "ratio": bound / found})
         values, vectors = np.linalg.eigh(a)

@@ -202,9 +202,7 @@ def check_growth(settings: Settings) -> Check:
         slopes.append(float(fitted_slopes(small, np.array(values))))
     low, high = interval(np.array(slopes), "growth") if len(slopes) > 1 else (slopes[0],) * 2
     middle = float(np.median(slopes))
-    cases.append(
-        Case("slope of log Λ in log σ", "equal", 1.0, -middle, max(0.03, high - low))
-    )
+    cases.append(Case("slope of log Λ in log σ", "equal", 1.0, -middle, max(0.03, high - low)))
     return Check(
         "relaxation-growth",
         5,

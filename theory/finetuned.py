@@ -1,0 +1,216 @@
+"""Looks at the landscape of a fine-tuned encoder: gates and low-rank factors, along their training.
+
+The one module of this package that needs the library's models and data; everything else works on
+synthetic least squares.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import DataCollatorWithPadding
+
+from finegates.adapters import unwrap
+from finegates.attachment import gate_config, sparsity_penalty
+from finegates.finetune import TaskData, prepare
+from finegates.gates import Gate, StochasticGate
+from finegates.layers import gated_layers
+from finegates.schema import GateSettings, LoraSettings, Method, Tier
+from finegates.seeds import derive_seed, seed_everything
+from finegates.sources import load_classifier, load_tokenizer
+from finegates.train import parameter_groups
+from theory.network import Local, local_landscape
+
+TRAINED = "gates, as trained"
+FREE = "gates, before clipping"
+LORA = "LoRA"
+
+
+@dataclass(frozen=True)
+class Look:
+    """The settings of a look at a network.
+
+    Attributes:
+        task: GLUE's name.
+        steps: of training.
+        looks: points of the training at which the landscape is measured, start and end included.
+        rows: training rows in the loss that is looked at.
+        target: sparsity of the gates.
+        rank: of the low-rank factors.
+        learning_rate: of head and low-rank factors.
+        gate_learning_rate: of gates.
+    """
+
+    task: str
+    steps: int
+    looks: int
+    rows: int
+    target: float
+    rank: int
+    learning_rate: float
+    gate_learning_rate: float
+
+    def methods(self) -> dict[str, Method]:
+        """What is trained: gates of the released code, and LoRA."""
+        return {
+            "gates": Method(
+                title="gates",
+                gates=GateSettings(preset="reference", target=self.target),
+                learning_rate=self.learning_rate,
+                gate_learning_rate=self.gate_learning_rate,
+            ),
+            "lora": Method(
+                title="LoRA",
+                lora=LoraSettings(rank=self.rank, alpha=2.0 * self.rank),
+                learning_rate=self.learning_rate,
+            ),
+        }
+
+    def moments(self) -> list[int]:
+        """The steps before which to look; the last is after the training."""
+        return sorted({round(s) for s in np.linspace(0, self.steps, self.looks)})
+
+
+class FreeGate(Gate):
+    """A gate whose values themselves are the parameters, unclipped: the landscape in ω."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.size = values.numel()
+        self.values = nn.Parameter(values.detach().clone())
+
+    def value(self) -> Tensor:
+        """ω, shape (n,)."""
+        return self.values
+
+    def sample(self) -> Tensor:
+        """ω, shape (n,)."""
+        return self.values
+
+    def open_probability(self) -> Tensor:
+        """1 where ω is not zero."""
+        return (self.values != 0).to(self.values.dtype)
+
+
+def landscape_frame(tier: Tier, look: Look, *, progress: bool = True) -> pd.DataFrame:
+    """Trains gates, then LoRA, and measures the task's loss around points of the way.
+
+    Columns: ``parameters`` (which are moved: one of ``TRAINED``, ``FREE``, ``LORA``), ``step``,
+    ``size``, ``loss``, ``squared_gradient``, ``ratio`` (‖∇L‖²/2L, a lower estimate of the PL ratio),
+    ``largest`` and ``smallest`` eigenvalue, ``saturated`` (share of gates whose clip has slope 0).
+    The loss is the mean over the first ``rows`` training rows in evaluation mode, float64, without
+    the penalty.
+    """
+    torch.set_num_threads(tier.threads)
+    data = TaskData(tier, look.task, load_tokenizer(tier))
+    if len(data.train) < look.rows:
+        raise ValueError(
+            f"theory.network.rows is {look.rows}, but task {look.task!r} has {len(data.train)} "
+            "training rows; lower it"
+        )
+    collate = DataCollatorWithPadding(data.tokenizer)
+    probe = dict(collate(data.train[: look.rows]))
+    rows: list[dict[str, Any]] = []
+    moments = look.moments()
+    bar = tqdm(total=2 * len(moments), desc="landscape of the encoder", disable=not progress)
+    for name, method in look.methods().items():
+        model = _prepared(tier, look, name, method)
+        for step in _train(model, method, data, look, tier, moments):
+            for parameters, found, saturated in _measured(model, name, probe, (name, step)):
+                rows.append({"parameters": parameters, "step": step, "saturated": saturated})
+                rows[-1] |= vars(found)
+            bar.update()
+    bar.close()
+    return pd.DataFrame(rows)
+
+
+def _prepared(tier: Tier, look: Look, name: str, method: Method) -> nn.Module:
+    model = load_classifier(tier, look.task, derive_seed("theory", look.task, "init"))
+    # Fused attention has no second derivative.
+    model.set_attn_implementation("eager")
+    seed = derive_seed("theory", look.task, name)
+    seed_everything(seed)
+    return prepare(model, method, seed)
+
+
+def _train(
+    model: nn.Module, method: Method, data: TaskData, look: Look, tier: Tier, moments: list[int]
+) -> Iterator[int]:
+    """Trains step by step and stops at every moment, with the moment's number."""
+    penalty, config = sparsity_penalty(model), gate_config(model)
+    weight = config.penalty_weight if config else 0.0
+    groups = [
+        {
+            "params": list(parameters.values()),
+            "lr": (method.gate_learning_rate or method.learning_rate)
+            if kind == "gates"
+            else method.learning_rate,
+        }
+        for kind, parameters in parameter_groups(model).items()
+        if parameters
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    random = np.random.default_rng(derive_seed("theory", look.task, "order"))
+    collate = DataCollatorWithPadding(data.tokenizer)
+    for step in range(look.steps + 1):
+        if step in moments:
+            yield step
+        if step == look.steps:
+            return
+        chosen = random.integers(len(data.train), size=tier.training.batch_size)
+        model.train()
+        loss = model(**collate([data.train[int(i)] for i in chosen])).loss
+        if penalty is not None:
+            loss = loss + weight * penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def _measured(
+    model: nn.Module, name: str, probe: dict[str, Tensor], seed: tuple[object, ...]
+) -> Iterator[tuple[str, Local, float]]:
+    # A copy: neither precision nor mode of what is trained changes.
+    still = copy.deepcopy(model).double().eval()
+    if name == "lora":
+        factors = parameter_groups(still)["low_rank"]
+        yield LORA, _landscape(still, factors, probe, seed), 0.0
+        return
+    gates = [m for m in still.modules() if isinstance(m, StochasticGate)]
+    centres = torch.cat([gate.centre().detach() for gate in gates])
+    saturated = float(((centres <= 0) | (centres >= 1)).double().mean())
+    latents = parameter_groups(still)["gates"]
+    yield TRAINED, _landscape(still, latents, probe, seed), saturated
+    for layer in gated_layers(unwrap(still)).values():
+        for side, gate in list(layer.gates()):
+            setattr(layer, side, FreeGate(gate.value()))
+    free = {
+        path: parameter
+        for path, parameter in still.named_parameters()
+        if path.endswith((".rows.values", ".cols.values"))
+    }
+    yield FREE, _landscape(still, free, probe, seed), saturated
+
+
+def _landscape(
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    probe: dict[str, Tensor],
+    seed: tuple[object, ...],
+) -> Local:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    loss: Callable[[], Tensor] = lambda: model(**probe).loss  # noqa: E731
+    return local_landscape(
+        loss, list(parameters.values()), seed=derive_seed("theory", "lanczos", *seed)
+    )

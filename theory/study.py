@@ -1,0 +1,119 @@
+"""Every check on synthetic problems, in the order in which they are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import pandas as pd
+from tqdm import tqdm
+
+from theory.checks import (
+    claims,
+    clipping,
+    comparison,
+    convergence,
+    joint,
+    lowrank,
+    single,
+    smoothing,
+    sparsity,
+)
+from theory.checks.settings import Settings
+from theory.evidence import Check, rounded, significant
+
+TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
+    "columns-hessian": lambda settings: single.check_hessian(settings, "columns"),
+    "columns-pl": lambda settings: single.check_pl(settings, "columns"),
+    "columns-schur": single.check_schur,
+    "columns-schur-singular": single.check_schur_singular,
+    "columns-schur-naive": single.check_schur_naive,
+    "columns-rank": single.check_regularised,
+    "columns-descent": lambda settings: single.check_descent(settings, "columns"),
+    "rows-hessian": lambda settings: single.check_hessian(settings, "rows"),
+    "rows-pl": lambda settings: single.check_pl(settings, "rows"),
+    "rows-bounds": single.check_row_bounds,
+    "rows-descent": lambda settings: single.check_descent(settings, "rows"),
+    "joint-saddle": joint.check_saddle,
+    "joint-path": joint.check_path,
+    "joint-symmetry": joint.check_symmetry,
+    "joint-local": joint.check_local,
+    "joint-region": joint.check_region_size,
+    "pl-claim": claims.check_pl,
+    "clip-plateau": clipping.check_plateau,
+    "box-prox-pl": clipping.check_box_pl,
+    "box-attained": clipping.check_box_two,
+    "box-descent": clipping.check_box_descent,
+    "relaxation-moments": smoothing.check_moments,
+    "relaxation-modules": smoothing.check_monte_carlo,
+    "relaxation-curvature": smoothing.check_curvature_peak,
+    "relaxation-lipschitz": smoothing.check_lipschitz,
+    "relaxation-growth": smoothing.check_growth,
+    "relaxation-bias": smoothing.check_bias,
+    "sgd-unbiased": convergence.check_unbiased,
+    "sgd-linear": convergence.check_linear,
+    "sgd-ball": convergence.check_ball,
+    "sgd-decaying": convergence.check_decaying,
+    "sgd-stationary": convergence.check_stationarity,
+    "convergence-claim": claims.check_convergence,
+    "lora-saddle": lowrank.check_saddle,
+    "lora-zeros": lowrank.check_zeros,
+    "lora-path": lowrank.check_path,
+    "lora-lipschitz": lowrank.check_lipschitz,
+    "joint-lipschitz": lowrank.check_joint_lipschitz,
+    "degeneracy-claim": lowrank.check_degeneracy,
+    "columns-condition": comparison.check_columns,
+    "conditioning-claim": comparison.check_conditioning,
+    "speed-claim": comparison.check_speed,
+    "reach-claim": comparison.check_reach,
+    "penalty-minimiser": sparsity.check_minimiser,
+    "penalty-half-open": sparsity.check_half_open,
+    "penalty-range": sparsity.check_range,
+    "probability-claim": sparsity.check_probability,
+    "penalty-threshold": sparsity.check_threshold,
+    "penalty-endpoint": sparsity.check_endpoint,
+    "binary-claim": sparsity.check_binary,
+}
+
+
+def run_checks(settings: Settings, only: Iterable[str] | None = None) -> list[Check]:
+    """Runs the checks, all or some of them, with a progress bar.
+
+    Raises:
+        ValueError: a name that is no check.
+    """
+    names = list(TOY_CHECKS if only is None else only)
+    unknown = sorted(set(names) - set(TOY_CHECKS))
+    if unknown:
+        raise ValueError(f"unknown checks {unknown}; known: {', '.join(TOY_CHECKS)}")
+    found = []
+    with tqdm(names) as bar:
+        for name in bar:
+            bar.set_description(name)
+            check = TOY_CHECKS[name](settings)
+            assert check.id == name, f"check {check.id!r} is listed as {name!r}"
+            found.append(check)
+    return found
+
+
+def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
+    """One row for each case of each check."""
+    return pd.DataFrame(
+        [
+            {
+                "check": check.id,
+                "case": case.name,
+                "relation": case.relation,
+                "predicted": significant(case.predicted),
+                "measured": significant(case.measured),
+                "tolerance": significant(case.tolerance),
+                "holds": case.holds,
+            }
+            for check in checks
+            for case in check.cases
+        ]
+    )
+
+
+def figure_frames(checks: Sequence[Check]) -> dict[str, pd.DataFrame]:
+    """The tables behind the figures, rounded, by name."""
+    return {name: rounded(frame) for check in checks for name, frame in check.frames.items()}
