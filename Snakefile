@@ -41,6 +41,7 @@ include: "workflow/rules/prepare.smk"
 include: "workflow/rules/runs.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/theory.smk"
 include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/claims.smk"
 
@@ -51,6 +52,10 @@ rule all:
         rules.tabulate_glue.output,
         rules.draw_tradeoff.output,
         rules.draw_gates.output,
+        rules.solve_toys.output,
+        rules.probe_network.output,
+        rules.check_theory.output,
+        rules.draw_theory.output,
         TIMINGS,
         rules.tabulate_cost.output,
         rules.audit_claims.output,

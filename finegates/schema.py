@@ -317,6 +317,57 @@ class InferenceBenchmark(Section):
     cases: list[InferenceCase] = Field(min_length=1)
 
 
+class NetworkLook(Section):
+    """Where the theory is measured on the tier's encoder, along the training of gates and of LoRA.
+
+    Attributes:
+        task: one of the tier's; its first where None.
+        steps: of training, for each of the two.
+        looks: points of it at which gradient and extreme eigenvalues are measured, both ends
+            included.
+        rows: training rows in the loss that is looked at.
+        target: sparsity that the gates aim at.
+        rank: of the low-rank factors.
+        learning_rate: of head and low-rank factors.
+        gate_learning_rate: of gates.
+    """
+
+    task: str | None = None
+    steps: int = Field(default=200, gt=0)
+    looks: int = Field(default=3, ge=2)
+    rows: int = Field(default=8, gt=0)
+    target: float = Field(default=0.2, ge=0, lt=0.84)
+    rank: int = Field(default=8, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    gate_learning_rate: float = Field(default=2e-3, gt=0)
+
+
+class Theory(Section):
+    """The checks of the package ``theory``: how many random problems, how long a descent.
+
+    Attributes:
+        problems: of each family in a check of a law.
+        trials: of each family where gates are compared with LoRA.
+        limit: steps of that comparison's descents at most.
+        runs: of stochastic descent.
+        steps: of stochastic descent at most.
+        samples: of Monte-Carlo means.
+        gate_steps: of training single gates under a penalty.
+        seed: of all random problems.
+        network: see :class:`NetworkLook`.
+    """
+
+    problems: int = Field(default=8, ge=1)
+    trials: int = Field(default=200, ge=2)
+    limit: int = Field(default=1000, ge=10)
+    runs: int = Field(default=64, ge=8)
+    steps: int = Field(default=10_000, ge=1000)
+    samples: int = Field(default=200_000, ge=1000)
+    gate_steps: int = Field(default=1500, ge=10)
+    seed: int = 0
+    network: NetworkLook = NetworkLook()
+
+
 class Tier(Section):
     """A complete configuration; ``methods`` is resolved against the experiment files.
 
@@ -338,10 +389,12 @@ class Tier(Section):
     methods: dict[str, Method] = Field(min_length=1)
     step_benchmark: StepBenchmark | None = None
     inference_benchmarks: list[InferenceBenchmark] = []
+    theory: Theory = Theory()
 
     @model_validator(mode="after")
     def _names(self) -> Tier:
-        for task in [*self.tasks, *self.training.epochs_by_task]:
+        looked_at = [self.theory.network.task] if self.theory.network.task else []
+        for task in [*self.tasks, *self.training.epochs_by_task, *looked_at]:
             if task not in TASKS:
                 raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
         if len(set(self.tasks)) < len(self.tasks) or len(set(self.seeds)) < len(self.seeds):

@@ -7,6 +7,7 @@ matrix over (r, c) is meant, gates are stacked: θ = (r, c), shape (m + d,).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -103,9 +104,9 @@ def fit_gates(problem: Problem, start: Array | None = None, sweeps: int = 60) ->
         c = c + quadratic.minimiser() - _on_range(quadratic.spectrum(), c)
     gates = balanced(problem, np.concatenate([r, c]))
     found = least_squares(
-        lambda theta: residual(problem, theta),
+        partial(residual, problem),
         gates,
-        jac=lambda theta: jacobian(problem, theta),
+        jac=partial(jacobian, problem),
         x_scale=1.0,
         xtol=1e-15,
         ftol=1e-15,

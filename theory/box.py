@@ -1,4 +1,5 @@
-"""Gates in [0, 1]: clipping makes plateaus, and the box-constrained problem is what to state instead.
+"""Gates in [0, 1]: clipping makes plateaus, and the box-constrained problem is what to state
+instead.
 
 Through clip(μ, 0, 1) the pathwise gradient of a gate outside (0, 1) is zero whatever the loss says:
 on the open set where all gates are outside, ∇ = 0 and L > L*. The same problem over ω in the box

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finegates.seeds import derive_seed
 from theory.lora import lora_minimiser, lora_start
@@ -50,7 +51,7 @@ class Batch:
             problems[0].samples * problems[0].rows,
         )
 
-    def take(self, chosen: Array) -> Batch:
+    def take(self, chosen: NDArray[np.bool_]) -> Batch:
         """Some of the problems."""
         return Batch(
             self.second[chosen],

@@ -1,9 +1,10 @@
-"""What a check leaves behind: cases of predicted against measured, and a verdict computed from them.
+"""What a check leaves behind: cases of predicted against measured, and a verdict computed from
+them.
 
 A *case* compares one predicted constant with one measured value. A *check* is a statement, the
-assumptions that it needs, and its cases. A law is universal: one case that does not hold contradicts
-it. A claim is what somebody said of the method, put to the test in several settings: it is supported
-where all of them bear it out, partly where some do, contradicted where none does.
+assumptions that it needs, and its cases. A law is universal: one case that does not hold
+contradicts it. A claim is what somebody said of the method, put to the test in several settings: it
+is supported where all of them bear it out, partly where some do, contradicted where none does.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ class Case:
         """Whether the relation holds within the tolerance; false where nothing was measured."""
         slack = self.tolerance * self.predicted
         if self.relation == "equal":
-            return abs(self.measured - self.predicted) <= slack
+            return bool(abs(self.measured - self.predicted) <= slack)
         if self.relation == "at least":
-            return self.measured >= self.predicted - slack
-        return self.measured <= self.predicted + slack
+            return bool(self.measured >= self.predicted - slack)
+        return bool(self.measured <= self.predicted + slack)
 
     @property
     def tightness(self) -> float:
@@ -217,6 +218,25 @@ def judge_claims(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, An
 def check_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row for each check."""
     return pd.DataFrame(list(records))
+
+
+def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
+    """One row for each case of each check."""
+    return pd.DataFrame(
+        [
+            {
+                "check": check.id,
+                "case": case.name,
+                "relation": case.relation,
+                "predicted": significant(case.predicted),
+                "measured": significant(case.measured),
+                "tolerance": significant(case.tolerance),
+                "holds": case.holds,
+            }
+            for check in checks
+            for case in check.cases
+        ]
+    )
 
 
 def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:

@@ -104,10 +104,10 @@ def landscape_frame(tier: Tier, look: Look, *, progress: bool = True) -> pd.Data
     """Trains gates, then LoRA, and measures the task's loss around points of the way.
 
     Columns: ``parameters`` (which are moved: one of ``TRAINED``, ``FREE``, ``LORA``), ``step``,
-    ``size``, ``loss``, ``squared_gradient``, ``ratio`` (‖∇L‖²/2L, a lower estimate of the PL ratio),
-    ``largest`` and ``smallest`` eigenvalue, ``saturated`` (share of gates whose clip has slope 0).
-    The loss is the mean over the first ``rows`` training rows in evaluation mode, float64, without
-    the penalty.
+    ``size``, ``loss``, ``squared_gradient``, ``ratio`` (‖∇L‖²/2L, a lower estimate of the PL
+    ratio), ``largest`` and ``smallest`` eigenvalue, ``saturated`` (share of gates whose clip has
+    slope 0). The loss is the mean over the first ``rows`` training rows in evaluation mode,
+    float64, without the penalty.
     """
     torch.set_num_threads(tier.threads)
     data = TaskData(tier, look.task, load_tokenizer(tier))

@@ -86,8 +86,9 @@ def zero_eigenvalues(rows: int, rank: int, data_rank: int, cols: int, product_ra
 def count_zeros(matrix: Array, roundings: int, slack: float = 0.0) -> int:
     """Eigenvalues of a symmetric matrix that are zero up to rounding and up to ``slack``.
 
-    At an inexact minimiser a symmetry's eigenvalue is not exactly zero: with v tangent to the orbit,
-    differentiating the invariance gives ‖∇²L v‖ ≤ ‖∇L‖ · ‖generator‖, which is the slack to allow.
+    At an inexact minimiser a symmetry's eigenvalue is not exactly zero: with v tangent to the
+    orbit, differentiating the invariance gives ‖∇²L v‖ ≤ ‖∇L‖ · ‖generator‖, which is the slack to
+    allow.
     """
     values = np.abs(np.linalg.eigvalsh(matrix))
     return int(np.sum(values <= rank_tolerance(len(values), roundings) * values.max() + slack))

@@ -132,4 +132,4 @@ def _ritz(product: Callable[[Array], Array], start: Array, steps: int) -> Array:
             break
         basis.append(rest / norm)
     matrix = np.stack(basis[: len(images)]) @ np.stack(images).T
-    return np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    return np.asarray(np.linalg.eigvalsh((matrix + matrix.T) / 2), dtype=np.float64)

@@ -46,7 +46,8 @@ def gate_state(value: float) -> str:
 class OneGate:
     """One gate under a task loss ½h(ω − w)² and λ times a penalty, with noise σ = σ_p.
 
-    F(m) = ½h E(clip(m + σZ) − w)² + λ pen(Φ(m/σ)), pen(P) = P for STG, |P − (1 − s)|, max(P, 1 − s).
+    F(m) = ½h E(clip(m + σZ) − w)² + λ pen(Φ(m/σ)), pen(P) = P for STG, |P − (1 − s)|, max(P, 1 −
+    s).
 
     Attributes:
         penalty: which.
@@ -73,8 +74,12 @@ class OneGate:
         )
         pull = self.weight * density(centre / self.sigma) / self.sigma
         above = ndtr(centre / self.sigma) > 1 - self.sparsity
-        sign = {"stg": 1.0, "target": np.where(above, 1.0, -1.0), "hinge": 1.0 * above}
-        return np.asarray(task + sign[self.penalty] * pull)
+        signs: dict[PenaltyName, Array] = {
+            "stg": np.ones_like(pull),
+            "target": np.where(above, 1.0, -1.0),
+            "hinge": np.where(above, 1.0, 0.0),
+        }
+        return np.asarray(task + signs[self.penalty] * pull)
 
     def endpoint(self, start: float = 1.0, horizon: float = 1e3) -> float:
         """Where gradient flow m' = −F'(m) from ``start`` is at time ``horizon``.
@@ -154,6 +159,6 @@ def train_gates(
         loss = (curvature / 2 * (sample - wanted) ** 2 + weight * penalty).sum()
         (slope,) = torch.autograd.grad(loss, module.latent)
         with torch.no_grad():
-            module.latent -= rate * min(1.0, 3 * (1 - step / steps)) * slope
+            module.latent.sub_(rate * min(1.0, 3 * (1 - step / steps)) * slope)
     centres = module.centre().detach().numpy().reshape(len(gates), copies)
     return np.asarray(centres, dtype=np.float64)

@@ -1,4 +1,5 @@
-"""Synthetic least squares: inputs X, a frozen weight W, and targets Y that gates can or cannot reach.
+"""Synthetic least squares: inputs X, a frozen weight W, and targets Y that gates can or cannot
+reach.
 
 Y = X W*ᵀ + noise, with W* by one of three teachers:
 
@@ -174,11 +175,11 @@ def _taught(teacher: Teacher, weight: Array, random: np.random.Generator) -> Arr
     m, d = weight.shape
     if teacher == "gates":
         # Beyond [0, 1], so that bounds are active.
-        rows, cols = random.uniform(-0.2, 1.3, m), random.uniform(-0.2, 1.3, d)
+        rows, cols = random.uniform(-0.2, 1.3, (m,)), random.uniform(-0.2, 1.3, (d,))
         return rows[:, None] * weight * cols
-    scale = 0.5 * np.linalg.norm(weight)
+    scale = 0.5 * float(np.linalg.norm(weight))
     if teacher == "low-rank":
         u, v = random.standard_normal(m), random.standard_normal(d)
-        return weight + scale * np.outer(u, v) / (np.linalg.norm(u) * np.linalg.norm(v))
+        return weight + scale * np.outer(u / np.linalg.norm(u), v / np.linalg.norm(v))
     change = random.standard_normal((m, d))
     return weight + scale * change / np.linalg.norm(change)

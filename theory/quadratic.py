@@ -23,8 +23,8 @@ def rank_tolerance(size: int, roundings: int) -> float:
     """Below which fraction of the largest an eigenvalue of a Gram matrix is rounding error.
 
     A Gram entry sums products of length ``roundings``; by Cauchy and Schwarz its error is at most
-    ``roundings`` · eps · √(H_jj H_kk), so that the matrix is off by at most roundings · eps · tr H in
-    Frobenius norm, and tr H ≤ size · λ_max. The eigenvalue routine adds size · eps · λ_max (its
+    ``roundings`` · eps · √(H_jj H_kk), so that the matrix is off by at most roundings · eps · tr H
+    in Frobenius norm, and tr H ≤ size · λ_max. The eigenvalue routine adds size · eps · λ_max (its
     backward error, up to a small constant). Together, with a factor of two for that constant:
 
         2 · eps · size · (roundings + 1).

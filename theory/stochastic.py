@@ -11,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from theory.problems import Array
 from theory.quadratic import Quadratic
 from theory.relaxation import Relaxed
+
+Steps = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ def stochastic_descent(
     quadratic: Quadratic,
     start: Array,
     sigma: float,
-    rate: Callable[[int], float],
-    record: Array,
+    rate: Callable[[int], float] | float,
+    record: Steps,
     runs: int,
     seed: int,
 ) -> Descent:
@@ -45,7 +48,7 @@ def stochastic_descent(
         quadratic: the loss.
         start: μ_0, shape (d,).
         sigma: standard deviation of the gate noise.
-        rate: η_k from k.
+        rate: η_k from k, or one η.
         record: the steps to keep, increasing integers.
         runs: independent runs.
         seed: of the noise.
@@ -61,7 +64,7 @@ def stochastic_descent(
         noisy = centres + sigma * random.standard_normal(centres.shape)
         gates = np.clip(noisy, 0.0, 1.0)
         gradient = np.where(gates == noisy, gates @ hessian - linear, 0.0)
-        centres = centres - rate(k) * gradient
+        centres = centres - (rate(k) if callable(rate) else rate) * gradient
     return Descent(np.asarray(record, dtype=np.float64), np.stack(kept))
 
 
@@ -84,7 +87,7 @@ def noise_ball(quadratic: Quadratic, sigma: float, rate: float) -> float:
 
 
 def expected_excess(
-    quadratic: Quadratic, start: Array, sigma: float, rate: float, steps: Array
+    quadratic: Quadratic, start: Array, sigma: float, rate: float, steps: Steps
 ) -> Array:
     """E q(μ_k) − q* with a constant step, exactly: every mode contracts to its noise ball.
 

@@ -19,7 +19,7 @@ from theory.checks import (
     sparsity,
 )
 from theory.checks.settings import Settings
-from theory.evidence import Check, rounded, significant
+from theory.evidence import Check, rounded
 
 TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
     "columns-hessian": lambda settings: single.check_hessian(settings, "columns"),
@@ -93,25 +93,6 @@ def run_checks(settings: Settings, only: Iterable[str] | None = None) -> list[Ch
             assert check.id == name, f"check {check.id!r} is listed as {name!r}"
             found.append(check)
     return found
-
-
-def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
-    """One row for each case of each check."""
-    return pd.DataFrame(
-        [
-            {
-                "check": check.id,
-                "case": case.name,
-                "relation": case.relation,
-                "predicted": significant(case.predicted),
-                "measured": significant(case.measured),
-                "tolerance": significant(case.tolerance),
-                "holds": case.holds,
-            }
-            for check in checks
-            for case in check.cases
-        ]
-    )
 
 
 def figure_frames(checks: Sequence[Check]) -> dict[str, pd.DataFrame]:

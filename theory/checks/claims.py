@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from theory.bilinear import joint_gradient, joint_hessian, joint_loss, local_region, pl_ratio
-from theory.bilinear import fit_gates, saddle_coupling, smallest_ratio
+from theory.bilinear import (
+    fit_gates,
+    joint_gradient,
+    joint_hessian,
+    joint_loss,
+    local_region,
+    pl_ratio,
+    saddle_coupling,
+    smallest_ratio,
+)
 from theory.box import box_minimiser, clip, descend_in_box, pathwise_gradient, prox_decrease
 from theory.checks.joint import nearly_right
 from theory.checks.settings import Settings
+from theory.checks.smoothing import relaxed_minimum
 from theory.evidence import Case, Check
 from theory.problems import FAMILIES, Problem, draw_problem
 from theory.quadratic import column_quadratic, descend, row_quadratic
@@ -20,11 +29,12 @@ USEFUL = 1e-6
 
 
 def check_pl(settings: Settings) -> Check:
-    """"The gated objective satisfies the PL condition": ‖∇L‖² ≥ 2μ(L − L*), μ ≥ 10⁻⁶ Λ, where?
+    """ "The gated objective satisfies the PL condition": ‖∇L‖² ≥ 2μ(L − L*), μ ≥ 10⁻⁶ Λ, where?
 
-    Columns alone, rows alone: yes (``columns-pl``). Rows and columns: not globally (``joint-path``),
-    but near ω = 1 where W is nearly right (``joint-local``). Through clipping: no (``clip-plateau``);
-    proximally in the box: yes (``box-prox-pl``). Cases: the smallest ratio found, relative to Λ.
+    Columns alone, rows alone: yes (``columns-pl``). Rows and columns: not globally
+    (``joint-path``), but near ω = 1 where W is nearly right (``joint-local``). Through clipping: no
+    (``clip-plateau``); proximally in the box: yes (``box-prox-pl``). Cases: the smallest ratio
+    found, relative to Λ.
     """
     cases = []
     for family in FAMILIES:
@@ -69,7 +79,7 @@ def check_pl(settings: Settings) -> Check:
 
 
 def _global_case(problem: Problem, family: str) -> Case:
-    left, singular, right = np.linalg.svd(saddle_coupling(problem))
+    left, _, right = np.linalg.svd(saddle_coupling(problem))
     point = 1e-5 * np.concatenate([left[:, 0], right[0]])
     minimiser = fit_gates(problem)
     gap = joint_loss(problem, point) - joint_loss(problem, minimiser)
@@ -104,18 +114,19 @@ def _box_case(problem: Problem, family: str, random: np.random.Generator) -> Cas
 
 
 def check_convergence(settings: Settings) -> Check:
-    """"Training with stochastic gates converges": does the gap fall to 1 % of its start?
+    """ "Training with stochastic gates converges": does the gap fall to 1 % of its start?
 
     Gradient descent on column gates, projected descent in the box, stochastic descent with small
     noise: yes, linearly, the last to a ball (``sgd-linear``). With noise 0.5 the ball around L* is
-    large: what converges is the relaxed objective. From saturated gates without noise: never.
-    Cases: the gap after training over the gap at the start, at most 0.01.
+    large: what converges is the relaxed objective, to its own optimum. From saturated gates without
+    noise: never. Cases: the gap after training over the gap at the start, at most 0.01.
     """
     cases = []
     for family in ("well-conditioned", "under-parameterised"):
         problem = draw_problem(family, 0, settings.seed)
         quadratic = column_quadratic(problem)
-        low = quadratic.value(box_minimiser(problem))
+        boxed_best = box_minimiser(problem)
+        low = quadratic.value(boxed_best)
         start = np.full(problem.cols, 0.5)
         gaps = descend(quadratic, start, 500)
         cases.append(_fallen(f"no noise, {family}", gaps[0], gaps[-1]))
@@ -125,14 +136,14 @@ def check_convergence(settings: Settings) -> Check:
         for sigma in (0.02, 0.5):
             seed = int(settings.random("claim", family, sigma).integers(2**31))
             steps = np.array([0, 2000])
-            runs = stochastic_descent(
-                quadratic, start, sigma, lambda _, r=rate: r, steps, settings.runs, seed
-            )
+            runs = stochastic_descent(quadratic, start, sigma, rate, steps, settings.runs, seed)
             values = [
                 float(np.mean([Relaxed(quadratic, sigma).value(c) for c in centres])) - low
                 for centres in runs.centres
             ]
             cases.append(_fallen(f"noise {sigma}, {family}", boxed[0], values[-1]))
+            own = values[-1] + low - relaxed_minimum(Relaxed(quadratic, sigma), boxed_best)[1]
+            cases.append(_fallen(f"noise {sigma}, relaxed gap, {family}", boxed[0], own))
         plateau = float(excess(quadratic, np.full(problem.cols, 1.2)))
         moved = np.full(problem.cols, 1.2) - rate * pathwise_gradient(
             quadratic, np.full(problem.cols, 1.2)
@@ -144,9 +155,10 @@ def check_convergence(settings: Settings) -> Check:
         "convergence-claim",
         6,
         "claim",
-        "training drives the expected training loss to within 1 % of the initial gap above the best "
-        "loss in the box",
-        "column gates; without noise, in the box, σ = 0.02 and 0.5, from saturated gates",
+        "training drives the expected training loss to within 1 % of the initial gap above the "
+        "best loss in the box",
+        "column gates; without noise, in the box, σ = 0.02 and 0.5 (also above the relaxed "
+        "optimum), from saturated gates",
         tuple(cases),
         claim="convergence",
     )

@@ -72,7 +72,8 @@ def _measure(
 
 
 def unexplained(problems: list[Problem], low: Array) -> Array:
-    """(L* − L_ols)/(L(start) − L_ols): the share of what a free weight gains that is out of reach."""
+    """(L* − L_ols)/(L(start) − L_ols): the share of what a free weight gains that is out of "
+    "reach."""
     shares = []
     for problem, height in zip(problems, low, strict=True):
         free = lora_minimiser(problem, min(problem.rows, problem.cols))[2]
@@ -139,7 +140,7 @@ def speed_frame(settings: Settings) -> pd.DataFrame:
 @cache
 def reach_study(settings: Settings) -> dict[tuple[str, str], Array]:
     """Unexplained shares by teacher and method, on well-conditioned problems."""
-    found = {}
+    found: dict[tuple[str, str], Array] = {}
     for teacher in TEACHERS:
         problems = [
             draw_problem("well-conditioned", i, settings.seed, teacher=teacher)
@@ -173,13 +174,13 @@ def reach_frame(settings: Settings) -> pd.DataFrame:
 
 
 def check_conditioning(settings: Settings) -> Check:
-    """κ_LoRA / κ_gates > 1, κ of the Hessian on its non-zero spectrum (|λ|max/|λ|min⁺), at the start
-    and at the solution, for row and column gates against every rank.
+    """κ_LoRA / κ_gates > 1, κ of the Hessian on its non-zero spectrum (|λ|max/|λ|min⁺), at the
+    start and at the solution, for row and column gates against every rank.
 
     No theorem: both ways happen. At LoRA's start B = 0 the Gauss–Newton matrix is I ⊗ AGAᵀ, which
-    for r = 1 has κ = 1, better than any gates; at the solution LoRA multiplies cond(G) by the spread
-    of the fitted singular values. Cases: the lower end of the 95 % interval of the median ratio over
-    the problems of a family is at least 1.
+    for r = 1 has κ = 1, better than any gates; at the solution LoRA multiplies cond(G) by the
+    spread of the fitted singular values. Cases: the lower end of the 95 % interval of the median
+    ratio over the problems of a family is at least 1.
     """
     cases = []
     found = study(settings)
@@ -194,8 +195,8 @@ def check_conditioning(settings: Settings) -> Check:
         "conditioning-claim",
         8,
         "claim",
-        "the Hessian of row and column gates is better conditioned than LoRA's, at the start and at "
-        "the solution (median ratio of condition numbers)",
+        "the Hessian of row and column gates is better conditioned than LoRA's, at the start and "
+        "at the solution (median ratio of condition numbers)",
         f"{settings.trials} problems a family; ranks 1, 4, 8",
         tuple(cases),
         claim="conditioning",

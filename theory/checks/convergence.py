@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from finegates.layers import GatedLinear
 from theory.box import box_minimiser
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
@@ -59,7 +58,7 @@ def stationary_excess(
     steps = np.arange(burn, min(settings.steps, 3000), 5)
     seed = int(settings.random("stationary", *names).integers(2**31))
     runs = stochastic_descent(
-        quadratic, quadratic.minimiser(), sigma, lambda _: rate, steps, settings.runs, seed
+        quadratic, quadratic.minimiser(), sigma, rate, steps, settings.runs, seed
     )
     return np.asarray(excess(quadratic, runs.centres).mean(axis=0), dtype=np.float64)
 
@@ -156,10 +155,10 @@ def check_linear(settings: Settings) -> Check:
                 quadratic,
                 start,
                 sigma,
-                lambda _, r=rate: r,
+                rate,
                 steps,
                 settings.runs,
-                seed,  # type: ignore[misc]
+                seed,
             )
             found = excess(quadratic, runs.centres)
             exact = expected_excess(quadratic, start, sigma, rate, steps)
@@ -329,17 +328,17 @@ def check_stationarity(settings: Settings) -> Check:
         means = []
         for budget in budgets:
             rate = 1.0 / (relaxed.lipschitz_bound() * np.sqrt(budget / budgets[0]))
-            # Dense at first, where the gradient falls; the mean over steps is an integral over them.
+            # Dense at first, where the gradient falls; the mean over steps is an integral.
             looked = np.unique(np.geomspace(1, budget, 80).astype(int)) - 1
             seed = int(settings.random("stationarity", index, budget).integers(2**31))
             runs = stochastic_descent(
                 quadratic,
                 start,
                 0.3,
-                lambda _, r=rate: r,
+                rate,
                 looked,
                 settings.runs,
-                seed,  # type: ignore[misc]
+                seed,
             )
             squared = np.sum(relaxed.gradient(runs.centres) ** 2, axis=2).mean(axis=1)
             mean = float(np.trapezoid(squared, looked) / looked[-1])

@@ -12,19 +12,19 @@ CONDITION = 1e4
 
 def check_network_pl(frame: pd.DataFrame) -> Check:
     """Λ/(‖∇L‖²/2L) ≤ 10⁴ along training: an effective condition number by PL, Λ the largest
-    Hessian eigenvalue in ω.
+    Hessian eigenvalue in ω that is met on the way.
 
     ‖∇L‖²/2L ≤ ‖∇L‖²/2(L − L*) needs no L*; where it is not small, PL is not refuted. At the start
     the released code's gates are saturated (clip has slope 0), so that in what is trained the ratio
     is 0 while L is not minimal: PL fails there as in ``clip-plateau``. Before clipping it does not.
     Cases: the ratio at every point looked at, at least Λ/10⁴.
     """
-    scales = frame[frame["parameters"] == FREE].set_index("step")["largest"]
+    largest = float(frame.loc[frame["parameters"] == FREE, "largest"].max())
     cases = [
         Case(
             f"{row['parameters']}, step {row['step']}",
             "at least",
-            max(float(scales[row["step"]]), 1e-12) / CONDITION,
+            max(largest, 1e-12) / CONDITION,
             float(row["ratio"]),
         )
         for row in frame[frame["parameters"] != LORA].to_dict("records")
@@ -42,10 +42,11 @@ def check_network_pl(frame: pd.DataFrame) -> Check:
 
 
 def check_network_conditioning(frame: pd.DataFrame) -> Check:
-    """Λ/(‖∇L‖²/2L) and −λ_min/λ_max: gates (before clipping) against LoRA, at every point looked at.
+    """Λ/(‖∇L‖²/2L) and −λ_min/λ_max: gates (before clipping) against LoRA, at every point looked
+    at.
 
-    The first is the number of gradient steps that PL would promise for one e-fold; the second is the
-    share of negative curvature. Gates should have the smaller ones.
+    The first is the number of gradient steps that PL would promise for one e-fold; the second is
+    the share of negative curvature. Gates should have the smaller ones.
     """
     cases = []
     table = frame.set_index(["parameters", "step"])
@@ -62,9 +63,23 @@ def check_network_conditioning(frame: pd.DataFrame) -> Check:
         "network-conditioning-claim",
         10,
         "claim",
-        "along training gates have a smaller Λ/(‖∇L‖²/2L) and a smaller share of negative curvature "
-        "than LoRA",
+        "along training gates have a smaller Λ/(‖∇L‖²/2L) and a smaller share of negative "
+        "curvature than LoRA",
         "a small encoder, task loss of a fixed batch; each at its own training's points",
         tuple(cases),
         claim="conditioning",
     )
+
+
+def network_checks(frame: pd.DataFrame) -> list[Check]:
+    """Both checks, from the table of :func:`theory.finetuned.landscape_frame`.
+
+    Raises:
+        ValueError: the table lacks rows of one of the three kinds of parameters.
+    """
+    missing = {TRAINED, FREE, LORA} - set(frame["parameters"])
+    if missing:
+        raise ValueError(
+            f"the network's table has no rows of {sorted(missing)}; run probe_network again"
+        )
+    return [check_network_pl(frame), check_network_conditioning(frame)]

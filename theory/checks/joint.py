@@ -101,7 +101,7 @@ def check_path(settings: Settings) -> Check:
             cases.append(Case(f"{problem.name}, ε = {size}", "equal", predicted, ratio, 0.02))
     problem = draw_problem("well-conditioned", 0, settings.seed)
     left, singular, right = np.linalg.svd(saddle_coupling(problem))
-    b_left, b_singular, b_right = np.linalg.svd(update_moment(problem))
+    b_left, _, b_right = np.linalg.svd(update_moment(problem))
     low = joint_loss(problem, fit_gates(problem))
     _, _, lora_low = lora_minimiser(problem, 1)
     for size in np.geomspace(1e-3, 2.0, 40):
@@ -170,8 +170,8 @@ def check_symmetry(settings: Settings) -> Check:
         "joint-symmetry",
         3,
         "law",
-        "‖r‖² − ‖c‖² is conserved by gradient flow, and a minimiser has one zero Hessian eigenvalue "
-        "for each connected component of W's non-zero pattern",
+        "‖r‖² − ‖c‖² is conserved by gradient flow, and a minimiser has one zero Hessian "
+        "eigenvalue for each connected component of W's non-zero pattern",
         "X of full rank, no zero gates at the minimiser",
         tuple(cases),
         claim="bilinear",
@@ -232,15 +232,16 @@ def _region_rows(
     saddle = float(np.sqrt(len(ones)))
     rows: list[dict[str, object]] = []
     certified_radius = max(region.radius() - offset, 1e-6)
+    smallest = np.inf
     for radius in np.geomspace(certified_radius / 30, 1.1 * saddle, 24):
         found = smallest_ratio(problem, ones, low, float(radius), random, 32)
-        if radius > saddle:
-            found = 0.0  # the ball holds the saddle (0, 0)
+        # Balls are nested, and one that holds the saddle (0, 0) has the infimum 0.
+        smallest = 0.0 if radius > saddle else min(smallest, found)
         rows.append(
             {
                 "radius": float(radius),
                 "certified": region.constant(float(radius) + offset),
-                "measured": found,
+                "measured": smallest,
                 "certified_radius": certified_radius,
                 "saddle_distance": saddle,
                 "offset": offset,

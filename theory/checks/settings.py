@@ -21,6 +21,7 @@ class Settings:
         runs: of stochastic descent.
         steps: of stochastic descent at most.
         samples: of Monte-Carlo means.
+        gate_steps: of training single gates under a penalty.
         seed: of everything.
     """
 
@@ -30,12 +31,19 @@ class Settings:
     runs: int = 64
     steps: int = 10_000
     samples: int = 200_000
+    gate_steps: int = 1500
     seed: int = 0
 
     def __post_init__(self) -> None:
         least = {
-            "problems": 1, "trials": 2, "limit": 10, "runs": 8, "steps": 1000, "samples": 1000,
-        }  # fmt: skip
+            "problems": 1,
+            "trials": 2,
+            "limit": 10,
+            "runs": 8,
+            "steps": 1000,
+            "samples": 1000,
+            "gate_steps": 10,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(

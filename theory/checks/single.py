@@ -221,9 +221,9 @@ def check_schur_naive(settings: Settings) -> Check:
 def check_regularised(settings: Settings) -> Check:
     """rank(A ∘ B) = min(d, rank A · rank B) in general: W repairs singular data.
 
-    A ∘ B is a principal submatrix of A ⊗ B, so that its rank is at most the product of ranks; random
-    factors attain min(d, product). With n < d samples the loss can be strongly convex in the gates
-    though it is not in the weights. Repeated or zero columns of W stay singular.
+    A ∘ B is a principal submatrix of A ⊗ B, so that its rank is at most the product of ranks;
+    random factors attain min(d, product). With n < d samples the loss can be strongly convex in the
+    gates though it is not in the weights. Repeated or zero columns of W stay singular.
     """
     cases = []
     for problem in settings.drawn("well-conditioned", "over-parameterised"):
@@ -242,8 +242,8 @@ def check_regularised(settings: Settings) -> Check:
         "columns-rank",
         1,
         "law",
-        "the Hessian has rank min(d, rank X · rank W), so that gates can be strongly convex on data "
-        "with fewer samples than inputs",
+        "the Hessian has rank min(d, rank X · rank W), so that gates can be strongly convex on "
+        "data with fewer samples than inputs",
         "X and W in general position",
         tuple(cases),
     )
@@ -264,7 +264,8 @@ def check_row_bounds(settings: Settings) -> Check:
         "rows-bounds",
         2,
         "law",
-        "each curvature H_aa lies between λ_min(G) ‖w_a‖² and λ_max(G) ‖w_a‖² (ratios to the bounds)",
+        "each curvature H_aa lies between λ_min(G) ‖w_a‖² and λ_max(G) ‖w_a‖² (ratios to the "
+        "bounds)",
         "G regular for the lower bound",
         tuple(cases),
     )

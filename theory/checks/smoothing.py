@@ -270,8 +270,8 @@ def check_bias(settings: Settings) -> Check:
         "relaxation-bias",
         5,
         "law",
-        "the relaxed optimum lies above the hard one by ½σ² Σ H_jj over the gates inside (0, 1), as "
-        "σ → 0",
+        "the relaxed optimum lies above the hard one by ½σ² Σ H_jj over the gates inside (0, 1), "
+        "as σ → 0",
         "column gates; gates inside are 5σ from the bounds",
         tuple(cases),
         frames={"bias": pd.DataFrame(rows)},

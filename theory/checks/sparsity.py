@@ -61,7 +61,7 @@ def minimised_centre(name: str, kind: str, sparsity: float) -> float:
         slopes = torch.autograd.grad(penalty(), [gate.latent for gate in gates])
         with torch.no_grad():
             for gate, slope in zip(gates, slopes, strict=True):
-                gate.latent -= step * torch.sign(slope)
+                gate.latent.sub_(step * torch.sign(slope))
     return float(gates[0].centre().detach().mean())
 
 
@@ -70,8 +70,8 @@ def check_minimiser(settings: Settings) -> Check:
     from above stops there. STG (P itself): none, m → −∞.
 
     P = Φ(m/σ_p) is strictly increasing. Measured on ``SparsityPenalty`` of a ``GatedLinear`` with
-    the presets' gates, minimised by signed steps from above; as Φ(m/σ_p), which is positive, against
-    1 − s, within one step for the hinge, whose slope ends at the edge.
+    the presets' gates, minimised by signed steps from above; as Φ(m/σ_p), which is positive,
+    against 1 − s, within one step for the hinge, whose slope ends at the edge.
     """
     cases = []
     for name in PRESET_NAMES:
@@ -162,9 +162,9 @@ def check_probability(settings: Settings) -> Check:
     """P(open) of the penalty = the probability that a training gate is above 0, Φ(m/σ).
 
     P(clip(m + ε) > 0) = Φ(m/σ) with σ the *noise's* standard deviation. The released code's penalty
-    takes σ_p = 0.5 beside noise of 0.1, so there the two differ: at s = 0.4, P is 0.6 while the gate
-    is above 0 in Φ(1.27) = 90 % of the steps. Cases: frequency over fresh samples of the presets'
-    gates at their half-open minimiser, against P, within five standard errors.
+    takes σ_p = 0.5 beside noise of 0.1, so there the two differ: at s = 0.4, P is 0.6 while the
+    gate is above 0 in Φ(1.27) = 90 % of the steps. Cases: frequency over fresh samples of the
+    presets' gates at their half-open minimiser, against P, within five standard errors.
     """
     cases = []
     for name in (*PRESET_NAMES, "structured"):
@@ -176,7 +176,7 @@ def check_probability(settings: Settings) -> Check:
             gate.latent.data.fill_(math.atanh(mean) if preset.tanh else mean)
             torch.manual_seed(int(settings.random("probability", name, sparsity).integers(2**31)))
             sampled = gate.sample() > 0
-            predicted = float(gate.open_probability()[0])
+            predicted = float(gate.open_probability()[0].detach())
             error = math.sqrt(predicted * (1 - predicted) / gate.size)
             cases.append(
                 Case(
@@ -208,7 +208,7 @@ def check_endpoint(settings: Settings) -> Check:
     way, does not decide alone: at most 0.1.
     """
     cases, rows = [], []
-    steps = 1500
+    steps = settings.gate_steps
     for penalty in tqdm(get_args(PenaltyName), desc="penalties"):
         for sigma in SIGMAS:
             grid = [
@@ -273,8 +273,8 @@ def check_binary(settings: Settings) -> Check:
         9,
         "claim",
         "a gate that is trained from 1 ends at 0 or 1 (distance to the nearer)",
-        "one gate, quadratic task loss with h = 1, w = 1 or 0.6, s = 0.4; three penalties, a grid of "
-        "σ and λ",
+        "one gate, quadratic task loss with h = 1, w = 1 or 0.6, s = 0.4; three penalties, a grid "
+        "of σ and λ",
         tuple(cases),
         claim="binary",
     )
@@ -293,7 +293,9 @@ def check_threshold(settings: Settings) -> Check:
         critical = OneGate("stg", sigma, 0.0).keeping_weight()
         grid = [OneGate("stg", sigma, critical * 1.1**power) for power in range(-5, 6)]
         seed = int(settings.random("keeping", sigma).integers(2**31))
-        trained = train_gates(grid, 16, 2500, np.full(len(grid), 0.04), seed)
+        trained = train_gates(
+            grid, 16, 5 * settings.gate_steps // 3, np.full(len(grid), 0.04), seed
+        )
         closed = np.median(trained, axis=1) <= 0
         stayed = [gate.weight for gate, shut in zip(grid, closed, strict=True) if not shut]
         edge = max(stayed, default=grid[0].weight / 1.1) * 1.1**0.5
@@ -302,7 +304,8 @@ def check_threshold(settings: Settings) -> Check:
         "penalty-threshold",
         9,
         "law",
-        "with the STG penalty a gate worth keeping closes exactly for λ above λ_c(σ), in closed form",
+        "with the STG penalty a gate worth keeping closes exactly for λ above λ_c(σ), in closed "
+        "form",
         "one gate, quadratic task loss with h = w = 1, from m = 1, σ = σ_p",
         tuple(cases),
         claim="binary",

@@ -1,0 +1,188 @@
+"""Row and column gates together, gates in the box, and low-rank adapters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from problem_strategies import problems, vectors
+from theory.bilinear import (
+    fit_gates,
+    joint_gradient,
+    joint_hessian,
+    joint_loss,
+    local_region,
+    saddle_coupling,
+    weight_components,
+)
+from theory.box import box_constant, box_minimiser, prox_decrease, two_columns
+from theory.conditioning import Batch, solution, solve_gates, start, steepest_descent
+from theory.lora import (
+    count_zeros,
+    lora_gradient,
+    lora_hessian,
+    lora_loss,
+    lora_minimiser,
+    zero_eigenvalues,
+)
+from theory.problems import Problem, draw_problem
+from theory.quadratic import Quadratic, column_quadratic
+
+
+@given(st.data())
+def test_gradient_and_hessian_are_those_of_the_loss(data):
+    problem = data.draw(problems(largest=4))
+    gates = data.draw(vectors(problem.rows + problem.cols))
+    direction = data.draw(vectors(problem.rows + problem.cols))
+    gradient, hessian = joint_gradient(problem, gates), joint_hessian(problem, gates)
+    # The loss is a quartic along a line: five values determine it, and differences are exact.
+    steps = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    values = [joint_loss(problem, gates + t * direction) for t in steps]
+    quartic = np.polynomial.polynomial.polyfit(steps, values, 4)
+    scale = 1 + np.abs(values).max()
+    assert gradient @ direction == pytest.approx(quartic[1], abs=1e-8 * scale)
+    assert direction @ hessian @ direction == pytest.approx(2 * quartic[2], abs=1e-8 * scale)
+
+
+@given(st.data(), st.sampled_from([0.25, 0.5, 2.0, 4.0]))
+def test_rescaling_rows_against_columns_changes_nothing(data, t):
+    problem = data.draw(problems())
+    rows, cols = data.draw(vectors(problem.rows)), data.draw(vectors(problem.cols))
+    first = joint_loss(problem, np.concatenate([rows, cols]))
+    moved = np.concatenate([t * rows, cols / t])
+    assert joint_loss(problem, moved) == first  # t is a power of two: exact
+    gradient = joint_gradient(problem, moved)
+    assert gradient[: problem.rows] @ rows * t == pytest.approx(
+        gradient[problem.rows :] @ cols / t, abs=1e-9 * (1 + abs(first) * 1e3)
+    )
+
+
+@given(problems())
+def test_zero_is_a_saddle_as_strict_as_the_coupling_or_a_minimiser(problem):
+    zero = np.zeros(problem.rows + problem.cols)
+    assert not joint_gradient(problem, zero).any()
+    coupling = np.linalg.norm(saddle_coupling(problem), 2)
+    least = np.linalg.eigvalsh(joint_hessian(problem, zero))[0]
+    assert least == pytest.approx(-coupling, abs=1e-9 * (1 + coupling))
+    if coupling == 0:
+        assert joint_loss(problem, fit_gates(problem, sweeps=5)) >= problem.null_loss * (1 - 1e-12)
+
+
+def test_a_weight_of_two_blocks_has_two_symmetries():
+    weight = np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.0, 0.0]])
+    assert weight_components(weight) == 2
+    assert weight_components(np.ones((2, 3))) == 1
+    assert weight_components(np.zeros((2, 3))) == 0
+
+
+def test_a_region_needs_a_minimiser_with_one_flat_direction():
+    problem = draw_problem("rank-deficient", 0)
+    with pytest.raises(ValueError, match="drop zero rows and columns of W"):
+        local_region(problem, fit_gates(problem))
+
+
+@given(st.data())
+def test_proximal_pl_holds_in_the_box_with_the_constant_of_bases(data):
+    problem = data.draw(problems())
+    quadratic = column_quadratic(problem)
+    assume(quadratic.hessian.any())
+    low = quadratic.value(box_minimiser(problem))
+    gates = data.draw(vectors(problem.cols)).clip(0, 1)
+    gap = quadratic.value(gates) - low
+    assume(gap > 1e-7 * (1 + quadratic.constant))
+    assert prox_decrease(quadratic, gates) >= box_constant(quadratic) * gap * (1 - 1e-5)
+
+
+@given(st.floats(0.01, 1.0))
+def test_the_constant_of_bases_is_attained_and_the_unconstrained_one_is_wrong(ratio):
+    quadratic = two_columns(ratio)
+    corner = np.array([0.0, 1.0])
+    found = prox_decrease(quadratic, corner) / quadratic.value(corner)
+    assert found == pytest.approx(ratio**2)
+    assert box_constant(quadratic) == pytest.approx(ratio**2)
+    assert quadratic.pl_constant == pytest.approx(1 + ratio**2)
+    assert quadratic.pl_constant > found
+
+
+def test_too_many_bases_are_refused_with_a_remedy():
+    random = np.random.default_rng(0).standard_normal((12, 30))
+    with pytest.raises(ValueError, match="take a smaller problem"):
+        box_constant(Quadratic(random.T @ random, np.zeros(30), 0.0, 12))
+
+
+@given(st.data(), st.integers(1, 6))
+def test_reduced_rank_regression_is_stationary_and_nothing_drawn_is_lower(data, rank):
+    problem = data.draw(problems(largest=4))
+    assume(problem.inputs.any())
+    b, a, low = lora_minimiser(problem, rank)
+    scale = 1 + problem.null_loss + float(np.sum(problem.weight**2)) * 100
+    for part in lora_gradient(problem, b, a):
+        np.testing.assert_allclose(part, 0, atol=1e-6 * scale)
+    trial_b = data.draw(vectors(problem.rows * rank)).reshape(problem.rows, rank)
+    trial_a = data.draw(vectors(problem.cols * rank)).reshape(rank, problem.cols)
+    assert lora_loss(problem, trial_b, trial_a) >= low - 1e-9 * scale
+
+
+@given(st.data(), st.integers(1, 3))
+def test_the_adapters_hessian_is_that_of_its_loss(data, rank):
+    problem = data.draw(problems(largest=3))
+    m, d = problem.weight.shape
+    point, direction = (data.draw(vectors(rank * (m + d))) for _ in range(2))
+
+    def value(t: float) -> float:
+        moved = point + t * direction
+        b, a = moved[: m * rank].reshape(m, rank), moved[m * rank :].reshape(rank, d)
+        return lora_loss(problem, b, a)
+
+    b, a = point[: m * rank].reshape(m, rank), point[m * rank :].reshape(rank, d)
+    steps = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    values = [value(t) for t in steps]
+    quartic = np.polynomial.polynomial.polyfit(steps, values, 4)
+    scale = 1 + np.abs(values).max()
+    hessian = lora_hessian(problem, b, a)
+    assert direction @ hessian @ direction == pytest.approx(2 * quartic[2], abs=1e-8 * scale)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 5])
+def test_an_exact_fit_has_the_predicted_number_of_zero_eigenvalues_beyond_its_rank(rank):
+    """Rank 2 is taught exactly; factors of rank r > 2 have the larger kernel of the formula."""
+    random = np.random.default_rng(rank)
+    inputs, weight = random.standard_normal((12, 5)), random.standard_normal((4, 5))
+    change = random.standard_normal((4, 2)) @ random.standard_normal((2, 5))
+    problem = Problem(inputs, weight, inputs @ (weight + change).T)
+    b, a, _ = lora_minimiser(problem, rank)
+    found = count_zeros(lora_hessian(problem, b, a), 48, 1e-9)
+    assert found == zero_eigenvalues(4, rank, 5, 5, min(rank, 2))
+
+
+def test_a_rank_of_zero_is_refused():
+    with pytest.raises(ValueError, match="rank of at least 1, got 0"):
+        lora_minimiser(draw_problem("well-conditioned", 0), 0)
+
+
+def test_batched_solutions_are_those_of_single_problems():
+    drawn = [draw_problem("well-conditioned", i) for i in range(3)]
+    _, lows = solution(drawn, "rows + columns")
+    singles = [joint_loss(p, fit_gates(p)) for p in drawn]
+    assert np.all(lows <= np.array(singles) * (1 + 1e-9))
+    batch = Batch.of(drawn)
+    gates, heights = solve_gates(batch, np.ones((3, 18)))
+    for problem, theta, height in zip(drawn, gates, heights, strict=True):
+        assert joint_loss(problem, theta) == pytest.approx(height)
+        assert np.linalg.norm(joint_gradient(problem, theta)) < 1e-8
+
+
+@pytest.mark.parametrize("method", ["columns", "rows + columns", "LoRA 2"])
+def test_steepest_descent_reaches_the_optimum_that_the_closed_form_names(method):
+    drawn = [draw_problem("well-conditioned", i) for i in range(4)]
+    _, low = solution(drawn, method)
+    first = start(drawn, method, 0)
+    path = steepest_descent(Batch.of(drawn), method, first, low, 1e-4, 3000, (0, 5))
+    assert np.isfinite(path.iterations).all()
+    np.testing.assert_array_equal(path.points[0][1], first[1])
+    # An optimum that is too low by a tenth of the way is never reached.
+    wrong = low - 0.1 * np.array([p.null_loss for p in drawn])
+    path = steepest_descent(Batch.of(drawn), method, first, wrong, 1e-4, 50, (0,))
+    assert np.isinf(path.iterations).all()

@@ -1,0 +1,135 @@
+# The paper's theorems put to the test: random least-squares problems, then the tier's encoder.
+
+THEORY = f"{RESULTS}/theory"
+LOOK_TASK = TIER.theory.network.task if TIER.theory.network.task in TIER.tasks else TIER.tasks[0]
+
+# Tables behind the figures, by figure; the encoder's is measured by a rule of its own.
+TOY_TABLES = {
+    "descent": ["descent_columns", "descent_rows", "descent_box", "schur", "schur_singular"],
+    "saddle": ["saddle_path", "local_region"],
+    "relaxation": ["lipschitz", "bias"],
+    "convergence": ["sgd_linear", "noise_ball", "sgd_decaying", "stationarity"],
+    "conditioning": ["conditioning", "speed", "reach"],
+    "penalties": ["endpoints"],
+}
+THEORY_FIGURES = [*TOY_TABLES, "network"]
+
+
+# Needs neither data nor model, and runs beside pretraining.
+rule solve_toys:
+    output:
+        checks=f"{THEORY}/toys.json",
+        cases=f"{THEORY}/toy_cases.csv",
+        tables=expand(
+            f"{THEORY}/{{table}}.csv", table=[t for tables in TOY_TABLES.values() for t in tables]
+        ),
+    log:
+        f"{RESULTS}/logs/solve_toys.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/solve_toys.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1500,
+        runtime=60,
+    params:
+        settings=lambda wildcards: TIER.theory.model_dump(exclude={"network"}),
+        code=code_digest("workflow/scripts/solve_toys.py"),
+    script:
+        "../scripts/solve_toys.py"
+
+
+rule probe_network:
+    input:
+        tables=[path for path in DATA_FILES if Path(path).parent.name == LOOK_TASK],
+        encoder=ENCODER,
+    output:
+        csv=f"{THEORY}/network.csv",
+    log:
+        f"{RESULTS}/logs/probe_network.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/probe_network.tsv"
+    conda:
+        "../../environment.yml"
+    threads: TIER.threads
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        task=LOOK_TASK,
+        settings=lambda wildcards: {
+            "look": TIER.theory.network.model_dump(),
+            "model": TIER.model.model_dump(),
+            "data": TIER.data.model_dump(),
+            "batch_size": TIER.training.batch_size,
+            "max_length": TIER.training.max_length,
+            "threads": TIER.threads,
+        },
+        code=code_digest("workflow/scripts/probe_network.py"),
+    script:
+        "../scripts/probe_network.py"
+
+
+rule check_theory:
+    input:
+        toys=rules.solve_toys.output.checks,
+        cases=rules.solve_toys.output.cases,
+        network=rules.probe_network.output.csv,
+    output:
+        report(
+            multiext(f"{THEORY}/checks", ".csv", ".md"),
+            caption="../report/check_theory.rst",
+            category="Theory",
+        ),
+        json=f"{THEORY}/checks.json",
+        cases=f"{THEORY}/cases.csv",
+    log:
+        f"{RESULTS}/logs/check_theory.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/check_theory.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=500,
+        runtime=10,
+    params:
+        tier=TIER.tier,
+        model=TIER.model.name,
+        task=LOOK_TASK,
+        settings=lambda wildcards: TIER.theory.model_dump(),
+        code=code_digest("workflow/scripts/check_theory.py"),
+    script:
+        "../scripts/check_theory.py"
+
+
+rule draw_theory:
+    input:
+        tables=rules.solve_toys.output.tables,
+        network=rules.probe_network.output.csv,
+    output:
+        report(
+            expand(
+                f"{THEORY}/figures/{{figure}}.{{suffix}}",
+                figure=THEORY_FIGURES,
+                suffix=["svg", "png", "pdf"],
+            ),
+            caption="../report/draw_theory.rst",
+            category="Theory",
+        ),
+    log:
+        f"{RESULTS}/logs/draw_theory.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_theory.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        tier=TIER.tier,
+        model=TIER.model.name,
+        task=LOOK_TASK,
+        figures=THEORY_FIGURES,
+        code=code_digest("workflow/scripts/draw_theory.py"),
+    script:
+        "../scripts/draw_theory.py"

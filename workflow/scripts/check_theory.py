@@ -1,0 +1,34 @@
+"""Gathers the checks of the theory, with the verdicts on the paper's claims that follow."""
+
+import json
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import pandas as pd
+
+    from finegates.record import write_text
+    from finegates.tables import to_csv
+    from theory.checks.encoder import network_checks
+    from theory.evidence import case_frame, check_markdown, check_table, judge_claims
+
+    network = network_checks(pd.read_csv(job.input.network))
+    records = json.loads(Path(job.input.toys).read_text(encoding="utf-8"))
+    records += [check.record() for check in network]
+    settings = job.params.settings
+    setting = (
+        f"Tier {job.params.tier}: {settings['problems']} random problems of each of five families "
+        f"for a law, {settings['trials']} for the comparison of gates with LoRA; the network is "
+        f"{job.params.model} on {job.params.task}. Predicted and measured are those of the case "
+        "nearest to breaking its statement; tightness is the median over cases, 1 where a constant "
+        "is attained."
+    )
+    csv, md = job.output[:2]
+    write_text(csv, to_csv(check_table(records)))
+    write_text(md, check_markdown(records, setting))
+    found = {"setting": setting, "checks": records, "claims": judge_claims(records)}
+    write_text(job.output.json, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    cases = [pd.read_csv(job.input.cases, keep_default_na=False), case_frame(network)]
+    write_text(job.output.cases, to_csv(pd.concat(cases)))

@@ -1,0 +1,18 @@
+"""Draws the figures of the theory from their tables."""
+
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import pandas as pd
+
+    from finegates.figures import save_figure
+    from theory.figures import draw
+
+    frames = {Path(path).stem: pd.read_csv(path) for path in [*job.input.tables, job.input.network]}
+    network = f"{job.params.model} on {job.params.task}"
+    for name in job.params.figures:
+        figure = draw(name, frames, f"Tier {job.params.tier}.", network)
+        save_figure(figure, *(path for path in job.output if Path(path).stem == name))

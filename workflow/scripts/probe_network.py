@@ -1,0 +1,15 @@
+"""Measures gradient and extreme Hessian eigenvalues along gate and LoRA training of the encoder."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.config import configured_tier
+    from finegates.record import write_text
+    from finegates.tables import to_csv
+    from theory.evidence import rounded
+    from theory.finetuned import Look, landscape_frame
+
+    tier = configured_tier(job.config)
+    look = Look(**{**tier.theory.network.model_dump(), "task": job.params.task})
+    write_text(job.output.csv, to_csv(rounded(landscape_frame(tier, look))))

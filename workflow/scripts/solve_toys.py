@@ -1,0 +1,22 @@
+"""Checks the theory on random least-squares problems, and writes the tables behind its figures."""
+
+import json
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.record import write_text
+    from finegates.tables import to_csv
+    from theory.checks.settings import Settings
+    from theory.evidence import case_frame
+    from theory.study import figure_frames, run_checks
+
+    checks = run_checks(Settings(**job.params.settings))
+    frames = figure_frames(checks)
+    for path in job.output.tables:
+        write_text(path, to_csv(frames[Path(path).stem]))
+    write_text(job.output.cases, to_csv(case_frame(checks)))
+    records = [check.record() for check in checks]
+    write_text(job.output.checks, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
