@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finegates.figures import COLOURS, LINE_HEIGHT, MARKERS, STYLE
+from finegates.figures.style import COLOURS, LINE_HEIGHT, MARKERS, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,11 +53,7 @@ def draw(name: str, frames: Frames, lead: str, network: str) -> Figure:
     """
     if name not in FIGURES:
         raise ValueError(f"unknown figure {name!r}; known: {', '.join(FIGURES)}")
-    import matplotlib
-    from matplotlib import style
-
-    matplotlib.use("Agg")
-    with style.context(["default", STYLE]):
+    with style():
         if name == "network":
             return draw_network(frames, f"{lead} {network}.")
         return FIGURES[name](frames, lead)

@@ -63,6 +63,16 @@ TINY = {
     },
     "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 2},
     "inference_benchmarks": [TINY_SHAPE],
+    "theory": {
+        "problems": 1,
+        "trials": 3,
+        "limit": 20,
+        "runs": 8,
+        "steps": 1000,
+        "samples": 1000,
+        "gate_steps": 20,
+        "network": {"steps": 4, "looks": 2, "rows": 8},
+    },
 }
 
 
@@ -91,7 +101,7 @@ def tables(folder: Path) -> dict[str, bytes]:
     results = folder / "results"
     return {
         str(path.relative_to(results)): path.read_bytes()
-        for part in ("tables", "figures")
+        for part in ("tables", "figures", "theory")
         for path in sorted((results / part).rglob("*"))
         if path.is_file()
     }

@@ -39,6 +39,8 @@ rule write_report:
         rules.tabulate_cost.output,
         rules.draw_tradeoff.output,
         rules.draw_gates.output,
+        rules.check_theory.output,
+        rules.draw_theory.output,
         records=RECORDS,
         ledger=LEDGER,
         templates=[

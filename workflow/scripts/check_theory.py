@@ -9,7 +9,7 @@ job = snakemake
 with job_log(job.log[0]):
     import pandas as pd
 
-    from finegates.record import write_text
+    from finegates.files import write_text
     from finegates.tables import to_csv
     from theory.checks.encoder import network_checks
     from theory.evidence import case_frame, check_markdown, check_table, judge_claims

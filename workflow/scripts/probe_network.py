@@ -5,7 +5,7 @@ from finegates.job import job_log
 job = snakemake
 with job_log(job.log[0]):
     from finegates.config import configured_tier
-    from finegates.record import write_text
+    from finegates.files import write_text
     from finegates.tables import to_csv
     from theory.evidence import rounded
     from theory.finetuned import Look, landscape_frame

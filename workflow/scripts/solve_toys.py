@@ -7,7 +7,7 @@ from finegates.job import job_log
 
 job = snakemake
 with job_log(job.log[0]):
-    from finegates.record import write_text
+    from finegates.files import write_text
     from finegates.tables import to_csv
     from theory.checks.settings import Settings
     from theory.evidence import case_frame
