@@ -1,4 +1,4 @@
-"""Keeps the tables quoted in README.md equal to the published files.
+"""Keeps the tables quoted in README.md and theory/README.md equal to the published files.
 
 Run ``python -m finegates.readme`` after publishing.
 
@@ -13,6 +13,9 @@ from pathlib import Path
 from finegates.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
+
+QUOTING = ("README.md", "theory/README.md")
+"""The files that quote, relative to the repository."""
 
 _QUOTE = re.compile(r"<!-- begin (?P<path>\S+) -->\n.*?<!-- end (?P=path) -->", re.DOTALL)
 
@@ -38,5 +41,5 @@ def quoted_files(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    write_text(readme, with_quotes(readme.read_text(encoding="utf-8"), ROOT))
+    for name in QUOTING:
+        write_text(ROOT / name, with_quotes((ROOT / name).read_text(encoding="utf-8"), ROOT))

@@ -1,6 +1,8 @@
-"""README.md quotes published files, and only as they are."""
+"""README.md and theory/README.md quote published files, and only as they are."""
 
-from finegates.readme import ROOT, quoted_files, with_quotes
+import pytest
+
+from finegates.readme import QUOTING, ROOT, quoted_files, with_quotes
 
 
 def test_quotes_are_replaced_by_the_files_content(tmp_path):
@@ -9,7 +11,8 @@ def test_quotes_are_replaced_by_the_files_content(tmp_path):
     assert with_quotes(text, tmp_path) == "x\n<!-- begin t.md -->\n| a |\n<!-- end t.md -->\ny\n"
 
 
-def test_the_readme_quotes_the_published_tables_as_they_are():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("name", QUOTING)
+def test_the_readme_quotes_the_published_tables_as_they_are(name):
+    text = (ROOT / name).read_text()
     assert quoted_files(text)
     assert with_quotes(text, ROOT) == text, "run: python -m finegates.readme"

@@ -124,6 +124,7 @@ def test_one_command_makes_every_table_figure_and_record(finished):
     for name in ("glue.csv", "glue.md", "glue.tex"):
         assert f"tables/{name}" in made
     assert {"figures/tradeoff.svg", "figures/tradeoff.png"} <= made
+    assert {"theory/checks.csv", "theory/checks.md", "theory/figures/network.pdf"} <= made
     assert {"timing/step.csv", "timing/cost.csv", "claims.csv", "claims.md", "report.html"} <= made
 
 
