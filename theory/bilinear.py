@@ -237,37 +237,50 @@ def local_region(problem: Problem, minimiser: Array) -> LocalRegion:
 def smallest_ratio(
     problem: Problem,
     centre: Array,
-    optimum: float,
+    optimum: Array,
     radius: float,
     random: np.random.Generator,
     starts: int,
 ) -> float:
-    """The smallest PL ratio found in the ball B(centre, radius): points at random on spheres, the
-    best few improved by projected descent on the ratio."""
-    best = np.inf
-    size = len(centre)
+    """The smallest PL ratio found in the ball B(centre, radius), an upper estimate of the infimum.
+
+    Looked at: points at random on the sphere, points beside the optimum along the flattest
+    transverse directions of its Hessian, as far as they lie in the ball; the best of them improved
+    by random search.
+
+    Args:
+        problem: the problem.
+        centre: of the ball, shape (m + d,).
+        optimum: θ*, a minimiser, shape (m + d,).
+        radius: of the ball.
+        random: the source of directions.
+        starts: how many.
+    """
+    low, size = joint_loss(problem, optimum), len(centre)
+
+    def ratio_at(offset: Array) -> float:
+        point = centre + offset
+        found = pl_ratio(joint_gradient(problem, point), joint_loss(problem, point) - low)
+        return found if found == found else np.inf
+
     directions = random.standard_normal((starts, size))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    values = []
-    for direction in directions:
-        point = centre + radius * direction
-        ratio = pl_ratio(joint_gradient(problem, point), joint_loss(problem, point) - optimum)
-        values.append(ratio)
-    order = np.argsort(values)[: max(1, starts // 8)]
-    best = min(best, *values)
-    for place in order:
-        offset, ratio, step = radius * directions[place], values[place], 0.3 * radius
+    offsets = [*(radius * directions / np.linalg.norm(directions, axis=1, keepdims=True))]
+    _, vectors = np.linalg.eigh(joint_hessian(problem, optimum))
+    # The first is the orbit's, along which nothing changes.
+    for vector in vectors.T[1:4]:
+        for length in (-0.9, -0.5, -0.1, 0.1, 0.5, 0.9):
+            offset = optimum + length * radius * vector - centre
+            if np.linalg.norm(offset) <= radius:
+                offsets.append(offset)
+    values = [ratio_at(offset) for offset in offsets]
+    for place in np.argsort(values)[: max(1, starts // 8)]:
+        offset, step = offsets[place], 0.3 * radius
         for _ in range(60):
             trial = offset + step * random.standard_normal(size) / np.sqrt(size)
-            norm = np.linalg.norm(trial)
-            if norm > radius:
-                trial = trial * radius / norm
-            point = centre + trial
-            gap = joint_loss(problem, point) - optimum
-            found = pl_ratio(joint_gradient(problem, point), gap)
-            if found < ratio:
-                offset, ratio = trial, found
+            trial = trial * min(1.0, radius / float(np.linalg.norm(trial)))
+            found = ratio_at(trial)
+            if found < values[place]:
+                offset, values[place] = trial, found
             else:
                 step *= 0.93
-        best = min(best, ratio)
-    return float(best)
+    return float(min(values))

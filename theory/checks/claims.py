@@ -60,7 +60,7 @@ def check_pl(settings: Settings) -> Check:
     found = smallest_ratio(
         problem,
         np.ones(len(minimiser)),
-        joint_loss(problem, minimiser),
+        minimiser,
         0.9 * radius,
         settings.random("pl claim", "local"),
         24,

@@ -198,7 +198,6 @@ def check_local(settings: Settings) -> Check:
         problem, minimiser = nearly_right(settings, index)
         region = local_region(problem, minimiser)
         offset = float(np.linalg.norm(minimiser - 1))
-        low = joint_loss(problem, minimiser)
         radius = region.radius()
         random = settings.random("local", index)
         ones = np.ones(len(minimiser))
@@ -206,12 +205,12 @@ def check_local(settings: Settings) -> Check:
             certified = region.constant(share * radius)
             around = share * radius - offset
             centre, reach = (ones, around) if around > 0 else (minimiser, share * radius)
-            found = smallest_ratio(problem, centre, low, reach, random, 24)
+            found = smallest_ratio(problem, centre, minimiser, reach, random, 24)
             cases.append(
                 Case(f"{problem.name}, {share:.0%} of the radius", "at least", certified, found)
             )
         if index == 0:
-            rows = _region_rows(problem, region, offset, low, random)
+            rows = _region_rows(problem, region, offset, random)
     return Check(
         "joint-local",
         3,
@@ -225,7 +224,7 @@ def check_local(settings: Settings) -> Check:
 
 
 def _region_rows(
-    problem: Problem, region: LocalRegion, offset: float, low: float, random: np.random.Generator
+    problem: Problem, region: LocalRegion, offset: float, random: np.random.Generator
 ) -> list[dict[str, object]]:
     """Smallest ratio against the radius of the ball around ω = 1, certified and measured."""
     ones = np.ones(len(region.centre))
@@ -234,7 +233,7 @@ def _region_rows(
     certified_radius = max(region.radius() - offset, 1e-6)
     smallest = np.inf
     for radius in np.geomspace(certified_radius / 30, 1.1 * saddle, 24):
-        found = smallest_ratio(problem, ones, low, float(radius), random, 32)
+        found = smallest_ratio(problem, ones, region.centre, float(radius), random, 32)
         # Balls are nested, and one that holds the saddle (0, 0) has the infimum 0.
         smallest = 0.0 if radius > saddle else min(smallest, found)
         rows.append(
