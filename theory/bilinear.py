@@ -244,9 +244,9 @@ def smallest_ratio(
 ) -> float:
     """The smallest PL ratio found in the ball B(centre, radius), an upper estimate of the infimum.
 
-    Looked at: points at random on the sphere, points beside the optimum along the flattest
-    transverse directions of its Hessian, as far as they lie in the ball; the best of them improved
-    by random search.
+    Looked at: points at random on the sphere, the point nearest to the saddle (0, 0), and points
+    beside the optimum along the flattest transverse directions of its Hessian, as far as they lie
+    in the ball; the best of the former and of the latter are improved by random search.
 
     Args:
         problem: the problem.
@@ -265,6 +265,8 @@ def smallest_ratio(
 
     directions = random.standard_normal((starts, size))
     offsets = [*(radius * directions / np.linalg.norm(directions, axis=1, keepdims=True))]
+    offsets.append(-min(radius / float(np.linalg.norm(centre)), 1.0) * centre)
+    far = len(offsets)
     _, vectors = np.linalg.eigh(joint_hessian(problem, optimum))
     # The first is the orbit's, along which nothing changes.
     for vector in vectors.T[1:4]:
@@ -273,7 +275,9 @@ def smallest_ratio(
             if np.linalg.norm(offset) <= radius:
                 offsets.append(offset)
     values = [ratio_at(offset) for offset in offsets]
-    for place in np.argsort(values)[: max(1, starts // 8)]:
+    few = max(1, starts // 8)
+    chosen = [*np.argsort(values[:far])[:few], *(far + np.argsort(values[far:])[:few])]
+    for place in chosen:
         offset, step = offsets[place], 0.3 * radius
         for _ in range(60):
             trial = offset + step * random.standard_normal(size) / np.sqrt(size)

@@ -269,6 +269,52 @@ def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
     return "\n".join(lines)
 
 
+def comparison_markdown(
+    conditioning: pd.DataFrame, speed: pd.DataFrame, reach: pd.DataFrame
+) -> str:
+    """Medians with intervals of what item 8 compares, as Markdown tables.
+
+    Args:
+        conditioning, speed, reach: tables of :mod:`theory.checks.comparison`.
+    """
+    hessian = conditioning[conditioning["matrix"] == "hessian"]
+    moments = list(dict.fromkeys(hessian["moment"]))
+    blocks = [
+        *(
+            (
+                f"condition number of the Hessian, {moment.replace('step 0', 'start')}",
+                "family",
+                hessian[hessian["moment"] == moment],
+            )
+            for moment in moments
+        ),
+        ("iterations to a relative gap of 10⁻⁴", "family", speed),
+        ("unexplained share, by teacher", "teacher", reach),
+    ]
+    methods = list(dict.fromkeys(speed["method"]))
+    lines = [
+        "#### 8, in numbers",
+        "",
+        "Medians with 95 % bootstrap intervals over problems. Condition numbers are on the "
+        f"non-zero spectrum; iterations stop at {int(speed['limit'].iloc[0]):,}. The unexplained "
+        "share is what of a free weight's gain is out of reach.",
+        "",
+        f"| | {' | '.join(methods)} |",
+        f"|---|{'---:|' * len(methods)}",
+    ]
+    for title, key, frame in blocks:
+        lines.append(f"| **{title}** |{' |' * len(methods)}")
+        for name, rows in frame.groupby(key, sort=False):
+            found = rows.set_index("method")
+            cells = [
+                f"{printed(found.loc[method, 'median'])} "
+                f"[{printed(found.loc[method, 'low'])}, {printed(found.loc[method, 'high'])}]"
+                for method in methods
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def _row(record: Mapping[str, Any]) -> str:
     sign = {"equal": "= ", "at least": "≥ ", "at most": "≤ "}[record["relation"]]
     cells = [

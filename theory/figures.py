@@ -363,7 +363,7 @@ def draw_penalties(frames: Frames, lead: str) -> Figure:
         3,
         f"{lead} A gate trained from 1 with fresh noise under the task loss ½(ω − w)² and λ times "
         "a penalty (s = 0.4, σ_p = σ): its evaluation value, median over copies. Underlined: more "
-        "than 0.1 from the closed form.",
+        "than 0.1 from the closed form; …: that would still be on its way.",
     )
     mesh = None
     for place, ax in enumerate(axes):
@@ -372,6 +372,7 @@ def draw_penalties(frames: Frames, lead: str) -> Figure:
         rows = frame[(frame["wanted"] == wanted) & (frame["penalty"] == penalty)]
         table = rows.pivot(index="sigma", columns="weight", values="measured")
         closed = rows.pivot(index="sigma", columns="weight", values="predicted")
+        settled = rows.pivot(index="sigma", columns="weight", values="settled")
         mesh = ax.imshow(
             table.to_numpy(), origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1
         )
@@ -381,6 +382,7 @@ def draw_penalties(frames: Frames, lead: str) -> Figure:
                 off = abs(value - float(closed.loc[sigma, weight])) > 0.1
                 text = f"{value:.2f}".removeprefix("0") if value < 1 else "1"
                 text = "0" if value == 0 else text
+                text += "" if settled.loc[sigma, weight] else "…"
                 ax.text(
                     j, i, f"{text}\n—" if off else text, ha="center", va="center", fontsize=6,
                     linespacing=0.6, color="white" if value < 0.55 else "#111111",
@@ -405,9 +407,9 @@ def draw_network(frames: Frames, lead: str) -> Figure:
     figure, axes = _figure(
         3,
         3,
-        f"{lead} Task loss of a fixed batch of training rows, evaluation mode. (b): ‖∇L‖²/2L, a "
-        "lower estimate of the PL ratio; zero (all gates saturated) is drawn at the lower edge. "
-        "(c): solid: largest eigenvalue, dashed: minus the smallest.",
+        f"{lead} Task loss of a fixed batch of training rows, evaluation mode; (a): one curve for "
+        "gates. (b): ‖∇L‖²/2L, a lower estimate of the PL ratio; zero (all gates saturated) is "
+        "drawn at the lower edge. (c): solid: largest eigenvalue, dashed: minus the smallest.",
     )
     frame = frames["network"]
     positive = frame[["ratio", "largest"]].to_numpy()

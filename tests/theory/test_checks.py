@@ -16,6 +16,7 @@ from theory.evidence import (
     Case,
     Check,
     check_markdown,
+    comparison_markdown,
     judge_claims,
     printed,
 )
@@ -154,6 +155,15 @@ def test_a_case_without_a_positive_constant_is_refused():
         Case("a", "at most", 0.0, 1.0)
     with pytest.raises(ValueError, match="has no cases"):
         Check("x", 1, "law", "s", "a", ())
+
+
+def test_medians_of_the_comparison_stand_with_their_intervals(found):
+    frames = figure_frames(list(found.values()))
+    text = comparison_markdown(frames["conditioning"], frames["speed"], frames["reach"])
+    row = frames["speed"].iloc[0]
+    assert f"{printed(row['median'])} [{printed(row['low'])}, {printed(row['high'])}]" in text
+    assert text.count("| rank-deficient |") == 3
+    assert text.count("| dense |") == 1
 
 
 def test_a_claim_is_judged_from_all_its_checks():

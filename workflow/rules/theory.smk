@@ -74,6 +74,7 @@ rule check_theory:
     input:
         toys=rules.solve_toys.output.checks,
         cases=rules.solve_toys.output.cases,
+        compared=expand(f"{THEORY}/{{table}}.csv", table=TOY_TABLES["conditioning"]),
         network=rules.probe_network.output.csv,
     output:
         report(

@@ -12,7 +12,13 @@ with job_log(job.log[0]):
     from finegates.files import write_text
     from finegates.tables import to_csv
     from theory.checks.encoder import network_checks
-    from theory.evidence import case_frame, check_markdown, check_table, judge_claims
+    from theory.evidence import (
+        case_frame,
+        check_markdown,
+        check_table,
+        comparison_markdown,
+        judge_claims,
+    )
 
     network = network_checks(pd.read_csv(job.input.network))
     records = json.loads(Path(job.input.toys).read_text(encoding="utf-8"))
@@ -27,7 +33,8 @@ with job_log(job.log[0]):
     )
     csv, md = job.output[:2]
     write_text(csv, to_csv(check_table(records)))
-    write_text(md, check_markdown(records, setting))
+    compared = comparison_markdown(*(pd.read_csv(path) for path in job.input.compared))
+    write_text(md, f"{check_markdown(records, setting)}\n{compared}")
     found = {"setting": setting, "checks": records, "claims": judge_claims(records)}
     write_text(job.output.json, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     cases = [pd.read_csv(job.input.cases, keep_default_na=False), case_frame(network)]
