@@ -4,7 +4,7 @@ Small problems on which every quantity of the theory can be computed: the gated 
 relaxation, Polyak–Łojasiewicz and smoothness constants, convergence of training with stochastic
 gates, and the landscape beside that of low-rank adapters. Each check measures what one statement
 says and returns the evidence for or against it; ``theory/README.md`` tells the results. Of the
-library the gates, their layers and penalties are used, and nothing else outside ``theory.finetuned``.
+library the gates, their layers and penalties are used; ``theory.finetuned`` alone needs the rest.
 """
 
 from theory.evidence import Case, Check, judge_claims

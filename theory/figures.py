@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -238,8 +238,7 @@ def draw_convergence(frames: Frames, lead: str) -> Figure:
         ax.set_title(title)
         ax.set_xlabel(label)
         ax.set_ylabel("Excess loss")
-        ax.set_xticks(rows["x"], [f"{x:g}" for x in rows["x"]])
-        ax.set_xticks([], minor=True)
+        _ticks(ax, rows["x"])
     decaying = frames["sgd_decaying"]
     ax = axes[3]
     ax.loglog(decaying["step"], decaying["measured"], color=COLOURS[0], marker="o", ms=4, ls="")
@@ -247,6 +246,7 @@ def draw_convergence(frames: Frames, lead: str) -> Figure:
     ax.set_title("(d) Steps 2/(μ(k + k₀))")
     ax.set_xlabel("Step k")
     ax.set_ylabel("Excess loss")
+    _ticks(ax, decaying["step"].iloc[[0, len(decaying) // 2, -1]])
     ax = axes[4]
     stationarity = frames["stationarity"]
     for place, (_, rows) in enumerate(stationarity.groupby("problem", sort=False)):
@@ -255,12 +255,20 @@ def draw_convergence(frames: Frames, lead: str) -> Figure:
             rows["steps"], rows["measured"], color=colour, marker=MARKERS[place], ms=4, lw=1.2
         )
         ax.loglog(rows["steps"], rows["bound"], color=colour, ls="--", lw=1)
+    _ticks(ax, sorted(set(stationarity["steps"]))[::2])
     ax.set_title("(e) Stationarity")
     ax.set_xlabel("Steps K")
     ax.set_ylabel("mean ‖∇F‖²")
     for ax in axes:
         ax.grid(visible=True)
     return figure
+
+
+def _ticks(ax: Axes, places: Iterable[float]) -> None:
+    """Ticks where the points are; those of a logarithmic axis within one decade overlap."""
+    places = list(places)
+    ax.set_xticks(places, [f"{x:,.10g}" for x in places])
+    ax.set_xticks([], minor=True)
 
 
 def _linear_panel(ax: Axes, frame: pd.DataFrame) -> None:
@@ -289,7 +297,7 @@ def draw_conditioning(frames: Frames, lead: str) -> Figure:
         f"{lead} Medians over {count} problems with 95 % bootstrap intervals. (a)-(e): non-zero "
         "spectrum of the Gauss–Newton matrix along steepest descent; large hollow markers: the "
         "Hessian's, at the start and at the solution. (f): to a relative gap of 10⁻⁴, each to its "
-        "own optimum; hollow at the limit: a quarter or more do not get there. (g): "
+        "own optimum; hollow: a quarter or more do not get there. (g): "
         "well-conditioned problems by what made the targets; the share of a free weight's gain "
         "that stays out of reach.",
     )

@@ -89,7 +89,7 @@ class OneGate:
         time to cross an interval is the integral of 1/|F'|, and the horizon ends it.
         """
         path, speed = self._path(start)
-        times = np.cumsum(abs(path[1] - path[0]) / np.maximum(speed, 1e-300))
+        times = np.cumsum(np.abs(np.diff(path)) / np.maximum(speed, 1e-300))
         return float(path[min(int(np.searchsorted(times, horizon)), len(speed))])
 
     def fastest(self, start: float = 1.0) -> float:
@@ -99,12 +99,23 @@ class OneGate:
     def _path(self, start: float) -> tuple[Array, Array]:
         """Places up to the stationary point, or 6 away, and |F'| on each interval between them."""
         direction = -1.0 if self.slope(np.array(start)) > 0 else 1.0
-        path = start + direction * np.linspace(0.0, 6.0, 60_001)
+        path = start + direction * np.linspace(0.0, 6.0, 6_001)
         # Just beside the start: a start on the kink has a slope on one side only.
         speed = -direction * self.slope(path[:-1] + direction * 1e-9)
         blocked = np.flatnonzero(speed <= 0)
-        reach = max(1, int(blocked[0])) if len(blocked) else len(speed)
-        return path[: reach + 1], np.maximum(speed[:reach], 0.0)
+        if not len(blocked) or not blocked[0]:
+            reach = len(speed) if not len(blocked) else 1
+            return path[: reach + 1], np.maximum(speed[:reach], 0.0)
+        last = int(blocked[0])
+        # The sign changes on the way to this place: at the kink, or where a line through the two
+        # slopes crosses zero.
+        stop = path[last] - direction * 1e-3 * speed[last] / (speed[last] - speed[last - 1])
+        kink = penalty_minimiser(self.sparsity, self.sigma)
+        if self.penalty != "stg" and min(path[last - 1 : last + 1]) <= kink <= max(
+            path[last - 1 : last + 1]
+        ):
+            stop = kink
+        return np.append(path[:last], stop), speed[:last]
 
     def keeping_weight(self) -> float:
         """λ_c: an STG gate that starts at 1 with w = 1 does not close for λ < λ_c.

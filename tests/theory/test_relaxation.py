@@ -162,3 +162,13 @@ def test_gates_trained_together_share_penalty_and_noise():
     pair = [OneGate("stg", 0.4, 1.0), OneGate("target", 0.4, 1.0)]
     with pytest.raises(ValueError, match="one penalty, sigma and sparsity"):
         train_gates(pair, 2, 5, np.full(2, 0.01), 0)
+
+
+def test_the_flow_ends_at_the_kink_or_where_the_slope_is_zero():
+    held = OneGate("target", 0.5, 3.0)
+    assert held.endpoint(horizon=1e6) == pytest.approx(penalty_minimiser(0.4, 0.5), abs=1e-12)
+    balanced = OneGate("stg", 0.3, 0.1, wanted=0.6)
+    stop = balanced.endpoint(horizon=1e6)
+    assert 0 < stop < 1
+    assert float(balanced.slope(np.array(stop))) == pytest.approx(0, abs=1e-6)
+    assert balanced.endpoint(horizon=1e-9) == pytest.approx(1, abs=1e-2)

@@ -1,0 +1,54 @@
+"""Figures of the theory from their tables: every one can be drawn, and in the same bytes."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from finegates.figures import save_figure
+from theory.checks.settings import Settings
+from theory.figures import FIGURES, KINDS, draw
+from theory.study import figure_frames, run_checks
+
+TINY = Settings(problems=1, trials=3, limit=20, runs=8, steps=1000, samples=1000, gate_steps=10)
+DRAWN = [
+    "columns-descent", "rows-descent", "box-descent", "columns-schur", "columns-schur-singular",
+    "joint-path", "joint-local", "relaxation-lipschitz", "relaxation-bias", "sgd-linear",
+    "sgd-ball", "sgd-decaying", "sgd-stationary", "conditioning-claim", "speed-claim",
+    "reach-claim", "penalty-endpoint",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def frames() -> dict[str, pd.DataFrame]:
+    """The tables behind all figures."""
+    network = pd.DataFrame(
+        [
+            {"parameters": kind, "step": step, "loss": 0.5, "ratio": ratio,
+             "largest": ratio, "smallest": -0.1}
+            for kind in KINDS
+            for step, ratio in ((0, 0.0), (10, 0.2))
+        ]
+    )  # fmt: skip
+    return {**figure_frames(run_checks(TINY, DRAWN)), "network": network}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_axis_of_a_figure_is_labelled(frames, name):
+    figure = draw(name, frames, "Tier x.", "a network")
+    panels = [ax for ax in figure.axes if ax.axison and ax.get_title(loc="left")]
+    assert len(panels) >= 2
+    if name not in ("penalties", "conditioning"):  # there panels share the labels of their edges
+        assert all(ax.get_ylabel() for ax in panels)
+
+
+def test_the_same_tables_give_the_same_bytes(frames, tmp_path):
+    paths = [tmp_path / name for name in ("first.svg", "second.svg")]
+    for path in paths:
+        save_figure(draw("saddle", frames, "Tier x.", ""), path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_an_unknown_figure_is_refused(frames):
+    with pytest.raises(ValueError, match="unknown figure 'x'; known: descent"):
+        draw("x", frames, "", "")
