@@ -143,17 +143,19 @@ def time_saved(
 
 
 def theory_claim(evidence: Evidence, claim: str) -> Measured:
-    """The verdicts of the theory's checks that bear on a claim of the paper: 1 supported, 0.5
-    partly, 0 contradicted."""
+    """The worst and the best verdict of the theory's checks that bear on a claim of the paper.
+
+    Supported is 1, contradicted 0; a check that holds in some of its settings counts as both. So
+    the two values agree only where all checks do.
+    """
     table = evidence.table(THEORY)
     found = table[(table["claim"] == claim) & (table["kind"] == "claim")]
     if found.empty:
         raise MissingEvidenceError(f"{THEORY} has no check of the claim {claim!r}")
-    marks = {"supported": 1.0, "partly": 0.5, "contradicted": 0.0}
-    values: dict[Unit, float] = {
-        (row["id"],): marks[row["verdict"]] for row in found.to_dict("records")
-    }
-    return Measured(values, "of checks hold", (THEORY,))
+    marks = {"supported": (1.0,), "partly": (0.0, 1.0), "contradicted": (0.0,)}
+    met = [mark for verdict in found["verdict"] for mark in marks[verdict]]
+    values: dict[Unit, float] = {("worst",): min(met), ("best",): max(met)}
+    return Measured(values, "worst and best check", (THEORY,))
 
 
 MEASURES: dict[str, Callable[..., Measured]] = {

@@ -6,6 +6,7 @@ LEDGER = workflow.source_path("../../config/claims.yaml")
 rule audit_claims:
     input:
         rules.tabulate_glue.output,
+        rules.check_theory.output,
         TIMINGS,
         ledger=LEDGER,
     output:
