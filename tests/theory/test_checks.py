@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import numpy as np
@@ -180,3 +181,26 @@ def test_numbers_are_printed_as_a_reader_writes_them():
     assert printed(1e-5) == "10⁻⁵"
     assert printed(2.5e-7) == "2.5·10⁻⁷"
     assert printed(np.inf) == "∞"
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "wrong"),
+    [
+        ("relaxation-moments", "smoothing.mean_clip", lambda f: lambda m, s: f(m, 1.01 * s)),
+        ("relaxation-modules", "smoothing.square_clip", lambda f: lambda m, s: f(m + 0.05, s)),
+        ("sgd-decaying", "convergence.decaying_constant", lambda f: lambda *a: 9 * f(*a)),
+        ("sgd-linear", "convergence.expected_excess", lambda f: lambda *a: 2 * f(*a)),
+        ("box-prox-pl", "clipping.box_constant", lambda f: lambda q: q.smoothness),
+        ("lora-zeros", "lowrank.zero_eigenvalues", lambda f: lambda *a: f(*a) + 1),
+        ("joint-saddle", "joint.saddle_coupling", lambda f: lambda p: f(p) + 0.1),
+        ("penalty-half-open", "sparsity.penalty_minimiser", lambda f: lambda s, p: f(s, 1.2 * p)),
+        ("columns-schur", "single.schur_lower_bound", lambda f: lambda a, b: 30 * f(a, b)),
+    ],
+)
+def test_a_wrong_formula_is_found_out(monkeypatch, name, place, wrong):
+    module, function = place.split(".")
+    target = f"theory.checks.{module}.{function}"
+    original = getattr(importlib.import_module(f"theory.checks.{module}"), function)
+    assert TOY_CHECKS[name](SMALL).verdict == "supported"
+    monkeypatch.setattr(target, wrong(original))
+    assert TOY_CHECKS[name](SMALL).verdict == "contradicted"

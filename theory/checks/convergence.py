@@ -98,7 +98,8 @@ def check_ball(settings: Settings) -> Check:
         low, high = interval(slopes, name, statistic=np.mean)
         # Burn-in bends the slope in η by the share that slow modes still lack.
         tolerance = (INTERVALS * (high - low) / 2) / slope + 0.05
-        cases.append(Case(name, "equal", slope, float(slopes.mean()), tolerance))
+        named = f"{name}, 95 % interval {low:.3f} to {high:.3f}"
+        cases.append(Case(named, "equal", slope, float(slopes.mean()), tolerance))
     return Check(
         "sgd-ball",
         6,
@@ -219,7 +220,9 @@ def check_decaying(settings: Settings) -> Check:
     drawn = random.integers(settings.runs, size=(400, settings.runs))
     slopes = fitted_slopes(steps + shift, np.stack([found[:, d].mean(axis=1) for d in drawn]))
     middle = float(fitted_slopes(steps + shift, found.mean(axis=1)))
-    spread = float(np.quantile(slopes, 0.975) - np.quantile(slopes, 0.025))
+    ends = np.quantile(-slopes, [0.025, 0.975])
+    spread = float(ends[1] - ends[0])
+    named = f"slope, 95 % interval {ends[0]:.2f} to {ends[1]:.2f}"
     cases = (
         # The limit is reached up to O(λ scale/(k + k₀)), 5 % here.
         Case(
@@ -229,7 +232,7 @@ def check_decaying(settings: Settings) -> Check:
             float(scaled.mean()),
             INTERVALS * (high - low) / 2 / constant + 0.05,
         ),
-        Case("slope", "equal", 1.0, -middle, max(0.1, INTERVALS * spread / 2)),
+        Case(named, "equal", 1.0, -middle, max(0.1, INTERVALS * spread / 2)),
     )
     rows = [
         {

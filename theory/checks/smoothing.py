@@ -192,8 +192,8 @@ def check_growth(settings: Settings) -> Check:
 
     :meth:`theory.relaxation.Relaxed.lipschitz_growth` holds the proof. So the growth is exactly
     C/σ, unless the loss is stationary on the whole box. Measured at σ = 10^-5 (where the constant
-    term is below 10^-3 of the growing one), and as the slope of log Λ against log σ below 0.02,
-    with its interval over problems.
+    term is below 10^-3 of the growing one), and as minus the slope of log Λ against log σ
+    below 10^-3, with its interval over problems.
     """
     cases = []
     slopes = []
@@ -208,7 +208,8 @@ def check_growth(settings: Settings) -> Check:
         slopes.append(float(fitted_slopes(small, np.array(values))))
     low, high = interval(np.array(slopes), "growth") if len(slopes) > 1 else (slopes[0],) * 2
     middle = float(np.median(slopes))
-    cases.append(Case("slope of log Λ in log σ", "equal", 1.0, -middle, max(0.03, high - low)))
+    named = f"slope of log Λ in log σ, 95 % interval {low:.3f} to {high:.3f}"
+    cases.append(Case(named, "equal", 1.0, -middle, max(0.03, high - low)))
     return Check(
         "relaxation-growth",
         5,
