@@ -46,6 +46,11 @@ include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/claims.smk"
 
 
+if TIER.llama:
+
+    include: "workflow/rules/llama.smk"
+
+
 rule all:
     default_target: True
     input:
@@ -60,6 +65,7 @@ rule all:
         rules.tabulate_cost.output,
         rules.audit_claims.output,
         rules.write_report.output,
+        LLAMA_RESULTS if TIER.llama else [],
 
 
 # Trains everything and makes no tables.

@@ -45,6 +45,11 @@ class GateConfig:
         schedule: with ``"structured"``, three parts of the training in [0, 1]: when the falling
             budget reaches its target; when it is decided who is closed; when every gate is zero or
             one. Between the last two the gates move there evenly; afterwards the rest is trained.
+            Where the second is 1, who is closed is decided at the very end, and open gates stay as
+            they are: right where nothing but gates is trained.
+        random_biases: give gated layers that have no bias a random, frozen one, drawn as torch
+            draws biases. The released code does this to every linear layer of a Llama, by mistake:
+            the model computes something else from the first step on. For audits only.
         seed: of the gates' initial latents; each gate's stream is named by its module.
     """
 
@@ -62,6 +67,7 @@ class GateConfig:
     train_weights: bool = False
     sequence_length: int = 128
     schedule: tuple[float, float, float] = (0.5, 0.6, 0.75)
+    random_biases: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,11 +137,29 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     for layer in gated_layers(inner).values():
         if train_biases and layer.bias is not None:
             layer.bias.requires_grad_(True)
+    if config.random_biases:
+        add_random_biases(inner, config.seed)
     if config.train_head:
         for parameter in head_parameters(inner).values():
             parameter.requires_grad_(True)
     inner.finegates_config = config  # type: ignore[assignment]
     return model
+
+
+@torch.no_grad()
+def add_random_biases(model: nn.Module, seed: int) -> None:
+    """Gives every gated linear layer without a bias a random, frozen one, in place.
+
+    Entries are uniform in ±1/sqrt(in), as torch initialises biases; see ``GateConfig``.
+    """
+    for name, layer in gated_layers(model).items():
+        linear = find_linear(layer.base)
+        if linear.bias is not None:
+            continue
+        generator = torch.Generator().manual_seed(derive_seed(seed, name, "bias"))
+        bias = torch.rand(layer.out_features, generator=generator).mul_(2).sub_(1)
+        bias = (bias / layer.in_features**0.5).to(layer.weight)
+        linear.bias = nn.Parameter(bias, requires_grad=False)
 
 
 def attach_fixed(

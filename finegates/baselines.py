@@ -7,9 +7,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import adapter_for, unwrap
+from finegates.adapters import adapter_for
 from finegates.attachment import head_parameters
-from finegates.layers import dense_weight
+from finegates.criteria import closing_gates, magnitude_scores
 
 
 def add_lora(
@@ -62,19 +62,4 @@ def magnitude_gates(
         row gates (out,) and column gates (in,) of zeros and ones, for
         ``finegates.attach.attach_fixed``. Of equal norms the later index is closed first.
     """
-    inner = unwrap(model)
-    gates = {}
-    for name, counts in closed.items():
-        weight, _ = dense_weight(inner.get_submodule(name))
-        rows, cols = weight.norm(dim=1), weight.norm(dim=0)
-        gates[name] = (_keep_largest(rows, counts["rows"]), _keep_largest(cols, counts["cols"]))
-    return gates
-
-
-def _keep_largest(norms: Tensor, closed: int) -> Tensor:
-    if not 0 <= closed <= norms.numel():
-        raise ValueError(f"cannot close {closed} of {norms.numel()} dimensions")
-    gate = torch.ones_like(norms)
-    order = torch.argsort(norms, descending=True, stable=True)
-    gate[order[norms.numel() - closed :]] = 0.0
-    return gate
+    return closing_gates(magnitude_scores(model, closed), closed)

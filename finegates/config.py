@@ -75,7 +75,7 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
     """Reads and checks a tier file.
 
     A tier may extend another with ``extends: other.yaml`` (beside it): its keys are laid over the
-    other's; ``model``, ``data`` and ``methods`` replace the other's whole.
+    other's; ``model``, ``data``, ``methods`` and ``llama`` replace the other's whole.
 
     Args:
         path: the YAML file.
@@ -96,27 +96,37 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
 
 def resolve_tier(raw: dict[str, Any], path: Path, experiments: Path) -> Tier:
     """As :func:`load_tier`, from the mapping that a file held; ``path`` is for messages."""
-    methods = raw.get("methods")
+    resolved = {**raw, "methods": _resolved(raw.get("methods"), "methods", path, experiments)}
+    llama = raw.get("llama")
+    if isinstance(llama, dict) and isinstance(llama.get("on_task"), dict):
+        place, on_task = "llama.on_task.methods", llama["on_task"]
+        methods = _resolved(on_task.get("methods"), place, path, experiments)
+        resolved["llama"] = {**llama, "on_task": {**on_task, "methods": methods}}
+    return validated(Tier, resolved, path)
+
+
+def _resolved(methods: Any, place: str, path: Path, experiments: Path) -> dict[str, Any]:
+    """Methods with the settings of the experiment files that they name."""
     if not isinstance(methods, dict):
-        raise ConfigError(f"{path}: methods must be a mapping from labels to settings")
+        raise ConfigError(f"{path}: {place} must be a mapping from labels to settings")
     resolved = {}
     for label, settings in methods.items():
         settings = {} if settings is None else settings
         if not isinstance(settings, dict):
-            raise ConfigError(f"{path}: methods.{label} must be a mapping")
+            raise ConfigError(f"{path}: {place}.{label} must be a mapping")
         overrides = dict(settings)
         name = overrides.pop("experiment", None)
         if name is None:
-            raise ConfigError(f"{path}: methods.{label} needs the key 'experiment'")
+            raise ConfigError(f"{path}: {place}.{label} needs the key 'experiment'")
         file = experiments / f"{name}.yaml"
         if not file.is_file():
             known = sorted(p.stem for p in experiments.glob("*.yaml"))
             raise ConfigError(
-                f"{path}: methods.{label}: no experiment {name!r} in {experiments}"
+                f"{path}: {place}.{label}: no experiment {name!r} in {experiments}"
                 f"{nearest(str(name), known)}"
             )
         resolved[str(label)] = _merged(read_yaml(file), overrides)
-    return validated(Tier, {**raw, "methods": resolved}, path)
+    return resolved
 
 
 def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
@@ -132,7 +142,7 @@ def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
 
 # Sections that stand for one thing: half of one and half of another would name a third. A tier that
 # names methods names them all.
-_WHOLE = ("model", "data", "methods")
+_WHOLE = ("model", "data", "methods", "llama")
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -16,13 +16,12 @@ from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     TrainingArguments,
 )
 
 from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.baselines import add_lora, magnitude_gates
-from finegates.budget import macs, measure_budget, planned_macs
+from finegates.budget import budget_entry, macs
 from finegates.compaction import compact
 from finegates.distillation import Distillation, with_teacher
 from finegates.files import whole_file
@@ -37,6 +36,7 @@ from finegates.record import (
     code_version,
     hardware,
     package_versions,
+    peak_memory_mib,
 )
 from finegates.schema import Method, Tier
 from finegates.seeds import derive_seed, seed_everything
@@ -48,7 +48,7 @@ from finegates.sources import (
     read_table,
 )
 from finegates.tasks.glue import task_named
-from finegates.train import GateTrainer
+from finegates.train import GateTrainer, StepTimer
 
 # Tables name MACs at this shape, so that runs on tasks of different lengths compare.
 MACS_BATCH, MACS_LENGTH = 1, 128
@@ -157,7 +157,7 @@ def finetune(
         )
         return _metrics(data.task, metric, logits, labels)
 
-    timer = _StepTimer()
+    timer = StepTimer()
     with tempfile.TemporaryDirectory() as folder:
         trainer = GateTrainer(
             model=model,
@@ -178,7 +178,7 @@ def finetune(
     # Without the trainer's autocast: in float32, gated and compact differ by compaction alone.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     epochs = _epochs(data.task, trainer)
-    counted = _count(model, trainable)
+    counted = budget_entry(model, trainable, MACS_BATCH, MACS_LENGTH)
     shrunk = None
     if gated_layers(model):
         small = compact(model)
@@ -223,7 +223,7 @@ def finetune(
             "train_s": train_s,
             "startup_s": startup_s,
             "step_ms": 1e3 * timer.median(),
-            "peak_memory_mib": _peak_memory_mib(),
+            "peak_memory_mib": peak_memory_mib(),
         },
     )
 
@@ -290,23 +290,6 @@ def write_weights(model: nn.Module, path: str | Path) -> None:
         save_model(model, str(aside))
 
 
-class _StepTimer(TrainerCallback):
-    """Wall time of training steps, evaluation and data loading left out."""
-
-    def __init__(self) -> None:
-        self._seconds: list[float] = []
-        self._start = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._start = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._seconds.append(time.perf_counter() - self._start)
-
-    def median(self) -> float:
-        return float(np.median(self._seconds))
-
-
 def _training_arguments(
     tier: Tier, task: str, method: Method, seed: int, folder: str, progress: bool
 ) -> TrainingArguments:
@@ -340,32 +323,6 @@ def _training_arguments(
 
 def _in_bfloat16(tier: Tier, method: Method) -> bool:
     return (method.precision or tier.training.precision) == "bfloat16"
-
-
-def _count(model: nn.Module, trainable: int) -> dict[str, Any]:
-    """The ``budget`` entry of a record: parameters by denominator, and MACs of the encoder."""
-    counted = measure_budget(model)
-    return {
-        "parameters": {
-            "all": counted.all_parameters,
-            "encoder": counted.encoder_parameters,
-            "gated": counted.gated_weights,
-            "trainable": trainable,
-            "gates": counted.gate_parameters,
-            "biases": counted.gated_biases,
-            "head": counted.head_parameters,
-            "low_rank": counted.low_rank_parameters,
-        },
-        "removable_weights": counted.removable_weights or 0,
-        "removed_weights": counted.removed_weights or 0,
-        "realised_sparsity": counted.realised_sparsity or 0.0,
-        "macs_batch": MACS_BATCH,
-        "macs_length": MACS_LENGTH,
-        "macs": {
-            "dense": macs(model, MACS_BATCH, MACS_LENGTH).total,
-            "kept": planned_macs(model, MACS_BATCH, MACS_LENGTH).total,
-        },
-    }
 
 
 def _learning_rates(method: Method) -> dict[str, float]:
@@ -405,14 +362,6 @@ def _epochs(task: str, trainer: GateTrainer) -> list[Epoch]:
             )
         )
     return epochs
-
-
-def _peak_memory_mib() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 __all__ = ["TaskData", "finetune", "load_tokenizer", "predict", "prepare"]

@@ -7,6 +7,7 @@ low-rank adapter are therefore a composition, not a class of their own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,42 @@ class GatedLinear(nn.Module):
         self.cols = cols
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in the dtype of the base layer's output."""
+        """(..., in) to (..., out), in the dtype of the base layer's output.
+
+        Where the weight itself is trained, the gates go into it, ``(w_r W w_c) x + w_r b``: the
+        same function, at a cost and with a memory that do not grow with the number of tokens. A
+        frozen weight is left alone: its gradient would be computed for the gates' sake only.
+        """
+        if self.training and self._trains_weight(x):
+            return self._forward_folded(x)
         if self.cols is not None:
             x = x * self.cols().to(x.dtype)
         y: Tensor = self.base(x)
         if self.rows is not None:
-            y = y * self.rows().to(y.dtype)
+            rows = self.rows().to(y.dtype)
+            kept = torch.is_grad_enabled() and rows.requires_grad
+            y = _ScaledRows.apply(y, rows) if kept else y * rows
         return y
+
+    def _trains_weight(self, x: Tensor) -> bool:
+        base = self.base
+        if type(base) is not nn.Linear or not base.weight.requires_grad:
+            return False
+        # Hooks of others on the base must see its call; few tokens are cheaper to scale than W.
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
+        tokens = x.numel() // self.in_features
+        return not hooked and tokens * (self.in_features + self.out_features) > base.weight.numel()
+
+    def _forward_folded(self, x: Tensor) -> Tensor:
+        assert isinstance(self.base, nn.Linear)
+        weight, bias = self.base.weight, self.base.bias
+        if self.cols is not None:
+            weight = weight * self.cols().to(weight.dtype)
+        if self.rows is not None:
+            rows = self.rows().to(weight.dtype)
+            weight = weight * rows[:, None]
+            bias = None if bias is None else bias * rows
+        return nn.functional.linear(x, weight, bias)
 
     @property
     def weight(self) -> Tensor:
@@ -71,6 +101,28 @@ class GatedLinear(nn.Module):
             yield "rows", self.rows
         if self.cols is not None:
             yield "cols", self.cols
+
+
+class _ScaledRows(torch.autograd.Function):
+    """``y = r * u`` that keeps y for its backward pass, which what follows often keeps anyway,
+    in place of u, which nothing else needs.
+
+    ``du = r dy`` and ``dr_i = sum(dy_i u_i) = sum(dy_i y_i) / r_i``. Where r_i = 0, dr_i is given
+    as 0: a gate is 0 where it is clipped, and there nothing passes its clipping.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, rows: Tensor) -> Tensor:
+        y = u * rows
+        ctx.save_for_backward(y, rows)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        y, rows = ctx.saved_tensors
+        sums = (dy * y).flatten(0, -2).sum(0)
+        drows = torch.where(rows != 0, sums / rows, 0.0).to(rows.dtype)
+        return dy * rows, drows
 
 
 def gated_layers(model: nn.Module) -> dict[str, GatedLinear]:

@@ -163,6 +163,17 @@ def hardware(threads: int) -> dict[str, Any]:
     }
 
 
+def peak_memory_mib() -> float:
+    """The most memory that this process has held: on the accelerator, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def _cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from finegates.causal.schema import LlamaPosttraining, LlamaPretraining, TextSource
 from finegates.presets import check_reachable, preset_named
+from finegates.section import Section as Section
+from finegates.section import exactly_one, pinned
 from finegates.suggest import nearest
 from finegates.tasks.glue import TASKS
-
-
-class Section(BaseModel):
-    """A part of the configuration: no unknown keys, no changes after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
 
 
 class Pretraining(Section):
@@ -73,15 +68,17 @@ class Pretraining(Section):
 
 
 class ModelSource(Section):
-    """Where the pretrained encoder comes from: exactly one of the four sources.
+    """Where the pretrained model comes from: exactly one of the sources.
 
-    ``pretraining`` makes it here; ``path`` is a folder in Hugging Face layout, relative to the
+    ``pretraining`` makes an encoder here; ``dense`` names a size of ``llama.pretraining``, whose
+    dense model it takes; ``path`` is a folder in Hugging Face layout, relative to the
     repository; ``package`` an installed Python package and a folder in it (``name/folder``);
     ``hub`` a hub id, with ``revision`` a commit hash.
     """
 
     name: str
     pretraining: Pretraining | None = None
+    dense: str | None = None
     path: str | None = None
     package: str | None = None
     hub: str | None = None
@@ -89,8 +86,8 @@ class ModelSource(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSource:
-        _exactly_one(self, ("pretraining", "path", "package", "hub"))
-        _pinned(self.hub, self.revision)
+        exactly_one(self, ("pretraining", "dense", "path", "package", "hub"))
+        pinned(self.hub, self.revision)
         return self
 
 
@@ -122,8 +119,8 @@ class DataSource(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:
-        _exactly_one(self, ("generated", "path", "hub"))
-        _pinned(self.hub, self.revision)
+        exactly_one(self, ("generated", "path", "hub"))
+        pinned(self.hub, self.revision)
         return self
 
 
@@ -147,7 +144,7 @@ class GateSettings(Section):
 
     @model_validator(mode="after")
     def _reachable(self) -> GateSettings:
-        _exactly_one(self, ("target", "match"))
+        exactly_one(self, ("target", "match"))
         if self.match is not None and self.preset != "structured":
             raise ValueError(f"match goes with preset 'structured', not {self.preset!r}")
         if self.target is not None:
@@ -248,7 +245,7 @@ class Training(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     group_by_length: bool = True
-    epochs_by_task: dict[str, int] = {}
+    epochs_by_task: dict[str, int] = Field(default_factory=dict)
 
     def epochs_of(self, task: str) -> int:
         """The number of epochs for a task."""
@@ -288,7 +285,7 @@ class InferenceCase(Section):
     reach: float | None = Field(default=None, gt=0)
     against: Literal["limit", "dense"] = "limit"
     decode: bool = False
-    backends: list[Literal["compile", "onnx", "int8"]] = []
+    backends: list[Literal["compile", "onnx", "int8"]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _decodes_eagerly(self) -> InferenceCase:
@@ -311,7 +308,7 @@ class InferenceBenchmark(Section):
 
     name: str
     model_type: str
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int] = Field(default_factory=dict)
     repeats: int = Field(default=20, gt=0)
     compaction: bool = False
     cases: list[InferenceCase] = Field(min_length=1)
@@ -368,6 +365,64 @@ class Theory(Section):
     network: NetworkLook = NetworkLook()
 
 
+class LlamaOnTask(Section):
+    """Fine-tuning of a Llama as a sequence classifier, by the same methods as the encoder.
+
+    Attributes:
+        model: a causal model; ``dense`` names a size of ``llama.pretraining``.
+        data: its tables; the tier's if None.
+        tasks: which of them.
+        training: as of the tier.
+        methods: as of the tier, resolved against the experiment files.
+    """
+
+    model: ModelSource
+    data: DataSource | None = None
+    tasks: list[str] = Field(min_length=1)
+    training: Training
+    methods: dict[str, Method] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names(self) -> LlamaOnTask:
+        check_names(self.tasks, self.methods)
+        for label, method in self.methods.items():
+            if method.teacher is not None:
+                raise ValueError(f"methods.{label}: distillation is not offered for Llama")
+        return self
+
+
+class LlamaStudy(Section):
+    """The three experiments on Llama; those that are left out are not run.
+
+    Attributes:
+        description: of models and data, for captions.
+        text: plain text for the two experiments without a task.
+        pretraining: training from random weights, dense and with gates.
+        posttraining: gates on a pretrained model, next-token loss.
+        on_task: see :class:`LlamaOnTask`.
+        step_benchmark: batch, length and rounds of the benchmark of training steps.
+    """
+
+    description: str
+    text: TextSource
+    pretraining: LlamaPretraining | None = None
+    posttraining: LlamaPosttraining | None = None
+    on_task: LlamaOnTask | None = None
+    step_benchmark: StepBenchmark
+
+    @model_validator(mode="after")
+    def _dense_models(self) -> LlamaStudy:
+        sizes = list(self.pretraining.sizes) if self.pretraining else []
+        wanted = [m.dense for m in self.posttraining.models.values()] if self.posttraining else []
+        wanted += [self.on_task.model.dense] if self.on_task else []
+        for size in wanted:
+            if size is not None and size not in sizes:
+                raise ValueError(
+                    f"dense: {size!r} is no size of llama.pretraining{nearest(size, sizes)}"
+                )
+        return self
+
+
 class Tier(Section):
     """A complete configuration; ``methods`` is resolved against the experiment files.
 
@@ -388,54 +443,53 @@ class Tier(Section):
     training: Training
     methods: dict[str, Method] = Field(min_length=1)
     step_benchmark: StepBenchmark | None = None
-    inference_benchmarks: list[InferenceBenchmark] = []
+    inference_benchmarks: list[InferenceBenchmark] = Field(default_factory=list)
     theory: Theory = Theory()
+    llama: LlamaStudy | None = None
 
     @model_validator(mode="after")
     def _names(self) -> Tier:
+        check_names([*self.tasks], self.methods)
         looked_at = [self.theory.network.task] if self.theory.network.task else []
-        for task in [*self.tasks, *self.training.epochs_by_task, *looked_at]:
+        for task in [*self.training.epochs_by_task, *looked_at]:
             if task not in TASKS:
                 raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
-        if len(set(self.tasks)) < len(self.tasks) or len(set(self.seeds)) < len(self.seeds):
+        if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("tasks and seeds must not repeat")
-        for label, method in self.methods.items():
-            if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
-                raise ValueError(f"method label {label!r}: use letters, digits, '-', '_' and '.'")
-            self._check_needs(label, method)
         return self
 
-    def _check_needs(self, label: str, method: Method) -> None:
-        found = {needed: self.methods.get(needed) for needed in method.needs}
-        if method.matched is not None:
-            gated = found[method.matched]
-            if gated is None or gated.gates is None:
-                part = "gates" if method.magnitude is None else "magnitude"
-                raise ValueError(
-                    f"methods.{label}.{part}.match: {method.matched!r} is no gated method of this "
-                    f"tier{nearest(method.matched, self.methods)}"
-                )
-        if method.teacher is not None:
-            dense = found[method.teacher]
-            if dense is None or not dense.is_dense:
-                raise ValueError(
-                    f"methods.{label}.distillation.teacher: {method.teacher!r} is no method of "
-                    "this tier that trains every weight of the dense model"
-                    f"{nearest(method.teacher, self.methods)}"
-                )
-        for needed in found:
-            if list(self.methods).index(needed) >= list(self.methods).index(label):
-                raise ValueError(f"method {label!r} must stand after {needed!r}, which it needs")
+
+def check_names(tasks: list[str], methods: dict[str, Method]) -> None:
+    """Raises ValueError for unknown or repeated tasks, unusable labels, matches of no method."""
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
+    if len(set(tasks)) < len(tasks):
+        raise ValueError("tasks and seeds must not repeat")
+    for label, method in methods.items():
+        if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
+            raise ValueError(f"method label {label!r}: use letters, digits, '-', '_' and '.'")
+        _check_needs(label, method, methods)
 
 
-def _exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
-    given = [name for name in names if getattr(section, name) is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(names)}; got {given or 'none'}")
-
-
-def _pinned(hub: str | None, revision: str | None) -> None:
-    if hub is not None and (revision is None or len(revision) != 40):
-        raise ValueError(f"hub entry {hub!r} needs a revision pinned as a 40-digit commit hash")
-    if hub is None and revision is not None:
-        raise ValueError("revision belongs to a hub entry only")
+def _check_needs(label: str, method: Method, methods: dict[str, Method]) -> None:
+    found = {needed: methods.get(needed) for needed in method.needs}
+    if method.matched is not None:
+        gated = found[method.matched]
+        if gated is None or gated.gates is None:
+            part = "gates" if method.magnitude is None else "magnitude"
+            raise ValueError(
+                f"methods.{label}.{part}.match: {method.matched!r} is no gated method of this "
+                f"tier{nearest(method.matched, methods)}"
+            )
+    if method.teacher is not None:
+        dense = found[method.teacher]
+        if dense is None or not dense.is_dense:
+            raise ValueError(
+                f"methods.{label}.distillation.teacher: {method.teacher!r} is no method of "
+                "this tier that trains every weight of the dense model"
+                f"{nearest(method.teacher, methods)}"
+            )
+    for needed in found:
+        if list(methods).index(needed) >= list(methods).index(label):
+            raise ValueError(f"method {label!r} must stand after {needed!r}, which it needs")

@@ -42,6 +42,8 @@ def model_folder(tier: Tier) -> str | None:
     source = tier.model
     if source.pretraining is not None:
         return f"{tier.results}/models/encoder"
+    if source.dense is not None:
+        return dense_model(tier.results, source.dense)
     if source.hub is not None:
         return None
     if source.package is not None:
@@ -85,6 +87,11 @@ def data_files(tier: Tier) -> list[Path]:
 
 
 SPLITS = ("train", "validation")
+
+
+def dense_model(results: str, size: str) -> str:
+    """Where the dense pretraining run of a Llama leaves its model and tokenizer."""
+    return f"{results}/llama/models/{size}/dense"
 
 
 def read_table(tier: Tier, task: str, split: str) -> pa.Table:
@@ -162,7 +169,29 @@ def load_tokenizer(tier: Tier) -> PreTrainedTokenizerBase:
     """The tier's tokenizer. Raises ModelError as :func:`load_classifier`."""
     from transformers import AutoTokenizer
 
-    return _from_source(tier, AutoTokenizer)
+    tokenizer = _from_source(tier, AutoTokenizer)
+    choose_padding(tokenizer)
+    return tokenizer
+
+
+def choose_padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Gives a tokenizer without a padding token one, and returns its id.
+
+    Llama's have none. A causal classifier reads its label at the last token that is not padding, so
+    padding must be a token that texts do not end in: a reserved one for padding, else the unknown
+    token, else the beginning; never the end.
+
+    Raises:
+        ModelError: the tokenizer has none of these.
+    """
+    if tokenizer.pad_token is None:
+        vocabulary = tokenizer.get_vocab()
+        reserved = (t for t in ("<|finetune_right_pad_id|>", "<pad>", "[PAD]") if t in vocabulary)
+        chosen = next(reserved, None) or tokenizer.unk_token or tokenizer.bos_token
+        if chosen is None:
+            raise ModelError("the tokenizer has no token that could pad; add one to it")
+        tokenizer.pad_token = chosen
+    return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
 
 
 def load_classifier(tier: Tier, task: str, seed: int, init: str = "pretrained") -> PreTrainedModel:
@@ -188,8 +217,14 @@ def load_classifier(tier: Tier, task: str, seed: int, init: str = "pretrained") 
     torch.manual_seed(seed)
     if init == "random":
         config = _from_source(tier, AutoConfig, **settings)
-        return AutoModelForSequenceClassification.from_config(config)
-    return _from_source(tier, AutoModelForSequenceClassification, dtype=torch.float32, **settings)
+        model = AutoModelForSequenceClassification.from_config(config)
+    else:
+        model = _from_source(
+            tier, AutoModelForSequenceClassification, dtype=torch.float32, **settings
+        )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(tier).pad_token_id
+    return model
 
 
 def _from_source(tier: Tier, auto_class: Any, **settings: Any) -> Any:
@@ -212,7 +247,7 @@ def _from_source(tier: Tier, auto_class: Any, **settings: Any) -> Any:
 
 
 def _kind(source: ModelSource | DataSource) -> str:
-    for kind in ("generated", "pretraining", "path", "package", "hub"):
+    for kind in ("generated", "pretraining", "dense", "path", "package", "hub"):
         if getattr(source, kind, None) is not None:
             return kind
     raise AssertionError("validated configurations have a source")

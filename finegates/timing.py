@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from tqdm import tqdm
 from transformers import TrainingArguments
 
@@ -69,18 +70,31 @@ def time_training_step(tier: Tier, threads: int) -> pd.DataFrame:
     Returns:
         a row a contender; see :func:`ratios`.
     """
-    settings = tier.step_benchmark
-    if settings is None:
+    if tier.step_benchmark is None:
         raise ValueError(f"tier {tier.tier!r} has no step_benchmark")
     torch.set_num_threads(threads)
-    chosen = _step_methods(tier)
     with tempfile.TemporaryDirectory() as folder:
-        contenders = {
-            label: _training_step(tier, method, settings.batch_size, settings.length, folder)
-            for label, method in chosen.items()
-        }
-        seconds = interleaved(contenders, settings.repeats)
+        contenders = task_step_contenders(tier, folder)
+        steps = {label: step for label, (_, step) in contenders.items()}
+        seconds = interleaved(steps, tier.step_benchmark.repeats)
     return ratios(seconds, to="lora")
+
+
+def task_step_contenders(
+    tier: Tier, folder: str
+) -> dict[str, tuple[nn.Module, Callable[[], None]]]:
+    """A model and its training step for the tier's first method of each kind.
+
+    Args:
+        tier: configuration.
+        folder: for the trainers, which write nothing there.
+    """
+    settings = tier.step_benchmark
+    assert settings is not None
+    return {
+        label: _training_step(tier, method, settings.batch_size, settings.length, folder)
+        for label, method in _step_methods(tier).items()
+    }
 
 
 def _step_methods(tier: Tier) -> dict[str, Method]:
@@ -103,7 +117,7 @@ def _step_methods(tier: Tier) -> dict[str, Method]:
 
 def _training_step(
     tier: Tier, method: Method, batch: int, length: int, folder: str
-) -> Callable[[], None]:
+) -> tuple[nn.Module, Callable[[], None]]:
     seed = derive_seed("time_step")
     seed_everything(seed)
     model = load_classifier(tier, "sst2", seed)
@@ -133,4 +147,4 @@ def _training_step(
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return prepared, step

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -92,6 +94,7 @@ class GateTrainerMixin:
         config = gate_config(model)
         self.penalty_weight = config.penalty_weight if config else 0.0
         self.gate_history: list[dict[str, Any]] = []
+        self.task_loss: torch.Tensor | None = None
         self._unlogged: dict[str, float] = {}
         if isinstance(self.penalty, MacsPenalty):
             assert config is not None
@@ -146,6 +149,7 @@ class GateTrainerMixin:
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training:
+            self.task_loss = loss.detach()
             if teacher is not None:
                 assert self.distillation is not None
                 share = self.distillation.weight
@@ -153,7 +157,8 @@ class GateTrainerMixin:
                     outputs["logits"], teacher
                 )
             if self.penalty is not None:
-                loss = loss + self.penalty_weight * self.penalty().to(loss.device)
+                share = self._penalty_share(num_items_in_batch)
+                loss = loss + share * self.penalty_weight * self.penalty().to(loss.device)
             value = loss.item()
             if not math.isfinite(value):
                 state: TrainerState = self.state  # type: ignore[attr-defined]
@@ -162,6 +167,30 @@ class GateTrainerMixin:
                     "lower learning rate, a longer warm-up, or float32 in place of half precision"
                 )
         return (loss, outputs) if return_outputs else loss
+
+    def _penalty_share(self, num_items_in_batch: torch.Tensor | int | None) -> float:
+        """The part of the penalty that a micro-batch carries, so that a step carries it once.
+
+        Where the task loss is a mean over the micro-batch, the trainer divides the whole loss by
+        the number of micro-batches; where it is a mean over all of them, nobody does.
+        """
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # type: ignore[attr-defined]
+        if not counted and self.compute_loss_func is None:  # type: ignore[attr-defined]
+            return 1.0
+        return 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Saves a checkpoint's model; a gate that several layers share is written under the first
+        of its names, for the format refuses tensors that share memory."""
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        if state_dict is None and gated_layers(model):
+            once = {name for name, _ in model.named_parameters()}
+            state_dict = {
+                name: tensor
+                for name, tensor in model.state_dict().items()
+                if name in once or not name.endswith(".latent")
+            }
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs, with the gates' summary of the epoch beside the next training loss."""
@@ -180,6 +209,16 @@ class _GateSchedule(TrainerCallback):
         _, self._settle, self._harden = schedule
         self._hardness = 0.0
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Continues where a checkpoint was made: what had been decided is not decided again."""
+        if state.global_step:
+            passed = (state.global_step - 1) / max(1, state.max_steps)
+            self._hardness = self._hardness_at(passed)
+            for gate in self._penalty.gates():
+                gate.harden(self._hardness)
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -190,18 +229,26 @@ class _GateSchedule(TrainerCallback):
     ) -> None:
         self._advance(1.0)
 
-    def _advance(self, progress: float) -> None:
-        self._penalty.progress = progress
-        if progress < self._settle or self._hardness == 1.0:
-            return
-        if self._hardness == 0.0:
-            self._penalty.settle()
+    def _hardness_at(self, progress: float) -> float:
+        if progress < self._settle:
+            return 0.0
         length = self._harden - self._settle
         passed = (progress - self._settle) / length if length else 1.0
         # Above zero from the first such step on: the latents rest from then.
-        self._hardness = min(1.0, max(passed, 1e-6))
+        return min(1.0, max(passed, 1e-6))
+
+    def _advance(self, progress: float) -> None:
+        self._penalty.progress = progress
+        hardness = self._hardness_at(progress)
+        if hardness == 0.0 or self._hardness == 1.0:
+            return
+        if self._hardness == 0.0:
+            self._penalty.settle()
+        self._hardness = hardness
+        if self._settle == 1.0:
+            return
         for gate in self._penalty.gates():
-            gate.harden(self._hardness)
+            gate.harden(hardness)
 
 
 class _GateMonitor(TrainerCallback):
@@ -230,6 +277,26 @@ class _GateMonitor(TrainerCallback):
         summary = summarise_gates(model, self._trainer.penalty)
         self._trainer.gate_history.append({"epoch": epoch, **summary})
         return summary
+
+
+class StepTimer(TrainerCallback):
+    """Wall time of training steps, evaluation and data loading left out."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops it."""
+        self._seconds.append(time.perf_counter() - self._start)
+
+    def median(self) -> float:
+        """Seconds of the median step."""
+        return float(np.median(self._seconds))
 
 
 class GateTrainer(GateTrainerMixin, Trainer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from finegates.causal.record import CausalRecord
 from finegates.record import Record
 from finegates.tasks.glue import TASKS
 
@@ -163,3 +164,118 @@ def make_study(
         for j, method in enumerate(methods)
         for seed in seeds
     ]
+
+
+def make_causal_record(
+    method: str = "reference",
+    target: float | None = 0.4,
+    *,
+    experiment: str = "posttraining",
+    loss: float = 1.5,
+    losses: Sequence[float] = (2.0, 1.8, 1.5),
+    realised: float = 0.25,
+    **overrides: Any,
+) -> CausalRecord:
+    """A record of a run on plain text that satisfies its schema.
+
+    Args:
+        method: ``dense`` has no gates, whatever ``target`` says.
+        target: asked for.
+        experiment: ``posttraining`` or ``pretraining``.
+        loss: at the end.
+        losses: held-out, one an evaluation; none in a one-shot run.
+        realised: sparsity.
+        overrides: any other field, replaced whole.
+    """
+    dense, one_shot = method == "dense", "-as-" in method
+    realised = 0.0 if dense else realised
+
+    def predicted(nats: float) -> dict[str, Any]:
+        return {
+            "loss": nats,
+            "perplexity": round(2.718281828**nats, 6),
+            "bits_per_character": nats / 2,
+            "tokens": 1000,
+            "characters": 4000,
+        }
+
+    fields: dict[str, Any] = {
+        "tier": "smoke",
+        "experiment": experiment,
+        "name": "tiny",
+        "method": method,
+        "title": method.capitalize(),
+        "target": None if dense else target,
+        "seed": 0,
+        "config": {
+            "tier_description": "tiny Llama on two CPU cores",
+            "training": None
+            if one_shot or (dense and experiment == "posttraining")
+            else {
+                "steps": 30,
+                "batch_size": 4,
+                "length": 16,
+                "learning_rate": 0.01,
+                "final_rate": 0.5,
+                "precision": "float32",
+            },
+        },
+        "seeds": {"text": 1},
+        "code": {"commit": "0" * 40, "dirty": False},
+        "model": {
+            "name": "tiny Llama",
+            "source": "path",
+            "revision": None,
+            "sha256": "ab" * 32,
+            "parameters": 120_000,
+        },
+        "data": {
+            "name": "stories",
+            "source": "path",
+            "revision": None,
+            "sha256": {"train": "1" * 64, "validation": "2" * 64},
+            "status": {"train": "official-subset: some", "validation": None},
+        },
+        "versions": {"python": "3.11.7"},
+        "hardware": {"cpu": "Example CPU", "cores": 2, "threads": 1, "gpu": None},
+        "start": predicted(3.0),
+        "final": predicted(loss),
+        "curve": []
+        if one_shot
+        else [
+            {
+                "step": 10 * (place + 1),
+                "tokens": 640 * (place + 1),
+                "task_loss": value + 0.1,
+                "held_out_loss": value,
+                "realised_sparsity": None if dense else realised * place / len(losses),
+            }
+            for place, value in enumerate(losses)
+        ],
+        "budget": {
+            "parameters": {
+                "all": 120_000,
+                "encoder": 100_000,
+                "gated": 0 if dense else 80_000,
+                "trainable": 400,
+                "gates": 0 if dense or one_shot else 400,
+            },
+            "removed_weights": round(realised * 80_000),
+            "realised_sparsity": realised,
+            "macs": {"dense": 1_000_000, "kept": round(1_000_000 * (1 - realised))},
+        },
+        "realised_sparsity": realised,
+        "closed": {},
+        "compact": None
+        if dense
+        else {
+            "perplexity": 4.5,
+            "perplexity_difference": 1.23e-8,
+            "greedy_tokens": 128,
+            "same_tokens": 128,
+            "parameters": 100_000,
+            "macs": 900_000,
+        },
+        "timing": {"wall_s": 2.0},
+    }
+    return CausalRecord.model_validate(fields | overrides)

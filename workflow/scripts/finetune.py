@@ -6,11 +6,14 @@ from finegates.job import job_log, seconds_since_start
 
 job = snakemake
 with job_log(job.log[0]):
+    from finegates.causal.task import task_tier
     from finegates.config import configured_tier
     from finegates.finetune import TaskData, finetune, load_tokenizer
     from finegates.record import read_record, write_record
 
     tier = configured_tier(job.config)
+    if job.params.get("on_llama"):
+        tier = task_tier(tier)
     startup = seconds_since_start()
     data = TaskData(tier, job.wildcards.task, load_tokenizer(tier))
     # <method>/seed<n>.json or .safetensors, of this job or of those that came before it.

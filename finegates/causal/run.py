@@ -1,0 +1,76 @@
+"""One training run in as many processes as its settings ask for.
+
+    torchrun --nproc-per-node 2 -m finegates.causal.run --config '{"tier": "smoke"}' RECORD
+
+is what :func:`launch` starts where ``training.processes`` is more than one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finegates.causal.record import write_causal_record
+from finegates.causal.study import run_named, training_of
+from finegates.config import configured_tier
+
+
+class LaunchError(RuntimeError):
+    """A process of a run failed; its own message stands in the log."""
+
+
+def launch(config: Mapping[str, Any], path: str, code_digest: str | None = None) -> None:
+    """Trains the run of a record's path and writes the record.
+
+    Args:
+        config: as of ``finegates.config.configured_tier``.
+        path: of the record.
+        code_digest: for the record.
+
+    Raises:
+        LaunchError: with several processes, one of them failed.
+    """
+    tier = configured_tier(config)
+    processes = training_of(tier, run_named(tier, path)).processes
+    if processes == 1:
+        train_and_write(config, path, code_digest)
+        return
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), "-m", "finegates.causal.run"]
+    command += ["--config", json.dumps(dict(config)), "--code", code_digest or "", path]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    if subprocess.run(command, env=environment).returncode:
+        raise LaunchError(f"a process of {path} failed; its message stands above in the log")
+
+
+def train_and_write(config: Mapping[str, Any], path: str, code_digest: str | None) -> None:
+    """What each process of a run does; the first writes the record."""
+    from finegates.causal.runs import finish, train_run
+
+    tier = configured_tier(config)
+    run = run_named(tier, path)
+    record = train_run(tier, run, code_digest=code_digest)
+    if record is not None:
+        write_causal_record(record, path)
+        finish(tier, run)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see the module."""
+    parser = argparse.ArgumentParser(description="Train one run on plain text.")
+    parser.add_argument("--config", type=json.loads, required=True)
+    parser.add_argument("--code", default="")
+    parser.add_argument("path")
+    given = parser.parse_args(arguments)
+    train_and_write(given.config, given.path, given.code or None)
+
+
+if __name__ == "__main__":
+    main()

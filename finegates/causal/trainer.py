@@ -1,0 +1,270 @@
+"""Training on packed text by ``transformers.Trainer``: exact resume, the same on many devices.
+
+A step's gates are drawn from the run's seed and the step's number. They are therefore the same for
+every micro-batch of a step and on every device, so that a batch may be cut in any way; and a run
+that is continued draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from finegates.causal.packing import HeldOut, PackedText
+from finegates.causal.perplexity import held_out_prediction
+from finegates.causal.record import CurvePoint
+from finegates.causal.schema import CausalTraining
+from finegates.layers import gated_layers
+from finegates.monitor import summarise_gates
+from finegates.penalty import SparsityPenalty
+from finegates.record import write_text
+from finegates.seeds import derive_seed
+from finegates.train import GateTrainer
+
+POSITION_FILE = "text_position.json"
+"""Written last into a checkpoint: one without it is not whole."""
+
+IDENTITY_FILE = "run.json"
+
+KEPT_CHECKPOINTS = 2
+"""The last may be cut short by the kill that makes it needed."""
+
+
+class CheckpointError(ValueError):
+    """Checkpoints that cannot be continued from; the message names them and the remedy."""
+
+
+class CausalTrainer(GateTrainer):
+    """:class:`GateTrainer` on an endless stream of sequences.
+
+    Args:
+        stream: the training text.
+        held_out: evaluated on, each token once.
+        sequences: of an optimizer step, over all devices.
+        length: tokens of a sequence.
+        noise_seed: of the gates' noise and of whatever else is drawn in a step.
+        start_step: the penalty's target is 0 before this step.
+        model, args, ...: as of ``transformers.Trainer``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        stream: PackedText,
+        held_out: HeldOut,
+        sequences: int,
+        length: int,
+        noise_seed: int,
+        start_step: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            *args,
+            train_dataset=stream,
+            eval_dataset=held_out,  # type: ignore[arg-type]
+            data_collator=default_data_collator,
+            **kwargs,
+        )
+        self.stream = stream
+        self.held_out = held_out
+        self.sequences = sequences
+        self.length = length
+        self.noise_seed = noise_seed
+        self._task_sum: torch.Tensor | None = None
+        self._task_from = 0
+        if start_step and isinstance(self.penalty, SparsityPenalty):
+            self.add_callback(_DelayedTarget(self.penalty, start_step))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As of :class:`GateTrainerMixin`, with the step's own random numbers."""
+        if model.training:
+            torch.manual_seed(derive_seed(self.noise_seed, "step", self.state.global_step))
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            assert self.task_loss is not None
+            if self._task_sum is None:
+                self._task_sum, self._task_from = self.task_loss, self.state.global_step
+            else:
+                self._task_sum = self._task_sum + self.task_loss
+        return result
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs, with the task loss alone and the gates as they stand."""
+        if "loss" in logs:
+            steps = self.state.global_step - self._task_from
+            assert self._task_sum is not None
+            # What is summed is each micro-batch's share of the mean over its step.
+            mean = self.accelerator.reduce(self._task_sum, reduction="mean")
+            logs = {**logs, "task_loss": mean.item() / max(1, steps), **self._gate_scalars()}
+            self._task_sum = None
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Held-out prediction, shared by the devices; ignores its arguments."""
+        found = held_out_prediction(
+            self.accelerator.unwrap_model(self.model),  # type: ignore[arg-type]
+            self.held_out,
+            self.args.per_device_eval_batch_size,
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
+            total=lambda nats: self.accelerator.reduce(nats, reduction="sum"),
+            progress=not self.args.disable_tqdm,
+        )
+        metrics = {"eval_loss": found.loss, **self._gate_scalars()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def curve(self) -> list[CurvePoint]:
+        """What was logged, one point a step; a continued run's has the points before it too."""
+        points: dict[int, dict[str, Any]] = {}
+        gated = sum(
+            layer.out_features * layer.in_features
+            for layer in gated_layers(self.model).values()  # type: ignore[arg-type]
+        )
+        for entry in self.state.log_history:
+            step = int(entry["step"])
+            if "loss" not in entry and "eval_loss" not in entry:
+                continue
+            point = points.setdefault(
+                step, {"step": step, "tokens": step * self.sequences * self.length}
+            )
+            found = {
+                "task_loss": entry.get("task_loss"),
+                "held_out_loss": entry.get("eval_loss"),
+                "realised_sparsity": entry.get("gates/realised_sparsity"),
+                "closed": entry.get("gates/closed"),
+                "half_open": entry.get("gates/half_open"),
+            }
+            point |= {name: value for name, value in found.items() if value is not None}
+            if "realised_sparsity" in point:
+                point["removable_weights"] = round(point["realised_sparsity"] * gated)
+        return [CurvePoint(**point) for _, point in sorted(points.items())]
+
+    def _gate_scalars(self) -> dict[str, float]:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)  # type: ignore[arg-type]
+        if not gated_layers(model):
+            return {}
+        summary = summarise_gates(model)
+        return {f"gates/{k}": summary[k] for k in ("realised_sparsity", "closed", "half_open")}
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self.is_world_process_zero():
+            step = self.state.global_step
+            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            position = self.stream.position(step * self.sequences)
+            write_text(folder / POSITION_FILE, json.dumps(position))
+
+
+class _DelayedTarget(TrainerCallback):
+    """Holds the penalty's target at 0 until a step."""
+
+    def __init__(self, penalty: SparsityPenalty, start_step: int) -> None:
+        self._penalty = penalty
+        self._target = penalty.sparsity
+        self._start_step = start_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._penalty.sparsity = self._target if state.global_step >= self._start_step else 0.0
+
+
+def causal_arguments(
+    settings: CausalTraining, folder: str | Path, seed: int, *, progress: bool
+) -> TrainingArguments:
+    """Trainer arguments of a run; ``folder`` receives the checkpoints."""
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    backend = "gloo" if shared and not torch.cuda.is_available() else None
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.per_device,
+        per_device_eval_batch_size=settings.eval_batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.final_rate},
+        warmup_steps=settings.warmup,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_gradient_norm,
+        bf16=settings.precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=settings.eval_every,
+        save_strategy="no" if settings.save_every is None else "steps",
+        save_steps=settings.save_every or settings.steps,
+        save_total_limit=KEPT_CHECKPOINTS,
+        # The stream continues from its position in the checkpoint; nothing is read to be skipped.
+        ignore_data_skip=True,
+        ddp_find_unused_parameters=False,
+        ddp_backend=backend,
+        report_to="none",
+        disable_tqdm=not progress,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+    )
+
+
+def last_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path | None:
+    """The last whole checkpoint of a run in a folder, None if there is none.
+
+    The folder remembers which run it belongs to. A checkpoint that was cut short is passed over.
+
+    Args:
+        folder: of the checkpoints; made if needed.
+        identity: what decides the run's result: settings, seeds, digests. Plain values.
+
+    Raises:
+        CheckpointError: the folder holds checkpoints of another run, or of no known one; it is left
+            as it is.
+    """
+    folder = Path(folder)
+    found = sorted(
+        (path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+    )
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    file = folder / IDENTITY_FILE
+    if found:
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if kept.get("digest") != digest:
+            raise CheckpointError(
+                f"{folder} holds checkpoints of another run{_differences(kept, identity)}; nothing "
+                f"was changed. Delete the folder to start this run from the beginning"
+            )
+    write_text(file, json.dumps({"digest": digest, "identity": dict(identity)}, indent=1))
+    whole = [path for path in found if (path / POSITION_FILE).is_file()]
+    return whole[-1] if whole else None
+
+
+def _differences(kept: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    other = kept.get("identity")
+    if not isinstance(other, dict):
+        return ""
+    plain = json.loads(json.dumps(dict(identity)))
+    keys = [k for k in {**other, **plain} if other.get(k) != plain.get(k)]
+    return f" (they differ in {', '.join(keys)})" if keys else ""
+
+
+def remove_checkpoints(folder: str | Path) -> None:
+    """Deletes a finished run's checkpoints."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,28 @@
+"""What every section of a configuration or a record is: a strict, frozen model."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+def exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless exactly one of the named entries is given."""
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(names)}; got {given or 'none'}")
+
+
+def pinned(hub: str | None, revision: str | None) -> None:
+    """Raises ValueError unless a hub entry, and nothing else, has a full commit hash."""
+    if hub is not None and (revision is None or len(revision) != 40):
+        raise ValueError(f"hub entry {hub!r} needs a revision pinned as a 40-digit commit hash")
+    if hub is None and revision is not None:
+        raise ValueError("revision belongs to a hub entry only")

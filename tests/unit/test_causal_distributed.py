@@ -1,0 +1,100 @@
+"""Two processes (gloo, on the CPU) train what one does on the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from causal_tier import llama_section, write_llama, write_text
+from finegates.causal.record import read_causal_record
+from finegates.causal.run import LaunchError, launch
+from finegates.causal.study import run_named
+from finegates.config import configured_tier
+from tier import tiny_tier
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_tier(folder: Path, processes: int) -> Path:
+    """A tier file for programs: as :func:`causal_tier`, with so many processes."""
+    if not (folder / "llama").is_dir():
+        write_llama(folder / "llama")
+        write_text(folder / "text")
+    tier = tiny_tier(folder).model_dump(mode="json")
+    tier["methods"] = {"full": {"experiment": "full"}}
+    tier["results"] = str(folder / f"results{processes}")
+    section = llama_section(folder, processes=processes, micro_batch_size=2, save_every=4)
+    tier["llama"] = section
+    path = folder / f"tier{processes}.yaml"
+    path.write_text(yaml.safe_dump(tier))
+    return path
+
+
+@pytest.mark.parametrize(
+    "method", ["gated-s0.4", pytest.param("structured-s0.4", marks=pytest.mark.slow)]
+)
+def test_two_processes_agree_with_one(tmp_path, method):
+    experiment = "pretraining" if method.startswith("gated") else "posttraining"
+    records = []
+    for processes in (1, 2):
+        path = write_tier(tmp_path, processes)
+        results = tmp_path / f"results{processes}"
+        record = results / "llama" / "runs" / experiment / "tiny" / method / "seed0.json"
+        launch({"tier": str(path)}, str(record), "digest")
+        records.append(read_causal_record(record))
+        assert not list((results / "llama" / "checkpoints").rglob("checkpoint-*"))
+    one, two = records
+    assert one.config["training"]["processes"] == 1
+    assert two.config["training"]["processes"] == 2
+    # Sums are taken in another order: float32's rounding, grown over eight steps.
+    assert two.final.loss == pytest.approx(one.final.loss, rel=1e-5)
+    assert two.closed == one.closed
+    for ours, theirs in zip(two.curve, one.curve, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.task_loss == pytest.approx(theirs.task_loss, rel=1e-4)
+    assert two.start.loss != pytest.approx(two.final.loss, rel=1e-3)
+
+
+def test_a_process_that_fails_is_named(tmp_path, monkeypatch):
+    path = write_tier(tmp_path, 2)
+    tier = configured_tier({"tier": str(path)})
+    record = str(tmp_path / "results2/llama/runs/pretraining/tiny/dense/seed0.json")
+    assert run_named(tier, record).method == "dense"
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, env: subprocess.CompletedProcess(command, 1)
+    )
+    with pytest.raises(LaunchError, match=r"a process of .*dense/seed0.json failed"):
+        launch({"tier": str(path)}, record)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_really_killed_continues_and_ends_alike(tmp_path):
+    path = write_tier(tmp_path, 1)
+    raw = yaml.safe_load(path.read_text())
+    raw["llama"] = llama_section(tmp_path, steps=300, save_every=20, log_every=20, eval_every=100)
+    path.write_text(yaml.safe_dump(raw))
+    records = []
+    for name in ("whole", "killed"):
+        raw["results"] = str(tmp_path / name)
+        path.write_text(yaml.safe_dump(raw))
+        record = tmp_path / name / "llama/runs/posttraining/tiny/reference-s0.4/seed0.json"
+        command = [sys.executable, "-m", "finegates.causal.run", str(record)]
+        command += ["--config", json.dumps({"tier": str(path)})]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if name == "killed":
+            process = subprocess.Popen(command, env=environment, cwd=tmp_path)
+            places = tmp_path / name / "llama" / "checkpoints"
+            while not list(places.rglob("checkpoint-4*/text_position.json")):
+                assert process.poll() is None
+            process.kill()
+            process.wait()
+            assert not record.exists()
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+        records.append(read_causal_record(record).model_copy(update={"timing": {}}).model_dump())
+    assert records[0] == records[1]

@@ -1,0 +1,468 @@
+# The three experiments on Llama: on a task, posttraining without a task, pretraining with gates.
+
+from finegates.causal.study import posttraining_runs, pretraining_runs, pruning_runs
+from finegates.causal.task import task_tier
+from finegates.causal.text import SPLITS, text_file, text_folder
+
+LLAMA = TIER.llama
+L = f"{RESULTS}/llama"
+LLAMA_TABLES = f"{L}/tables"
+LLAMA_FIGURES = f"{L}/figures"
+
+PRETRAINING = [run.record(RESULTS) for run in pretraining_runs(TIER)]
+POSTTRAINING = [run.record(RESULTS) for run in posttraining_runs(TIER)]
+PRUNING = [run.record(RESULTS) for run in pruning_runs(TIER)]
+
+
+def in_order_of_rows(runs):
+    """Of each model or size: dense first, then method by method its targets."""
+    methods = list(dict.fromkeys(["dense", *(run.method for run in runs)]))
+    names = list(dict.fromkeys(run.name for run in runs))
+    ordered = sorted(runs, key=lambda r: (names.index(r.name), methods.index(r.method)))
+    return [run.record(RESULTS) for run in ordered]
+
+
+def llama_text(wildcards=None):
+    """The text, where it is a file; from the hub it is streamed."""
+    folder = text_folder(LLAMA.text, RESULTS)
+    files = [] if folder is None else [str(text_file(folder, split)) for split in SPLITS]
+    return files if LLAMA.text.generated else [ancient(path) for path in files]
+
+
+def trained_tokenizer():
+    """The tokenizer, where it is made here."""
+    made = LLAMA.pretraining is not None and LLAMA.pretraining.tokenizer.words is not None
+    return [f"{L}/tokenizer/tokenizer.json"] if made else []
+
+
+def dense_llama(size):
+    return [] if size is None else [f"{L}/models/{size}/dense"]
+
+
+def on_seed(runs, name):
+    return [run.record(RESULTS) for run in runs if run.name == name]
+
+
+wildcard_constraints:
+    size=r"[A-Za-z0-9_.-]+",
+    llama=r"[A-Za-z0-9_.-]+",
+    run=r"[A-Za-z0-9_.-]+",
+
+
+if LLAMA.text.generated or trained_tokenizer():
+
+    rule generate_text:
+        output:
+            text=(
+                [f"{L}/text/{split}.parquet" for split in SPLITS]
+                if LLAMA.text.generated
+                else f"{L}/text/.not-generated"
+            ),
+            tokenizer=trained_tokenizer() or f"{L}/tokenizer/.not-trained",
+        log:
+            f"{RESULTS}/logs/generate_text.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/generate_text.tsv"
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            settings=LLAMA.text.model_dump(),
+            words=LLAMA.pretraining.tokenizer.words if LLAMA.pretraining else None,
+            code=code_digest("workflow/scripts/generate_text.py"),
+        script:
+            "../scripts/generate_text.py"
+
+
+if LLAMA.pretraining:
+
+    rule pretrain_llama:
+        input:
+            text=llama_text(),
+            tokenizer=trained_tokenizer(),
+        output:
+            record=f"{L}/runs/pretraining/{{size}}/{{run}}/seed{{seed}}.json",
+        log:
+            f"{RESULTS}/logs/pretrain_llama/{{size}}/{{run}}/seed{{seed}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/pretrain_llama/{{size}}/{{run}}/seed{{seed}}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: TIER.threads * LLAMA.pretraining.training.processes
+        resources:
+            mem_mb=memory(2500),
+            runtime=240,
+            gpu=TIER.gpus,
+        params:
+            settings=LLAMA.pretraining.model_dump(),
+            text=LLAMA.text.model_dump(),
+            code=code_digest("workflow/scripts/train_llama.py"),
+        script:
+            "../scripts/train_llama.py"
+
+    # The dense model of the first seed is where the other experiments may start.
+    use rule pretrain_llama as pretrain_dense_llama with:
+        output:
+            record=f"{L}/runs/pretraining/{{size}}/dense/seed{TIER.seeds[0]}.json",
+            model=directory(f"{L}/models/{{size}}/dense"),
+        log:
+            f"{RESULTS}/logs/pretrain_dense_llama/{{size}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/pretrain_dense_llama/{{size}}.tsv"
+
+    ruleorder: pretrain_dense_llama > pretrain_llama
+
+    rule tabulate_llama_pretraining:
+        input:
+            records=in_order_of_rows(pretraining_runs(TIER)),
+        output:
+            report(
+                multiext(f"{LLAMA_TABLES}/pretraining", ".csv", ".md", ".tex"),
+                caption="../report/tabulate_llama.rst",
+                category="Llama",
+            ),
+            curves=f"{LLAMA_TABLES}/pretraining_curves.csv",
+        log:
+            f"{RESULTS}/logs/tabulate_llama_pretraining.log",
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            code=code_digest("workflow/scripts/tabulate_llama_pretraining.py"),
+        script:
+            "../scripts/tabulate_llama_pretraining.py"
+
+    rule draw_llama_pretraining:
+        input:
+            curves=f"{LLAMA_TABLES}/pretraining_curves.csv",
+            records=PRETRAINING,
+        output:
+            report(
+                multiext(f"{LLAMA_FIGURES}/pretraining", ".svg", ".png", ".pdf"),
+                caption="../report/draw_llama_pretraining.rst",
+                category="Llama",
+            ),
+        log:
+            f"{RESULTS}/logs/draw_llama_pretraining.log",
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            code=code_digest("workflow/scripts/draw_llama_pretraining.py"),
+        script:
+            "../scripts/draw_llama_pretraining.py"
+
+
+if LLAMA.posttraining:
+
+    def posttraining_model(wildcards):
+        model = LLAMA.posttraining.models[wildcards.llama]
+        if model.path is not None:
+            return ancient(f"{model.path}/config.json")
+        return dense_llama(model.dense)
+
+    def posttraining_settings(wildcards):
+        return LLAMA.posttraining.model_dump(exclude={"criteria", "match", "calibration"})
+
+    # Tiny runs share a process by model; long ones have a process each.
+    rule posttrain_llama:
+        input:
+            text=llama_text(),
+            model=posttraining_model,
+        output:
+            (
+                [
+                    run.record(RESULTS).replace(f"/{run.name}/", "/{llama}/")
+                    for run in posttraining_runs(TIER)
+                    if run.name == next(iter(LLAMA.posttraining.models))
+                ]
+                if PER_TASK
+                else f"{L}/runs/posttraining/{{llama}}/{{run}}/seed{{seed}}.json"
+            ),
+        log:
+            (
+                f"{RESULTS}/logs/posttrain_llama/{{llama}}.log"
+                if PER_TASK
+                else f"{RESULTS}/logs/posttrain_llama/{{llama}}/{{run}}/seed{{seed}}.log"
+            ),
+        benchmark:
+            (
+                f"{RESULTS}/benchmarks/posttrain_llama/{{llama}}.tsv"
+                if PER_TASK
+                else f"{RESULTS}/benchmarks/posttrain_llama/{{llama}}/{{run}}/seed{{seed}}.tsv"
+            )
+        wildcard_constraints:
+            run=r"(?!dense/|.*-as-)[A-Za-z0-9_.-]+",
+        conda:
+            "../../environment.yml"
+        threads: TIER.threads * LLAMA.posttraining.training.processes
+        resources:
+            mem_mb=memory(2500),
+            runtime=240,
+            gpu=TIER.gpus,
+        params:
+            settings=posttraining_settings,
+            text=LLAMA.text.model_dump(),
+            code=code_digest("workflow/scripts/train_llama.py"),
+        script:
+            "../scripts/train_llama.py"
+
+    # The dense model and one-shot pruning: evaluations, all in one process.
+    rule prune_llama:
+        input:
+            text=llama_text(),
+            model=posttraining_model,
+            matched=lambda wildcards: on_seed(posttraining_runs(TIER), wildcards.llama),
+        output:
+            [
+                run.record(RESULTS).replace(f"/{run.name}/", "/{llama}/")
+                for run in pruning_runs(TIER)
+                if run.name == next(iter(LLAMA.posttraining.models))
+            ],
+        log:
+            f"{RESULTS}/logs/prune_llama/{{llama}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/prune_llama/{{llama}}.tsv"
+        conda:
+            "../../environment.yml"
+        threads: TIER.threads
+        resources:
+            mem_mb=memory(2500),
+            runtime=120,
+            gpu=TIER.gpus,
+        params:
+            settings=LLAMA.posttraining.model_dump(),
+            text=LLAMA.text.model_dump(),
+            code=code_digest("workflow/scripts/prune_llama.py"),
+        script:
+            "../scripts/prune_llama.py"
+
+    rule tabulate_llama_posttraining:
+        input:
+            records=in_order_of_rows([*posttraining_runs(TIER), *pruning_runs(TIER)]),
+        output:
+            report(
+                multiext(f"{LLAMA_TABLES}/posttraining", ".csv", ".md", ".tex"),
+                caption="../report/tabulate_llama.rst",
+                category="Llama",
+            ),
+        log:
+            f"{RESULTS}/logs/tabulate_llama_posttraining.log",
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            code=code_digest("workflow/scripts/tabulate_llama_posttraining.py"),
+        script:
+            "../scripts/tabulate_llama_posttraining.py"
+
+    rule draw_llama_posttraining:
+        input:
+            csv=f"{LLAMA_TABLES}/posttraining.csv",
+            records=[*POSTTRAINING, *PRUNING],
+        output:
+            report(
+                multiext(f"{LLAMA_FIGURES}/posttraining", ".svg", ".png", ".pdf"),
+                caption="../report/draw_llama_posttraining.rst",
+                category="Llama",
+            ),
+        log:
+            f"{RESULTS}/logs/draw_llama_posttraining.log",
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            code=code_digest("workflow/scripts/draw_llama_posttraining.py"),
+        script:
+            "../scripts/draw_llama_posttraining.py"
+
+
+if LLAMA.on_task:
+
+    ON_TASK = task_tier(TIER)
+    TASK_RUN = f"{L}/runs/task/{{task}}/{{method}}/seed{{seed}}.json"
+    TASK_RECORDS = expand(
+        TASK_RUN, task=ON_TASK.tasks, method=list(ON_TASK.methods), seed=TIER.seeds
+    )
+
+    def on_task_model():
+        model = ON_TASK.model
+        if model.path is not None:
+            return [ancient(f"{model.path}/config.json")]
+        return dense_llama(model.dense)
+
+    def llama_predecessors(wildcards):
+        method = None if PER_TASK else ON_TASK.methods[wildcards.method]
+        if method is None or not method.matched:
+            return []
+        names = {"task": wildcards.task, "seed": wildcards.seed}
+        return TASK_RUN.format(**names, method=method.matched)
+
+    rule finetune_llama:
+        input:
+            tables=lambda wildcards: [
+                str(path)
+                for path in data_files(ON_TASK)
+                if Path(path).parent.name == wildcards.task
+            ],
+            model=on_task_model(),
+            predecessors=llama_predecessors,
+        output:
+            records=(outputs_of_task(TASK_RUN, list(ON_TASK.methods)) if PER_TASK else TASK_RUN),
+        log:
+            (
+                f"{RESULTS}/logs/finetune_llama/{{task}}.log"
+                if PER_TASK
+                else f"{RESULTS}/logs/finetune_llama/{{task}}/{{method}}/seed{{seed}}.log"
+            ),
+        benchmark:
+            (
+                f"{RESULTS}/benchmarks/finetune_llama/{{task}}.tsv"
+                if PER_TASK
+                else f"{RESULTS}/benchmarks/finetune_llama/{{task}}/{{method}}/seed{{seed}}.tsv"
+            )
+        conda:
+            "../../environment.yml"
+        threads: TIER.threads
+        resources:
+            mem_mb=memory(2500),
+            runtime=240,
+            gpu=TIER.gpus,
+        params:
+            on_llama=True,
+            settings=LLAMA.on_task.model_dump(),
+            code=code_digest("workflow/scripts/finetune.py"),
+        script:
+            "../scripts/finetune.py"
+
+    rule tabulate_llama_task:
+        input:
+            records=TASK_RECORDS,
+        output:
+            report(
+                multiext(f"{LLAMA_TABLES}/task", ".csv", ".md", ".tex"),
+                caption="../report/tabulate_llama.rst",
+                category="Llama",
+            ),
+        log:
+            f"{RESULTS}/logs/tabulate_llama_task.log",
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            methods=list(ON_TASK.methods),
+            tasks=ON_TASK.tasks,
+            code=code_digest("workflow/scripts/tabulate_llama_task.py"),
+        script:
+            "../scripts/tabulate_llama_task.py"
+
+    rule draw_llama_task:
+        input:
+            records=TASK_RECORDS,
+        output:
+            report(
+                multiext(f"{LLAMA_FIGURES}/task", ".svg", ".png", ".pdf"),
+                caption="../report/draw_tradeoff.rst",
+                category="Llama",
+            ),
+        log:
+            f"{RESULTS}/logs/draw_llama_task.log",
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            methods=list(ON_TASK.methods),
+            tasks=ON_TASK.tasks,
+            code=code_digest("workflow/scripts/draw_llama_task.py"),
+        script:
+            "../scripts/draw_llama_task.py"
+
+
+rule time_llama_step:
+    input:
+        models=[
+            *(on_task_model() if LLAMA.on_task else []),
+            *(
+                path
+                for model in (LLAMA.posttraining.models.values() if LLAMA.posttraining else [])
+                for path in dense_llama(model.dense)
+            ),
+            *trained_tokenizer(),
+        ],
+    output:
+        multiext(f"{L}/timing/step", ".csv", ".md", ".tex"),
+    log:
+        f"{RESULTS}/logs/time_llama_step.log",
+    conda:
+        "../../environment.yml"
+    # All cores, so that nothing else runs beside the measurement.
+    threads: workflow.cores
+    resources:
+        mem_mb=memory(4000),
+        runtime=30,
+    params:
+        settings=LLAMA.model_dump(),
+        code=code_digest("workflow/scripts/time_llama_step.py"),
+    script:
+        "../scripts/time_llama_step.py"
+
+
+LLAMA_RECORDS = [*PRETRAINING, *POSTTRAINING, *PRUNING, *(TASK_RECORDS if LLAMA.on_task else [])]
+LLAMA_RESULTS = [
+    *rules.time_llama_step.output,
+    *(
+        [
+            *rules.tabulate_llama_pretraining.output,
+            *rules.draw_llama_pretraining.output,
+        ]
+        if LLAMA.pretraining
+        else []
+    ),
+    *(
+        [*rules.tabulate_llama_posttraining.output, *rules.draw_llama_posttraining.output]
+        if LLAMA.posttraining
+        else []
+    ),
+    *([*rules.tabulate_llama_task.output, *rules.draw_llama_task.output] if LLAMA.on_task else []),
+]
+
+
+# These experiments alone: snakemake llama
+rule llama:
+    input:
+        LLAMA_RESULTS,
+
+
+rule publish_llama:
+    input:
+        LLAMA_RESULTS,
+        records=LLAMA_RECORDS,
+    output:
+        touch(f"{L}/.published"),
+    log:
+        f"{RESULTS}/logs/publish_llama.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        target=f"results/published/{TIER.tier}/llama",
+        source=L,
+        code=code_digest("workflow/scripts/publish_llama.py"),
+    script:
+        "../scripts/publish_llama.py"

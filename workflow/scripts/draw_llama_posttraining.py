@@ -1,0 +1,20 @@
+"""Draws held-out perplexity against realised sparsity from its table."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import pandas as pd
+
+    from finegates.causal.record import read_causal_records
+    from finegates.figures import save_figure
+    from finegates.figures.llama import draw_posttraining
+    from finegates.tables.llama import causal_caption
+
+    footer = causal_caption(
+        "Held-out perplexity against the fraction of gated weights in closed rows or columns. "
+        "Gates are trained, nothing else; one-shot pruning closes as many rows and columns of each "
+        "layer as the gated run that it is named after.",
+        read_causal_records(job.input.records),
+    )
+    save_figure(draw_posttraining(pd.read_csv(job.input.csv), footer), *job.output)

@@ -1,0 +1,19 @@
+"""Draws loss curves and closed weights of pretraining from their table."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import pandas as pd
+
+    from finegates.causal.record import read_causal_records
+    from finegates.figures import save_figure
+    from finegates.figures.llama import draw_pretraining
+    from finegates.tables.llama import causal_caption
+
+    footer = causal_caption(
+        "Held-out loss in evaluation mode and gated weights in closed rows or columns, against the "
+        "tokens seen; same start and same tokens for every method.",
+        read_causal_records(job.input.records),
+    )
+    save_figure(draw_pretraining(pd.read_csv(job.input.curves), footer), *job.output)

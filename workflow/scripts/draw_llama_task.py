@@ -1,0 +1,19 @@
+"""Draws a Llama's scores as a classifier against realised sparsity."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.figures import draw_tradeoff, save_figure, tradeoff_frame
+    from finegates.record import read_records
+    from finegates.tables import figure_footer
+
+    records = read_records(job.input.records)
+    methods, tasks = job.params.methods, job.params.tasks
+    footer = figure_footer(
+        "Score after the last epoch against realised sparsity of the gated weights.",
+        records,
+        methods,
+        tasks,
+    )
+    save_figure(draw_tradeoff(tradeoff_frame(records, methods, tasks), footer), *job.output)

@@ -1,0 +1,22 @@
+"""Evaluates a dense Llama and its one-shot pruned versions, and writes a record each."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.causal.record import read_causal_record, write_causal_record
+    from finegates.causal.runs import prune_runs
+    from finegates.causal.study import run_named
+    from finegates.config import configured_tier
+
+    tier = configured_tier(job.config)
+    runs = [run_named(tier, path) for path in job.output]
+    matched = [
+        read_causal_record(run.matched().record(tier.results)) if run.criterion else None
+        for run in runs
+    ]
+    pairs = list(zip(runs, matched, strict=True))
+    for record, path in zip(
+        prune_runs(tier, pairs, code_digest=job.params.code), job.output, strict=True
+    ):
+        write_causal_record(record, path)

@@ -1,0 +1,25 @@
+"""Copies the Llama experiments of a tier to results/published/<tier>/llama."""
+
+import shutil
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.causal.record import read_causal_record
+    from finegates.record import read_record
+
+    source, target = Path(job.params.source), Path(job.params.target)
+    for record in map(Path, job.input.records):
+        # Refuses to publish what does not fit the schema.
+        (read_record if "task" in record.relative_to(source).parts else read_causal_record)(record)
+    aside = target.with_name(f".{target.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    for path in dict.fromkeys(map(Path, job.input)):
+        copy = aside / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+    print(f"published {len(set(job.input))} files to {target}")

@@ -1,0 +1,11 @@
+"""Tabulates posttraining without a task beside one-shot pruning."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.causal.record import read_causal_records
+    from finegates.tables import write_table
+    from finegates.tables.llama import posttraining_table
+
+    write_table(posttraining_table(read_causal_records(job.input.records)), *job.output)

@@ -1,0 +1,14 @@
+"""Tabulates pretraining with gates beside dense pretraining, and the curves of both."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.causal.record import read_causal_records
+    from finegates.record import write_text
+    from finegates.tables import to_csv, write_table
+    from finegates.tables.llama import curve_table, pretraining_table
+
+    records = read_causal_records(job.input.records)
+    write_table(pretraining_table(records), *job.output[:3])
+    write_text(job.output.curves, to_csv(curve_table(records)))

@@ -1,0 +1,12 @@
+"""Tabulates a Llama as a classifier: scores, and parameters removed by every denominator."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.record import read_records
+    from finegates.tables import write_table
+    from finegates.tables.llama import llama_task_table
+
+    records = read_records(job.input.records)
+    write_table(llama_task_table(records, job.params.methods, job.params.tasks), *job.output)

@@ -1,0 +1,14 @@
+"""Trains the Llama runs of one job on plain text, and writes a record each."""
+
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    from finegates.causal.run import launch
+
+    records = [path for path in job.output if Path(path).suffix == ".json"]
+    for number, path in enumerate(records, start=1):
+        print(f"[{number}/{len(records)}] {path}", flush=True)
+        launch(job.config, path, job.params.code)
