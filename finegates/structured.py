@@ -253,10 +253,12 @@ class MacsPenalty:
         return (self.realised() + expected - expected.detach() - self.goal()).abs()
 
     @torch.no_grad()
-    def settle(self, tolerance: float = 1e-3) -> float:
+    def settle(self, tolerance: float = 1e-3, *, keep_open: bool = False) -> float:
         """Moves all centres alike until the kept fraction is the goal; returns it.
 
-        Who is closed afterwards is decided by rank alone. Within ``tolerance`` nothing moves.
+        Who is closed afterwards is decided by rank alone. Within ``tolerance`` nothing moves. With
+        ``keep_open``, gates that are open before and after stay where they were: nothing trains
+        any more that could make up for a change of their values.
         """
         low, high = -8.0, 8.0
         shift = 0.0
@@ -269,7 +271,11 @@ class MacsPenalty:
                     low = shift
             shift = min((low, high), key=lambda end: abs(self.realised(end) - self.goal()))
         for gate in self.gates():
-            gate.latent.add_(shift)
+            moved = gate.latent + shift
+            if keep_open:
+                stays = (gate.centre() > 0) & (gate.centre() + shift > 0)
+                moved = torch.where(stays, gate.latent, moved)
+            gate.latent.copy_(moved)
         return self.realised()
 
     def gates(self) -> Iterator[StochasticGate]:

@@ -243,7 +243,7 @@ class _GateSchedule(TrainerCallback):
         if hardness == 0.0 or self._hardness == 1.0:
             return
         if self._hardness == 0.0:
-            self._penalty.settle()
+            self._penalty.settle(keep_open=self._settle == 1.0)
         self._hardness = hardness
         if self._settle == 1.0:
             return

@@ -32,7 +32,7 @@ def draw_posttraining(frame: pd.DataFrame, footer: str = "") -> Figure:
         for ax, name in zip(axes, names, strict=True):
             rows = frame[frame["name"] == name]
             ax.grid(visible=True)
-            ax.set_title(name)
+            ax.set_title(str(rows["model"].iloc[0]))
             ax.set_xlabel("Realised sparsity (%)")
             ax.set_ylabel("Held-out perplexity")
             dense = rows[rows["method"] == "dense"]

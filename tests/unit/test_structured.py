@@ -177,3 +177,24 @@ def test_what_does_not_go_with_shared_gates_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         GateConfig(preset="structured", **settings)  # type: ignore[arg-type]
+
+
+def test_settling_can_leave_open_gates_as_they_are():
+    model = structured_model("llama", target=0.6)
+    penalty = budget_of(model)
+    gates = list(dict.fromkeys(penalty.gates()))
+    for number, gate in enumerate(gates):
+        gate.latent.data = torch.randn(gate.size, generator=torch.Generator().manual_seed(number))
+    before = [gate.latent.clone() for gate in gates]
+    shifted = {id(gate): gate.latent.clone() for gate in gates}
+    kept = penalty.settle(keep_open=True)
+    assert kept == pytest.approx(penalty.goal(), abs=0.02)
+    for gate, old in zip(gates, before, strict=True):
+        open_ = (old > 0) & (gate.latent > 0)
+        assert torch.equal(gate.latent[open_], old[open_])
+    closed = [gate.closed() for gate in gates]
+    # The same gates close as where all of them move.
+    for gate in gates:
+        gate.latent.data = shifted[id(gate)]
+    penalty.settle()
+    assert all(torch.equal(gate.closed(), was) for gate, was in zip(gates, closed, strict=True))
