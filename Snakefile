@@ -43,12 +43,14 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/theory.smk"
 include: "workflow/rules/benchmark.smk"
-include: "workflow/rules/claims.smk"
 
 
 if TIER.llama:
 
     include: "workflow/rules/llama.smk"
+
+
+include: "workflow/rules/claims.smk"
 
 
 rule all:

@@ -23,6 +23,8 @@ Unit = tuple[object, ...]
 RUNS = "tables/runs.csv"
 INFERENCE = "timing/inference.csv"
 THEORY = "theory/checks.csv"
+LLAMA_TASK = "llama/tables/task.csv"
+LLAMA_PRETRAINING = "llama/tables/pretraining.csv"
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,53 @@ def theory_claim(evidence: Evidence, claim: str) -> Measured:
     return Measured(values, "worst and best check", (THEORY,))
 
 
+def llama_removed(evidence: Evidence, method: str, of: str) -> Measured:
+    """Weights that compaction removes from a Llama that was fine-tuned on tasks, in per cent of its
+    gated weights, of its layers (``encoder``), or of all parameters."""
+    rows = _llama_rows(evidence, LLAMA_TASK, method)
+    values: dict[Unit, float] = {
+        (row["task"],): 100 * row[f"removed_of_{of}"] for row in rows.to_dict("records")
+    }
+    return Measured(values, f"% of {of} parameters", (LLAMA_TASK,))
+
+
+def llama_score_difference(evidence: Evidence, method: str, against: str) -> Measured:
+    """Score of a Llama by a method less that by another, paired by task, in points."""
+    scores = [
+        {(task,): score for task, score in zip(rows["task"], rows["score"], strict=True)}
+        for rows in (_llama_rows(evidence, LLAMA_TASK, label) for label in (method, against))
+    ]
+    values: dict[Unit, float] = {**paired_differences(scores[0], scores[1])}
+    return Measured(values, "points", (LLAMA_TASK,))
+
+
+def pretraining_removed(evidence: Evidence, method: str, of: str) -> Measured:
+    """Weights that compaction removes after pretraining with gates, in per cent of the ``gated``
+    weights or of ``all`` parameters, by size."""
+    rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
+    values: dict[Unit, float] = {
+        (row["name"],): 100 * row[f"removed_of_{of}"] for row in rows.to_dict("records")
+    }
+    return Measured(values, f"% of {of} parameters", (LLAMA_PRETRAINING,))
+
+
+def pretraining_extra(evidence: Evidence, method: str) -> Measured:
+    """Parameters of gates in per cent of the dense model's, by size."""
+    rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
+    shares = 100 * rows["extra_parameters_fraction"]
+    values: dict[Unit, float] = {(n,): s for n, s in zip(rows["name"], shares, strict=True)}
+    return Measured(values, "% of all parameters", (LLAMA_PRETRAINING,))
+
+
+def pretraining_faster(evidence: Evidence, method: str) -> Measured:
+    """How many times fewer tokens a gated run needs to reach the dense run's final held-out loss
+    than the dense run was given, by size; 0 where it never does."""
+    rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
+    times = (rows["tokens"] / rows["tokens_to_dense_loss"]).fillna(0.0)
+    values: dict[Unit, float] = {(n,): float(t) for n, t in zip(rows["name"], times, strict=True)}
+    return Measured(values, "times fewer tokens", (LLAMA_PRETRAINING,))
+
+
 MEASURES: dict[str, Callable[..., Measured]] = {
     measure.__name__: measure
     for measure in (
@@ -170,6 +219,11 @@ MEASURES: dict[str, Callable[..., Measured]] = {
         compaction_difference,
         time_saved,
         theory_claim,
+        llama_removed,
+        llama_score_difference,
+        pretraining_removed,
+        pretraining_extra,
+        pretraining_faster,
     )
 }
 
@@ -200,6 +254,15 @@ def _by_run(evidence: Evidence, method: str, column: str) -> dict[Unit, float]:
     if values.empty:
         raise MissingEvidenceError(f"no {column} of {method}")
     return {unit: float(value) for unit, value in zip(values.index, values, strict=True)}
+
+
+def _llama_rows(evidence: Evidence, table: str, method: str) -> pd.DataFrame:
+    """A method's rows of a table of the experiments on Llama."""
+    found = evidence.table(table)
+    rows = found[found["method"] == method]
+    if rows.empty:
+        raise MissingEvidenceError(f"no row of {method} in {table}")
+    return rows
 
 
 def _trained(evidence: Evidence, method: str, head: bool) -> dict[Unit, float]:

@@ -86,6 +86,28 @@ def plant(folder, measure: str, of: dict, values: list[float]) -> Evidence:
         tables["theory/checks.csv"] = pd.DataFrame(
             {"id": ["a", "b", "c"], "claim": of["claim"], "kind": "claim", "verdict": verdicts}
         )
+    elif measure in ("llama_removed", "llama_score_difference"):
+        rows = {"task": ["cola", "rte", "sst2"]}
+        shares = {f"removed_of_{of.get('of')}": [value / 100 for value in values]}
+        tables["llama/tables/task.csv"] = pd.concat(
+            [
+                pd.DataFrame(
+                    {**rows, "method": method, "score": [60 + v for v in values]} | shares
+                ),
+                pd.DataFrame({**rows, "method": against, "score": 60.0}),
+            ]
+        )
+    elif measure.startswith("pretraining_"):
+        tables["llama/tables/pretraining.csv"] = pd.DataFrame(
+            {
+                "name": ["9m", "20m", "35m"],
+                "method": method,
+                f"removed_of_{of.get('of')}": [value / 100 for value in values],
+                "extra_parameters_fraction": [value / 100 for value in values],
+                "tokens": [1000 * value for value in values],
+                "tokens_to_dense_loss": 1000,
+            }
+        )
     for name, frame in tables.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +152,9 @@ def test_a_measure_finds_what_was_planted(tmp_path, name):
         "trainable_ratio": {"method": "a", "against": "b"},
         "time_saved": {"kept": 0.5, "model": "m"},
         "theory_claim": {"claim": "c"},
+        "llama_removed": {"method": "a", "of": "gated"},
+        "llama_score_difference": {"method": "a", "against": "b"},
+        "pretraining_removed": {"method": "a", "of": "all"},
     }.get(name, {"method": "a"})
     values, expected = [3.0, 5.0, 4.0], [3.0, 5.0, 4.0]
     if name == "theory_claim":
@@ -137,6 +162,16 @@ def test_a_measure_finds_what_was_planted(tmp_path, name):
     measured = MEASURES[name](plant(tmp_path, name, of, values), **of)
     assert list(measured.values.values()) == pytest.approx(expected)
     assert measured.files
+
+
+def test_a_loss_that_is_never_reached_is_not_reached_sooner(tmp_path):
+    path = tmp_path / "llama" / "tables" / "pretraining.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("name,method,tokens,tokens_to_dense_loss\n9m,a,100,\n20m,a,100,50\n")
+    measured = MEASURES["pretraining_faster"](Evidence(tmp_path), method="a")
+    assert measured.values == {("9m",): 0.0, ("20m",): 2.0}
+    with pytest.raises(MissingEvidenceError, match="no row of b in llama/tables/pretraining.csv"):
+        MEASURES["pretraining_faster"](Evidence(tmp_path), method="b")
 
 
 def test_a_claim_holds_only_if_all_of_its_tests_do(tmp_path):

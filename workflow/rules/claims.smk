@@ -8,6 +8,7 @@ rule audit_claims:
         rules.tabulate_glue.output,
         rules.check_theory.output,
         TIMINGS,
+        LLAMA_RESULTS if TIER.llama else [],
         ledger=LEDGER,
     output:
         verdicts=f"{RESULTS}/claims.csv",
