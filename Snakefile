@@ -47,6 +47,7 @@ include: "workflow/rules/benchmark.smk"
 
 if TIER.llama:
 
+    include: "workflow/rules/llama_runs.smk"
     include: "workflow/rules/llama.smk"
 
 

@@ -1,47 +1,5 @@
 # The three experiments on Llama: on a task, posttraining without a task, pretraining with gates.
 
-from finegates.causal.study import posttraining_runs, pretraining_runs, pruning_runs
-from finegates.causal.task import task_tier
-from finegates.causal.text import SPLITS, text_file, text_folder
-
-LLAMA = TIER.llama
-L = f"{RESULTS}/llama"
-LLAMA_TABLES = f"{L}/tables"
-LLAMA_FIGURES = f"{L}/figures"
-
-PRETRAINING = [run.record(RESULTS) for run in pretraining_runs(TIER)]
-POSTTRAINING = [run.record(RESULTS) for run in posttraining_runs(TIER)]
-PRUNING = [run.record(RESULTS) for run in pruning_runs(TIER)]
-
-
-def in_order_of_rows(runs):
-    """Of each model or size: dense first, then method by method its targets."""
-    methods = list(dict.fromkeys(["dense", *(run.method for run in runs)]))
-    names = list(dict.fromkeys(run.name for run in runs))
-    ordered = sorted(runs, key=lambda r: (names.index(r.name), methods.index(r.method)))
-    return [run.record(RESULTS) for run in ordered]
-
-
-def llama_text(wildcards=None):
-    """The text, where it is a file; from the hub it is streamed."""
-    folder = text_folder(LLAMA.text, RESULTS)
-    files = [] if folder is None else [str(text_file(folder, split)) for split in SPLITS]
-    return files if LLAMA.text.generated else [ancient(path) for path in files]
-
-
-def trained_tokenizer():
-    """The tokenizer, where it is made here."""
-    made = LLAMA.pretraining is not None and LLAMA.pretraining.tokenizer.words is not None
-    return [f"{L}/tokenizer/tokenizer.json"] if made else []
-
-
-def dense_llama(size):
-    return [] if size is None else [f"{L}/models/{size}/dense"]
-
-
-def on_seed(runs, name):
-    return [run.record(RESULTS) for run in runs if run.name == name]
-
 
 wildcard_constraints:
     size=r"[A-Za-z0-9_.-]+",
@@ -161,15 +119,6 @@ if LLAMA.pretraining:
 
 if LLAMA.posttraining:
 
-    def posttraining_model(wildcards):
-        model = LLAMA.posttraining.models[wildcards.llama]
-        if model.path is not None:
-            return ancient(f"{model.path}/config.json")
-        return dense_llama(model.dense)
-
-    def posttraining_settings(wildcards):
-        return LLAMA.posttraining.model_dump(exclude={"criteria", "match", "calibration"})
-
     # Tiny runs share a process by model; long ones have a process each.
     rule posttrain_llama:
         input:
@@ -177,11 +126,7 @@ if LLAMA.posttraining:
             model=posttraining_model,
         output:
             (
-                [
-                    run.record(RESULTS).replace(f"/{run.name}/", "/{llama}/")
-                    for run in posttraining_runs(TIER)
-                    if run.name == next(iter(LLAMA.posttraining.models))
-                ]
+                of_any_model(posttraining_runs(TIER))
                 if PER_TASK
                 else f"{L}/runs/posttraining/{{llama}}/{{run}}/seed{{seed}}.json"
             ),
@@ -218,13 +163,13 @@ if LLAMA.posttraining:
         input:
             text=llama_text(),
             model=posttraining_model,
-            matched=lambda wildcards: on_seed(posttraining_runs(TIER), wildcards.llama),
-        output:
-            [
-                run.record(RESULTS).replace(f"/{run.name}/", "/{llama}/")
-                for run in pruning_runs(TIER)
-                if run.name == next(iter(LLAMA.posttraining.models))
+            matched=lambda wildcards: [
+                run.record(RESULTS)
+                for run in posttraining_runs(TIER)
+                if run.name == wildcards.llama
             ],
+        output:
+            of_any_model(pruning_runs(TIER)),
         log:
             f"{RESULTS}/logs/prune_llama/{{llama}}.log",
         benchmark:
@@ -288,25 +233,6 @@ if LLAMA.posttraining:
 
 
 if LLAMA.on_task:
-
-    ON_TASK = task_tier(TIER)
-    TASK_RUN = f"{L}/runs/task/{{task}}/{{method}}/seed{{seed}}.json"
-    TASK_RECORDS = expand(
-        TASK_RUN, task=ON_TASK.tasks, method=list(ON_TASK.methods), seed=TIER.seeds
-    )
-
-    def on_task_model():
-        model = ON_TASK.model
-        if model.path is not None:
-            return [ancient(f"{model.path}/config.json")]
-        return dense_llama(model.dense)
-
-    def llama_predecessors(wildcards):
-        method = None if PER_TASK else ON_TASK.methods[wildcards.method]
-        if method is None or not method.matched:
-            return []
-        names = {"task": wildcards.task, "seed": wildcards.seed}
-        return TASK_RUN.format(**names, method=method.matched)
 
     rule finetune_llama:
         input:
@@ -421,7 +347,6 @@ rule time_llama_step:
         "../scripts/time_llama_step.py"
 
 
-LLAMA_RECORDS = [*PRETRAINING, *POSTTRAINING, *PRUNING, *(TASK_RECORDS if LLAMA.on_task else [])]
 LLAMA_RESULTS = [
     *rules.time_llama_step.output,
     *(
@@ -461,8 +386,6 @@ rule publish_llama:
         mem_mb=memory(1000),
         runtime=10,
     params:
-        target=f"results/published/{TIER.tier}/llama",
-        source=L,
         code=code_digest("workflow/scripts/publish_llama.py"),
     script:
         "../scripts/publish_llama.py"

@@ -8,9 +8,11 @@ from finegates.job import job_log
 job = snakemake
 with job_log(job.log[0]):
     from finegates.causal.record import read_causal_record
+    from finegates.config import configured_tier
     from finegates.record import read_record
 
-    source, target = Path(job.params.source), Path(job.params.target)
+    tier = configured_tier(job.config)
+    source, target = Path(tier.results) / "llama", Path("results/published") / tier.tier / "llama"
     for record in map(Path, job.input.records):
         # Refuses to publish what does not fit the schema.
         (read_record if "task" in record.relative_to(source).parts else read_causal_record)(record)

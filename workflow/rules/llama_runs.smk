@@ -1,0 +1,87 @@
+# The runs of the experiments on Llama: their records, what they read, the settings that bear on them.
+
+from dataclasses import replace
+
+from finegates.causal.study import posttraining_runs, pretraining_runs, pruning_runs
+from finegates.causal.task import task_tier
+from finegates.causal.text import SPLITS, text_file, text_folder
+
+LLAMA = TIER.llama
+L = f"{RESULTS}/llama"
+LLAMA_TABLES = f"{L}/tables"
+LLAMA_FIGURES = f"{L}/figures"
+
+PRETRAINING = [run.record(RESULTS) for run in pretraining_runs(TIER)]
+POSTTRAINING = [run.record(RESULTS) for run in posttraining_runs(TIER)]
+PRUNING = [run.record(RESULTS) for run in pruning_runs(TIER)]
+LLAMA_RECORDS = [*PRETRAINING, *POSTTRAINING, *PRUNING]
+
+if LLAMA.on_task:
+    ON_TASK = task_tier(TIER)
+    TASK_RUN = f"{L}/runs/task/{{task}}/{{method}}/seed{{seed}}.json"
+    TASK_RECORDS = expand(
+        TASK_RUN, task=ON_TASK.tasks, method=list(ON_TASK.methods), seed=TIER.seeds
+    )
+    LLAMA_RECORDS += TASK_RECORDS
+
+
+def in_order_of_rows(runs):
+    """Of each model or size: dense first, then method by method its targets."""
+    methods = list(dict.fromkeys(["dense", *(run.method for run in runs)]))
+    names = list(dict.fromkeys(run.name for run in runs))
+    ordered = sorted(runs, key=lambda r: (names.index(r.name), methods.index(r.method)))
+    return [run.record(RESULTS) for run in ordered]
+
+
+def llama_text(wildcards=None):
+    """The text, where it is a file; from the hub it is streamed."""
+    folder = text_folder(LLAMA.text, RESULTS)
+    files = [] if folder is None else [str(text_file(folder, split)) for split in SPLITS]
+    return files if LLAMA.text.generated else [ancient(path) for path in files]
+
+
+def trained_tokenizer():
+    """The tokenizer, where it is made here."""
+    made = LLAMA.pretraining is not None and LLAMA.pretraining.tokenizer.words is not None
+    return [f"{L}/tokenizer/tokenizer.json"] if made else []
+
+
+def dense_llama(size):
+    """The folder of a size's dense model, if it is asked for."""
+    return [] if size is None else [f"{L}/models/{size}/dense"]
+
+
+def of_any_model(runs):
+    """The records of the first model's runs, the model still a wildcard."""
+    first = [run for run in runs if run.name == runs[0].name]
+    return [replace(run, name="{llama}").record(RESULTS) for run in first]
+
+
+def posttraining_model(wildcards):
+    """The model as an input: made here, or a folder; from the hub it is none."""
+    model = LLAMA.posttraining.models[wildcards.llama]
+    if model.path is not None:
+        return ancient(f"{model.path}/config.json")
+    return dense_llama(model.dense)
+
+
+def posttraining_settings(wildcards):
+    """What bears on the gated runs: not what one-shot pruning does."""
+    return LLAMA.posttraining.model_dump(exclude={"criteria", "match", "calibration"})
+
+
+def on_task_model():
+    """The model that is fine-tuned on tasks, as an input."""
+    model = ON_TASK.model
+    if model.path is not None:
+        return [ancient(f"{model.path}/config.json")]
+    return dense_llama(model.dense)
+
+
+def llama_predecessors(wildcards):
+    """The record of the gated run that a run matches, where it is another job's."""
+    method = None if PER_TASK else ON_TASK.methods[wildcards.method]
+    if method is None or not method.matched:
+        return []
+    names = {"task": wildcards.task, "seed": wildcards.seed}
+    return TASK_RUN.format(**names, method=method.matched)
