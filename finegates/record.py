@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -108,17 +108,29 @@ def read_record(path: str | Path) -> Record:
     Raises:
         RecordError: missing, not JSON, of another format version, or not of the schema.
     """
+    return read_versioned(Record, FORMAT_VERSION, path)
+
+
+_Model = TypeVar("_Model", bound=Section)
+
+
+def read_versioned(model: type[_Model], version: int, path: str | Path) -> _Model:
+    """Reads a record of any kind, which names its ``format_version``.
+
+    Raises:
+        RecordError: missing, not JSON, of another format version, or not of the schema.
+    """
     try:
         raw = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"cannot read record {path}: {error.strerror}") from error
     except ValueError as error:
         raise RecordError(f"record {path} is damaged ({error}); delete it and run again") from error
-    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+    if not isinstance(raw, dict) or raw.get("format_version") != version:
         found = raw.get("format_version") if isinstance(raw, dict) else None
-        raise RecordError(f"record {path} has format version {found!r}, expected {FORMAT_VERSION}")
+        raise RecordError(f"record {path} has format version {found!r}, expected {version}")
     try:
-        return validated(Record, raw, path)
+        return validated(model, raw, path)
     except ConfigError as error:
         raise RecordError(f"record does not fit its schema: {error}") from error
 

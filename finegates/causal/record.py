@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from finegates.config import ConfigError, validated
-from finegates.record import Closed, RecordError, write_text
+from finegates.record import Closed, read_versioned, write_text
 from finegates.section import Section
 
 FORMAT_VERSION = 1
@@ -105,19 +104,7 @@ def read_causal_record(path: str | Path) -> CausalRecord:
     Raises:
         RecordError: missing, not JSON, of another format version, or not of the schema.
     """
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"cannot read record {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise RecordError(f"record {path} is damaged ({error}); delete it and run again") from error
-    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
-        found = raw.get("format_version") if isinstance(raw, dict) else None
-        raise RecordError(f"record {path} has format version {found!r}, expected {FORMAT_VERSION}")
-    try:
-        return validated(CausalRecord, raw, path)
-    except ConfigError as error:
-        raise RecordError(f"record does not fit its schema: {error}") from error
+    return read_versioned(CausalRecord, FORMAT_VERSION, path)
 
 
 def read_causal_records(paths: Iterable[str | Path]) -> list[CausalRecord]:
