@@ -191,7 +191,7 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase) -> int:
         if chosen is None:
             raise ModelError("the tokenizer has no token that could pad; add one to it")
         tokenizer.pad_token = chosen
-    return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    return int(tokenizer.pad_token_id)
 
 
 def load_classifier(tier: Tier, task: str, seed: int, init: str = "pretrained") -> PreTrainedModel:

@@ -78,8 +78,8 @@ def make_llama(
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raises ModelError where a tokenizer has ids that the model has no embedding for."""
-    embeddings = model.get_input_embeddings()
-    rows = int(embeddings.weight.shape[0])  # type: ignore[union-attr, operator]
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
     if len(tokenizer) > rows:
         raise ModelError(
             f"model {name!r} has embeddings for {rows} tokens, its tokenizer has {len(tokenizer)}: "

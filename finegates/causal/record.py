@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from finegates.record import Closed, read_versioned, write_text
+from finegates.files import write_text
+from finegates.record import Closed, read_versioned
 from finegates.section import Section
 
 FORMAT_VERSION = 1

@@ -174,7 +174,7 @@ def _step(tier: Tier, model: nn.Module, folder: str) -> Step:
     settings = study(tier).step_benchmark
     seed_everything(derive_seed("time_llama_step"))
     trainer = GateTrainer(
-        model=model,  # type: ignore[arg-type]
+        model=model,
         args=TrainingArguments(
             output_dir=folder,
             learning_rate=1e-4,

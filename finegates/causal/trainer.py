@@ -24,10 +24,10 @@ from finegates.causal.packing import HeldOut, PackedText
 from finegates.causal.perplexity import held_out_prediction
 from finegates.causal.record import CurvePoint
 from finegates.causal.schema import CausalTraining
+from finegates.files import write_text
 from finegates.layers import gated_layers
 from finegates.monitor import summarise_gates
 from finegates.penalty import SparsityPenalty
-from finegates.record import write_text
 from finegates.seeds import derive_seed
 from finegates.train import GateTrainer
 
@@ -71,7 +71,7 @@ class CausalTrainer(GateTrainer):
         super().__init__(
             *args,
             train_dataset=stream,
-            eval_dataset=held_out,  # type: ignore[arg-type]
+            eval_dataset=held_out,
             data_collator=default_data_collator,
             **kwargs,
         )
@@ -114,7 +114,7 @@ class CausalTrainer(GateTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out prediction, shared by the devices; ignores its arguments."""
         found = held_out_prediction(
-            self.accelerator.unwrap_model(self.model),  # type: ignore[arg-type]
+            self.accelerator.unwrap_model(self.model),
             self.held_out,
             self.args.per_device_eval_batch_size,
             rank=self.accelerator.process_index,
@@ -132,10 +132,9 @@ class CausalTrainer(GateTrainer):
     def curve(self) -> list[CurvePoint]:
         """What was logged, one point a step; a continued run's has the points before it too."""
         points: dict[int, dict[str, Any]] = {}
-        gated = sum(
-            layer.out_features * layer.in_features
-            for layer in gated_layers(self.model).values()  # type: ignore[arg-type]
-        )
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        sizes = [(g.out_features, g.in_features) for g in gated_layers(model).values()]
+        gated = sum(rows * columns for rows, columns in sizes)
         for entry in self.state.log_history:
             step = int(entry["step"])
             if "loss" not in entry and "eval_loss" not in entry:
@@ -156,7 +155,7 @@ class CausalTrainer(GateTrainer):
         return [CurvePoint(**point) for _, point in sorted(points.items())]
 
     def _gate_scalars(self) -> dict[str, float]:
-        model: nn.Module = self.accelerator.unwrap_model(self.model)  # type: ignore[arg-type]
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
         if not gated_layers(model):
             return {}
         summary = summarise_gates(model)
@@ -166,7 +165,7 @@ class CausalTrainer(GateTrainer):
         super()._save_checkpoint(*args, **kwargs)
         if self.is_world_process_zero():
             step = self.state.global_step
-            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
             position = self.stream.position(step * self.sequences)
             write_text(folder / POSITION_FILE, json.dumps(position))
 

@@ -172,11 +172,12 @@ def llama_removed(evidence: Evidence, method: str, of: str) -> Measured:
 
 def llama_score_difference(evidence: Evidence, method: str, against: str) -> Measured:
     """Score of a Llama by a method less that by another, paired by task, in points."""
-    scores = [
-        {(task,): score for task, score in zip(rows["task"], rows["score"], strict=True)}
-        for rows in (_llama_rows(evidence, LLAMA_TASK, label) for label in (method, against))
-    ]
-    values: dict[Unit, float] = {**paired_differences(scores[0], scores[1])}
+
+    def scores(label: str) -> dict[Unit, float]:
+        rows = _llama_rows(evidence, LLAMA_TASK, label)
+        return {(task,): float(s) for task, s in zip(rows["task"], rows["score"], strict=True)}
+
+    values = paired_differences(scores(method), scores(against))
     return Measured(values, "points", (LLAMA_TASK,))
 
 

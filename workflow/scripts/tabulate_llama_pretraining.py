@@ -5,7 +5,7 @@ from finegates.job import job_log
 job = snakemake
 with job_log(job.log[0]):
     from finegates.causal.record import read_causal_records
-    from finegates.record import write_text
+    from finegates.files import write_text
     from finegates.tables import to_csv, write_table
     from finegates.tables.llama import curve_table, pretraining_table
 
