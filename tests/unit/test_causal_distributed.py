@@ -77,7 +77,7 @@ def test_a_process_that_fails_is_named(tmp_path, monkeypatch):
 def test_a_run_that_is_really_killed_continues_and_ends_alike(tmp_path):
     path = write_tier(tmp_path, 1)
     raw = yaml.safe_load(path.read_text())
-    raw["llama"] = llama_section(tmp_path, steps=300, save_every=20, log_every=20, eval_every=100)
+    raw["llama"] = llama_section(tmp_path, steps=100, save_every=20, log_every=20, eval_every=100)
     path.write_text(yaml.safe_dump(raw))
     records = []
     for name in ("whole", "killed"):
