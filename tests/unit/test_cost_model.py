@@ -29,7 +29,7 @@ def draft(rows: int, cols: int, closed_rows: int, closed_cols: int) -> Draft:
     return made
 
 
-@pytest.mark.parametrize("closed", itertools.product([0, 1, 40, 100], repeat=2))
+@pytest.mark.parametrize("closed", list(itertools.product([0, 1, 40, 100], repeat=2)))
 def test_the_choice_is_the_cheapest_of_all(closed: tuple[int, int]) -> None:
     cost = CostModel()
     chosen = draft(100, 100, *closed)
