@@ -17,8 +17,8 @@ def cost_table(
     """Jobs, wall seconds and start-up seconds by rule, and their total.
 
     Start-up is the time from a process's start until its imports are done and its work begins. It
-    is measured for training and pretraining; a job of any other rule counts whole, which overstates
-    its start-up.
+    is measured for fine-tuning and pretraining. A job of another rule, which imports as much or
+    less, counts with the mean start-up of a fine-tuning process, or whole if it is shorter.
 
     Args:
         records: of all runs.
@@ -40,8 +40,10 @@ def cost_table(
         # Of very short jobs Snakemake takes no memory reading.
         memory = pd.to_numeric(measured["max_rss"], errors="coerce").max()
         row["peak_memory_mib"] = max(row["peak_memory_mib"], 0.0 if pd.isna(memory) else memory)
-    startup = {rule: row["wall_s"] for rule, row in rows.items()}
-    startup["finetune"] = sum(record.timing["startup_s"] for record in records)
+    measured_s = sum(record.timing["startup_s"] for record in records)
+    each = measured_s / max(1.0, rows.get("finetune", {"jobs": 0.0})["jobs"])
+    startup = {rule: min(row["wall_s"], each * row["jobs"]) for rule, row in rows.items()}
+    startup["finetune"] = measured_s
     if pretraining is not None:
         summary = json.loads(Path(pretraining).read_text(encoding="utf-8"))
         startup["pretrain_encoder"] = summary["startup_s"]

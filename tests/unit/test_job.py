@@ -49,7 +49,7 @@ def test_start_up_is_counted_from_the_start_of_the_process():
     assert 0 < seconds_since_start() < 24 * 3600
 
 
-def test_the_cost_table_counts_untimed_rules_as_start_up_whole(tmp_path):
+def test_the_cost_table_takes_untimed_jobs_to_start_as_a_training_process_does(tmp_path):
     benchmarks = tmp_path / "benchmarks"
     (benchmarks / "finetune").mkdir(parents=True)
     header = "s\tmax_rss\n"
@@ -57,6 +57,7 @@ def test_the_cost_table_counts_untimed_rules_as_start_up_whole(tmp_path):
     (benchmarks / "finetune" / "rte.tsv").write_text(header + "50\t900\n")
     (benchmarks / "pretrain_encoder.tsv").write_text(header + "60\t700\n")
     (benchmarks / "generate_language.tsv").write_text(header + "2\tNA\n")
+    (benchmarks / "solve_toys.tsv").write_text(header + "20\t400\n")
     pretraining = tmp_path / "pretraining.json"
     pretraining.write_text(json.dumps({"startup_s": 6.0}))
     records = [
@@ -66,6 +67,7 @@ def test_the_cost_table_counts_untimed_rules_as_start_up_whole(tmp_path):
     assert table.loc["finetune", ["jobs", "wall_s", "startup_s"]].tolist() == [2, 150, 6]
     assert table.loc["pretrain_encoder", "startup_s"] == 6
     assert table.loc["generate_language", "startup_s"] == 2
-    assert table.loc["total", "wall_s"] == pytest.approx(212)
-    assert table.loc["total", "startup_s"] == pytest.approx(14)
+    assert table.loc["solve_toys", "startup_s"] == 3
+    assert table.loc["total", "wall_s"] == pytest.approx(232)
+    assert table.loc["total", "startup_s"] == pytest.approx(17)
     assert table.loc["total", "peak_memory_mib"] == 900

@@ -20,7 +20,8 @@ with job_log(job.log[0]):
         job.output.md,
         f"Cost of the jobs behind the tables of tier {records[0].tier}, on {machine['cpu']} "
         f"({machine['cores']} cores). Start-up (processes starting, imports) is "
-        f"{100 * total['startup_s'] / total['wall_s']:.1f} % of the jobs' time; jobs of a rule "
-        "other than training count as start-up whole. Jobs run side by side, so wall seconds add "
-        f"up to more than the run took.\n\n{table.to_markdown(index=False, floatfmt='.1f')}\n",
+        f"{100 * total['startup_s'] / total['wall_s']:.1f} % of the jobs' time; measured for "
+        "fine-tuning and pretraining the encoder, elsewhere taken as long as a fine-tuning "
+        "process's. Jobs run side by side, so wall seconds add up to more than the run took."
+        f"\n\n{table.to_markdown(index=False, floatfmt='.1f')}\n",
     )
