@@ -38,12 +38,13 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
 
     Args:
         config: Snakemake's configuration: ``tier`` (see :func:`tier_path`) and, to run a part of
-            it, ``tasks`` and ``methods``, names separated by commas.
+            it, ``tasks`` and ``methods``, names separated by commas; ``without=llama`` leaves the
+            experiments on Llama out.
 
     Raises:
         ConfigError: as :func:`load_tier`; also for any other key.
     """
-    known = ("tier", "tasks", "methods")
+    known = ("tier", "tasks", "methods", "without")
     for key in config:
         if key not in known:
             raise ConfigError(f"--config: unknown key {key!r}{nearest(key, known)}")
@@ -55,9 +56,13 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
         for needed in tier.methods[label].needs:
             if needed not in methods:
                 raise ConfigError(f"--config methods: {label!r} needs {needed!r}; name it too")
-    return tier.model_copy(
-        update={"tasks": tasks, "methods": {label: tier.methods[label] for label in methods}}
-    )
+    chosen: dict[str, Any] = {
+        "tasks": tasks,
+        "methods": {label: tier.methods[label] for label in methods},
+    }
+    if "without" in config:
+        chosen.update(dict.fromkeys(_chosen(config, "without", ["llama"], path)))
+    return tier.model_copy(update=chosen)
 
 
 def _chosen(config: Mapping[str, Any], key: str, known: list[str], path: Path) -> list[str]:

@@ -141,8 +141,10 @@ def summarise_differences(
 def sampling_error(score: float, rows: int, *, correlation: bool = False) -> float:
     """Standard error of a score that comes from drawing its rows at random, to first order.
 
-    For a share p of n rows sqrt(p (1 - p) / n); for a correlation r, (1 - r^2) / sqrt(n - 1), the
-    delta method for two normal variables, which is rough for Matthews' coefficient.
+    For a share p of n rows sqrt(p (1 - p) / n), p with two rows of either kind added, so that a
+    score of 100 has an error, too (Agresti and Coull 1998); for a correlation r,
+    (1 - r^2) / sqrt(n - 1), the delta method for two normal variables, which is rough for
+    Matthews' coefficient.
 
     Args:
         score: times 100, in [0, 100], or [-100, 100] for a correlation.
@@ -162,7 +164,8 @@ def sampling_error(score: float, rows: int, *, correlation: bool = False) -> flo
         raise ValueError(f"score {score} is out of range")
     if correlation:
         return 100 * (1 - fraction**2) / math.sqrt(rows - 1)
-    return 100 * math.sqrt(fraction * (1 - fraction) / rows)
+    added = (fraction * rows + 2) / (rows + 4)
+    return 100 * math.sqrt(added * (1 - added) / (rows + 4))
 
 
 POWER = 0.8

@@ -211,6 +211,8 @@ def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks_and_methods():
     chosen = configured_tier({"tier": "paper", "tasks": "rte, cola", "methods": "lora,full"})
     assert chosen.tasks == ["cola", "rte"]
     assert list(chosen.methods) == ["full", "lora"]
+    assert configured_tier({}).llama is not None
+    assert configured_tier({"without": "llama"}).llama is None
 
 
 @pytest.mark.parametrize(
@@ -221,6 +223,7 @@ def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks_and_methods():
         ({"methods": "lorra"}, r"'lorra' is not in .*did you mean 'lora'\?"),
         ({"methods": "magnitude-s0.4"}, r"'magnitude-s0.4' needs 'reference-s0.4'; name it"),
         ({"tier": "locale"}, r"locale.yaml"),
+        ({"without": "lama"}, r"'lama' is not in .*did you mean 'llama'\?"),
     ],
 )
 def test_a_wrong_command_line_is_named(config, message):

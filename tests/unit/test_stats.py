@@ -92,3 +92,7 @@ def test_one_seed_shows_nothing_about_seeds():
 def test_an_impossible_score_has_no_sampling_error(score, rows):
     with pytest.raises(ValueError, match=r"out of range|two rows"):
         sampling_error(score, rows)
+
+
+def test_a_perfect_score_has_a_sampling_error():
+    assert sampling_error(100.0, 600) > 0.1
