@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finegates.figures.style import COLOURS, LINE_HEIGHT, MARKERS, style
+from finegates.figures.style import COLOURS, LINE_HEIGHT, MARKERS, style, write_footer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -479,15 +479,7 @@ def _figure(
             rect=(0.005, foot / height, 0.99, 1 - foot / height - 0.01), wspace=0.05, hspace=0.06
         )
     axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
-    figure.text(
-        0.08 / width,
-        0.08 / height,
-        "\n".join(lines),
-        fontsize=6.5,
-        color="#555555",
-        va="bottom",
-        linespacing=1.35,
-    )
+    write_footer(figure, lines)
     return figure, axes
 
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from finegates.figures.style import COLOURS, DASHES, LINE_HEIGHT, MARKERS, style
+from finegates.figures.style import COLOURS, DASHES, LINE_HEIGHT, MARKERS, style, write_footer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,16 +145,7 @@ def _panels(count: int, footer: str) -> tuple[Figure, list[Axes]]:
         row, column = divmod(place, columns)
         left, bottom = 3.4 * column + 0.62, foot + 2.75 * (rows - 1 - row) + 0.5
         axes.append(figure.add_axes((left / width, bottom / height, 2.6 / width, 1.95 / height)))
-    if lines:
-        figure.text(
-            0.08 / width,
-            0.08 / height,
-            "\n".join(lines),
-            fontsize=6.5,
-            color="#555555",
-            va="bottom",
-            linespacing=1.35,
-        )
+    write_footer(figure, lines)
     return figure, axes
 
 

@@ -91,17 +91,24 @@ def grid(
             rect=(0.005, foot / height, 0.99, 1 - foot / height - 0.01), wspace=0.04, hspace=0.06
         )
     axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
-    if lines:
-        figure.text(
-            0.08 / width,
-            0.08 / height,
-            "\n".join(lines),
-            fontsize=6.5,
-            color="#555555",
-            va="bottom",
-            linespacing=1.35,
-        )
+    write_footer(figure, lines)
     return figure, axes, "outside right upper" if beside else "outside lower left"
+
+
+def write_footer(figure: Figure, lines: Sequence[str]) -> None:
+    """Writes lines of small print along the lower edge; nothing for none."""
+    if not lines:
+        return
+    width, height = figure.get_size_inches()
+    figure.text(
+        0.08 / width,
+        0.08 / height,
+        "\n".join(lines),
+        fontsize=6.5,
+        color="#555555",
+        va="bottom",
+        linespacing=1.35,
+    )
 
 
 def label_edges(axes: Sequence[Axes], columns: int, x: str, y: str) -> None:
