@@ -61,6 +61,7 @@ def verdict_table(results: Sequence[ClaimResult], tier: str, about: str) -> Tabl
         numbers=pd.DataFrame(rows),
         header=("Claim", "Verdict", "Tests", "Statement", "Said in"),
         cells=cells,
+        text=(0, 1, 3, 4),
     )
 
 
@@ -88,6 +89,7 @@ def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
         numbers=pd.DataFrame(rows).astype({"values": "Int64"}),
         header=("Claim", "Test", "Measured", "Bound", "Claimed", "Verdict", "Evidence"),
         cells=cells,
+        text=(0, 1, 2, 4, 5, 6),
     )
 
 

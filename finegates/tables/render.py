@@ -30,9 +30,10 @@ class Table:
         title: one line.
         caption: what the numbers are and where they come from.
         numbers: what the CSV holds, already rounded; blank where there is no number.
-        header: printed column heads; the first column is text, the others are numbers.
+        header: printed column heads.
         cells: printed rows, as long as ``header``.
         rule_before: rows that a horizontal rule precedes.
+        text: columns of text, set to the left; the others are numbers.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Table:
     header: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
     rule_before: tuple[int, ...] = ()
+    text: tuple[int, ...] = (0,)
 
     def csv(self) -> str:
         """The numbers; empty cells where there is none."""
@@ -53,24 +55,30 @@ class Table:
         widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(self.header))]
 
         def line(row: Sequence[str]) -> str:
-            first, *others = (
-                cell.ljust(width) if place == 0 else cell.rjust(width)
+            cells = (
+                cell.ljust(width) if place in self.text else cell.rjust(width)
                 for place, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
-            return f"| {' | '.join([first, *others])} |"
+            return f"| {' | '.join(cells)} |"
 
-        ruler = line(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+        ruler = line(
+            [
+                "-" * width if place in self.text else "-" * (width - 1) + ":"
+                for place, width in enumerate(widths)
+            ]
+        )
         lines = [line(rows[0]), ruler, *(line(row) for row in rows[1:])]
         return f"### {self.title}\n\n" + "\n".join(lines) + f"\n\n{self.caption}\n"
 
     def latex(self) -> str:
         """A floating ``booktabs`` table; needs ``\\usepackage{booktabs}`` and UTF-8."""
+        sides = "".join("l" if place in self.text else "r" for place in range(len(self.header)))
         lines = [
             r"\begin{table*}[t]",
             r"\centering\small\setlength{\tabcolsep}{4pt}",
             rf"\caption{{\textbf{{{escape_latex(self.title)}.}} {escape_latex(self.caption)}}}",
             rf"\label{{tab:{self.name}}}",
-            rf"\begin{{tabular}}{{@{{}}l{'r' * (len(self.header) - 1)}@{{}}}}",
+            rf"\begin{{tabular}}{{@{{}}{sides}@{{}}}}",
             r"\toprule",
             _latex_row(self.header),
             r"\midrule",

@@ -11,13 +11,12 @@ rule audit_claims:
         LLAMA_RESULTS if TIER.llama else [],
         ledger=LEDGER,
     output:
-        verdicts=f"{RESULTS}/claims.csv",
-        evidence=f"{RESULTS}/claims_evidence.csv",
-        md=report(
-            f"{RESULTS}/claims.md",
+        report(
+            multiext(f"{RESULTS}/claims", ".csv", ".md", ".tex"),
             caption="../report/audit_claims.rst",
             category="Claims",
         ),
+        evidence=multiext(f"{RESULTS}/claims_evidence", ".csv", ".md", ".tex"),
     log:
         f"{RESULTS}/logs/audit_claims.log",
     benchmark:

@@ -7,13 +7,10 @@ from finegates.job import job_log
 job = snakemake
 with job_log(job.log[0]):
     from finegates.claims import Evidence, audit, evidence_table, load_ledger, verdict_table
-    from finegates.files import write_text
+    from finegates.tables import write_table
 
-    results = audit(load_ledger(job.input.ledger), Evidence(Path(job.output.md).parent))
-    verdicts = verdict_table(results, job.params.tier, job.params.about)
-    evidence = evidence_table(results, job.params.tier)
-    write_text(job.output.verdicts, verdicts.csv())
-    write_text(job.output.evidence, evidence.csv())
-    write_text(job.output.md, f"{verdicts.markdown()}\n{evidence.markdown()}")
+    results = audit(load_ledger(job.input.ledger), Evidence(Path(job.output[0]).parent))
+    write_table(verdict_table(results, job.params.tier, job.params.about), *job.output[:3])
+    write_table(evidence_table(results, job.params.tier), *job.output.evidence)
     for result in results:
         print(f"{result.claim.id}: {result.verdict}")
