@@ -71,3 +71,12 @@ def test_the_cost_table_takes_untimed_jobs_to_start_as_a_training_process_does(t
     assert table.loc["total", "wall_s"] == pytest.approx(232)
     assert table.loc["total", "startup_s"] == pytest.approx(17)
     assert table.loc["total", "peak_memory_mib"] == 900
+
+
+def test_restored_runs_cost_what_their_records_say(tmp_path):
+    (tmp_path / "tabulate_glue.tsv").write_text("s\tmax_rss\n5\t100\n")
+    table = cost_table([make_record(seed=0), make_record(seed=1)], tmp_path, None)
+    table = table.set_index("rule")
+    assert table.loc["finetune", ["jobs", "wall_s", "startup_s"]].tolist() == [2, 25, 2]
+    assert table.loc["tabulate_glue", "startup_s"] == 1
+    assert table.loc["total", "wall_s"] == 30
