@@ -4,6 +4,7 @@
 # `--config tier=some/file.yaml` any other; `tasks=cola,rte` runs a part of it. Results land in the
 # folder that the file names.
 
+import re
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -45,6 +46,11 @@ include: "workflow/rules/theory.smk"
 include: "workflow/rules/benchmark.smk"
 
 
+if TIER.studies:
+
+    include: "workflow/rules/studies.smk"
+
+
 if TIER.llama:
 
     include: "workflow/rules/llama_runs.smk"
@@ -69,12 +75,14 @@ rule all:
         rules.audit_claims.output,
         rules.write_report.output,
         LLAMA_RESULTS if TIER.llama else [],
+        STUDY_RESULTS if TIER.studies else [],
 
 
 # Trains everything and makes no tables.
 rule runs:
     input:
         RECORDS,
+        STUDY_RECORDS,
 
 
 include: "workflow/rules/publish.smk"

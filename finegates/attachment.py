@@ -199,6 +199,25 @@ def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def hold_gates(model: nn.Module) -> nn.Module:
+    """Makes every gate a constant, its evaluation value, in place; there is no penalty any more.
+
+    Args:
+        model: with or without gates.
+
+    Returns:
+        the same model; in evaluation mode it computes what it did before.
+    """
+    inner = unwrap(model)
+    for layer in gated_layers(inner).values():
+        for side, gate in list(layer.gates()):
+            setattr(layer, side, FixedGate(gate.value()).train(layer.training))
+    for name in ("finegates_config", "finegates_structure"):
+        inner.__dict__.pop(name, None)
+    return model
+
+
 def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
     """Takes the gates off, in place.
 

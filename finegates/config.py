@@ -38,8 +38,8 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
 
     Args:
         config: Snakemake's configuration: ``tier`` (see :func:`tier_path`) and, to run a part of
-            it, ``tasks`` and ``methods``, names separated by commas; ``without=llama`` leaves the
-            experiments on Llama out.
+            it, ``tasks`` and ``methods``, names separated by commas; ``without`` names sections to
+            leave out: ``llama``, ``studies``. Studies are left out, too, where a task or method is.
 
     Raises:
         ConfigError: as :func:`load_tier`; also for any other key.
@@ -60,8 +60,12 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
         "tasks": tasks,
         "methods": {label: tier.methods[label] for label in methods},
     }
+    if tier.studies is not None and not (
+        set(tier.studies.tasks) <= set(tasks) and set(tier.methods) == set(methods)
+    ):
+        chosen["studies"] = None
     if "without" in config:
-        chosen.update(dict.fromkeys(_chosen(config, "without", ["llama"], path)))
+        chosen.update(dict.fromkeys(_chosen(config, "without", ["llama", "studies"], path)))
     return tier.model_copy(update=chosen)
 
 
@@ -80,7 +84,8 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
     """Reads and checks a tier file.
 
     A tier may extend another with ``extends: other.yaml`` (beside it): its keys are laid over the
-    other's; ``model``, ``data``, ``methods`` and ``llama`` replace the other's whole.
+    other's; ``model``, ``data``, ``methods`` and ``llama`` and ``studies`` replace the other's
+    whole.
 
     Args:
         path: the YAML file.
@@ -102,6 +107,10 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
 def resolve_tier(raw: dict[str, Any], path: Path, experiments: Path) -> Tier:
     """As :func:`load_tier`, from the mapping that a file held; ``path`` is for messages."""
     resolved = {**raw, "methods": _resolved(raw.get("methods"), "methods", path, experiments)}
+    studies = raw.get("studies")
+    if isinstance(studies, dict):
+        own = _resolved(studies.get("methods", {}), "studies.methods", path, experiments)
+        resolved["studies"] = {**studies, "methods": own}
     llama = raw.get("llama")
     if isinstance(llama, dict) and isinstance(llama.get("on_task"), dict):
         place, on_task = "llama.on_task.methods", llama["on_task"]
@@ -147,7 +156,7 @@ def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
 
 # Sections that stand for one thing: half of one and half of another would name a third. A tier that
 # names methods names them all.
-_WHOLE = ("model", "data", "methods", "llama")
+_WHOLE = ("model", "data", "methods", "llama", "studies")
 
 
 class _StrictLoader(yaml.SafeLoader):

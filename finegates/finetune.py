@@ -19,13 +19,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from finegates.attachment import GateConfig, attach, attach_fixed
+from finegates.attachment import GateConfig, attach, attach_fixed, hold_gates
 from finegates.baselines import add_lora, magnitude_gates
 from finegates.budget import budget_entry, macs
 from finegates.compaction import compact
 from finegates.distillation import Distillation, with_teacher
 from finegates.files import whole_file
 from finegates.layers import gated_layers
+from finegates.methods import Method
 from finegates.metrics import GlueMetric, predictions_from_logits, score
 from finegates.monitor import closed_counts
 from finegates.record import (
@@ -38,8 +39,9 @@ from finegates.record import (
     package_versions,
     peak_memory_mib,
 )
-from finegates.schema import Method, Tier
+from finegates.schema import Tier
 from finegates.seeds import derive_seed, seed_everything
+from finegates.semi_structured import MaskSchedule, attach_masks, fold_masks, zero_fraction
 from finegates.sources import (
     describe_data,
     describe_model,
@@ -47,6 +49,7 @@ from finegates.sources import (
     load_tokenizer,
     read_table,
 )
+from finegates.task_state import load_task, save_task
 from finegates.tasks.glue import task_named
 from finegates.train import GateTrainer, StepTimer
 
@@ -93,8 +96,8 @@ def finetune(
     seed: int,
     *,
     matched: Record | None = None,
-    teacher: str | Path | None = None,
-    weights: str | Path | None = None,
+    start: str | Path | None = None,
+    keep: str | Path | None = None,
     root: Path = Path(),
     code_digest: str | None = None,
     startup_s: float = 0.0,
@@ -108,12 +111,12 @@ def finetune(
     Args:
         tier: configuration.
         data: the task's splits.
-        label: the method's label in ``tier.methods``.
+        label: the method's label in ``tier.all_methods``.
         seed: one of ``tier.seeds``.
         matched: the record that the method matches: a magnitude method its closed rows and columns,
             one with shared gates its MACs.
-        teacher: the weights of the dense run that a distilled method starts from and follows.
-        weights: where to write the trained weights (safetensors), for runs that follow this one.
+        start: what an earlier run kept: the weights of a teacher, or the gates to go on with.
+        keep: where to write what was trained (safetensors), see :func:`write_trained`.
         root: the repository, for the commit in the record.
         code_digest: digest of the source files behind the run, for the record.
         startup_s: start-up time of the process that is this run's share, seconds.
@@ -121,11 +124,13 @@ def finetune(
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
-        ValueError: a method that matches without ``matched``, a distilled one without ``teacher``.
+        ValueError: a method that matches without ``matched``, or needs a ``start`` without one.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     code = code_version(root)  # now: the checkout may move on while the run trains
-    method = with_target(tier.methods[label], matched)
+    method = with_target(tier.all_methods[label], matched)
+    if method.start is not None and start is None:
+        raise ValueError(f"this method needs what the run of {method.start!r} kept")
     seeds = {
         "init": derive_seed(data.task, seed, "init"),
         "method": derive_seed(data.task, seed, label, "method"),
@@ -137,14 +142,14 @@ def finetune(
     train_rows: Sequence[Mapping[str, Any]] = data.train
     distillation = None
     if method.distillation is not None:
-        if teacher is None:
-            raise ValueError(f"distillation needs weights of {method.distillation.teacher!r}")
-        load_model(pretrained, teacher)
+        assert start is not None
+        load_model(pretrained, start)
         with torch.autocast("cpu", torch.bfloat16, enabled=_in_bfloat16(tier, method)):
             train_rows = with_teacher(data.train, predict(pretrained, data.tokenizer, data.train))
         distillation = Distillation(method.distillation.weight, method.distillation.temperature)
     seed_everything(seeds["method"])
-    model = prepare(pretrained, method, seeds["method"], matched)
+    earlier = start if method.continues is not None else None
+    model = prepare(pretrained, method, seeds["method"], matched, earlier)
     # Now: gates that were hardened are not trained to the end.
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -167,7 +172,7 @@ def finetune(
             data_collator=DataCollatorWithPadding(data.tokenizer),
             processing_class=data.tokenizer,
             compute_metrics=compute_metrics,
-            callbacks=[timer],
+            callbacks=[timer, *([MaskSchedule(model)] if method.mask else [])],
             learning_rates=_learning_rates(method),
             distillation=distillation,
         )
@@ -178,7 +183,13 @@ def finetune(
     # Without the trainer's autocast: in float32, gated and compact differ by compaction alone.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     epochs = _epochs(data.task, trainer)
+    if keep is not None:
+        write_trained(model, keep, whole=method.trains_all)
+    if method.mask is not None:
+        fold_masks(model)
     counted = budget_entry(model, trainable, MACS_BATCH, MACS_LENGTH)
+    if method.mask is not None:
+        counted["masked_fraction"] = zero_fraction(model)
     shrunk = None
     if gated_layers(model):
         small = compact(model)
@@ -190,8 +201,6 @@ def finetune(
             parameters=sum(p.numel() for p in small.parameters()),
             encoder_macs=macs(small, MACS_BATCH, MACS_LENGTH).total,
         )
-    if weights is not None:
-        write_weights(model, weights)
     return Record(
         tier=tier.tier,
         task=data.task,
@@ -219,7 +228,7 @@ def finetune(
         closed=closed_counts(model),  # type: ignore[arg-type]
         compact=shrunk,
         timing={
-            "wall_s": time.perf_counter() - start,
+            "wall_s": time.perf_counter() - began,
             "train_s": train_s,
             "startup_s": startup_s,
             "step_ms": 1e3 * timer.median(),
@@ -248,14 +257,36 @@ def with_target(method: Method, matched: Record | None) -> Method:
 
 
 def prepare(
-    model: nn.Module, method: Method, seed: int, matched: Record | None = None
+    model: nn.Module,
+    method: Method,
+    seed: int,
+    matched: Record | None = None,
+    earlier: str | Path | None = None,
 ) -> nn.Module:
-    """Gives a pretrained classifier what a method trains: low-rank factors, gates, or pruning."""
+    """Gives a pretrained classifier what a method trains: low-rank factors, gates, masks, pruning.
+
+    Args:
+        model: the classifier.
+        method: see there.
+        seed: of the gates' initial latents.
+        matched: the record that magnitude pruning matches.
+        earlier: what the run that is continued kept (:func:`write_trained`).
+    """
     if method.lora is not None:
         model = add_lora(model, method.lora.rank, method.lora.alpha, method.lora.dropout)
     if method.gates is not None:
         settings = method.gates.model_dump(exclude={"match"})
+        if earlier is not None:
+            settings["train_weights"] = False  # as in the run that is continued
         attach(model, GateConfig(**settings, seed=seed))
+    if earlier is not None:
+        load_task(model, earlier)
+        if method.continues is not None and method.continues.hold:
+            hold_gates(model)
+        if method.trains_all:
+            model.requires_grad_(True)
+    if method.mask is not None:
+        attach_masks(model, method.mask.scale)
     if method.magnitude is not None:
         assert matched is not None, "finetune has asked for it"
         counts = {name: closed.model_dump() for name, closed in matched.closed.items()}
@@ -284,10 +315,28 @@ def predict(
     return torch.cat(collected)[torch.tensor(order).argsort()]
 
 
-def write_weights(model: nn.Module, path: str | Path) -> None:
-    """Writes a model's weights (safetensors) whole or not at all."""
+def write_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
+    """Writes what a run trained (safetensors), whole or not at all.
+
+    Args:
+        model: after training.
+        path: of the file.
+        whole: every weight was trained and is written; else the encoder is frozen, and what belongs
+            to the task is (``finegates.save_task``).
+    """
+    if not whole:
+        save_task(model, path)
+        return
     with whole_file(path) as aside:
         save_model(model, str(aside))
+
+
+def read_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
+    """Puts what :func:`write_trained` wrote into a model that was prepared in the same way."""
+    if whole:
+        load_model(model, path)
+    else:
+        load_task(model, path)
 
 
 def _training_arguments(

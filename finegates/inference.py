@@ -27,11 +27,13 @@ from finegates.attachment import GateConfig, attach, attach_fixed, sparsity_pena
 from finegates.budget import macs
 from finegates.compaction import calibrate, compact
 from finegates.layers import linear_shape
+from finegates.monitor import realised_sparsity
 from finegates.schema import InferenceBenchmark, InferenceCase
 from finegates.seeds import derive_seed
 from finegates.structured import MacsPenalty
 from finegates.tables.render import BLANK, Table
 from finegates.timing import interleaved
+from finegates.unstructured import scatter_zeros, to_sparse
 
 COLUMNS = (
     "model", "gates", "kept", "batch", "length", "decode", "contender", "backend", "median_ms",
@@ -43,7 +45,8 @@ Shape = tuple[int, int, bool]
 
 @dataclass(frozen=True)
 class _Contender:
-    """Who is timed: ``dense``, ``gated`` or ``compact``, of which case (None: all), by what."""
+    """Who is timed: ``dense``, ``gated``, ``compact``, or with scattered zeros ``scattered`` (dense
+    products) and ``sparse`` (compressed rows); of which case (None: all), by what."""
 
     kind: str
     case: int | None
@@ -86,6 +89,11 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
                 models[_Contender("gated", number, "eager")] = gated[key]
                 for backend in ("eager", *case.backends):
                     models[_Contender("compact", number, backend)] = small[key]
+                if case.scattered:
+                    zeros = scattered_copy(dense, gated[key])
+                    models[_Contender("scattered", number, "eager")] = zeros
+                    sparse = to_sparse(copy.deepcopy(zeros))
+                    models[_Contender("sparse", number, "eager")] = sparse
             runs = {
                 contender: _runner(model, shape, contender.backend, threads, Path(folder))
                 for contender, model in models.items()
@@ -102,7 +110,8 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
                         *case.backends,
                     ):
                         continue
-                    fraction = _macs(model, shape) / _macs(dense, shape)
+                    whole = contender.kind in ("scattered", "sparse")  # no fewer by shape
+                    fraction = 1.0 if whole else _macs(model, shape) / _macs(dense, shape)
                     values = seconds.get(str(contender))
                     rows.append(_row(benchmark, case, contender, values, fraction, eager))
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -180,6 +189,14 @@ def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> 
     return attach_fixed(model, gates).eval()
 
 
+def scattered_copy(dense: nn.Module, gated: nn.Module) -> nn.Module:
+    """A copy of the dense model with as large a share of zeros, scattered, as the gated model has
+    in closed rows and columns."""
+    kept = 1 - realised_sparsity(gated)
+    seed = derive_seed("time_inference", "scattered", str(kept))
+    return scatter_zeros(copy.deepcopy(dense), kept, seed).eval()
+
+
 def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
     """The measured times of eager models as a table of compact models.
 
@@ -218,6 +235,35 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
     )
     title = "Inference time, dense against compact"
     return Table("inference", title, caption, frame, header, tuple(cells))
+
+
+def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
+    """As many zeros in whole rows and columns and scattered; arguments as
+    :func:`inference_table`."""
+    header = ("Model", "Gates", "Batch", "Dense (ms)", *KINDS.values())
+    cells: list[tuple[str, ...]] = []
+    for names, group in _cases(frame[frame["backend"] == "eager"]):
+        times = group.set_index("contender")
+        if "scattered" not in times.index:
+            continue
+        ratios = (100 * times.loc[kind]["ratio_to_dense"] for kind in KINDS)
+        dense = f"{times.loc['dense']['median_ms']:.1f}"
+        cells.append((*names, dense, *(f"{ratio:.1f}" for ratio in ratios)))
+    caption = (
+        f"{_provenance(repeats, machine)} Eager; times relative to the dense model, in per cent. "
+        "All three have the same share of zero weights in the gated layers: in closed rows and "
+        "columns that are removed, scattered at random under dense products, and scattered with "
+        "the weights in compressed sparse rows (torch)."
+    )
+    title = "Time of structured and of scattered zeros"
+    return Table("inference_scattered", title, caption, frame, header, tuple(cells))
+
+
+KINDS = {
+    "compact": "Removed (%)",
+    "scattered": "Scattered, dense products (%)",
+    "sparse": "Scattered, sparse rows (%)",
+}
 
 
 def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
@@ -286,7 +332,7 @@ def _runner(
 ) -> Callable[[], object] | None:
     """What runs the model once; None if the backend cannot on this machine."""
     batch, length, decode = shape
-    inputs = _inputs(model, batch, length)
+    inputs = random_inputs(model, batch, length)
     if decode:
         return _decoder(model, inputs)
     if backend == "eager":
@@ -302,7 +348,8 @@ def _runner(
         return None
 
 
-def _inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
+def random_inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """Random token ids (batch, length) and a mask of ones, as keyword arguments of the model."""
     vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
     return {
         "input_ids": torch.randint(5, vocabulary, (batch, length)),
@@ -339,7 +386,7 @@ def _onnx_runner(
     if not path.exists():
         batch, length = (max(2, size) for size in inputs["input_ids"].shape)
         with torch.inference_mode(mode=False):
-            export_onnx(model, path, _inputs(model, batch, length), tolerance=1e-2)
+            export_onnx(model, path, random_inputs(model, batch, length), tolerance=1e-2)
     if int8:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finegates.gates import Gate
 from finegates.layers import gated_layers
 
 BINS = 20
@@ -23,11 +24,7 @@ def summarise_gates(
     sparsity is the fraction of the gated layers' weights in a closed row or column.
     """
     layers = gated_layers(model)
-    gates = list(
-        dict.fromkeys(
-            leaf for layer in layers.values() for _, gate in layer.gates() for leaf in gate.leaves()
-        )
-    )
+    gates = _leaves(model)
     values = torch.cat([gate.value().float().cpu() for gate in gates])
     probability = torch.cat([gate.open_probability().float().cpu() for gate in gates])
     closed = {
@@ -49,6 +46,44 @@ def summarise_gates(
         "penalty": None if penalty is None else float(penalty()),
         "histogram": [int(n) for n in torch.histc(values, BINS, 0.0, 1.0)],
     }
+
+
+class GateWatch:
+    """Watches which gates close and open again.
+
+    Args:
+        model: with gates.
+
+    Attributes:
+        model: see there.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._gates = _leaves(model)
+        self._was_closed = self._closed()
+        self._reopened = torch.zeros_like(self._was_closed)
+
+    def look(self) -> None:
+        """Takes the gates' present state in."""
+        closed = self._closed()
+        self._reopened |= self._was_closed & ~closed
+        self._was_closed |= closed
+
+    def reopened(self) -> float:
+        """Fraction of all gates that were seen closed and, at a later look, not."""
+        return float(self._reopened.double().mean())
+
+    @torch.no_grad()
+    def _closed(self) -> torch.Tensor:
+        return torch.cat([gate.closed().cpu() for gate in self._gates])
+
+
+def _leaves(model: nn.Module) -> list[Gate]:
+    """The gates of a model, each once."""
+    layers = gated_layers(model).values()
+    found = (leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
+    return list(dict.fromkeys(found))
 
 
 def closed_counts(model: nn.Module) -> dict[str, dict[str, int]]:

@@ -31,6 +31,8 @@ class GateSummary(Section):
 
     ``closed`` are exactly 0 at evaluation, ``open`` exactly 1, ``half_open`` strictly between 0.05
     and 0.95; fractions of all gates. ``histogram`` counts evaluation gates in equal bins of [0, 1].
+    ``reopened`` is the fraction of gates that were seen closed and, at a later look, not; None in
+    records that are older than it.
     """
 
     gates: int
@@ -43,6 +45,7 @@ class GateSummary(Section):
     realised_sparsity: float
     penalty: float | None
     histogram: list[int]
+    reopened: float | None = None
 
 
 class Epoch(Section):

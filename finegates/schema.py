@@ -10,9 +10,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from finegates.causal.schema import LlamaPosttraining, LlamaPretraining, TextSource
-from finegates.presets import check_reachable, preset_named
+from finegates.methods import Method, check_names
 from finegates.section import Section as Section
 from finegates.section import exactly_one, pinned
+from finegates.studies.schema import Studies
 from finegates.suggest import nearest
 from finegates.tasks.glue import TASKS
 
@@ -124,116 +125,6 @@ class DataSource(Section):
         return self
 
 
-class GateSettings(Section):
-    """Gates of a method; the fields are those of ``finegates.GateConfig``.
-
-    With the preset ``structured`` a method may name in ``match`` another gated method in place of a
-    ``target``: the run then keeps as many MACs as that one's run on the same task and seed did.
-    """
-
-    preset: Literal["reference", "paper_v1", "structured"]
-    target: float | None = Field(default=None, ge=0, lt=1)
-    match: str | None = None
-    penalty_weight: float = Field(default=50.0, ge=0)
-    penalty: Literal["target", "hinge"] | None = None
-    kurtosis: bool = False
-    noise_std: float | None = Field(default=None, ge=0)
-    train_weights: bool = False
-    sequence_length: int = Field(default=128, gt=0)
-    schedule: tuple[float, float, float] = (0.5, 0.6, 0.75)
-
-    @model_validator(mode="after")
-    def _reachable(self) -> GateSettings:
-        exactly_one(self, ("target", "match"))
-        if self.match is not None and self.preset != "structured":
-            raise ValueError(f"match goes with preset 'structured', not {self.preset!r}")
-        if self.target is not None:
-            check_reachable(preset_named(self.preset, self.noise_std), self.target)
-        ramp, settle, harden = self.schedule
-        if not 0.0 <= ramp <= settle <= harden <= 1.0:
-            raise ValueError(f"schedule must increase within [0, 1], got {self.schedule}")
-        return self
-
-
-class LoraSettings(Section):
-    """A low-rank adapter (library ``peft``) on every layer that gates would go on."""
-
-    rank: int = Field(default=8, gt=0)
-    alpha: float = Field(default=16.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-class MagnitudeSettings(Section):
-    """Rows and columns of least norm are closed before training, layer by layer exactly as many as
-    the run of the method ``match`` on the same task and seed closed."""
-
-    match: str
-
-
-class DistillationSettings(Section):
-    """Training starts from the weights that the run of the method ``teacher`` on the same task and
-    seed ended with, and follows that model's logits (``finegates.distillation``)."""
-
-    teacher: str
-    weight: float = Field(default=0.5, ge=0, le=1)
-    temperature: float = Field(default=2.0, gt=0)
-
-
-class Method(Section):
-    """One way of fine-tuning: what is trained, and how fast.
-
-    The rates of gates and head are ``learning_rate`` unless given; schedule and precision are the
-    tier's.
-    """
-
-    title: str
-    gates: GateSettings | None = None
-    lora: LoraSettings | None = None
-    magnitude: MagnitudeSettings | None = None
-    distillation: DistillationSettings | None = None
-    init: Literal["pretrained", "random"] = "pretrained"
-    learning_rate: float = Field(gt=0)
-    gate_learning_rate: float | None = Field(default=None, gt=0)
-    head_learning_rate: float | None = Field(default=None, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] | None = None
-    precision: Literal["float32", "bfloat16"] | None = None
-
-    @property
-    def trains_all(self) -> bool:
-        """Whether every weight of the model is trained."""
-        return self.gates is None and self.lora is None
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether its runs end with a plain model of full size."""
-        return self.trains_all and self.magnitude is None
-
-    @property
-    def matched(self) -> str | None:
-        """The label of the gated method whose run on the same task and seed is to be matched."""
-        if self.magnitude is not None:
-            return self.magnitude.match
-        return None if self.gates is None else self.gates.match
-
-    @property
-    def teacher(self) -> str | None:
-        """The label of the dense method whose run on the same task and seed is followed."""
-        return None if self.distillation is None else self.distillation.teacher
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The labels of the methods whose runs on the same task and seed come first."""
-        return tuple(label for label in (self.matched, self.teacher) if label is not None)
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Method:
-        if self.magnitude is not None and self.gates is not None:
-            raise ValueError("magnitude closes rows and columns itself; leave gates out")
-        if self.distillation is not None and self.init == "random":
-            raise ValueError("distillation starts from the teacher's weights; leave init out")
-        return self
-
-
 class Training(Section):
     """The training loop's settings, shared by all methods of a tier."""
 
@@ -276,6 +167,8 @@ class InferenceCase(Section):
         backends: what runs the dense and the compact model besides ``eager``: ``compile``
             (torch.compile), ``onnx`` (ONNX Runtime), ``int8`` (the same with weights quantised
             dynamically).
+        scattered: time, too, the dense model with as many zeros scattered over its weights, in
+            dense products and in compressed sparse rows.
     """
 
     gates: Literal["random", "structured"]
@@ -286,6 +179,7 @@ class InferenceCase(Section):
     against: Literal["limit", "dense"] = "limit"
     decode: bool = False
     backends: list[Literal["compile", "onnx", "int8"]] = Field(default_factory=list)
+    scattered: bool = False
 
     @model_validator(mode="after")
     def _decodes_eagerly(self) -> InferenceCase:
@@ -386,8 +280,11 @@ class LlamaOnTask(Section):
     def _names(self) -> LlamaOnTask:
         check_names(self.tasks, self.methods)
         for label, method in self.methods.items():
-            if method.teacher is not None:
-                raise ValueError(f"methods.{label}: distillation is not offered for Llama")
+            if method.start is not None or method.mask is not None:
+                raise ValueError(
+                    f"methods.{label}: distillation, continuation and masks are not offered for "
+                    "Llama"
+                )
         return self
 
 
@@ -427,7 +324,8 @@ class Tier(Section):
     """A complete configuration; ``methods`` is resolved against the experiment files.
 
     A tier without benchmarks makes no timing tables. ``gpus`` is what a training job asks of a
-    cluster's scheduler.
+    cluster's scheduler. The main table has ``methods``; ``studies`` compare some of them with
+    further ones.
     """
 
     tier: str
@@ -446,6 +344,7 @@ class Tier(Section):
     inference_benchmarks: list[InferenceBenchmark] = Field(default_factory=list)
     theory: Theory = Theory()
     llama: LlamaStudy | None = None
+    studies: Studies | None = None
 
     @model_validator(mode="after")
     def _names(self) -> Tier:
@@ -456,40 +355,25 @@ class Tier(Section):
                 raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("tasks and seeds must not repeat")
+        if self.studies is not None:
+            self.studies.check(self.tasks, self.methods)
         return self
 
+    @property
+    def all_methods(self) -> dict[str, Method]:
+        """The methods of the main table and those of the studies, by label."""
+        return self.methods | (self.studies.methods if self.studies else {})
 
-def check_names(tasks: list[str], methods: dict[str, Method]) -> None:
-    """Raises ValueError for unknown or repeated tasks, unusable labels, matches of no method."""
-    for task in tasks:
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
-    if len(set(tasks)) < len(tasks):
-        raise ValueError("tasks and seeds must not repeat")
-    for label, method in methods.items():
-        if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
-            raise ValueError(f"method label {label!r}: use letters, digits, '-', '_' and '.'")
-        _check_needs(label, method, methods)
+    @property
+    def study_methods(self) -> list[str]:
+        """The labels of what the studies compare, a method after those that it needs."""
+        return [label for label in self.all_methods if self.studies and label in self.studies.named]
 
-
-def _check_needs(label: str, method: Method, methods: dict[str, Method]) -> None:
-    found = {needed: methods.get(needed) for needed in method.needs}
-    if method.matched is not None:
-        gated = found[method.matched]
-        if gated is None or gated.gates is None:
-            part = "gates" if method.magnitude is None else "magnitude"
-            raise ValueError(
-                f"methods.{label}.{part}.match: {method.matched!r} is no gated method of this "
-                f"tier{nearest(method.matched, methods)}"
-            )
-    if method.teacher is not None:
-        dense = found[method.teacher]
-        if dense is None or not dense.is_dense:
-            raise ValueError(
-                f"methods.{label}.distillation.teacher: {method.teacher!r} is no method of "
-                "this tier that trains every weight of the dense model"
-                f"{nearest(method.teacher, methods)}"
-            )
-    for needed in found:
-        if list(methods).index(needed) >= list(methods).index(label):
-            raise ValueError(f"method {label!r} must stand after {needed!r}, which it needs")
+    @property
+    def kept(self) -> list[str]:
+        """The labels of the methods whose runs leave a file with what they trained: others start
+        from it, or it is timed, or put into a shared encoder."""
+        wanted = {method.start for method in self.all_methods.values()}
+        if self.studies is not None:
+            wanted |= {*self.studies.timed, *self.studies.shared}
+        return [label for label in self.all_methods if label in wanted]

@@ -106,6 +106,32 @@ def attach_masks(model: nn.Module, scale: float = 10.0) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def fold_masks(model: nn.Module) -> nn.Module:
+    """Writes the chosen masks into the weights as zeros and takes the masks off, in place.
+
+    Returns:
+        the same model, of plain linear layers.
+    """
+    inner = unwrap(model)
+    masked = {n: m for n, m in inner.named_modules() if isinstance(m, MaskedLinear)}
+    for path, layer in masked.items():
+        layer.eval()
+        layer.base.weight.mul_(layer.mask().to(layer.base.weight.dtype))
+        parent, _, name = path.rpartition(".")
+        setattr(inner.get_submodule(parent), name, layer.base)
+    return model
+
+
+def zero_fraction(model: nn.Module) -> float:
+    """Fraction of the weights of the layers that gates or masks would go on that are zero."""
+    inner = unwrap(model)
+    layers = map(inner.get_submodule, adapter_for(inner).gated(inner))
+    weights = [layer.get_parameter("weight") for layer in layers]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    return zeros / sum(weight.numel() for weight in weights)
+
+
 def masked_layers(model: nn.Module) -> Iterator[MaskedLinear]:
     """The layers with masks."""
     return (module for module in model.modules() if isinstance(module, MaskedLinear))

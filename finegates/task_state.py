@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from finegates.adapters import unwrap
 from finegates.files import whole_file
 from finegates.gates import StochasticGate
-from finegates.layers import gated_layers
 
 FORMAT = "finegates-task-1"
 
@@ -31,18 +30,15 @@ def task_state(model: nn.Module) -> dict[str, Tensor]:
     """The tensors that belong to the task: gates, and whatever else is trained.
 
     Args:
-        model: gated (:func:`finegates.attach`), with or without low-rank adapters.
+        model: with gates (:func:`finegates.attach`), low-rank adapters or both, its encoder frozen.
 
     Returns:
         by name, the parameters themselves, not copies.
 
     Raises:
-        ValueError: the model has no gates, or all of its weights are trained, so that there is no
-            encoder to share.
+        ValueError: nothing is trained, or every weight is, so that there is no encoder to share.
     """
     inner = unwrap(model)
-    if not gated_layers(inner):
-        raise ValueError("the model has no gates; call finegates.attach first")
     # Gates that were hardened are not trained any more, but are the task's.
     gates = {
         id(parameter)
@@ -55,6 +51,8 @@ def task_state(model: nn.Module) -> dict[str, Tensor]:
         for name, parameter in inner.named_parameters()
         if parameter.requires_grad or id(parameter) in gates
     }
+    if not own:
+        raise ValueError("nothing of the model is trained, and it has no gates")
     if len(own) == len(list(inner.named_parameters())):
         raise ValueError("every weight of the model is trained: there is no encoder to share")
     return own

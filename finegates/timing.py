@@ -15,7 +15,8 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 
 from finegates.finetune import prepare
-from finegates.schema import Method, Tier
+from finegates.methods import Method
+from finegates.schema import Tier
 from finegates.seeds import derive_seed, seed_everything
 from finegates.sources import load_classifier
 from finegates.train import GateTrainer

@@ -15,7 +15,7 @@ from finegates.attachment import gate_config, head_parameters, sparsity_penalty
 from finegates.distillation import TEACHER_LOGITS, Distillation
 from finegates.gates import StochasticGate
 from finegates.layers import gated_layers
-from finegates.monitor import summarise_gates
+from finegates.monitor import GateWatch, summarise_gates
 from finegates.structured import MacsPenalty
 
 GROUPS = ("gates", "low_rank", "biases", "head", "weights")
@@ -252,15 +252,30 @@ class _GateSchedule(TrainerCallback):
 
 
 class _GateMonitor(TrainerCallback):
-    """Summarises the gates before training and after each epoch."""
+    """Summarises the gates before training and after each epoch, and counts those that open again.
+
+    Gates are looked at every ``INTERVAL`` steps; a gate that closes and opens between two looks
+    is missed. A training that continues from a checkpoint counts from there.
+    """
+
+    INTERVAL = 10
 
     def __init__(self, trainer: GateTrainerMixin) -> None:
         self._trainer = trainer
+        self._watch: GateWatch | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        model: nn.Module = self._trainer.model  # type: ignore[attr-defined]
+        self._watch = GateWatch(model) if gated_layers(model) else None
         self._record(0)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._watch is not None and state.global_step % self.INTERVAL == 0:
+            self._watch.look()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -271,10 +286,11 @@ class _GateMonitor(TrainerCallback):
             self._trainer._unlogged = scalars
 
     def _record(self, epoch: int) -> dict[str, Any] | None:
-        model: nn.Module = self._trainer.model  # type: ignore[attr-defined]
-        if not gated_layers(model):
+        if self._watch is None:
             return None
-        summary = summarise_gates(model, self._trainer.penalty)
+        self._watch.look()
+        summary = summarise_gates(self._watch.model, self._trainer.penalty)
+        summary["reopened"] = self._watch.reopened()
         self._trainer.gate_history.append({"epoch": epoch, **summary})
         return summary
 

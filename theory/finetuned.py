@@ -23,7 +23,8 @@ from finegates.attachment import gate_config, sparsity_penalty
 from finegates.finetune import TaskData, prepare
 from finegates.gates import Gate, StochasticGate
 from finegates.layers import gated_layers
-from finegates.schema import GateSettings, LoraSettings, Method, Tier
+from finegates.methods import GateSettings, LoraSettings, Method
+from finegates.schema import Tier
 from finegates.seeds import derive_seed, seed_everything
 from finegates.sources import load_classifier, load_tokenizer
 from finegates.train import parameter_groups

@@ -71,13 +71,15 @@ class Claim(Section):
 
 
 class Ledger(Section):
-    """All claims, in the order of the report."""
+    """All claims, in the order of the report; ``experiments`` are what the digest proposes to try,
+    put as statements that could fail."""
 
     claims: list[Claim] = Field(min_length=1)
+    experiments: list[Claim] = Field(default=[])
 
     @model_validator(mode="after")
     def _once(self) -> Ledger:
-        ids = [claim.id for claim in self.claims]
+        ids = [claim.id for claim in (*self.claims, *self.experiments)]
         for name in ids:
             if ids.count(name) > 1:
                 raise ValueError(f"the claim {name!r} stands twice")
@@ -85,10 +87,11 @@ class Ledger(Section):
 
 
 def load_ledger(path: str | Path = CONFIG / "claims.yaml") -> list[Claim]:
-    """Reads and checks a ledger.
+    """Reads and checks a ledger: its claims, then its experiments.
 
     Raises:
         ConfigError: missing, no YAML, or not of the schema; the message names the place.
     """
     path = Path(path)
-    return validated(Ledger, read_yaml(path), path).claims
+    ledger = validated(Ledger, read_yaml(path), path)
+    return [*ledger.claims, *ledger.experiments]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Unit = tuple[object, ...]
 
 RUNS = "tables/runs.csv"
+STUDY_TIMES = "studies/times.csv"
+SHARED_ENCODER = "studies/shared_encoder.csv"
+PROPERTIES = "studies/properties.csv"
 INFERENCE = "timing/inference.csv"
 THEORY = "theory/checks.csv"
 LLAMA_TASK = "llama/tables/task.csv"
@@ -43,7 +46,7 @@ class Measured:
 
 
 def score_difference(
-    evidence: Evidence, method: str, against: str, epoch: str = "last"
+    evidence: Evidence, method: str, against: str, epoch: str = "last", study: str | None = None
 ) -> Measured:
     """Score of a method less that of another, paired by task and seed, in points.
 
@@ -52,13 +55,18 @@ def score_difference(
         method: label.
         against: label.
         epoch: ``last``, or ``best``: the best on the reported split, which is peeking.
+        study: whose runs; those of the main table if None.
     """
-    column = f"{epoch}_score"
-    first, second = (_by_run(evidence, label, column) for label in (method, against))
-    values = paired_differences(first, second)
-    if not values:
-        raise MissingEvidenceError(f"no task and seed with both {method} and {against}")
-    return Measured(values, "points", _records(method, against))
+    return _difference(evidence, method, against, f"{epoch}_score", 1.0, "points", study)
+
+
+def gate_difference(
+    evidence: Evidence, method: str, against: str, kind: str, study: str | None = None
+) -> Measured:
+    """A share of a method's gates less that of another's, paired by task and seed, in points of per
+    cent: ``closed``, ``open``, ``half_open`` or ``reopened`` (seen closed and open again)."""
+    unit = "% of gates"
+    return _difference(evidence, method, against, f"gates_{kind}", 100.0, unit, study)
 
 
 def removed_share(evidence: Evidence, method: str, of: str) -> Measured:
@@ -70,11 +78,50 @@ def removed_share(evidence: Evidence, method: str, of: str) -> Measured:
     return Measured(values, f"% of {of} parameters", _records(method))
 
 
-def macs_removed(evidence: Evidence, method: str) -> Measured:
+def macs_removed(evidence: Evidence, method: str, study: str | None = None) -> Measured:
     """Multiply-accumulates of the encoder that compaction removes, in per cent."""
-    kept = _by_run(evidence, method, "macs_kept_fraction")
+    kept = _by_run(evidence, method, "macs_kept_fraction", study)
     values = {unit: 100 * (1 - fraction) for unit, fraction in kept.items()}
-    return Measured(values, "% of MACs", _records(method))
+    return Measured(values, "% of MACs", _records(method, study=study))
+
+
+def deployed_time_saved(evidence: Evidence, method: str) -> Measured:
+    """Time of a forward pass that a trained and deployed model saves against the dense model, in
+    per cent."""
+    table = evidence.table(STUDY_TIMES)
+    ratio = _rows(table, method, STUDY_TIMES)["ratio_to_dense"].iloc[0]
+    return Measured({(method,): 100 * (1 - float(ratio))}, "% of the time", (STUDY_TIMES,))
+
+
+def shared_encoder_change(evidence: Evidence, method: str) -> Measured:
+    """Score of a task on the encoder that all tasks share less that of its own run, in points."""
+    rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
+    scores = zip(rows["task"], rows["shared_score"], rows["run_score"], strict=True)
+    values: dict[Unit, float] = {(task,): float(a) - float(b) for task, a, b in scores}
+    return Measured(values, "points", (SHARED_ENCODER,))
+
+
+def task_storage(evidence: Evidence, method: str) -> Measured:
+    """What a task stores beside the shared encoder, in per cent of a model of full size."""
+    rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
+    sizes = zip(rows["task"], rows["stored_bytes"], rows["dense_bytes"], strict=True)
+    values: dict[Unit, float] = {(task,): 100 * float(a) / float(b) for task, a, b in sizes}
+    return Measured(values, "% of the model", (SHARED_ENCODER,))
+
+
+def property_value(evidence: Evidence, method: str, column: str, scale: float = 100.0) -> Measured:
+    """A cell of the table of properties, times ``scale``."""
+    value = _rows(evidence.table(PROPERTIES), method, PROPERTIES)[column].iloc[0]
+    if value != value:
+        raise MissingEvidenceError(f"no {column} of {method} in {PROPERTIES}")
+    return Measured({(method,): scale * float(value)}, column.replace("_", " "), (PROPERTIES,))
+
+
+def sparsity_gained(evidence: Evidence, method: str) -> Measured:
+    """Realised sparsity after the last epoch less that after the first, in points of per cent."""
+    row = _rows(evidence.table(PROPERTIES), method, PROPERTIES).iloc[0]
+    gained = 100 * (float(row["last_epoch"]) - float(row["first_epoch"]))
+    return Measured({(method,): gained}, "% of gated weights", (PROPERTIES,))
 
 
 def trainable_share(evidence: Evidence, method: str, head: bool = False) -> Measured:
@@ -212,8 +259,14 @@ MEASURES: dict[str, Callable[..., Measured]] = {
     measure.__name__: measure
     for measure in (
         score_difference,
+        gate_difference,
         removed_share,
         macs_removed,
+        deployed_time_saved,
+        shared_encoder_change,
+        task_storage,
+        property_value,
+        sparsity_gained,
         trainable_share,
         trainable_ratio,
         half_open,
@@ -243,14 +296,44 @@ def check_arguments(measure: str, arguments: dict[str, Any]) -> None:
             raise ValueError(f"measure {measure!r} needs {name!r}")
 
 
-def _by_run(evidence: Evidence, method: str, column: str) -> dict[Unit, float]:
+def _difference(
+    evidence: Evidence,
+    method: str,
+    against: str,
+    column: str,
+    scale: float,
+    unit: str,
+    study: str | None,
+) -> Measured:
+    first, second = (_by_run(evidence, label, column, study) for label in (method, against))
+    found = paired_differences(first, second)
+    if not found:
+        raise MissingEvidenceError(f"no task and seed with both {method} and {against}")
+    values = {key: scale * difference for key, difference in found.items()}
+    return Measured(values, unit, _records(method, against, study=study))
+
+
+def _runs_file(study: str | None) -> str:
+    return RUNS if study is None else f"studies/runs/{study}.csv"
+
+
+def _rows(table: pd.DataFrame, method: str, file: str) -> pd.DataFrame:
+    rows = table[table["method"] == method]
+    if rows.empty:
+        raise MissingEvidenceError(f"no row of {method} in {file}")
+    return rows
+
+
+def _by_run(
+    evidence: Evidence, method: str, column: str, study: str | None = None
+) -> dict[Unit, float]:
     """A column of the runs of a method, by task and seed."""
-    runs: pd.DataFrame = evidence.table(RUNS)
+    runs: pd.DataFrame = evidence.table(_runs_file(study))
     rows = runs[runs["method"] == method]
     if rows.empty:
         raise MissingEvidenceError(f"no run of {method}")
     if column not in rows:
-        raise MissingEvidenceError(f"no {column} in {RUNS}")
+        raise MissingEvidenceError(f"no {column} in {_runs_file(study)}")
     values = rows.set_index(["task", "seed"])[column].dropna()
     if values.empty:
         raise MissingEvidenceError(f"no {column} of {method}")
@@ -259,11 +342,7 @@ def _by_run(evidence: Evidence, method: str, column: str) -> dict[Unit, float]:
 
 def _llama_rows(evidence: Evidence, table: str, method: str) -> pd.DataFrame:
     """A method's rows of a table of the experiments on Llama."""
-    found = evidence.table(table)
-    rows = found[found["method"] == method]
-    if rows.empty:
-        raise MissingEvidenceError(f"no row of {method} in {table}")
-    return rows
+    return _rows(evidence.table(table), method, table)
 
 
 def _trained(evidence: Evidence, method: str, head: bool) -> dict[Unit, float]:
@@ -274,5 +353,5 @@ def _trained(evidence: Evidence, method: str, head: bool) -> dict[Unit, float]:
     return {unit: count - heads[unit] for unit, count in counts.items()}
 
 
-def _records(*methods: str) -> tuple[str, ...]:
-    return (RUNS, *(f"runs/*/{method}" for method in methods))
+def _records(*methods: str, study: str | None = None) -> tuple[str, ...]:
+    return (_runs_file(study), *(f"runs/*/{method}" for method in methods))

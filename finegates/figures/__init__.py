@@ -1,10 +1,12 @@
-"""Figures of a study: score against realised sparsity, gate values over training, inference time.
+"""Figures of a study: score against realised sparsity, gate values over training, inference time,
+what a smaller study compares.
 
 A figure is drawn from a frame alone, and that frame is written as CSV beside it. The same frame
 gives the same bytes of SVG, PDF and PNG (same version of Matplotlib).
 """
 
 from finegates.figures.gates import draw_gate_histograms, gate_histogram_frame
+from finegates.figures.study import draw_study
 from finegates.figures.style import save_figure
 from finegates.figures.timing import draw_inference
 from finegates.figures.tradeoff import draw_tradeoff, tradeoff_frame
@@ -12,6 +14,7 @@ from finegates.figures.tradeoff import draw_tradeoff, tradeoff_frame
 __all__ = [
     "draw_gate_histograms",
     "draw_inference",
+    "draw_study",
     "draw_tradeoff",
     "gate_histogram_frame",
     "save_figure",

@@ -19,6 +19,7 @@ class ReportError(ValueError):
 
 SECTIONS = (
     ("Scores", "tables", ("glue", "glue_best_epoch", "sparsity", "detectable")),
+    ("Studies", "studies", ()),
     ("Time", "timing", ("inference", "step", "cost")),
     ("LLaMA", "llama", ()),
     ("Theory", "theory", ()),
@@ -45,14 +46,18 @@ class Section:
 
 
 def build_report(
-    folder: str | Path, records: Sequence[Record], results: Sequence[ClaimResult]
+    folder: str | Path,
+    records: Sequence[Record],
+    results: Sequence[ClaimResult],
+    studied: Sequence[Record] = (),
 ) -> str:
     """The page of a tier.
 
     Args:
         folder: ``results/<tier>``; its Markdown tables and SVG figures go into the page.
-        records: of all its runs.
+        records: of all runs of the main table.
         results: of :func:`finegates.claims.audit`.
+        studied: records of the studies' runs; those of the main table among them stand once.
 
     Returns:
         HTML of one file; links go to files below ``folder``, nothing else is referred to.
@@ -78,11 +83,15 @@ def build_report(
         summary=summary_lines(records, results),
         results=results,
         sections=[s for s in (_section(folder, *spec) for spec in SECTIONS) if s.parts],
-        runs=[_run(record) for record in records],
+        runs=[_run(record) for record in _distinct([*records, *studied])],
         environment=_environment(records),
         number=_number,
         links=_links,
     )
+
+
+def _distinct(records: Sequence[Record]) -> list[Record]:
+    return list({(r.task, r.method, r.seed): r for r in records}.values())
 
 
 def _section(folder: Path, title: str, name: str, order: Sequence[str]) -> Section:

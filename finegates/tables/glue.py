@@ -7,23 +7,22 @@ flatter whatever failed on the others.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finegates.record import Record
-from finegates.stats import mean, summarise
-from finegates.tables.captions import check_study, table_caption, task_title
+from finegates.stats import mean
+from finegates.tables.captions import table_caption, task_title
+from finegates.tables.method_rows import AVERAGE, MethodRows
 from finegates.tables.render import BLANK, Table
-from finegates.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS, target_sparsity
+from finegates.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 References = Mapping[str, Mapping[str, float]]
 """Scores of models without an encoder, by name and task."""
-
-AVERAGE = "average"
 
 FACTS = ("tier", "method", "title", "kind")
 COSTS = (
@@ -109,7 +108,7 @@ def glue_table(
         return (record.last if epoch == "last" else record.best).score
 
     references = references or {}
-    table = _Study(records, methods, tasks, seeds)
+    table = MethodRows(records, methods, tasks, seeds)
     rows = [
         *(_reference_row(table.tier, name, scores, tasks) for name, scores in references.items()),
         *(table.row(method, score, SCORE_DECIMALS, epoch) for method in methods),
@@ -159,7 +158,7 @@ def sparsity_table(
 
     Arguments and errors as for :func:`glue_table`.
     """
-    table = _Study(records, methods, tasks, seeds)
+    table = MethodRows(records, methods, tasks, seeds)
     rows = [
         table.row(method, lambda record: record.realised_sparsity, FRACTION_DECIMALS, "sparsity")
         for method in methods
@@ -187,83 +186,6 @@ def sparsity_table(
         header=("Method", "Target (%)", *map(task_title, tasks), "Average", "Seeds"),
         cells=cells,
     )
-
-
-class _Study:
-    """Records by method, task and seed, checked and in order."""
-
-    def __init__(
-        self,
-        records: Sequence[Record],
-        methods: Sequence[str],
-        tasks: Sequence[str],
-        seeds: Sequence[int] | None,
-    ) -> None:
-        ordered = check_study(records, methods, tasks)
-        self.tier = ordered[0].tier
-        self.tasks = tasks
-        self.seeds = sorted({r.seed for r in ordered} | set(seeds or ()))
-        self._runs = {(r.method, r.task, r.seed): r for r in ordered}
-
-    def runs(self, method: str, task: str) -> list[Record]:
-        """The runs of a method on a task, by seed."""
-        found = (self._runs.get((method, task, seed)) for seed in self.seeds)
-        return [run for run in found if run is not None]
-
-    def complete(self, method: str) -> list[list[Record]]:
-        """For each seed that has every task, its runs in the order of tasks."""
-        by_seed = (
-            [self._runs.get((method, task, seed)) for task in self.tasks] for seed in self.seeds
-        )
-        return [[r for r in runs if r is not None] for runs in by_seed if None not in runs]
-
-    def row(
-        self, method: str, value: Callable[[Record], float], decimals: int, quantity: str
-    ) -> dict[str, Any]:
-        """One method's numbers: a value by task and averaged, and what the method cost."""
-        runs = {task: self.runs(method, task) for task in self.tasks}
-        all_runs = [run for found in runs.values() for run in found]
-        complete = self.complete(method)
-        flat = [run for found in complete for run in found]
-        values = {task: [value(run) for run in found] for task, found in runs.items()}
-        values[AVERAGE] = [mean(value(run) for run in found) for found in complete]
-        targets = {target_sparsity(run) for run in all_runs}
-        row: dict[str, Any] = {
-            "tier": self.tier,
-            "method": method,
-            "title": all_runs[0].config["title"] if all_runs else method,
-            "kind": "method",
-            "target_sparsity": targets.pop() if len(targets) == 1 else None,
-            "realised_sparsity": _mean(flat, lambda r: r.realised_sparsity, FRACTION_DECIMALS),
-            "trainable_parameters": _mean(flat, lambda r: r.budget["parameters"]["trainable"], 1),
-            "head_parameters": _mean(flat, lambda r: r.budget["parameters"]["head"], 1),
-            "macs_kept_fraction": _mean(
-                flat,
-                lambda r: r.budget["macs"]["kept"] / r.budget["macs"]["dense"],
-                FRACTION_DECIMALS,
-            ),
-            "runs": len(all_runs),
-            "runs_missing": len(self.tasks) * len(self.seeds) - len(all_runs),
-        }
-        for name, found in values.items():
-            row |= _summary(found, decimals, name, self.tier, quantity, method)
-        return row
-
-
-def _summary(
-    values: Sequence[float], decimals: int, name: str, *names: object
-) -> dict[str, float | int | None]:
-    """Mean, interval and number of seeds as columns; no interval for fewer than two seeds."""
-    if not values:
-        return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_seeds": 0}
-    found = summarise(values, name, *names)
-    low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
-    return {
-        name: round(found.mean, decimals) + 0.0,
-        f"{name}_low": None if low is None else round(low, decimals) + 0.0,
-        f"{name}_high": None if high is None else round(high, decimals) + 0.0,
-        f"{name}_seeds": found.count,
-    }
 
 
 def _reference_row(
@@ -295,12 +217,6 @@ def _frame(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> pd.DataFr
         elif column not in FACTS:
             frame[column] = frame[column].astype("Float64")
     return frame
-
-
-def _mean(
-    records: Sequence[Record], value: Callable[[Record], float], decimals: int
-) -> float | None:
-    return round(mean(value(r) for r in records), decimals) + 0.0 if records else None
 
 
 def _mean_and_interval(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:

@@ -102,6 +102,7 @@ def _row(record: Record) -> dict[str, Any]:
         "gates_closed": _rounded(gates and gates.closed, FRACTION_DECIMALS),
         "gates_half_open": _rounded(gates and gates.half_open, FRACTION_DECIMALS),
         "gates_open": _rounded(gates and gates.open, FRACTION_DECIMALS),
+        "gates_reopened": _rounded(gates and gates.reopened, FRACTION_DECIMALS),
         "train_rows": record.data["train_rows"],
         "validation_rows": record.data["validation_rows"],
         "parameters": parameters["all"],

@@ -171,7 +171,7 @@ def test_shared_gates_can_keep_the_macs_of_another_run(folder, data, gated):
 @pytest.mark.parametrize("task", ["cola", "stsb"])
 def test_a_distilled_run_starts_as_its_teacher_ended(tier, data, tmp_path, task):
     weights = tmp_path / "teacher.safetensors"
-    full = finetune(tier, data[task], "full", 0, weights=weights, progress=False)
+    full = finetune(tier, data[task], "full", 0, keep=weights, progress=False)
     assert full.model_copy(update={"timing": {}}) == finetune(
         tier, data[task], "full", 0, progress=False
     ).model_copy(update={"timing": {}}), "writing weights changes nothing"
@@ -183,9 +183,9 @@ def test_a_distilled_run_starts_as_its_teacher_ended(tier, data, tmp_path, task)
         training=still,
         methods={"full": {"experiment": "full"}, "distilled": method},
     )
-    record = finetune(resting, data[task], "distilled", 0, teacher=weights, progress=False)
+    record = finetune(resting, data[task], "distilled", 0, start=weights, progress=False)
     assert record.last.score == pytest.approx(full.last.score, abs=0.5)
-    with pytest.raises(ValueError, match="needs weights of 'full'"):
+    with pytest.raises(ValueError, match="needs what the run of .full. kept"):
         finetune(tier, data[task], "distilled", 0, progress=False)
 
 

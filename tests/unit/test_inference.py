@@ -1,8 +1,11 @@
 """Inference times: who is timed, what the ratios are to, and what the table says of them."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from finegates.budget import macs, planned_macs
 from finegates.figures import draw_inference
@@ -12,10 +15,16 @@ from finegates.inference import (
     gated_copy,
     inference_table,
     measure_compaction,
+    random_inputs,
     random_model,
+    scattered_copy,
+    scattered_table,
     time_inference,
 )
+from finegates.monitor import realised_sparsity
 from finegates.schema import InferenceBenchmark, InferenceCase
+from finegates.semi_structured import zero_fraction
+from finegates.unstructured import to_sparse
 from tier import TINY_SHAPE
 
 MACHINE = {"cpu": "some CPU", "threads": 1}
@@ -83,6 +92,31 @@ def test_decoding_times_one_token_after_a_cached_prompt():
     assert frame["contender"].tolist() == ["dense", "gated", "compact"]
     assert (frame["median_ms"] > 0).all()
     assert "2 × 8 + 1, cached" in inference_table(frame, [2], MACHINE).markdown()
+
+
+def test_scattered_zeros_are_as_many_as_the_gates_make_and_sparse_rows_compute_the_same():
+    dense = random_model(InferenceBenchmark(**TINY_SHAPE))
+    case = InferenceCase(gates="random", kept=0.6, batch=2, length=8)
+    gated = gated_copy(dense, case)
+    scattered = scattered_copy(dense, gated)
+    expected = realised_sparsity(gated)
+    assert zero_fraction(scattered) == pytest.approx(expected, abs=0.05)
+    inputs = random_inputs(dense, 2, 8)
+    with torch.no_grad():
+        assert torch.allclose(
+            to_sparse(copy.deepcopy(scattered))(**inputs).logits,
+            scattered(**inputs).logits,
+            atol=1e-5,
+        )
+
+
+def test_scattered_zeros_stand_beside_the_removed_ones():
+    case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "scattered": True}
+    frame = time_inference(InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]}), threads=1)
+    assert frame["contender"].tolist() == ["dense", "gated", "compact", "scattered", "sparse"]
+    (row,) = scattered_table(frame, [2], MACHINE).cells
+    assert len(row) == 7
+    assert scattered_table(frame[:3], [2], MACHINE).cells == ()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -61,6 +61,35 @@ TINY = {
             "distillation": {"teacher": "full"},
         },
     },
+    "studies": {
+        "tasks": ["cola"],
+        "seeds": [0, 1],
+        "methods": {
+            "on": {
+                "experiment": "reference",
+                "gates": {"target": 0.4},
+                "continues": {"method": "reference-s0.4"},
+            },
+        },
+        "compared": {
+            "on": {
+                "title": "Training on",
+                "question": "What changes?",
+                "methods": ["reference-s0.4", "on"],
+            },
+            "kinds": {
+                "title": "Kinds",
+                "question": "Which is it?",
+                "methods": ["full", "lora", "reference-s0.4", "magnitude-s0.4"],
+                "timed": True,
+            },
+        },
+        "shared": ["lora", "reference-s0.4"],
+        "properties": ["lora", "reference-s0.4"],
+        "batch": 2,
+        "length": 8,
+        "repeats": 2,
+    },
     "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 2},
     "inference_benchmarks": [TINY_SHAPE],
     "theory": {
@@ -97,13 +126,13 @@ def run(folder: Path, tier: dict, *arguments: str) -> tuple[int, str]:
 
 
 def tables(folder: Path) -> dict[str, bytes]:
-    """Tables and figures, but not the measured times."""
+    """Tables and figures, but not the measured times and what holds them."""
     results = folder / "results"
     return {
         str(path.relative_to(results)): path.read_bytes()
-        for part in ("tables", "figures", "theory")
+        for part in ("tables", "figures", "theory", "studies")
         for path in sorted((results / part).rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.stem not in ("times", "properties", "kinds")
     }
 
 
@@ -121,6 +150,9 @@ def test_one_command_makes_every_table_figure_and_record(finished):
     for task in TINY["tasks"]:
         for method in TINY["methods"]:
             assert f"runs/{task}/{method}/seed0.json" in made
+    assert {f"runs/cola/{m}/seed1.json" for m in ("on", "full", "magnitude-s0.4")} <= made
+    for name in ("on", "kinds", "times", "shared_encoder", "properties"):
+        assert f"studies/{name}.md" in made
     for name in ("glue.csv", "glue.md", "glue.tex"):
         assert f"tables/{name}" in made
     assert {"figures/tradeoff.svg", "figures/tradeoff.png"} <= made
@@ -152,12 +184,16 @@ def test_a_killed_workflow_continues_and_ends_with_the_same_tables(finished, tmp
 
 
 def test_a_process_for_each_run_gives_the_records_that_one_for_all_gives(finished, tmp_path):
-    methods = {label: TINY["methods"][label] for label in ("full", "distilled")}
+    methods = {label: TINY["methods"][label] for label in ("full", "distilled", "reference-s0.4")}
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
+    studies = TINY["studies"]
+    studies = {**studies, "seeds": [0], "compared": {"on": studies["compared"]["on"]}}
+    studies = {key: studies[key] for key in ("tasks", "seeds", "methods", "compared")}
     tier = {**TINY, "runs_per_process": "run", "methods": methods, "tasks": ["cola"]}
+    tier["studies"] = studies
     status, printed = run(tmp_path, {**tier, "model": model}, "runs", "--cores", "2")
     assert status == 0, printed
-    for label in methods:
+    for label in (*methods, "on"):
         record = Path("results", "runs", "cola", label, "seed0.json")
         alone, together = (read_record(folder / record) for folder in (tmp_path, finished))
         assert alone.epochs == together.epochs

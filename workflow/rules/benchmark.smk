@@ -100,6 +100,7 @@ TIMINGS = [
 rule tabulate_cost:
     input:
         records=RECORDS,
+        studied=STUDY_RECORDS,
         tables=rules.tabulate_glue.output,
         figures=[*rules.draw_tradeoff.output, *rules.draw_gates.output],
         timing=TIMINGS,

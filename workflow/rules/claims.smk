@@ -9,6 +9,7 @@ rule audit_claims:
         rules.check_theory.output,
         TIMINGS,
         LLAMA_RESULTS if TIER.llama else [],
+        STUDY_RESULTS if TIER.studies else [],
         ledger=LEDGER,
     output:
         report(
@@ -43,6 +44,7 @@ rule write_report:
         rules.check_theory.output,
         rules.draw_theory.output,
         records=RECORDS,
+        studied=STUDY_RECORDS,
         ledger=LEDGER,
         templates=[
             workflow.source_path(f"../../finegates/report/templates/page.{suffix}")

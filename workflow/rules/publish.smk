@@ -6,6 +6,7 @@ rule publish:
         rules.all.input,
         bag_of_words=rules.score_bag_of_words.output,
         records=RECORDS,
+        studied=STUDY_RECORDS,
         llama=LLAMA_RECORDS if TIER.llama else [],
     output:
         directory(f"results/published/{TIER.tier}"),

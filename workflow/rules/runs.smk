@@ -3,20 +3,37 @@
 PER_TASK = TIER.runs_per_process == "task"
 RUN = f"{RESULTS}/runs/{{task}}/{{method}}/seed{{seed}}.json"
 
+# What a run trained, for runs that start from it, for timing, for the shared encoder.
+TRAINED = f"{RESULTS}/models/trained/{{task}}/{{method}}/seed{{seed}}.safetensors"
+KEPT = TIER.kept
 
-WEIGHTS = f"{RESULTS}/models/teachers/{{task}}/{{method}}/seed{{seed}}.safetensors"
-TEACHERS = sorted({m.teacher for m in TIER.methods.values() if m.teacher})
+
+def runs_of(labels):
+    """The records of these methods on the studies' tasks and seeds."""
+    return expand(RUN, task=TIER.studies.tasks, method=labels, seed=TIER.studies.seeds)
+
+
+STUDY_RECORDS = runs_of(TIER.study_methods) if TIER.studies else []
 
 
 def predecessors(wildcards):
-    """What a run takes from other jobs: the record of the gated run that it matches, the weights of
-    the dense run that it follows."""
+    """What a run takes from other jobs: the record of the run that it matches, and what the run
+    trained that it starts from."""
     if PER_TASK:
         return []
-    method = TIER.methods[wildcards.method]
-    names = {"task": wildcards.task, "seed": wildcards.seed}
-    files = [RUN.format(**names, method=method.matched)] if method.matched else []
-    return files + ([WEIGHTS.format(**names, method=method.teacher)] if method.teacher else [])
+    return needed([wildcards.method], wildcards.task, wildcards.seed)
+
+
+def needed(labels, task, seed):
+    """What runs of these methods take from runs of others."""
+    files = []
+    for label in labels:
+        method = TIER.all_methods[label]
+        if method.matched and method.matched not in labels:
+            files.append(RUN.format(task=task, method=method.matched, seed=seed))
+        if method.start and method.start not in labels:
+            files.append(TRAINED.format(task=task, method=method.start, seed=seed))
+    return list(dict.fromkeys(files))
 
 
 def outputs_of_task(path, methods):
@@ -30,12 +47,15 @@ def task_tables(wildcards):
 
 def run_settings(wildcards):
     """What of the configuration bears on a job's runs; a change reruns just these."""
-    labels = METHODS if PER_TASK else [wildcards.method]
+    return settings_of(METHODS if PER_TASK else [wildcards.method])
+
+
+def settings_of(labels):
     return {
         "model": TIER.model.model_dump(),
         "data": TIER.data.model_dump(),
         "training": TIER.training.model_dump(),
-        "methods": {label: TIER.methods[label].model_dump() for label in labels},
+        "methods": {label: TIER.all_methods[label].model_dump() for label in labels},
         "threads": TIER.threads,
     }
 

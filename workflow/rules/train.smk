@@ -9,7 +9,7 @@ rule finetune:
         predecessors=predecessors,
     output:
         records=outputs_of_task(RUN, METHODS) if PER_TASK else RUN,
-        weights=outputs_of_task(WEIGHTS, TEACHERS) if PER_TASK else [],
+        trained=(outputs_of_task(TRAINED, [m for m in METHODS if m in KEPT]) if PER_TASK else []),
     log:
         (
             f"{RESULTS}/logs/finetune/{{task}}.log"
@@ -36,14 +36,59 @@ rule finetune:
         "../scripts/finetune.py"
 
 
-# A run that others are distilled from keeps its weights, too.
-if TEACHERS and not PER_TASK:
+# A run that others need more of than its record.
+if KEPT and not PER_TASK:
 
-    use rule finetune as finetune_teacher with:
+    use rule finetune as finetune_kept with:
         output:
             records=RUN,
-            weights=WEIGHTS,
+            trained=TRAINED,
         wildcard_constraints:
-            method="|".join(TEACHERS),
+            method="|".join(map(re.escape, KEPT)),
 
-    ruleorder: finetune_teacher > finetune
+    ruleorder: finetune_kept > finetune
+
+
+# The studies' runs: by task and seed, what the tier's own table does not hold.
+if TIER.studies and PER_TASK:
+    STUDIED = [m for m in TIER.study_methods if m not in METHODS]
+    STUDIED_AGAIN = [m for m in TIER.study_methods if m in METHODS]
+    FURTHER_SEEDS = [seed for seed in TIER.studies.seeds if seed not in TIER.seeds]
+
+    use rule finetune as finetune_studied with:
+        input:
+            tables=task_tables,
+            encoder=ENCODER,
+            predecessors=lambda wildcards: needed(STUDIED, wildcards.task, wildcards.seed),
+        output:
+            records=expand(RUN, method=STUDIED, allow_missing=True),
+            trained=expand(TRAINED, method=[m for m in STUDIED if m in KEPT], allow_missing=True),
+        log:
+            f"{RESULTS}/logs/finetune/studied/{{task}}_seed{{seed}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/finetune/studied/{{task}}_seed{{seed}}.tsv"
+        wildcard_constraints:
+            task="|".join(TIER.studies.tasks),
+            seed="|".join(map(str, TIER.studies.seeds)),
+        params:
+            settings=settings_of(STUDIED),
+            code=code_digest("workflow/scripts/finetune.py"),
+
+    if FURTHER_SEEDS:
+
+        use rule finetune as finetune_again with:
+            output:
+                records=expand(RUN, method=STUDIED_AGAIN, allow_missing=True),
+                trained=expand(
+                    TRAINED, method=[m for m in STUDIED_AGAIN if m in KEPT], allow_missing=True
+                ),
+            log:
+                f"{RESULTS}/logs/finetune/again/{{task}}_seed{{seed}}.log",
+            benchmark:
+                f"{RESULTS}/benchmarks/finetune/again/{{task}}_seed{{seed}}.tsv"
+            wildcard_constraints:
+                task="|".join(TIER.studies.tasks),
+                seed="|".join(map(str, FURTHER_SEEDS)),
+            params:
+                settings=settings_of(STUDIED_AGAIN),
+                code=code_digest("workflow/scripts/finetune.py"),

@@ -16,22 +16,22 @@ with job_log(job.log[0]):
         tier = task_tier(tier)
     startup = seconds_since_start()
     data = TaskData(tier, job.wildcards.task, load_tokenizer(tier))
-    # <method>/seed<n>.json or .safetensors, of this job or of those that came before it.
+    # <method>/seed<n>: records, and what runs kept, of this job or of those before it.
     files = {(p.parent.name, p.name): p for p in map(Path, [*job.output, *job.input.predecessors])}
     outputs = [path for path in map(Path, job.output) if path.suffix == ".json"]
     for number, path in enumerate(outputs, start=1):
         label, seed = path.parent.name, int(path.stem.removeprefix("seed"))
         print(f"[{number}/{len(outputs)}] {data.task} {label} seed {seed}", flush=True)
-        method = tier.methods[label]
-        weights = path.with_suffix(".safetensors").name
+        method = tier.all_methods[label]
+        kept = path.with_suffix(".safetensors").name
         record = finetune(
             tier,
             data,
             label,
             seed,
             matched=read_record(files[method.matched, path.name]) if method.matched else None,
-            teacher=files[method.teacher, weights] if method.teacher else None,
-            weights=files.get((label, weights)),
+            start=files[method.start, kept] if method.start else None,
+            keep=files.get((label, kept)),
             code_digest=job.params.code,
             startup_s=startup / len(outputs),
         )

@@ -10,7 +10,7 @@ with job_log(job.log[0]):
     from finegates.files import write_text
     from finegates.record import read_records
 
-    records = read_records(job.input.records)
+    records = read_records([*job.input.records, *job.input.studied])
     pretraining = job.params.pretraining if Path(job.params.pretraining).is_file() else None
     table = cost_table(records, job.params.benchmarks, pretraining)
     total = table.iloc[-1]

@@ -10,11 +10,12 @@ with job_log(job.log[0]):
     import pandas as pd
 
     from finegates.files import write_text
-    from finegates.inference import backend_table, inference_table
+    from finegates.inference import backend_table, inference_table, scattered_table
 
     machine = json.loads(Path(job.input.machine).read_text(encoding="utf-8"))
     frame = pd.read_csv(job.input.csv)
-    tables = [make(frame, job.params.repeats, machine) for make in (inference_table, backend_table)]
+    makers = (inference_table, scattered_table, backend_table)
+    tables = [make(frame, job.params.repeats, machine) for make in makers]
     tables = [table for table in tables if table.cells]
     notes = [
         f"Compacting {name} in place took {cost['seconds']:.1f} s and at its peak "

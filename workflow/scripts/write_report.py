@@ -13,5 +13,7 @@ with job_log(job.log[0]):
 
     folder = Path(job.output[0]).parent
     results = audit(load_ledger(job.input.ledger), Evidence(folder))
-    page = build_report(folder, read_records(job.input.records), results)
+    page = build_report(
+        folder, read_records(job.input.records), results, read_records(job.input.studied)
+    )
     write_text(job.output[0], page)

@@ -1,0 +1,1 @@
+"""Studies beside the main table: a few methods compared on a few tasks, with more seeds."""

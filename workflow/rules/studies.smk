@@ -1,0 +1,178 @@
+# Studies beside the main table: tables and figures of records, measured times, the shared encoder.
+
+STUDIES = TIER.studies
+FOLDER = f"{RESULTS}/studies"
+
+
+def study_records(wildcards):
+    return runs_of(STUDIES.compared[wildcards.study].methods)
+
+
+def study_times(wildcards):
+    return [f"{FOLDER}/times.csv"] if STUDIES.compared[wildcards.study].timed else []
+
+
+# Times are measured on the models of one task and seed.
+TIMED = {"task": STUDIES.tasks[0], "seed": STUDIES.seeds[0]}
+
+
+rule tabulate_study:
+    input:
+        records=study_records,
+        times=study_times,
+    output:
+        report(
+            multiext(f"{FOLDER}/{{study}}", ".csv", ".md", ".tex"),
+            caption="../report/tabulate_study.rst",
+            category="Studies",
+        ),
+        runs=f"{FOLDER}/runs/{{study}}.csv",
+    log:
+        f"{RESULTS}/logs/tabulate_study/{{study}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate_study/{{study}}.tsv"
+    wildcard_constraints:
+        study="|".join(STUDIES.compared),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        study=lambda wildcards: STUDIES.compared[wildcards.study].model_dump(),
+        tasks=STUDIES.tasks,
+        seeds=STUDIES.seeds,
+        code=code_digest("workflow/scripts/tabulate_study.py"),
+    script:
+        "../scripts/tabulate_study.py"
+
+
+rule draw_study:
+    input:
+        records=study_records,
+        table=f"{FOLDER}/{{study}}.csv",
+    output:
+        report(
+            multiext(f"{FOLDER}/{{study}}", ".svg", ".png", ".pdf"),
+            caption="../report/tabulate_study.rst",
+            category="Studies",
+        ),
+    log:
+        f"{RESULTS}/logs/draw_study/{{study}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_study/{{study}}.tsv"
+    wildcard_constraints:
+        study="|".join(STUDIES.compared),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        study=lambda wildcards: STUDIES.compared[wildcards.study].model_dump(),
+        tasks=STUDIES.tasks,
+        seeds=STUDIES.seeds,
+        code=code_digest("workflow/scripts/draw_study.py"),
+    script:
+        "../scripts/draw_study.py"
+
+
+rule time_studies:
+    input:
+        encoder=ENCODER,
+        trained=expand(TRAINED, method=STUDIES.timed, **TIMED),
+        matched=expand(
+            RUN,
+            method=sorted(
+                {m for label in STUDIES.timed if (m := TIER.all_methods[label].matched)}
+            ),
+            **TIMED,
+        ),
+    output:
+        csv=f"{FOLDER}/times.csv",
+        md=f"{FOLDER}/times.md",
+        tex=f"{FOLDER}/times.tex",
+    log:
+        f"{RESULTS}/logs/time_studies.log",
+    conda:
+        "../../environment.yml"
+    # All cores, so that nothing else runs beside the measurement.
+    threads: workflow.cores
+    resources:
+        mem_mb=memory(4000),
+        runtime=30,
+    params:
+        **TIMED,
+        labels=STUDIES.timed,
+        shape=[STUDIES.batch, STUDIES.length, STUDIES.repeats],
+        code=code_digest("workflow/scripts/time_studies.py"),
+    script:
+        "../scripts/time_studies.py"
+
+
+rule share_encoder:
+    input:
+        tables=DATA_FILES,
+        encoder=ENCODER,
+        records=expand(RUN, task=TIER.tasks, method=STUDIES.shared, seed=TIER.seeds[0]),
+        trained=expand(TRAINED, task=TIER.tasks, method=STUDIES.shared, seed=TIER.seeds[0]),
+    output:
+        report(
+            multiext(f"{FOLDER}/shared_encoder", ".csv", ".md", ".tex"),
+            caption="../report/share_encoder.rst",
+            category="Studies",
+        ),
+    log:
+        f"{RESULTS}/logs/share_encoder.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/share_encoder.tsv"
+    conda:
+        "../../environment.yml"
+    threads: TIER.threads
+    resources:
+        mem_mb=memory(2500),
+        runtime=60,
+    params:
+        methods=STUDIES.shared,
+        tasks=TIER.tasks,
+        seed=TIER.seeds[0],
+        code=code_digest("workflow/scripts/share_encoder.py"),
+    script:
+        "../scripts/share_encoder.py"
+
+
+rule tabulate_properties:
+    input:
+        records=runs_of(STUDIES.properties),
+        times=rules.time_studies.output.csv,
+    output:
+        report(
+            multiext(f"{FOLDER}/properties", ".csv", ".md", ".tex"),
+            caption="../report/tabulate_properties.rst",
+            category="Studies",
+        ),
+    log:
+        f"{RESULTS}/logs/tabulate_properties.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate_properties.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        methods=STUDIES.properties,
+        tasks=STUDIES.tasks,
+        code=code_digest("workflow/scripts/tabulate_properties.py"),
+    script:
+        "../scripts/tabulate_properties.py"
+
+
+# What of these the tier asks for.
+STUDY_RESULTS = [
+    *expand(rules.tabulate_study.output, study=STUDIES.compared),
+    *expand(rules.draw_study.output, study=STUDIES.compared),
+    *(rules.time_studies.output if STUDIES.timed else []),
+    *(rules.share_encoder.output if STUDIES.shared else []),
+    *(rules.tabulate_properties.output if STUDIES.properties else []),
+]

@@ -1,0 +1,19 @@
+"""Draws a study from its table."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import pandas as pd
+
+    from finegates.figures import draw_study, save_figure
+    from finegates.record import read_records
+    from finegates.studies.schema import Study
+    from finegates.tables import figure_footer
+
+    study = Study.model_validate(job.params.study)
+    records = read_records(job.input.records)
+    footer = figure_footer(study.question, records, study.methods, job.params.tasks)
+    frame = pd.read_csv(job.input.table)
+    figure = draw_study(frame, job.params.seeds, vary=study.vary, lines=study.lines, footer=footer)
+    save_figure(figure, *job.output)

@@ -1,0 +1,17 @@
+"""Tabulates the properties of LoRA, masks and gates as measurements."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import pandas as pd
+
+    from finegates.record import read_records
+    from finegates.studies.properties import properties_table
+    from finegates.studies.table import read_times
+    from finegates.tables import write_table
+
+    records = read_records(job.input.records)
+    times = read_times(pd.read_csv(job.input.times))
+    table = properties_table(job.params.methods, records, job.params.tasks, times)
+    write_table(table, *job.output)

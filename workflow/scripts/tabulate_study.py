@@ -1,0 +1,21 @@
+"""Tabulates a study: what its methods scored, kept and, where measured, took."""
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import pandas as pd
+
+    from finegates.files import write_text
+    from finegates.record import read_records
+    from finegates.studies.schema import Study
+    from finegates.studies.table import read_times, study_table
+    from finegates.tables import runs_table, to_csv, write_table
+
+    study = Study.model_validate(job.params.study)
+    records = read_records(job.input.records)
+    times = read_times(pd.read_csv(job.input.times[0])) if job.input.times else None
+    tasks, seeds = job.params.tasks, job.params.seeds
+    table = study_table(job.wildcards.study, study, records, tasks, seeds, times)
+    write_table(table, *job.output[:3])
+    write_text(job.output.runs, to_csv(runs_table(records, study.methods, tasks)))

@@ -1,0 +1,33 @@
+"""Times what the methods of timed studies leave to deploy, interleaved, beside the dense model."""
+
+from pathlib import Path
+
+from finegates.job import job_log
+
+job = snakemake
+with job_log(job.log[0]):
+    import torch
+
+    from finegates.compaction import calibrate
+    from finegates.config import configured_tier
+    from finegates.record import hardware, read_record
+    from finegates.seeds import derive_seed
+    from finegates.sources import load_classifier
+    from finegates.studies.timing import DENSE, deployed, time_deployed, times_table
+    from finegates.tables import write_table
+
+    tier = configured_tier(job.config)
+    task, seed = job.params.task, job.params.seed
+    torch.set_num_threads(job.threads)
+    records = {Path(path).parent.name: path for path in job.input.matched}
+    kept = {Path(path).parent.name: path for path in job.input.trained}
+    cost = calibrate()
+    dense = load_classifier(tier, task, derive_seed(task, seed, "init"), "pretrained")
+    models = {DENSE: dense.eval()}
+    for label in job.params.labels:
+        matched = tier.all_methods[label].matched
+        record = read_record(records[matched]) if matched else None
+        models[label] = deployed(tier, label, task, seed, kept[label], record, cost)
+    frame = time_deployed(tier, models, task, seed)
+    table = times_table(frame, tier, hardware(job.threads))
+    write_table(table, job.output.csv, job.output.md, job.output.tex)
