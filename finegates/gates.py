@@ -90,6 +90,7 @@ class StochasticGate(Gate):
         start = torch.randn(size, generator=generator) * self.preset.init_std
         self.latent = nn.Parameter((start + self.preset.init_mean).to(device))
         self.hardness = 0.0
+        self._drawn: Tensor | None = None
 
     def centre(self) -> Tensor:
         """m, shape (n,): the mean of the unclipped gate."""
@@ -103,6 +104,9 @@ class StochasticGate(Gate):
 
     @override
     def sample(self) -> Tensor:
+        if self._drawn is not None:
+            drawn, self._drawn = self._drawn, None
+            return drawn
         centre = noisy = self.centre()
         if self.preset.noise_std:
             noisy = centre + torch.randn_like(centre) * self.preset.noise_std
@@ -140,6 +144,46 @@ class StochasticGate(Gate):
     @override
     def extra_repr(self) -> str:
         return f"size={self.size}, preset={self.preset.name!r}"
+
+
+class GateDraw:
+    """Draws the training samples of many gates at once: a few operations on one long vector in
+    place of as many for each gate.
+
+    Inside ``with draw:`` the next ``sample()`` of each gate is its part of the draw; any further
+    one is drawn anew, as always. Gates that are being hardened draw for themselves.
+
+    Args:
+        gates: of any kind; those that cannot be drawn with the first one (constants, gates of
+            another preset or on another device) are left alone.
+    """
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        found = [gate for gate in dict.fromkeys(gates) if isinstance(gate, StochasticGate)]
+        self.gates = [
+            gate
+            for gate in found
+            if gate.preset == found[0].preset and gate.latent.device == found[0].latent.device
+        ]
+
+    def __enter__(self) -> GateDraw:
+        if len(self.gates) < 2 or any(gate.hardness for gate in self.gates):
+            return self
+        preset = self.gates[0].preset
+        latent = torch.cat([gate.latent for gate in self.gates])
+        centre = torch.tanh(latent) if preset.tanh else latent
+        if preset.shift:
+            centre = centre + preset.shift
+        if preset.noise_std:
+            centre = torch.add(centre, torch.randn_like(centre), alpha=preset.noise_std)
+        samples = centre.clamp(0.0, 1.0).split([gate.size for gate in self.gates])
+        for gate, sample in zip(self.gates, samples, strict=True):
+            gate._drawn = sample
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for gate in self.gates:
+            gate._drawn = None
 
 
 class FixedGate(Gate):

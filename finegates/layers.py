@@ -132,6 +132,13 @@ def gated_layers(model: nn.Module) -> dict[str, GatedLinear]:
     }
 
 
+def leaf_gates(model: nn.Module) -> list[Gate]:
+    """The gates of a model's layers, each once; of derived gates, what they are made of."""
+    layers = gated_layers(model).values()
+    found = (leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
+    return list(dict.fromkeys(found))
+
+
 def find_linear(layer: nn.Module) -> nn.Module:
     """The layer that holds the original weight: the layer itself, or what a LoRA layer wraps.
 

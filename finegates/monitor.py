@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finegates.gates import Gate
-from finegates.layers import gated_layers
+from finegates.layers import gated_layers, leaf_gates
 
 BINS = 20
 
@@ -24,7 +23,7 @@ def summarise_gates(
     sparsity is the fraction of the gated layers' weights in a closed row or column.
     """
     layers = gated_layers(model)
-    gates = _leaves(model)
+    gates = leaf_gates(model)
     values = torch.cat([gate.value().float().cpu() for gate in gates])
     probability = torch.cat([gate.open_probability().float().cpu() for gate in gates])
     closed = {
@@ -60,7 +59,7 @@ class GateWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._gates = _leaves(model)
+        self._gates = leaf_gates(model)
         self._was_closed = self._closed()
         self._reopened = torch.zeros_like(self._was_closed)
 
@@ -77,13 +76,6 @@ class GateWatch:
     @torch.no_grad()
     def _closed(self) -> torch.Tensor:
         return torch.cat([gate.closed().cpu() for gate in self._gates])
-
-
-def _leaves(model: nn.Module) -> list[Gate]:
-    """The gates of a model, each once."""
-    layers = gated_layers(model).values()
-    found = (leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
-    return list(dict.fromkeys(found))
 
 
 def closed_counts(model: nn.Module) -> dict[str, dict[str, int]]:

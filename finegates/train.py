@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finegates.adapters import unwrap
 from finegates.attachment import gate_config, head_parameters, sparsity_penalty
 from finegates.distillation import TEACHER_LOGITS, Distillation
-from finegates.gates import StochasticGate
-from finegates.layers import gated_layers
+from finegates.gates import GateDraw, StochasticGate
+from finegates.layers import gated_layers, leaf_gates
 from finegates.monitor import GateWatch, summarise_gates
 from finegates.structured import MacsPenalty
 
@@ -93,6 +95,7 @@ class GateTrainerMixin:
         self.penalty = sparsity_penalty(model)
         config = gate_config(model)
         self.penalty_weight = config.penalty_weight if config else 0.0
+        self._draw = GateDraw(leaf_gates(model))
         self.gate_history: list[dict[str, Any]] = []
         self.task_loss: torch.Tensor | None = None
         self._unlogged: dict[str, float] = {}
@@ -145,9 +148,10 @@ class GateTrainerMixin:
                     "finegates.with_teacher, and set remove_unused_columns=False"
                 )
             teacher = inputs.pop(TEACHER_LOGITS)
-        loss, outputs = super().compute_loss(  # type: ignore[misc]
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        with self._draw_gates(model):
+            loss, outputs = super().compute_loss(  # type: ignore[misc]
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         if model.training:
             self.task_loss = loss.detach()
             if teacher is not None:
@@ -167,6 +171,13 @@ class GateTrainerMixin:
                     "lower learning rate, a longer warm-up, or float32 in place of half precision"
                 )
         return (loss, outputs) if return_outputs else loss
+
+    def _draw_gates(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Draws all gates of a training step at once, unless layers are computed again in the
+        backward pass: then each draws for itself, so that both passes see the same noise."""
+        trained: nn.Module = self.model  # type: ignore[attr-defined]
+        again = getattr(unwrap(trained), "is_gradient_checkpointing", False)
+        return nullcontext() if again or not model.training else self._draw
 
     def _penalty_share(self, num_items_in_batch: torch.Tensor | int | None) -> float:
         """The part of the penalty that a micro-batch carries, so that a step carries it once.

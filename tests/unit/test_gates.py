@@ -1,5 +1,6 @@
 """Gate formulas against hand-computed values and closed-form expectations."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from finegates.gates import FixedGate, StochasticGate
+from finegates.gates import FixedGate, GateDraw, StochasticGate
 from finegates.presets import PRESETS, preset_named
 
 
@@ -141,3 +142,62 @@ def test_bad_gates_are_refused_with_the_reason():
         StochasticGate(0)
     with pytest.raises(ValueError, match="noise_std"):
         preset_named("reference", -1.0)
+
+
+SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+
+
+@given(SIZES, st.sampled_from(sorted(PRESETS)), st.integers(0, 2**31))
+def test_gates_drawn_at_once_are_those_drawn_alone_to_the_bit_where_there_is_no_noise(
+    sizes, name, seed
+):
+    preset = dataclasses.replace(preset_named(name), noise_std=0.0)
+    gates = [
+        StochasticGate(n, preset, generator=torch.Generator().manual_seed(seed)) for n in sizes
+    ]
+    alone = torch.cat([gate.sample() for gate in gates])
+    weights = torch.arange(1.0, alone.numel() + 1)
+    expected = torch.autograd.grad((alone * weights).sum(), [gate.latent for gate in gates])
+    with GateDraw(gates):
+        together = torch.cat([gate.sample() for gate in gates])
+    assert torch.equal(together, alone)
+    found = torch.autograd.grad((together * weights).sum(), [gate.latent for gate in gates])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_gates_drawn_at_once_have_noise_of_their_own_and_fresh_at_every_draw():
+    gates = [StochasticGate(4000) for _ in range(2)]
+    for gate in gates:
+        gate.latent.data.zero_()  # centre one half: far from both ends
+    draws = []
+    for _ in range(2):
+        with GateDraw(gates):
+            draws += [gate.sample().detach() - 0.5 for gate in gates]
+    noise = torch.stack(draws)
+    assert torch.allclose(noise.std(1), torch.full((4,), 0.1), rtol=0.05)
+    assert torch.allclose(torch.corrcoef(noise), torch.eye(4), atol=0.07)
+
+
+def test_a_draw_serves_the_first_use_of_a_gate_and_ends_with_its_block():
+    gates = [StochasticGate(50), StochasticGate(50)]
+    for gate in gates:
+        gate.latent.data.zero_()
+    with GateDraw(gates):
+        first, second = gates[0].sample(), gates[0].sample()
+        assert not torch.equal(first, second), "shared gates draw anew at each use"
+    torch.manual_seed(1)
+    after = gates[1].sample()
+    torch.manual_seed(1)
+    assert torch.equal(after, gates[1].sample()), "nothing is left of the draw"
+
+
+def test_gates_that_harden_or_differ_draw_for_themselves():
+    soft, hard = (StochasticGate(8, "structured") for _ in range(2))
+    hard.harden(0.5)
+    other, constant = StochasticGate(8), FixedGate(torch.ones(8))
+    with GateDraw([soft, hard, other, constant, soft]) as draw:
+        assert draw.gates == [soft, hard]
+        torch.manual_seed(1)
+        found = soft.sample()
+    torch.manual_seed(1)
+    assert torch.equal(found, soft.sample())

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from finegates.attachment import GateConfig, attach
 from finegates.baselines import add_lora
+from finegates.gates import GateDraw
 from finegates.layers import gated_layers
 from finegates.train import GateTrainer, NonFiniteLossError
 from tiny import VOCABULARY, tiny_model
@@ -131,3 +132,20 @@ def test_training_without_gates_is_plain_training(tmp_path):
     run.train()
     assert run.penalty is None
     assert run.gate_history == []
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gates_are_drawn_at_once_unless_layers_are_computed_again(tmp_path, checkpointing):
+    model = fresh()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    run = trainer(model, tmp_path)
+    seen = []
+    run._draw.__class__ = type(
+        "Watched",
+        (GateDraw,),
+        {"__enter__": lambda draw: seen.append(1) or GateDraw.__enter__(draw)},
+    )
+    run.train()
+    assert bool(seen) != checkpointing
+    assert all(gate._drawn is None for gate in run._draw.gates)
