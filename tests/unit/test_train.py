@@ -140,12 +140,14 @@ def test_gates_are_drawn_at_once_unless_layers_are_computed_again(tmp_path, chec
     if checkpointing:
         model.gradient_checkpointing_enable()
     run = trainer(model, tmp_path)
-    seen = []
-    run._draw.__class__ = type(
-        "Watched",
-        (GateDraw,),
-        {"__enter__": lambda draw: seen.append(1) or GateDraw.__enter__(draw)},
-    )
+    draws = []
+
+    class Watched(GateDraw):
+        def __enter__(self):
+            draws.append(self)
+            return super().__enter__()
+
+    run._draw.__class__ = Watched
     run.train()
-    assert bool(seen) != checkpointing
+    assert bool(draws) != checkpointing
     assert all(gate._drawn is None for gate in run._draw.gates)

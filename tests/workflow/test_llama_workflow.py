@@ -83,3 +83,19 @@ def test_a_text_that_is_not_utf8_fails_its_job_and_leaves_no_record(tmp_path):
     assert status != 0
     assert "TextError: text text/train.txt is not UTF-8: byte 0xef on line 1" in printed
     assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_a_run_that_matches_one_of_another_process_finds_its_record(tmp_path):
+    path = write_tier(tmp_path)
+    raw = yaml.safe_load(path.read_text())
+    on_task = raw["llama"]["on_task"]
+    on_task["model"] = {"name": "tiny Llama", "path": "llama"}
+    matching = {label: m for label, m in on_task["methods"].items() if m.get("magnitude")}
+    assert matching, "the tier has a method that matches another"
+    raw |= {"runs_per_process": "run"}
+    path.write_text(yaml.safe_dump(raw))
+    (label,) = matching
+    record = f"results/llama/runs/task/{on_task['tasks'][0]}/{label}/seed0.json"
+    status, printed = snakemake(tmp_path, record)
+    assert status == 0, printed
+    assert (tmp_path / record).is_file()

@@ -84,4 +84,4 @@ def llama_predecessors(wildcards):
     if method is None or not method.matched:
         return []
     names = {"task": wildcards.task, "seed": wildcards.seed}
-    return TASK_RUN.format(**names, method=method.matched)
+    return [TASK_RUN.format(**names, method=method.matched)]  # a list: the script goes through it
