@@ -85,7 +85,7 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
 
     A tier may extend another with ``extends: other.yaml`` (beside it): its keys are laid over the
     other's; ``model``, ``data``, ``methods`` and ``llama`` and ``studies`` replace the other's
-    whole.
+    whole. Studies go where methods do: a tier that names methods has its own studies or none.
 
     Args:
         path: the YAML file.
@@ -107,16 +107,31 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
 def resolve_tier(raw: dict[str, Any], path: Path, experiments: Path) -> Tier:
     """As :func:`load_tier`, from the mapping that a file held; ``path`` is for messages."""
     resolved = {**raw, "methods": _resolved(raw.get("methods"), "methods", path, experiments)}
-    studies = raw.get("studies")
-    if isinstance(studies, dict):
-        own = _resolved(studies.get("methods", {}), "studies.methods", path, experiments)
-        resolved["studies"] = {**studies, "methods": own}
+    if isinstance(raw.get("studies"), dict):
+        resolved["studies"] = _resolved_studies(raw["studies"], path, experiments)
     llama = raw.get("llama")
     if isinstance(llama, dict) and isinstance(llama.get("on_task"), dict):
         place, on_task = "llama.on_task.methods", llama["on_task"]
         methods = _resolved(on_task.get("methods"), place, path, experiments)
         resolved["llama"] = {**llama, "on_task": {**on_task, "methods": methods}}
     return validated(Tier, resolved, path)
+
+
+def _resolved_studies(raw: dict[str, Any], path: Path, experiments: Path) -> dict[str, Any]:
+    """Studies with what they extend, their methods resolved; ``gated`` is laid over every method
+    with gates."""
+    studies = dict(raw)
+    if "extends" in studies:
+        studies = _merged(read_yaml(path.parent / str(studies.pop("extends"))), studies)
+    gated = studies.pop("gated", {})
+    if not isinstance(gated, dict):
+        raise ConfigError(f"{path}: studies.gated must be a mapping")
+    methods = _resolved(studies.get("methods", {}), "studies.methods", path, experiments)
+    studies["methods"] = {
+        label: _merged(method, gated) if method.get("gates") else method
+        for label, method in methods.items()
+    }
+    return studies
 
 
 def _resolved(methods: Any, place: str, path: Path, experiments: Path) -> dict[str, Any]:
@@ -151,6 +166,8 @@ def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
         raise ConfigError(f"{path}: 'extends' goes round in a circle")
     base = _extended(path.parent / str(raw.pop("extends")), depth + 1)
     kept = {key: value for key, value in base.items() if key not in raw or key not in _WHOLE}
+    if "methods" in raw:
+        kept.pop("studies", None)  # they compare the other's methods
     return _merged(kept, raw)
 
 

@@ -105,8 +105,7 @@ class StochasticGate(Gate):
     @override
     def sample(self) -> Tensor:
         if self._drawn is not None:
-            drawn, self._drawn = self._drawn, None
-            return drawn
+            return self._drawn
         centre = noisy = self.centre()
         if self.preset.noise_std:
             noisy = centre + torch.randn_like(centre) * self.preset.noise_std
@@ -150,12 +149,13 @@ class GateDraw:
     """Draws the training samples of many gates at once: a few operations on one long vector in
     place of as many for each gate.
 
-    Inside ``with draw:`` the next ``sample()`` of each gate is its part of the draw; any further
-    one is drawn anew, as always. Gates that are being hardened draw for themselves.
+    Inside ``with draw:`` the ``sample()`` of each gate is its part of the draw, however often it is
+    asked for; so the block holds one training step, its backward pass included. Gates that are
+    being hardened draw for themselves.
 
     Args:
-        gates: of any kind; those that cannot be drawn with the first one (constants, gates of
-            another preset or on another device) are left alone.
+        gates: of any kind, each with one use in a step; those that cannot be drawn with the first
+            one (constants, gates of another preset or on another device) are left alone.
     """
 
     def __init__(self, gates: Sequence[Gate]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,11 +13,10 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finegates.adapters import unwrap
 from finegates.attachment import gate_config, head_parameters, sparsity_penalty
 from finegates.distillation import TEACHER_LOGITS, Distillation
-from finegates.gates import GateDraw, StochasticGate
-from finegates.layers import gated_layers, leaf_gates
+from finegates.gates import Gate, GateDraw, StochasticGate
+from finegates.layers import gated_layers
 from finegates.monitor import GateWatch, summarise_gates
 from finegates.structured import MacsPenalty
 
@@ -95,7 +95,7 @@ class GateTrainerMixin:
         self.penalty = sparsity_penalty(model)
         config = gate_config(model)
         self.penalty_weight = config.penalty_weight if config else 0.0
-        self._draw = GateDraw(leaf_gates(model))
+        self._draw = GateDraw(_gates_used_once(model))
         self.gate_history: list[dict[str, Any]] = []
         self.task_loss: torch.Tensor | None = None
         self._unlogged: dict[str, float] = {}
@@ -148,10 +148,9 @@ class GateTrainerMixin:
                     "finegates.with_teacher, and set remove_unused_columns=False"
                 )
             teacher = inputs.pop(TEACHER_LOGITS)
-        with self._draw_gates(model):
-            loss, outputs = super().compute_loss(  # type: ignore[misc]
-                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-            )
+        loss, outputs = super().compute_loss(  # type: ignore[misc]
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
         if model.training:
             self.task_loss = loss.detach()
             if teacher is not None:
@@ -172,12 +171,15 @@ class GateTrainerMixin:
                 )
         return (loss, outputs) if return_outputs else loss
 
-    def _draw_gates(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Draws all gates of a training step at once, unless layers are computed again in the
-        backward pass: then each draws for itself, so that both passes see the same noise."""
-        trained: nn.Module = self.model  # type: ignore[attr-defined]
-        again = getattr(unwrap(trained), "is_gradient_checkpointing", False)
-        return nullcontext() if again or not model.training else self._draw
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As of Trainer, with all gates drawn at once, unless layers are computed again in a
+        backward pass of their own (reentrant checkpoints): then each gate draws for itself."""
+        draw: AbstractContextManager[object] = (
+            nullcontext() if _has_reentrant_checkpoints(model) else self._draw
+        )
+        with draw:
+            loss: torch.Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+        return loss
 
     def _penalty_share(self, num_items_in_batch: torch.Tensor | int | None) -> float:
         """The part of the penalty that a micro-batch carries, so that a step carries it once.
@@ -209,6 +211,21 @@ class GateTrainerMixin:
             logs = {**logs, **self._unlogged}
             self._unlogged = {}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+def _gates_used_once(model: nn.Module) -> list[Gate]:
+    """The gates behind one side of one layer; shared ones have noise of their own at each use."""
+    layers = gated_layers(model).values()
+    uses = Counter(leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
+    return [gate for gate, count in uses.items() if count == 1]
+
+
+def _has_reentrant_checkpoints(model: nn.Module) -> bool:
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            how = getattr(module, "_gradient_checkpointing_func", None)
+            return bool(getattr(how, "keywords", {}).get("use_reentrant", True))
+    return False
 
 
 class _GateSchedule(TrainerCallback):

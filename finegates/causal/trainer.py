@@ -85,12 +85,15 @@ class CausalTrainer(GateTrainer):
         if start_step and isinstance(self.penalty, SparsityPenalty):
             self.add_callback(_DelayedTarget(self.penalty, start_step))
 
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As of :class:`GateTrainerMixin`, with the step's own random numbers."""
+        torch.manual_seed(derive_seed(self.noise_seed, "step", self.state.global_step))
+        return super().training_step(model, *args, **kwargs)
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """As of :class:`GateTrainerMixin`, with the step's own random numbers."""
-        if model.training:
-            torch.manual_seed(derive_seed(self.noise_seed, "step", self.state.global_step))
+        """As of :class:`GateTrainerMixin`; the task loss is summed up for the log."""
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
             assert self.task_loss is not None

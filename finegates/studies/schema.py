@@ -45,6 +45,9 @@ class Study(Section):
 class Studies(Section):
     """All studies of a tier: on the same tasks and seeds, so that they share runs.
 
+    In a file they may extend another (``extends``, beside the tier's), and settings under ``gated``
+    hold for every method with gates.
+
     Attributes:
         tasks: some of the tier's.
         seeds: of every run.

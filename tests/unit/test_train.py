@@ -134,11 +134,11 @@ def test_training_without_gates_is_plain_training(tmp_path):
     assert run.gate_history == []
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gates_are_drawn_at_once_unless_layers_are_computed_again(tmp_path, checkpointing):
+@pytest.mark.parametrize("checkpoints", [None, {"use_reentrant": False}, {"use_reentrant": True}])
+def test_gates_are_drawn_at_once_unless_layers_go_back_on_their_own(tmp_path, checkpoints):
     model = fresh()
-    if checkpointing:
-        model.gradient_checkpointing_enable()
+    if checkpoints is not None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpoints)
     run = trainer(model, tmp_path)
     draws = []
 
@@ -149,5 +149,14 @@ def test_gates_are_drawn_at_once_unless_layers_are_computed_again(tmp_path, chec
 
     run._draw.__class__ = Watched
     run.train()
-    assert bool(draws) != checkpointing
+    assert bool(draws) != (checkpoints == {"use_reentrant": True})
     assert all(gate._drawn is None for gate in run._draw.gates)
+
+
+def test_shared_gates_draw_for_themselves(tmp_path):
+    model = fresh(preset="structured")
+    drawn = trainer(model, tmp_path)._draw.gates
+    sides = [gate for layer in gated_layers(model).values() for _, gate in layer.gates()]
+    uses = [leaf for side in sides for leaf in side.leaves()]
+    assert {gate: uses.count(gate) for gate in drawn} == dict.fromkeys(drawn, 1)
+    assert len(drawn) < len(set(uses))

@@ -121,7 +121,7 @@ def start(folder: Path, tier: dict, *arguments: str) -> subprocess.Popen[str]:
 
 def run(folder: Path, tier: dict, *arguments: str) -> tuple[int, str]:
     process = start(folder, tier, *arguments)
-    printed, _ = process.communicate(timeout=400)
+    printed, _ = process.communicate(timeout=900)
     return process.returncode, printed
 
 
