@@ -120,6 +120,8 @@ def _front(ax: Axes, frame: pd.DataFrame, lines: str | None) -> None:
         ordered = group.sort_values("macs_kept_fraction")
         kept = 100 * ordered["macs_kept_fraction"]
         ax.plot(kept, ordered["average"], ms=4.5, **{**_look(place), "linestyle": "none"})
+    others = frame[frame["x"].isna()]
+    ax.scatter(100 * others["macs_kept_fraction"], others["average"], s=22, color="#555555")
     front = frame[[_undominated(row, frame) for row in frame.to_dict("records")]]
     ax.scatter(
         100 * front["macs_kept_fraction"], front["average"], s=70, facecolors="none",

@@ -43,6 +43,27 @@ def test_the_graph_computes_what_the_model_does_for_any_batch_and_length(
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_both_lengths_of_an_encoder_decoder_are_free(tmp_path: Path) -> None:
+    small = small_model("t5", "language")
+
+    def inputs(batch: int, length: int, decoded: int) -> dict[str, torch.Tensor]:
+        return {
+            **tiny.tokens(batch, length),
+            "decoder_input_ids": tiny.tokens(batch, decoded)["input_ids"],
+        }
+
+    path = tmp_path / "model.onnx"
+    assert export_onnx(small, path, inputs(2, 7, 5)) < 1e-4
+    session = onnxruntime.InferenceSession(str(path))
+    for shape in ((3, 4, 6), (1, 9, 2)):
+        given = inputs(*shape)
+        (found,) = session.run(None, {name: t.numpy() for name, t in given.items()})
+        with torch.no_grad():
+            expected = small(**given, use_cache=False).logits
+        assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_graph_that_differs_is_not_written(tmp_path: Path) -> None:
     small = small_model("bert", "classifier")
     with pytest.raises(OnnxExportError, match="nothing was written"):
