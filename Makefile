@@ -27,7 +27,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce restore test lint docs format clean update
+.PHONY: help setup reproduce restore test test-system lint docs format clean update
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,11 @@ restore: ## continue from the published results of a tier [TIER]
 
 test: $(STAMP) ## run the tests; ARGS="--run-slow" for the slow ones too [CORES, ARGS]
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# What they need besides Python, .ci/packages installs from Debian.
+test-system: $(STAMP) ## run the tests that open a browser and start a Slurm [ARGS]
+	@$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[browser,slurm]'
+	$(BIN)/pytest -m "browser or cluster" --run-browser --run-cluster $(ARGS)
 
 lint: $(STAMP) ## check style, formatting, types and the workflow
 	$(BIN)/ruff check .
