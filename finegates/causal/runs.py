@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -51,10 +49,12 @@ from finegates.criteria import (
     second_moment_scores,
     second_moments,
 )
+from finegates.files import whole_folder
 from finegates.layers import gated_layers
 from finegates.monitor import closed_counts
 from finegates.record import code_version, hardware, package_versions, peak_memory_mib
 from finegates.schema import Tier
+from finegates.seals import seal
 from finegates.seeds import derive_seed
 from finegates.sources import dense_model
 from finegates.train import StepTimer
@@ -418,18 +418,13 @@ def _calibration(
 
 def _save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Saves a dense model in Hugging Face layout, or a gated one compact; whole or not at all."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with whole_folder(folder) as aside:
         if gated_layers(model):
             save(compact(model), aside)
         else:
             model.save_pretrained(aside)  # type: ignore[operator]
         tokenizer.save_pretrained(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        seal(aside)
 
 
 __all__ = ["finish", "prune_runs", "train_run"]
