@@ -1,4 +1,5 @@
-"""What every job of the workflow shares: its log, clear failures, its start-up time."""
+"""What every job of the workflow shares: its log, clear failures, the lock of its run, the seals of
+what it reads and writes, its start-up time."""
 
 from __future__ import annotations
 
@@ -9,6 +10,31 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from finegates.files import remove_fragments
+from finegates.lock import at_work
+from finegates.seals import break_seal, check_seal, seal
+
+
+@contextmanager
+def running(job: Any, *, sealed: bool = True) -> Iterator[None]:
+    """A job of the workflow: as :func:`job_log`, on inputs that are as their jobs wrote them, under
+    the lock of its run; its outputs are sealed at the end.
+
+    Args:
+        job: what Snakemake hands to a script.
+        sealed: whether the outputs are; copies for others are not.
+    """
+    with job_log(job.log[0]), at_work():
+        for path in job.input:
+            check_seal(path)
+        for path in job.output:
+            break_seal(path)
+            remove_fragments(path)
+        yield
+        for path in job.output if sealed else ():
+            seal(path)
 
 
 @contextmanager
@@ -49,4 +75,5 @@ def seconds_since_start() -> float:
     """Wall seconds since this process was started, its imports so far included."""
     import psutil
 
-    return time.time() - psutil.Process().create_time()
+    # A clock that is set back in between must not give a negative time.
+    return max(0.0, time.time() - psutil.Process().create_time())

@@ -145,8 +145,7 @@ def test_a_killed_workflow_continues_and_ends_with_the_same_tables(finished, tmp
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "results" / "tables").exists()
-    run(tmp_path, TINY, "--unlock", "--cores", "1")
-    status, printed = run(tmp_path, TINY, "all", "--cores", "1", "--rerun-incomplete")
+    status, printed = run(tmp_path, TINY, "all", "--cores", "1")
     assert status == 0, printed
     assert tables(tmp_path) == tables(finished)
 
