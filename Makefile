@@ -56,8 +56,7 @@ $(STAMP): pyproject.toml constraints.txt
 # Snakemake goes by dates: that a finished file has changed since, it does not see.
 # Options that take several values come after the target: --config would swallow it.
 reproduce: $(STAMP) ## make every table, figure and verdict [CORES, TIER, ARGS]
-	@[ ! -d "results/$(or $(TIER),smoke)" ] \
-	  || $(BIN)/python -m finegates.seals "results/$(or $(TIER),smoke)"
+	$(BIN)/python -m finegates.verify $(TIER)
 	$(BIN)/snakemake all --cores $(CORES) $(if $(TIER),--config tier=$(TIER)) $(ARGS)
 
 restore: ## continue from the published results of a tier [TIER]

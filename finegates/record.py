@@ -150,11 +150,22 @@ _Model = TypeVar("_Model", bound=Section)
 
 
 def read_signed(model: type[_Model], path: str | Path) -> _Model:
-    """Reads a record of any kind, which names its ``format_version``.
+    """Reads a record of any kind.
 
     Raises:
-        RecordError: missing, not JSON, of another format version, not as it was written, or not of
-            the schema.
+        RecordError: as :func:`signed_values`, or not of the schema.
+    """
+    try:
+        return validated(model, signed_values(path), path)
+    except ConfigError as error:
+        raise RecordError(f"record does not fit its schema: {error}") from error
+
+
+def signed_values(path: str | Path) -> dict[str, Any]:
+    """The plain values of a record of any kind, after a look at its digest, which is left out.
+
+    Raises:
+        RecordError: missing, not JSON, of another format version, or not as it was written.
     """
     try:
         raw = parse_json(Path(path).read_text(encoding="utf-8"))
@@ -172,10 +183,7 @@ def read_signed(model: type[_Model], path: str | Path) -> _Model:
             f"record {path} is damaged (its content does not have the digest that it names); "
             "delete it and run again"
         )
-    try:
-        return validated(model, raw, path)
-    except ConfigError as error:
-        raise RecordError(f"record does not fit its schema: {error}") from error
+    return dict(raw)
 
 
 def read_records(paths: Iterable[str | Path]) -> list[Record]:

@@ -3,15 +3,11 @@
 A disk may flip a bit, a copy may stop half way; the workflow's tool looks at dates alone. Every job
 therefore seals what it writes, and looks at the seals of what it reads. The seal of ``a.csv`` is
 ``.a.csv.sha256``, that of a folder ``.sha256`` inside it; ``sha256sum --check`` reads them, too.
-
-    python -m finegates.seals results/smoke
-
-checks all of a folder.
+``python -m finegates.verify`` checks all of a tier.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -124,7 +120,8 @@ def _place(path: Path) -> Path:
 def _files(path: Path) -> Iterable[Path]:
     if not path.is_dir():
         return [path]
-    return sorted(f for f in path.rglob("*") if f.is_file() and f != path / SUFFIX)
+    # Hidden files are the tools' own: the seal, a time stamp.
+    return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
 
 
 def _read(place: Path) -> dict[str, str]:
@@ -139,22 +136,6 @@ def _read(place: Path) -> dict[str, str]:
 
 def _message(path: Path, reason: str) -> str:
     return (
-        f"{path} is not as its job wrote it: {reason}. Delete {path} and run again: it is made anew"
+        f"{path} is not as its job wrote it: {reason}. Delete {path} and run again: it is made "
+        "anew where it is needed"
     )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module. Returns 1 if anything is damaged."""
-    parser = argparse.ArgumentParser(description="Check that results are as their jobs wrote them.")
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(arguments).folder
-    count, messages = damaged(folder)
-    for message in messages:
-        print(f"error: {message}")
-    if not messages:
-        print(f"{folder}: {count} sealed files and folders are as their jobs wrote them")
-    return 1 if messages else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -54,7 +54,6 @@ from finegates.layers import gated_layers
 from finegates.monitor import closed_counts
 from finegates.record import code_version, hardware, package_versions, peak_memory_mib
 from finegates.schema import Tier
-from finegates.seals import seal
 from finegates.seeds import derive_seed
 from finegates.sources import dense_model
 from finegates.train import StepTimer
@@ -257,7 +256,9 @@ def model_folder(tier: Tier, run: Run) -> Path:
     """Where pretraining leaves a model; the dense one of the first seed is where others look."""
     if run.method == DENSE and run.seed == tier.seeds[0]:
         return Path(dense_model(tier.results, run.name))
-    return Path(tier.results) / "llama" / "models" / run.name / run.label / f"seed{run.seed}"
+    # Not below the dense one's folder, which is replaced as a whole.
+    place = Path(tier.results) / "llama" / "models" / run.name / "trained"
+    return place / run.label / f"seed{run.seed}"
 
 
 def finish(tier: Tier, run: Run) -> None:
@@ -424,7 +425,6 @@ def _save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pa
         else:
             model.save_pretrained(aside)  # type: ignore[operator]
         tokenizer.save_pretrained(aside)
-        seal(aside)
 
 
 __all__ = ["finish", "prune_runs", "train_run"]

@@ -243,7 +243,7 @@ def test_dense_and_gated_pretraining_share_start_and_tokens(folder, tmp_path, mo
     source = CausalModel(name="tiny", dense="tiny")
     model, _ = load_causal(source, tier.results)
     assert torch.equal(model.model.embed_tokens.weight, made[0].model.get_input_embeddings().weight)
-    small = load(tmp_path / "llama" / "models" / "tiny" / "gated-s0.4" / "seed0")
+    small = load(tmp_path / "llama/models/tiny/trained/gated-s0.4/seed0")
     assert sum(p.numel() for p in small.parameters()) == gated.compact.parameters
 
 
@@ -410,6 +410,13 @@ def test_runs_are_found_by_their_record(folder):
     assert gates_of(tier, DENSE) is None
     with pytest.raises(KeyError):
         run_named(tier, "elsewhere.json")
+
+
+def test_no_run_leaves_its_model_inside_anothers(folder):
+    tier = causal_tier(folder).model_copy(update={"seeds": [0, 1]})
+    folders = [runs_module.model_folder(tier, run) for run in pretraining_runs(tier)]
+    assert len(set(folders)) == len(folders) > 2
+    assert not [a for a in folders for b in folders if b in a.parents]
 
 
 def test_a_model_folder_appears_whole_or_not_at_all(folder, tmp_path, monkeypatch):
