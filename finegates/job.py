@@ -3,12 +3,14 @@ what it reads and writes, its start-up time."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ def running(job: Any, *, sealed: bool = True) -> Iterator[None]:
         job: what Snakemake hands to a script.
         sealed: whether the outputs are; copies for others are not.
     """
+    # NumPy's products round by the number of threads; Snakemake's is that of the cores at hand.
+    # torch is told the tier's number, which records name.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with job_log(job.log[0]), at_work():
         for path in job.input:
             check_seal(path)
@@ -45,30 +50,41 @@ def job_log(path: str | Path) -> Iterator[None]:
     the process with status 1.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     terminal = os.dup(2)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     # Descriptors, not sys.stdout: compiled libraries write to the former.
     saved = os.dup(1)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
         yield
     except Exception as error:
-        traceback.print_exc()
-        line = f"error: {type(error).__name__}: {error} (log: {path})\n"
+        with suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
+        line = f"error: {type(error).__name__}: {error}{_remedy(error, path)} (log: {path})\n"
         os.write(terminal, line.encode())
         sys.exit(1)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os.dup2(saved, 1)
         os.dup2(terminal, 2)
         os.close(saved)
         os.close(terminal)
+
+
+def _remedy(error: Exception, log: Path) -> str:
+    """What to do about a full disk, which libraries report in many ways, or not at all."""
+    place = next(folder for folder in log.parents if folder.is_dir())
+    reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    if any(reason in str(error) for reason in reasons) or shutil.disk_usage(place).free < 1 << 16:
+        return f"; the disk of {place} is full: free some space and run again"
+    return ""
 
 
 def seconds_since_start() -> float:

@@ -90,26 +90,31 @@ def check_seal(path: str | Path) -> bool:
     return True
 
 
-def damaged(folder: str | Path) -> tuple[int, list[str]]:
+def damaged(folder: str | Path, skip: Iterable[str | Path] = ()) -> tuple[int, list[str]]:
     """Checks every seal below a folder.
 
+    Args:
+        folder: any.
+        skip: folders in it that are left out.
+
     Returns:
-        the number of sealed files and folders that are there, and a message for each that differs.
+        the number of files and folders with an intact seal, and a message for each other one.
     """
     count, messages = 0, []
     for place in sorted(Path(folder).rglob(f"*{SUFFIX}")):
-        if not place.name.startswith("."):
+        if not place.name.startswith(".") or {Path(s) for s in skip} & set(place.parents):
             continue
         path = (
             place.parent if place.name == SUFFIX else place.with_name(place.name[1 : -len(SUFFIX)])
         )
         if not path.exists():
             continue  # deleted: it will be made anew
-        count += 1
         try:
-            check_seal(path)
+            count += check_seal(path)
         except SealError as error:
             messages.append(str(error))
+        except FileNotFoundError:
+            continue  # a job has just begun to make it anew
     return count, messages
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,7 @@ def test_a_failure_is_one_line_on_the_terminal_and_a_traceback_in_the_log(tmp_pa
 
 
 JOB = """
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from finegates.job import running
@@ -83,6 +85,31 @@ def test_a_job_refuses_an_input_that_is_not_as_it_was_written(tmp_path):
     assert done.stderr.startswith("error: SealError: in.csv is not as its job wrote it")
     assert "Delete in.csv and run again" in done.stderr
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_numpys_products_do_not_depend_on_the_cores_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
+    (tmp_path / "in.csv").touch()
+    check = "import os; assert os.environ['OPENBLAS_NUM_THREADS'] == '1'"
+    assert work(tmp_path, check).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_said_even_where_the_log_has_no_room(tmp_path):
+    (tmp_path / "in.csv").touch()
+    (tmp_path / "job.log").symlink_to("/dev/full")
+    done = work(tmp_path, "raise OSError(28, os.strerror(28))")
+    assert done.returncode == 1
+    assert "error: OSError: [Errno 28] No space left on device; the disk of" in done.stderr
+    assert "is full: free some space and run again" in done.stderr
+
+
+def test_a_log_that_cannot_be_opened_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "in.csv").touch()
+    (tmp_path / "job.log").mkdir()
+    done = work(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.endswith("Is a directory: 'job.log' (log: job.log)\n")
 
 
 def test_a_job_that_fails_seals_nothing(tmp_path):

@@ -1,6 +1,8 @@
 """The command that checks a tier's results: it passes what is whole and names what is not."""
 
 import json
+import os
+import time
 
 import pytest
 
@@ -47,6 +49,26 @@ def test_a_record_that_was_copied_without_its_seal_is_still_known(results):
     (path.parent / ".seed0.json.sha256").unlink()
     path.write_text(path.read_text().replace("60.0", "68.0"))
     assert len(verify(results)[1]) == 1
+
+
+def test_a_checkpoint_is_left_to_the_run_that_continues(results):
+    checkpoint = results / "llama" / "checkpoints" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").touch()
+    seal(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    assert verify(results)[1] == []
+
+
+def test_results_from_the_future_are_named_with_a_remedy(results):
+    path = results / "glue.csv"
+    later = time.time() + 3600
+    os.utime(path, (later, later))
+    (message,) = verify(results)[1]
+    assert message.startswith(f"{path} is dated")
+    assert f"find {results} -exec touch {{}} +" in message
+    os.utime(path, (later - 3590, later - 3590))
+    assert verify(results)[1] == []
 
 
 def test_the_command_takes_a_tier_and_fails_on_damage(tmp_path, capsys, monkeypatch):
