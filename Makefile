@@ -27,7 +27,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce restore test lint docs format clean update
+.PHONY: help setup reproduce restore test faults lint docs format clean update
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,10 @@ restore: ## continue from the published results of a tier [TIER]
 
 test: $(STAMP) ## run the tests; ARGS="--run-slow" for the slow ones too [CORES, ARGS]
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# Published at once: it is about the workflow, not about a tier's runs.
+faults: $(STAMP) ## kill, damage and starve the workflow; tabulate what comes of it (minutes)
+	$(BIN)/python tests/faults/faults.py results/faults results/published/faults
 
 lint: $(STAMP) ## check style, formatting, types and the workflow
 	$(BIN)/ruff check .
