@@ -27,7 +27,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce restore test test-system lint docs format clean update
+.PHONY: help setup reproduce restore test test-system faults lint docs format clean update
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -53,8 +53,10 @@ $(STAMP): pyproject.toml constraints.txt
 	       exit 1; }
 	@touch $(STAMP)
 
+# Snakemake goes by dates: that a finished file has changed since, it does not see.
 # Options that take several values come after the target: --config would swallow it.
 reproduce: $(STAMP) ## make every table, figure and verdict [CORES, TIER, ARGS]
+	$(BIN)/python -m finegates.verify $(TIER)
 	$(BIN)/snakemake all --cores $(CORES) $(if $(TIER),--config tier=$(TIER)) $(ARGS)
 
 restore: ## continue from the published results of a tier [TIER]
@@ -71,6 +73,10 @@ test: $(STAMP) ## run the tests; ARGS="--run-slow" for the slow ones too [CORES,
 test-system: $(STAMP) ## run the tests that open a browser and start a Slurm [ARGS]
 	@$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[browser,slurm]'
 	$(BIN)/pytest -m "browser or cluster" --run-browser --run-cluster $(ARGS)
+
+# Published at once: it is about the workflow, not about a tier's runs.
+faults: $(STAMP) ## kill, damage and starve the workflow; tabulate what comes of it (minutes)
+	$(BIN)/python tests/faults/faults.py results/faults results/published/faults
 
 lint: $(STAMP) ## check style, formatting, types and the workflow
 	$(BIN)/ruff check .

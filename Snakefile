@@ -10,6 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from finegates.config import ConfigError, configured_tier
+from finegates.lock import LockError, hold
 from finegates.provenance import code_digest
 from finegates.sources import ModelError, data_files, model_folder
 from finegates.tasks.glue import DataError
@@ -58,6 +59,14 @@ if TIER.llama:
 
 
 include: "workflow/rules/claims.smk"
+
+
+# This in place of Snakemake's own lock, which a kill leaves behind (profiles/default turns it off).
+onstart:
+    try:
+        hold(RESULTS, shared=config.get("lock") == "shared")
+    except LockError as error:
+        raise WorkflowError(str(error))
 
 
 rule all:

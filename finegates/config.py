@@ -40,11 +40,12 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
         config: Snakemake's configuration: ``tier`` (see :func:`tier_path`) and, to run a part of
             it, ``tasks`` and ``methods``, names separated by commas; ``without`` names sections to
             leave out: ``llama``, ``studies``. Studies are left out, too, where a task or method is.
+            ``lock=shared`` works beside another run.
 
     Raises:
         ConfigError: as :func:`load_tier`; also for any other key.
     """
-    known = ("tier", "tasks", "methods", "without")
+    known = ("tier", "tasks", "methods", "without", "lock")
     for key in config:
         if key not in known:
             raise ConfigError(f"--config: unknown key {key!r}{nearest(key, known)}")
@@ -56,6 +57,7 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
         for needed in tier.methods[label].needs:
             if needed not in methods:
                 raise ConfigError(f"--config methods: {label!r} needs {needed!r}; name it too")
+    _chosen(config, "lock", ["shared"], path)
     chosen: dict[str, Any] = {
         "tasks": tasks,
         "methods": {label: tier.methods[label] for label in methods},

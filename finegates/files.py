@@ -1,9 +1,12 @@
-"""Files that appear whole or not at all, and texts that are read strictly."""
+"""Files and folders that appear whole or not at all, and texts that are read strictly."""
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +28,39 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Gives an empty folder beside ``path`` to fill, which replaces it when the block ends without
+    error.
+
+    Makes the folder above if needed. After an error ``path`` is as it was, and nothing lies beside
+    it; a kill between the two leaves the old folder or none.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if path.exists():
+            shutil.rmtree(path)
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_fragments(path: str | Path) -> None:
+    """Deletes what killed processes left beside ``path`` while they wrote it.
+
+    Nobody else may be writing it: see ``finegates.lock``.
+    """
+    path = Path(path)
+    name = re.compile(rf"\.\d+\.{re.escape(path.name)}")
+    for found in path.parent.glob(f".*.{glob.escape(path.name)}"):
+        if name.fullmatch(found.name):
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,4 +1,9 @@
-"""The run record: one JSON file per run, with everything that a table or an auditor asks of it."""
+"""The run record: one JSON file per run, with everything that a table or an auditor asks of it.
+
+A record ends with its own digest, so that a flipped bit is an error and no other number. Records of
+format version 1 were written before there was one; they are read as they are, and
+:func:`is_signed` tells them apart.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +21,19 @@ from pydantic import Field
 from finegates.config import ConfigError, validated
 from finegates.files import parse_json, write_text
 from finegates.schema import Section
+from finegates.seals import content_digest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+UNSIGNED_VERSION = 1
+"""The format version of records without a digest of their own."""
+
+DIGEST = "sha256"
+"""The key of a record's own digest: of all other keys, see ``finegates.seals.content_digest``."""
+
+TIMES = ("timing",)
+"""The keys of a record that hold durations and memory. All others are the same whenever the same
+run is done again on the same machine, at the same commit."""
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenizers", "numpy")
 
@@ -102,26 +118,57 @@ class Record(Section):
 
 def write_record(record: Record, path: str | Path) -> None:
     """Writes a record whole or not at all."""
-    write_text(path, json.dumps(record.model_dump(), indent=1, allow_nan=False) + "\n")
+    write_signed(record, path)
 
 
 def read_record(path: str | Path) -> Record:
     """Reads and validates a record.
 
     Raises:
-        RecordError: missing, not JSON, of another format version, or not of the schema.
+        RecordError: missing, not JSON, of another format version, not as it was written, or not of
+            the schema.
     """
-    return read_versioned(Record, FORMAT_VERSION, path)
+    return read_signed(Record, path)
+
+
+def write_signed(record: Section, path: str | Path) -> None:
+    """Writes a record of any kind, with its digest, whole or not at all."""
+    values = {**record.model_dump(), "format_version": FORMAT_VERSION}
+    signed = {**values, DIGEST: content_digest(values)}
+    write_text(path, json.dumps(signed, indent=1, allow_nan=False) + "\n")
+
+
+def is_signed(record: Any) -> bool:
+    """Whether a record that was read carries a digest of its own."""
+    return bool(record.format_version != UNSIGNED_VERSION)
+
+
+def without_times(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's plain values without what differs when the same run is done again: its times, and
+    the digest that covers them."""
+    return {key: value for key, value in values.items() if key not in (*TIMES, DIGEST)}
 
 
 _Model = TypeVar("_Model", bound=Section)
 
 
-def read_versioned(model: type[_Model], version: int, path: str | Path) -> _Model:
-    """Reads a record of any kind, which names its ``format_version``.
+def read_signed(model: type[_Model], path: str | Path) -> _Model:
+    """Reads a record of any kind.
 
     Raises:
-        RecordError: missing, not JSON, of another format version, or not of the schema.
+        RecordError: as :func:`signed_values`, or not of the schema.
+    """
+    try:
+        return validated(model, signed_values(path), path)
+    except ConfigError as error:
+        raise RecordError(f"record does not fit its schema: {error}") from error
+
+
+def signed_values(path: str | Path) -> dict[str, Any]:
+    """The plain values of a record of any kind, after a look at its digest, which is left out.
+
+    Raises:
+        RecordError: missing, not JSON, of another format version, or not as it was written.
     """
     try:
         raw = parse_json(Path(path).read_text(encoding="utf-8"))
@@ -129,13 +176,17 @@ def read_versioned(model: type[_Model], version: int, path: str | Path) -> _Mode
         raise RecordError(f"cannot read record {path}: {error.strerror}") from error
     except ValueError as error:
         raise RecordError(f"record {path} is damaged ({error}); delete it and run again") from error
-    if not isinstance(raw, dict) or raw.get("format_version") != version:
-        found = raw.get("format_version") if isinstance(raw, dict) else None
-        raise RecordError(f"record {path} has format version {found!r}, expected {version}")
-    try:
-        return validated(model, raw, path)
-    except ConfigError as error:
-        raise RecordError(f"record does not fit its schema: {error}") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version not in (FORMAT_VERSION, UNSIGNED_VERSION):
+        raise RecordError(
+            f"record {path} has format version {version!r}, expected {FORMAT_VERSION}"
+        )
+    if version == FORMAT_VERSION and raw.pop(DIGEST, None) != content_digest(raw):
+        raise RecordError(
+            f"record {path} is damaged (its content does not have the digest that it names); "
+            "delete it and run again"
+        )
+    return dict(raw)
 
 
 def read_records(paths: Iterable[str | Path]) -> list[Record]:

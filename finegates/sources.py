@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finegates.schema import DataSource, ModelSource, Tier
+from finegates.seals import file_digest
 from finegates.tasks.glue import (
     DataError,
     describe_split,
-    file_digest,
     read_hub_split,
     read_split,
     split_path,

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from finegates.causal.schema import CausalModel, LlamaSizes, TokenizerSource
+from finegates.seals import file_digest
 from finegates.seeds import seed_everything
 from finegates.sources import ModelError, dense_model
-from finegates.tasks.glue import file_digest
 
 
 def tokenizer_folder(results: str) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from finegates.files import write_text
-from finegates.record import Closed, read_versioned
+from finegates.record import FORMAT_VERSION, Closed, read_signed, write_signed
 from finegates.section import Section
-
-FORMAT_VERSION = 1
 
 Experiment = Literal["posttraining", "pretraining"]
 
@@ -96,16 +92,16 @@ class CausalRecord(Section):
 
 def write_causal_record(record: CausalRecord, path: str | Path) -> None:
     """Writes a record whole or not at all."""
-    write_text(path, json.dumps(record.model_dump(), indent=1, allow_nan=False) + "\n")
+    write_signed(record, path)
 
 
 def read_causal_record(path: str | Path) -> CausalRecord:
     """Reads and validates a record.
 
     Raises:
-        RecordError: missing, not JSON, of another format version, or not of the schema.
+        RecordError: as :func:`finegates.record.read_record`.
     """
-    return read_versioned(CausalRecord, FORMAT_VERSION, path)
+    return read_signed(CausalRecord, path)
 
 
 def read_causal_records(paths: Iterable[str | Path]) -> list[CausalRecord]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -51,6 +49,7 @@ from finegates.criteria import (
     second_moment_scores,
     second_moments,
 )
+from finegates.files import whole_folder
 from finegates.layers import gated_layers
 from finegates.monitor import closed_counts
 from finegates.record import code_version, hardware, package_versions, peak_memory_mib
@@ -257,7 +256,9 @@ def model_folder(tier: Tier, run: Run) -> Path:
     """Where pretraining leaves a model; the dense one of the first seed is where others look."""
     if run.method == DENSE and run.seed == tier.seeds[0]:
         return Path(dense_model(tier.results, run.name))
-    return Path(tier.results) / "llama" / "models" / run.name / run.label / f"seed{run.seed}"
+    # Not below the dense one's folder, which is replaced as a whole.
+    place = Path(tier.results) / "llama" / "models" / run.name / "trained"
+    return place / run.label / f"seed{run.seed}"
 
 
 def finish(tier: Tier, run: Run) -> None:
@@ -418,18 +419,12 @@ def _calibration(
 
 def _save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Saves a dense model in Hugging Face layout, or a gated one compact; whole or not at all."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with whole_folder(folder) as aside:
         if gated_layers(model):
             save(compact(model), aside)
         else:
             model.save_pretrained(aside)  # type: ignore[operator]
         tokenizer.save_pretrained(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 __all__ = ["finish", "prune_runs", "train_run"]

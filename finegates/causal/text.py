@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finegates.causal.schema import TextSource
+from finegates.seals import file_digest
 from finegates.seeds import derive_seed
-from finegates.tasks.glue import file_digest
 
 SPLITS = ("train", "validation")
 

@@ -24,15 +24,16 @@ from finegates.causal.packing import HeldOut, PackedText
 from finegates.causal.perplexity import held_out_prediction
 from finegates.causal.record import CurvePoint
 from finegates.causal.schema import CausalTraining
-from finegates.files import write_text
+from finegates.files import parse_json, write_text
 from finegates.layers import gated_layers
 from finegates.monitor import summarise_gates
 from finegates.penalty import SparsityPenalty
+from finegates.seals import SealError, check_seal, seal
 from finegates.seeds import derive_seed
 from finegates.train import GateTrainer
 
 POSITION_FILE = "text_position.json"
-"""Written last into a checkpoint: one without it is not whole."""
+"""The place in the text. A checkpoint is whole once it is sealed, which is done last."""
 
 IDENTITY_FILE = "run.json"
 
@@ -171,6 +172,9 @@ class CausalTrainer(GateTrainer):
             folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
             position = self.stream.position(step * self.sequences)
             write_text(folder / POSITION_FILE, json.dumps(position))
+        self.accelerator.wait_for_everyone()  # each has a file of its own in it
+        if self.is_world_process_zero():
+            seal(folder)
 
 
 class _DelayedTarget(TrainerCallback):
@@ -229,7 +233,8 @@ def causal_arguments(
 def last_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path | None:
     """The last whole checkpoint of a run in a folder, None if there is none.
 
-    The folder remembers which run it belongs to. A checkpoint that was cut short is passed over.
+    The folder remembers which run it belongs to. A checkpoint that was cut short or is damaged is
+    passed over.
 
     Args:
         folder: of the checkpoints; made if needed.
@@ -247,15 +252,31 @@ def last_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path | N
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     file = folder / IDENTITY_FILE
     if found:
-        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        kept = _identity(file)
         if kept.get("digest") != digest:
             raise CheckpointError(
                 f"{folder} holds checkpoints of another run{_differences(kept, identity)}; nothing "
                 f"was changed. Delete the folder to start this run from the beginning"
             )
     write_text(file, json.dumps({"digest": digest, "identity": dict(identity)}, indent=1))
-    whole = [path for path in found if (path / POSITION_FILE).is_file()]
-    return whole[-1] if whole else None
+    return next((path for path in reversed(found) if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return check_seal(checkpoint)
+    except SealError as error:
+        print(f"passed over: {error}", flush=True)
+        return False
+
+
+def _identity(file: Path) -> dict[str, Any]:
+    """What a folder of checkpoints says of its run; nothing where that cannot be read."""
+    try:
+        kept = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def _differences(kept: Mapping[str, Any], identity: Mapping[str, Any]) -> str:

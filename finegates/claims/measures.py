@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 Unit = tuple[object, ...]
 
 RUNS = "tables/runs.csv"
-STUDY_TIMES = "studies/times.csv"
+STUDY_TIMES = "timing/deployed.csv"
 SHARED_ENCODER = "studies/shared_encoder.csv"
-PROPERTIES = "studies/properties.csv"
+PROPERTIES = "timing/properties.csv"
 INFERENCE = "timing/inference.csv"
 THEORY = "theory/checks.csv"
 LLAMA_TASK = "llama/tables/task.csv"

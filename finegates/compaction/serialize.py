@@ -1,14 +1,13 @@
 """Compact models on disk: a folder with ``finegates.json`` and ``model.safetensors``, nothing else.
 
 The JSON holds the transformers class and configuration, the sizes of every compact layer, which
-tensors are one and the same, and the digest of the tensor file. The tensor file holds every
-parameter and every buffer, also those that transformers leaves out of its state dict, so loading
-computes nothing anew. Neither pickle nor code from the folder is ever run.
+tensors are one and the same, the digest of the tensor file, and its own. The tensor file holds
+every parameter and every buffer, also those that transformers leaves out of its state dict, so
+loading computes nothing anew. Neither pickle nor code from the folder is ever run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -26,9 +25,13 @@ from finegates.adapters import Attention, HeadSizes, adapter_for
 from finegates.compaction.layers import CompactLinear
 from finegates.files import parse_json
 from finegates.layers import gated_layers, linear_shape
+from finegates.seals import content_digest, file_digest
 
 FORMAT = "finegates-compact"
-VERSION = 2
+VERSION = 3
+UNSIGNED_VERSION = 2
+"""The version of structures without a digest of their own, which are read as they are."""
+DIGEST = "sha256"
 STRUCTURE = "finegates.json"
 TENSORS = "model.safetensors"
 # The attention functions that torch itself has; any other name could make transformers fetch code.
@@ -75,7 +78,8 @@ def save(model: nn.Module, folder: str | Path) -> None:
         written = aside / "new"
         written.mkdir()
         save_file(tensors, written / TENSORS, metadata={"format": "pt"})
-        structure["tensors_sha256"] = _digest(written / TENSORS)
+        structure["tensors_sha256"] = file_digest(written / TENSORS)
+        structure[DIGEST] = content_digest(structure)
         text = json.dumps(structure, indent=2, sort_keys=True)
         (written / STRUCTURE).write_text(text + "\n", encoding="utf-8")
         if _is_save(folder):
@@ -113,7 +117,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module
     structure = _read_structure(folder)
     if not (folder / TENSORS).is_file():
         raise CompactFormatError(folder, f"{TENSORS} is missing")
-    digest = _digest(folder / TENSORS)
+    digest = file_digest(folder / TENSORS)
     if digest != structure["tensors_sha256"]:
         raise CompactFormatError(
             folder, f"{TENSORS} is damaged: its sha256 is {digest}, not as {STRUCTURE} says"
@@ -203,10 +207,12 @@ def _read_structure(folder: Path) -> dict[str, Any]:
     if not isinstance(structure, dict) or structure.get("format") != FORMAT:
         raise CompactFormatError(folder, f"{STRUCTURE} is not of the format {FORMAT!r}")
     version = structure.get("version")
-    if version != VERSION:
+    if version not in (VERSION, UNSIGNED_VERSION):
         raise CompactFormatError(
             folder, f"has format version {version!r}; this finegates reads version {VERSION}"
         )
+    if version == VERSION and structure.pop(DIGEST, None) != content_digest(structure):
+        raise CompactFormatError(folder, f"{STRUCTURE} is damaged: it has not the digest it names")
     kinds = {
         "class": str,
         "config": dict,
@@ -416,8 +422,3 @@ def _is_save(folder: Path) -> bool:
 
 def _is_empty_folder(folder: Path) -> bool:
     return folder.is_dir() and next(folder.iterdir(), None) is None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,7 +20,7 @@ class ReportError(ValueError):
 SECTIONS = (
     ("Scores", "tables", ("glue", "glue_best_epoch", "sparsity", "detectable")),
     ("Studies", "studies", ()),
-    ("Time", "timing", ("inference", "step", "cost")),
+    ("Time", "timing", ("inference", "deployed", "properties", "step", "cost")),
     ("LLaMA", "llama", ()),
     ("Theory", "theory", ()),
 )

@@ -43,7 +43,8 @@ def study_table(
         records: of its methods on these tasks and seeds.
         tasks: in the order of the columns.
         seeds: in the order in which their averages are shown.
-        times: forward passes of what each method leaves, relative to the dense model's, by label.
+        times: forward passes of what each method leaves, relative to the dense model's, by label;
+            None leaves the column out.
 
     Raises:
         ValueError: see :func:`finegates.tables.captions.check_study`.
@@ -52,7 +53,8 @@ def study_table(
 
     rows = study_rows(name, study, records, tasks, seeds, times)
     tier = records[0].tier
-    cells = tuple(_cells(row, tasks, seeds, study.timed) for row in rows)
+    timed = times is not None
+    cells = tuple(_cells(row, tasks, seeds, timed) for row in rows)
     header = (
         "Method",
         *map(task_title, tasks),
@@ -66,10 +68,10 @@ def study_table(
         "Half open",
         "Reopened",
         "Trainable",
-        *(("Time (%)",) if study.timed else ()),
+        *(("Time (%)",) if timed else ()),
     )
     lead = f"{study.question} {_RULES}"
-    if study.timed:
+    if timed:
         lead += " Time: a forward pass of what is deployed, relative to the dense model."
     return Table(
         name=f"study-{name}",

@@ -5,11 +5,11 @@ Sizes and label sets are those of the data set card ``nyu-mll/glue``.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finegates.seals import file_digest
 from finegates.suggest import nearest
 
 if TYPE_CHECKING:
@@ -208,12 +208,3 @@ def describe_split(folder: str | Path, task: str, split: str) -> dict[str, Any]:
         "sha256": file_digest(path),
         "status": status.decode() if status else "unstated",
     }
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for chunk in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()

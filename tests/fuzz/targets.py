@@ -29,7 +29,12 @@ import pyarrow.parquet as pq
 import torch
 
 import finegates as fg
-from finegates.compaction.serialize import STRUCTURE, CompactFormatError
+from finegates.compaction.serialize import (
+    DIGEST,
+    STRUCTURE,
+    UNSIGNED_VERSION,
+    CompactFormatError,
+)
 from finegates.config import CONFIG, ConfigError, load_tier
 from finegates.record import RecordError, read_record
 from finegates.task_state import TaskStateError, load_task, save_task
@@ -109,7 +114,9 @@ def record() -> Target:
         found = read_record(folder / "r.json")
         assert math.isfinite(found.last.score)
 
-    return Target([json.dumps(make_record().model_dump()).encode()], RecordError, read)
+    # Without a digest, as old records are: it would refuse every mutation at the door.
+    unsigned = make_record(format_version=1)
+    return Target([json.dumps(unsigned.model_dump()).encode()], RecordError, read)
 
 
 def compact_model() -> Target:
@@ -134,7 +141,11 @@ def compact_model() -> Target:
         loaded = fg.load(folder)
         assert not any(p.is_meta for p in loaded.parameters())
 
-    return Target([(saved / STRUCTURE).read_bytes()], CompactFormatError, read)
+    # Without its digest, as old ones are: it would refuse every mutation at the door.
+    structure = json.loads((saved / STRUCTURE).read_text())
+    del structure[DIGEST]
+    unsigned = json.dumps({**structure, "version": UNSIGNED_VERSION}, indent=2)
+    return Target([unsigned.encode()], CompactFormatError, read)
 
 
 def table() -> Target:

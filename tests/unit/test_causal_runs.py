@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -164,6 +165,32 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(folder, tmp_path, monkey
     assert timeless(trained(tier, GATES)) == timeless(whole)
 
 
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "text_position.json"]
+)
+def test_a_checkpoint_with_a_flipped_bit_is_passed_over(folder, tmp_path, monkeypatch, file):
+    tier = causal_tier(folder, save_every=2).model_copy(update={"results": str(tmp_path)})
+    with monkeypatch.context() as patched:
+        die_after(patched, 7)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(tier, GATES, progress=False)
+    place = checkpoint_folder(tier, GATES)
+    identity = json.loads((place / "run.json").read_text())["identity"]
+    assert last_checkpoint(place, identity) == place / "checkpoint-6"
+    flipped = bytearray((place / "checkpoint-6" / file).read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (place / "checkpoint-6" / file).write_bytes(flipped)
+    assert last_checkpoint(place, identity) == place / "checkpoint-4"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"digest": '])
+def test_checkpoints_whose_run_cannot_be_read_are_refused(tmp_path, content):
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match="another run.*Delete the folder"):
+        last_checkpoint(tmp_path, {"seed": 1})
+
+
 def test_the_checkpoints_of_another_run_are_refused_and_left_alone(folder, tmp_path, monkeypatch):
     tier = causal_tier(folder, save_every=2).model_copy(update={"results": str(tmp_path)})
     with monkeypatch.context() as patched:
@@ -216,7 +243,7 @@ def test_dense_and_gated_pretraining_share_start_and_tokens(folder, tmp_path, mo
     source = CausalModel(name="tiny", dense="tiny")
     model, _ = load_causal(source, tier.results)
     assert torch.equal(model.model.embed_tokens.weight, made[0].model.get_input_embeddings().weight)
-    small = load(tmp_path / "llama" / "models" / "tiny" / "gated-s0.4" / "seed0")
+    small = load(tmp_path / "llama/models/tiny/trained/gated-s0.4/seed0")
     assert sum(p.numel() for p in small.parameters()) == gated.compact.parameters
 
 
@@ -366,8 +393,9 @@ def test_damaged_records_are_refused(tmp_path):
         read_causal_record(path)
     for text, message in (
         ("{", "is damaged"),
-        ('{"format_version": 9}', "format version 9, expected 1"),
+        ('{"format_version": 9}', "format version 9, expected 2"),
         ('{"format_version": 1}', "does not fit its schema"),
+        ('{"format_version": 2}', "does not have the digest"),
     ):
         path.write_text(text)
         with pytest.raises(RecordError, match=message):
@@ -382,6 +410,13 @@ def test_runs_are_found_by_their_record(folder):
     assert gates_of(tier, DENSE) is None
     with pytest.raises(KeyError):
         run_named(tier, "elsewhere.json")
+
+
+def test_no_run_leaves_its_model_inside_anothers(folder):
+    tier = causal_tier(folder).model_copy(update={"seeds": [0, 1]})
+    folders = [runs_module.model_folder(tier, run) for run in pretraining_runs(tier)]
+    assert len(set(folders)) == len(folders) > 2
+    assert not [a for a in folders for b in folders if b in a.parents]
 
 
 def test_a_model_folder_appears_whole_or_not_at_all(folder, tmp_path, monkeypatch):

@@ -56,13 +56,13 @@ def plant(folder, measure: str, of: dict, values: list[float]) -> Evidence:
         tables["studies/shared_encoder.csv"] = pd.DataFrame({**names, **sizes, **scores})
     elif measure == "deployed_time_saved":
         row = {"method": method, "ratio_to_dense": 1 - values[0] / 100}
-        tables["studies/times.csv"] = pd.DataFrame([row])
+        tables["timing/deployed.csv"] = pd.DataFrame([row])
     elif measure == "property_value":
         row = {"method": method, of["column"]: values[0] / of.get("scale", 100.0)}
-        tables["studies/properties.csv"] = pd.DataFrame([row])
+        tables["timing/properties.csv"] = pd.DataFrame([row])
     elif measure == "sparsity_gained":
         row = {"method": method, "first_epoch": 0.1, "last_epoch": 0.1 + values[0] / 100}
-        tables["studies/properties.csv"] = pd.DataFrame([row])
+        tables["timing/properties.csv"] = pd.DataFrame([row])
     elif measure == "removed_share":
         column = {"gated": "gated_parameters", "encoder": "encoder_parameters", "all": "parameters"}
         whole = {column[of["of"]]: [1000.0] * 3}

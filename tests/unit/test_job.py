@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from finegates.cost import cost_table
 from finegates.job import seconds_since_start
+from finegates.seals import check_seal, is_sealed, seal
 from records import make_record
 
 SCRIPT = """
@@ -43,6 +45,78 @@ def test_a_failure_is_one_line_on_the_terminal_and_a_traceback_in_the_log(tmp_pa
     assert done.stderr == "error: ValueError: no such column (log: job.log)\n"
     assert "Traceback" in (tmp_path / "job.log").read_text()
     assert done.stdout == ""
+
+
+JOB = """
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from finegates.job import running
+job = SimpleNamespace(log=["job.log"], input=["in.csv"], output=["out.csv", "model"])
+with running(job):
+    Path("out.csv").write_text(Path("in.csv").read_text().upper())
+    Path("model").mkdir()
+    {body}
+"""
+
+
+def work(tmp_path, body="pass"):
+    return subprocess.run(
+        [sys.executable, "-c", JOB.format(body=body)], cwd=tmp_path, capture_output=True, text=True
+    )
+
+
+def test_a_job_seals_what_it_writes(tmp_path):
+    (tmp_path / "in.csv").write_text("a")
+    (tmp_path / ".7.out.csv").write_text("what a killed job left")
+    assert work(tmp_path).returncode == 0
+    assert check_seal(tmp_path / "out.csv")
+    assert check_seal(tmp_path / "model")
+    assert not is_sealed(tmp_path / "in.csv")
+    assert not (tmp_path / ".7.out.csv").exists()
+
+
+def test_a_job_refuses_an_input_that_is_not_as_it_was_written(tmp_path):
+    (tmp_path / "in.csv").write_text("a")
+    seal(tmp_path / "in.csv")
+    (tmp_path / "in.csv").write_text("b")
+    done = work(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: SealError: in.csv is not as its job wrote it")
+    assert "Delete in.csv and run again" in done.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_numpys_products_do_not_depend_on_the_cores_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
+    (tmp_path / "in.csv").touch()
+    check = "import os; assert os.environ['OPENBLAS_NUM_THREADS'] == '1'"
+    assert work(tmp_path, check).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_said_even_where_the_log_has_no_room(tmp_path):
+    (tmp_path / "in.csv").touch()
+    (tmp_path / "job.log").symlink_to("/dev/full")
+    done = work(tmp_path, "raise OSError(28, os.strerror(28))")
+    assert done.returncode == 1
+    assert "error: OSError: [Errno 28] No space left on device; the disk of" in done.stderr
+    assert "is full: free some space and run again" in done.stderr
+
+
+def test_a_log_that_cannot_be_opened_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "in.csv").touch()
+    (tmp_path / "job.log").mkdir()
+    done = work(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.endswith("Is a directory: 'job.log' (log: job.log)\n")
+
+
+def test_a_job_that_fails_seals_nothing(tmp_path):
+    (tmp_path / "in.csv").write_text("a")
+    assert work(tmp_path).returncode == 0
+    assert work(tmp_path, "raise ValueError").returncode == 1
+    assert not is_sealed(tmp_path / "out.csv")
 
 
 def test_start_up_is_counted_from_the_start_of_the_process():

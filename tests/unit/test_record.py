@@ -3,8 +3,19 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from finegates.record import RecordError, read_record, read_records, write_record, write_text
+from finegates.record import (
+    RecordError,
+    is_signed,
+    read_record,
+    read_records,
+    without_times,
+    write_record,
+    write_text,
+)
+from finegates.seals import content_digest
 from records import make_record
 
 
@@ -46,7 +57,7 @@ def test_a_failed_write_leaves_the_earlier_file_and_no_fragment(tmp_path, monkey
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw.update(format_version=99), "format version 99, expected 1"),
+        (lambda raw: raw.update(format_version=99), "format version 99, expected 2"),
         (lambda raw: raw.pop("epochs"), "missing key 'epochs'"),
         (lambda raw: raw.update(epochs=[]), "epochs"),
         (lambda raw: raw.update(scores=1), "unknown key 'scores'"),
@@ -57,11 +68,62 @@ def test_a_record_that_does_not_fit_its_schema_is_refused(tmp_path, change, mess
     path = tmp_path / "r.json"
     write_record(make_record(), path)
     raw = json.loads(path.read_text())
+    del raw["sha256"]
     change(raw)
-    path.write_text(json.dumps(raw))
+    path.write_text(json.dumps({**raw, "sha256": content_digest(raw)}))
     with pytest.raises(RecordError, match=message) as caught:
         read_record(path)
     assert str(path) in str(caught.value)
+
+
+@given(data=st.data())
+def test_no_flipped_bit_of_a_record_becomes_another_record(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("flipped") / "r.json"
+    record = make_record()
+    write_record(record, path)
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    try:
+        found = read_record(path)
+    except RecordError:
+        return
+    assert found == record  # a blank became another one
+
+
+def test_a_record_from_before_there_was_a_digest_is_read_as_it_is(tmp_path):
+    values = make_record(format_version=1).model_dump()
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    read = read_record(tmp_path / "r.json")
+    assert read == make_record(format_version=1)
+    assert not is_signed(read)
+    write_record(read, tmp_path / "again.json")
+    assert is_signed(read_record(tmp_path / "again.json"))
+    assert read_record(tmp_path / "again.json").last == read.last
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw.pop("sha256"), lambda raw: raw.update(seed=7)])
+def test_a_record_without_its_digest_or_of_another_is_refused(tmp_path, change):
+    path = tmp_path / "r.json"
+    write_record(make_record(), path)
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(RecordError, match=r"r.json is damaged .*digest.*; delete it and run again"):
+        read_record(path)
+
+
+def test_only_times_differ_when_a_run_is_done_again(tmp_path):
+    values = []
+    for wall in (1.0, 2.0):
+        write_record(make_record(timing={"wall_s": wall}), tmp_path / "r.json")
+        values.append(json.loads((tmp_path / "r.json").read_text()))
+    assert values[0] != values[1]
+    assert without_times(values[0]) == without_times(values[1])
+    write_record(make_record(seed=7), tmp_path / "r.json")
+    other = json.loads((tmp_path / "r.json").read_text())
+    assert without_times(other) != without_times(values[0])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\x00\x01", '{"format_version": 1'])

@@ -17,6 +17,7 @@ from torch import nn
 import tiny
 from finegates.attachment import GateConfig, attach
 from finegates.compaction import CompactFormatError, compact, load, save, serialize
+from finegates.seals import content_digest
 
 
 def small_model(variant: str = "classifier", **overrides: object) -> nn.Module:
@@ -38,8 +39,11 @@ def folder(written: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the structure and its digest with it: damage that the digest cannot see."""
     structure = json.loads((folder / "finegates.json").read_text())
+    del structure["sha256"]
     change(structure)
+    structure["sha256"] = content_digest(structure)
     (folder / "finegates.json").write_text(json.dumps(structure))
 
 
@@ -72,6 +76,14 @@ def truncate(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
+def another_number(folder: Path) -> None:
+    text = (folder / "finegates.json").read_text()
+    assert '"layer_norm_eps": 1e-12' in text
+    (folder / "finegates.json").write_text(
+        text.replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-02')
+    )
+
+
 ROWS = "roberta.encoder.layer.0.attention.self.query.rows"
 WEIGHT = "roberta.encoder.layer.0.attention.self.query.weight"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -84,6 +96,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer version": (lambda f: edit(f, lambda s: s.update(version=99)), "version 99"),
     "no version": (lambda f: edit(f, lambda s: s.pop("version")), "version None"),
     "no digest": (lambda f: edit(f, lambda s: s.pop("tensors_sha256")), "'tensors_sha256'"),
+    "another number": (another_number, "finegates.json is damaged"),
     "flipped bit": (flip, "damaged: its sha256"),
     "truncated": (truncate, "damaged: its sha256"),
     "truncated, digest renewed": (lambda f: (truncate(f), seal(f)), "cannot be read"),
@@ -157,6 +170,13 @@ def test_damage_is_named(folder: Path, damage: str) -> None:
         load(folder)
     assert str(folder) in str(caught.value)
     assert caught.value.folder == folder
+
+
+def test_a_structure_from_before_it_had_a_digest_is_read_as_it_is(folder: Path) -> None:
+    structure = json.loads((folder / "finegates.json").read_text())
+    del structure["sha256"]
+    (folder / "finegates.json").write_text(json.dumps({**structure, "version": 2}))
+    load(folder)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

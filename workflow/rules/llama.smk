@@ -42,6 +42,7 @@ if LLAMA.pretraining:
             tokenizer=trained_tokenizer(),
         output:
             record=f"{L}/runs/pretraining/{{size}}/{{run}}/seed{{seed}}.json",
+            model=directory(f"{L}/models/{{size}}/trained/{{run}}/seed{{seed}}"),
         log:
             f"{RESULTS}/logs/pretrain_llama/{{size}}/{{run}}/seed{{seed}}.log",
         benchmark:

@@ -43,7 +43,8 @@ def llama_text(wildcards=None):
 def trained_tokenizer():
     """The tokenizer, where it is made here."""
     made = LLAMA.pretraining is not None and LLAMA.pretraining.tokenizer.words is not None
-    return [f"{L}/tokenizer/tokenizer.json"] if made else []
+    files = [f"{L}/tokenizer/{name}.json" for name in ("tokenizer", "tokenizer_config")]
+    return files if made else []
 
 
 def dense_llama(size):

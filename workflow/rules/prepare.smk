@@ -23,9 +23,13 @@ rule generate_language:
 
 rule pretrain_encoder:
     output:
-        model=f"{RESULTS}/models/encoder/model.safetensors",
-        config=f"{RESULTS}/models/encoder/config.json",
-        tokenizer=f"{RESULTS}/models/encoder/tokenizer.json",
+        encoder=multiext(
+            f"{RESULTS}/models/encoder/",
+            "model.safetensors",
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
         summary=f"{RESULTS}/models/pretraining.json",
     log:
         f"{RESULTS}/logs/pretrain_encoder.log",

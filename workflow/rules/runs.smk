@@ -65,8 +65,9 @@ def encoder_input():
     its date: installing the package that holds it again must not retrain everything."""
     if MODEL_FOLDER is None:
         return []
-    path = f"{MODEL_FOLDER}/config.json"
-    return path if TIER.model.pretraining else ancient(path)
+    if TIER.model.pretraining:
+        return rules.pretrain_encoder.output.encoder
+    return ancient(f"{MODEL_FOLDER}/config.json")
 
 
 ENCODER = encoder_input()

@@ -2,16 +2,14 @@
 
 STUDIES = TIER.studies
 FOLDER = f"{RESULTS}/studies"
+TIMES = f"{RESULTS}/timing"  # whatever holds measured times
 
 
 def study_records(wildcards):
     return runs_of(STUDIES.compared[wildcards.study].methods)
 
 
-def study_times(wildcards):
-    return [f"{FOLDER}/times.csv"] if STUDIES.compared[wildcards.study].timed else []
-
-
+TIMED_STUDIES = [name for name, study in STUDIES.compared.items() if study.timed]
 # Times are measured on the models of one task and seed.
 TIMED = {"task": STUDIES.tasks[0], "seed": STUDIES.seeds[0]}
 
@@ -19,9 +17,8 @@ TIMED = {"task": STUDIES.tasks[0], "seed": STUDIES.seeds[0]}
 rule tabulate_study:
     input:
         records=study_records,
-        times=study_times,
     output:
-        report(
+        table=report(
             multiext(f"{FOLDER}/{{study}}", ".csv", ".md", ".tex"),
             caption="../report/tabulate_study.rst",
             category="Studies",
@@ -52,7 +49,7 @@ rule draw_study:
         records=study_records,
         table=f"{FOLDER}/{{study}}.csv",
     output:
-        report(
+        figure=report(
             multiext(f"{FOLDER}/{{study}}", ".svg", ".png", ".pdf"),
             caption="../report/tabulate_study.rst",
             category="Studies",
@@ -89,9 +86,9 @@ rule time_studies:
             **TIMED,
         ),
     output:
-        csv=f"{FOLDER}/times.csv",
-        md=f"{FOLDER}/times.md",
-        tex=f"{FOLDER}/times.tex",
+        csv=f"{TIMES}/deployed.csv",
+        md=f"{TIMES}/deployed.md",
+        tex=f"{TIMES}/deployed.tex",
     log:
         f"{RESULTS}/logs/time_studies.log",
     conda:
@@ -108,6 +105,31 @@ rule time_studies:
         code=code_digest("workflow/scripts/time_studies.py"),
     script:
         "../scripts/time_studies.py"
+
+
+# The same tables and figures with measured times, which differ from run to run.
+use rule tabulate_study as tabulate_timed_study with:
+    input:
+        records=study_records,
+        times=rules.time_studies.output.csv,
+    output:
+        table=multiext(f"{TIMES}/study_{{study}}", ".csv", ".md", ".tex"),
+    log:
+        f"{RESULTS}/logs/tabulate_timed_study/{{study}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate_timed_study/{{study}}.tsv"
+
+
+use rule draw_study as draw_timed_study with:
+    input:
+        records=study_records,
+        table=f"{TIMES}/study_{{study}}.csv",
+    output:
+        figure=multiext(f"{TIMES}/study_{{study}}", ".svg", ".png", ".pdf"),
+    log:
+        f"{RESULTS}/logs/draw_timed_study/{{study}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_timed_study/{{study}}.tsv"
 
 
 rule share_encoder:
@@ -147,7 +169,7 @@ rule tabulate_properties:
         times=rules.time_studies.output.csv,
     output:
         report(
-            multiext(f"{FOLDER}/properties", ".csv", ".md", ".tex"),
+            multiext(f"{TIMES}/properties", ".csv", ".md", ".tex"),
             caption="../report/tabulate_properties.rst",
             category="Studies",
         ),
@@ -173,6 +195,8 @@ STUDY_RESULTS = [
     *expand(rules.tabulate_study.output, study=STUDIES.compared),
     *expand(rules.draw_study.output, study=STUDIES.compared),
     *(rules.time_studies.output if STUDIES.timed else []),
+    *expand(rules.tabulate_timed_study.output, study=TIMED_STUDIES),
+    *expand(rules.draw_timed_study.output, study=TIMED_STUDIES),
     *(rules.share_encoder.output if STUDIES.shared else []),
     *(rules.tabulate_properties.output if STUDIES.properties else []),
 ]

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.claims import Evidence, audit, evidence_table, load_ledger, verdict_table
     from finegates.tables import write_table
 

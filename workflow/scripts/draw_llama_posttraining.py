@@ -1,9 +1,9 @@
 """Draws held-out perplexity against realised sparsity from its table."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     import pandas as pd
 
     from finegates.causal.record import read_causal_records

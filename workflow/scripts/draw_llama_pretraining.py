@@ -1,9 +1,9 @@
 """Draws loss curves and closed weights of pretraining from their table."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     import pandas as pd
 
     from finegates.causal.record import read_causal_records

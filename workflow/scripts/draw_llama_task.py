@@ -1,9 +1,9 @@
 """Draws a Llama's scores as a classifier against realised sparsity."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.figures import draw_tradeoff, save_figure, tradeoff_frame
     from finegates.record import read_records
     from finegates.tables import figure_footer

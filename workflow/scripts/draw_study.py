@@ -1,9 +1,9 @@
 """Draws a study from its table."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     import pandas as pd
 
     from finegates.figures import draw_study, save_figure

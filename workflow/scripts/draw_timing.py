@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     import pandas as pd
 
     from finegates.figures import draw_inference, save_figure

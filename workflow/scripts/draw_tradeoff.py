@@ -1,9 +1,9 @@
 """Draws score against realised sparsity and against MACs, from the table that it writes beside."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.figures import draw_tradeoff, save_figure, tradeoff_frame
     from finegates.files import write_text
     from finegates.record import read_records

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from finegates.job import job_log, seconds_since_start
+from finegates.job import running, seconds_since_start
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.causal.task import task_tier
     from finegates.config import configured_tier
     from finegates.finetune import TaskData, finetune, load_tokenizer

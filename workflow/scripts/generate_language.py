@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     import pyarrow.parquet as pq
 
+    from finegates.files import whole_file
     from finegates.tasks.glue import split_path
     from finegates.tasks.language import generate_task
 
@@ -17,6 +18,6 @@ with job_log(job.log[0]):
         for split in ("train", "validation"):
             table = generate_task(task, split, settings[f"{split}_rows"], settings["seed"])
             path = split_path(folder, task, split)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, path)
+            with whole_file(path) as aside:
+                pq.write_table(table, aside)
             print(path, table.num_rows)

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from finegates.job import job_log, seconds_since_start
+from finegates.job import running, seconds_since_start
 
 job = snakemake
-with job_log(job.log[0]):
-    from finegates.files import write_text
+with running(job):
+    from finegates.files import whole_folder, write_text
     from finegates.pretrain import pretrain
     from finegates.schema import ModelSource
     from finegates.seeds import derive_seed
@@ -18,16 +18,13 @@ with job_log(job.log[0]):
     settings = ModelSource(**job.params.settings).pretraining
     corpus = generate_corpus(settings.documents, derive_seed("pretraining", "corpus"))
     tokenizer = train_tokenizer(corpus, max_length=settings.max_length)
-    pretrain(
-        corpus,
-        tokenizer,
-        settings,
-        seed=derive_seed("pretraining", "encoder"),
-        folder=Path(job.output.model).parent,
-    )
+    seed = derive_seed("pretraining", "encoder")
+    with whole_folder(Path(job.output.encoder[0]).parent) as folder:
+        pretrain(corpus, tokenizer, settings, seed=seed, folder=folder)
     summary = {
         "documents": len(corpus),
         "vocabulary": len(tokenizer),
+        "threads": settings.threads,
         "startup_s": startup,
         "wall_s": seconds_since_start(),
     }

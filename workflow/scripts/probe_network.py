@@ -1,9 +1,9 @@
 """Measures gradient and extreme Hessian eigenvalues along gate and LoRA training of the encoder."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.config import configured_tier
     from finegates.files import write_text
     from finegates.tables import to_csv

@@ -1,9 +1,9 @@
 """Evaluates a dense Llama and its one-shot pruned versions, and writes a record each."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.causal.record import read_causal_record, write_causal_record
     from finegates.causal.runs import prune_runs
     from finegates.causal.study import run_named

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job, sealed=False):
     from finegates.record import read_record
 
     # <results>/runs/<task>/<method>/seed<n>.json

@@ -2,10 +2,10 @@
 
 import json
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.config import configured_tier
     from finegates.files import write_text
     from finegates.metrics import GlueMetric, score

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.config import configured_tier
     from finegates.record import read_records
     from finegates.studies.shared import shared_rows, shared_table

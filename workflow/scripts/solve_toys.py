@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.files import write_text
     from finegates.tables import to_csv
     from theory.checks.settings import Settings

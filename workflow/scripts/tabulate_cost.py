@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.cost import cost_table
     from finegates.files import write_text
     from finegates.record import read_records

@@ -1,9 +1,9 @@
 """Tabulates the runs: GLUE scores after the last and the best epoch, and realised sparsity."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.files import write_text
     from finegates.record import read_records
     from finegates.tables import (

@@ -1,9 +1,9 @@
 """Tabulates posttraining without a task beside one-shot pruning."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.causal.record import read_causal_records
     from finegates.tables import write_table
     from finegates.tables.llama import posttraining_table

@@ -1,9 +1,9 @@
 """Tabulates pretraining with gates beside dense pretraining, and the curves of both."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.causal.record import read_causal_records
     from finegates.files import write_text
     from finegates.tables import to_csv, write_table

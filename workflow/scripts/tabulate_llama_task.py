@@ -1,9 +1,9 @@
 """Tabulates a Llama as a classifier: scores, and parameters removed by every denominator."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.record import read_records
     from finegates.tables import write_table
     from finegates.tables.llama import llama_task_table

@@ -1,9 +1,9 @@
 """Tabulates the properties of LoRA, masks and gates as measurements."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     import pandas as pd
 
     from finegates.record import read_records

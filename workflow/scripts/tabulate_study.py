@@ -1,9 +1,9 @@
 """Tabulates a study: what its methods scored, kept and, where measured, took."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     import pandas as pd
 
     from finegates.files import write_text
@@ -14,8 +14,10 @@ with job_log(job.log[0]):
 
     study = Study.model_validate(job.params.study)
     records = read_records(job.input.records)
-    times = read_times(pd.read_csv(job.input.times[0])) if job.input.times else None
+    measured = job.input.get("times")
+    times = read_times(pd.read_csv(measured)) if measured else None
     tasks, seeds = job.params.tasks, job.params.seeds
     table = study_table(job.wildcards.study, study, records, tasks, seeds, times)
-    write_table(table, *job.output[:3])
-    write_text(job.output.runs, to_csv(runs_table(records, study.methods, tasks)))
+    write_table(table, *job.output.table)
+    if job.output.get("runs"):
+        write_text(job.output.runs, to_csv(runs_table(records, study.methods, tasks)))

@@ -2,10 +2,10 @@
 
 import json
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     import pandas as pd
 
     from finegates.config import configured_tier

@@ -1,9 +1,9 @@
 """Times training steps of the Llama experiments, and what they hold in memory."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.causal.timing import step_table, time_llama_steps
     from finegates.config import configured_tier
     from finegates.record import hardware

@@ -1,9 +1,9 @@
 """Times one training step of each kind of method, interleaved, and writes ratios to LoRA's."""
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     from finegates.config import configured_tier
     from finegates.files import write_text
     from finegates.record import hardware

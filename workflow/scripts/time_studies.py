@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from finegates.job import job_log
+from finegates.job import running
 
 job = snakemake
-with job_log(job.log[0]):
+with running(job):
     import torch
 
     from finegates.compaction import calibrate

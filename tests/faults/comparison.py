@@ -1,0 +1,72 @@
+"""What of a folder of results must be the same, byte for byte, whatever happened on the way."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from finegates.record import without_times
+
+TIMED_FOLDERS = {"logs", "benchmarks", "timing"}
+"""Measured times and what jobs printed."""
+
+TIMED_FILES = {"report.html"}
+"""Shows those times, too."""
+
+TIMED_KEYS = {"pretraining.json": ("startup_s", "wall_s")}
+"""Of files that are no records."""
+
+UNFINISHED = {"checkpoints"}
+
+
+def contents(results: Path) -> dict[str, bytes]:
+    """Every file of a results folder by name; of records and the like, all but their times."""
+    return {
+        str(path.relative_to(results)): _content(path)
+        for path in sorted(results.rglob("*"))
+        if path.is_file() and _counts(path.relative_to(results))
+    }
+
+
+def differences(found: Path, expected: Path, *, finished: bool = True) -> list[str]:
+    """In which files two results folders differ, and how.
+
+    Args:
+        found: a results folder.
+        expected: that of an undisturbed run.
+        finished: whether ``found`` must have every file; if not, those that it has must be whole.
+    """
+    ours, theirs = contents(found), contents(expected)
+    told = [f"{name}: too many" for name in sorted(ours.keys() - theirs.keys())]
+    told += [
+        f"{name}: another content" for name in ours if ours[name] != theirs.get(name, ours[name])
+    ]
+    if finished:
+        told += [f"{name}: missing" for name in sorted(theirs.keys() - ours.keys())]
+    return told
+
+
+def _counts(name: Path) -> bool:
+    hidden = any(part.startswith(".") for part in name.parts)
+    folders = set(name.parts[:-1])
+    return not (hidden or folders & (TIMED_FOLDERS | UNFINISHED) or name.name in TIMED_FILES)
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    dropped = TIMED_KEYS.get(path.name)
+    if dropped is None and "runs" not in path.parts:
+        return content
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return content  # half of a record: let it differ
+    kept = without_times(values)
+    return json.dumps({k: v for k, v in kept.items() if k not in (dropped or ())}).encode()
+
+
+def fragments(results: Path) -> list[str]:
+    """What killed writers left beside the files that they were writing."""
+    names = (str(path.relative_to(results)) for path in results.rglob(".*"))
+    return sorted(name for name in names if re.match(r"\.\d+\.", Path(name).name))

@@ -1,0 +1,67 @@
+"""SIGKILL at random moments, again and again, until the workflow gets through."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from comparison import differences
+from outcomes import Outcome, recovery
+from scratch import Scratch, ended, kill
+
+LONGEST = 0.25
+"""The longest a run is left alone, as a fraction of an undisturbed run's time."""
+
+
+@dataclass
+class Kills:
+    """What a series of kills came to.
+
+    Attributes:
+        at: the rules that were running, a kill each.
+        outcomes: of the runs that were killed, of each at its end.
+    """
+
+    at: list[str] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def kill_at_random(
+    folder: Path, whole: Scratch, count: int, *, seed: int, duration: float
+) -> Kills:
+    """Kills runs from scratch ``count`` times, and lets the last of them through.
+
+    After each kill whatever file is there must be whole; the next run must take it from there.
+
+    Args:
+        folder: for the working copies.
+        whole: an undisturbed run.
+        count: kills.
+        seed: of the moments.
+        duration: of an undisturbed run with one core, seconds.
+    """
+    draw = random.Random(seed)
+    kills = Kills()
+    while len(kills.at) < count:
+        scratch = Scratch(folder / f"killed-{len(kills.at)}")
+        first = len(kills.at)
+        torn: list[str] = []
+        status = None
+        while status is None and len(kills.at) < count:
+            with ended(scratch.start()) as process:
+                try:
+                    status = process.wait(timeout=draw.uniform(0.0, LONGEST * duration))
+                except subprocess.TimeoutExpired:
+                    kills.at.append(scratch.at_work())
+                    kill(process)
+                    torn += differences(scratch.results, whole.results, finished=False)
+        if status is None:
+            status = scratch.run()
+        found, message = recovery(scratch, whole, status)
+        if torn:
+            found, message = "half-written files", "; ".join(torn[:3])
+        for where in sorted(set(kills.at[first:])):
+            kills.outcomes.append(Outcome("killed", where, "recovers", found, message))
+    return kills
