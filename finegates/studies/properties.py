@@ -11,7 +11,7 @@ from typing import Any
 from finegates.record import Record
 from finegates.stats import mean
 from finegates.tables.captions import table_caption
-from finegates.tables.render import BLANK, Table
+from finegates.tables.render import BLANK, Table, percent
 from finegates.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
 _LEAD = (
@@ -53,9 +53,9 @@ def properties_table(
             f"{100 * row['trained']:.2f}",
             f"{100 * row['added']:+.1f}",
             f"{100 * row['macs']:.1f}",
-            BLANK if row["time"] is None else f"{100 * row['time']:.1f}",
+            percent(row["time"]),
             f"{100 * row['zeros']:.1f}",
-            BLANK if row["structured"] is None else f"{100 * row['structured']:.0f}",
+            percent(row["structured"], 0),
             BLANK
             if row["first_epoch"] is None
             else f"{100 * row['first_epoch']:.1f} to {100 * row['last_epoch']:.1f}",

@@ -10,7 +10,7 @@ from finegates.stats import mean, summarise_differences
 from finegates.studies.schema import Study
 from finegates.tables.captions import table_caption, task_title
 from finegates.tables.method_rows import AVERAGE, MethodRows
-from finegates.tables.render import BLANK, Table
+from finegates.tables.render import BLANK, Table, number, percent
 from finegates.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
 if TYPE_CHECKING:
@@ -156,24 +156,16 @@ def _cells(
     shares = [row[f"gates_{kind}"] for kind in GATES]
     return (
         row["title"],
-        *(_number(row[task]) for task in (*tasks, AVERAGE)),
-        " ".join(_number(row[f"seed_{seed}"]) for seed in seeds),
+        *(number(row[task]) for task in (*tasks, AVERAGE)),
+        " ".join(number(row[f"seed_{seed}"]) for seed in seeds),
         difference,
-        _percent(row["target_sparsity"]),
-        _percent(row["realised_sparsity"]),
-        _percent(row["macs_kept_fraction"]),
-        *map(_percent, shares),
-        BLANK if trained is None else f"{trained:,.0f}",
-        *((_percent(row["time_ratio"]),) if timed else ()),
+        percent(row["target_sparsity"]),
+        percent(row["realised_sparsity"]),
+        percent(row["macs_kept_fraction"]),
+        *map(percent, shares),
+        number(trained, 0),
+        *((percent(row["time_ratio"]),) if timed else ()),
     )
-
-
-def _number(value: float | None) -> str:
-    return BLANK if value is None else f"{value:.1f}"
-
-
-def _percent(fraction: float | None) -> str:
-    return BLANK if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _rounded(value: Any, decimals: int) -> float | None:

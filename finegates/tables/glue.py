@@ -15,7 +15,7 @@ from finegates.record import Record
 from finegates.stats import mean
 from finegates.tables.captions import table_caption, task_title
 from finegates.tables.method_rows import AVERAGE, MethodRows
-from finegates.tables.render import BLANK, Table
+from finegates.tables.render import BLANK, Table, number, percent
 from finegates.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
 if TYPE_CHECKING:
@@ -128,10 +128,10 @@ def glue_table(
             row["title"],
             *(_mean_and_interval(row, task) for task in tasks),
             _average_cell(row),
-            _percent(row["target_sparsity"]),
-            _percent(row["realised_sparsity"]),
-            _count(row["trainable_parameters"]),
-            _percent(row["macs_kept_fraction"]),
+            percent(row["target_sparsity"]),
+            percent(row["realised_sparsity"]),
+            number(row["trainable_parameters"], 0),
+            percent(row["macs_kept_fraction"]),
             _seeds_cell(row, tasks),
         )
         for row in rows
@@ -166,7 +166,7 @@ def sparsity_table(
     cells = tuple(
         (
             row["title"],
-            _percent(row["target_sparsity"]),
+            percent(row["target_sparsity"]),
             *(_mean_and_interval(row, task, 100.0) for task in tasks),
             _average_cell(row, 100.0),
             _seeds_cell(row, tasks),
@@ -239,11 +239,3 @@ def _seeds_cell(row: Mapping[str, Any], tasks: Sequence[str]) -> str:
     if not counts:
         return BLANK
     return str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
-
-
-def _percent(fraction: float | None) -> str:
-    return BLANK if fraction is None else f"{100 * fraction:.1f}"
-
-
-def _count(number: float | None) -> str:
-    return BLANK if number is None else f"{number:,.0f}"

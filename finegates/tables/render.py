@@ -98,6 +98,16 @@ def write_table(table: Table, csv: str | Path, md: str | Path, tex: str | Path) 
     write_text(tex, table.latex())
 
 
+def number(value: float | None, decimals: int = 1) -> str:
+    """A number as a cell prints it, thousands apart; the blank for None."""
+    return BLANK if value is None else f"{value:,.{decimals}f}"
+
+
+def percent(fraction: float | None, decimals: int = 1) -> str:
+    """A fraction as a cell prints it, in per cent; the blank for None."""
+    return number(None if fraction is None else 100 * fraction, decimals)
+
+
 def to_csv(frame: pd.DataFrame) -> str:
     """A frame as CSV: shortest exact decimal of each number, Unix line ends, blanks empty.
 
