@@ -62,7 +62,7 @@ def draw_gate_histograms(frame: pd.DataFrame, footer: str = "") -> Figure:
     tasks = list(dict.fromkeys(frame["task"]))
     columns = min(len(tasks), 4 if len(tasks) > 6 else 3)
     with style():
-        figure, axes, _ = grid(len(tasks), columns, footer, shared_colours=True)
+        figure, axes = grid(len(tasks), columns, footer, shared_colours=True)
         # A square root keeps thinly filled bins visible beside the peaks at 0 and 1.
         norm = PowerNorm(0.5, vmin=0.0, vmax=max(float(frame["fraction"].max()), 1e-6))
         mesh = None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from finegates.figures.style import COLOURS, DASHES, LINE_HEIGHT, MARKERS, style, write_footer
+from finegates.figures.style import COLOURS, DASHES, MARKERS, add_legend, grid, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +27,8 @@ def draw_posttraining(frame: pd.DataFrame, footer: str = "") -> Figure:
     methods = frame[frame["method"] != "dense"].drop_duplicates("method")
     looks = _looks(list(methods["method"]))
     with style():
-        figure, axes = _panels(len(names), footer)
+        entries = 1 + len(methods)
+        figure, axes = grid(len(names), min(2, len(names)), footer, legend_entries=entries)
         for ax, name in zip(axes, names, strict=True):
             rows = frame[frame["name"] == name]
             ax.grid(visible=True)
@@ -68,7 +68,7 @@ def draw_pretraining(frame: pd.DataFrame, footer: str = "") -> Figure:
     names = list(dict.fromkeys(frame["name"]))
     runs = frame.drop_duplicates(["method", "target"])
     with style():
-        figure, axes = _panels(2 * len(names), footer)
+        figure, axes = grid(2 * len(names), 2, footer, legend_entries=len(runs))
         for row, name in enumerate(names):
             loss, removed = axes[2 * row], axes[2 * row + 1]
             loss.set_title(f"{name}: held-out loss")
@@ -128,40 +128,11 @@ def _looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _panels(count: int, footer: str) -> tuple[Figure, list[Axes]]:
-    """Panels in two columns (or one), room for a legend on the right and for a footer below."""
-    from matplotlib.figure import Figure
-
-    columns = min(2, count)
-    rows = math.ceil(count / columns)
-    side = 2.9
-    width = 3.4 * columns + side
-    lines = textwrap.wrap(footer, int(width * 15.4)) if footer else []
-    foot = LINE_HEIGHT * len(lines) + 0.2 if lines else 0.1
-    height = 2.75 * rows + foot
-    figure = Figure(figsize=(width, height))
-    axes = []
-    for place in range(count):
-        row, column = divmod(place, columns)
-        left, bottom = 3.4 * column + 0.62, foot + 2.75 * (rows - 1 - row) + 0.5
-        axes.append(figure.add_axes((left / width, bottom / height, 2.6 / width, 1.95 / height)))
-    write_footer(figure, lines)
-    return figure, axes
-
-
 def _legend(figure: Figure, ax: Axes) -> None:
-    """What the first panel shows, to the right of all panels, each label once."""
+    """What the first panel shows, each label once."""
     handles, labels = ax.get_legend_handles_labels()
     found = dict(zip(labels, handles, strict=True))
-    columns = 1 if len(figure.axes) == 1 else 2
-    figure.legend(
-        found.values(),
-        [textwrap.fill(label, 34) for label in found],
-        loc="upper left",
-        bbox_to_anchor=((3.4 * columns + 0.05) / figure.get_figwidth(), 0.99),
-        fontsize=7.5,
-        handlelength=2.6,
-    )
+    add_legend(figure, list(found.values()), list(found))
 
 
 def _ticks(low: float, high: float) -> list[float]:

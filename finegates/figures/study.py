@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from finegates.figures.style import COLOURS, DASHES, MARKERS, grid, style
+from finegates.figures.style import COLOURS, DASHES, MARKERS, add_legend, grid, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ def draw_study(
     measures = [name for name in MEASURES if frame[name].notna().any()]
     with style():
         if vary is None:
-            figure, axes, _ = grid(len(measures), len(measures), footer)
+            figure, axes = grid(len(measures), len(measures), footer)
             for ax, measure in zip(axes, measures, strict=True):
                 _dots(ax, frame, measure, seeds)
             for ax in axes[1:]:
@@ -60,7 +60,7 @@ def draw_study(
             figure.set_size_inches(width + 1.8, max(height, 0.28 * len(frame) + 1.9))
             return figure
         entries = len(frame["line"].dropna().unique()) + int(frame["x"].isna().sum())
-        figure, axes, place = grid(
+        figure, axes = grid(
             len(measures) + 1, len(measures) + 1, footer, legend_entries=max(2, entries)
         )
         for ax, measure in zip(axes, measures, strict=False):
@@ -68,7 +68,7 @@ def draw_study(
         _front(axes[-1], frame, lines)
         handles, labels = axes[0].get_legend_handles_labels()
         if len(handles) > 1:
-            figure.legend(handles, labels, loc=place, fontsize=8)  # type: ignore[call-overload]
+            add_legend(figure, handles, labels)
     return figure
 
 
@@ -104,9 +104,8 @@ def _curves(
                 ax.scatter([row["x"]] * len(points), points, s=8, alpha=0.45, lw=0, c=look["color"])
     for place, row in enumerate(frame[frame["x"].isna()].to_dict("records")):
         dash = DASHES[(place + 1) % len(DASHES)]
-        title = textwrap.fill(str(row["title"]), 26)
         height = scale * _number(row[measure])
-        ax.axhline(height, color="#555555", linestyle=dash, lw=1.1, label=title)
+        ax.axhline(height, color="#555555", linestyle=dash, lw=1.1, label=str(row["title"]))
     if vary == "gates.penalty_weight" and (frame["x"].dropna() > 0).all():
         ax.set_xscale("log")
     ax.grid(visible=True)

@@ -54,7 +54,9 @@ STYLE = {
 PANEL_WIDTH = 2.35
 PANEL_HEIGHT = 1.95
 LINE_HEIGHT = 0.145
-"""Inches: of a panel, and of a line of the footer."""
+LEGEND_WIDTH = 2.4
+LEGEND_HEIGHT = 0.37
+"""Inches: of a panel, of a line of the footer, of a legend and of one of its entries, two lines."""
 
 
 def style() -> Any:
@@ -72,18 +74,25 @@ def grid(
     *,
     legend_entries: int = 0,
     shared_colours: bool = False,
-) -> tuple[Figure, list[Axes], str]:
-    """A figure with panels, room for a footer, and the place of its legend."""
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels, room for a footer below and for a legend beside (:func:`add_legend`).
+
+    Args:
+        panels: their number.
+        columns: how many of them side by side.
+        footer: text below all.
+        legend_entries: lines of the legend, 0 for none.
+        shared_colours: room for one colour bar.
+    """
     from matplotlib.figure import Figure
 
     rows = math.ceil(panels / columns)
-    beside = columns * rows > 2
-    side = 2.2 if legend_entries and beside else 0.9 if shared_colours else 0.2
-    below = 0.0 if beside else 0.2 * legend_entries
-    width = max(5.6, columns * PANEL_WIDTH + side + 0.4)
+    side = LEGEND_WIDTH if legend_entries else 0.9 if shared_colours else 0.2
+    wide = PANEL_WIDTH * (1.3 if columns == 1 else 1.15 if columns == 2 else 1.0)
+    width = max(5.6, columns * wide + side + 0.4)
     lines = textwrap.wrap(footer, int(width * 15.4)) if footer else []
     foot = LINE_HEIGHT * len(lines) + 0.18 if lines else 0.0
-    height = rows * PANEL_HEIGHT + 0.45 + below + foot
+    height = max(rows * PANEL_HEIGHT + 0.45, LEGEND_HEIGHT * legend_entries) + foot
     figure = Figure(figsize=(width, height), layout="constrained")
     engine = figure.get_layout_engine()
     if engine is not None:
@@ -92,7 +101,19 @@ def grid(
         )
     axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
     write_footer(figure, lines)
-    return figure, axes, "outside right upper" if beside else "outside lower left"
+    return figure, axes
+
+
+def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend beside the panels of a :func:`grid`, long labels broken."""
+    figure.legend(
+        handles=handles,
+        labels=[textwrap.fill(label, 30) for label in labels],
+        loc="outside right upper",
+        fontsize=8,
+        labelspacing=0.7,
+        handlelength=2.4,
+    )
 
 
 def write_footer(figure: Figure, lines: Sequence[str]) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finegates.figures.style import COLOURS, DASHES, MARKERS, grid, label_edges, style, typed
+from finegates.figures.style import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    add_legend,
+    grid,
+    label_edges,
+    style,
+    typed,
+)
 from finegates.record import Record
 from finegates.stats import mean
 from finegates.tables.captions import check_study, metric_title, task_title
@@ -81,19 +89,20 @@ def draw_tradeoff(
         against: the column on the horizontal axis, a key of ``AXES``.
     """
     panels = list(dict.fromkeys(frame["panel"]))
-    panels = [p for p in panels if p != AVERAGE] + [AVERAGE] * (AVERAGE in panels)
+    tasks = [p for p in panels if p != AVERAGE]
+    panels = tasks + [AVERAGE] * (AVERAGE in panels and len(tasks) > 1)
     styles = _styles(frame)
     columns = min(len(panels), 3 if len(panels) <= 6 or len(panels) == 9 else 4)
     entries = len(styles)
     with style():
-        figure, axes, legend_place = grid(len(panels), columns, footer, legend_entries=entries)
+        figure, axes = grid(len(panels), columns, footer, legend_entries=entries)
         limit = frame[against].max()
         limit = 0.0 if limit != limit else float(limit)  # NaN: only references
         for ax, panel in zip(axes, panels, strict=True):
             _draw_tradeoff_panel(ax, panel, frame[frame["panel"] == panel], styles, against)
             ax.set_xlim(-4, max(10.0, 100 * limit * 1.08))
         label_edges(axes, columns, AXES[against], "Score (× 100)")
-        _legend(figure, styles, legend_place)
+        _legend(figure, styles)
     return figure
 
 
@@ -127,7 +136,7 @@ def _styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
         for place, (method, title) in enumerate(
             zip(methods["method"], methods["title"], strict=True)
         ):
-            look: dict[str, Any] = {"kind": kind, "label": textwrap.fill(str(title), 30)}
+            look: dict[str, Any] = {"kind": kind, "label": str(title)}
             if kind == "pruned":
                 turn = place // len(COLOURS)
                 look["color"] = COLOURS[place % len(COLOURS)]
@@ -181,7 +190,7 @@ def _draw_tradeoff_panel(
         ax.text(1.0, 1.02, metric, fontsize=6.5, color="#555555", **place)
 
 
-def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], place: str) -> None:
+def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -195,10 +204,7 @@ def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], place: str)
             markeredgewidth=0.6,
             markersize=6.5,
             linewidth=1.3,
-            label=look["label"],
         )
         for look in styles.values()
     ]
-    figure.legend(  # type: ignore[call-overload]
-        handles=handles, loc=place, fontsize=8, labelspacing=0.7, handlelength=2.4
-    )
+    add_legend(figure, handles, [look["label"] for look in styles.values()])

@@ -9,7 +9,7 @@ from finegates.figures import (
     save_figure,
     tradeoff_frame,
 )
-from records import make_study
+from records import make_record, make_study
 
 METHODS, TASKS = ("full", "gates"), ("cola", "rte")
 
@@ -69,3 +69,24 @@ def test_another_format_is_refused(tmp_path):
     frame = tradeoff_frame(make_study(), METHODS, TASKS)
     with pytest.raises(ValueError, match="gif"):
         save_figure(draw_tradeoff(frame), tmp_path / "x.gif")
+
+
+@pytest.mark.parametrize("tasks", [["cola"], ["cola", "rte"], ["cola", "rte", "sst2", "stsb"]])
+def test_panels_legend_and_footer_stand_apart_and_on_the_page(tasks):
+    methods = [f"method-{number}" for number in range(9)]
+    records = [
+        make_record(task=task, method=method, title=f"{method} with a long title of two lines")
+        for task in tasks
+        for method in methods
+    ]
+    figure = draw_tradeoff(tradeoff_frame(records, methods, tasks), "A footer. " * 60)
+    figure.draw_without_rendering()
+    boxes = [ax.get_tightbbox() for ax in figure.axes]
+    boxes += [legend.get_window_extent() for legend in figure.legends]
+    boxes += [text.get_window_extent() for text in figure.texts]
+    assert len(boxes) == len(tasks) + (len(tasks) > 1) + 2
+    page = figure.bbox
+    for place, box in enumerate(boxes):
+        assert page.x0 <= box.x0 <= box.x1 <= page.x1
+        assert page.y0 <= box.y0 <= box.y1 <= page.y1
+        assert not any(box.overlaps(other) for other in boxes[place + 1 :])
