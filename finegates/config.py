@@ -26,6 +26,12 @@ class ConfigError(ValueError):
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+# Keys that are known elsewhere and refused here, each with its reason.
+_REFUSED = {
+    "trust_remote_code": "code that comes with a model is never run; remove the key and take a "
+    "model that transformers has a class for",
+}
+
 
 def tier_path(name: str = "smoke") -> Path:
     """The file of a tier: of this repository by name, or any by a path that ends in ``.yaml``."""
@@ -47,6 +53,8 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
     """
     known = ("tier", "tasks", "methods", "without", "lock")
     for key in config:
+        if key in _REFUSED:
+            raise ConfigError(f"--config {key}: {_REFUSED[key]}")
         if key not in known:
             raise ConfigError(f"--config: unknown key {key!r}{nearest(key, known)}")
     path = tier_path(str(config.get("tier", "smoke")))
@@ -150,7 +158,7 @@ def _resolved(methods: Any, place: str, path: Path, experiments: Path) -> dict[s
         if name is None:
             raise ConfigError(f"{path}: {place}.{label} needs the key 'experiment'")
         file = experiments / f"{name}.yaml"
-        if not file.is_file():
+        if file.parent != experiments or not file.is_file():
             known = sorted(p.stem for p in experiments.glob("*.yaml"))
             raise ConfigError(
                 f"{path}: {place}.{label}: no experiment {name!r} in {experiments}"
@@ -221,10 +229,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def validated(model: type[_Model], raw: dict[str, Any], path: Path | str) -> _Model:
-    """``raw`` as a model. Raises ConfigError that lists every problem with its place."""
+def validated(
+    model: type[_Model], raw: dict[str, Any], path: Path | str, *, strict: bool = False
+) -> _Model:
+    """``raw`` as a model; ``strict`` takes no text for a number.
+
+    Raises:
+        ConfigError: lists every problem with its place.
+    """
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, strict=strict)
     except ValidationError as error:
         lines = [_explain(model, problem) for problem in error.errors()]
         raise ConfigError(f"{path}: " + "; ".join(lines)) from error
@@ -234,6 +248,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
+        if key in _REFUSED:
+            return f"{place}: {_REFUSED[key]}"
         return f"unknown key {place!r}{nearest(key, _keys_at(model, problem['loc'][:-1]))}"
     if problem["type"] == "missing":
         return f"missing key {place!r}"

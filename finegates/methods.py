@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from finegates.names import check_label
 from finegates.presets import check_reachable, preset_named
 from finegates.section import Section, exactly_one
 from finegates.suggest import nearest
@@ -15,8 +16,19 @@ from finegates.tasks.glue import TASKS
 class GateSettings(Section):
     """Gates of a method; the fields are those of ``finegates.GateConfig``.
 
-    With the preset ``structured`` a method may name in ``match`` another gated method in place of a
-    ``target``: the run then keeps as many MACs as that one's run on the same task and seed did.
+    Attributes:
+        preset: which gates, see ``finegates.presets``.
+        target: sparsity to aim at; of preset ``structured``, the share of MACs to remove.
+        match: with preset ``structured``, another gated method in place of a target: the run then
+            keeps as many MACs as that one's run on the same task and seed did.
+        penalty_weight: the factor of the penalty.
+        penalty: another one than the preset's.
+        kurtosis: weigh layers by the kurtosis of their weights.
+        noise_std: another training noise than the preset's.
+        train_weights: train the gated layers' weights, too.
+        sequence_length: tokens at which MACs are counted.
+        schedule: of shared gates, shares of the training: the budget has fallen, who is closed is
+            decided, gates are zero or one.
     """
 
     preset: Literal["reference", "paper_v1", "structured"]
@@ -44,7 +56,13 @@ class GateSettings(Section):
 
 
 class LoraSettings(Section):
-    """A low-rank adapter (library ``peft``) on every layer that gates would go on."""
+    """A low-rank adapter (library ``peft``) on every layer that gates would go on.
+
+    Attributes:
+        rank: of the two factors.
+        alpha: their product is scaled by this over the rank.
+        dropout: before them, in training.
+    """
 
     rank: int = Field(default=8, gt=0)
     alpha: float = Field(default=16.0, gt=0)
@@ -52,15 +70,24 @@ class LoraSettings(Section):
 
 
 class MagnitudeSettings(Section):
-    """Rows and columns of least norm are closed before training, layer by layer exactly as many as
-    the run of the method ``match`` on the same task and seed closed."""
+    """Rows and columns of least norm are closed before training.
+
+    Attributes:
+        match: a gated method; layer by layer as many are closed as its run on the same task and
+            seed closed.
+    """
 
     match: str
 
 
 class DistillationSettings(Section):
-    """Training starts from the weights that the run of the method ``teacher`` on the same task and
-    seed ended with, and follows that model's logits (``finegates.distillation``)."""
+    """Training starts from another run's weights and follows that model's logits.
+
+    Attributes:
+        teacher: the method whose run on the same task and seed it is.
+        weight: share of the loss that follows it; see ``finegates.distillation``.
+        temperature: that both sides' logits are divided by.
+    """
 
     teacher: str
     weight: float = Field(default=0.5, ge=0, le=1)
@@ -68,14 +95,22 @@ class DistillationSettings(Section):
 
 
 class MaskSettings(Section):
-    """A learnable 2:4 mask (``finegates.semi_structured``) on the layers that gates would go on."""
+    """A learnable 2:4 mask (``finegates.semi_structured``) on the layers that gates would go on.
+
+    Attributes:
+        scale: of the masks' logits.
+    """
 
     scale: float = Field(default=10.0, gt=0)
 
 
 class Continuation(Section):
-    """Training goes on from what the gated run of ``method`` on the same task and seed ended with;
-    with ``hold`` its gates stay as they are, constants without a penalty."""
+    """Training goes on from what a gated run on the same task and seed ended with.
+
+    Attributes:
+        method: whose run it is.
+        hold: its gates stay as they are, constants without a penalty.
+    """
 
     method: str
     hold: bool = False
@@ -84,8 +119,20 @@ class Continuation(Section):
 class Method(Section):
     """One way of fine-tuning: what is trained, from which start, and how fast.
 
-    The rates of gates and head are ``learning_rate`` unless given; schedule and precision are the
-    tier's.
+    Attributes:
+        title: for tables.
+        gates: see :class:`GateSettings`; None: no gates.
+        lora: see :class:`LoraSettings`; None: no adapter.
+        magnitude: see :class:`MagnitudeSettings`; None: nothing is closed before training.
+        distillation: see :class:`DistillationSettings`; None: no teacher.
+        mask: see :class:`MaskSettings`; None: no mask.
+        continues: see :class:`Continuation`; None: starts from the pretrained model.
+        init: the encoder's weights at the start.
+        learning_rate: AdamW's.
+        gate_learning_rate: another one for gates.
+        head_learning_rate: another one for the task head.
+        schedule: another one than the tier's.
+        precision: another one than the tier's.
     """
 
     title: str
@@ -155,8 +202,7 @@ def check_names(tasks: list[str], methods: dict[str, Method]) -> None:
     if len(set(tasks)) < len(tasks):
         raise ValueError("tasks and seeds must not repeat")
     for label, method in methods.items():
-        if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
-            raise ValueError(f"method label {label!r}: use letters, digits, '-', '_' and '.'")
+        check_label(label, "method label")
         _check_needs(label, method, methods)
 
 

@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 
 from finegates.causal.schema import LlamaPosttraining, LlamaPretraining, TextSource
 from finegates.methods import Method, check_names
+from finegates.names import check_label, check_package, check_results
+from finegates.section import Count, exactly_one, pinned
 from finegates.section import Section as Section
-from finegates.section import exactly_one, pinned
 from finegates.studies.schema import Studies
 from finegates.suggest import nearest
 from finegates.tasks.glue import TASKS
@@ -71,10 +72,14 @@ class Pretraining(Section):
 class ModelSource(Section):
     """Where the pretrained model comes from: exactly one of the sources.
 
-    ``pretraining`` makes an encoder here; ``dense`` names a size of ``llama.pretraining``, whose
-    dense model it takes; ``path`` is a folder in Hugging Face layout, relative to the
-    repository; ``package`` an installed Python package and a folder in it (``name/folder``);
-    ``hub`` a hub id, with ``revision`` a commit hash.
+    Attributes:
+        name: for captions.
+        pretraining: make an encoder here.
+        dense: a size of ``llama.pretraining``, whose dense model to take.
+        path: a folder in Hugging Face layout, relative to the repository.
+        package: an installed Python package and a folder in it (``name/folder``).
+        hub: a hub id.
+        revision: of it, a commit hash.
     """
 
     name: str
@@ -89,11 +94,19 @@ class ModelSource(Section):
     def _one_source(self) -> ModelSource:
         exactly_one(self, ("pretraining", "dense", "path", "package", "hub"))
         pinned(self.hub, self.revision)
+        if self.package is not None:
+            check_package(self.package)
         return self
 
 
 class GeneratedData(Section):
-    """Sizes of the generated tasks."""
+    """Sizes of the generated tasks.
+
+    Attributes:
+        train_rows: of each task.
+        validation_rows: of each task.
+        seed: of what is generated.
+    """
 
     train_rows: int = Field(gt=0)
     validation_rows: int = Field(gt=0)
@@ -101,12 +114,18 @@ class GeneratedData(Section):
 
 
 class DataSource(Section):
-    """Where the GLUE tables come from: exactly one of generated, path (a folder of
-    ``<task>/<split>.parquet``), hub.
+    """Where the GLUE tables come from: exactly one of generated, path, hub.
 
-    ``train_rows`` and ``validation_rows`` take the first rows of a split. With ``held_out`` the
-    last so many rows of the training table stand in for the validation split and are not trained
-    on: settings are chosen there, never on the split that is reported.
+    Attributes:
+        name: for captions.
+        generated: tables made here.
+        path: a folder of ``<task>/<split>.parquet``.
+        hub: a hub id.
+        revision: of it, a commit hash.
+        train_rows: take the first so many of a split.
+        validation_rows: as ``train_rows``.
+        held_out: the last so many rows of the training table stand in for the validation split and
+            are not trained on: settings are chosen there, never on the split that is reported.
     """
 
     name: str
@@ -126,7 +145,19 @@ class DataSource(Section):
 
 
 class Training(Section):
-    """The training loop's settings, shared by all methods of a tier."""
+    """The training loop's settings, shared by all methods of a tier.
+
+    Attributes:
+        epochs: passes over the training rows.
+        batch_size: examples of a step.
+        eval_batch_size: examples of an evaluation batch.
+        max_length: tokens; longer texts are cut.
+        schedule: of the learning rate.
+        weight_decay: of weights, head and low-rank factors, never of gates.
+        precision: autocast to bfloat16, or not; parameters and optimizer state stay float32.
+        group_by_length: make batches of texts of like length.
+        epochs_by_task: other numbers of epochs, by task.
+    """
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
@@ -144,7 +175,13 @@ class Training(Section):
 
 
 class StepBenchmark(Section):
-    """The benchmark of one training step: LoRA against gates, interleaved."""
+    """The benchmark of one training step: LoRA against gates, interleaved.
+
+    Attributes:
+        batch_size: examples of the step.
+        length: tokens of each.
+        repeats: interleaved rounds.
+    """
 
     batch_size: int = Field(gt=0)
     length: int = Field(gt=0)
@@ -312,26 +349,38 @@ class LlamaStudy(Section):
         sizes = list(self.pretraining.sizes) if self.pretraining else []
         wanted = [m.dense for m in self.posttraining.models.values()] if self.posttraining else []
         wanted += [self.on_task.model.dense] if self.on_task else []
-        for size in wanted:
-            if size is not None and size not in sizes:
-                raise ValueError(
-                    f"dense: {size!r} is no size of llama.pretraining{nearest(size, sizes)}"
-                )
+        check_dense(wanted, sizes)
         return self
 
 
 class Tier(Section):
     """A complete configuration; ``methods`` is resolved against the experiment files.
 
-    A tier without benchmarks makes no timing tables. ``gpus`` is what a training job asks of a
-    cluster's scheduler. The main table has ``methods``; ``studies`` compare some of them with
-    further ones.
+    Attributes:
+        tier: its name.
+        description: of models and data, for captions.
+        results: folder that everything is written to: of this repository, or an absolute path.
+        seeds: each method runs with each.
+        runs_per_process: ``task``: all runs of a task share a process, for tiny ones; ``run``: each
+            has its own.
+        threads: CPU threads of a run.
+        gpus: what a training job asks of a cluster's scheduler.
+        model: see :class:`ModelSource`.
+        data: see :class:`DataSource`.
+        tasks: of GLUE, in the order of the tables.
+        training: see :class:`Training`.
+        methods: by label, in the order of the tables; see :class:`Method`.
+        step_benchmark: see :class:`StepBenchmark`; None: no such table.
+        inference_benchmarks: see :class:`InferenceBenchmark`; empty: no such tables.
+        theory: see :class:`Theory`.
+        llama: see :class:`LlamaStudy`; None: none of these experiments.
+        studies: see :class:`finegates.studies.schema.Studies`; None: no studies.
     """
 
     tier: str
     description: str
     results: str
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Count] = Field(min_length=1)
     runs_per_process: Literal["task", "run"]
     threads: int = Field(gt=0)
     gpus: int = Field(default=0, ge=0)
@@ -348,7 +397,11 @@ class Tier(Section):
 
     @model_validator(mode="after")
     def _names(self) -> Tier:
+        check_label(self.tier, "tier")
+        check_results(self.results)
         check_names([*self.tasks], self.methods)
+        pretraining = self.llama.pretraining if self.llama else None
+        check_dense([self.model.dense], list(pretraining.sizes) if pretraining else [])
         looked_at = [self.theory.network.task] if self.theory.network.task else []
         for task in [*self.training.epochs_by_task, *looked_at]:
             if task not in TASKS:
@@ -377,3 +430,12 @@ class Tier(Section):
         if self.studies is not None:
             wanted |= {*self.studies.timed, *self.studies.shared}
         return [label for label in self.all_methods if label in wanted]
+
+
+def check_dense(wanted: list[str | None], sizes: list[str]) -> None:
+    """Raises ValueError for a dense model of no known size."""
+    for size in wanted:
+        if size is not None and size not in sizes:
+            raise ValueError(
+                f"dense: {size!r} is no size of llama.pretraining{nearest(size, sizes)}"
+            )

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from finegates.names import check_label
 from finegates.presets import check_reachable, preset_named
 from finegates.section import Section, exactly_one, pinned
 
@@ -16,7 +17,13 @@ CRITERIA: tuple[Criterion, ...] = ("random", "magnitude", "second_moment")
 
 
 class GeneratedText(Section):
-    """Sizes of a corpus of the generated language."""
+    """Sizes of a corpus of the generated language.
+
+    Attributes:
+        train_documents: to train on.
+        validation_documents: held out.
+        seed: of what is generated.
+    """
 
     train_documents: int = Field(gt=0)
     validation_documents: int = Field(gt=0)
@@ -31,7 +38,9 @@ class TextSource(Section):
         generated: a corpus of the generated language, made here.
         path: a folder with ``train`` and ``validation`` as ``.parquet`` (a column of texts) or
             ``.txt`` (UTF-8; an empty line separates documents).
-        hub: a data set of the hub, streamed; ``revision`` a commit hash, ``subset`` its name there.
+        hub: a data set of the hub, streamed.
+        revision: of it, a commit hash.
+        subset: of it, by its name there.
         column: the column that holds the texts.
         validation_documents: take the first so many documents of the validation split.
     """
@@ -160,8 +169,15 @@ class CausalGates(Section):
 
 
 class CausalModel(Section):
-    """A pretrained causal model: exactly one of ``dense`` (a size of ``llama.pretraining``, whose
-    dense model it takes), a folder in Hugging Face layout, a hub id with a pinned ``revision``."""
+    """A pretrained causal model: exactly one of dense, path, hub.
+
+    Attributes:
+        name: for tables.
+        dense: a size of ``llama.pretraining``, whose dense model to take.
+        path: a folder in Hugging Face layout.
+        hub: a hub id.
+        revision: of it, a commit hash.
+    """
 
     name: str
     dense: str | None = None
@@ -200,12 +216,23 @@ class LlamaPosttraining(Section):
         for label in self.match:
             if label not in self.methods:
                 raise ValueError(f"match: {label!r} is none of the methods {list(self.methods)}")
-        check_labels([*self.models, *self.methods])
+        for label in [*self.models, *self.methods]:
+            check_label(label)
         return self
 
 
 class LlamaSizes(Section):
-    """Sizes of a Llama with random weights; the vocabulary is the tokenizer's."""
+    """Sizes of a Llama with random weights; the vocabulary is the tokenizer's.
+
+    Attributes:
+        hidden: width of the residual stream, a multiple of ``heads``.
+        layers: number of transformer layers.
+        heads: number of query heads, a multiple of ``kv_heads``.
+        kv_heads: number of key and value heads; ``heads`` if None.
+        feed_forward: width between the feed-forward products.
+        positions: longest sequence in tokens.
+        tied: whether input and output embeddings are one.
+    """
 
     hidden: int = Field(gt=0)
     layers: int = Field(gt=0)
@@ -226,8 +253,14 @@ class LlamaSizes(Section):
 
 
 class TokenizerSource(Section):
-    """Exactly one of: ``words`` (train one here on the text, of at most so many words), a folder, a
-    hub id with ``revision`` a commit hash."""
+    """Where a tokenizer comes from: exactly one of words, path, hub.
+
+    Attributes:
+        words: train one here on the text, of at most so many words.
+        path: a folder in Hugging Face layout.
+        hub: a hub id.
+        revision: of it, a commit hash.
+    """
 
     words: int | None = Field(default=None, gt=5)
     path: str | None = None
@@ -263,7 +296,8 @@ class LlamaPretraining(Section):
         for label, gates in self.methods.items():
             if gates.random_biases:
                 raise ValueError(f"methods.{label}: random_biases is for pretrained models")
-        check_labels([*self.sizes, *self.methods])
+        for label in [*self.sizes, *self.methods]:
+            check_label(label)
         for name, sizes in self.sizes.items():
             if self.training.length > sizes.positions:
                 raise ValueError(
@@ -271,10 +305,3 @@ class LlamaPretraining(Section):
                     f"{sizes.positions} positions; lower training.length or raise positions"
                 )
         return self
-
-
-def check_labels(labels: list[str]) -> None:
-    """Raises ValueError for a label that cannot be part of a file's name."""
-    for label in labels:
-        if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
-            raise ValueError(f"label {label!r}: use letters, digits, '-', '_' and '.'")

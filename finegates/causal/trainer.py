@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from finegates.causal.packing import HeldOut, PackedText
 from finegates.causal.perplexity import held_out_prediction
 from finegates.causal.record import CurvePoint
 from finegates.causal.schema import CausalTraining
+from finegates.compatibility import forget_precision
 from finegates.files import parse_json, write_text
 from finegates.layers import gated_layers
 from finegates.monitor import summarise_gates
@@ -165,6 +167,11 @@ class CausalTrainer(GateTrainer):
         summary = summarise_gates(model)
         return {f"gates/{k}": summary[k] for k in ("realised_sparsity", "closed", "half_open")}
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of any objects, which nothing reads: settings are in the run's identity.
+        (Path(str(output_dir or self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
         if self.is_world_process_zero():
@@ -194,6 +201,7 @@ def causal_arguments(
 ) -> TrainingArguments:
     """Trainer arguments of a run; ``folder`` receives the checkpoints."""
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    forget_precision()
     backend = "gloo" if shared and not torch.cuda.is_available() else None
     return TrainingArguments(
         output_dir=str(folder),

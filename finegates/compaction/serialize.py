@@ -22,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finegates.adapters import Attention, HeadSizes, adapter_for
+from finegates.compaction.bounds import at_most_parameters, check_index_buffers, check_numbers
 from finegates.compaction.layers import CompactLinear
+from finegates.compatibility import put_tensor, unregistered_tensors
 from finegates.files import parse_json
 from finegates.layers import gated_layers, linear_shape
 from finegates.seals import content_digest, file_digest
@@ -123,15 +125,16 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module
             folder, f"{TENSORS} is damaged: its sha256 is {digest}, not as {STRUCTURE} says"
         )
     try:
-        model = _skeleton(structure)
-    except CompactFormatError:
-        raise
-    except Exception as error:  # any file may come as "configuration"; say which folder it was
-        raise CompactFormatError(folder, f"{STRUCTURE} describes no model: {error}") from error
-    try:
         stored = load_file(folder / TENSORS, device=str(device))
     except SafetensorError as error:
         raise CompactFormatError(folder, f"{TENSORS} cannot be read: {error}") from error
+    try:
+        check_numbers(structure["config"])
+        # A layer that became compact had two parameters, and has at least one tensor.
+        with at_most_parameters(4 * (len(stored) + len(structure["aliases"])) + 64):
+            model = _skeleton(structure)
+    except Exception as error:  # any file may come as "configuration"; say which folder it was
+        raise CompactFormatError(folder, f"{STRUCTURE} describes no model: {error}") from error
     try:
         _fill(model, stored, structure["aliases"])
     except ValueError as error:
@@ -362,7 +365,8 @@ def _fill(model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str]) 
                 f"tensor {name} has shape {tuple(tensor.shape)}, the model needs "
                 f"{tuple(empty.shape)}"
             )
-        if tensor.is_floating_point() != empty.is_floating_point():
+        is_float = tensor.is_floating_point()
+        if is_float != empty.is_floating_point() or not (is_float or tensor.dtype == empty.dtype):
             raise ValueError(f"tensor {name} is of {tensor.dtype}, the model needs {empty.dtype}")
         is_parameter = isinstance(empty, nn.Parameter)
         if source not in objects:
@@ -371,9 +375,8 @@ def _fill(model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str]) 
             tensor = tensor.clone()
             objects[source] = nn.Parameter(tensor) if is_parameter else tensor
         parent, _, child = name.rpartition(".")
-        owner = model.get_submodule(parent)
-        tensors: dict[str, Any] = owner._parameters if is_parameter else owner._buffers
-        tensors[child] = objects[source]
+        put_tensor(model.get_submodule(parent), child, objects[source])
+    check_index_buffers(model)
     for path, layer in model.named_modules():
         if isinstance(layer, CompactLinear):
             try:
@@ -410,6 +413,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All parameters and buffers under all their names, also buffers outside the state dict."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
+    yield from unregistered_tensors(model)
 
 
 def _is_save(folder: Path) -> bool:

@@ -362,7 +362,7 @@ def test_a_vocabulary_of_another_model_is_refused(tmp_path):
 
 def test_a_model_that_is_not_there_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="cannot load 'x' from .*check the folder"):
+    with pytest.raises(ModelError, match="cannot load model 'x' from .*check the folder"):
         load_causal(CausalModel(name="x", path=str(tmp_path)), "")
     with pytest.raises(ModelError, match="check the network"):
         load_causal(CausalModel(name="x", hub="no/such", revision="0" * 40), "")
@@ -400,6 +400,16 @@ def test_damaged_records_are_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(RecordError, match=message):
             read_causal_record(path)
+
+
+def test_a_curve_goes_forward(folder, tmp_path):
+    record = trained(causal_tier(folder), GATES)
+    write_causal_record(record, tmp_path / "r.json")
+    assert read_causal_record(tmp_path / "r.json") == record
+    backward = record.model_copy(update={"curve": record.curve[::-1]})
+    write_causal_record(backward, tmp_path / "r.json")
+    with pytest.raises(RecordError, match="steps of the curve do not increase"):
+        read_causal_record(tmp_path / "r.json")
 
 
 def test_runs_are_found_by_their_record(folder):
