@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from finegates.schema import Tier
+from finegates.causal.schema import CausalTraining
+from finegates.schema import LlamaStudy, Tier
 from finegates.suggest import nearest
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -46,12 +47,13 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
         config: Snakemake's configuration: ``tier`` (see :func:`tier_path`) and, to run a part of
             it, ``tasks`` and ``methods``, names separated by commas; ``without`` names sections to
             leave out: ``llama``, ``studies``. Studies are left out, too, where a task or method is.
-            ``lock=shared`` works beside another run.
+            ``processes`` and ``nodes`` replace those of training on plain text; ``lock=shared``
+            works beside another run.
 
     Raises:
         ConfigError: as :func:`load_tier`; also for any other key.
     """
-    known = ("tier", "tasks", "methods", "without", "lock")
+    known = ("tier", "tasks", "methods", "without", "lock", *_LAUNCH)
     for key in config:
         if key in _REFUSED:
             raise ConfigError(f"--config {key}: {_REFUSED[key]}")
@@ -76,7 +78,27 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
         chosen["studies"] = None
     if "without" in config:
         chosen.update(dict.fromkeys(_chosen(config, "without", ["llama", "studies"], path)))
+    launch = {key: config[key] for key in _LAUNCH if key in config}
+    if launch and tier.llama is not None:
+        chosen.setdefault("llama", _launched(tier.llama, launch, path))
     return tier.model_copy(update=chosen)
+
+
+# How many processes a run on plain text is shared by: of the machine, not of the experiment.
+_LAUNCH = ("processes", "nodes")
+
+
+def _launched(llama: LlamaStudy, launch: dict[str, Any], path: Path) -> LlamaStudy:
+    """The experiments on plain text with other numbers of processes and nodes."""
+    changed = {}
+    for name in ("pretraining", "posttraining"):
+        section = getattr(llama, name)
+        if section is not None:
+            raw = {**section.training.model_dump(), **launch}
+            place = f"{path}: --config {' '.join(launch)}: llama.{name}.training"
+            training = validated(CausalTraining, raw, place)
+            changed[name] = section.model_copy(update={"training": training})
+    return llama.model_copy(update=changed)
 
 
 def _chosen(config: Mapping[str, Any], key: str, known: list[str], path: Path) -> list[str]:

@@ -364,7 +364,8 @@ class Tier(Section):
         runs_per_process: ``task``: all runs of a task share a process, for tiny ones; ``run``: each
             has its own.
         threads: CPU threads of a run.
-        gpus: what a training job asks of a cluster's scheduler.
+        gpus: what a training process asks of a cluster's scheduler; of a run on plain text, every
+            one of its ``processes`` does.
         model: see :class:`ModelSource`.
         data: see :class:`DataSource`.
         tasks: of GLUE, in the order of the tables.

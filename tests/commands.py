@@ -94,7 +94,9 @@ def _python(words: list[str]) -> str | None:
     if found is None or found.origin is None:
         return f"no module {words[1]}"
     is_own = Path(found.origin).is_relative_to(ROOT)
-    if is_own and "__main__" not in Path(found.origin).read_text():
+    is_program = "__main__" in Path(found.origin).read_text()
+    is_program = is_program or Path(found.origin).with_name("__main__.py").is_file()
+    if is_own and not is_program:
         return f"{words[1]} is no program"
     for word in words[2:]:
         if word.startswith("results/published") and not (ROOT / word).exists():

@@ -72,6 +72,7 @@ class CausalTraining(Section):
         batch_size: sequences of an optimizer step, over all devices and accumulated micro-batches.
         micro_batch_size: sequences that a device holds at once; the batch if None.
         processes: devices, one process each.
+        nodes: machines that hold so many of the processes each; started by ``srun``.
         learning_rate: the peak, for everything trained.
         gate_learning_rate: another one for gates.
         final_rate: what the cosine schedule ends at, as a fraction of the peak.
@@ -93,6 +94,7 @@ class CausalTraining(Section):
     batch_size: int = Field(gt=0)
     micro_batch_size: int | None = Field(default=None, gt=0)
     processes: int = Field(default=1, gt=0)
+    nodes: int = Field(default=1, gt=0)
     learning_rate: float = Field(default=0.01, gt=0)
     gate_learning_rate: float | None = Field(default=None, gt=0)
     final_rate: float = Field(ge=0, le=1)
@@ -124,6 +126,10 @@ class CausalTraining(Section):
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of processes "
                 f"({self.processes}) times micro_batch_size ({self.per_device})"
+            )
+        if self.processes % self.nodes:
+            raise ValueError(
+                f"processes ({self.processes}) must be a multiple of nodes ({self.nodes})"
             )
         for name in ("eval_every", "save_every"):
             every = getattr(self, name)
