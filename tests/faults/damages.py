@@ -39,7 +39,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {"a bit flipped": flip, "cut short"
 FILES = {
     "table of data (parquet)": "data/cola/train.parquet",
     "encoder (safetensors)": "models/encoder/model.safetensors",
-    "teacher's weights (safetensors)": "models/teachers/cola/full/seed0.safetensors",
+    "teacher's weights (safetensors)": "models/trained/cola/full/seed0.safetensors",
     "record": "runs/cola/full/seed0.json",
     "table": "tables/glue.csv",
     "compact model (safetensors)": "llama/models/tiny/trained/gated-s0.4/seed0/model.safetensors",
