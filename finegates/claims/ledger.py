@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -52,6 +52,7 @@ class Claim(Section):
         denominator: of what its fractions are, or in what unit its numbers are.
         tests: see :class:`ClaimTest`; none where nothing here can test it.
         untested: why there are none.
+        kind: what the paper claims, or what its digest proposes to try; set by the ledger.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Claim(Section):
     denominator: str
     tests: list[ClaimTest] = Field(default=[])
     untested: str = ""
+    kind: Literal["claim", "experiment"] = "claim"
 
     @model_validator(mode="after")
     def _says_why(self) -> Claim:
@@ -94,4 +96,5 @@ def load_ledger(path: str | Path = CONFIG / "claims.yaml") -> list[Claim]:
     """
     path = Path(path)
     ledger = validated(Ledger, read_yaml(path), path)
-    return [*ledger.claims, *ledger.experiments]
+    tried = [claim.model_copy(update={"kind": "experiment"}) for claim in ledger.experiments]
+    return [*ledger.claims, *tried]

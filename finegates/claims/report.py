@@ -35,6 +35,7 @@ def verdict_table(results: Sequence[ClaimResult], tier: str, about: str) -> Tabl
         rows.append(
             {
                 "claim": result.claim.id,
+                "kind": result.claim.kind,
                 "verdict": result.verdict,
                 "supported_tests": counted.count("supported"),
                 "tests": len(counted),
@@ -57,10 +58,16 @@ def verdict_table(results: Sequence[ClaimResult], tier: str, about: str) -> Tabl
     return Table(
         name="claims",
         title=f"Claims and verdicts (tier {tier})",
-        caption=f"Tests supported of all tests of a claim. {about} {CAPTION}",
+        caption=(
+            "Tests supported of all tests of a claim. After the paper's claims stands what its "
+            f"digest proposes to try, put as statements that could fail. {about} {CAPTION}"
+        ),
         numbers=pd.DataFrame(rows),
         header=("Claim", "Verdict", "Tests", "Statement", "Said in"),
         cells=cells,
+        rule_before=tuple(
+            place for place in range(1, len(rows)) if rows[place]["kind"] != rows[place - 1]["kind"]
+        ),
         text=(0, 1, 3, 4),
     )
 

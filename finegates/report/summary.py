@@ -58,9 +58,15 @@ def summary_lines(records: Sequence[Record], results: Sequence[ClaimResult]) -> 
 
 
 def _verdicts(results: Sequence[ClaimResult]) -> str:
-    counts = Counter(result.verdict for result in results)
-    listed = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
-    return f"Of {len(results)} claims: {listed}."
+    """How the paper's claims stand, and the experiments that its digest proposes."""
+    sentences = []
+    for kind, noun in (("claim", "claims"), ("experiment", "experiments that its digest proposes")):
+        found = [result.verdict for result in results if result.claim.kind == kind]
+        counts = Counter(found)
+        listed = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
+        if found:
+            sentences.append(f"Of {len(found)} {noun}: {listed}.")
+    return " ".join(sentences)
 
 
 def _averages(records: Sequence[Record], tasks: Sequence[str], seeds: int) -> dict[str, float]:
