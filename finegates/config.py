@@ -26,6 +26,12 @@ class ConfigError(ValueError):
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+# Keys that are known elsewhere and refused here, each with its reason.
+_REFUSED = {
+    "trust_remote_code": "code that comes with a model is never run; remove the key and take a "
+    "model that transformers has a class for",
+}
+
 
 def tier_path(name: str = "smoke") -> Path:
     """The file of a tier: of this repository by name, or any by a path that ends in ``.yaml``."""
@@ -46,6 +52,8 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
     """
     known = ("tier", "tasks", "methods", "without")
     for key in config:
+        if key in _REFUSED:
+            raise ConfigError(f"--config {key}: {_REFUSED[key]}")
         if key not in known:
             raise ConfigError(f"--config: unknown key {key!r}{nearest(key, known)}")
     path = tier_path(str(config.get("tier", "smoke")))
@@ -206,6 +214,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
+        if key in _REFUSED:
+            return f"{place}: {_REFUSED[key]}"
         return f"unknown key {place!r}{nearest(key, _keys_at(model, problem['loc'][:-1]))}"
     if problem["type"] == "missing":
         return f"missing key {place!r}"

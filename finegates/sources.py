@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finegates.pretrained import ModelError as ModelError
+from finegates.pretrained import load_pretrained
 from finegates.schema import DataSource, ModelSource, Tier
 from finegates.tasks.glue import (
     DataError,
@@ -20,10 +22,6 @@ from finegates.tasks.glue import (
 if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class ModelError(ValueError):
-    """A pretrained model that cannot be had; the message names it and the remedy."""
 
 
 def data_folder(tier: Tier) -> str | None:
@@ -232,18 +230,9 @@ def _from_source(tier: Tier, auto_class: Any, **settings: Any) -> Any:
     where = folder if folder is not None else tier.model.hub
     if tier.model.revision is not None:
         settings["revision"] = tier.model.revision
-    try:
-        return auto_class.from_pretrained(where, **settings)
-    except (OSError, ValueError) as error:
-        remedy = (
-            "check the folder"
-            if folder is not None
-            else "check the network, or download it elsewhere and set model.path to the folder"
-        )
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"cannot load model {tier.model.name!r} from {where} ({reason}); {remedy}"
-        ) from error
+    return load_pretrained(
+        auto_class, str(where), tier.model.name, from_hub=folder is None, **settings
+    )
 
 
 def _kind(source: ModelSource | DataSource) -> str:

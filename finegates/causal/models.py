@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from finegates.causal.schema import CausalModel, LlamaSizes, TokenizerSource
+from finegates.pretrained import load_pretrained
 from finegates.seeds import seed_everything
 from finegates.sources import ModelError, dense_model
 from finegates.tasks.glue import file_digest
@@ -36,11 +37,16 @@ def load_causal(
     """
     where = _where(source, results)
     settings: dict[str, Any] = {} if source.revision is None else {"revision": source.revision}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **settings)
-        tokenizer = AutoTokenizer.from_pretrained(where, **settings)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(source.name, where, source.hub is not None, error) from error
+    from_hub = source.hub is not None
+    model = load_pretrained(
+        AutoModelForCausalLM,
+        where,
+        source.name,
+        from_hub=from_hub,
+        dtype=torch.float32,
+        **settings,
+    )
+    tokenizer = load_pretrained(AutoTokenizer, where, source.name, from_hub=from_hub, **settings)
     check_vocabulary(model, tokenizer, source.name)
     return model.eval(), tokenizer
 
@@ -49,10 +55,9 @@ def load_text_tokenizer(source: TokenizerSource, results: str) -> PreTrainedToke
     """The tokenizer of models that are trained here. Raises ModelError as :func:`load_causal`."""
     where = source.path or source.hub or tokenizer_folder(results)
     settings: dict[str, Any] = {} if source.revision is None else {"revision": source.revision}
-    try:
-        return AutoTokenizer.from_pretrained(where, **settings)
-    except (OSError, ValueError) as error:
-        raise _cannot_load("tokenizer", where, source.hub is not None, error) from error
+    return load_pretrained(
+        AutoTokenizer, where, "tokenizer", from_hub=source.hub is not None, **settings
+    )
 
 
 def make_llama(
@@ -117,13 +122,3 @@ def _where(source: CausalModel, results: str) -> str:
     where = source.path or source.hub
     assert where is not None
     return where
-
-
-def _cannot_load(name: str, where: str, from_hub: bool, error: Exception) -> ModelError:
-    remedy = (
-        "check the network, or download it elsewhere and set path to the folder"
-        if from_hub
-        else "check the folder"
-    )
-    reason = " ".join(str(error).split())
-    return ModelError(f"cannot load {name!r} from {where} ({reason}); {remedy}")

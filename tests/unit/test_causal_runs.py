@@ -335,7 +335,7 @@ def test_a_vocabulary_of_another_model_is_refused(tmp_path):
 
 def test_a_model_that_is_not_there_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="cannot load 'x' from .*check the folder"):
+    with pytest.raises(ModelError, match="cannot load model 'x' from .*check the folder"):
         load_causal(CausalModel(name="x", path=str(tmp_path)), "")
     with pytest.raises(ModelError, match="check the network"):
         load_causal(CausalModel(name="x", hub="no/such", revision="0" * 40), "")
