@@ -132,7 +132,7 @@ def _resolved(methods: Any, place: str, path: Path, experiments: Path) -> dict[s
         if name is None:
             raise ConfigError(f"{path}: {place}.{label} needs the key 'experiment'")
         file = experiments / f"{name}.yaml"
-        if not file.is_file():
+        if file.parent != experiments or not file.is_file():
             known = sorted(p.stem for p in experiments.glob("*.yaml"))
             raise ConfigError(
                 f"{path}: {place}.{label}: no experiment {name!r} in {experiments}"

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finegates.files import parse_json
+
 
 class ModelError(ValueError):
     """A pretrained model that cannot be had; the message names it and the remedy."""
@@ -36,7 +38,13 @@ def load_pretrained(
         raise ModelError(
             f"cannot load model {name!r} from {where} (no such folder); check the folder"
         )
+    if from_hub and Path(where).exists():
+        raise ModelError(
+            f"model {name!r}: {where} is a hub id, but a folder of that name lies here and would "
+            "be taken for it; move it, or set path to it in place of hub and revision"
+        )
     try:
+        _check_stays(Path(where))
         _check_asks_for_no_code(where, name, settings.get("revision"))
         if hasattr(auto_class, "from_config"):  # a model: the others have no weights
             settings["use_safetensors"] = True
@@ -51,6 +59,16 @@ def load_pretrained(
         )
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"cannot load model {name!r} from {where} ({reason}); {remedy}") from error
+
+
+def _check_stays(folder: Path) -> None:
+    """Raises ValueError where an index of weights names files outside its folder."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    for file in parse_json(index.read_text(encoding="utf-8"))["weight_map"].values():
+        if Path(file).name != file:
+            raise ValueError(f"{index.name} names {file!r}, which is not a file of its folder")
 
 
 def _check_asks_for_no_code(where: str | Path, name: str, revision: str | None) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from finegates.causal.schema import LlamaPosttraining, LlamaPretraining, TextSource
+from finegates.names import check_label, check_package, check_results
 from finegates.presets import check_reachable, preset_named
 from finegates.section import Section as Section
 from finegates.section import exactly_one, pinned
@@ -88,6 +89,8 @@ class ModelSource(Section):
     def _one_source(self) -> ModelSource:
         exactly_one(self, ("pretraining", "dense", "path", "package", "hub"))
         pinned(self.hub, self.revision)
+        if self.package is not None:
+            check_package(self.package)
         return self
 
 
@@ -415,11 +418,7 @@ class LlamaStudy(Section):
         sizes = list(self.pretraining.sizes) if self.pretraining else []
         wanted = [m.dense for m in self.posttraining.models.values()] if self.posttraining else []
         wanted += [self.on_task.model.dense] if self.on_task else []
-        for size in wanted:
-            if size is not None and size not in sizes:
-                raise ValueError(
-                    f"dense: {size!r} is no size of llama.pretraining{nearest(size, sizes)}"
-                )
+        check_dense(wanted, sizes)
         return self
 
 
@@ -449,7 +448,11 @@ class Tier(Section):
 
     @model_validator(mode="after")
     def _names(self) -> Tier:
+        check_label(self.tier, "tier")
+        check_results(self.results)
         check_names([*self.tasks], self.methods)
+        pretraining = self.llama.pretraining if self.llama else None
+        check_dense([self.model.dense], list(pretraining.sizes) if pretraining else [])
         looked_at = [self.theory.network.task] if self.theory.network.task else []
         for task in [*self.training.epochs_by_task, *looked_at]:
             if task not in TASKS:
@@ -457,6 +460,15 @@ class Tier(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("tasks and seeds must not repeat")
         return self
+
+
+def check_dense(wanted: list[str | None], sizes: list[str]) -> None:
+    """Raises ValueError for a dense model of no known size."""
+    for size in wanted:
+        if size is not None and size not in sizes:
+            raise ValueError(
+                f"dense: {size!r} is no size of llama.pretraining{nearest(size, sizes)}"
+            )
 
 
 def check_names(tasks: list[str], methods: dict[str, Method]) -> None:
@@ -467,8 +479,7 @@ def check_names(tasks: list[str], methods: dict[str, Method]) -> None:
     if len(set(tasks)) < len(tasks):
         raise ValueError("tasks and seeds must not repeat")
     for label, method in methods.items():
-        if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
-            raise ValueError(f"method label {label!r}: use letters, digits, '-', '_' and '.'")
+        check_label(label, "method label")
         _check_needs(label, method, methods)
 
 

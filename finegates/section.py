@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import BaseModel, ConfigDict
+
+from finegates.names import check_hub
 
 
 class Section(BaseModel):
@@ -22,7 +26,9 @@ def exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
 
 def pinned(hub: str | None, revision: str | None) -> None:
     """Raises ValueError unless a hub entry, and nothing else, has a full commit hash."""
-    if hub is not None and (revision is None or len(revision) != 40):
+    if hub is not None:
+        check_hub(hub)
+    if hub is not None and not (revision and re.fullmatch("[0-9a-f]{40}", revision)):
         raise ValueError(f"hub entry {hub!r} needs a revision pinned as a 40-digit commit hash")
     if hub is None and revision is not None:
         raise ValueError("revision belongs to a hub entry only")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from finegates.names import check_label
 from finegates.presets import check_reachable, preset_named
 from finegates.section import Section, exactly_one, pinned
 
@@ -200,7 +201,8 @@ class LlamaPosttraining(Section):
         for label in self.match:
             if label not in self.methods:
                 raise ValueError(f"match: {label!r} is none of the methods {list(self.methods)}")
-        check_labels([*self.models, *self.methods])
+        for label in [*self.models, *self.methods]:
+            check_label(label)
         return self
 
 
@@ -263,7 +265,8 @@ class LlamaPretraining(Section):
         for label, gates in self.methods.items():
             if gates.random_biases:
                 raise ValueError(f"methods.{label}: random_biases is for pretrained models")
-        check_labels([*self.sizes, *self.methods])
+        for label in [*self.sizes, *self.methods]:
+            check_label(label)
         for name, sizes in self.sizes.items():
             if self.training.length > sizes.positions:
                 raise ValueError(
@@ -271,10 +274,3 @@ class LlamaPretraining(Section):
                     f"{sizes.positions} positions; lower training.length or raise positions"
                 )
         return self
-
-
-def check_labels(labels: list[str]) -> None:
-    """Raises ValueError for a label that cannot be part of a file's name."""
-    for label in labels:
-        if not label.replace("-", "").replace(".", "").replace("_", "").isalnum():
-            raise ValueError(f"label {label!r}: use letters, digits, '-', '_' and '.'")
