@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from finegates.causal.packing import HeldOut, PackedText
@@ -160,6 +161,11 @@ class CausalTrainer(GateTrainer):
             return {}
         summary = summarise_gates(model)
         return {f"gates/{k}": summary[k] for k in ("realised_sparsity", "closed", "half_open")}
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of any objects, which nothing reads: settings are in the run's identity.
+        (Path(str(output_dir or self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
