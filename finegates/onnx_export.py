@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from collections.abc import Mapping
@@ -101,6 +102,8 @@ class _OutputOnly(nn.Module):
         self.model = model
         self.names = names
         cached = hasattr(getattr(model, "config", None), "use_cache")
+        takes = inspect.signature(model.forward).parameters.values()
+        cached = cached and any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in takes)
         self.options = {"use_cache": False} if cached else {}
 
     def forward(self, *tensors: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ and caches are the model's own.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finegates.adapters.base import HeadSizes
+from finegates.compatibility import attention_function, attention_traits
 
 
 class NarrowAttention(nn.Module):
@@ -38,12 +38,12 @@ class NarrowAttention(nn.Module):
         else:
             for name, projection in zip(names, projections, strict=True):
                 self.add_module(name, projection)
-        self.scaling: float = module.scaling  # type: ignore[assignment]
-        self.config: Any = module.config
-        self.layer_idx: Any = module.layer_idx
-        self.is_causal = bool(module.is_causal)
-        # Plain products, as the architecture has them (some take the softmax in float32).
-        self._eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+        traits = attention_traits(module)
+        self.scaling = traits.scaling
+        self.config: Any = traits.config
+        self.layer_idx: Any = traits.layer_idx
+        self.is_causal = traits.is_causal
+        self._eager = traits.eager
         # The attention function repeats keys and values itself where that is regular.
         self.num_key_value_groups = sizes.repeats or 1
         self.groups: Tensor | None
@@ -83,13 +83,9 @@ class NarrowAttention(nn.Module):
         Returns:
             context (B, L, heads * width), and the weights where the function gives them.
         """
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         if self.groups is not None:
             k, v = k.index_select(1, self.groups), v.index_select(1, self.groups)
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, self._eager
-        )
+        function = attention_function(self.config._attn_implementation, self._eager)
         context, weights = function(
             self,
             q,
