@@ -53,6 +53,8 @@ def attach_from_peft(model: nn.Module, source: str | Path | Mapping[str, Tensor]
     latents: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
     for name, tensor in _read(source).items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise PeftGatesError(f"tensor {name!r} of the adapter holds no finite numbers")
         path, key = _split(name)
         if key in _KEYS:
             latents.setdefault(path, {})[_KEYS[key]] = tensor

@@ -75,7 +75,10 @@ def _check_asks_for_no_code(where: str | Path, name: str, revision: str | None) 
     from transformers import PretrainedConfig
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    from finegates.compaction.bounds import check_numbers
+
     described, _ = PretrainedConfig.get_config_dict(where, revision=revision)
+    check_numbers(described)
     tokenizer = get_tokenizer_config(where, revision=revision)
     for file, values in (("config.json", described), ("tokenizer_config.json", tokenizer)):
         for key in _asking(values):

@@ -9,13 +9,15 @@ import subprocess
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finegates.config import ConfigError, validated
 from finegates.files import parse_json, write_text
-from finegates.schema import Section
+from finegates.names import check_label
+from finegates.section import Count, Fraction, Section
+from finegates.tasks.glue import task_named
 
 FORMAT_VERSION = 1
 
@@ -33,22 +35,22 @@ class GateSummary(Section):
     and 0.95; fractions of all gates. ``histogram`` counts evaluation gates in equal bins of [0, 1].
     """
 
-    gates: int
-    closed: float
-    open: float
-    half_open: float
-    closed_rows: float
-    closed_cols: float
-    mean_open_probability: float
-    realised_sparsity: float
+    gates: Count
+    closed: Fraction
+    open: Fraction
+    half_open: Fraction
+    closed_rows: Fraction
+    closed_cols: Fraction
+    mean_open_probability: Fraction
+    realised_sparsity: Fraction
     penalty: float | None
-    histogram: list[int]
+    histogram: list[Count]
 
 
 class Epoch(Section):
     """Metrics on the reported split after an epoch; ``score`` is GLUE's, times 100."""
 
-    epoch: int
+    epoch: Annotated[int, Field(ge=1)]
     train_loss: float
     metrics: dict[str, float]
     score: float
@@ -60,15 +62,15 @@ class CompactResult(Section):
 
     score: float
     max_abs_logit_difference: float
-    parameters: int
-    encoder_macs: int
+    parameters: Count
+    encoder_macs: Count
 
 
 class Closed(Section):
     """Numbers of closed rows and columns of one gated layer."""
 
-    rows: int
-    cols: int
+    rows: Count
+    cols: Count
 
 
 class Record(Section):
@@ -79,7 +81,7 @@ class Record(Section):
     tier: str
     task: str
     method: str
-    seed: int
+    seed: Count
     config: dict[str, Any]
     seeds: dict[str, int]
     code: dict[str, Any]
@@ -91,10 +93,23 @@ class Record(Section):
     last: Epoch
     best: Epoch
     budget: dict[str, Any]
-    realised_sparsity: float
+    realised_sparsity: Fraction
     closed: dict[str, Closed]
     compact: CompactResult | None
-    timing: dict[str, float]
+    timing: dict[str, Annotated[float, Field(ge=0)]]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Record:
+        task_named(self.task)
+        check_label(self.tier, "tier")
+        check_label(self.method, "method")
+        if [epoch.epoch for epoch in self.epochs] != list(range(1, len(self.epochs) + 1)):
+            raise ValueError("epochs are not numbered 1, 2, ...")
+        if self.last != self.epochs[-1] or self.best not in self.epochs:
+            raise ValueError("'last' or 'best' is none of the epochs")
+        if self.best.score < max(epoch.score for epoch in self.epochs):
+            raise ValueError("'best' is not the best epoch")
+        return self
 
 
 def write_record(record: Record, path: str | Path) -> None:
@@ -130,7 +145,7 @@ def read_versioned(model: type[_Model], version: int, path: str | Path) -> _Mode
         found = raw.get("format_version") if isinstance(raw, dict) else None
         raise RecordError(f"record {path} has format version {found!r}, expected {version}")
     try:
-        return validated(model, raw, path)
+        return validated(model, raw, path, strict=True)
     except ConfigError as error:
         raise RecordError(f"record does not fit its schema: {error}") from error
 

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from finegates.causal.schema import LlamaPosttraining, LlamaPretraining, TextSource
 from finegates.names import check_label, check_package, check_results
 from finegates.presets import check_reachable, preset_named
+from finegates.section import Count, exactly_one, pinned
 from finegates.section import Section as Section
-from finegates.section import exactly_one, pinned
 from finegates.suggest import nearest
 from finegates.tasks.glue import TASKS
 
@@ -71,10 +71,14 @@ class Pretraining(Section):
 class ModelSource(Section):
     """Where the pretrained model comes from: exactly one of the sources.
 
-    ``pretraining`` makes an encoder here; ``dense`` names a size of ``llama.pretraining``, whose
-    dense model it takes; ``path`` is a folder in Hugging Face layout, relative to the
-    repository; ``package`` an installed Python package and a folder in it (``name/folder``);
-    ``hub`` a hub id, with ``revision`` a commit hash.
+    Attributes:
+        name: for captions.
+        pretraining: make an encoder here.
+        dense: a size of ``llama.pretraining``, whose dense model to take.
+        path: a folder in Hugging Face layout, relative to the repository.
+        package: an installed Python package and a folder in it (``name/folder``).
+        hub: a hub id.
+        revision: of it, a commit hash.
     """
 
     name: str
@@ -95,7 +99,13 @@ class ModelSource(Section):
 
 
 class GeneratedData(Section):
-    """Sizes of the generated tasks."""
+    """Sizes of the generated tasks.
+
+    Attributes:
+        train_rows: of each task.
+        validation_rows: of each task.
+        seed: of what is generated.
+    """
 
     train_rows: int = Field(gt=0)
     validation_rows: int = Field(gt=0)
@@ -103,12 +113,18 @@ class GeneratedData(Section):
 
 
 class DataSource(Section):
-    """Where the GLUE tables come from: exactly one of generated, path (a folder of
-    ``<task>/<split>.parquet``), hub.
+    """Where the GLUE tables come from: exactly one of generated, path, hub.
 
-    ``train_rows`` and ``validation_rows`` take the first rows of a split. With ``held_out`` the
-    last so many rows of the training table stand in for the validation split and are not trained
-    on: settings are chosen there, never on the split that is reported.
+    Attributes:
+        name: for captions.
+        generated: tables made here.
+        path: a folder of ``<task>/<split>.parquet``.
+        hub: a hub id.
+        revision: of it, a commit hash.
+        train_rows: take the first so many of a split.
+        validation_rows: as ``train_rows``.
+        held_out: the last so many rows of the training table stand in for the validation split and
+            are not trained on: settings are chosen there, never on the split that is reported.
     """
 
     name: str
@@ -130,8 +146,19 @@ class DataSource(Section):
 class GateSettings(Section):
     """Gates of a method; the fields are those of ``finegates.GateConfig``.
 
-    With the preset ``structured`` a method may name in ``match`` another gated method in place of a
-    ``target``: the run then keeps as many MACs as that one's run on the same task and seed did.
+    Attributes:
+        preset: which gates, see ``finegates.presets``.
+        target: sparsity to aim at; of preset ``structured``, the share of MACs to remove.
+        match: with preset ``structured``, another gated method in place of a target: the run then
+            keeps as many MACs as that one's run on the same task and seed did.
+        penalty_weight: the factor of the penalty.
+        penalty: another one than the preset's.
+        kurtosis: weigh layers by the kurtosis of their weights.
+        noise_std: another training noise than the preset's.
+        train_weights: train the gated layers' weights, too.
+        sequence_length: tokens at which MACs are counted.
+        schedule: of shared gates, shares of the training: the budget has fallen, who is closed is
+            decided, gates are zero or one.
     """
 
     preset: Literal["reference", "paper_v1", "structured"]
@@ -159,7 +186,13 @@ class GateSettings(Section):
 
 
 class LoraSettings(Section):
-    """A low-rank adapter (library ``peft``) on every layer that gates would go on."""
+    """A low-rank adapter (library ``peft``) on every layer that gates would go on.
+
+    Attributes:
+        rank: of the two factors.
+        alpha: their product is scaled by this over the rank.
+        dropout: before them, in training.
+    """
 
     rank: int = Field(default=8, gt=0)
     alpha: float = Field(default=16.0, gt=0)
@@ -167,15 +200,24 @@ class LoraSettings(Section):
 
 
 class MagnitudeSettings(Section):
-    """Rows and columns of least norm are closed before training, layer by layer exactly as many as
-    the run of the method ``match`` on the same task and seed closed."""
+    """Rows and columns of least norm are closed before training.
+
+    Attributes:
+        match: a gated method; layer by layer as many are closed as its run on the same task and
+            seed closed.
+    """
 
     match: str
 
 
 class DistillationSettings(Section):
-    """Training starts from the weights that the run of the method ``teacher`` on the same task and
-    seed ended with, and follows that model's logits (``finegates.distillation``)."""
+    """Training starts from another run's weights and follows that model's logits.
+
+    Attributes:
+        teacher: the method whose run on the same task and seed it is.
+        weight: share of the loss that follows it; see ``finegates.distillation``.
+        temperature: that both sides' logits are divided by.
+    """
 
     teacher: str
     weight: float = Field(default=0.5, ge=0, le=1)
@@ -185,8 +227,18 @@ class DistillationSettings(Section):
 class Method(Section):
     """One way of fine-tuning: what is trained, and how fast.
 
-    The rates of gates and head are ``learning_rate`` unless given; schedule and precision are the
-    tier's.
+    Attributes:
+        title: for tables.
+        gates: see :class:`GateSettings`; None: no gates.
+        lora: see :class:`LoraSettings`; None: no adapter.
+        magnitude: see :class:`MagnitudeSettings`; None: nothing is closed before training.
+        distillation: see :class:`DistillationSettings`; None: no teacher.
+        init: the encoder's weights at the start.
+        learning_rate: AdamW's.
+        gate_learning_rate: another one for gates.
+        head_learning_rate: another one for the task head.
+        schedule: another one than the tier's.
+        precision: another one than the tier's.
     """
 
     title: str
@@ -238,7 +290,19 @@ class Method(Section):
 
 
 class Training(Section):
-    """The training loop's settings, shared by all methods of a tier."""
+    """The training loop's settings, shared by all methods of a tier.
+
+    Attributes:
+        epochs: passes over the training rows.
+        batch_size: examples of a step.
+        eval_batch_size: examples of an evaluation batch.
+        max_length: tokens; longer texts are cut.
+        schedule: of the learning rate.
+        weight_decay: of weights, head and low-rank factors, never of gates.
+        precision: autocast to bfloat16, or not; parameters and optimizer state stay float32.
+        group_by_length: make batches of texts of like length.
+        epochs_by_task: other numbers of epochs, by task.
+    """
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
@@ -256,7 +320,13 @@ class Training(Section):
 
 
 class StepBenchmark(Section):
-    """The benchmark of one training step: LoRA against gates, interleaved."""
+    """The benchmark of one training step: LoRA against gates, interleaved.
+
+    Attributes:
+        batch_size: examples of the step.
+        length: tokens of each.
+        repeats: interleaved rounds.
+    """
 
     batch_size: int = Field(gt=0)
     length: int = Field(gt=0)
@@ -425,14 +495,31 @@ class LlamaStudy(Section):
 class Tier(Section):
     """A complete configuration; ``methods`` is resolved against the experiment files.
 
-    A tier without benchmarks makes no timing tables. ``gpus`` is what a training job asks of a
-    cluster's scheduler.
+    Attributes:
+        tier: its name.
+        description: of models and data, for captions.
+        results: folder that everything is written to: of this repository, or an absolute path.
+        seeds: each method runs with each.
+        runs_per_process: ``task``: all runs of a task share a process, for tiny ones; ``run``: each
+            has its own.
+        threads: CPU threads of a run.
+        gpus: what a training process asks of a cluster's scheduler; of a run on plain text, every
+            one of its ``processes`` does.
+        model: see :class:`ModelSource`.
+        data: see :class:`DataSource`.
+        tasks: of GLUE, in the order of the tables.
+        training: see :class:`Training`.
+        methods: by label, in the order of the tables; see :class:`Method`.
+        step_benchmark: see :class:`StepBenchmark`; None: no such table.
+        inference_benchmarks: see :class:`InferenceBenchmark`; empty: no such tables.
+        theory: see :class:`Theory`.
+        llama: see :class:`LlamaStudy`; None: none of these experiments.
     """
 
     tier: str
     description: str
     results: str
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Count] = Field(min_length=1)
     runs_per_process: Literal["task", "run"]
     threads: int = Field(gt=0)
     gpus: int = Field(default=0, ge=0)

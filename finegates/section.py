@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from finegates.names import check_hub
 
@@ -15,6 +16,26 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, raw: Any) -> Any:
+        """Pydantic would take true for 1."""
+        for name, value in raw.items() if isinstance(raw, dict) else ():
+            field = cls.model_fields.get(str(name))
+            kind = "" if field is None else str(field.annotation)
+            if not re.search(r"\b(int|float)\b", kind) or "bool" in kind:
+                continue
+            entries = value if isinstance(value, list) else [value]
+            entries = list(value.values()) if isinstance(value, dict) else entries
+            if any(isinstance(entry, bool) for entry in entries):
+                raise ValueError(f"{name} is no switch: give a number, not true or false")
+        return raw
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+Count = Annotated[int, Field(ge=0)]
 
 
 def exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from finegates.files import whole_file
 from finegates.gates import StochasticGate
 from finegates.layers import gated_layers
 
-FORMAT = "finegates-task-1"
+FORMAT = "finegates-task-2"
 
 
 class TaskStateError(ValueError):
@@ -71,7 +71,11 @@ def save_task(model: nn.Module, path: str | Path) -> int:
         its size in bytes: what one more task costs to store.
     """
     tensors = {name: t.detach().contiguous() for name, t in task_state(model).items()}
-    metadata = {"format": FORMAT, "encoder": _encoder_digest(model)}
+    metadata = {
+        "format": FORMAT,
+        "encoder": _encoder_digest(model),
+        "tensors": _digest(tensors),
+    }
     path = Path(path)
     with whole_file(path) as aside:
         save_file(tensors, aside, metadata=metadata)
@@ -98,6 +102,8 @@ def load_task(model: nn.Module, path: str | Path) -> None:
         raise TaskStateError(f"{path}: cannot be read as a task ({error})") from error
     if metadata.get("format") != FORMAT:
         raise TaskStateError(f"{path}: is no task of the format {FORMAT!r}")
+    if metadata.get("tensors") != _digest(found):
+        raise TaskStateError(f"{path}: is damaged: its tensors are not those that were saved")
     own = task_state(model)
     differing = sorted(set(own) ^ set(found)) or [
         name for name in own if own[name].shape != found[name].shape
@@ -117,10 +123,15 @@ def load_task(model: nn.Module, path: str | Path) -> None:
 def _encoder_digest(model: nn.Module) -> str:
     """Digest of all that does not belong to the task."""
     own = task_state(model)
+    parameters = unwrap(model).named_parameters()
+    return _digest({name: tensor for name, tensor in parameters if name not in own})
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Digest of names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(unwrap(model).named_parameters()):
-        if name not in own:
-            digest.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())
-            raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(raw.numpy().tobytes())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
     return digest.hexdigest()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from finegates.files import write_text
+from finegates.names import check_label
 from finegates.record import Closed, read_versioned
-from finegates.section import Section
+from finegates.section import Count, Fraction, Section
 
 FORMAT_VERSION = 1
 
@@ -24,8 +25,8 @@ class HeldOutResult(Section):
     loss: float
     perplexity: float
     bits_per_character: float
-    tokens: int
-    characters: int
+    tokens: Count
+    characters: Count
 
 
 class CurvePoint(Section):
@@ -41,14 +42,14 @@ class CurvePoint(Section):
         closed, half_open: fractions of the gates.
     """
 
-    step: int
-    tokens: int
+    step: Count
+    tokens: Count
     task_loss: float | None = None
     held_out_loss: float | None = None
-    realised_sparsity: float | None = None
-    removable_weights: int | None = None
-    closed: float | None = None
-    half_open: float | None = None
+    realised_sparsity: Fraction | None = None
+    removable_weights: Count | None = None
+    closed: Fraction | None = None
+    half_open: Fraction | None = None
 
 
 class CausalCompact(Section):
@@ -60,10 +61,10 @@ class CausalCompact(Section):
 
     perplexity: float
     perplexity_difference: float
-    greedy_tokens: int
-    same_tokens: int
-    parameters: int
-    macs: int
+    greedy_tokens: Count
+    same_tokens: Count
+    parameters: Count
+    macs: Count
 
 
 class CausalRecord(Section):
@@ -75,8 +76,8 @@ class CausalRecord(Section):
     name: str
     method: str
     title: str
-    target: float | None
-    seed: int
+    target: Fraction | None
+    seed: Count
     config: dict[str, Any]
     seeds: dict[str, int]
     code: dict[str, Any]
@@ -88,10 +89,19 @@ class CausalRecord(Section):
     final: HeldOutResult
     curve: list[CurvePoint]
     budget: dict[str, Any]
-    realised_sparsity: float
+    realised_sparsity: Fraction
     closed: dict[str, Closed]
     compact: CausalCompact | None
-    timing: dict[str, float] = Field(default_factory=dict)
+    timing: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> CausalRecord:
+        for what in ("tier", "name", "method"):
+            check_label(getattr(self, what), what)
+        steps = [point.step for point in self.curve]
+        if steps != sorted(set(steps)):
+            raise ValueError("the steps of the curve do not increase")
+        return self
 
 
 def write_causal_record(record: CausalRecord, path: str | Path) -> None:

@@ -79,7 +79,9 @@ def _parquet(path: Path, column: str) -> list[str]:
     with path.open("rb") as file:
         try:
             table = pq.read_table(file)
-        except pa.ArrowInvalid as error:
+            table.validate(full=True)  # texts are UTF-8, offsets lie within their buffers
+            _ = table.column_names  # names are text
+        except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
             raise TextError(f"{path} is not a readable Parquet file: {error}") from error
     if column not in table.column_names:
         raise TextError(
@@ -88,10 +90,7 @@ def _parquet(path: Path, column: str) -> list[str]:
     values = table.column(column)
     if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
         raise TextError(f"{path}: column {column!r} holds {values.type}, not text")
-    try:
-        return [value or "" for value in values.to_pylist()]
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path}: column {column!r} is not UTF-8: {error}") from error
+    return [value or "" for value in values.to_pylist()]
 
 
 class Documents:

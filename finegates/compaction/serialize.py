@@ -1,9 +1,9 @@
 """Compact models on disk: a folder with ``finegates.json`` and ``model.safetensors``, nothing else.
 
 The JSON holds the transformers class and configuration, the sizes of every compact layer, which
-tensors are one and the same, and the digest of the tensor file. The tensor file holds every
-parameter and every buffer, also those that transformers leaves out of its state dict, so loading
-computes nothing anew. Neither pickle nor code from the folder is ever run.
+tensors are one and the same, and digests of the tensor file and of itself. The tensor file holds
+every parameter and every buffer, also those that transformers leaves out of its state dict, so
+loading computes nothing anew. Neither pickle nor code from the folder is ever run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finegates.adapters import Attention, HeadSizes, adapter_for
+from finegates.compaction.bounds import at_most_parameters, check_index_buffers, check_numbers
 from finegates.compaction.layers import CompactLinear
+from finegates.compatibility import put_tensor, unregistered_tensors
 from finegates.files import parse_json
 from finegates.layers import gated_layers, linear_shape
 
 FORMAT = "finegates-compact"
-VERSION = 2
+VERSION = 3
 STRUCTURE = "finegates.json"
 TENSORS = "model.safetensors"
 # The attention functions that torch itself has; any other name could make transformers fetch code.
@@ -76,6 +78,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
         written.mkdir()
         save_file(tensors, written / TENSORS, metadata={"format": "pt"})
         structure["tensors_sha256"] = _digest(written / TENSORS)
+        structure["structure_sha256"] = _seal(structure)
         text = json.dumps(structure, indent=2, sort_keys=True)
         (written / STRUCTURE).write_text(text + "\n", encoding="utf-8")
         if _is_save(folder):
@@ -119,15 +122,16 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module
             folder, f"{TENSORS} is damaged: its sha256 is {digest}, not as {STRUCTURE} says"
         )
     try:
-        model = _skeleton(structure)
-    except CompactFormatError:
-        raise
-    except Exception as error:  # any file may come as "configuration"; say which folder it was
-        raise CompactFormatError(folder, f"{STRUCTURE} describes no model: {error}") from error
-    try:
         stored = load_file(folder / TENSORS, device=str(device))
     except SafetensorError as error:
         raise CompactFormatError(folder, f"{TENSORS} cannot be read: {error}") from error
+    try:
+        check_numbers(structure["config"])
+        # A layer that became compact had two parameters, and has at least one tensor.
+        with at_most_parameters(4 * (len(stored) + len(structure["aliases"])) + 64):
+            model = _skeleton(structure)
+    except Exception as error:  # any file may come as "configuration"; say which folder it was
+        raise CompactFormatError(folder, f"{STRUCTURE} describes no model: {error}") from error
     try:
         _fill(model, stored, structure["aliases"])
     except ValueError as error:
@@ -214,10 +218,13 @@ def _read_structure(folder: Path) -> dict[str, Any]:
         "heads": dict,
         "aliases": dict,
         "tensors_sha256": str,
+        "structure_sha256": str,
     }
     for key, kind in kinds.items():
         if not isinstance(structure.get(key), kind):
             raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is missing or not a {kind}")
+    if structure["structure_sha256"] != _seal(structure):
+        raise CompactFormatError(folder, f"{STRUCTURE} is damaged: it is not as it was written")
     try:
         _model_class(structure)
     except ValueError as error:
@@ -356,7 +363,8 @@ def _fill(model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str]) 
                 f"tensor {name} has shape {tuple(tensor.shape)}, the model needs "
                 f"{tuple(empty.shape)}"
             )
-        if tensor.is_floating_point() != empty.is_floating_point():
+        is_float = tensor.is_floating_point()
+        if is_float != empty.is_floating_point() or not (is_float or tensor.dtype == empty.dtype):
             raise ValueError(f"tensor {name} is of {tensor.dtype}, the model needs {empty.dtype}")
         is_parameter = isinstance(empty, nn.Parameter)
         if source not in objects:
@@ -365,9 +373,8 @@ def _fill(model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str]) 
             tensor = tensor.clone()
             objects[source] = nn.Parameter(tensor) if is_parameter else tensor
         parent, _, child = name.rpartition(".")
-        owner = model.get_submodule(parent)
-        tensors: dict[str, Any] = owner._parameters if is_parameter else owner._buffers
-        tensors[child] = objects[source]
+        put_tensor(model.get_submodule(parent), child, objects[source])
+    check_index_buffers(model)
     for path, layer in model.named_modules():
         if isinstance(layer, CompactLinear):
             try:
@@ -404,6 +411,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All parameters and buffers under all their names, also buffers outside the state dict."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
+    yield from unregistered_tensors(model)
 
 
 def _is_save(folder: Path) -> bool:
@@ -416,6 +424,12 @@ def _is_save(folder: Path) -> bool:
 
 def _is_empty_folder(folder: Path) -> bool:
     return folder.is_dir() and next(folder.iterdir(), None) is None
+
+
+def _seal(structure: dict[str, Any]) -> str:
+    """Digest of all that a structure says, itself aside: most of it nothing else could check."""
+    said = {key: value for key, value in structure.items() if key != "structure_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -155,6 +155,8 @@ def checked(table: pa.Table, task: str, origin: str) -> pa.Table:
     if spec.labels is None:
         if not pa.types.is_floating(labels.type) and not pa.types.is_integer(labels.type):
             raise DataError(f"{origin}: labels of {task!r} must be numbers, found {labels.type}")
+        if not pc.all(pc.is_finite(labels)).as_py():  # NaN is neither the least nor the greatest
+            raise DataError(f"{origin}: labels of {task!r} must be finite numbers")
         low, high = pc.min_max(labels).as_py().values()
         if not (low >= 0 and high <= 5):
             raise DataError(f"{origin}: labels of {task!r} must lie in 0..5, found {low}..{high}")

@@ -374,6 +374,16 @@ def test_damaged_records_are_refused(tmp_path):
             read_causal_record(path)
 
 
+def test_a_curve_goes_forward(folder, tmp_path):
+    record = trained(causal_tier(folder), GATES)
+    write_causal_record(record, tmp_path / "r.json")
+    assert read_causal_record(tmp_path / "r.json") == record
+    backward = record.model_copy(update={"curve": record.curve[::-1]})
+    write_causal_record(backward, tmp_path / "r.json")
+    with pytest.raises(RecordError, match="steps of the curve do not increase"):
+        read_causal_record(tmp_path / "r.json")
+
+
 def test_runs_are_found_by_their_record(folder):
     tier = causal_tier(folder)
     for run in [*pretraining_runs(tier), *posttraining_runs(tier), *pruning_runs(tier)]:

@@ -71,7 +71,7 @@ def test_parquet_faults_are_named(tmp_path):
         pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
     )
     pq.write_table(pa.table({"text": broken}), path)
-    with pytest.raises(TextError, match="not UTF-8"):
+    with pytest.raises(TextError, match="not a readable Parquet file: .*UTF8"):
         read_documents(path)
 
 
@@ -198,3 +198,13 @@ def test_text_is_described_by_digests_and_status(tmp_path):
     assert len(described["sha256"]["train"]) == 64
     assert held_out_documents(source, "results") == ["a b"]
     assert next(iter(training_documents(source, "results", 0))) in ("a b", "c")
+
+
+@pytest.mark.parametrize("word", [b"text", b"a story"])
+def test_names_and_texts_of_a_table_that_are_no_utf8_are_refused(tmp_path, word):
+    path = tmp_path / "train.parquet"
+    table = pa.table({"text": ["a story"]})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(word, word[:1] + b"\x9c" + word[2:]))
+    with pytest.raises(TextError, match="not a readable Parquet file"):
+        read_documents(path)

@@ -154,6 +154,10 @@ def test_a_circle_of_extensions_is_refused(tmp_path):
             {"methods__s": {"experiment": "structured", "gates": {"match": "full"}}},
             r"methods.s.gates.match: 'full' is no gated method of this tier",
         ),
+        ({"training__epochs": True}, r"training: epochs is no switch"),
+        ({"seeds": [True]}, r"seeds is no switch"),
+        ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0"),
+        ({"training__epochs_by_task": {"rte": True}}, r"epochs_by_task is no switch"),
         ({"training__epochs_by_task": {"rtee": 3}}, r"unknown task 'rtee'; did you mean 'rte'\?"),
     ],
 )

@@ -67,6 +67,11 @@ def test_the_split_status_in_the_file_is_described(tmp_path):
         ),
         ("stsb", {"sentence1": ["a"], "sentence2": ["b"], "label": [5.5]}, r"must lie in 0..5"),
         ("stsb", {"sentence1": ["a"], "sentence2": ["b"], "label": ["x"]}, "must be numbers"),
+        (
+            "stsb",
+            {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [float("nan"), 1.0]},
+            "must be finite",
+        ),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_with_file_and_fault(tmp_path, task, columns, message):

@@ -107,3 +107,13 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     attach(model, GateConfig())
     with pytest.raises(ValueError, match="gates already"):
         attach_from_peft(model, {})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gates_that_are_no_finite_numbers_are_refused(value: float) -> None:
+    model = tiny.tiny_model("bert")
+    state = adapter_state(model)
+    next(iter(state.values()))[0] = value
+    with pytest.raises(PeftGatesError, match="holds no finite numbers"):
+        attach_from_peft(model, state)
+    assert not gated_layers(model)

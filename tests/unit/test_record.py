@@ -51,6 +51,14 @@ def test_a_failed_write_leaves_the_earlier_file_and_no_fragment(tmp_path, monkey
         (lambda raw: raw.update(epochs=[]), "epochs"),
         (lambda raw: raw.update(scores=1), "unknown key 'scores'"),
         (lambda raw: raw["last"].update(score="high"), "last.score"),
+        (lambda raw: raw["last"].update(score="60"), "last.score"),
+        (lambda raw: raw["last"].update(score=61.0), "'last' or 'best' is none of the epochs"),
+        (lambda raw: raw.update(best=raw["epochs"][0]), "'best' is not the best epoch"),
+        (lambda raw: raw["epochs"].reverse(), "epochs are not numbered"),
+        (lambda raw: raw.update(task="colla"), "unknown task 'colla'"),
+        (lambda raw: raw.update(method="../x"), "method '../x'"),
+        (lambda raw: raw.update(seed=-1), "seed"),
+        (lambda raw: raw.update(realised_sparsity=1.5), "realised_sparsity"),
     ],
 )
 def test_a_record_that_does_not_fit_its_schema_is_refused(tmp_path, change, message):

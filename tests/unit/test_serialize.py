@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def folder(written: Path, tmp_path: Path) -> Path:
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     structure = json.loads((folder / "finegates.json").read_text())
     change(structure)
+    if "structure_sha256" in structure:  # damage that the digest cannot see
+        structure["structure_sha256"] = serialize._seal(structure)
     (folder / "finegates.json").write_text(json.dumps(structure))
 
 
@@ -259,9 +262,7 @@ def test_buffers_outside_the_state_dict_come_back(tmp_path: Path) -> None:
 def test_precision_and_attention_come_back(
     attention: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    small = small_model()
-    small = small.to(dtype)
-    small.set_attn_implementation(attention)
+    small = small_model(_attn_implementation=attention).to(dtype)
     small.config.id2label = {0: "no", 1: "yes"}
     save(small, tmp_path / "small")
     again = load(tmp_path / "small")
@@ -329,3 +330,26 @@ def test_heads_of_what_is_no_attention_are_refused(tmp_path: Path) -> None:
     edit(tmp_path / "small", lambda s: s["heads"].update({"model.norm": head_entry(s)}))
     with pytest.raises(CompactFormatError, match="model.norm is no attention"):
         load(tmp_path / "small")
+
+
+@pytest.mark.parametrize("value", [None, "relu", 1e-5])
+@pytest.mark.parametrize("key", ["hidden_act", "layer_norm_eps", "chunk_size_feed_forward"])
+def test_a_structure_with_one_value_changed_is_refused(folder: Path, key: str, value: Any) -> None:
+    text = (folder / "finegates.json").read_text()
+    structure = json.loads(text)
+    structure["config"][key] = value
+    (folder / "finegates.json").write_text(json.dumps(structure))
+    with pytest.raises(CompactFormatError, match=r"finegates.json is damaged"):
+        load(folder)
+    (folder / "finegates.json").write_text(json.dumps(json.loads(text)))  # other blanks only
+    load(folder)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_labels", "vocab_size"])
+@pytest.mark.parametrize("value", [2**20, 10**9, 2**70])
+def test_a_description_of_a_giant_is_refused_at_once(folder: Path, key: str, value: int) -> None:
+    edit(folder, lambda structure: structure["config"].update({key: value}))
+    start = time.perf_counter()
+    with pytest.raises(CompactFormatError):
+        load(folder)
+    assert time.perf_counter() - start < 20

@@ -91,6 +91,18 @@ def test_files_that_hold_no_task_are_refused(tmp_path):
         load_task(model, path)
 
 
+def test_a_task_with_one_bit_changed_is_refused_and_changes_nothing(tmp_path):
+    model, path = gated(), tmp_path / "task.safetensors"
+    save_task(model, path)
+    before = outputs(model)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(TaskStateError, match="is damaged"):
+        load_task(model, path)
+    assert torch.equal(outputs(model), before)
+
+
 def test_without_gates_or_without_a_frozen_encoder_there_is_no_task():
     plain = AutoModelForSequenceClassification.from_config(ARCHITECTURES["bert"]())
     with pytest.raises(ValueError, match="has no gates"):
