@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from finegates.schema import Tier
+from finegates.causal.schema import CausalTraining
+from finegates.schema import LlamaStudy, Tier
 from finegates.suggest import nearest
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -45,12 +46,13 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
     Args:
         config: Snakemake's configuration: ``tier`` (see :func:`tier_path`) and, to run a part of
             it, ``tasks`` and ``methods``, names separated by commas; ``without=llama`` leaves the
-            experiments on Llama out.
+            experiments on Llama out; ``processes`` and ``nodes`` replace those of training on plain
+            text.
 
     Raises:
         ConfigError: as :func:`load_tier`; also for any other key.
     """
-    known = ("tier", "tasks", "methods", "without")
+    known = ("tier", "tasks", "methods", "without", *_LAUNCH)
     for key in config:
         if key in _REFUSED:
             raise ConfigError(f"--config {key}: {_REFUSED[key]}")
@@ -70,7 +72,27 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
     }
     if "without" in config:
         chosen.update(dict.fromkeys(_chosen(config, "without", ["llama"], path)))
+    launch = {key: config[key] for key in _LAUNCH if key in config}
+    if launch and tier.llama is not None:
+        chosen.setdefault("llama", _launched(tier.llama, launch, path))
     return tier.model_copy(update=chosen)
+
+
+# How many processes a run on plain text is shared by: of the machine, not of the experiment.
+_LAUNCH = ("processes", "nodes")
+
+
+def _launched(llama: LlamaStudy, launch: dict[str, Any], path: Path) -> LlamaStudy:
+    """The experiments on plain text with other numbers of processes and nodes."""
+    changed = {}
+    for name in ("pretraining", "posttraining"):
+        section = getattr(llama, name)
+        if section is not None:
+            raw = {**section.training.model_dump(), **launch}
+            place = f"{path}: --config {' '.join(launch)}: llama.{name}.training"
+            training = validated(CausalTraining, raw, place)
+            changed[name] = section.model_copy(update={"training": training})
+    return llama.model_copy(update=changed)
 
 
 def _chosen(config: Mapping[str, Any], key: str, known: list[str], path: Path) -> list[str]:
@@ -201,10 +223,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def validated(model: type[_Model], raw: dict[str, Any], path: Path | str) -> _Model:
-    """``raw`` as a model. Raises ConfigError that lists every problem with its place."""
+def validated(
+    model: type[_Model], raw: dict[str, Any], path: Path | str, *, strict: bool = False
+) -> _Model:
+    """``raw`` as a model; ``strict`` takes no text for a number.
+
+    Raises:
+        ConfigError: lists every problem with its place.
+    """
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, strict=strict)
     except ValidationError as error:
         lines = [_explain(model, problem) for problem in error.errors()]
         raise ConfigError(f"{path}: " + "; ".join(lines)) from error

@@ -41,13 +41,47 @@ def launch(config: Mapping[str, Any], path: str, code_digest: str | None = None)
     if processes == 1:
         train_and_write(config, path, code_digest)
         return
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), "-m", "finegates.causal.run"]
+    settings = training_of(tier, run_named(tier, path))
+    command = launch_line(settings.processes, settings.nodes, os.environ)
+    command += ["-m", "finegates.causal.run"]
     command += ["--config", json.dumps(dict(config)), "--code", code_digest or "", path]
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     if subprocess.run(command, env=environment).returncode:
         raise LaunchError(f"a process of {path} failed; its message stands above in the log")
+
+
+def launch_line(processes: int, nodes: int, environment: Mapping[str, str]) -> list[str]:
+    """The command that starts the processes of a run, up to what each of them runs.
+
+    On one node they find each other by themselves. On several, ``srun`` starts torchrun on each
+    node of the Slurm job, and they meet at the first one.
+
+    Args:
+        processes: of all nodes together.
+        nodes: machines.
+        environment: of the job; on several nodes with ``SLURM_JOB_ID`` and, by Slurm or by hand,
+            ``MASTER_ADDR``; ``MASTER_PORT`` if another than one that the job's number decides.
+
+    Raises:
+        LaunchError: several nodes outside a Slurm job.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    each = ["--nproc-per-node", str(processes // nodes)]
+    if nodes == 1:
+        return [*torchrun, "--standalone", *each]
+    job = environment.get("SLURM_JOB_ID")
+    if job is None:
+        raise LaunchError(
+            f"{nodes} nodes need a Slurm job (SLURM_JOB_ID is not set); use profiles/slurm, or "
+            "leave nodes out"
+        )
+    first = environment.get("MASTER_ADDR") or environment.get("SLURMD_NODENAME", "localhost")
+    port = environment.get("MASTER_PORT", str(20_000 + int(job) % 20_000))
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-id", job, "--rdzv-endpoint", f"{first}:{port}"]
+    # Overlap: the job's own step, which this runs in, holds the same cores.
+    srun = ["srun", "--overlap", "--nodes", str(nodes), "--ntasks", str(nodes)]
+    return [*srun, "--ntasks-per-node", "1", *torchrun, "--nnodes", str(nodes), *each, *meeting]
 
 
 def train_and_write(config: Mapping[str, Any], path: str, code_digest: str | None) -> None:

@@ -321,8 +321,8 @@ def _rates(settings: CausalTraining) -> dict[str, float]:
 
 
 def _deciding(settings: CausalTraining) -> dict[str, Any]:
-    """The settings that decide a run's result; how often it is saved does not."""
-    return settings.model_dump(mode="json", exclude={"save_every"})
+    """The settings that decide a run's result; how often it is saved, and where, does not."""
+    return settings.model_dump(mode="json", exclude={"save_every", "nodes"})
 
 
 def _checkpoint_to_continue(

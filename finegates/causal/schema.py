@@ -17,7 +17,13 @@ CRITERIA: tuple[Criterion, ...] = ("random", "magnitude", "second_moment")
 
 
 class GeneratedText(Section):
-    """Sizes of a corpus of the generated language."""
+    """Sizes of a corpus of the generated language.
+
+    Attributes:
+        train_documents: to train on.
+        validation_documents: held out.
+        seed: of what is generated.
+    """
 
     train_documents: int = Field(gt=0)
     validation_documents: int = Field(gt=0)
@@ -32,7 +38,9 @@ class TextSource(Section):
         generated: a corpus of the generated language, made here.
         path: a folder with ``train`` and ``validation`` as ``.parquet`` (a column of texts) or
             ``.txt`` (UTF-8; an empty line separates documents).
-        hub: a data set of the hub, streamed; ``revision`` a commit hash, ``subset`` its name there.
+        hub: a data set of the hub, streamed.
+        revision: of it, a commit hash.
+        subset: of it, by its name there.
         column: the column that holds the texts.
         validation_documents: take the first so many documents of the validation split.
     """
@@ -64,6 +72,7 @@ class CausalTraining(Section):
         batch_size: sequences of an optimizer step, over all devices and accumulated micro-batches.
         micro_batch_size: sequences that a device holds at once; the batch if None.
         processes: devices, one process each.
+        nodes: machines that hold so many of the processes each; started by ``srun``.
         learning_rate: the peak, for everything trained.
         gate_learning_rate: another one for gates.
         final_rate: what the cosine schedule ends at, as a fraction of the peak.
@@ -85,6 +94,7 @@ class CausalTraining(Section):
     batch_size: int = Field(gt=0)
     micro_batch_size: int | None = Field(default=None, gt=0)
     processes: int = Field(default=1, gt=0)
+    nodes: int = Field(default=1, gt=0)
     learning_rate: float = Field(default=0.01, gt=0)
     gate_learning_rate: float | None = Field(default=None, gt=0)
     final_rate: float = Field(ge=0, le=1)
@@ -116,6 +126,10 @@ class CausalTraining(Section):
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of processes "
                 f"({self.processes}) times micro_batch_size ({self.per_device})"
+            )
+        if self.processes % self.nodes:
+            raise ValueError(
+                f"processes ({self.processes}) must be a multiple of nodes ({self.nodes})"
             )
         for name in ("eval_every", "save_every"):
             every = getattr(self, name)
@@ -161,8 +175,15 @@ class CausalGates(Section):
 
 
 class CausalModel(Section):
-    """A pretrained causal model: exactly one of ``dense`` (a size of ``llama.pretraining``, whose
-    dense model it takes), a folder in Hugging Face layout, a hub id with a pinned ``revision``."""
+    """A pretrained causal model: exactly one of dense, path, hub.
+
+    Attributes:
+        name: for tables.
+        dense: a size of ``llama.pretraining``, whose dense model to take.
+        path: a folder in Hugging Face layout.
+        hub: a hub id.
+        revision: of it, a commit hash.
+    """
 
     name: str
     dense: str | None = None
@@ -207,7 +228,17 @@ class LlamaPosttraining(Section):
 
 
 class LlamaSizes(Section):
-    """Sizes of a Llama with random weights; the vocabulary is the tokenizer's."""
+    """Sizes of a Llama with random weights; the vocabulary is the tokenizer's.
+
+    Attributes:
+        hidden: width of the residual stream, a multiple of ``heads``.
+        layers: number of transformer layers.
+        heads: number of query heads, a multiple of ``kv_heads``.
+        kv_heads: number of key and value heads; ``heads`` if None.
+        feed_forward: width between the feed-forward products.
+        positions: longest sequence in tokens.
+        tied: whether input and output embeddings are one.
+    """
 
     hidden: int = Field(gt=0)
     layers: int = Field(gt=0)
@@ -228,8 +259,14 @@ class LlamaSizes(Section):
 
 
 class TokenizerSource(Section):
-    """Exactly one of: ``words`` (train one here on the text, of at most so many words), a folder, a
-    hub id with ``revision`` a commit hash."""
+    """Where a tokenizer comes from: exactly one of words, path, hub.
+
+    Attributes:
+        words: train one here on the text, of at most so many words.
+        path: a folder in Hugging Face layout.
+        hub: a hub id.
+        revision: of it, a commit hash.
+    """
 
     words: int | None = Field(default=None, gt=5)
     path: str | None = None

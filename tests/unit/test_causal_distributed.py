@@ -13,9 +13,9 @@ import yaml
 
 from causal_tier import llama_section, write_llama, write_text
 from finegates.causal.record import read_causal_record
-from finegates.causal.run import LaunchError, launch
+from finegates.causal.run import LaunchError, launch, launch_line
 from finegates.causal.study import run_named
-from finegates.config import configured_tier
+from finegates.config import ConfigError, configured_tier
 from tier import tiny_tier
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,75 @@ def test_two_processes_agree_with_one(tmp_path, method):
         assert ours.tokens == theirs.tokens
         assert ours.task_loss == pytest.approx(theirs.task_loss, rel=1e-4)
     assert two.start.loss != pytest.approx(two.final.loss, rel=1e-3)
+
+
+def fake_srun(folder: Path) -> Path:
+    """A program that starts as many copies of a command as srun would, all on this machine."""
+    path = folder / "bin" / "srun"
+    path.parent.mkdir()
+    path.write_text(
+        "#!/bin/sh\n"
+        'while [ "$1" != "" ]; do case "$1" in\n'
+        "  --overlap) shift ;; --ntasks) n=$2; shift 2 ;; --*) shift 2 ;; *) break ;; esac; done\n"
+        f'echo "$n" > {folder}/started\n'
+        'while [ "$n" -gt 1 ]; do "$@" & n=$((n - 1)); done\n'
+        '"$@"; status=$?; wait; exit $status\n'
+    )
+    path.chmod(0o755)
+    return path.parent
+
+
+def test_two_nodes_of_one_process_agree_with_one(tmp_path, monkeypatch):
+    path = write_tier(tmp_path, 1)
+    monkeypatch.setenv("PATH", f"{fake_srun(tmp_path)}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", str(os.getpid()))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    records = []
+    for options in ({}, {"processes": 2, "nodes": 2}):
+        config = {"tier": str(path), **options}
+        raw = yaml.safe_load(path.read_text())
+        raw["results"] = str(tmp_path / f"nodes{len(options)}")
+        path.write_text(yaml.safe_dump(raw))
+        record = Path(raw["results"], "llama/runs/pretraining/tiny/gated-s0.4/seed0.json")
+        launch(config, str(record), "digest")
+        records.append(read_causal_record(record))
+    assert (tmp_path / "started").read_text().strip() == "2"
+    one, two = records
+    assert (one.config["training"]["nodes"], two.config["training"]["nodes"]) == (1, 2)
+    assert two.config["training"]["processes"] == 2
+    assert two.final.loss == pytest.approx(one.final.loss, rel=1e-5)
+    assert two.closed == one.closed
+
+
+def test_the_launch_line_is_torchruns():
+    line = launch_line(4, 1, {})
+    assert line[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    slurm = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "node3"}
+    line = launch_line(8, 2, slurm)
+    assert line[0] == "srun"
+    assert " ".join(line).endswith(
+        "--nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-id 7 --rdzv-endpoint node3:20007"
+    )
+    with pytest.raises(LaunchError, match="2 nodes need a Slurm job"):
+        launch_line(8, 2, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"processes": 3}, "batch_size .* must be a multiple of processes"),
+        ({"processes": 2, "nodes": 4}, r"processes \(2\) must be a multiple of nodes \(4\)"),
+        ({"processes": 0}, "processes.*greater than 0"),
+        ({"processes": "two"}, "processes.*integer"),
+    ],
+)
+def test_processes_that_do_not_fit_are_refused_on_the_command_line(tmp_path, options, message):
+    path = write_tier(tmp_path, 1)
+    tier = configured_tier({"tier": str(path), "processes": "2"})
+    assert tier.llama.pretraining.training.processes == 2
+    assert tier.llama.posttraining.training.processes == 2
+    with pytest.raises(ConfigError, match=message):
+        configured_tier({"tier": str(path), **options})
 
 
 def test_a_process_that_fails_is_named(tmp_path, monkeypatch):

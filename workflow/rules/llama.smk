@@ -52,9 +52,10 @@ if LLAMA.pretraining:
         resources:
             mem_mb=memory(2500),
             runtime=240,
-            gpu=TIER.gpus,
+            gpu=TIER.gpus * LLAMA.pretraining.training.processes,
+            nodes=LLAMA.pretraining.training.nodes,
         params:
-            settings=LLAMA.pretraining.model_dump(),
+            settings=LLAMA.pretraining.model_dump(exclude=OF_THE_MACHINE),
             text=LLAMA.text.model_dump(),
             code=code_digest("workflow/scripts/train_llama.py"),
         script:
@@ -150,7 +151,8 @@ if LLAMA.posttraining:
         resources:
             mem_mb=memory(2500),
             runtime=240,
-            gpu=TIER.gpus,
+            gpu=TIER.gpus * LLAMA.posttraining.training.processes,
+            nodes=LLAMA.posttraining.training.nodes,
         params:
             settings=posttraining_settings,
             text=LLAMA.text.model_dump(),
@@ -182,7 +184,7 @@ if LLAMA.posttraining:
             runtime=120,
             gpu=TIER.gpus,
         params:
-            settings=LLAMA.posttraining.model_dump(),
+            settings=LLAMA.posttraining.model_dump(exclude=OF_THE_MACHINE),
             text=LLAMA.text.model_dump(),
             code=code_digest("workflow/scripts/prune_llama.py"),
         script:

@@ -65,9 +65,14 @@ def posttraining_model(wildcards):
     return dense_llama(model.dense)
 
 
+# Where a run is trained, not what: another number of processes reruns nothing.
+OF_THE_MACHINE = {"training": {"processes", "nodes"}}
+
+
 def posttraining_settings(wildcards):
     """What bears on the gated runs: not what one-shot pruning does."""
-    return LLAMA.posttraining.model_dump(exclude={"criteria", "match", "calibration"})
+    of_pruning = dict.fromkeys(("criteria", "match", "calibration"), True)
+    return LLAMA.posttraining.model_dump(exclude={**OF_THE_MACHINE, **of_pruning})
 
 
 def on_task_model():
