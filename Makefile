@@ -27,10 +27,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce restore test lint docs format clean update
+.PHONY: help setup reproduce restore test fuzz lint docs format clean update test-oldest
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## install the pinned versions into .venv
 
@@ -67,6 +67,10 @@ restore: ## continue from the published results of a tier [TIER]
 test: $(STAMP) ## run the tests; ARGS="--run-slow" for the slow ones too [CORES, ARGS]
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
+fuzz: $(STAMP) ## give every reader of files many wrong ones and count: results/fuzz [CORES]
+	@$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt atheris
+	$(BIN)/python tests/fuzz/campaign.py results/fuzz $(if $(filter all,$(CORES)),$$(nproc),$(CORES))
+
 lint: $(STAMP) ## check style, formatting, types and the workflow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -91,17 +95,16 @@ clean: ## remove results/<tier>, smoke by default; never results/published [TIER
 	  published | .* | */* | *' '*) echo "make clean: '$(TIER)' is not a tier" >&2; exit 1 ;; esac
 	rm -rf "results/$(or $(TIER),smoke)"
 
-# The version of torch stays unless TORCH names another: pip would take the newest, GPU build and all.
-# Packages that come with a GPU build are left out: torch itself pins them.
+# The version of torch stays unless TORCH names another.
 TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
-update: ## choose the newest versions and write constraints.txt [TORCH]
-	@rm -rf .venv-update && "$(PYTHON)" -m venv .venv-update
-	@.venv-update/bin/python -m pip install $(PIP_OPTIONS) --upgrade pip setuptools
-	@.venv-update/bin/python -m pip install $(PIP_OPTIONS) "torch==$(TORCH)"
-	@.venv-update/bin/python -m pip install $(PIP_OPTIONS) "torch==$(TORCH)" -e '.[$(EXTRAS)]'
-	@.venv-update/bin/python -m pip freeze --all --exclude-editable > .venv-update/versions.txt
-	@{ echo "# The versions that were tested, for Python 3.11. Written by make update."; \
-	   sed -e 's/+.*//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' .venv-update/versions.txt; \
-	 } > .venv-update/constraints.txt
-	@mv .venv-update/constraints.txt constraints.txt && rm -rf .venv-update
+update: $(STAMP) ## choose the newest versions and write constraints.txt [TORCH]
+	$(BIN)/python .ci/update.py "$(TORCH)" constraints.txt
 	@echo "Wrote constraints.txt; now run make lint test reproduce"
+
+# An environment of its own beside .venv: the lower bounds of pyproject.toml, torch as pinned.
+OLDEST := .venv-oldest
+test-oldest: ## run the tests with the oldest supported versions; ARGS as of make test [ARGS]
+	@[ -d $(OLDEST) ] || "$(PYTHON)" -m venv $(OLDEST)
+	@pip() { $(OLDEST)/bin/python -m pip install $(PIP_OPTIONS) -c constraints-oldest.txt "$$@"; }; \
+	  pip --upgrade pip setuptools && pip torch && pip --no-build-isolation -e '.[workflow,onnx,test]'
+	$(OLDEST)/bin/python -m pytest $(or $(ARGS),tests/unit tests/property tests/theory)
