@@ -2,71 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
+import shutil
+import socket
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pytest
-import yaml
+from campaign import ENGINES, INPUTS
 from hypothesis import given
 from hypothesis import strategies as st
-from targets import TARGETS, Target
+from mutations import inputs
+from targets import TARGETS, AcceptedInvalid, Target, must
+from watch import ForbiddenAct
 
 from finegates.config import ConfigError, read_yaml
 from finegates.files import parse_json
 
-RUNS = 25_000
-"""Inputs of each of the five targets in the slow test."""
+ROOT = Path(__file__).parents[2]
 
 made = cache(lambda name: TARGETS[name]())
-
-SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([]),
-    st.just({}), st.just(-1), st.just(2**70), st.just("../../etc/passwd"),
-)  # fmt: skip
-
-
-@st.composite
-def edited(draw: st.DrawFn, content: bytes) -> bytes:
-    """The content with bytes replaced, cut out or put in at a few places."""
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(content)))
-        end = min(len(content), start + draw(st.integers(0, 8)))
-        content = content[:start] + draw(st.binary(max_size=8)) + content[end:]
-    return content
-
-
-def nodes(tree: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    items = (
-        tree.items()
-        if isinstance(tree, dict)
-        else enumerate(tree)
-        if isinstance(tree, list)
-        else ()
-    )
-    return [place] * bool(place) + [p for key, child in items for p in nodes(child, (*place, key))]
-
-
-@st.composite
-def regrown(draw: st.DrawFn, tree: Any) -> Any:
-    """The tree with values replaced by others, or removed."""
-    for _ in range(draw(st.integers(1, 3))):
-        places = nodes(tree)
-        if not places:
-            return tree
-        *path, last = draw(st.sampled_from(places))
-        parent = tree
-        for key in path:
-            parent = parent[key]
-        if draw(st.booleans()):
-            parent[last] = draw(SCALARS)
-        else:
-            del parent[last]
-    return tree
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
@@ -77,21 +35,46 @@ def test_what_was_written_is_read(name):
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 @given(data=st.data())
-def test_edited_bytes_are_read_or_refused(name, data):
+def test_what_was_changed_is_read_or_refused(name, data):
     target: Target = made(name)
-    target(data.draw(edited(data.draw(st.sampled_from(target.seeds)))))
+    target(data.draw(inputs(target)))
 
 
-@pytest.mark.parametrize("name", ["configuration", "record", "compact_model"])
-@given(data=st.data())
-def test_other_values_in_the_same_place_are_read_or_refused(name, data):
-    target: Target = made(name)
-    seed = data.draw(st.sampled_from(target.seeds))
-    if name == "configuration":
-        content = yaml.safe_dump(data.draw(regrown(yaml.safe_load(seed))), allow_unicode=True)
-    else:
-        content = json.dumps(data.draw(regrown(json.loads(seed))))
-    target(content.encode("utf-8", errors="replace"))
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda folder: (folder.parent / "x").write_text("x"),
+        lambda folder: subprocess.run(["true"]),
+        lambda folder: os.system("true"),
+        lambda folder: pickle.loads(pickle.dumps(Path())),
+        lambda folder: socket.create_connection(("localhost", 1)),
+        lambda folder: exec(compile("1", str(folder / "x.py"), "exec")),
+        lambda folder: shutil.rmtree(folder),
+    ],
+    ids=["write", "process", "shell", "pickle", "network", "module", "delete"],
+)
+def test_what_reading_must_not_do_is_caught(act):
+    doing = False
+
+    def read(folder, content):
+        (folder / "f").write_bytes(content)
+        # A seed is read once before anything is watched.
+        return lambda: act(folder) if doing else None
+
+    target = Target([b"x"], ValueError, read)
+    doing = True
+    with pytest.raises(ForbiddenAct):
+        target(b"x")
+
+
+def test_a_wrong_file_that_is_accepted_is_caught():
+    def read(folder, content):
+        return lambda: must(content == b"x", "not an x")
+
+    target = Target([b"x"], ValueError, read)
+    assert target(b"x")
+    with pytest.raises(AcceptedInvalid, match="not an x"):
+        target(b"y")
 
 
 @pytest.mark.parametrize(
@@ -134,17 +117,19 @@ def test_yaml_that_other_readers_would_take_is_refused(tmp_path, text, message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TARGETS))
-def test_a_fuzzer_that_follows_coverage_finds_no_way_through(name, tmp_path):
-    pytest.importorskip("atheris", reason="the extra fuzz is not installed")
-    here = Path(__file__)
-    path = os.pathsep.join([str(here.parents[2]), str(here.parents[1])])
-    done = subprocess.run(
-        [sys.executable, str(here.with_name("targets.py")), name, f"-runs={RUNS}", "-timeout=30"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=3000,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"Done {RUNS} runs" in done.stderr
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_many_inputs_find_no_way_through(engine, name, tmp_path):
+    if engine == "atheris":
+        pytest.importorskip("atheris", reason="the extra fuzz is not installed")
+    found = ENGINES[engine](name, INPUTS[engine], tmp_path)
+    assert found["inputs"] >= INPUTS[engine]
+    assert (found["crashes"], found["accepted invalid"]) == (0, 0), found["message"]
+
+
+def test_the_published_counts_are_those_of_every_reader_and_reach_their_number():
+    table = pd.read_csv(ROOT / "results" / "published" / "fuzz" / "fuzz.csv")
+    assert set(table["reader"]) == set(TARGETS)
+    assert table["inputs"].sum() >= 100_000
+    assert not table[["crashes", "accepted invalid"]].to_numpy().any()
+    assert (table["accepted"] + table["refused"] <= table["inputs"]).all()
+    assert (table["accepted"] > 0).all()
