@@ -118,9 +118,7 @@ def one(name: str, inputs: int) -> None:
     def every(content: bytes) -> None:
         target(content)
 
-    # Hypothesis ends early where it thinks that it has seen everything.
-    while target.accepted + target.refused < inputs:
-        every()
+    every()
     written = json.dumps({"accepted": target.accepted, "refused": target.refused})
     Path(os.environ["COUNTS"]).write_text(written)
 
