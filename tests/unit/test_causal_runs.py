@@ -49,7 +49,9 @@ DENSE = Run("pretraining", "tiny", "dense", None, 0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("causal")
+    path = tmp_path_factory.mktemp("causal")
+    causal_tier(path)  # writes the files that every test may begin with
+    return path
 
 
 def trained(tier, run) -> CausalRecord:
