@@ -67,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}")
         return 1
+    if not Path(results).is_dir():
+        print(f"{results} is not there yet: nothing to check")
+        return 0
     told, messages = verify(results)
     for message in dict.fromkeys(messages):
         print(f"error: {message}")

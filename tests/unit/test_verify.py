@@ -86,3 +86,9 @@ def test_the_command_takes_a_tier_and_fails_on_damage(tmp_path, capsys, monkeypa
 def test_an_unknown_tier_is_an_error_and_no_traceback(capsys):
     assert main(["smok"]) == 1
     assert "error: " in capsys.readouterr().out
+
+
+def test_results_that_are_not_there_yet_are_no_damage(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["smoke"]) == 0
+    assert capsys.readouterr().out == "results/smoke is not there yet: nothing to check\n"
