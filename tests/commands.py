@@ -81,7 +81,9 @@ def _snakemake(words: list[str]) -> str | None:
         configured_tier(config)
     except ConfigError as error:
         return str(error)
-    for profile in given.profile or []:
+    # A list since a later Snakemake.
+    profiles = [given.profile] if isinstance(given.profile, str) else given.profile or []
+    for profile in profiles:
         if not (ROOT / profile).is_dir():
             return f"no profile {profile}"
     return None

