@@ -13,6 +13,10 @@ def runs_of(labels):
     return expand(RUN, task=TIER.studies.tasks, method=labels, seed=TIER.studies.seeds)
 
 
+def study_records(wildcards):
+    return runs_of(TIER.studies.compared[wildcards.study].methods)
+
+
 STUDY_RECORDS = runs_of(TIER.study_methods) if TIER.studies else []
 
 

@@ -3,12 +3,6 @@
 STUDIES = TIER.studies
 FOLDER = f"{RESULTS}/studies"
 TIMES = f"{RESULTS}/timing"  # whatever holds measured times
-
-
-def study_records(wildcards):
-    return runs_of(STUDIES.compared[wildcards.study].methods)
-
-
 TIMED_STUDIES = [name for name, study in STUDIES.compared.items() if study.timed]
 # Times are measured on the models of one task and seed.
 TIMED = {"task": STUDIES.tasks[0], "seed": STUDIES.seeds[0]}
