@@ -8,7 +8,9 @@ tasks, each of them a small file.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finegates.adapters import unwrap
-from finegates.files import whole_file
+from finegates.files import parse_json, whole_file
 from finegates.gates import StochasticGate
 
 FORMAT = "finegates-task-2"
+METADATA = "finegates"
 
 
 class TaskStateError(ValueError):
@@ -69,14 +72,11 @@ def save_task(model: nn.Module, path: str | Path) -> int:
         its size in bytes: what one more task costs to store.
     """
     tensors = {name: t.detach().contiguous() for name, t in task_state(model).items()}
-    metadata = {
-        "format": FORMAT,
-        "encoder": _encoder_digest(model),
-        "tensors": _digest(tensors),
-    }
+    said = {"format": FORMAT, "encoder": _encoder_digest(model), "tensors": _digest(tensors)}
     path = Path(path)
     with whole_file(path) as aside:
-        save_file(tensors, aside, metadata=metadata)
+        # One entry: of several, safetensors writes another order at every start of a process.
+        save_file(tensors, aside, metadata={METADATA: json.dumps(said)})
     return path.stat().st_size
 
 
@@ -94,7 +94,7 @@ def load_task(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = _said(file.metadata() or {})
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise TaskStateError(f"{path}: cannot be read as a task ({error})") from error
@@ -116,6 +116,15 @@ def load_task(model: nn.Module, path: str | Path) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(found[name])
+
+
+def _said(metadata: dict[str, str]) -> dict[str, Any]:
+    """What a task's file says of itself; nothing where it is another kind of file."""
+    try:
+        said = parse_json(metadata[METADATA])
+    except (KeyError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _encoder_digest(model: nn.Module) -> str:

@@ -110,3 +110,12 @@ def test_without_gates_or_without_a_frozen_encoder_there_is_no_task():
     fg.attach(plain, fg.GateConfig(train_weights=True))
     with pytest.raises(ValueError, match="no encoder to share"):
         task_state(plain)
+
+
+def test_the_file_is_the_same_bytes_whenever_it_is_written(tmp_path):
+    model = gated()
+    written = set()
+    for _ in range(8):  # the writer's order of several entries would change from call to call
+        save_task(model, tmp_path / "task.safetensors")
+        written.add((tmp_path / "task.safetensors").read_bytes())
+    assert len(written) == 1

@@ -181,6 +181,7 @@ def test_fewer_cores_than_threads_change_no_record(finished, tmp_path):
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
     methods = {"full": TINY["methods"]["full"]}
     tier = {**TINY, "model": model, "methods": methods, "tasks": ["cola"], "threads": 2}
+    tier["studies"] = None
     for cores in ("1", "2"):
         (tmp_path / cores).mkdir()
         status, printed = run(tmp_path / cores, tier, "runs", "--cores", cores)
@@ -228,7 +229,7 @@ def test_a_misconfigured_workflow_says_why_and_writes_nothing(tmp_path, change, 
 def test_a_loss_that_diverges_fails_its_job_and_leaves_no_record(finished, tmp_path):
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
     methods = {"full": {"experiment": "full", "learning_rate": 1e30}}
-    tier = {**TINY, "model": model, "methods": methods, "tasks": ["cola"]}
+    tier = {**TINY, "model": model, "methods": methods, "tasks": ["cola"], "studies": None}
     status, printed = run(tmp_path, tier, "runs", "--cores", "1")
     assert status != 0
     assert "NonFiniteLossError" in printed
@@ -280,5 +281,5 @@ def test_a_model_that_the_hub_cannot_give_is_an_error_with_a_remedy(monkeypatch)
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tier = load_tier(ROOT / "config" / "paper.yaml")
-    with pytest.raises(ModelError, match=r"roberta-base.*check the network.*model.path"):
+    with pytest.raises(ModelError, match=r"roberta-base.*check the network.*set path to"):
         load_tokenizer(tier)
