@@ -65,8 +65,20 @@ def make_llama(
 ) -> LlamaForCausalLM:
     """A Llama with random weights for a tokenizer's vocabulary."""
     seed_everything(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    config = llama_config(
+        sizes,
+        len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def llama_config(sizes: LlamaSizes, vocabulary: int, **tokens: Any) -> LlamaConfig:
+    """The configuration of a Llama of these sizes; ``tokens`` are ids of special tokens."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=sizes.hidden,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
@@ -74,11 +86,8 @@ def make_llama(
         intermediate_size=sizes.feed_forward,
         max_position_embeddings=sizes.positions,
         tie_word_embeddings=sizes.tied,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **tokens,
     )
-    return LlamaForCausalLM(config)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

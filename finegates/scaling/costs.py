@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoModel, LlamaConfig, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 
 from finegates.budget import macs
+from finegates.causal.models import llama_config
 from finegates.causal.schema import CausalTraining
 from finegates.causal.study import (
     Run,
@@ -227,17 +228,7 @@ def llama_shape(tier: Tier, run: Run) -> Shape:
     assert tier.llama.pretraining is not None
     sizes = tier.llama.pretraining.sizes[run.name]
     vocabulary = VOCABULARY[str(tier.llama.pretraining.tokenizer.hub)]
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads or sizes.heads,
-        intermediate_size=sizes.feed_forward,
-        max_position_embeddings=sizes.positions,
-        tie_word_embeddings=sizes.tied,
-    )
-    return Shape(config, vocabulary * sizes.hidden)
+    return Shape(llama_config(sizes, vocabulary), vocabulary * sizes.hidden)
 
 
 def tier_costs(tier: Tier, activations: Activations, record_bytes: float) -> Iterator[Cost]:
