@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from finegates.compaction import load as load
     from finegates.compaction import plan_compaction as plan_compaction
     from finegates.compaction import save as save
+    from finegates.compaction import use_products as use_products
     from finegates.distillation import Distillation as Distillation
     from finegates.distillation import with_teacher as with_teacher
     from finegates.gates import FixedGate as FixedGate
@@ -61,6 +62,7 @@ _HOMES = {
     "load": "compaction",
     "plan_compaction": "compaction",
     "save": "compaction",
+    "use_products": "compaction",
     "Distillation": "distillation",
     "with_teacher": "distillation",
     "FixedGate": "gates",

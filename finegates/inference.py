@@ -25,7 +25,7 @@ from torch import nn
 from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach, attach_fixed, sparsity_penalty
 from finegates.budget import macs
-from finegates.compaction import calibrate, compact
+from finegates.compaction import calibrate, compact, use_products
 from finegates.layers import linear_shape
 from finegates.monitor import realised_sparsity
 from finegates.schema import InferenceBenchmark, InferenceCase
@@ -46,7 +46,8 @@ Shape = tuple[int, int, bool]
 @dataclass(frozen=True)
 class _Contender:
     """Who is timed: ``dense``, ``gated``, ``compact``, or with scattered zeros ``scattered`` (dense
-    products) and ``sparse`` (compressed rows); of which case (None: all), by what."""
+    products) and ``sparse`` (compressed rows); of which case (None: all), by what: ``eager``,
+    ``onednn`` (eager with oneDNN's products), or a backend of the configuration."""
 
     kind: str
     case: int | None
@@ -64,35 +65,44 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
     Returns:
         a row a contender, columns ``COLUMNS``; ``macs_ratio`` is MACs(contender) / MACs(dense), and
         ratios are to the dense model run eagerly. ``reach`` and ``against`` are the case's, at the
-        compact model. A backend that this machine cannot run has no times.
+        compact model. A backend that this machine cannot run has no times; where oneDNN's products
+        are no faster than torch's, it has no rows.
     """
     torch.set_num_threads(threads)
     dense = random_model(benchmark)
-    cost = calibrate()
+    fast, plain = calibrate(), calibrate(onednn=False)
+    eager = ("eager",) if fast.onednn_from is None else ("eager", "onednn")
+    # The parameters themselves: large models are not doubled.
+    shared = {id(tensor): tensor for tensor in (*dense.parameters(), *dense.buffers())}
+    whole = {"eager": dense, "onednn": use_products(copy.deepcopy(dense, shared), fast)}
     gated: dict[tuple[str, float], nn.Module] = {}
-    small: dict[tuple[str, float], nn.Module] = {}
+    small: dict[tuple[str, float, str], nn.Module] = {}
     for case in benchmark.cases:
         key = (case.gates, case.kept)
         if key not in gated:
             gated[key] = gated_copy(dense, case)
-            small[key] = compact(gated[key], cost=cost)
+            small[*key, "eager"] = compact(gated[key], cost=plain)
+            if "onednn" in eager:
+                small[*key, "onednn"] = use_products(compact(gated[key], cost=fast), fast)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for shape in dict.fromkeys(map(_shape, benchmark.cases)):
             cases = [case for case in benchmark.cases if _shape(case) == shape]
             wanted = dict.fromkeys(b for case in cases for b in case.backends)
             models: dict[_Contender, nn.Module] = {
-                _Contender("dense", None, backend): dense for backend in ("eager", *wanted)
+                _Contender("dense", None, backend): whole.get(backend, dense)
+                for backend in (*eager, *wanted)
             }
             for number, case in enumerate(cases):
                 key = (case.gates, case.kept)
                 models[_Contender("gated", number, "eager")] = gated[key]
-                for backend in ("eager", *case.backends):
-                    models[_Contender("compact", number, backend)] = small[key]
+                for backend in (*eager, *case.backends):
+                    model = small.get((*key, backend), small[*key, "eager"])
+                    models[_Contender("compact", number, backend)] = model
                 if case.scattered:
-                    zeros = scattered_copy(dense, gated[key])
-                    models[_Contender("scattered", number, "eager")] = zeros
-                    sparse = to_sparse(copy.deepcopy(zeros))
+                    scattered = scattered_copy(dense, gated[key])
+                    models[_Contender("scattered", number, "eager")] = scattered
+                    sparse = to_sparse(copy.deepcopy(scattered))
                     models[_Contender("sparse", number, "eager")] = sparse
             runs = {
                 contender: _runner(model, shape, contender.backend, threads, Path(folder))
@@ -100,20 +110,17 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
             }
             able = {str(c): run for c, run in runs.items() if run is not None}
             seconds = interleaved(able, benchmark.repeats)
-            eager = float(np.median(seconds[str(_Contender("dense", None, "eager"))]))
+            unit = float(np.median(seconds[str(_Contender("dense", None, "eager"))]))
             for number, case in enumerate(cases):
                 for contender, model in models.items():
                     if contender.case not in (None, number):
                         continue
-                    if contender.kind == "dense" and contender.backend not in (
-                        "eager",
-                        *case.backends,
-                    ):
+                    if contender.backend not in (*eager, *case.backends):
                         continue
-                    whole = contender.kind in ("scattered", "sparse")  # no fewer by shape
-                    fraction = 1.0 if whole else _macs(model, shape) / _macs(dense, shape)
+                    zeros = contender.kind in ("scattered", "sparse")  # no fewer by shape
+                    fraction = 1.0 if zeros else _macs(model, shape) / _macs(dense, shape)
                     values = seconds.get(str(contender))
-                    rows.append(_row(benchmark, case, contender, values, fraction, eager))
+                    rows.append(_row(benchmark, case, contender, values, fraction, unit))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -207,17 +214,24 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
     """
     header = (
         "Model", "Gates", "Batch", "MACs (%)", "Dense (ms)", "Gated (ms)", "Compact (ms)",
-        "To dense", "To limit", "Reach",
+        "To dense", "To limit", "Dense, oneDNN (ms)", "Compact, oneDNN (ms)", "To limit",
+        "To limit, both oneDNN", "Reach",
     )  # fmt: skip
     cells: list[tuple[str, ...]] = []
-    for names, group in _cases(frame[frame["backend"] == "eager"]):
-        times = group.set_index("contender")
+    for names, group in _cases(frame):
+        times = group[group["backend"] == "eager"].set_index("contender")
+        fast = group[group["backend"] == "onednn"].set_index("contender")
         small = times.loc["compact"]
-        reach = BLANK
-        if not pd.isna(small["reach"]):
-            ratio = small[f"ratio_to_{small['against']}"]
-            word = "reached" if ratio <= small["reach"] else "missed"
-            reach = f"{small['reach']:.2f} × {small['against']}: {word}"
+        faster = [BLANK] * 4
+        reached = _reached(small)
+        if len(fast):
+            best = fast.loc["compact"]
+            milliseconds = [fast.loc[name]["median_ms"] for name in ("dense", "compact")]
+            alike = milliseconds[1] / milliseconds[0] / best["macs_ratio"]
+            faster = [*(f"{ms:.1f}" for ms in milliseconds), f"{best['ratio_to_limit']:.3f}"]
+            faster.append(f"{alike:.3f}")
+            if reached != BLANK:
+                reached += f", with oneDNN {_reached(best).rsplit(' ', 1)[-1]}"
         cells.append(
             (
                 *names,
@@ -225,16 +239,28 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
                 *(f"{times.loc[name]['median_ms']:.1f}" for name in ("dense", "gated", "compact")),
                 f"{small['ratio_to_dense']:.3f}",
                 f"{small['ratio_to_limit']:.3f}",
-                reach,
+                *faster,
+                reached,
             )
         )
     caption = (
         f"{_provenance(repeats, machine)} Eager. MACs are those of the compact model relative to "
         "the dense one, attention products included; sides whose removal would not pay, by prices "
-        "measured on the spot, stay dense. The limit is the dense time times that ratio."
+        "measured on the spot, stay dense. The limit is the time of the dense model as "
+        "transformers runs it, times that ratio. oneDNN: products by oneDNN instead of torch's "
+        "default, where it measured faster on the spot; for both oneDNN the limit is that of the "
+        "dense model with oneDNN."
     )
     title = "Inference time, dense against compact"
     return Table("inference", title, caption, frame, header, tuple(cells))
+
+
+def _reached(row: Any) -> str:
+    """What a compact model was to reach, and whether it did."""
+    if pd.isna(row["reach"]):
+        return BLANK
+    word = "reached" if row[f"ratio_to_{row['against']}"] <= row["reach"] else "missed"
+    return f"{row['reach']:.2f} × {row['against']}: {word}"
 
 
 def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
@@ -273,7 +299,7 @@ def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, An
     header = ("Model", "Gates", "Batch", "Contender", *titles)
     cells: list[tuple[str, ...]] = []
     for names, group in _cases(frame):
-        if set(group["backend"]) == {"eager"}:
+        if set(group["backend"]) <= {"eager", "onednn"}:
             continue
         for kind in ("dense", "compact"):
             times = group[group["contender"] == kind].set_index("backend")["median_ms"]
@@ -290,6 +316,7 @@ def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, An
 
 BACKEND_TITLES = {
     "eager": "eager",
+    "onednn": "eager, oneDNN",
     "compile": "torch.compile",
     "onnx": "ONNX Runtime",
     "int8": "ONNX Runtime int8",
@@ -335,7 +362,7 @@ def _runner(
     inputs = random_inputs(model, batch, length)
     if decode:
         return _decoder(model, inputs)
-    if backend == "eager":
+    if backend in ("eager", "onednn"):
         return lambda: model(**inputs)
     try:
         if backend == "compile":
@@ -418,7 +445,7 @@ def _row(
     if values is not None:
         low, median, high = (float(v) for v in np.percentile(1e3 * values, [25, 50, 75]))
     ratio = median / (1e3 * eager)
-    asked = contender.kind == "compact" and contender.backend == "eager"
+    asked = contender.kind == "compact" and contender.backend in ("eager", "onednn")
     return {
         "model": benchmark.name,
         "gates": case.gates,

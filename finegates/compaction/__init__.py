@@ -10,6 +10,7 @@ from __future__ import annotations
 from finegates.compaction.cost import CostModel, calibrate
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.plan import LayerPlan, Plan, plan_compaction
+from finegates.compaction.products import use_products
 from finegates.compaction.serialize import CompactFormatError, load, save
 from finegates.compaction.transform import compact
 
@@ -24,4 +25,5 @@ __all__ = [
     "load",
     "plan_compaction",
     "save",
+    "use_products",
 ]

@@ -1,4 +1,5 @@
-"""What a layer's product costs against the moving of data, and whether removing a side pays.
+"""What a layer's product costs against the moving of data, and whether removing a side pays; which
+product is the faster.
 
 A closed input column can be left out by gathering the others first, a closed output row by
 scattering the rest into zeros. Both move data, which costs about as much as some tens of
@@ -9,6 +10,7 @@ dense and holds zeros.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 
 from finegates.compaction.draft import Draft
+from finegates.compaction.products import has_onednn, onednn_linear
 from finegates.files import parse_json, write_text
 
 
@@ -32,17 +35,23 @@ class CostModel:
         gather: of a gathered number.
         fill: of a number of the zeros that a scatter writes into.
         scatter: of a scattered number.
+        onednn_from: number of tokens from which oneDNN's float32 product is faster than torch's
+            default, and taken (:func:`finegates.compaction.use_products`); None: never.
     """
 
     product: float = 1.1e-11
     gather: float = 3.0e-10
     fill: float = 7.0e-11
     scatter: float = 5.5e-10
+    onednn_from: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not 0 < value < float("inf"):
+            if field.name == "onednn_from":
+                if value is not None and (type(value) is not int or value < 1):
+                    raise ValueError(f"onednn_from must be a positive integer, got {value!r}")
+            elif not 0 < value < float("inf"):
                 raise ValueError(f"{field.name} must be positive and finite, got {value}")
 
     def seconds(
@@ -74,13 +83,20 @@ class CostModel:
         """
         try:
             values = parse_json(Path(path).read_text(encoding="utf-8"))
-            return cls(**{name: float(value) for name, value in values.items()})
+            onednn_from = values.pop("onednn_from", None)
+            prices = {name: float(value) for name, value in values.items()}
+            return cls(onednn_from=onednn_from, **prices)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} holds no cost model: {error}") from error
 
 
 def calibrate(
-    *, width: int = 768, tokens: int = 1024, repeats: int = 30, dtype: torch.dtype = torch.float32
+    *,
+    width: int = 768,
+    tokens: int = 1024,
+    repeats: int = 30,
+    dtype: torch.dtype = torch.float32,
+    onednn: bool = True,
 ) -> CostModel:
     """Measures this machine's costs with torch's current number of threads; about a second.
 
@@ -89,35 +105,53 @@ def calibrate(
         tokens: rows of its input.
         repeats: rounds; the medians count.
         dtype: of the layer.
+        onednn: try oneDNN's product in float32, too; otherwise torch's default is taken always.
     """
-    import time
-
     half = width // 2
     x, weight = torch.randn(tokens, width, dtype=dtype), torch.randn(width, width, dtype=dtype)
     index = torch.arange(0, width, 2)[:half]
     y = torch.randn(tokens, half, dtype=dtype)
-
-    def median(run: Callable[[], object]) -> float:
-        seconds = []
-        for turn in range(-3, repeats):
-            start = time.perf_counter()
-            run()
-            if turn >= 0:
-                seconds.append(time.perf_counter() - start)
-        return float(np.median(seconds))
-
     with torch.inference_mode():
-        product = median(lambda: torch.nn.functional.linear(x, weight))
-        gather = median(lambda: x.index_select(1, index))
-        fill = median(lambda: y.new_zeros(tokens, width))
-        both = median(lambda: y.new_zeros(tokens, width).index_copy_(1, index, y))
+        product = _median(lambda: torch.nn.functional.linear(x, weight), repeats)
+        onednn_from = None
+        if onednn and dtype == torch.float32 and has_onednn():
+            onednn_from = _onednn_from(x, weight, repeats)
+        if onednn_from is not None:
+            product = _median(lambda: onednn_linear(x, weight, None), repeats)
+        gather = _median(lambda: x.index_select(1, index), repeats)
+        fill = _median(lambda: y.new_zeros(tokens, width), repeats)
+        both = _median(lambda: y.new_zeros(tokens, width).index_copy_(1, index, y), repeats)
     least = 1e-15
     return CostModel(
         product=max(least, product / (tokens * width * width)),
         gather=max(least, gather / (tokens * half)),
         fill=max(least, fill / (tokens * width)),
         scatter=max(least, (both - fill) / (tokens * half)),
+        onednn_from=onednn_from,
     )
+
+
+def _onednn_from(x: torch.Tensor, weight: torch.Tensor, repeats: int) -> int | None:
+    """The smallest number of rows of x, by powers of four, from which oneDNN is always faster."""
+    first, rows = None, x.shape[0]
+    while rows >= 1:
+        part = x[:rows]
+        default = _median(lambda: torch.nn.functional.linear(part, weight), repeats)  # noqa: B023
+        other = _median(lambda: onednn_linear(part, weight, None), repeats)  # noqa: B023
+        if other > 0.95 * default:
+            break
+        first, rows = rows, rows // 4
+    return first
+
+
+def _median(run: Callable[[], object], repeats: int) -> float:
+    seconds = []
+    for turn in range(-3, repeats):
+        start = time.perf_counter()
+        run()
+        if turn >= 0:
+            seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
 
 
 def choose_sides(drafts: Sequence[Draft], cost: CostModel) -> None:

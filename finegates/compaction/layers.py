@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finegates.compaction.products import onednn_applies, onednn_linear
+
 
 class CompactLinear(nn.Module):
     """A linear layer whose removed rows and columns are not stored.
@@ -30,10 +32,15 @@ class CompactLinear(nn.Module):
         dense_shape: (out, in) of the layer that this one replaces, for budgets; defaults to
             (out_features, in_features).
 
+    Attributes:
+        onednn_from: number of input rows from which oneDNN multiplies
+            (:func:`finegates.compaction.use_products`); None: never.
+
     Raises:
         ValueError: the sizes do not fit together.
     """
 
+    onednn_from: int | None = None
     weight: Tensor
     bias: Tensor | None
     cols: Tensor | None
@@ -80,16 +87,26 @@ class CompactLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         if self.cols is None and self.rows is None:
-            return functional.linear(x, self.weight, self.bias)
+            return self._product(x)
         # Indexing a matrix is several times as fast as indexing the last of three dimensions.
         flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)
         if self.cols is not None:
             flat = flat.index_select(1, self.cols)
-        y = functional.linear(flat, self.weight, self.bias)
+        y = self._product(flat)
         if self.rows is not None:
             # index_copy_ into fresh zeros: out of place it would copy the zeros once more.
             y = y.new_zeros(y.shape[0], self.out_features).index_copy_(1, self.rows, y)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """x W^T + b, of (..., kept in) to (..., kept out)."""
+        if (
+            self.onednn_from is not None
+            and onednn_applies(x, self.weight)
+            and x.numel() >= self.onednn_from * x.shape[-1] > 0
+        ):
+            return onednn_linear(x, self.weight, self.bias)
+        return functional.linear(x, self.weight, self.bias)
 
     @classmethod
     def stacked(cls, layers: Sequence[CompactLinear]) -> CompactLinear:

@@ -43,9 +43,9 @@ def compact(
         inplace: rewrite the given model layer by layer, so that dense and compact weights never
             stand side by side; the given model must not be used any more.
         adapter: describes the blocks; looked up by model type if None.
-        cost: leave a side dense where removing it would cost more time than it saves
-            (``CostModel()``, or :func:`finegates.calibrate` for this machine's). None gives the
-            smallest model.
+        cost: leave a side dense where removing it would cost more time than it saves, and multiply
+            by the faster product (``CostModel()``, or :func:`finegates.calibrate` for this
+            machine's). None gives the smallest model, and torch's default product.
 
     Returns:
         a plain model (no gates, no peft) in evaluation mode whose parameters are all trainable.
@@ -91,6 +91,9 @@ def compact(
         result.__dict__.pop(name, None)
     for parameter in result.parameters():
         parameter.requires_grad_(True)
+    for module in result.modules():
+        if isinstance(module, CompactLinear):
+            module.onednn_from = None if cost is None else cost.onednn_from
     return result.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,10 +90,12 @@ def test_a_dense_side_holds_zeros() -> None:
 
 
 def test_calibration_gives_positive_prices_that_survive_a_file(tmp_path: Path) -> None:
-    cost = calibrate(width=32, tokens=16, repeats=3)
-    cost.save(tmp_path / "cost.json")
-    assert CostModel.load(tmp_path / "cost.json") == cost
-    for text in ("[]", "{", '{"product": 0}', '{"prodcut": 1}', '{"product": "x"}'):
+    measured = calibrate(width=32, tokens=16, repeats=3)
+    for cost in (measured, replace(measured, onednn_from=None), replace(measured, onednn_from=16)):
+        cost.save(tmp_path / "cost.json")
+        assert CostModel.load(tmp_path / "cost.json") == cost
+    bad = ('{"onednn_from": 0}', '{"onednn_from": "4"}', '{"onednn_from": 1.5}')
+    for text in ("[]", "{", '{"product": 0}', '{"prodcut": 1}', '{"product": "x"}', *bad):
         (tmp_path / "cost.json").write_text(text)
         with pytest.raises(ValueError, match=r"cost.json holds no cost model"):
             CostModel.load(tmp_path / "cost.json")

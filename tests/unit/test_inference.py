@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from finegates.budget import macs, planned_macs
+from finegates.compaction import CostModel
 from finegates.figures import draw_inference
 from finegates.inference import (
     COLUMNS,
@@ -30,9 +31,51 @@ from tier import TINY_SHAPE
 MACHINE = {"cpu": "some CPU", "threads": 1}
 
 
+@pytest.fixture(autouse=True)
+def _only_torchs_product(monkeypatch):
+    """Which product is the faster must not change what the tests see."""
+    monkeypatch.setattr("finegates.inference.calibrate", lambda **options: CostModel())
+
+
 @pytest.fixture(scope="module")
 def frame():
-    return time_inference(InferenceBenchmark(**TINY_SHAPE), threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finegates.inference.calibrate", lambda **options: CostModel())
+        return time_inference(InferenceBenchmark(**TINY_SHAPE), threads=1)
+
+
+@pytest.fixture(scope="module")
+def fast_frame():
+    def calibrated(onednn=True):
+        return CostModel(onednn_from=1 if onednn else None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finegates.inference.calibrate", calibrated)
+        return time_inference(InferenceBenchmark(**TINY_SHAPE), threads=1)
+
+
+def test_where_onednn_is_the_faster_dense_and_compact_are_timed_with_it_too(fast_frame):
+    rows = list(zip(fast_frame["contender"], fast_frame["backend"], strict=True))
+    case = [("dense", "eager"), ("dense", "onednn"), ("gated", "eager")]
+    assert rows == [*case, ("compact", "eager"), ("compact", "onednn")] * 3
+    both = fast_frame[fast_frame["contender"] == "compact"].groupby("backend")["reach"]
+    assert len(set(map(tuple, (both.get_group(b).dropna() for b in ("eager", "onednn"))))) == 1
+
+
+def test_the_table_tells_the_products_apart(fast_frame):
+    table = inference_table(fast_frame, [2], MACHINE)
+    for row in table.cells:
+        dense, compact = (float(cell) for cell in row[9:11])
+        assert dense > 0
+        assert compact > 0
+        # Against the dense model of the same products, not against torch's.
+        assert float(row[12]) == pytest.approx(compact / dense / (float(row[3]) / 100), rel=0.1)
+    assert [row[-1] for row in table.cells] == [
+        "1000000.00 × dense: reached, with oneDNN reached",
+        "0.00 × limit: missed, with oneDNN missed",
+        "–",
+    ]
+    assert len(backend_table(fast_frame, [2], MACHINE).cells) == 0
 
 
 def test_every_case_is_timed_dense_gated_and_compact(frame):

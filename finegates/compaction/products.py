@@ -1,0 +1,79 @@
+"""oneDNN's float32 product where it is faster than torch's default one.
+
+torch multiplies float32 matrices by the BLAS library that it was built with. On CPUs of another
+maker than the library's that one may leave half of the arithmetic unused, while oneDNN, which torch
+carries for other types, does not. Both round: results differ in the last bits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from finegates.compaction.cost import CostModel
+
+
+def has_onednn() -> bool:
+    """Whether this torch has the product at all."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by oneDNN, without a gradient.
+
+    Args:
+        x: float32 (..., in) on the CPU.
+        weight: float32 (out, in).
+        bias: float32 (out,) or None.
+    """
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def onednn_applies(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's product may stand for torch's here: float32 on the CPU, no gradient wanted,
+    nothing that records or rewrites the call (compilers, exporters, autocast)."""
+    return (
+        not torch.is_grad_enabled()
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
+    """Lets a model multiply by the product that is the faster on this machine; changes the model.
+
+    The choice is the machine's, so :func:`finegates.save` does not keep it: call this after
+    :func:`finegates.load`. It serves a dense model as well.
+
+    Args:
+        model: dense or compact. Its plain linear layers become :class:`CompactLinear` ones with the
+            same parameters, which removes nothing.
+        cost: of this machine, by :func:`finegates.calibrate`.
+
+    Returns:
+        the model; the layer itself, replaced, if the model is a single linear layer.
+    """
+    from finegates.compaction.layers import CompactLinear
+
+    def fast(layer: nn.Module) -> nn.Module:
+        if type(layer) is nn.Linear:
+            plain = layer
+            layer = CompactLinear(plain.weight, plain.bias)
+            layer.train(plain.training)
+            # The parameters themselves: they may be tied, or frozen.
+            layer.weight, layer.bias = plain.weight, plain.bias
+        if isinstance(layer, CompactLinear):
+            layer.onednn_from = cost.onednn_from
+        return layer
+
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None:
+                parent._modules[name] = fast(child)
+    return fast(model)

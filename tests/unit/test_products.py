@@ -1,0 +1,211 @@
+"""oneDNN's products: where they stand for torch's, and that they compute the same."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from finegates.attachment import attach_fixed
+from finegates.compaction import (
+    CompactLinear,
+    CostModel,
+    calibrate,
+    compact,
+    load,
+    products,
+    save,
+    use_products,
+)
+from finegates.inference import random_inputs, random_model
+from finegates.schema import InferenceBenchmark
+from tier import TINY_SHAPE
+
+ALWAYS, NEVER = CostModel(onednn_from=1), CostModel()
+
+pytestmark = pytest.mark.skipif(not products.has_onednn(), reason="this torch has no oneDNN")
+
+
+def whole_numbers(*shape: int) -> torch.Tensor:
+    return torch.randint(-8, 9, shape).float()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The inputs' shapes of every product by oneDNN."""
+    seen = []
+    product = products.onednn_linear
+
+    def counted(x, weight, bias):
+        seen.append(tuple(x.shape))
+        return product(x, weight, bias)
+
+    monkeypatch.setattr("finegates.compaction.layers.onednn_linear", counted)
+    return seen
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (5, 7), (2, 3, 7), (0, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [1, 6])
+def test_the_product_is_bit_for_bit_torchs_on_whole_numbers(shape, bias, outputs, calls):
+    layer = CompactLinear(whole_numbers(outputs, 7), whole_numbers(outputs) if bias else None)
+    layer.onednn_from = 1
+    x = whole_numbers(*shape)
+    with torch.no_grad():
+        assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    assert calls == ([] if x.numel() == 0 else [shape])
+
+
+@pytest.mark.parametrize("view", ["expanded", "transposed", "strided"])
+def test_the_product_reads_views_as_what_they_show(view, calls):
+    x = {
+        "expanded": whole_numbers(1, 7).expand(4, 7),
+        "transposed": whole_numbers(7, 4).t(),
+        "strided": whole_numbers(4, 14)[:, ::2],
+    }[view]
+    layer = CompactLinear(whole_numbers(6, 7), whole_numbers(6))
+    layer.onednn_from = 1
+    with torch.no_grad():
+        assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    assert len(calls) == 1
+
+
+def test_gathered_and_scattered_sides_stay_what_they_are(calls):
+    rows, cols = torch.tensor([0, 2, 3]), torch.tensor([1, 4])
+    layer = CompactLinear(
+        whole_numbers(3, 2), whole_numbers(3), in_features=5, out_features=6, cols=cols, rows=rows
+    )
+    x = whole_numbers(4, 5)
+    with torch.no_grad():
+        expected = layer(x)
+        layer.onednn_from = 1
+        assert torch.equal(layer(x), expected)
+    assert calls == [(4, 2)]
+
+
+def test_a_layer_without_rows_or_columns_still_runs():
+    for outputs, inputs in ((0, 3), (3, 0)):
+        layer = CompactLinear(torch.zeros(outputs, inputs), torch.ones(outputs))
+        layer.onednn_from = 1
+        with torch.no_grad():
+            assert torch.equal(layer(torch.ones(2, inputs)), torch.ones(2, outputs))
+
+
+def test_torchs_product_is_taken_for_few_tokens_for_gradients_and_for_other_types(calls):
+    layer = CompactLinear(torch.randn(6, 7))
+    layer.onednn_from = 4
+    x = torch.randn(4, 7)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    with torch.no_grad():
+        layer(x[:3])
+        copy.deepcopy(layer).double()(x.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x)
+        assert calls == []
+        layer(x)
+    assert calls == [(4, 7)]
+
+
+def test_a_dense_model_computes_the_same_by_onednn_and_keeps_its_parameters(calls):
+    dense = random_model(InferenceBenchmark(**TINY_SHAPE))
+    inputs = random_inputs(dense, 2, 8)
+    before = dict(dense.named_parameters())
+    with torch.no_grad():
+        expected = dense(**inputs).logits
+        assert use_products(dense, ALWAYS) is dense
+        assert torch.allclose(dense(**inputs).logits, expected, rtol=0, atol=1e-5)
+    assert len(calls) > 0
+    after = dict(dense.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+
+
+def test_tied_and_frozen_parameters_stay_so():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(5, 3)
+            self.head = nn.Linear(3, 5, bias=False)
+            self.head.weight = self.words.weight
+            self.head.weight.requires_grad_(False)
+
+    model = use_products(Tied(), ALWAYS)
+    assert isinstance(model.head, CompactLinear)
+    assert model.head.weight is model.words.weight
+    assert not model.head.weight.requires_grad
+
+
+def test_a_single_layer_and_a_subclass():
+    layer = nn.Linear(3, 2)
+    fast = use_products(layer, ALWAYS)
+    assert isinstance(fast, CompactLinear)
+    assert fast.weight is layer.weight
+
+    class Own(nn.Linear):
+        pass
+
+    own = Own(3, 2)
+    assert use_products(own, ALWAYS) is own, "what its forward does is its own"
+
+
+def _gated() -> nn.Module:
+    model = random_model(InferenceBenchmark(**TINY_SHAPE))
+    path = "roberta.encoder.layer.0.attention.self.query"
+    width = model.config.hidden_size
+    rows = (torch.arange(width) % 3 > 0).float()
+    return attach_fixed(model, {path: (rows, None)})
+
+
+def test_compaction_takes_the_product_from_the_prices(tmp_path):
+    chosen = {
+        name: {m.onednn_from for m in compact(_gated(), cost=cost).modules()
+               if isinstance(m, CompactLinear)}
+        for name, cost in (("none", None), ("never", NEVER), ("always", ALWAYS))
+    }  # fmt: skip
+    assert chosen == {"none": {None}, "never": {None}, "always": {1}}
+
+
+def test_the_choice_is_the_machines_and_not_saved(tmp_path):
+    small = compact(_gated(), cost=ALWAYS)
+    save(small, tmp_path / "out")
+    loaded = load(tmp_path / "out")
+    assert {m.onednn_from for m in loaded.modules() if isinstance(m, CompactLinear)} == {None}
+    inputs = random_inputs(small, 2, 8)
+    with torch.no_grad():
+        again = use_products(loaded, ALWAYS)(**inputs).logits
+        assert torch.equal(again, use_products(small, ALWAYS)(**inputs).logits)
+
+
+def test_exporters_and_compilers_see_torchs_product(calls, tmp_path):
+    layer = CompactLinear(torch.randn(6, 7))
+    layer.onednn_from = 1
+    with torch.no_grad():
+        exported = torch.export.export(layer, (torch.randn(4, 7),))
+    assert calls == []
+    assert "mkldnn" not in str(exported.graph)
+
+
+def test_calibration_finds_where_onednn_is_the_faster(monkeypatch):
+    """With clocks that say so: the default takes 3 for many rows and 1 for few, oneDNN always 2."""
+    from finegates.compaction import cost
+
+    def taken(run, repeats):
+        out = run()
+        rows = out.shape[0] if out.ndim else 0
+        by_onednn = taken.onednn
+        taken.onednn = False
+        return 2e-6 if by_onednn else (3e-6 if rows >= 16 else 1e-6)
+
+    taken.onednn = False
+
+    def marked(x, weight, bias):
+        taken.onednn = True
+        return products.onednn_linear(x, weight, bias)
+
+    monkeypatch.setattr(cost, "_median", taken)
+    monkeypatch.setattr(cost, "onednn_linear", marked)
+    assert calibrate(width=8, tokens=64).onednn_from == 16
+    assert calibrate(width=8, tokens=8).onednn_from is None
+    assert calibrate(width=8, tokens=64, onednn=False).onednn_from is None
+    assert calibrate(width=8, tokens=64, dtype=torch.bfloat16).onednn_from is None
