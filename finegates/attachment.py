@@ -12,11 +12,19 @@ from torch import nn
 
 from finegates.adapters import adapter_for, unwrap
 from finegates.gates import FixedGate, StochasticGate
-from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers, linear_shape
+from finegates.layers import (
+    GatedLinear,
+    dense_weight,
+    find_linear,
+    gated_layers,
+    is_linear,
+    linear_shape,
+)
 from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty
 from finegates.presets import check_reachable, preset_named
 from finegates.seeds import derive_seed
 from finegates.structured import MacsPenalty, Sides, Structure, build_structure
+from finegates.tying import move_tied_keys, note_untied, untie
 
 
 @dataclass(frozen=True)
@@ -119,13 +127,20 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
 
     Raises:
         ValueError: gates are attached already, a pattern matches no layer, or the architecture has
-            no adapter and no patterns are given.
+            no adapter and no patterns are given; or the model is spread over several devices.
         TypeError: a matched module is not linear-like.
     """
     config = config or GateConfig()
     inner = unwrap(model)
     if gated_layers(inner):
         raise ValueError("the model has gates already; call finegates.detach first")
+    devices = sorted({str(parameter.device) for parameter in inner.parameters()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"the model is spread over {', '.join(devices)}, but the penalty joins all gates on "
+            "one device; load it without device_map, and use several devices by torchrun, each "
+            "with a whole model"
+        )
     preset = preset_named(config.preset, config.noise_std)
     train_biases = preset.train_biases if config.train_biases is None else config.train_biases
     structured = preset.penalty == "macs"
@@ -196,6 +211,7 @@ def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
     for name, (rows, cols) in sides.items():
         base = inner.get_submodule(name)
         _replace(inner, name, GatedLinear(base, rows, cols).train(base.training))
+        move_tied_keys(inner, name, f"{name}.base")
     return model
 
 
@@ -225,7 +241,8 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
         model: with or without gates.
         fold: multiply the evaluation gates into weights and biases, so that the model without gates
             computes what the gated one did in evaluation mode (up to rounding). Needs plain linear
-            layers: merge low-rank adapters first, or use ``finegates.compact``.
+            layers: merge low-rank adapters first, or use ``finegates.compact``. A layer that shares
+            its weight with the embeddings gets one of its own.
 
     Returns:
         the same model; with ``fold=False`` it computes what it did before gates were attached, but
@@ -245,10 +262,13 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
                     f"layer {name} holds an unmerged low-rank adapter; merge it first, or call "
                     "finegates.compact, which merges"
                 )
-        for layer in layers.values():
+        for name, layer in layers.items():
+            untie(inner, f"{name}.base")
             _fold(layer)
     for name, layer in layers.items():
         _replace(inner, name, layer.base)
+        move_tied_keys(inner, f"{name}.base", name)
+    note_untied(inner)
     for name in ("finegates_config", "finegates_structure"):
         inner.__dict__.pop(name, None)
     return model
@@ -329,7 +349,7 @@ def _modules_to_gate(inner: nn.Module, config: GateConfig) -> list[str]:
     if config.modules is None:
         return list(adapter_for(inner).gated(inner))
     names = []
-    linear = [name for name, module in inner.named_modules() if _is_linear(module)]
+    linear = [name for name, module in inner.named_modules() if is_linear(module)]
     # A LoRA layer contains linears of its own; the outermost one is the layer to gate.
     linear = [n for n in linear if not any(n.startswith(other + ".") for other in linear)]
     for pattern in config.modules:
@@ -338,14 +358,6 @@ def _modules_to_gate(inner: nn.Module, config: GateConfig) -> list[str]:
             raise ValueError(f"pattern {pattern!r} matches no linear layer of the model")
         names += [name for name in matched if name not in names]
     return names
-
-
-def _is_linear(module: nn.Module) -> bool:
-    try:
-        find_linear(module)
-    except TypeError:
-        return False
-    return True
 
 
 def _is_low_rank(name: str) -> bool:

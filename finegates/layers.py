@@ -156,6 +156,15 @@ def find_linear(layer: nn.Module) -> nn.Module:
     )
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Whether :func:`find_linear` finds one."""
+    try:
+        find_linear(layer)
+    except TypeError:
+        return False
+    return True
+
+
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear-like layer. Raises TypeError as :func:`find_linear` does."""
     linear = find_linear(layer)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from finegates.adapters import Adapter, Attention, Block, FeedForward, HeadSizes, adapter_for
 from finegates.compaction.layers import CompactLinear
 from finegates.layers import dense_weight, gated_layers
+from finegates.tying import shares_embeddings
 
 
 class NotUniformError(ValueError):
@@ -35,7 +36,8 @@ def uniform(model: nn.Module) -> nn.Module:
         and ``from_pretrained`` of its class loads it. Equal up to rounding: sums hold more zeros.
 
     Raises:
-        NotUniformError: a layer needs a bias that the architecture does not have.
+        NotUniformError: a layer needs a bias that the architecture does not have, or the output
+            layer a weight besides the embeddings' that the architecture cannot give it.
         ValueError: the model has gates, or its architecture has no adapter.
     """
     if gated_layers(model):
@@ -52,12 +54,28 @@ def uniform(model: nn.Module) -> nn.Module:
         for name, tensor in stock.state_dict().items()
         if name in state and state[name].shape == tensor.shape
     }
+    if shares_embeddings(stock) and not shares_embeddings(model):
+        raise NotUniformError(
+            f"the output layer of {type(model).__name__} always shares the embeddings' weight, and "
+            "gates have changed it here; leave that layer without gates"
+        )
     stock.load_state_dict(kept, strict=False)
     for block in blocks:
         if block.feed_forward is not None:
             _fill_feed_forward(model, stock, block.feed_forward)
         for part in block.attentions:
             _fill_attention(model, stock, adapter, part, sizes[part.path], layout)
+    filled = {
+        path
+        for block in blocks
+        for part in (*block.attentions, block.feed_forward)
+        if part is not None
+        for path in part.linears()
+    }
+    there = dict(stock.named_modules())
+    for path, layer in model.named_modules():
+        if isinstance(layer, CompactLinear) and path in there and path not in filled:
+            _fill(stock, path, layer)
     return stock.eval()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from finegates.adapters import Adapter, Attention, FeedForward, HeadSizes
 from finegates.compaction.draft import Draft
-from finegates.layers import GatedLinear, find_linear
+from finegates.layers import GatedLinear, is_linear
 
 
 def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Draft]) -> None:
@@ -21,7 +21,7 @@ def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Dra
     if not any(path in drafts for path in paths):
         return
     layers = {path: model.get_submodule(path) for path in paths}
-    if not all(_is_linear(layer) for layer in layers.values()):
+    if not all(is_linear(_base(layer)) for layer in layers.values()):
         return  # compact already
     own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
     up, down = own[part.up], own[part.down]
@@ -80,7 +80,7 @@ def narrow_attention(
     if not any(path in drafts for path in paths):
         return None
     layers = {path: model.get_submodule(path) for path in paths}
-    if not all(_is_linear(layer) for layer in layers.values()):
+    if not all(is_linear(_base(layer)) for layer in layers.values()):
         return None  # compact already
     if not part.narrows:
         notes.append(f"{part.path}: its heads keep their sizes")
@@ -242,9 +242,5 @@ def activation_at_zero(name: str) -> float | None:
     return float(activation(torch.zeros(1, dtype=torch.float64)))
 
 
-def _is_linear(layer: nn.Module) -> bool:
-    try:
-        find_linear(layer.base if isinstance(layer, GatedLinear) else layer)
-    except TypeError:
-        return False
-    return True
+def _base(layer: nn.Module) -> nn.Module:
+    return layer.base if isinstance(layer, GatedLinear) else layer

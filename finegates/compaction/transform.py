@@ -14,6 +14,7 @@ from finegates.compaction.draft import LayerPlan, gate_values
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.plan import plan_compaction
 from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers
+from finegates.tying import move_tied_keys, note_untied
 
 # What gates and peft leave on the model object itself.
 _LEFTOVERS = ("finegates_config", "finegates_structure", "peft_config", "_hf_peft_config_loaded")
@@ -87,6 +88,9 @@ def compact(
         assert adapter is not None
         result = _replace(result, path, adapter.narrow(result.get_submodule(path), sizes))
     result = _without_training_wrappers(result)
+    for path in plan.layers:
+        move_tied_keys(result, f"{path}.base", path)
+    note_untied(result)
     for name in _LEFTOVERS:
         result.__dict__.pop(name, None)
     for parameter in result.parameters():

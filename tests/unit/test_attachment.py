@@ -216,3 +216,11 @@ def test_the_dense_weight_is_what_the_layer_applies(conv):
     weight, bias = dense_weight(layer)
     x = torch.randn(4, 3)
     torch.testing.assert_close(x @ weight.T + bias, layer(x))
+
+
+def test_a_model_spread_over_devices_is_refused_before_anything_changes():
+    model = tiny_model("roberta")
+    model.roberta.encoder.layer[1].to("meta")
+    with pytest.raises(ValueError, match=r"spread over cpu, meta.*without device_map"):
+        attach(model, GateConfig())
+    assert not gated_layers(model)

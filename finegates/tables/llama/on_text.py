@@ -29,10 +29,11 @@ def posttraining_table(records: Sequence[CausalRecord]) -> Table:
     rows = [_causal_row(found) for found in _groups(records)]
     lead = (
         "Held-out text is predicted token by token; nothing but gates is trained, embeddings and "
-        "lm_head are as they were. One-shot pruning closes in each layer as many rows and columns "
-        "as the gated run of the same target and is not trained. Realised sparsity: gated weights "
-        "in closed rows or columns; removed: weights that compaction leaves out, of all "
-        "parameters. At the start: perplexity with gates attached, before training."
+        "(but where a method says so) lm_head are as they were. One-shot pruning closes in each "
+        "layer as many rows and columns as the gated run of the same target and is not trained. "
+        "Realised sparsity: gated weights in closed rows or columns; removed: weights that "
+        "compaction leaves out, of all parameters. At the start: perplexity with gates attached, "
+        "before training."
     )
     return Table(
         name="llama-posttraining",

@@ -1,0 +1,82 @@
+"""Weights that the output layer of a language model shares with its embeddings.
+
+Gates in front of and behind such a weight are the layer's alone. While they are trained, the weight
+stays shared; once they are folded in, the layer needs a weight of its own, and what transformers
+believes about the sharing must follow, or saving and loading would undo it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from finegates.layers import GatedLinear, find_linear, is_linear
+
+
+def move_tied_keys(model: nn.Module, old: str, new: str) -> None:
+    """Tells a transformers model that a module, of which a weight may be tied, has another path.
+
+    Args:
+        model: its ``_tied_weights_keys`` and those of models inside are changed where they name a
+            parameter of the module.
+        old: path that the keys name.
+        new: path that they shall name.
+    """
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if not old.startswith(prefix):
+            continue
+        here, there = f"{old.removeprefix(prefix)}.", f"{new.removeprefix(prefix)}."
+        for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+            keys: Any = getattr(module, attribute, None)
+            if keys and any(key.startswith(here) for key in keys):
+                # transformers 4 has a list of them, 5 a mapping to what each is tied to.
+                moved = [_moved(key, here, there) for key in keys]
+                mapping = isinstance(keys, dict)
+                renamed = dict(zip(moved, keys.values(), strict=True)) if mapping else moved
+                setattr(module, attribute, renamed)
+
+
+def _moved(key: str, here: str, there: str) -> str:
+    return there + key.removeprefix(here) if key.startswith(here) else key
+
+
+def untie(model: nn.Module, path: str) -> None:
+    """Gives a linear layer a weight of its own where it shares one with another module, in place.
+
+    Args:
+        model: owns the layer.
+        path: of the layer.
+    """
+    linear = find_linear(model.get_submodule(path))
+    weight = linear.weight
+    assert isinstance(weight, nn.Parameter)
+    owners = sum(weight is other for m in model.modules() for other in m._parameters.values())
+    if owners > 1:
+        linear.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+
+
+def shares_embeddings(model: nn.Module) -> bool:
+    """Whether the output layer of a language model has the very weight of the embeddings."""
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
+    words: Any = model.get_input_embeddings() if head is not None else None  # type: ignore[operator]
+    if head is None or words is None:
+        return False
+    layer = head.base if isinstance(head, GatedLinear) else head
+    layer = find_linear(layer) if is_linear(layer) else layer
+    return getattr(layer, "weight", None) is getattr(words, "weight", None)
+
+
+def note_untied(model: nn.Module) -> None:
+    """Has the configuration say so if the output layer no longer shares the embeddings' weight.
+
+    The configuration of T5 cannot: it takes that for a word about the scale of its outputs.
+    """
+    config: Any = getattr(model, "config", None)
+    find: Any = getattr(model, "get_output_embeddings", None)
+    if getattr(config, "model_type", "t5") == "t5" or find is None or find() is None:
+        return
+    if getattr(config, "tie_word_embeddings", False) and not shares_embeddings(model):
+        config.tie_word_embeddings = False
