@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from finegates.config import ConfigError, configured_tier
-from finegates.lock import LockError, hold
+from finegates.lock import LockError, check_writable, hold
 from finegates.provenance import code_digest
 from finegates.sources import ModelError, data_files, model_folder
 from finegates.tasks.glue import DataError
@@ -19,7 +19,9 @@ try:
     TIER = configured_tier(config)
     DATA_FILES = [str(path) for path in data_files(TIER)]
     MODEL_FOLDER = model_folder(TIER)
-except (ConfigError, DataError, ModelError) as error:
+    # Here, because Snakemake says no more than that outputs are protected.
+    check_writable(TIER.results)
+except (ConfigError, DataError, LockError, ModelError) as error:
     raise WorkflowError(str(error))
 
 RESULTS = TIER.results

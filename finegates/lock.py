@@ -26,6 +26,19 @@ class LockError(RuntimeError):
     """The folder of results cannot be had; the message says who has it, or why."""
 
 
+def check_writable(folder: str | Path) -> None:
+    """Raises LockError if the folder is there and nothing can be written into it."""
+    if Path(folder).exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise LockError(_not_writable(folder, "read-only"))
+
+
+def _not_writable(folder: str | Path, why: str) -> str:
+    return (
+        f"cannot write to {folder} ({why}); make it writable, or name another folder under "
+        "results in the tier"
+    )
+
+
 def hold(folder: str | Path, *, shared: bool = False) -> None:
     """Takes the lock of a folder of results until this process and its jobs have ended.
 
@@ -41,10 +54,7 @@ def hold(folder: str | Path, *, shared: bool = False) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise LockError(
-            f"cannot write to {folder} ({error.strerror}); make it writable, or name another "
-            "folder under results in the tier"
-        ) from error
+        raise LockError(_not_writable(folder, str(error.strerror))) from error
     # Alone for a moment, which shows that nobody else is there; then shared with the jobs.
     wanted = [fcntl.LOCK_SH] if shared else [fcntl.LOCK_EX, fcntl.LOCK_SH]
     if not all(_locked(descriptor, kind) for kind in wanted):

@@ -186,7 +186,7 @@ def read_only_results(folder: Path, whole: Scratch) -> Iterator[Outcome]:
         (scratch.results / ".lock").unlink(missing_ok=True)
         status = scratch.run()
         scratch.results.chmod(0o700)
-    found, message = refusal(scratch, status, "Write-protected output files", "tables/glue.md")
+    found, message = refusal(scratch, status, "cannot write to", "make it writable")
     yield Outcome("results read-only", "results", "refuses", found, message)
 
 

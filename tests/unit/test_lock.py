@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from finegates.lock import LockError, hold
+from finegates.lock import LockError, check_writable, hold
 
 RUN = """
 import sys, time
@@ -91,6 +91,14 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(LockError, match="cannot write to .*make it writable"):
         hold(tmp_path / "results")
+
+
+def test_a_folder_on_a_read_only_file_system_is_refused_before_any_job(tmp_path, monkeypatch):
+    check_writable(tmp_path)
+    check_writable(tmp_path / "not there yet")
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(LockError, match=r"cannot write to .*read-only.*make it writable"):
+        check_writable(tmp_path)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
