@@ -1,0 +1,54 @@
+"""Figures of the theory, each from its tables alone: what was measured beside what is predicted.
+
+The look is that of ``finegates.figures``. Colours tell families or methods apart, and so do
+markers; solid lines are measured, dashed ones predicted or bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from finegates.figures.style import style
+from theory.figures.conditioning import draw_conditioning
+from theory.figures.convergence import draw_convergence
+from theory.figures.descent import draw_descent, draw_relaxation, draw_saddle
+from theory.figures.gates import KINDS, draw_network, draw_penalties
+from theory.figures.parts import Frames
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FIGURES", "KINDS", "draw"]
+
+
+def draw(name: str, frames: Frames, lead: str, network: str) -> Figure:
+    """Draws one figure.
+
+    Args:
+        name: a key of ``FIGURES``.
+        frames: tables by name, as ``theory.study.figure_frames`` gives them, and ``network``.
+        lead: the first sentence below: which tier.
+        network: which encoder and task, for the figure about them.
+
+    Raises:
+        ValueError: an unknown name.
+        KeyError: a table is missing.
+    """
+    if name not in FIGURES:
+        raise ValueError(f"unknown figure {name!r}; known: {', '.join(FIGURES)}")
+    with style():
+        if name == "network":
+            return draw_network(frames, f"{lead} {network}.")
+        return FIGURES[name](frames, lead)
+
+
+FIGURES: dict[str, Callable[[Frames, str], Figure]] = {
+    "descent": draw_descent,
+    "saddle": draw_saddle,
+    "relaxation": draw_relaxation,
+    "convergence": draw_convergence,
+    "conditioning": draw_conditioning,
+    "penalties": draw_penalties,
+    "network": draw_network,
+}

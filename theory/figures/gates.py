@@ -1,0 +1,101 @@
+"""Where a gate ends, and what holds on a real network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from finegates.figures.style import COLOURS, MARKERS
+from theory.figures.parts import Frames, legend, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = ("gates, before clipping", "gates, as trained", "LoRA")
+
+
+def draw_penalties(frames: Frames, lead: str) -> Figure:
+    """Where a gate ends, by penalty, σ and λ: evaluation gates of trained modules."""
+    frame = frames["endpoints"]
+    titles = {"target": "Target", "hinge": "Hinge", "stg": "P(open), no target"}
+    figure, axes = panels(
+        6,
+        3,
+        f"{lead} A gate trained from 1 with fresh noise under the task loss ½(ω − w)² and λ times "
+        "a penalty (s = 0.4, σ_p = σ): its evaluation value, median over copies. Underlined: more "
+        "than 0.1 from the closed form; …: that would still be on its way.",
+    )
+    mesh = None
+    for place, ax in enumerate(axes):
+        wanted = sorted(frame["wanted"].unique(), reverse=True)[place // 3]
+        penalty = list(titles)[place % 3]
+        rows = frame[(frame["wanted"] == wanted) & (frame["penalty"] == penalty)]
+        table = rows.pivot(index="sigma", columns="weight", values="measured")
+        closed = rows.pivot(index="sigma", columns="weight", values="predicted")
+        settled = rows.pivot(index="sigma", columns="weight", values="settled")
+        mesh = ax.imshow(
+            table.to_numpy(), origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1
+        )
+        for i, sigma in enumerate(table.index):
+            for j, weight in enumerate(table.columns):
+                value = float(table.loc[sigma, weight])
+                off = abs(value - float(closed.loc[sigma, weight])) > 0.1
+                text = f"{value:.2f}".removeprefix("0") if value < 1 else "1"
+                text = "0" if value == 0 else text
+                text += "" if settled.loc[sigma, weight] else "…"
+                ax.text(
+                    j, i, f"{text}\n—" if off else text, ha="center", va="center", fontsize=6,
+                    linespacing=0.6, color="white" if value < 0.55 else "#111111",
+                )  # fmt: skip
+        ax.set_xticks(range(len(table.columns)), [f"{w:g}" for w in table.columns])
+        ax.set_yticks(range(len(table.index)), [f"{s:g}" for s in table.index])
+        ax.tick_params(length=0)
+        ax.set_title(f"{titles[penalty]}, w = {wanted:g}")
+        if place >= 3:
+            ax.set_xlabel("Penalty weight λ")
+        if place % 3 == 0:
+            ax.set_ylabel("Noise σ")
+    assert mesh is not None
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, aspect=30, pad=0.02)
+    bar.set_label("Evaluation gate at the end")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def draw_network(frames: Frames, lead: str) -> Figure:
+    """Loss, PL ratio and extreme eigenvalues along the training of gates and of LoRA."""
+    figure, axes = panels(
+        3,
+        3,
+        f"{lead} Task loss of a fixed batch of training rows, evaluation mode; (a): one curve for "
+        "gates. (b): ‖∇L‖²/2L, a lower estimate of the PL ratio; zero (all gates saturated) is "
+        "drawn at the lower edge. (c): solid: largest eigenvalue, dashed: minus the smallest.",
+    )
+    frame = frames["network"]
+    positive = frame[["ratio", "largest"]].to_numpy()
+    floor = 0.3 * float(positive[positive > 0].min(initial=1e-3))
+    for place, kind in enumerate(KINDS):
+        rows = frame[frame["parameters"] == kind]
+        look: dict[str, Any] = {
+            "color": COLOURS[place],
+            "marker": MARKERS[place],
+            "ms": 4,
+            "lw": 1.2,
+        }
+        axes[0].plot(rows["step"], rows["loss"], **look)
+        axes[1].semilogy(rows["step"], rows["ratio"].clip(lower=floor), **look)
+        axes[2].semilogy(rows["step"], rows["largest"].clip(lower=floor), **look)
+        axes[2].semilogy(
+            rows["step"], (-rows["smallest"]).clip(lower=floor), **{**look, "ls": "--"}
+        )
+    for ax, title, label in zip(
+        axes,
+        ("(a) Loss", "(b) PL ratio", "(c) Hessian"),
+        ("Task loss", "‖∇L‖² / 2L", "Extreme eigenvalues"),
+        strict=True,
+    ):
+        ax.set_title(title)
+        ax.set_xlabel("Training step")
+        ax.set_ylabel(label)
+        ax.grid(visible=True)
+    legend(figure, [(k, COLOURS[i], MARKERS[i], "-") for i, k in enumerate(KINDS)])
+    return figure

@@ -1,0 +1,78 @@
+"""What the figures of the theory have in common: panels with an explanation, legends, ticks."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from finegates.figures.style import LINE_HEIGHT, write_footer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Frames = Mapping[str, "pd.DataFrame"]
+
+PANEL = (2.75, 2.2)
+"""Inches: width and height of a panel."""
+
+FAMILIES = (
+    "well-conditioned",
+    "ill-conditioned",
+    "rank-deficient",
+    "over-parameterised",
+    "under-parameterised",
+)
+SHORT = dict(zip(FAMILIES, ("well", "ill", "deficient", "over", "under"), strict=True))
+
+
+def panels(
+    count: int, columns: int, footer: str, *, wide: float = 1.0
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels and its explanation below."""
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(count / columns)
+    width = columns * PANEL[0] * wide + 0.3
+    lines = textwrap.wrap(footer, int(width * 19))
+    foot = LINE_HEIGHT * len(lines) + 0.18
+    height = rows * PANEL[1] + 0.35 + foot
+    figure = Figure(figsize=(width, height), layout="constrained")
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(  # type: ignore[call-arg]
+            rect=(0.005, foot / height, 0.99, 1 - foot / height - 0.01), wspace=0.05, hspace=0.06
+        )
+    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    write_footer(figure, lines)
+    return figure, axes
+
+
+def legend(
+    figure: Figure, entries: Sequence[tuple[str, str, str, str]], place: str = "upper"
+) -> None:
+    """Colours of families or methods: above the panels, or in the free cell at the lower right."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, marker=marker or "none", ls=dash, ms=4, lw=1.4, label=label)
+        for label, colour, marker, dash in entries
+    ]
+    if place == "right":
+        cell = figure.add_subplot(2, 4, 8)
+        cell.set_axis_off()
+        cell.legend(
+            handles=handles, loc="center left", fontsize=8, title="Trained", title_fontsize=8
+        )
+        return
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7.5)
+
+
+def ticks(ax: Axes, places: Iterable[float]) -> None:
+    """Ticks where the points are; those of a logarithmic axis within one decade overlap."""
+    places = list(places)
+    ax.set_xticks(places, [f"{x:,.10g}" for x in places])
+    ax.set_xticks([], minor=True)
