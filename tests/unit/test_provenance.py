@@ -1,5 +1,7 @@
 """The code digest: it changes with what runs, and only with that."""
 
+import json
+
 import pytest
 
 from finegates import provenance
@@ -18,7 +20,7 @@ def tree(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
 
     def digest():
-        for cached in (provenance._analysed, provenance._module_files):
+        for cached in (provenance._analysed, provenance._module_files, provenance._remembered):
             cached.cache_clear()
         return provenance.code_digest("script.py")
 
@@ -46,6 +48,54 @@ def test_an_edit_to_a_module_that_is_not_imported_does_not_count(tree):
     before = digest()
     (root / "finegates" / "c.py").write_text("x = 2\n")
     assert digest() == before
+
+
+def test_a_file_is_parsed_once_by_all_processes_together(tree, monkeypatch):
+    root, digest = tree
+    before = digest()
+    (root / "finegates" / "c.py").write_text("x = 3\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance.ast, "parse", None)
+        assert digest() == before
+    (root / "finegates" / "b.py").write_text("def f():\n    return 2\n")
+    changed = digest()
+    assert changed != before
+    (root / provenance.MEMORY).unlink()
+    assert digest() == changed, "what is kept changes nothing"
+
+
+def test_a_module_that_appears_is_seen_though_its_importer_is_known(tree):
+    root, digest = tree
+    (root / "finegates" / "a.py").write_text("from finegates import b, d\n")
+    before = digest()
+    (root / "finegates" / "d.py").write_text("x = 1\n")
+    assert digest() != before
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1}', '{"a": ["xyz", []]}', "null"])
+def test_damaged_findings_are_found_again(tree, damage):
+    root, digest = tree
+    before = digest()
+    (root / provenance.MEMORY).write_text(damage)
+    assert digest() == before
+    assert json.loads((root / provenance.MEMORY).read_text())
+
+
+def test_findings_that_cannot_be_kept_are_done_without(tree, monkeypatch):
+    root, digest = tree
+    before = digest()
+    (root / provenance.MEMORY).unlink()
+    (root / provenance.MEMORY).mkdir()
+    assert digest() == before
+
+
+def test_findings_do_not_pile_up(tree, monkeypatch):
+    root, digest = tree
+    monkeypatch.setattr(provenance, "_MOST", 4)
+    digest()
+    (root / "finegates" / "b.py").write_text("def f():\n    return 2\n")
+    digest()
+    assert len(json.loads((root / provenance.MEMORY).read_text())) == 4
 
 
 def test_a_missing_file_is_an_error(tree):
