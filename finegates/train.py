@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -96,6 +97,8 @@ class GateTrainerMixin:
         config = gate_config(model)
         self.penalty_weight = config.penalty_weight if config else 0.0
         self._draw = GateDraw(_gates_used_once(model))
+        self._counted: int | None = None
+        self._checkpointed: list[nn.Module] | None = None
         self.gate_history: list[dict[str, Any]] = []
         self.task_loss: torch.Tensor | None = None
         self._unlogged: dict[str, float] = {}
@@ -174,12 +177,26 @@ class GateTrainerMixin:
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As of Trainer, with all gates drawn at once, unless layers are computed again in a
         backward pass of their own (reentrant checkpoints): then each gate draws for itself."""
+        if self._checkpointed is None:  # the model is not searched at every step
+            self._checkpointed = [
+                m for m in model.modules() if hasattr(m, "gradient_checkpointing")
+            ]
         draw: AbstractContextManager[object] = (
-            nullcontext() if _has_reentrant_checkpoints(model) else self._draw
+            nullcontext() if _has_reentrant_checkpoints(self._checkpointed) else self._draw
         )
         with draw:
             loss: torch.Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
         return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As of Trainer, which counts the model's parameters again at every step."""
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        tokens = inputs.get(getattr(model, "main_input_name", "input_ids"))
+        if tokens is None or not tokens.numel():
+            return 0
+        if self._counted is None:
+            self._counted = super().floating_point_ops(inputs) // tokens.numel()  # type: ignore[misc]
+        return int(self._counted * tokens.numel())
 
     def _penalty_share(self, num_items_in_batch: torch.Tensor | int | None) -> float:
         """The part of the penalty that a micro-batch carries, so that a step carries it once.
@@ -220,8 +237,8 @@ def _gates_used_once(model: nn.Module) -> list[Gate]:
     return [gate for gate, count in uses.items() if count == 1]
 
 
-def _has_reentrant_checkpoints(model: nn.Module) -> bool:
-    for module in model.modules():
+def _has_reentrant_checkpoints(modules: Iterable[nn.Module]) -> bool:
+    for module in modules:
         if getattr(module, "gradient_checkpointing", False):
             how = getattr(module, "_gradient_checkpointing_func", None)
             return bool(getattr(how, "keywords", {}).get("use_reentrant", True))

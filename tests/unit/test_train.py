@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from finegates.attachment import GateConfig, attach
 from finegates.baselines import add_lora
@@ -162,3 +162,18 @@ def test_shared_gates_draw_for_themselves(tmp_path):
     uses = [leaf for side in sides for leaf in side.leaves()]
     assert {gate: uses.count(gate) for gate in drawn} == dict.fromkeys(drawn, 1)
     assert len(drawn) < len(set(uses))
+
+
+def test_operations_are_those_of_the_plain_trainer_though_counted_once(tmp_path, monkeypatch):
+    model = fresh()
+    counts = []
+    count = model.num_parameters
+    monkeypatch.setattr(model, "num_parameters", lambda **k: counts.append(k) or count(**k))
+    run = trainer(model, tmp_path, epochs=2)
+    run.train()
+    assert len(counts) == 1
+    per_token = 6 * count(exclude_embeddings=True)
+    assert run.state.total_flos == per_token * 2 * 32 * 6
+    batch = {"input_ids": torch.zeros(3, 5, dtype=torch.long)}
+    assert run.floating_point_ops(batch) == Trainer.floating_point_ops(run, batch)
+    assert run.floating_point_ops({}) == 0
