@@ -70,8 +70,6 @@ if TIER.studies and PER_TASK:
         wildcard_constraints:
             task="|".join(TIER.studies.tasks),
             seed="|".join(map(str, TIER.studies.seeds)),
-        # The longest jobs: begun last, they would end alone.
-        priority: 1
         params:
             settings=settings_of(STUDIED),
             code=code_digest("workflow/scripts/finetune.py"),
@@ -91,7 +89,6 @@ if TIER.studies and PER_TASK:
             wildcard_constraints:
                 task="|".join(TIER.studies.tasks),
                 seed="|".join(map(str, FURTHER_SEEDS)),
-            priority: 1
             params:
                 settings=settings_of(STUDIED_AGAIN),
                 code=code_digest("workflow/scripts/finetune.py"),
