@@ -84,21 +84,31 @@ def grid(
         legend_entries: lines of the legend, 0 for none.
         shared_colours: room for one colour bar.
     """
-    from matplotlib.figure import Figure
-
     rows = math.ceil(panels / columns)
     side = LEGEND_WIDTH if legend_entries else 0.9 if shared_colours else 0.2
     wide = PANEL_WIDTH * (1.3 if columns == 1 else 1.15 if columns == 2 else 1.0)
     width = max(5.6, columns * wide + side + 0.4)
     lines = textwrap.wrap(footer, int(width * 15.4)) if footer else []
+    height = max(rows * PANEL_HEIGHT + 0.45, LEGEND_HEIGHT * legend_entries)
+    return lay_out(panels, columns, (width, height), lines)
+
+
+def lay_out(
+    panels: int, columns: int, size: tuple[float, float], lines: Sequence[str]
+) -> tuple[Figure, list[Axes]]:
+    """A figure whose panels fill width and height (inches) in ``size``, the lines below them."""
+    from matplotlib.figure import Figure
+
+    width, height = size
     foot = LINE_HEIGHT * len(lines) + 0.18 if lines else 0.0
-    height = max(rows * PANEL_HEIGHT + 0.45, LEGEND_HEIGHT * legend_entries) + foot
+    height += foot
     figure = Figure(figsize=(width, height), layout="constrained")
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(  # type: ignore[call-arg]
             rect=(0.005, foot / height, 0.99, 1 - foot / height - 0.01), wspace=0.04, hspace=0.06
         )
+    rows = math.ceil(panels / columns)
     axes = [figure.add_subplot(rows, columns, place + 1) for place in range(panels)]
     write_footer(figure, lines)
     return figure, axes

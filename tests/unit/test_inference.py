@@ -12,19 +12,17 @@ from finegates.compaction import CostModel
 from finegates.figures import draw_inference
 from finegates.inference import (
     COLUMNS,
-    backend_table,
     gated_copy,
-    inference_table,
     measure_compaction,
     random_inputs,
     random_model,
     scattered_copy,
-    scattered_table,
     time_inference,
 )
 from finegates.monitor import realised_sparsity
 from finegates.schema import InferenceBenchmark, InferenceCase
 from finegates.semi_structured import zero_fraction
+from finegates.tables.inference import backend_table, inference_table, scattered_table
 from finegates.unstructured import to_sparse
 from tier import TINY_SHAPE
 

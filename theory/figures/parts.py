@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from finegates.figures.style import LINE_HEIGHT, write_footer
+from finegates.figures.style import lay_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,22 +34,9 @@ def panels(
     count: int, columns: int, footer: str, *, wide: float = 1.0
 ) -> tuple[Figure, list[Axes]]:
     """A figure with panels and its explanation below."""
-    from matplotlib.figure import Figure
-
-    rows = math.ceil(count / columns)
     width = columns * PANEL[0] * wide + 0.3
-    lines = textwrap.wrap(footer, int(width * 19))
-    foot = LINE_HEIGHT * len(lines) + 0.18
-    height = rows * PANEL[1] + 0.35 + foot
-    figure = Figure(figsize=(width, height), layout="constrained")
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(  # type: ignore[call-arg]
-            rect=(0.005, foot / height, 0.99, 1 - foot / height - 0.01), wspace=0.05, hspace=0.06
-        )
-    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
-    write_footer(figure, lines)
-    return figure, axes
+    height = math.ceil(count / columns) * PANEL[1] + 0.35
+    return lay_out(count, columns, (width, height), textwrap.wrap(footer, int(width * 19)))
 
 
 def legend(

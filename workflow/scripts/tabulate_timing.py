@@ -10,7 +10,7 @@ with running(job):
     import pandas as pd
 
     from finegates.files import write_text
-    from finegates.inference import backend_table, inference_table, scattered_table
+    from finegates.tables.inference import backend_table, inference_table, scattered_table
 
     machine = json.loads(Path(job.input.machine).read_text(encoding="utf-8"))
     frame = pd.read_csv(job.input.csv)

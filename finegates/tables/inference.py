@@ -1,0 +1,145 @@
+"""Tables of inference times: dense against compact, by backend, structured and scattered zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from finegates.tables.render import BLANK, Table
+
+BACKEND_TITLES = {
+    "eager": "eager",
+    "onednn": "eager, oneDNN",
+    "compile": "torch.compile",
+    "onnx": "ONNX Runtime",
+    "int8": "ONNX Runtime int8",
+}
+KINDS = {
+    "compact": "Removed (%)",
+    "scattered": "Scattered, dense products (%)",
+    "sparse": "Scattered, sparse rows (%)",
+}
+
+
+def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
+    """The measured times of eager models as a table of compact models.
+
+    Args:
+        frame: of one or more calls of ``finegates.inference.time_inference``.
+        repeats: rounds of the shapes, for the caption.
+        machine: ``finegates.record.hardware`` of the measurement.
+    """
+    header = (
+        "Model", "Gates", "Batch", "MACs (%)", "Dense (ms)", "Gated (ms)", "Compact (ms)",
+        "To dense", "To limit", "Dense, oneDNN (ms)", "Compact, oneDNN (ms)",
+        "To limit, compact oneDNN", "To limit, both oneDNN", "Reach",
+    )  # fmt: skip
+    cells: list[tuple[str, ...]] = []
+    for names, group in _cases(frame):
+        times = group[group["backend"] == "eager"].set_index("contender")
+        fast = group[group["backend"] == "onednn"].set_index("contender")
+        small = times.loc["compact"]
+        faster = [BLANK] * 4
+        reached = _reached(small)
+        if len(fast):
+            best = fast.loc["compact"]
+            milliseconds = [fast.loc[name]["median_ms"] for name in ("dense", "compact")]
+            alike = milliseconds[1] / milliseconds[0] / best["macs_ratio"]
+            faster = [*(f"{ms:.1f}" for ms in milliseconds), f"{best['ratio_to_limit']:.3f}"]
+            faster.append(f"{alike:.3f}")
+            if reached != BLANK:
+                reached += f", with oneDNN {_reached(best).rsplit(' ', 1)[-1]}"
+        cells.append(
+            (
+                *names,
+                f"{100 * small['macs_ratio']:.1f}",
+                *(f"{times.loc[name]['median_ms']:.1f}" for name in ("dense", "gated", "compact")),
+                f"{small['ratio_to_dense']:.3f}",
+                f"{small['ratio_to_limit']:.3f}",
+                *faster,
+                reached,
+            )
+        )
+    caption = (
+        f"{_provenance(repeats, machine)} Eager. MACs are those of the compact model relative to "
+        "the dense one, attention products included; sides whose removal would not pay, by prices "
+        "measured on the spot, stay dense. The limit is the time of the dense model as "
+        "transformers runs it, times that ratio. oneDNN: products by oneDNN instead of torch's "
+        "default, where it measured faster on the spot; for both oneDNN the limit is that of the "
+        "dense model with oneDNN."
+    )
+    title = "Inference time, dense against compact"
+    return Table("inference", title, caption, frame, header, tuple(cells))
+
+
+def _reached(row: Any) -> str:
+    """What a compact model was to reach, and whether it did."""
+    if pd.isna(row["reach"]):
+        return BLANK
+    word = "reached" if row[f"ratio_to_{row['against']}"] <= row["reach"] else "missed"
+    return f"{row['reach']:.2f} × {row['against']}: {word}"
+
+
+def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
+    """As many zeros in whole rows and columns and scattered; arguments as
+    :func:`inference_table`."""
+    header = ("Model", "Gates", "Batch", "Dense (ms)", *KINDS.values())
+    cells: list[tuple[str, ...]] = []
+    for names, group in _cases(frame[frame["backend"] == "eager"]):
+        times = group.set_index("contender")
+        if "scattered" not in times.index:
+            continue
+        ratios = (100 * times.loc[kind]["ratio_to_dense"] for kind in KINDS)
+        dense = f"{times.loc['dense']['median_ms']:.1f}"
+        cells.append((*names, dense, *(f"{ratio:.1f}" for ratio in ratios)))
+    caption = (
+        f"{_provenance(repeats, machine)} Eager; times relative to the dense model, in per cent. "
+        "All three have the same share of zero weights in the gated layers: in closed rows and "
+        "columns that are removed, scattered at random under dense products, and scattered with "
+        "the weights in compressed sparse rows (torch)."
+    )
+    title = "Time of structured and of scattered zeros"
+    return Table("inference_scattered", title, caption, frame, header, tuple(cells))
+
+
+def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
+    """Dense and compact by every backend that was timed; arguments as :func:`inference_table`."""
+    backends = [b for b in BACKEND_TITLES if b in set(frame["backend"])]
+    titles = (f"{BACKEND_TITLES[backend]} (ms)" for backend in backends)
+    header = ("Model", "Gates", "Batch", "Contender", *titles)
+    cells: list[tuple[str, ...]] = []
+    for names, group in _cases(frame):
+        if set(group["backend"]) <= {"eager", "onednn"}:
+            continue
+        for kind in ("dense", "compact"):
+            times = group[group["contender"] == kind].set_index("backend")["median_ms"]
+            shown = (times.get(backend, float("nan")) for backend in backends)
+            printed = (BLANK if pd.isna(ms) else f"{ms:.1f}" for ms in shown)
+            cells.append((*names, kind, *printed))
+    caption = (
+        f"{_provenance(repeats, machine)} int8: weights quantised dynamically by ONNX Runtime, "
+        f"which changes outputs. {BLANK} marks what this machine could not run."
+    )
+    title = "Inference time by backend"
+    return Table("inference_backends", title, caption, frame, header, tuple(cells))
+
+
+def _cases(frame: pd.DataFrame) -> Iterable[tuple[tuple[str, str, str], pd.DataFrame]]:
+    """Printed model, gates and batch of every case, and its rows."""
+    keys = ["model", "gates", "kept", "batch", "length", "decode"]
+    for (model, gates, kept, batch, length, decode), group in frame.groupby(keys, sort=False):
+        closed = "none closed" if kept == 1 else f"{gates}, {kept:g} kept"
+        shape = f"{batch} × {length}" + (" + 1, cached" if bool(decode) else "")
+        yield (str(model), closed, shape), group
+
+
+def _provenance(repeats: list[int], machine: dict[str, Any]) -> str:
+    rounds = " to ".join(str(number) for number in dict.fromkeys((min(repeats), max(repeats))))
+    return (
+        "Forward passes of classifiers with random weights of the named shape and random gates, "
+        f"float32; medians of {rounds} interleaved rounds on {machine['cpu']}, "
+        f"{machine['threads']} threads. Random gates keep each row and column of each layer with "
+        "the given probability, structured ones the given fraction of the MACs."
+    )
