@@ -55,6 +55,15 @@ if TIER.studies and PER_TASK:
     STUDIED_AGAIN = [m for m in TIER.study_methods if m in METHODS]
     FURTHER_SEEDS = [seed for seed in TIER.studies.seeds if seed not in TIER.seeds]
 
+    # By far the longest jobs of the tier: started late, the last of them runs alone. They wait for
+    # those of the main table on the same tasks, so that these come first of all.
+    use rule finetune as finetune_first with:
+        wildcard_constraints:
+            task="|".join(TIER.studies.tasks),
+        priority: 2
+
+    ruleorder: finetune_first > finetune
+
     use rule finetune as finetune_studied with:
         input:
             tables=task_tables,
@@ -70,6 +79,7 @@ if TIER.studies and PER_TASK:
         wildcard_constraints:
             task="|".join(TIER.studies.tasks),
             seed="|".join(map(str, TIER.studies.seeds)),
+        priority: 1
         params:
             settings=settings_of(STUDIED),
             code=code_digest("workflow/scripts/finetune.py"),
@@ -89,6 +99,7 @@ if TIER.studies and PER_TASK:
             wildcard_constraints:
                 task="|".join(TIER.studies.tasks),
                 seed="|".join(map(str, FURTHER_SEEDS)),
+            priority: 2
             params:
                 settings=settings_of(STUDIED_AGAIN),
                 code=code_digest("workflow/scripts/finetune.py"),
