@@ -56,7 +56,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips the opt-in tests that were not asked for, and says how to run them."""
+    """Skips the opt-in tests that were not asked for, and says how to run them.
+
+    With several workers, those of the workflow come first: begun last, they would be dealt out to
+    all workers, and each of these would make the results that they share.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.parent.name != "workflow")
     skips = {
         marker: pytest.mark.skip(reason=f"{reason}: run with --run-{marker}")
         for marker, reason in OPT_IN.items()
