@@ -6,6 +6,8 @@ from finegates.job import running, seconds_since_start
 
 job = snakemake
 with running(job):
+    import gc
+
     from finegates.causal.task import task_tier
     from finegates.config import configured_tier
     from finegates.finetune import TaskData, finetune, load_tokenizer
@@ -16,6 +18,8 @@ with running(job):
         tier = task_tier(tier)
     startup = seconds_since_start()
     data = TaskData(tier, job.wildcards.task, load_tokenizer(tier))
+    # Every training collects garbage; libraries and rows, which stay to the end, hold none.
+    gc.freeze()
     # <method>/seed<n>: records, and what runs kept, of this job or of those before it.
     files = {(p.parent.name, p.name): p for p in map(Path, [*job.output, *job.input.predecessors])}
     outputs = [path for path in map(Path, job.output) if path.suffix == ".json"]
