@@ -8,6 +8,7 @@ rule generate_language:
         f"{RESULTS}/logs/generate_language.log",
     benchmark:
         f"{RESULTS}/benchmarks/generate_language.tsv"
+    priority: 3
     conda:
         "../../environment.yml"
     resources:
@@ -37,6 +38,7 @@ rule pretrain_encoder:
         f"{RESULTS}/benchmarks/pretrain_encoder.tsv"
     conda:
         "../../environment.yml"
+    priority: 3  # every run waits for it, on one core
     threads: TIER.model.pretraining.threads if TIER.model.pretraining else 1
     resources:
         mem_mb=memory(2000),
