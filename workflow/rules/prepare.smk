@@ -36,9 +36,9 @@ rule pretrain_encoder:
         f"{RESULTS}/logs/pretrain_encoder.log",
     benchmark:
         f"{RESULTS}/benchmarks/pretrain_encoder.tsv"
+    priority: 3  # every run waits for it, on one core
     conda:
         "../../environment.yml"
-    priority: 3  # every run waits for it, on one core
     threads: TIER.model.pretraining.threads if TIER.model.pretraining else 1
     resources:
         mem_mb=memory(2000),
