@@ -58,11 +58,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips the opt-in tests that were not asked for, and says how to run them.
 
-    With several workers, those of the workflow come first: begun last, they would be dealt out to
-    all workers, and each of these would make the results that they share.
+    With several workers, which begin with a part of the list each and then take from the ends of
+    each other's, the long tests of the workflow come first and those of faults last: dealt out to
+    several workers, each would make anew the results that they share.
     """
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.path.parent.name != "workflow")
+        place = {"workflow": 0, "faults": 2}
+        items.sort(key=lambda item: place.get(item.path.parent.name, 1))
     skips = {
         marker: pytest.mark.skip(reason=f"{reason}: run with --run-{marker}")
         for marker, reason in OPT_IN.items()
