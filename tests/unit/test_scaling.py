@@ -135,11 +135,9 @@ def test_measured_steps_follow_the_formula():
     check = check_table(load_tier(CONFIG / "local.yaml"))
     lora = check[check["Method"] == "lora"]
     assert len(lora) == 5
-    # Five lengths of text from 11 to 70 tokens. What else the machine did while a run was timed
-    # changes its rate, but the operations differ far more than the rates do.
-    spread = lora.max(numeric_only=True) / lora.min(numeric_only=True)
-    assert spread["GFLOP a step"] > 5
-    assert spread["GFLOP/s"] < spread["GFLOP a step"] / 2
+    # Five lengths of text from 11 to 70 tokens: one rate, up to a third.
+    assert lora["GFLOP/s"].max() < 1.34 * lora["GFLOP/s"].min()
+    assert lora["GFLOP a step"].max() > 5 * lora["GFLOP a step"].min()
 
 
 def test_the_total_is_the_sum_of_the_rows(costs):
