@@ -16,7 +16,8 @@ from campaign import ENGINES, INPUTS
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import inputs
-from targets import TARGETS, AcceptedInvalid, Target, must
+from target import AcceptedInvalid, Target, must
+from targets import TARGETS
 from watch import ForbiddenAct
 
 from finegates.config import ConfigError, read_yaml
