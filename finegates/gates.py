@@ -23,9 +23,11 @@ class Gate(nn.Module):
 
     Attributes:
         size: the number n of dimensions that it gates.
+        clips_at_zero: whether no gradient passes where a gate is 0, so that none need be computed.
     """
 
     size: int
+    clips_at_zero: bool = False
 
     def value(self) -> Tensor:
         """Evaluation gate, shape (n,), in [0, 1]."""
@@ -73,6 +75,8 @@ class StochasticGate(Gate):
         device: of the latents, which are float32 whatever the model's precision: steps of a
             half-precision gate would be lost to rounding.
     """
+
+    clips_at_zero = True
 
     def __init__(
         self,
@@ -241,6 +245,7 @@ class DerivedGate(Gate):
         self.sources = nn.ModuleList([gate for gate, _ in sources])
         for number, (_, index) in enumerate(sources):
             self.register_buffer(f"index_{number}", index, persistent=False)
+        self.clips_at_zero = all(gate.clips_at_zero for gate, _ in sources)
 
     @override
     def value(self) -> Tensor:

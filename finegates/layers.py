@@ -57,8 +57,8 @@ class GatedLinear(nn.Module):
         y: Tensor = self.base(x)
         if self.rows is not None:
             rows = self.rows().to(y.dtype)
-            kept = torch.is_grad_enabled() and rows.requires_grad
-            y = _ScaledRows.apply(y, rows) if kept else y * rows
+            clipped = self.rows.clips_at_zero and torch.is_grad_enabled() and rows.requires_grad
+            y = _ScaledRows.apply(y, rows) if clipped else y * rows
         return y
 
     def _trains_weight(self, x: Tensor) -> bool:
@@ -108,7 +108,7 @@ class _ScaledRows(torch.autograd.Function):
     in place of u, which nothing else needs.
 
     ``du = r dy`` and ``dr_i = sum(dy_i u_i) = sum(dy_i y_i) / r_i``. Where r_i = 0, dr_i is given
-    as 0: a gate is 0 where it is clipped, and there nothing passes its clipping.
+    as 0, so the rows must come from gates that are clipped there: nothing passes their clipping.
     """
 
     @staticmethod
@@ -121,8 +121,9 @@ class _ScaledRows(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         y, rows = ctx.saved_tensors
         sums = (dy * y).flatten(0, -2).sum(0)
-        drows = torch.where(rows != 0, sums / rows, 0.0).to(rows.dtype)
-        return dy * rows, drows
+        # Never divide by 0, whatever becomes of the quotient: its own gradient would be no number.
+        drows = torch.where(rows != 0, sums / torch.where(rows != 0, rows, 1.0), 0.0)
+        return dy * rows, drows.to(rows.dtype)
 
 
 def gated_layers(model: nn.Module) -> dict[str, GatedLinear]:

@@ -56,7 +56,7 @@ def local_landscape(
         vectors: of the Krylov basis.
 
     Raises:
-        ValueError: no parameters, or a loss that is not finite.
+        ValueError: no parameters, or a loss or a second derivative that is not finite.
     """
     parameters = list(parameters)
     if not parameters:
@@ -82,7 +82,10 @@ def local_landscape(
             torch.zeros_like(p).reshape(-1) if h is None else h.reshape(-1)
             for p, h in zip(parameters, second, strict=True)
         ]
-        return np.asarray(torch.cat(parts).detach().numpy(), dtype=np.float64)
+        image = np.asarray(torch.cat(parts).detach().numpy(), dtype=np.float64)
+        if not np.isfinite(image).all():
+            raise ValueError("the loss has no finite second derivative here; look where it is smooth")
+        return image
 
     squared = float(gradient.detach() @ gradient.detach())
     smallest, largest = _extremes(product, size, seed, tolerance, vectors)

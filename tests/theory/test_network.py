@@ -35,6 +35,12 @@ def test_parameters_that_the_loss_does_not_see_are_flat():
     assert found.smallest == pytest.approx(0)
 
 
+def test_a_point_without_a_second_derivative_is_refused():
+    point = torch.zeros(30, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match="second derivative"):
+        local_landscape(lambda: (1 + point.abs() ** 1.5).sum(), [point], seed=0)
+
+
 def test_a_loss_that_is_not_finite_and_no_parameters_are_refused():
     point = torch.tensor([np.nan], requires_grad=True)
     with pytest.raises(ValueError, match="the loss is nan"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finegates.gates import FixedGate, StochasticGate
+from finegates.gates import DerivedGate, FixedGate, Gate, StochasticGate
 from finegates.layers import GatedLinear, _ScaledRows
 
 
@@ -56,6 +56,38 @@ def test_the_gradient_of_row_gates_is_autograds():
     rows = torch.tensor([0.3, 1.0, 0.5, 0.01], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(_ScaledRows.apply, (u, rows))
     assert torch.autograd.gradgradcheck(_ScaledRows.apply, (u, rows))
+
+
+def test_the_gradient_of_clipped_row_gates_has_a_gradient():
+    u = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    latent = torch.tensor([0.3, 1.5, -0.5, 0.01], dtype=torch.float64, requires_grad=True)
+
+    def clipped(u, latent):
+        return _ScaledRows.apply(u, latent.clamp(0, 1)).square()
+
+    assert torch.autograd.gradgradcheck(clipped, (u, latent))
+
+
+def test_a_gate_that_is_not_clipped_gets_its_gradient_at_zero():
+    class Free(Gate):
+        def __init__(self, values):
+            super().__init__()
+            self.size = len(values)
+            self.values = nn.Parameter(values)
+
+        def value(self):
+            return self.values
+
+    base = nn.Linear(6, 3).double().requires_grad_(False)
+    x = torch.randn(8, 6, dtype=torch.float64)
+    gate = Free(torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64))
+    for rows in (gate, DerivedGate([(gate, torch.tensor([0, 1, -1]))])):
+        layer = GatedLinear(base, rows, None).eval()
+        gate.values.grad = None
+        layer(x).sum().backward()
+        expected = base(x).sum(0)
+        expected = expected if rows is gate else expected * torch.tensor([1, 1, 0])
+        assert torch.allclose(gate.values.grad, expected)
 
 
 def test_a_clipped_gate_gets_no_gradient_either_way():
