@@ -84,7 +84,7 @@ def local_landscape(
         ]
         image = np.asarray(torch.cat(parts).detach().numpy(), dtype=np.float64)
         if not np.isfinite(image).all():
-            raise ValueError("the loss has no finite second derivative here; look where it is smooth")
+            raise ValueError("the loss has no finite second derivative here; look elsewhere")
         return image
 
     squared = float(gradient.detach() @ gradient.detach())
