@@ -169,6 +169,8 @@ def test_two_runs_from_scratch_give_the_same_bytes_on_any_number_of_cores(finish
 @pytest.mark.slow
 def test_claims_that_rest_on_no_measured_time_are_the_same_bytes_again(tmp_path):
     timeless = {key: TINY[key] for key in TINY if not key.endswith(("benchmark", "benchmarks"))}
+    compared = {"on": TINY["studies"]["compared"]["on"]}
+    timeless["studies"] = {**TINY["studies"], "compared": compared, "properties": []}
     for cores in ("1", "2"):
         (tmp_path / cores).mkdir()
         status, printed = run(tmp_path / cores, timeless, "all", "--cores", cores)
