@@ -45,8 +45,12 @@ include: "workflow/rules/prepare.smk"
 include: "workflow/rules/runs.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
-include: "workflow/rules/theory.smk"
 include: "workflow/rules/benchmark.smk"
+
+
+if TIER.theory:
+
+    include: "workflow/rules/theory.smk"
 
 
 if TIER.studies:
@@ -77,10 +81,7 @@ rule all:
         rules.tabulate_glue.output,
         rules.draw_tradeoff.output,
         rules.draw_gates.output,
-        rules.solve_toys.output,
-        rules.probe_network.output,
-        rules.check_theory.output,
-        rules.draw_theory.output,
+        THEORY_RESULTS if TIER.theory else [],
         TIMINGS,
         rules.tabulate_cost.output,
         rules.audit_claims.output,

@@ -77,7 +77,8 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
     ):
         chosen["studies"] = None
     if "without" in config:
-        chosen.update(dict.fromkeys(_chosen(config, "without", ["llama", "studies"], path)))
+        left_out = _chosen(config, "without", ["llama", "studies", "theory"], path)
+        chosen.update(dict.fromkeys(left_out))
     launch = {key: config[key] for key in _LAUNCH if key in config}
     if launch and tier.llama is not None:
         chosen.setdefault("llama", _launched(tier.llama, launch, path))

@@ -373,7 +373,7 @@ class Tier(Section):
         methods: by label, in the order of the tables; see :class:`Method`.
         step_benchmark: see :class:`StepBenchmark`; None: no such table.
         inference_benchmarks: see :class:`InferenceBenchmark`; empty: no such tables.
-        theory: see :class:`Theory`.
+        theory: see :class:`Theory`; None: the theory is left out.
         llama: see :class:`LlamaStudy`; None: none of these experiments.
         studies: see :class:`finegates.studies.schema.Studies`; None: no studies.
     """
@@ -392,7 +392,7 @@ class Tier(Section):
     methods: dict[str, Method] = Field(min_length=1)
     step_benchmark: StepBenchmark | None = None
     inference_benchmarks: list[InferenceBenchmark] = Field(default_factory=list)
-    theory: Theory = Theory()
+    theory: Theory | None = Theory()
     llama: LlamaStudy | None = None
     studies: Studies | None = None
 
@@ -403,8 +403,8 @@ class Tier(Section):
         check_names([*self.tasks], self.methods)
         pretraining = self.llama.pretraining if self.llama else None
         check_dense([self.model.dense], list(pretraining.sizes) if pretraining else [])
-        looked_at = [self.theory.network.task] if self.theory.network.task else []
-        for task in [*self.training.epochs_by_task, *looked_at]:
+        looked_at = self.theory.network.task if self.theory else None
+        for task in [*self.training.epochs_by_task, *([looked_at] if looked_at else [])]:
             if task not in TASKS:
                 raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
         if len(set(self.seeds)) < len(self.seeds):

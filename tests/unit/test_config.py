@@ -215,8 +215,9 @@ def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks_and_methods():
     chosen = configured_tier({"tier": "paper", "tasks": "rte, cola", "methods": "lora,full"})
     assert chosen.tasks == ["cola", "rte"]
     assert list(chosen.methods) == ["full", "lora"]
-    assert configured_tier({}).llama is not None
-    assert configured_tier({"without": "llama"}).llama is None
+    for section in ("llama", "studies", "theory"):
+        assert getattr(configured_tier({}), section) is not None
+        assert getattr(configured_tier({"without": section}), section) is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ LEDGER = workflow.source_path("../../config/claims.yaml")
 rule audit_claims:
     input:
         rules.tabulate_glue.output,
-        rules.check_theory.output,
+        THEORY_RESULTS if TIER.theory else [],
         TIMINGS,
         LLAMA_RESULTS if TIER.llama else [],
         STUDY_RESULTS if TIER.studies else [],
@@ -41,8 +41,7 @@ rule write_report:
         rules.tabulate_cost.output,
         rules.draw_tradeoff.output,
         rules.draw_gates.output,
-        rules.check_theory.output,
-        rules.draw_theory.output,
+        THEORY_RESULTS if TIER.theory else [],
         records=RECORDS,
         studied=STUDY_RECORDS,
         ledger=LEDGER,

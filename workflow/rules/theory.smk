@@ -134,3 +134,11 @@ rule draw_theory:
         code=code_digest("workflow/scripts/draw_theory.py"),
     script:
         "../scripts/draw_theory.py"
+
+
+THEORY_RESULTS = [
+    *rules.solve_toys.output,
+    *rules.probe_network.output,
+    *rules.check_theory.output,
+    *rules.draw_theory.output,
+]
