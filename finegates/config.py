@@ -46,9 +46,9 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
     Args:
         config: Snakemake's configuration: ``tier`` (see :func:`tier_path`) and, to run a part of
             it, ``tasks`` and ``methods``, names separated by commas; ``without`` names sections to
-            leave out: ``llama``, ``studies``. Studies are left out, too, where a task or method is.
-            ``processes`` and ``nodes`` replace those of training on plain text; ``lock=shared``
-            works beside another run.
+            leave out: ``llama``, ``studies``, ``theory``. Studies are left out, too, where a task
+            or method is. ``processes`` and ``nodes`` replace those of training on plain text;
+            ``lock=shared`` works beside another run.
 
     Raises:
         ConfigError: as :func:`load_tier`; also for any other key.
