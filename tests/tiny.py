@@ -157,12 +157,13 @@ def output(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def scatter_gates(model: nn.Module, seed: int = 0) -> None:
-    """Moves every stochastic gate away from its start: about a third closed, the rest between."""
+def scatter_gates(model: nn.Module, seed: int = 0, mean: float = 0.0) -> None:
+    """Moves every stochastic gate away from its start: about a third closed, the rest between; more
+    with a negative mean."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, StochasticGate):
-            module.latent.normal_(0.0, 1.0, generator=generator)
+            module.latent.normal_(mean, 1.0, generator=generator)
 
 
 class Pair(nn.Module):

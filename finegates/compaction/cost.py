@@ -2,7 +2,7 @@
 product is the faster.
 
 A closed input column can be left out by gathering the others first, a closed output row by
-scattering the rest into zeros. Both move data, which costs about as much as some tens of
+scattering the rest between zeros. Both move data, which costs about as much as some tens of
 multiply-accumulates a number. Where that is more than the smaller product saves, the side stays
 dense and holds zeros.
 """
@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from finegates.compaction.draft import Draft
-from finegates.compaction.products import has_onednn, onednn_linear
+from finegates.compaction.products import has_onednn, onednn_linear, select_columns
 from finegates.files import parse_json, write_text
 
 
@@ -33,24 +34,26 @@ class CostModel:
     Attributes:
         product: of a multiply-accumulate.
         gather: of a gathered number.
-        fill: of a number of the zeros that a scatter writes into.
-        scatter: of a scattered number.
+        scatter: of an output, kept or zero, that a scatter gives.
         onednn_from: number of tokens from which oneDNN's float32 product is faster than torch's
             default, and taken (:func:`finegates.compaction.use_products`); None: never.
+        head_multiple: heads are widened with zeros to the next multiple of it, where attention over
+            whole vectors is faster than over fewer, odd numbers; 1: never.
     """
 
     product: float = 1.1e-11
-    gather: float = 3.0e-10
-    fill: float = 7.0e-11
-    scatter: float = 5.5e-10
+    gather: float = 2.0e-10
+    scatter: float = 2.0e-10
     onednn_from: int | None = None
+    head_multiple: int = 8
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "onednn_from":
-                if value is not None and (type(value) is not int or value < 1):
-                    raise ValueError(f"onednn_from must be a positive integer, got {value!r}")
+            if field.name in ("onednn_from", "head_multiple"):
+                missing = field.name == "onednn_from" and value is None
+                if not missing and (type(value) is not int or value < 1):
+                    raise ValueError(f"{field.name} must be a positive integer, got {value!r}")
             elif not 0 < value < float("inf"):
                 raise ValueError(f"{field.name} must be positive and finite, got {value}")
 
@@ -67,7 +70,7 @@ class CostModel:
         """
         moved = self.gather * inputs if gathers else 0.0
         if scatters_to is not None:
-            moved += self.fill * scatters_to + self.scatter * outputs
+            moved += self.scatter * scatters_to
         return self.product * outputs * inputs + moved
 
     def save(self, path: str | Path) -> None:
@@ -83,9 +86,14 @@ class CostModel:
         """
         try:
             values = parse_json(Path(path).read_text(encoding="utf-8"))
-            onednn_from = values.pop("onednn_from", None)
-            prices = {name: float(value) for name, value in values.items()}
-            return cls(onednn_from=onednn_from, **prices)
+            whole = ("onednn_from", "head_multiple")
+            missing = [field.name for field in fields(cls) if field.name not in values]
+            if missing:
+                raise ValueError(f"{missing[0]} is missing")
+            numbers: dict[str, Any] = {
+                name: value if name in whole else float(value) for name, value in values.items()
+            }
+            return cls(**numbers)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} holds no cost model: {error}") from error
 
@@ -109,26 +117,42 @@ def calibrate(
     """
     half = width // 2
     x, weight = torch.randn(tokens, width, dtype=dtype), torch.randn(width, width, dtype=dtype)
-    index = torch.arange(0, width, 2)[:half]
-    y = torch.randn(tokens, half, dtype=dtype)
+    kept = torch.arange(0, width, 2)[:half]
+    slots = torch.full((width,), half).index_copy_(0, kept, torch.arange(half))
     with torch.inference_mode():
+        y = x[:, :half].contiguous()
+        room = torch.zeros(tokens, half + 1, dtype=dtype)
         product = _median(lambda: torch.nn.functional.linear(x, weight), repeats)
         onednn_from = None
         if onednn and dtype == torch.float32 and has_onednn():
             onednn_from = _onednn_from(x, weight, repeats)
+        gather = _median(lambda: select_columns(x, kept), repeats)
+        scatter = _median(lambda: select_columns(room, slots), repeats)
         if onednn_from is not None:
             product = _median(lambda: onednn_linear(x, weight, None), repeats)
-        gather = _median(lambda: x.index_select(1, index), repeats)
-        fill = _median(lambda: y.new_zeros(tokens, width), repeats)
-        both = _median(lambda: y.new_zeros(tokens, width).index_copy_(1, index, y), repeats)
+            scatter += _median(lambda: room[:, :half].copy_(y), repeats)
     least = 1e-15
     return CostModel(
         product=max(least, product / (tokens * width * width)),
         gather=max(least, gather / (tokens * half)),
-        fill=max(least, fill / (tokens * width)),
-        scatter=max(least, (both - fill) / (tokens * half)),
+        scatter=max(least, scatter / (tokens * width)),
         onednn_from=onednn_from,
+        head_multiple=_head_multiple(tokens, repeats, dtype),
     )
+
+
+def _head_multiple(tokens: int, repeats: int, dtype: torch.dtype) -> int:
+    """8, the numbers of a vector, if attention over heads of width 48 is faster than over 45."""
+    heads, length = 12, min(tokens, 128)
+
+    def attend(width: int) -> float:
+        shape = (max(tokens // length, 1), length, heads, width)
+        q, k, v = (torch.randn(shape, dtype=dtype).transpose(1, 2) for _ in range(3))
+        attention = torch.nn.functional.scaled_dot_product_attention
+        return _median(lambda: attention(q, k, v), repeats)
+
+    with torch.inference_mode():
+        return 8 if attend(48) < attend(45) else 1
 
 
 def _onednn_from(x: torch.Tensor, weight: torch.Tensor, repeats: int) -> int | None:

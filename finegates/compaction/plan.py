@@ -30,8 +30,9 @@ def plan_compaction(
         model: with or without gates, plain or in a ``peft`` wrapper.
         adapter: describes the blocks; looked up by model type if None. A model of unknown type is
             planned layer by layer, which is exact but leaves the feed-forward pairs wide.
-        cost: what multiplying and moving cost; sides whose removal would not pay stay dense, and
-            the plan predicts times. None removes all that can go: the smallest model.
+        cost: what multiplying and moving cost; sides whose removal would not pay stay dense, heads
+            get widths that the machine likes, and the plan predicts times. None removes all that
+            can go: the smallest model.
 
     Returns:
         a plan of the gated layers and of plain layers that a rule over a block narrows.
@@ -53,7 +54,8 @@ def plan_compaction(
             if block.feed_forward is not None:
                 pair_feed_forward(block.feed_forward, plain, drafts)
             for attention in block.attentions:
-                sizes = narrow_attention(attention, adapter, plain, drafts, notes)
+                multiple = 1 if cost is None else cost.head_multiple
+                sizes = narrow_attention(attention, adapter, plain, drafts, notes, multiple)
                 if sizes is not None:
                     heads[attention.path] = sizes
     if cost is not None:

@@ -1,4 +1,5 @@
-"""oneDNN's float32 product where it is faster than torch's default one.
+"""Ways to multiply and to move data that only inference takes, above all oneDNN's float32 product
+where it is faster than torch's default one.
 
 torch multiplies float32 matrices by the BLAS library that it was built with. On CPUs of another
 maker than the library's that one may leave half of the arithmetic unused, while oneDNN, which torch
@@ -33,9 +34,9 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def onednn_applies(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's product may stand for torch's here: float32 on the CPU, no gradient wanted,
-    nothing that records or rewrites the call (compilers, exporters, autocast)."""
+def runs_plainly(x: Tensor, weight: Tensor) -> bool:
+    """Whether a layer may take the ways that only inference has: float32 on the CPU, no gradient
+    wanted, nothing that records or rewrites the call (compilers, exporters, autocast)."""
     return (
         not torch.is_grad_enabled()
         and x.dtype == weight.dtype == torch.float32
@@ -43,6 +44,14 @@ def onednn_applies(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def select_columns(x: Tensor, index: Tensor) -> Tensor:
+    """x[:, index] of a matrix (n, columns), index int64."""
+    if runs_plainly(x, x) and torch.get_num_threads() > 1:
+        # torch selects columns on one thread; this gives the same numbers on all.
+        return x.gather(1, index.expand(x.shape[0], -1))
+    return x.index_select(1, index)
 
 
 def use_products(model: nn.Module, cost: CostModel) -> nn.Module:

@@ -59,6 +59,7 @@ def narrow_attention(
     model: nn.Module,
     drafts: dict[str, Draft],
     notes: list[str],
+    multiple: int = 1,
 ) -> HeadSizes | None:
     """Removes dimensions of heads, and heads, that cannot bear on the output.
 
@@ -71,7 +72,8 @@ def narrow_attention(
       k, or both those of q in every h, are closed. Norms over the dimensions of q or k keep all.
     - A key-value head without heads goes with them.
 
-    What counts is packed to one common width per module; scores keep their scale.
+    What counts is packed to one common width per module, rounded up to the next multiple of
+    ``multiple`` (at most to the dense one) with dimensions of zeros; scores keep their scale.
 
     Returns:
         the new sizes; None if the module stays as it is (its layers may still lose rows).
@@ -105,8 +107,10 @@ def narrow_attention(
         kept[0, 0] = True  # the module, and a cache in it, need one head, be it empty
     groups = kept.any(1)
     width = max(1, int(scored.sum(-1).max()), int(valued.sum(-1).max()))
+    width = -(-width // multiple) * multiple
     if part.rotary:
         width += width % 2
+    width = min(width, part.head_dim)
     if part.qk_norm:
         width = part.head_dim
     packed = width < part.head_dim

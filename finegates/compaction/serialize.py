@@ -380,7 +380,7 @@ def _fill(model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str]) 
     for path, layer in model.named_modules():
         if isinstance(layer, CompactLinear):
             try:
-                layer.check_indices()
+                layer.place_outputs()
             except ValueError as error:
                 raise ValueError(f"layer {path}: {error}") from None
         for name, value in vars(layer).items():
@@ -410,9 +410,17 @@ def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and buffers under all their names, also buffers outside the state dict."""
+    """All parameters and buffers under all their names, also buffers outside the state dict; not
+    what compact layers make from their indices."""
     yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    made = {
+        f"{path}.slots"
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, CompactLinear)
+    }
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name not in made:
+            yield name, buffer
     yield from unregistered_tensors(model)
 
 

@@ -101,14 +101,28 @@ def test_a_wrong_index_is_noticed(side: str) -> None:
     assert ((small(x) - gated(x)).abs() <= linear_bound(gated, x)).all()
     index = getattr(small, side)
     index[1] = next(i for i in range(4) if i not in index.tolist())
+    small.place_outputs()
     assert not ((small(x) - gated(x)).abs() <= linear_bound(gated, x)).all()
 
 
 @pytest.mark.parametrize("wrong", [[1, 0, 2], [0, 0, 1], [-1, 0, 1], [0, 1, 5]])
 def test_indices_are_checked(wrong: list[int]) -> None:
-    small = CompactLinear(torch.zeros(3, 4), rows=torch.tensor(wrong), out_features=5)
     with pytest.raises(ValueError, match="rows index"):
-        small.check_indices()
+        CompactLinear(torch.zeros(3, 4), rows=torch.tensor(wrong), out_features=5)
+    small = CompactLinear(torch.zeros(3, 4), rows=torch.arange(3), out_features=5)
+    assert small.rows is not None
+    small.rows.copy_(torch.tensor(wrong))
+    with pytest.raises(ValueError, match="rows index"):
+        small.place_outputs()
+
+
+def test_loaded_indices_take_effect() -> None:
+    x, weight = torch.randn(2, 4), torch.randn(2, 4)
+    first = CompactLinear(weight, rows=torch.tensor([0, 1]), out_features=3)
+    other = CompactLinear(weight, rows=torch.tensor([1, 2]), out_features=3)
+    assert not torch.equal(first(x), other(x))
+    first.load_state_dict(other.state_dict())
+    assert torch.equal(first(x), other(x))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from finegates.gates import FixedGate
 from finegates.layers import GatedLinear
 from tolerance import linear_bound, model_bound
 
-FREE = CostModel(product=1.0, gather=1e-9, fill=1e-9, scatter=1e-9)
-DEAR = CostModel(product=1e-9, gather=1.0, fill=1.0, scatter=1.0)
+FREE = CostModel(product=1.0, gather=1e-9, scatter=1e-9, head_multiple=1)
+DEAR = CostModel(product=1e-9, gather=1.0, scatter=1.0, head_multiple=3)
 
 
 def draft(rows: int, cols: int, closed_rows: int, closed_cols: int) -> Draft:
@@ -50,6 +51,32 @@ def test_where_moving_is_free_all_goes_and_where_it_is_dear_nothing() -> None:
         chosen = draft(9, 9, 2, 4)
         choose_sides([chosen], cost)
         assert (int(chosen.rows.sum()), int(chosen.cols.sum())) == kept
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2", "t5"])
+@pytest.mark.parametrize("multiple", [1, 2, 3, 4, 64])
+def test_heads_get_the_next_multiple_and_compute_the_same(architecture: str, multiple: int) -> None:
+    model = attach(tiny.tiny_model(architecture), GateConfig())
+    tiny.scatter_gates(model, mean=-0.7)
+    model.eval()
+
+    def logits(m: nn.Module) -> torch.Tensor:
+        return tiny.output(m, tiny.tokens())
+
+    smallest = plan_compaction(model).heads
+    cost = replace(FREE, head_multiple=multiple)
+    rounded = plan_compaction(model, cost=cost).heads
+    assert smallest
+    even = 2 if architecture == "llama" else 1  # rotated dimensions come in pairs
+    for path, sizes in smallest.items():
+        width = -(-sizes.width // multiple) * multiple
+        width = min(width + width % even, sizes.head_dim)
+        if width < sizes.head_dim:
+            assert rounded[path].width == width
+        else:
+            assert path not in rounded or rounded[path].width == width
+    small = compact(model, cost=cost)
+    assert ((logits(small) - logits(model)).abs() <= model_bound(model, logits)).all()
 
 
 @pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
@@ -91,11 +118,14 @@ def test_a_dense_side_holds_zeros() -> None:
 
 def test_calibration_gives_positive_prices_that_survive_a_file(tmp_path: Path) -> None:
     measured = calibrate(width=32, tokens=16, repeats=3)
-    for cost in (measured, replace(measured, onednn_from=None), replace(measured, onednn_from=16)):
+    changes = ({}, {"onednn_from": None}, {"onednn_from": 16}, {"head_multiple": 3})
+    for cost in (replace(measured, **change) for change in changes):
         cost.save(tmp_path / "cost.json")
         assert CostModel.load(tmp_path / "cost.json") == cost
-    bad = ('{"onednn_from": 0}', '{"onednn_from": "4"}', '{"onednn_from": 1.5}')
-    for text in ("[]", "{", '{"product": 0}', '{"prodcut": 1}', '{"product": "x"}', *bad):
+    good = json.loads((tmp_path / "cost.json").read_text())
+    wrong = {"onednn_from": (0, "4", 1.5), "head_multiple": (0, None), "product": (0, "x")}
+    bad = [json.dumps({**good, name: v}) for name, values in wrong.items() for v in values]
+    for text in ("[]", "{", "{}", json.dumps({**good, "prodcut": 1}), *bad):
         (tmp_path / "cost.json").write_text(text)
         with pytest.raises(ValueError, match=r"cost.json holds no cost model"):
             CostModel.load(tmp_path / "cost.json")

@@ -53,7 +53,7 @@ def test_the_product_is_bit_for_bit_torchs_on_whole_numbers(shape, bias, outputs
     x = whole_numbers(*shape)
     with torch.no_grad():
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-    assert calls == ([] if x.numel() == 0 else [shape])
+    assert calls == ([] if x.numel() == 0 else [(x.numel() // 7, 7)])
 
 
 @pytest.mark.parametrize("view", ["expanded", "transposed", "strided"])
@@ -81,6 +81,46 @@ def test_gathered_and_scattered_sides_stay_what_they_are(calls):
         layer.onednn_from = 1
         assert torch.equal(layer(x), expected)
     assert calls == [(4, 2)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_columns_are_selected_alike_by_every_way(threads, tokens):
+    before = torch.get_num_threads()
+    x = torch.randn(tokens, 7)
+    x[0:1, 2] = float("nan")
+    index = torch.tensor([0, 2, 2, 6])
+    try:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            selected = products.select_columns(x, index)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(selected.nan_to_num(-1), x[:, index].nan_to_num(-1))
+    assert products.select_columns(x.requires_grad_(), index).requires_grad
+
+
+@pytest.mark.parametrize("outputs", [15, 16, 17, 300])
+@pytest.mark.parametrize("tokens", [1, 3, 130])
+@pytest.mark.parametrize("scatters", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_inference_computes_what_training_does(outputs, tokens, scatters, bias):
+    """The ways that only inference takes are those of the same product."""
+    layer = CompactLinear(
+        torch.randn(outputs, 37),
+        torch.randn(outputs) if bias else None,
+        in_features=50,
+        cols=torch.randperm(50)[:37].sort().values,
+        out_features=outputs + 9 * scatters,
+        rows=torch.randperm(outputs + 9)[:outputs].sort().values if scatters else None,
+    )
+    x = torch.randn(2, tokens, 50)
+    expected = layer(x)
+    with torch.no_grad():
+        found = layer(x)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-5)
+    assert torch.equal(found == 0, expected == 0)
 
 
 def test_a_layer_without_rows_or_columns_still_runs():
