@@ -17,6 +17,9 @@ from typing_extensions import override
 
 from finegates.presets import GatePreset, preset_named
 
+CLOSED_TO, OPEN_FROM = 0.05, 0.95
+"""Evaluation gates strictly between count as half open."""
+
 
 class Gate(nn.Module):
     """What every gate vector offers; ``forward`` is a sample in training, else the value.
@@ -30,11 +33,15 @@ class Gate(nn.Module):
     clips_at_zero: bool = False
 
     def value(self) -> Tensor:
-        """Evaluation gate, shape (n,), in [0, 1]."""
+        """Evaluation gate, shape (n,), in [0, 1] but for a factor."""
         raise NotImplementedError
 
+    def openness(self) -> Tensor:
+        """The evaluation gate without its factor, shape (n,), in [0, 1]."""
+        return self.value()
+
     def sample(self) -> Tensor:
-        """Training gate, shape (n,), in [0, 1]."""
+        """Training gate, shape (n,), in [0, 1] but for a factor."""
         raise NotImplementedError
 
     def open_probability(self) -> Tensor:
@@ -68,6 +75,9 @@ class StochasticGate(Gate):
     - ``open_probability() = Phi(m / probability_std)``;
     - ``closed()`` iff ``m <= 0``, where P(open) is at most one half.
 
+    Scaled presets multiply sample and value by a trained factor f >= ``OPEN_FROM``, at first 1:
+    what is decided to be open stays so, and can still say how much.
+
     Args:
         size: number n of gated dimensions, at least 1.
         preset: a preset or its name.
@@ -77,6 +87,7 @@ class StochasticGate(Gate):
     """
 
     clips_at_zero = True
+    scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -93,6 +104,8 @@ class StochasticGate(Gate):
         self.preset = preset_named(preset) if isinstance(preset, str) else preset
         start = torch.randn(size, generator=generator) * self.preset.init_std
         self.latent = nn.Parameter((start + self.preset.init_mean).to(device))
+        ones = torch.ones(size, device=device)
+        self.register_parameter("scale", nn.Parameter(ones) if self.preset.scaled else None)
         self.hardness = 0.0
         self._drawn: Tensor | None = None
 
@@ -103,6 +116,10 @@ class StochasticGate(Gate):
 
     @override
     def value(self) -> Tensor:
+        return self._times_factor(self.openness())
+
+    @override
+    def openness(self) -> Tensor:
         centre = self.centre()
         return self._hardened(centre.clamp(0.0, 1.0), centre)
 
@@ -113,7 +130,14 @@ class StochasticGate(Gate):
         centre = noisy = self.centre()
         if self.preset.noise_std:
             noisy = centre + torch.randn_like(centre) * self.preset.noise_std
-        return self._hardened(noisy.clamp(0.0, 1.0), centre)
+        return self._times_factor(self._hardened(noisy.clamp(0.0, 1.0), centre))
+
+    def _times_factor(self, gate: Tensor) -> Tensor:
+        if self.scale is None:
+            return gate
+        # The gradient passes the bound: a factor that steps below it finds back.
+        bounded = self.scale + (self.scale.clamp(min=OPEN_FROM) - self.scale).detach()
+        return gate * bounded
 
     def _hardened(self, soft: Tensor, centre: Tensor) -> Tensor:
         if not self.hardness:
@@ -126,7 +150,7 @@ class StochasticGate(Gate):
 
         Args:
             hardness: t in [0, 1]; the gate becomes (1 - t) times itself plus t times 1[m > 0]. At 1
-                that is written into the latents, which are not trained any further.
+                that is written into the latents, which are not trained any further; a factor is.
 
         Raises:
             ValueError: not in [0, 1], or the preset's mean is bounded (tanh).
@@ -182,7 +206,7 @@ class GateDraw:
             centre = torch.add(centre, torch.randn_like(centre), alpha=preset.noise_std)
         samples = centre.clamp(0.0, 1.0).split([gate.size for gate in self.gates])
         for gate, sample in zip(self.gates, samples, strict=True):
-            gate._drawn = sample
+            gate._drawn = gate._times_factor(sample)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finegates.gates import CLOSED_TO, OPEN_FROM
 from finegates.layers import gated_layers, leaf_gates
 
 BINS = 20
@@ -24,7 +25,7 @@ def summarise_gates(
     """
     layers = gated_layers(model)
     gates = leaf_gates(model)
-    values = torch.cat([gate.value().float().cpu() for gate in gates])
+    values = torch.cat([gate.openness().float().cpu() for gate in gates])
     probability = torch.cat([gate.open_probability().float().cpu() for gate in gates])
     closed = {
         side: torch.cat(
@@ -37,7 +38,7 @@ def summarise_gates(
         "gates": values.numel(),
         "closed": float((values == 0).double().mean()),
         "open": float((values == 1).double().mean()),
-        "half_open": float(((values > 0.05) & (values < 0.95)).double().mean()),
+        "half_open": float(((values > CLOSED_TO) & (values < OPEN_FROM)).double().mean()),
         "closed_rows": float(closed["rows"].double().mean()),
         "closed_cols": float(closed["cols"].double().mean()),
         "mean_open_probability": float(probability.double().mean()),

@@ -31,8 +31,9 @@ class NonFiniteLossError(FloatingPointError):
 def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """The trainable parameters by kind and name.
 
-    ``gates`` are latents of stochastic gates, ``low_rank`` LoRA factors, ``head`` the task head,
-    ``biases`` other biases, ``weights`` the rest. Every trainable parameter is in exactly one.
+    ``gates`` are latents and factors of stochastic gates, ``low_rank`` LoRA factors, ``head`` the
+    task head, ``biases`` other biases, ``weights`` the rest. Every trainable parameter is in
+    exactly one.
     """
     head = {id(p) for p in head_parameters(model).values()}
     gates = {
@@ -218,7 +219,7 @@ class GateTrainerMixin:
             state_dict = {
                 name: tensor
                 for name, tensor in model.state_dict().items()
-                if name in once or not name.endswith(".latent")
+                if name in once or not name.endswith((".latent", ".scale"))
             }
         super()._save(output_dir, state_dict)  # type: ignore[misc]
 

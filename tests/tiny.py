@@ -164,6 +164,8 @@ def scatter_gates(model: nn.Module, seed: int = 0, mean: float = 0.0) -> None:
     for module in model.modules():
         if isinstance(module, StochasticGate):
             module.latent.normal_(mean, 1.0, generator=generator)
+            if module.scale is not None:
+                module.scale.uniform_(0.8, 1.5, generator=generator)
 
 
 class Pair(nn.Module):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from finegates.gates import FixedGate, GateDraw, StochasticGate
+from finegates.gates import OPEN_FROM, FixedGate, GateDraw, StochasticGate
 from finegates.presets import PRESETS, preset_named
 
 
@@ -119,6 +119,45 @@ def test_open_probability_of_reference_stays_in_its_stated_range():
     assert probability.max().item() <= high + 1e-12
 
 
+def scaled_gate(latents: list[float], factors: list[float]) -> StochasticGate:
+    gate = StochasticGate(len(latents), dataclasses.replace(PRESETS["structured"], noise_std=0.0))
+    gate.latent.data = torch.tensor(latents)
+    gate.scale.data = torch.tensor(factors)
+    return gate
+
+
+@given(
+    st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=1, max_size=20),
+    st.floats(0, 1),
+)
+def test_a_factor_multiplies_the_gate_and_is_never_below_what_counts_as_open(numbers, hardness):
+    latents, factors = map(list, zip(*numbers, strict=True))
+    gate = scaled_gate(latents, factors)
+    gate.harden(hardness)
+    expected = gate.openness() * gate.scale.clamp(min=OPEN_FROM)
+    torch.testing.assert_close(gate.value(), expected)
+    torch.testing.assert_close(gate.sample(), expected)
+    assert ((gate.openness() >= 0) & (gate.openness() <= 1)).all()
+    assert torch.equal(gate.closed(), gate.centre() <= 0)
+    gate.harden(1.0)
+    assert ((gate.value() == 0) | (gate.value() >= OPEN_FROM - 1e-6)).all()
+
+
+def test_a_factor_trains_on_after_the_decision_and_finds_back_from_below_its_bound():
+    gate = scaled_gate([1.0, 1.0, -1.0], [1.2, 0.5, 1.2])
+    gate.harden(1.0)
+    gate.sample().sum().backward()
+    assert gate.latent.grad is None
+    assert gate.scale.grad.tolist() == [1.0, 1.0, 0.0]  # the last one is closed
+
+
+def test_only_scaled_presets_have_factors():
+    assert PRESETS["structured"].scaled
+    assert StochasticGate(3, "structured").scale.tolist() == [1.0, 1.0, 1.0]
+    assert StochasticGate(3, "reference").scale is None
+    assert StochasticGate(3, "paper_v1").scale is None
+
+
 def test_fixed_gates_are_never_trained_and_never_sampled():
     gate = FixedGate(torch.tensor([0.0, 0.5, 1.0]))
     assert list(gate.parameters()) == []
@@ -155,13 +194,15 @@ def test_gates_drawn_at_once_are_those_drawn_alone_to_the_bit_where_there_is_no_
     gates = [
         StochasticGate(n, preset, generator=torch.Generator().manual_seed(seed)) for n in sizes
     ]
+    trained = [parameter for gate in gates for parameter in gate.parameters()]
+    assert len(trained) == len(gates) * (1 + preset.scaled)
     alone = torch.cat([gate.sample() for gate in gates])
     weights = torch.arange(1.0, alone.numel() + 1)
-    expected = torch.autograd.grad((alone * weights).sum(), [gate.latent for gate in gates])
+    expected = torch.autograd.grad((alone * weights).sum(), trained)
     with GateDraw(gates):
         together = torch.cat([gate.sample() for gate in gates])
     assert torch.equal(together, alone)
-    found = torch.autograd.grad((together * weights).sum(), [gate.latent for gate in gates])
+    found = torch.autograd.grad((together * weights).sum(), trained)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
