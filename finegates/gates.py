@@ -4,7 +4,7 @@ A gate vector holds one latent number per dimension. From it follow a *centre* m
 included), a noisy training value ``clip(m + eps, 0, 1)`` with ``eps ~ N(0, noise_std^2)``, a
 deterministic evaluation value ``clip(m, 0, 1)``, and the probability of being open that the penalty
 sees, ``Phi(m / probability_std)``. The presets of the two versions of the paper differ only in the
-numbers of :class:`finegates.presets.GatePreset`.
+numbers of :class:`finegates.presets.GatePreset`; gates of our own have a trained factor besides.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class GateSettings(Section):
         train_weights: train the gated layers' weights, too.
         sequence_length: tokens at which MACs are counted.
         schedule: of shared gates, shares of the training: the budget has fallen, who is closed is
-            decided, gates are zero or one.
+            decided, gates are zero or one (but for a factor).
     """
 
     preset: Literal["reference", "paper_v1", "structured"]

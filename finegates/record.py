@@ -49,6 +49,7 @@ class GateSummary(Section):
 
     ``closed`` are exactly 0 at evaluation, ``open`` exactly 1, ``half_open`` strictly between 0.05
     and 0.95; fractions of all gates. ``histogram`` counts evaluation gates in equal bins of [0, 1].
+    All of them without the factor that gates of preset ``structured`` have.
     ``reopened`` is the fraction of gates that were seen closed and, at a later look, not; None in
     records that are older than it.
     """
