@@ -42,6 +42,8 @@ class GateConfig:
             other.
         kurtosis: weight the penalty by the kurtosis of what flows through rows and columns.
         noise_std: another training noise than the preset's.
+        scaled: with ``"structured"``, multiply each gate by a trained factor; None takes the
+            preset's.
         rows: gate the outputs of layers.
         cols: gate the inputs of layers.
         modules: patterns (``fnmatch``) of the module names to gate, in place of the choice of the
@@ -67,6 +69,7 @@ class GateConfig:
     penalty: str | None = None
     kurtosis: bool = False
     noise_std: float | None = None
+    scaled: bool | None = None
     rows: bool = True
     cols: bool = True
     modules: tuple[str, ...] | None = None
@@ -79,7 +82,7 @@ class GateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        preset = preset_named(self.preset, self.noise_std)
+        preset = preset_named(self.preset, self.noise_std, self.scaled)
         if self.penalty is not None and self.penalty not in PENALTIES:
             raise ValueError(f"unknown penalty {self.penalty!r}; choose one of {sorted(PENALTIES)}")
         if not self.penalty_weight >= 0:
@@ -141,7 +144,7 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
             "one device; load it without device_map, and use several devices by torchrun, each "
             "with a whole model"
         )
-    preset = preset_named(config.preset, config.noise_std)
+    preset = preset_named(config.preset, config.noise_std, config.scaled)
     train_biases = preset.train_biases if config.train_biases is None else config.train_biases
     structured = preset.penalty == "macs"
     sides = _shared_gates(inner, config) if structured else _independent_gates(inner, config)
@@ -335,7 +338,7 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> Sides:
 
 
 def _gate_maker(inner: nn.Module, config: GateConfig) -> Callable[..., StochasticGate]:
-    preset = preset_named(config.preset, config.noise_std)
+    preset = preset_named(config.preset, config.noise_std, config.scaled)
     device = next(inner.parameters()).device
 
     def make(name: str, size: int, *names: str) -> StochasticGate:

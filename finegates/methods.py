@@ -25,6 +25,7 @@ class GateSettings(Section):
         penalty: another one than the preset's.
         kurtosis: weigh layers by the kurtosis of their weights.
         noise_std: another training noise than the preset's.
+        scaled: of shared gates, whether each is multiplied by a trained factor; null: the preset's.
         train_weights: train the gated layers' weights, too.
         sequence_length: tokens at which MACs are counted.
         schedule: of shared gates, shares of the training: the budget has fallen, who is closed is
@@ -38,6 +39,7 @@ class GateSettings(Section):
     penalty: Literal["target", "hinge"] | None = None
     kurtosis: bool = False
     noise_std: float | None = Field(default=None, ge=0)
+    scaled: bool | None = None
     train_weights: bool = False
     sequence_length: int = Field(default=128, gt=0)
     schedule: tuple[float, float, float] = (0.5, 0.6, 0.75)
@@ -47,8 +49,9 @@ class GateSettings(Section):
         exactly_one(self, ("target", "match"))
         if self.match is not None and self.preset != "structured":
             raise ValueError(f"match goes with preset 'structured', not {self.preset!r}")
+        preset = preset_named(self.preset, self.noise_std, self.scaled)
         if self.target is not None:
-            check_reachable(preset_named(self.preset, self.noise_std), self.target)
+            check_reachable(preset, self.target)
         ramp, settle, harden = self.schedule
         if not 0.0 <= ramp <= settle <= harden <= 1.0:
             raise ValueError(f"schedule must increase within [0, 1], got {self.schedule}")

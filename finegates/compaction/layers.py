@@ -104,10 +104,23 @@ class CompactLinear(nn.Module):
             flat = select_columns(flat, self.cols)
         y = self._product(flat) if plainly else functional.linear(flat, self.weight, self.bias)
         if self.slots is not None:
-            # Reading each output from its place, the zeros from one further column, takes half the
-            # time of writing the kept ones into zeros.
-            y = select_columns(y if plainly else functional.pad(y, (0, 1)), self.slots)
+            y = self._placed(y, plainly)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _placed(self, y: Tensor, plainly: bool) -> Tensor:
+        """The product's columns in their places, (n, out_features), and zeros in the others.
+
+        Reading each output from its place, the zeros from one further column, takes half the time
+        of writing the kept ones into zeros. Compiled code, and the gradient, are faster at writing.
+        """
+        assert self.rows is not None
+        assert self.slots is not None
+        if plainly:
+            return select_columns(y, self.slots)
+        if torch.onnx.is_in_onnx_export():
+            return select_columns(functional.pad(y, (0, 1)), self.slots)
+        zeros = y.new_zeros(y.shape[0], self.out_features)
+        return zeros.index_copy(1, self.rows, y)
 
     def _product(self, x: Tensor) -> Tensor:
         """x W^T + b in inference, (n, kept out); with ``slots`` and zeros beyond that."""

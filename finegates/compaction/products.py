@@ -48,6 +48,9 @@ def runs_plainly(x: Tensor, weight: Tensor) -> bool:
 
 def select_columns(x: Tensor, index: Tensor) -> Tensor:
     """x[:, index] of a matrix (n, columns), index int64."""
+    if torch.onnx.is_in_onnx_export():
+        # ONNX Runtime copies a selected row at once and a selected column number by number.
+        return x.t().index_select(0, index).t()
     if runs_plainly(x, x) and torch.get_num_threads() > 1:
         # torch selects columns on one thread; this gives the same numbers on all.
         return x.gather(1, index.expand(x.shape[0], -1))

@@ -111,6 +111,13 @@ def test_another_noise_replaces_both_sigmas_of_paper_v1_and_only_the_noise_of_re
     assert preset_named("reference", 0.3).noise_std == 0.3
 
 
+def test_shared_gates_are_the_preset_without_factor_when_asked():
+    plain = preset_named("structured", scaled=False)
+    assert plain == dataclasses.replace(PRESETS["structured"], scaled=False)
+    assert [name for name, _ in StochasticGate(3, plain).named_parameters()] == ["latent"]
+    assert "scale" in dict(StochasticGate(3, "structured").named_parameters())
+
+
 def test_open_probability_of_reference_stays_in_its_stated_range():
     low, high = PRESETS["reference"].open_probability_range()
     assert (low, high) == pytest.approx((0.158655, 0.998650), abs=1e-6)
@@ -181,6 +188,8 @@ def test_bad_gates_are_refused_with_the_reason():
         StochasticGate(0)
     with pytest.raises(ValueError, match="noise_std"):
         preset_named("reference", -1.0)
+    with pytest.raises(ValueError, match="preset 'reference' cannot be scaled"):
+        preset_named("reference", scaled=True)
 
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=6)

@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from finegates.attachment import GateConfig, attach
-from finegates.compaction import compact
+from finegates.compaction import CompactLinear, compact
 from finegates.onnx_export import OnnxExportError, export_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -40,6 +40,25 @@ def test_the_graph_computes_what_the_model_does_for_any_batch_and_length(
         with torch.no_grad():
             expected = tiny.output(small, inputs)
         assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_graph_selects_whole_rows_which_onnx_runtime_copies_at_once(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    small = small_model("roberta", "base")
+    export_onnx(small, tmp_path / "model.onnx", tiny.tokens())
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    weights = {tensor.name for tensor in graph.initializer}
+    axes = [
+        onnx.helper.get_node_attr_value(node, "axis")
+        for node in graph.node
+        if node.op_type == "Gather" and node.input[0] not in weights
+    ]
+    layers = [m for m in small.modules() if isinstance(m, CompactLinear)]
+    selections = sum((m.cols is not None) + (m.slots is not None) for m in layers)
+    assert axes == [0] * selections
+    assert selections > 10
+    assert not [node for node in graph.node if node.op_type.startswith("Scatter")]
 
 
 @pytest.mark.filterwarnings("ignore")
