@@ -26,6 +26,7 @@ from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach, attach_fixed, sparsity_penalty
 from finegates.budget import macs
 from finegates.compaction import calibrate, compact, use_products
+from finegates.inference_parts import PARTS, parts_of_time
 from finegates.layers import linear_shape
 from finegates.monitor import realised_sparsity
 from finegates.schema import InferenceBenchmark, InferenceCase
@@ -37,7 +38,10 @@ from finegates.unstructured import scatter_zeros, to_sparse
 COLUMNS = (
     "model", "gates", "kept", "batch", "length", "decode", "contender", "backend", "median_ms",
     "q25_ms", "q75_ms", "macs_ratio", "ratio_to_dense", "ratio_to_limit", "against", "reach",
+    *PARTS,
 )  # fmt: skip
+# Runs that are profiled for their parts, after those that are timed.
+_PROFILED = 3
 
 Shape = tuple[int, int, bool]
 
@@ -65,7 +69,9 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
         a row a contender, columns ``COLUMNS``; ``macs_ratio`` is MACs(contender) / MACs(dense), and
         ratios are to the dense model run eagerly. ``reach`` and ``against`` are the case's, at the
         compact model. A backend that this machine cannot run has no times; where oneDNN's products
-        are no faster than torch's, it has no rows.
+        are no faster than torch's, it has no rows. The parts of the time, by
+        :func:`finegates.inference_parts.parts_of_time` in further runs, are those of dense and
+        compact models run eagerly.
     """
     torch.set_num_threads(threads)
     dense = random_model(benchmark)
@@ -110,6 +116,13 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
             able = {str(c): run for c, run in runs.items() if run is not None}
             seconds = interleaved(able, benchmark.repeats)
             unit = float(np.median(seconds[str(_Contender("dense", None, "eager"))]))
+            parts = {
+                str(contender): parts_of_time(run, _PROFILED)
+                for contender, run in runs.items()
+                if run is not None
+                and contender.kind in ("dense", "compact")
+                and contender.backend in eager
+            }
             for number, case in enumerate(cases):
                 for contender, model in models.items():
                     if contender.case not in (None, number):
@@ -119,7 +132,8 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
                     zeros = contender.kind in ("scattered", "sparse")  # no fewer by shape
                     fraction = 1.0 if zeros else _macs(model, shape) / _macs(dense, shape)
                     values = seconds.get(str(contender))
-                    rows.append(_row(benchmark, case, contender, values, fraction, unit))
+                    row = _row(benchmark, case, contender, values, fraction, unit)
+                    rows.append(row | parts.get(str(contender), {}))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

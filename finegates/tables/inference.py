@@ -82,6 +82,45 @@ def _reached(row: Any) -> str:
     return f"{row['reach']:.2f} × {row['against']}: {word}"
 
 
+def parts_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
+    """What the time goes to, dense and compact; arguments as :func:`inference_table`."""
+    titles = {
+        "products_ms": "Products",
+        "attention_ms": "Attention",
+        "moving_ms": "Moving data",
+        "rest_ms": "Rest",
+    }
+    header = (
+        "Model", "Gates", "Batch", "Products by", "MACs (%)",
+        *(f"{title}, {kind} (ms)" for title in titles.values() for kind in ("dense", "compact")),
+        "Products and attention, to limit",
+    )  # fmt: skip
+    cells: list[tuple[str, ...]] = []
+    for names, group in _cases(frame[frame["backend"].isin(["eager", "onednn"])]):
+        for backend, times in group.groupby("backend", sort=False):
+            dense, small = (times.set_index("contender").loc[k] for k in ("dense", "compact"))
+            computed = [row["products_ms"] + row["attention_ms"] for row in (dense, small)]
+            cells.append(
+                (
+                    *names,
+                    "oneDNN" if backend == "onednn" else "torch",
+                    f"{100 * small['macs_ratio']:.1f}",
+                    *(f"{row[part]:.1f}" for part in titles for row in (dense, small)),
+                    f"{computed[1] / computed[0] / small['macs_ratio']:.3f}",
+                )
+            )
+    caption = (
+        f"{_provenance(repeats, machine)} Eager; a few further runs under torch's profiler, which "
+        "takes time itself. Products are those of linear layers; attention holds its softmax, "
+        "which grows with the number of heads and not with their width; moving data is selecting "
+        "and copying; the rest is norms, activations, sums and embedding. Multiply-accumulates are "
+        "in the first two alone; the last column compares their times, compact against dense by "
+        "the same products, with the MACs."
+    )
+    title = "What the time of inference goes to"
+    return Table("inference_parts", title, caption, frame, header, tuple(cells))
+
+
 def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
     """As many zeros in whole rows and columns and scattered; arguments as
     :func:`inference_table`."""

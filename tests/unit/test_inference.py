@@ -19,10 +19,16 @@ from finegates.inference import (
     scattered_copy,
     time_inference,
 )
+from finegates.inference_parts import PARTS, parts_of_time
 from finegates.monitor import realised_sparsity
 from finegates.schema import InferenceBenchmark, InferenceCase
 from finegates.semi_structured import zero_fraction
-from finegates.tables.inference import backend_table, inference_table, scattered_table
+from finegates.tables.inference import (
+    backend_table,
+    inference_table,
+    parts_table,
+    scattered_table,
+)
 from finegates.unstructured import to_sparse
 from tier import TINY_SHAPE
 
@@ -113,6 +119,36 @@ def test_the_table_says_what_was_reached_and_what_was_missed(frame):
     assert reach == ["1000000.00 × dense: reached", "0.00 × limit: missed", "–"]
     assert "some CPU, 1 threads" in table.caption
     assert "random weights" in table.caption
+
+
+def test_the_parts_of_a_run_are_told_apart_by_operator():
+    x, weight = torch.randn(200, 300), torch.randn(300, 400)
+    runs = {
+        "products_ms": lambda: torch.mm(x, weight),
+        "attention_ms": lambda: torch.bmm(x[None], weight[None]),
+        "moving_ms": lambda: x.index_select(1, torch.arange(250)),
+        "rest_ms": lambda: torch.erf(x),
+    }
+    assert tuple(runs) == PARTS
+    for part, run in runs.items():
+        run()
+        spent = parts_of_time(run, 3)
+        assert max(spent, key=spent.__getitem__) == part
+
+
+def test_dense_and_compact_models_run_eagerly_have_parts(fast_frame):
+    eager = fast_frame[fast_frame["contender"] != "gated"]
+    assert (eager["products_ms"] > 0).all()
+    assert eager[list(PARTS)].notna().all(axis=None)
+    assert fast_frame.loc[fast_frame["contender"] == "gated", list(PARTS)].isna().all(axis=None)
+    table = parts_table(fast_frame, [2], MACHINE)
+    assert [row[3] for row in table.cells] == ["torch", "oneDNN"] * 3
+    first = fast_frame.set_index(["contender", "backend"]).loc[("compact", "onednn")].iloc[0]
+    assert table.cells[1][6] == f"{first['products_ms']:.1f}"
+    dense = fast_frame.set_index(["contender", "backend"]).loc[("dense", "onednn")].iloc[0]
+    computed = [r["products_ms"] + r["attention_ms"] for r in (first, dense)]
+    expected = computed[0] / computed[1] / first["macs_ratio"]
+    assert float(table.cells[1][-1]) == pytest.approx(expected, abs=5.1e-4)
 
 
 def test_a_table_read_back_from_csv_is_the_same(frame, tmp_path):

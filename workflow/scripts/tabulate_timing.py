@@ -10,11 +10,16 @@ with running(job):
     import pandas as pd
 
     from finegates.files import write_text
-    from finegates.tables.inference import backend_table, inference_table, scattered_table
+    from finegates.tables.inference import (
+        backend_table,
+        inference_table,
+        parts_table,
+        scattered_table,
+    )
 
     machine = json.loads(Path(job.input.machine).read_text(encoding="utf-8"))
     frame = pd.read_csv(job.input.csv)
-    makers = (inference_table, scattered_table, backend_table)
+    makers = (inference_table, parts_table, scattered_table, backend_table)
     tables = [make(frame, job.params.repeats, machine) for make in makers]
     tables = [table for table in tables if table.cells]
     notes = [
