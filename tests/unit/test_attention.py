@@ -14,18 +14,12 @@ from finegates.adapters import Attention, HeadSizes, adapter_for
 from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.budget import macs, planned_macs
 from finegates.compaction import compact, load, plan_compaction, save
-from finegates.compatibility import gpt2_keeps_its_scale
 from finegates.layers import linear_shape
 from tolerance import model_bound
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 ROTARY = ("llama", "mistral", "qwen2")
 REMOVES_HEADS = [name for name in ARCHITECTURES if not name.startswith("t5")]
-
-
-def skip_fixed_heads(architecture: str) -> None:
-    if architecture == "gpt2" and not gpt2_keeps_its_scale():
-        pytest.skip("the heads of GPT-2 stay as they are in transformers 4")
 
 
 class Closing:
@@ -98,7 +92,7 @@ def test_random_heads_compute_what_the_gated_ones_do(
 @pytest.mark.parametrize("side", ["v", "o"])
 @pytest.mark.parametrize("architecture", REMOVES_HEADS)
 def test_a_head_whose_values_are_closed_goes_with_its_queries(architecture: str, side: str) -> None:
-    skip_fixed_heads(architecture)
+    tiny.skip_fixed_heads(architecture)
     closing = Closing(tiny.tiny_model(architecture))
     part = closing.parts[0]
     each = part.heads // part.kv_heads
@@ -128,7 +122,7 @@ def test_heads_that_position_scores_count_become_empty_but_stay(architecture: st
 @pytest.mark.parametrize("side", ["q", "k"])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2", "gpt2", "t5"])
 def test_a_closed_score_dimension_goes_on_both_sides(architecture: str, side: str) -> None:
-    skip_fixed_heads(architecture)
+    tiny.skip_fixed_heads(architecture)
     closing = Closing(tiny.tiny_model(architecture))
     for part in closing.parts:
         closing.rows(part, side)[:, 1] = 0
