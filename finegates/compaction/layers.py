@@ -111,7 +111,7 @@ class CompactLinear(nn.Module):
         """The product's columns in their places, (n, out_features), and zeros in the others.
 
         Reading each output from its place, the zeros from one further column, takes half the time
-        of writing the kept ones into zeros. Compiled code, and the gradient, are faster at writing.
+        of writing the kept ones into zeros. Compiled code is faster at writing.
         """
         assert self.rows is not None
         assert self.slots is not None

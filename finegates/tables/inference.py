@@ -82,8 +82,9 @@ def _reached(row: Any) -> str:
     return f"{row['reach']:.2f} × {row['against']}: {word}"
 
 
-def parts_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
-    """What the time goes to, dense and compact; arguments as :func:`inference_table`."""
+def parts_table(frame: pd.DataFrame, _: list[int], machine: dict[str, Any]) -> Table:
+    """What the time goes to, dense and compact; arguments as :func:`inference_table`, whose
+    rounds these are not."""
     titles = {
         "products_ms": "Products",
         "attention_ms": "Attention",
@@ -110,8 +111,9 @@ def parts_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]
                 )
             )
     caption = (
-        f"{_provenance(repeats, machine)} Eager; a few further runs under torch's profiler, which "
-        "takes time itself. Products are those of linear layers; attention holds its softmax, "
+        f"The same models run eagerly on {machine['cpu']}, {machine['threads']} threads, a few "
+        "further times each and one after another, under torch's profiler, which takes time "
+        "itself; medians. Products are those of linear layers; attention holds its softmax, "
         "which grows with the number of heads and not with their width; moving data is selecting "
         "and copying; the rest is norms, activations, sums and embedding. Multiply-accumulates are "
         "in the first two alone; the last column compares their times, compact against dense by "

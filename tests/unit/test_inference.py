@@ -123,17 +123,19 @@ def test_the_table_says_what_was_reached_and_what_was_missed(frame):
 
 def test_the_parts_of_a_run_are_told_apart_by_operator():
     x, weight = torch.randn(200, 300), torch.randn(300, 400)
+    many_x, many_weights, index = x[None], weight[None], torch.arange(250)
     runs = {
         "products_ms": lambda: torch.mm(x, weight),
-        "attention_ms": lambda: torch.bmm(x[None], weight[None]),
-        "moving_ms": lambda: x.index_select(1, torch.arange(250)),
+        "attention_ms": lambda: torch.bmm(many_x, many_weights),
+        "moving_ms": lambda: x.index_select(1, index),
         "rest_ms": lambda: torch.erf(x),
     }
     assert tuple(runs) == PARTS
     for part, run in runs.items():
-        run()
         spent = parts_of_time(run, 3)
-        assert max(spent, key=spent.__getitem__) == part
+        # Every run has something of the rest, such as the making of its output.
+        assert {name for name in spent if spent[name] > 0} - {"rest_ms"} == {part} - {"rest_ms"}
+        assert spent[part] > 0
 
 
 def test_dense_and_compact_models_run_eagerly_have_parts(fast_frame):
