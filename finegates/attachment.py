@@ -21,7 +21,7 @@ from finegates.layers import (
     linear_shape,
 )
 from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty
-from finegates.presets import check_reachable, preset_named
+from finegates.presets import check_reachable, check_schedule, preset_named
 from finegates.seeds import derive_seed
 from finegates.structured import MacsPenalty, Sides, Structure, build_structure
 from finegates.tying import move_tied_keys, note_untied, untie
@@ -42,8 +42,6 @@ class GateConfig:
             other.
         kurtosis: weight the penalty by the kurtosis of what flows through rows and columns.
         noise_std: another training noise than the preset's.
-        scaled: with ``"structured"``, multiply each gate by a trained factor; None takes the
-            preset's.
         rows: gate the outputs of layers.
         cols: gate the inputs of layers.
         modules: patterns (``fnmatch``) of the module names to gate, in place of the choice of the
@@ -52,11 +50,13 @@ class GateConfig:
         train_head: train the task head.
         train_weights: train every weight beside the gates.
         sequence_length: with ``"structured"``, tokens of a sequence, for the MACs of attention.
-        schedule: with ``"structured"``, three parts of the training in [0, 1]: when the falling
-            budget reaches its target; when it is decided who is closed; when every gate is zero or
-            one. Between the last two the gates move there evenly; afterwards the rest is trained.
-            Where the second is 1, who is closed is decided at the very end, and open gates stay as
-            they are: right where nothing but gates is trained.
+        schedule: with ``"structured"``, four parts of the training in [0, 1]: when the budget
+            begins to fall; when it has reached its target; when it is decided who is closed; when
+            every gate is zero or one. While the budget falls, what matters least for its cost is
+            closed, a hundredth of the training at a time. Between the last two the gates move
+            evenly to zero or one; afterwards the rest is trained. Where the third is 1, nothing is
+            closed but by the penalty before the very end, where the lowest gates are, and open ones
+            stay as they are: for trainings of nothing but gates.
         random_biases: give gated layers that have no bias a random, frozen one, drawn as torch
             draws biases. The released code does this to every linear layer of a Llama, by mistake:
             the model computes something else from the first step on. For audits only.
@@ -69,7 +69,6 @@ class GateConfig:
     penalty: str | None = None
     kurtosis: bool = False
     noise_std: float | None = None
-    scaled: bool | None = None
     rows: bool = True
     cols: bool = True
     modules: tuple[str, ...] | None = None
@@ -77,12 +76,12 @@ class GateConfig:
     train_head: bool = True
     train_weights: bool = False
     sequence_length: int = 128
-    schedule: tuple[float, float, float] = (0.5, 0.6, 0.75)
+    schedule: tuple[float, float, float, float] = (0.1, 0.5, 0.6, 0.75)
     random_biases: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        preset = preset_named(self.preset, self.noise_std, self.scaled)
+        preset = preset_named(self.preset, self.noise_std)
         if self.penalty is not None and self.penalty not in PENALTIES:
             raise ValueError(f"unknown penalty {self.penalty!r}; choose one of {sorted(PENALTIES)}")
         if not self.penalty_weight >= 0:
@@ -104,9 +103,7 @@ class GateConfig:
         for name, given in refused.items():
             if given:
                 raise ValueError(f"{name} cannot be chosen with preset {self.preset!r}")
-        ramp, settle, harden = self.schedule
-        if not 0.0 <= ramp <= settle <= harden <= 1.0:
-            raise ValueError(f"schedule must increase within [0, 1], got {self.schedule}")
+        check_schedule(self.schedule)
         if self.sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
 
@@ -144,7 +141,7 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
             "one device; load it without device_map, and use several devices by torchrun, each "
             "with a whole model"
         )
-    preset = preset_named(config.preset, config.noise_std, config.scaled)
+    preset = preset_named(config.preset, config.noise_std)
     train_biases = preset.train_biases if config.train_biases is None else config.train_biases
     structured = preset.penalty == "macs"
     sides = _shared_gates(inner, config) if structured else _independent_gates(inner, config)
@@ -293,7 +290,7 @@ def sparsity_penalty(model: nn.Module) -> SparsityPenalty | MacsPenalty | None:
     inner = unwrap(model)
     if kind == "macs":
         structure: Structure = inner.finegates_structure  # type: ignore[assignment]
-        return MacsPenalty(structure, config.target, config.sequence_length, config.schedule[0])
+        return MacsPenalty(structure, config.target, config.sequence_length, config.schedule[:2])
     kurtosis = KurtosisWeights(inner) if config.kurtosis else None
     return SparsityPenalty(inner, config.target, kind, kurtosis)
 
@@ -338,7 +335,7 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> Sides:
 
 
 def _gate_maker(inner: nn.Module, config: GateConfig) -> Callable[..., StochasticGate]:
-    preset = preset_named(config.preset, config.noise_std, config.scaled)
+    preset = preset_named(config.preset, config.noise_std)
     device = next(inner.parameters()).device
 
     def make(name: str, size: int, *names: str) -> StochasticGate:

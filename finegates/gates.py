@@ -65,6 +65,10 @@ class Gate(nn.Module):
         return f"size={self.size}"
 
 
+# An importance is a mean over about a hundred steps.
+_IMPORTANCE_RATE = 0.01
+
+
 class StochasticGate(Gate):
     """A trainable gate vector.
 
@@ -76,7 +80,8 @@ class StochasticGate(Gate):
     - ``closed()`` iff ``m <= 0``, where P(open) is at most one half.
 
     Scaled presets multiply sample and value by a trained factor f >= ``OPEN_FROM``, at first 1:
-    what is decided to be open stays so, and can still say how much.
+    what is decided to be open stays so, and can still say how much. The factor's gradient also says
+    what the loss would miss without the dimension; :meth:`observe` keeps it.
 
     Args:
         size: number n of gated dimensions, at least 1.
@@ -84,10 +89,16 @@ class StochasticGate(Gate):
         generator: source of the initial latents; the default generator when None.
         device: of the latents, which are float32 whatever the model's precision: steps of a
             half-precision gate would be lost to rounding.
+
+    Attributes:
+        latent: (n,), trained.
+        scale: (n,), the factors, trained; None without.
+        importance: (n,), see :meth:`observe`; None without factors.
     """
 
     clips_at_zero = True
     scale: nn.Parameter | None
+    importance: Tensor | None
 
     def __init__(
         self,
@@ -106,6 +117,7 @@ class StochasticGate(Gate):
         self.latent = nn.Parameter((start + self.preset.init_mean).to(device))
         ones = torch.ones(size, device=device)
         self.register_parameter("scale", nn.Parameter(ones) if self.preset.scaled else None)
+        self.register_buffer("importance", torch.zeros_like(ones) if self.preset.scaled else None)
         self.hardness = 0.0
         self._drawn: Tensor | None = None
 
@@ -163,6 +175,20 @@ class StochasticGate(Gate):
         self.latent.requires_grad_(hardness == 0.0)
         if hardness == 1.0:
             self.latent.copy_(torch.where(self.latent > 0, 1.0, -1.0))
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Takes the present gradient of the factors f into the importance of open dimensions:
+        0.99 of what it was and 0.01 (dL/df)^2.
+
+        With f at 1, dL/df is the first-order change of the loss L if the dimension were removed;
+        squared, it is the importance of Molchanov et al. (arXiv 1906.10771, equation 8). Call it
+        between the backward pass and the next step. A penalty on openness does not enter.
+        """
+        if self.scale is None or self.importance is None or self.scale.grad is None:
+            return
+        seen = torch.lerp(self.importance, self.scale.grad.square(), _IMPORTANCE_RATE)
+        self.importance.copy_(torch.where(self.centre() > 0, seen, self.importance))
 
     @override
     def open_probability(self) -> Tensor:

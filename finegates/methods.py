@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from finegates.names import check_label
-from finegates.presets import check_reachable, preset_named
+from finegates.presets import check_reachable, check_schedule, preset_named
 from finegates.section import Section, exactly_one
 from finegates.suggest import nearest
 from finegates.tasks.glue import TASKS
@@ -25,11 +25,9 @@ class GateSettings(Section):
         penalty: another one than the preset's.
         kurtosis: weigh layers by the kurtosis of their weights.
         noise_std: another training noise than the preset's.
-        scaled: of shared gates, whether each is multiplied by a trained factor; null: the preset's.
         train_weights: train the gated layers' weights, too.
         sequence_length: tokens at which MACs are counted.
-        schedule: of shared gates, shares of the training: the budget has fallen, who is closed is
-            decided, gates are zero or one (but for a factor).
+        schedule: of shared gates, see ``finegates.GateConfig``.
     """
 
     preset: Literal["reference", "paper_v1", "structured"]
@@ -39,22 +37,19 @@ class GateSettings(Section):
     penalty: Literal["target", "hinge"] | None = None
     kurtosis: bool = False
     noise_std: float | None = Field(default=None, ge=0)
-    scaled: bool | None = None
     train_weights: bool = False
     sequence_length: int = Field(default=128, gt=0)
-    schedule: tuple[float, float, float] = (0.5, 0.6, 0.75)
+    schedule: tuple[float, float, float, float] = (0.1, 0.5, 0.6, 0.75)
 
     @model_validator(mode="after")
     def _reachable(self) -> GateSettings:
         exactly_one(self, ("target", "match"))
         if self.match is not None and self.preset != "structured":
             raise ValueError(f"match goes with preset 'structured', not {self.preset!r}")
-        preset = preset_named(self.preset, self.noise_std, self.scaled)
+        preset = preset_named(self.preset, self.noise_std)
         if self.target is not None:
             check_reachable(preset, self.target)
-        ramp, settle, harden = self.schedule
-        if not 0.0 <= ramp <= settle <= harden <= 1.0:
-            raise ValueError(f"schedule must increase within [0, 1], got {self.schedule}")
+        check_schedule(self.schedule)
         return self
 
 

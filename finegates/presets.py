@@ -60,28 +60,20 @@ PRESETS: dict[str, GatePreset] = {
 }
 
 
-def preset_named(
-    name: str, noise_std: float | None = None, scaled: bool | None = None
-) -> GatePreset:
-    """Looks a preset up, if asked with another noise, or without its factor.
+def preset_named(name: str, noise_std: float | None = None) -> GatePreset:
+    """Looks a preset up, if asked with another noise.
 
     Args:
         name: a key of ``PRESETS``.
         noise_std: replaces the preset's noise; where the preset uses one sigma for noise and
             probability (``paper_v1``, ``structured``), it replaces both.
-        scaled: replaces the preset's; only gates of a budget (``structured``) may have a factor,
-            for the other penalties take how open a gate is for its value.
 
     Raises:
-        ValueError: the name is unknown, the noise is negative, or the gates may have no factor.
+        ValueError: the name is unknown, or the noise is negative.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown gate preset {name!r}; choose one of {sorted(PRESETS)}")
     preset = PRESETS[name]
-    if scaled and preset.penalty != "macs":
-        raise ValueError(f"gates of preset {name!r} cannot be scaled; choose 'structured'")
-    if scaled is not None:
-        preset = replace(preset, scaled=scaled)
     if noise_std is None:
         return preset
     if not noise_std >= 0:
@@ -89,6 +81,12 @@ def preset_named(
     if preset.noise_std == preset.probability_std and noise_std > 0:
         return replace(preset, noise_std=noise_std, probability_std=noise_std)
     return replace(preset, noise_std=noise_std)
+
+
+def check_schedule(schedule: tuple[float, ...]) -> None:
+    """Raises ValueError unless the parts of a training follow one another within [0, 1]."""
+    if sorted((0.0, *schedule, 1.0)) != [0.0, *schedule, 1.0]:
+        raise ValueError(f"schedule must increase within [0, 1], got {schedule}")
 
 
 def check_reachable(preset: GatePreset, sparsity: float) -> None:

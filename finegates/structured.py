@@ -27,6 +27,9 @@ from finegates.adapters import Attention, Block, FeedForward, adapter_for
 from finegates.gates import DerivedGate, Gate, StochasticGate
 from finegates.layers import linear_shape
 
+# Where dimensions are put that are closed, and opened again, in noise's standard deviations.
+_SHUT, _REOPENED = 0.2, 3.0
+
 Read = Callable[[StochasticGate], Tensor]
 
 
@@ -212,21 +215,23 @@ class MacsPenalty:
     The value counts the dimensions that are open at evaluation, so that the goal is met by the
     model that compaction will make; its gradient is that of the expectation under P(open), which is
     the same sum of products with probabilities in place of zeros and ones. It reaches gates within
-    a few sigma of zero; the others follow the task alone until :meth:`settle` closes, by rank, what
-    the goal has no room for.
+    a few sigma of zero; the others follow the task alone until :meth:`close_least` or
+    :meth:`settle` closes what the goal has no room for.
 
     Args:
         structure: the gates of a model.
         target: the fraction of the dense MACs to remove.
         length: tokens of a sequence, for the attention products.
-        ramp: the part of the training after which the goal is ``1 - target``; before, it falls
-            evenly from 1.
+        ramp: the parts of the training between which the goal falls evenly from 1 to
+            ``1 - target``.
 
     Attributes:
         progress: the part of the training that is over, in [0, 1]; the trainer sets it.
     """
 
-    def __init__(self, structure: Structure, target: float, length: int, ramp: float) -> None:
+    def __init__(
+        self, structure: Structure, target: float, length: int, ramp: tuple[float, float]
+    ) -> None:
         self.structure = structure
         self.target = target
         self.length = length
@@ -237,7 +242,10 @@ class MacsPenalty:
 
     def goal(self) -> float:
         """The fraction of the dense MACs to keep now."""
-        return 1.0 - self.target * min(1.0, self.progress / self.ramp if self.ramp else 1.0)
+        begin, end = self.ramp
+        if self.progress >= end:
+            return 1.0 - self.target
+        return 1.0 - self.target * max(0.0, (self.progress - begin) / (end - begin))
 
     def expected(self) -> Tensor:
         """The expected kept fraction, differentiable."""
@@ -279,6 +287,50 @@ class MacsPenalty:
                 moved = torch.where(stays, gate.latent, moved)
             gate.latent.copy_(moved)
         return self.realised()
+
+    @torch.no_grad()
+    def close_least(self) -> float:
+        """Closes what matters least for what it costs, until the goal is met; returns the kept
+        fraction.
+
+        All dimensions are ordered by importance (:meth:`StochasticGate.observe`) over the MACs that
+        one of them stands for at present. Those in front are closed, by a little, so that noise may
+        still open them in training; others that were closed are opened again. Nothing else moves.
+
+        Raises:
+            ValueError: gates without a factor have no importance.
+        """
+        gates = list(self.gates())
+        importance = [gate.importance for gate in gates if gate.importance is not None]
+        if len(importance) < len(gates):
+            raise ValueError("gates without a factor have no importance; choose 'structured'")
+        costs = [cost.clamp(min=1e-9 * self.dense) for cost in self._costs(gates)]
+        worth = torch.cat(importance) / torch.cat(costs)
+        rank = torch.empty_like(worth, dtype=torch.int64)
+        rank[worth.argsort(stable=True)] = torch.arange(len(worth), device=worth.device)
+        ranks = rank.split([gate.size for gate in gates])
+
+        def kept(closed: int) -> float:
+            alive = {id(g): (r >= closed).float() for g, r in zip(gates, ranks, strict=True)}
+            return float(self._macs(lambda gate: alive[id(gate)], packed=True)) / self.dense
+
+        low, high = 0, len(worth)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if kept(middle) > self.goal() else (low, middle)
+        count = min((low, high), key=lambda closed: abs(kept(closed) - self.goal()))
+        for gate, place in zip(gates, ranks, strict=True):
+            sigma, centre = gate.preset.noise_std, gate.centre()
+            gate.latent[(place < count) & (centre > 0)] = -_SHUT * sigma
+            gate.latent[(place >= count) & (centre <= 0)] = _REOPENED * sigma
+        return self.realised()
+
+    def _costs(self, gates: list[StochasticGate]) -> list[Tensor]:
+        """By gate, the derivative of the kept MACs by how far each dimension is open."""
+        with torch.enable_grad():
+            opened = {id(g): (g.centre() > 0).float().requires_grad_() for g in gates}
+            counted = self._macs(lambda gate: opened[id(gate)])
+            return list(torch.autograd.grad(counted, [opened[id(gate)] for gate in gates]))
 
     def gates(self) -> Iterator[StochasticGate]:
         """Every gate of the model, once."""

@@ -215,11 +215,11 @@ class GateTrainerMixin:
         of its names, for the format refuses tensors that share memory."""
         model: nn.Module = self.model  # type: ignore[attr-defined]
         if state_dict is None and gated_layers(model):
-            once = {name for name, _ in model.named_parameters()}
+            once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
             state_dict = {
                 name: tensor
                 for name, tensor in model.state_dict().items()
-                if name in once or not name.endswith((".latent", ".scale"))
+                if name in once or not name.endswith((".latent", ".scale", ".importance"))
             }
         super()._save(output_dir, state_dict)  # type: ignore[misc]
 
@@ -250,9 +250,12 @@ class _GateSchedule(TrainerCallback):
     """Leads shared gates through a training: the budget falls, who is closed is decided, the gates
     become zero or one."""
 
-    def __init__(self, penalty: MacsPenalty, schedule: tuple[float, float, float]) -> None:
+    # Decisions while the budget falls, if the whole training were of that kind.
+    DECISIONS = 100
+
+    def __init__(self, penalty: MacsPenalty, schedule: tuple[float, float, float, float]) -> None:
         self._penalty = penalty
-        _, self._settle, self._harden = schedule
+        self._begin, _, self._settle, self._harden = schedule
         self._hardness = 0.0
 
     def on_train_begin(
@@ -268,7 +271,26 @@ class _GateSchedule(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._advance(state.global_step / max(1, state.max_steps))
+        steps = max(1, state.max_steps)
+        progress = state.global_step / steps
+        self._advance(progress)
+        part, before = (
+            step * self.DECISIONS // steps for step in (state.global_step, state.global_step - 1)
+        )
+        if self._gradually and self._begin <= progress < self._settle and part > before:
+            self._penalty.close_least()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sees which gates matter, until it is decided who is closed."""
+        if self._gradually and self._hardness == 0.0:
+            for gate in self._penalty.gates():
+                gate.observe()
+
+    @property
+    def _gradually(self) -> bool:
+        return self._settle < 1.0
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -289,9 +311,12 @@ class _GateSchedule(TrainerCallback):
         if hardness == 0.0 or self._hardness == 1.0:
             return
         if self._hardness == 0.0:
-            self._penalty.settle(keep_open=self._settle == 1.0)
+            if self._gradually:
+                self._penalty.close_least()
+            else:
+                self._penalty.settle(keep_open=True)
         self._hardness = hardness
-        if self._settle == 1.0:
+        if not self._gradually:
             return
         for gate in self._penalty.gates():
             gate.harden(hardness)

@@ -162,7 +162,7 @@ class CausalGates(Section):
     noise_std: float | None = Field(default=None, ge=0)
     start_step: int = Field(default=0, ge=0)
     modules: tuple[str, ...] | None = None
-    schedule: tuple[float, float, float] = (0.6, 1.0, 1.0)
+    schedule: tuple[float, float, float, float] = (0.0, 0.6, 1.0, 1.0)
     random_biases: bool = False
 
     @model_validator(mode="after")

@@ -111,13 +111,6 @@ def test_another_noise_replaces_both_sigmas_of_paper_v1_and_only_the_noise_of_re
     assert preset_named("reference", 0.3).noise_std == 0.3
 
 
-def test_shared_gates_are_the_preset_without_factor_when_asked():
-    plain = preset_named("structured", scaled=False)
-    assert plain == dataclasses.replace(PRESETS["structured"], scaled=False)
-    assert [name for name, _ in StochasticGate(3, plain).named_parameters()] == ["latent"]
-    assert "scale" in dict(StochasticGate(3, "structured").named_parameters())
-
-
 def test_open_probability_of_reference_stays_in_its_stated_range():
     low, high = PRESETS["reference"].open_probability_range()
     assert (low, high) == pytest.approx((0.158655, 0.998650), abs=1e-6)
@@ -158,6 +151,21 @@ def test_a_factor_trains_on_after_the_decision_and_finds_back_from_below_its_bou
     assert gate.scale.grad.tolist() == [1.0, 1.0, 0.0]  # the last one is closed
 
 
+def test_importance_is_the_mean_squared_gradient_of_the_factors_of_open_gates():
+    gate = scaled_gate([1.0, 0.4, -1.0], [1.0, 1.0, 1.0])
+    expected = torch.zeros(3)
+    for slope in ([1.0, 2.0, 5.0], [-3.0, 0.5, 5.0]):
+        gate.scale.grad = None
+        (gate.value() * torch.tensor(slope)).sum().backward()
+        gate.observe()
+        expected = 0.99 * expected + 0.01 * (gate.openness() * torch.tensor(slope)).detach() ** 2
+    assert torch.allclose(gate.importance, expected)
+    assert gate.importance[2] == 0, "what is closed keeps what it had"
+    plain = StochasticGate(3, "reference")
+    plain.observe()
+    assert plain.importance is None
+
+
 def test_only_scaled_presets_have_factors():
     assert PRESETS["structured"].scaled
     assert StochasticGate(3, "structured").scale.tolist() == [1.0, 1.0, 1.0]
@@ -188,8 +196,6 @@ def test_bad_gates_are_refused_with_the_reason():
         StochasticGate(0)
     with pytest.raises(ValueError, match="noise_std"):
         preset_named("reference", -1.0)
-    with pytest.raises(ValueError, match="preset 'reference' cannot be scaled"):
-        preset_named("reference", scaled=True)
 
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=6)

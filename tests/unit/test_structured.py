@@ -103,9 +103,49 @@ def test_settling_meets_the_target_by_rank_and_twice_is_once(
     assert all(torch.equal(g.latent, a) for g, a in zip(penalty.gates(), after, strict=True))
 
 
+@pytest.mark.parametrize("architecture", ["roberta", "llama", "t5"])
+@pytest.mark.parametrize("target", [0.0, 0.2, 0.4, 0.7])
+def test_what_matters_least_for_its_cost_is_closed_until_the_target_is_met(
+    architecture: str, target: float
+) -> None:
+    sizes = {"hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 4}
+    sizes |= {"head_dim": 24, "num_key_value_heads": 2} if architecture == "llama" else {}
+    model = tiny.tiny_model(architecture, **({} if architecture == "t5" else sizes))
+    attach(model, GateConfig(preset="structured", target=target, sequence_length=32))
+    penalty = budget_of(model)
+    gates = list(penalty.gates())
+    generator = torch.Generator().manual_seed(0)
+    for gate in gates:
+        gate.importance.copy_(torch.rand(gate.size, generator=generator))
+    costs = penalty._costs(gates)
+    before = [gate.latent.clone() for gate in gates]
+    kept = penalty.close_least()
+    assert abs(kept - (1 - target)) < (0.1 if architecture == "t5" else 0.02)
+    worth = [gate.importance / cost for gate, cost in zip(gates, costs, strict=True)]
+    closed = torch.cat([w[g.closed()] for g, w in zip(gates, worth, strict=True)])
+    opened = torch.cat([w[~g.closed()] for g, w in zip(gates, worth, strict=True)])
+    assert not len(closed) or closed.max() <= opened.min()
+    for gate, old in zip(gates, before, strict=True):
+        assert torch.equal(gate.latent[~gate.closed()], old[~gate.closed()]), "open ones rest"
+
+
+def test_what_matters_more_than_what_is_open_opens_again() -> None:
+    penalty = budget_of(structured_model("roberta", target=0.4))
+    gates = list(penalty.gates())
+    for gate in gates:
+        gate.importance.uniform_(0.5, 1.0)
+    penalty.close_least()
+    assert any(bool(gate.closed().any()) for gate in gates)
+    shut = next(gate for gate in gates if bool(gate.closed().any()))
+    which = int(shut.closed().nonzero()[0])
+    shut.importance[which] = 1e6
+    penalty.close_least()
+    assert not shut.closed()[which]
+
+
 def test_the_goal_falls_evenly_to_the_target() -> None:
-    penalty = budget_of(structured_model("bert", target=0.4, schedule=(0.5, 0.6, 0.8)))
-    for progress, goal in ((0.0, 1.0), (0.25, 0.8), (0.5, 0.6), (1.0, 0.6)):
+    penalty = budget_of(structured_model("bert", target=0.4, schedule=(0.1, 0.5, 0.6, 0.8)))
+    for progress, goal in ((0.0, 1.0), (0.1, 1.0), (0.3, 0.8), (0.5, 0.6), (1.0, 0.6)):
         penalty.progress = progress
         assert penalty.goal() == pytest.approx(goal)
     penalty.progress = 1.0
@@ -168,7 +208,7 @@ def test_detaching_leaves_the_model_as_it_was() -> None:
         ({"modules": ("*",)}, "modules cannot be chosen"),
         ({"kurtosis": True}, "kurtosis cannot be chosen"),
         ({"rows": False}, "rows cannot be chosen"),
-        ({"schedule": (0.7, 0.6, 0.8)}, "schedule must increase"),
+        ({"schedule": (0.0, 0.7, 0.6, 0.8)}, "schedule must increase"),
         ({"sequence_length": 0}, "sequence_length"),
     ],
 )
