@@ -263,12 +263,12 @@ class MacsPenalty:
         return (self.realised() + expected - expected.detach() - self.goal()).abs()
 
     @torch.no_grad()
-    def settle(self, tolerance: float = 1e-3, *, keep_open: bool = False) -> float:
+    def settle(self, tolerance: float = 1e-3) -> float:
         """Moves all centres alike until the kept fraction is the goal; returns it.
 
-        Who is closed afterwards is decided by rank alone. Within ``tolerance`` nothing moves. With
-        ``keep_open``, gates that are open before and after stay where they were: nothing trains
-        any more that could make up for a change of their values.
+        Who is closed afterwards is decided by rank alone. Within ``tolerance`` nothing moves. What
+        is open before and after stays where it was: nothing trains any more that could make up for
+        a change of its value.
         """
         low, high = -8.0, 8.0
         shift = 0.0
@@ -281,11 +281,8 @@ class MacsPenalty:
                     low = shift
             shift = min((low, high), key=lambda end: abs(self.realised(end) - self.goal()))
         for gate in self.gates():
-            moved = gate.latent + shift
-            if keep_open:
-                stays = (gate.centre() > 0) & (gate.centre() + shift > 0)
-                moved = torch.where(stays, gate.latent, moved)
-            gate.latent.copy_(moved)
+            stays = (gate.centre() > 0) & (gate.centre() + shift > 0)
+            gate.latent.copy_(torch.where(stays, gate.latent, gate.latent + shift))
         return self.realised()
 
     @torch.no_grad()

@@ -274,10 +274,13 @@ class _GateSchedule(TrainerCallback):
         steps = max(1, state.max_steps)
         progress = state.global_step / steps
         self._advance(progress)
+        if not self._gradually or not self._begin <= progress < self._settle:
+            return
         part, before = (
             step * self.DECISIONS // steps for step in (state.global_step, state.global_step - 1)
         )
-        if self._gradually and self._begin <= progress < self._settle and part > before:
+        # Before the first step nothing is known of what matters.
+        if part > before and state.global_step:
             self._penalty.close_least()
 
     def on_pre_optimizer_step(
@@ -314,7 +317,7 @@ class _GateSchedule(TrainerCallback):
             if self._gradually:
                 self._penalty.close_least()
             else:
-                self._penalty.settle(keep_open=True)
+                self._penalty.settle()
         self._hardness = hardness
         if not self._gradually:
             return
