@@ -27,7 +27,7 @@ from finegates.adapters import Attention, Block, FeedForward, adapter_for
 from finegates.gates import DerivedGate, Gate, StochasticGate
 from finegates.layers import linear_shape
 
-# Where dimensions are put that are closed, and opened again, in noise's standard deviations.
+# Where dimensions are put that are closed, and opened again, in sigmas of the penalty.
 _SHUT, _REOPENED = 0.2, 3.0
 
 Read = Callable[[StochasticGate], Tensor]
@@ -73,6 +73,8 @@ class AttentionGates:
             scores = torch.cat([scores, scores], dim=-1) if part.rotary else scores
         if self.values is not None:
             values = read(self.values).view(part.kv_heads, part.head_dim)
+        if packed:  # a head without values goes, and its queries and keys with it
+            heads = heads * (values.sum(-1, keepdim=True) > 0)
         group = 1 - (1 - heads).prod(-1)  # keys and values stay while one of their heads does
         queries = (heads.sum(-1) * scores.sum(-1)).sum()
         context = (heads.sum(-1) * values.sum(-1)).sum()
@@ -245,7 +247,9 @@ class MacsPenalty:
         begin, end = self.ramp
         if self.progress >= end:
             return 1.0 - self.target
-        return 1.0 - self.target * max(0.0, (self.progress - begin) / (end - begin))
+        if self.progress <= begin:
+            return 1.0
+        return 1.0 - self.target * (self.progress - begin) / (end - begin)
 
     def expected(self) -> Tensor:
         """The expected kept fraction, differentiable."""
@@ -317,7 +321,8 @@ class MacsPenalty:
             low, high = (middle, high) if kept(middle) > self.goal() else (low, middle)
         count = min((low, high), key=lambda closed: abs(kept(closed) - self.goal()))
         for gate, place in zip(gates, ranks, strict=True):
-            sigma, centre = gate.preset.noise_std, gate.centre()
+            # The penalty's sigma is the noise's, and there without noise, too.
+            sigma, centre = gate.preset.probability_std, gate.centre()
             gate.latent[(place < count) & (centre > 0)] = -_SHUT * sigma
             gate.latent[(place >= count) & (centre <= 0)] = _REOPENED * sigma
         return self.realised()

@@ -73,8 +73,11 @@ class GateTrainerMixin:
         distillation: how much to follow a teacher, whose logits are in the rows of the training
             set (``finegates.with_teacher``); needs ``remove_unused_columns=False``.
 
+    With shared gates the budget is met, and who is closed is decided, at the parts of the training
+    that ``GateConfig.schedule`` names. What has been decided stays so when the model is trained on.
+
     Raises:
-        ValueError: an unknown group.
+        ValueError: an unknown group; shared gates with ``load_best_model_at_end``.
         KeyError: in training with distillation, rows without a teacher's logits.
     """
 
@@ -105,8 +108,26 @@ class GateTrainerMixin:
         self._unlogged: dict[str, float] = {}
         if isinstance(self.penalty, MacsPenalty):
             assert config is not None
-            self.add_callback(_GateSchedule(self.penalty, config.schedule))  # type: ignore
+            schedule = _GateSchedule(self.penalty, config.schedule)
+            self._prepare(self.args, schedule)  # type: ignore[attr-defined]
+            self.add_callback(schedule)  # type: ignore[attr-defined]
         self.add_callback(_GateMonitor(self))  # type: ignore[attr-defined]
+
+    def _prepare(self, arguments: TrainingArguments, schedule: _GateSchedule) -> None:
+        """Refuses arguments that miss the budget; tells several devices what to wait for."""
+        if arguments.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end may bring back a checkpoint whose gates had not met the "
+                "budget; leave it off, and compare checkpoints of the last part of the training, "
+                "in which it is decided who is closed"
+            )
+        if schedule.gradually:
+            # Once it is decided, their latents have no gradient that processes could wait for.
+            arguments.ddp_find_unused_parameters = True
+            # transformers 5 has read the arguments already.
+            handler = getattr(self.accelerator, "ddp_handler", None)  # type: ignore[attr-defined]
+            if handler is not None:
+                handler.find_unused_parameters = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One optimizer group for each non-empty kind of parameter; weight decay on weights, head
@@ -261,7 +282,9 @@ class _GateSchedule(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Continues where a checkpoint was made: what had been decided is not decided again."""
+        """Continues where a checkpoint was made, or a training ended: what had been decided is not
+        decided again."""
+        self._hardness = max(gate.hardness for gate in self._penalty.gates())
         if state.global_step:
             passed = (state.global_step - 1) / max(1, state.max_steps)
             self._hardness = self._hardness_at(passed)
@@ -274,7 +297,7 @@ class _GateSchedule(TrainerCallback):
         steps = max(1, state.max_steps)
         progress = state.global_step / steps
         self._advance(progress)
-        if not self._gradually or not self._begin <= progress < self._settle:
+        if not self.gradually or not self._begin <= progress < self._settle or self._hardness:
             return
         part, before = (
             step * self.DECISIONS // steps for step in (state.global_step, state.global_step - 1)
@@ -287,12 +310,13 @@ class _GateSchedule(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Sees which gates matter, until it is decided who is closed."""
-        if self._gradually and self._hardness == 0.0:
+        if self.gradually and self._hardness == 0.0:
             for gate in self._penalty.gates():
                 gate.observe()
 
     @property
-    def _gradually(self) -> bool:
+    def gradually(self) -> bool:
+        """Whether it is decided before the end who is closed, by importance."""
         return self._settle < 1.0
 
     def on_train_end(
@@ -314,12 +338,12 @@ class _GateSchedule(TrainerCallback):
         if hardness == 0.0 or self._hardness == 1.0:
             return
         if self._hardness == 0.0:
-            if self._gradually:
+            if self.gradually:
                 self._penalty.close_least()
             else:
                 self._penalty.settle()
         self._hardness = hardness
-        if not self._gradually:
+        if not self.gradually:
             return
         for gate in self._penalty.gates():
             gate.harden(hardness)

@@ -107,7 +107,7 @@ def llama_section(folder: Path, **training: Any) -> dict[str, Any]:
                     "title": "Shared gates, by importance",
                     "preset": "structured",
                     "targets": [0.4],
-                    "schedule": [0.1, 0.6, 0.9, 1.0],
+                    "schedule": [0.1, 0.5, 0.6, 0.8],
                 },
                 "biased": {
                     "title": "Gates, random biases",

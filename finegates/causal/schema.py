@@ -43,6 +43,9 @@ class TextSource(Section):
         subset: of it, by its name there.
         column: the column that holds the texts.
         validation_documents: take the first so many documents of the validation split.
+        held_out: the last so many documents of the training split stand in for the validation split
+            and are not trained on: for choosing settings, so that nothing is chosen on text that is
+            reported. Not for streamed text, which has no end.
     """
 
     name: str
@@ -53,11 +56,14 @@ class TextSource(Section):
     subset: str | None = None
     column: str = "text"
     validation_documents: int | None = Field(default=None, gt=0)
+    held_out: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> TextSource:
         exactly_one(self, ("generated", "path", "hub"))
         pinned(self.hub, self.revision)
+        if self.hub is not None and self.held_out is not None:
+            raise ValueError("held_out cannot be chosen for a streamed text, which has no end")
         if self.hub is not None and self.validation_documents is None:
             raise ValueError("a streamed text needs validation_documents: held-out text is bounded")
         return self

@@ -175,22 +175,45 @@ class StreamedDocuments:
 def training_documents(
     source: TextSource, results: str, seed: int
 ) -> Documents | StreamedDocuments:
-    """The training text. Raises TextError: see :func:`read_documents`."""
+    """The training text, less what is held out of it.
+
+    Raises:
+        TextError: see :func:`read_documents`; or ``held_out`` leaves no documents to train on.
+    """
     folder = text_folder(source, results)
     if folder is None:
         return StreamedDocuments(_stream(source, "train"), source.column)
-    return Documents(read_documents(text_file(folder, "train"), source.column), seed)
+    return Documents(_split_training(source, folder)[0], seed)
 
 
 def held_out_documents(source: TextSource, results: str) -> list[str]:
-    """The first documents of the validation split. Raises TextError: see :func:`read_documents`."""
+    """The first documents of the validation split, or of what stands in for it.
+
+    Raises:
+        TextError: as :func:`training_documents`.
+    """
     folder = text_folder(source, results)
+    if folder is not None and source.held_out is not None:
+        return _split_training(source, folder)[1][: source.validation_documents]
     if folder is not None:
         path = text_file(folder, "validation")
         return read_documents(path, source.column, source.validation_documents)
     assert source.validation_documents is not None
     stream = StreamedDocuments(_stream(source, "validation"), source.column)
     return [text for text, _ in zip(stream, range(source.validation_documents), strict=False)]
+
+
+def _split_training(source: TextSource, folder: Path) -> tuple[list[str], list[str]]:
+    """The documents of the training split that are trained on, and those that are held out."""
+    path = text_file(folder, "train")
+    documents = read_documents(path, source.column)
+    cut = len(documents) - (source.held_out or 0)
+    if cut < 1:
+        raise TextError(
+            f"llama.text.held_out: {source.held_out} documents leave none of the {len(documents)} "
+            f"of {path} to train on; lower it"
+        )
+    return documents[:cut], documents[cut:]
 
 
 def _stream(source: TextSource, split: str) -> Any:
@@ -212,6 +235,11 @@ def describe_text(source: TextSource, results: str) -> dict[str, Any]:
     """The ``data`` entry of a run record: where the text comes from, digests of its files."""
     folder = text_folder(source, results)
     files = {} if folder is None else {split: text_file(folder, split) for split in SPLITS}
+    status = {split: _status(path) for split, path in files.items()}
+    if source.held_out is not None:
+        # Said where every table says what its text is: this is not the reported one.
+        files["validation"] = files["train"]
+        status["validation"] = f"last {source.held_out:,} documents held out of train"
     kind = next(k for k in ("generated", "path", "hub") if getattr(source, k) is not None)
     return {
         "name": source.name,
@@ -219,7 +247,7 @@ def describe_text(source: TextSource, results: str) -> dict[str, Any]:
         "revision": source.revision,
         "validation_documents": source.validation_documents,
         "sha256": {split: file_digest(path) for split, path in files.items()},
-        "status": {split: _status(path) for split, path in files.items()},
+        "status": status,
     }
 
 

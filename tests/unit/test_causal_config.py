@@ -104,7 +104,7 @@ def test_the_rehearsal_has_a_stand_in_for_every_model_of_the_paper_tier():
 
 
 def test_tiers_without_the_section_have_no_such_runs(tmp_path):
-    for name in ("paper_large", "tuning"):
+    for name in ("paper_large", "structured"):
         assert load_tier(CONFIG / f"{name}.yaml").llama is None
     tier = causal_tier(tmp_path)
     only = {k: v for k, v in llama_section(tmp_path).items() if k != "pretraining"}

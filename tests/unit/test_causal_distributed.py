@@ -37,7 +37,12 @@ def write_tier(folder: Path, processes: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    "method", ["gated-s0.4", pytest.param("structured-s0.4", marks=pytest.mark.slow)]
+    "method",
+    [
+        "gated-s0.4",
+        pytest.param("structured-s0.4", marks=pytest.mark.slow),
+        pytest.param("gradual-s0.4", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_agree_with_one(tmp_path, method):
     experiment = "pretraining" if method.startswith("gated") else "posttraining"
@@ -58,7 +63,7 @@ def test_two_processes_agree_with_one(tmp_path, method):
     for ours, theirs in zip(two.curve, one.curve, strict=True):
         assert ours.tokens == theirs.tokens
         assert ours.task_loss == pytest.approx(theirs.task_loss, rel=1e-4)
-    assert two.start.loss != pytest.approx(two.final.loss, rel=1e-3)
+    assert two.start.loss != pytest.approx(two.final.loss, rel=1e-4), "they were trained"
 
 
 def fake_srun(folder: Path) -> Path:

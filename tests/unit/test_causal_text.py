@@ -41,6 +41,22 @@ def test_a_text_file_is_split_at_empty_lines_and_keeps_its_lines(tmp_path):
     assert read_documents(tmp_path / "t.txt", limit=1) == ["one\ntwo"]
 
 
+def test_held_out_documents_are_the_last_of_the_training_text_and_not_trained_on(tmp_path):
+    (tmp_path / "train.txt").write_text("a\n\nb\n\nc\n\nd\n")
+    (tmp_path / "validation.txt").write_text("reported\n")
+    source = TextSource(name="tiny", path=str(tmp_path), held_out=2)
+    assert training_documents(source, "", 0).texts == ["a", "b"]
+    assert held_out_documents(source, "") == ["c", "d"]
+    assert held_out_documents(source.model_copy(update={"validation_documents": 1}), "") == ["c"]
+    described = describe_text(source, "")
+    assert described["status"]["validation"] == "last 2 documents held out of train"
+    assert described["sha256"]["validation"] == described["sha256"]["train"]
+    with pytest.raises(TextError, match=r"held_out: 4 documents leave none of the 4 .*lower it"):
+        training_documents(source.model_copy(update={"held_out": 4}), "", 0)
+    with pytest.raises(ValueError, match="held_out cannot be chosen for a streamed text"):
+        TextSource(name="t", hub="a/b", revision="0" * 40, validation_documents=1, held_out=1)
+
+
 @pytest.mark.parametrize("content", ["", "\n\n \n", "\n"])
 def test_an_empty_text_is_refused_by_name(tmp_path, content):
     path = tmp_path / "train.txt"

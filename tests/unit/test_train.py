@@ -8,8 +8,10 @@ from transformers import Trainer, TrainingArguments
 
 from finegates.attachment import GateConfig, attach
 from finegates.baselines import add_lora
+from finegates.budget import macs, planned_macs
 from finegates.gates import GateDraw
 from finegates.layers import gated_layers
+from finegates.monitor import summarise_gates
 from finegates.train import GateTrainer, NonFiniteLossError
 from tiny import VOCABULARY, tiny_model
 
@@ -20,8 +22,8 @@ def rows(count: int = 32) -> list[dict]:
     return [{"input_ids": row, "labels": int(row[0]) % 2} for row in ids]
 
 
-def trainer(model, tmp_path, epochs=1, lr=1e-2, **kwargs):
-    arguments = TrainingArguments(
+def trainer(model, tmp_path, epochs=1, lr=1e-2, arguments=None, **kwargs):
+    settings = dict(
         output_dir=str(tmp_path),
         num_train_epochs=epochs,
         per_device_train_batch_size=8,
@@ -35,7 +37,8 @@ def trainer(model, tmp_path, epochs=1, lr=1e-2, **kwargs):
         logging_strategy="epoch",
         seed=1,
     )
-    return GateTrainer(model=model, args=arguments, train_dataset=rows(), **kwargs)
+    given = TrainingArguments(**{**settings, **(arguments or {})})
+    return GateTrainer(model=model, args=given, train_dataset=rows(), **kwargs)
 
 
 def fresh(**config):
@@ -162,6 +165,68 @@ def test_shared_gates_draw_for_themselves(tmp_path):
     uses = [leaf for side in sides for leaf in side.leaves()]
     assert {gate: uses.count(gate) for gate in drawn} == dict.fromkeys(drawn, 1)
     assert len(drawn) < len(set(uses))
+
+
+# Wide enough that one dimension of a head is far less than a point.
+WIDE = {"hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 4}
+WIDE_LLAMA = {**WIDE, "head_dim": 24, "num_key_value_heads": 2}
+
+
+def wide(architecture, **config):
+    sizes = WIDE_LLAMA if architecture == "llama" else WIDE
+    model = tiny_model(architecture, dtype=torch.float32, **sizes)
+    if architecture == "llama":
+        model.config.pad_token_id = 0
+    return attach(model, GateConfig(preset="structured", sequence_length=32, **config))
+
+
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
+def test_shared_gates_end_at_their_budget_and_decided(tmp_path, target):
+    model = wide("roberta", target=target)
+    trainer(model, tmp_path, epochs=8).train()
+    kept = planned_macs(model, 1, 32).total / macs(model, 1, 32).total
+    assert abs(kept - (1 - target)) <= 0.02
+    assert summarise_gates(model)["half_open"] <= 0.05
+
+
+def test_without_its_schedule_a_training_misses_the_budget_by_that_check(tmp_path):
+    model = wide("roberta", target=0.5)
+    run = trainer(model, tmp_path, epochs=8)
+    for callback in [c for c in run.callback_handler.callbacks if "Schedule" in type(c).__name__]:
+        run.remove_callback(callback)
+    run.train()
+    kept = planned_macs(model, 1, 32).total / macs(model, 1, 32).total
+    assert abs(kept - 0.5) > 0.02
+
+
+def test_gates_that_are_decided_stay_so_in_a_further_training(tmp_path):
+    model = wide("roberta", target=0.5)
+    first = trainer(model, tmp_path, epochs=8)
+    first.train()
+    closed = [gate.closed() for gate in first.penalty.gates()]
+    assert any(bool(mask.any()) for mask in closed)
+    for run in (first, trainer(model, tmp_path, epochs=2)):
+        before = snapshot(model)
+        run.train()
+        assert all(
+            torch.equal(g.closed(), c) for g, c in zip(run.penalty.gates(), closed, strict=True)
+        )
+        assert moved(before, model), "the rest is trained on"
+
+
+def test_the_best_checkpoint_is_not_brought_back_over_the_budget(tmp_path):
+    model = wide("roberta", target=0.5)
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    with pytest.raises(ValueError, match=r"load_best_model_at_end .* not met the budget; leave"):
+        trainer(model, tmp_path, arguments=best, eval_dataset=rows(8))
+
+
+def test_several_devices_are_told_that_decided_gates_have_no_gradient(tmp_path):
+    quiet = {"ddp_find_unused_parameters": False}
+    gradual = trainer(wide("roberta"), tmp_path, arguments=quiet)
+    assert gradual.args.ddp_find_unused_parameters
+    at_the_end = trainer(wide("roberta", schedule=(0.0, 0.6, 1.0, 1.0)), tmp_path, arguments=quiet)
+    assert not at_the_end.args.ddp_find_unused_parameters
 
 
 def test_operations_are_those_of_the_plain_trainer_though_counted_once(tmp_path, monkeypatch):
