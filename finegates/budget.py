@@ -13,11 +13,12 @@ from typing import Any
 from torch import nn
 
 from finegates.adapters import Adapter, adapter_for, unwrap
+from finegates.compaction.counts import block_products, block_weights
 from finegates.compaction.draft import gate_values
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.plan import Plan, plan_compaction
 from finegates.gates import Gate
-from finegates.layers import GatedLinear, gated_layers, linear_shape
+from finegates.layers import GatedLinear, gated_layers
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class MACs:
     """Multiply-accumulates of the encoder's layers for one batch.
 
     The denominator is "encoder linear layers and attention products at batch x length". Embeddings,
-    norms, activations, softmax, gathers, scatters, and the head are not in it.
+    norms, activations, softmax, gathers, scatters, and the head are not in it, nor are the products
+    with relative positions that DeBERTa adds to its scores.
 
     Attributes:
         batch: number of sequences B.
@@ -205,38 +207,11 @@ def _macs(model: nn.Module, batch: int, length: int, adapter: Adapter | None, pl
     plain = unwrap(model)
     weights = products = 0
     for block in (adapter or adapter_for(plain)).blocks(plain):
-        for path in block.linears():
-            if path in plan.layers:
-                weights += plan.layers[path].kept_weights
-            elif _has_module(plain, path):  # else one product with others, counted below
-                weights += _present_weights(plain.get_submodule(path))
-        for part in block.attentions:
-            module = plain.get_submodule(part.path)
-            sizes = plan.heads.get(part.path) or getattr(module, "finegates_heads", None)
-            if _has_module(module, "qkv"):
-                weights += _present_weights(module.get_submodule("qkv"))
-            # The width of queries and keys, and that of values.
-            products += 2 * (
-                part.heads * part.head_dim if sizes is None else len(sizes.heads) * sizes.width
-            )
+        weights += block_weights(plain, block, plan.layers)
+        products += block_products(plain, block, plan.heads)
     linear = batch * length * weights
     attention = batch * length * length * products
     return MACs(batch, length, linear, attention, linear + attention)
-
-
-def _has_module(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
-def _present_weights(layer: nn.Module) -> int:
-    if isinstance(layer, CompactLinear):
-        return layer.weight.numel()
-    columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)
-    return columns * outputs
 
 
 def _dense_weights(layer: GatedLinear | CompactLinear) -> int:

@@ -82,27 +82,86 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class BlockPlan:
+    """What one transformer layer multiplies before and after, and which plans belong to it.
+
+    Attributes:
+        path: the layer's own module path.
+        layers: paths of its planned linear layers, in order of use.
+        attentions: paths of its attentions.
+        macs: multiply-accumulates of a token in its linear layers, before and after.
+        attention_macs: those of a token and a token that it attends to, before and after.
+        seconds: predicted time of a token in the planned layers; None without a cost model.
+    """
+
+    path: str
+    layers: tuple[str, ...]
+    attentions: tuple[str, ...]
+    macs: tuple[int, int]
+    attention_macs: tuple[int, int]
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_counted(self.macs, self.attention_macs, self.seconds)}"
+
+
+def _counted(macs: tuple[int, int], attention: tuple[int, int], seconds: float | None) -> str:
+    before, after = macs
+    share = f" ({100 * after / before:.1f} %)" if before else ""
+    text = f"{before:,} -> {after:,} MACs a token{share}"
+    if attention[0]:
+        text += f" and {attention[0]:,} -> {attention[1]:,} for each token attended to"
+    return text if seconds is None else f"{text}, {1e6 * seconds:.2f} us"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The layers that compaction rewrites, by path; all others stay as they are.
+
+    ``print(plan)`` gives what all blocks multiply before and after, then block by block the same
+    and its layers: sizes, multiply-accumulates, predicted times, and why.
 
     Attributes:
         layers: by module path.
         heads: the attentions whose heads change, by module path.
         notes: what could not be done, and why.
+        blocks: the model's transformer layers; empty where no adapter describes them.
     """
 
     layers: dict[str, LayerPlan]
     heads: dict[str, HeadSizes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    blocks: tuple[BlockPlan, ...] = ()
 
     def __str__(self) -> str:
-        lines = [*map(str, self.layers.values())]
-        for path, sizes in self.heads.items():
-            lines.append(
-                f"{path}: {len(sizes.heads)} heads, {len(sizes.kv_heads)} of keys and values, "
-                f"width {sizes.head_dim} -> {sizes.width}{', one product' * sizes.fused}"
-            )
+        lines = [self._total()] if self.blocks else []
+        inside: set[str] = set()
+        for block in self.blocks:
+            inside.update(block.layers)
+            lines.append(str(block))
+            lines += [f"  {self.layers[path]}" for path in block.layers]
+            lines += [f"  {self._heads(path)}" for path in block.attentions if path in self.heads]
+        lines += [str(layer) for path, layer in self.layers.items() if path not in inside]
         return "\n".join([*lines, *self.notes])
+
+    def _total(self) -> str:
+        macs, attention = (
+            (sum(before for before, _ in pairs), sum(after for _, after in pairs))
+            for pairs in (
+                [block.macs for block in self.blocks],
+                [block.attention_macs for block in self.blocks],
+            )
+        )
+        times = [block.seconds for block in self.blocks if block.seconds is not None]
+        seconds = sum(times) if times else None
+        return f"{len(self.blocks)} blocks: {_counted(macs, attention, seconds)}"
+
+    def _heads(self, path: str) -> str:
+        sizes = self.heads[path]
+        return (
+            f"{path}: {len(sizes.heads)} heads, {len(sizes.kv_heads)} of keys and values, "
+            f"width {sizes.head_dim} -> {sizes.width}{', one product' * sizes.fused}"
+        )
 
 
 @dataclass
@@ -155,17 +214,19 @@ class Draft:
             self.reasons.append(f"{freed} columns {why}")
         self.cols = kept
 
-    def finish(self, cost: CostModel | None = None) -> LayerPlan:
-        """The plan, once no rule changes it any more; with a cost model, its predicted time."""
+    def finish(self, cost: CostModel | None = None, *, gathered: bool = False) -> LayerPlan:
+        """The plan, once no rule changes it any more; with a cost model, its predicted time, in
+        which the gathering of its inputs is another layer's if they are ``gathered`` already."""
         seconds = None
         if cost is not None:
             narrow = self.output_width is not None
             scatters = self.write is not None if narrow else not bool(self.rows.all())
             gathers = self.read is not None
+            gathers = gathers or (self.input_width is None and not bool(self.cols.all()))
             seconds = cost.seconds(
                 int(self.rows.sum()),
                 int(self.cols.sum()),
-                gathers=gathers or (self.input_width is None and not bool(self.cols.all())),
+                gathers=gathers and not gathered,
                 scatters_to=(self.output_width or self.rows.numel()) if scatters else None,
             )
         return LayerPlan(

@@ -13,11 +13,12 @@ from torch import nn
 
 from finegates.adapters import Adapter, HeadSizes, adapter_for, unwrap
 from finegates.compaction.cost import CostModel, choose_sides
-from finegates.compaction.draft import Draft, LayerPlan, Plan
+from finegates.compaction.counts import block_products, block_weights
+from finegates.compaction.draft import BlockPlan, Draft, LayerPlan, Plan
 from finegates.compaction.rules import narrow_attention, pair_feed_forward
 from finegates.layers import gated_layers
 
-__all__ = ["LayerPlan", "Plan", "plan_compaction"]
+__all__ = ["BlockPlan", "LayerPlan", "Plan", "plan_compaction"]
 
 
 @torch.no_grad()
@@ -58,28 +59,52 @@ def plan_compaction(
                 sizes = narrow_attention(attention, adapter, plain, drafts, notes, multiple)
                 if sizes is not None:
                     heads[attention.path] = sizes
+    joint = _joint_products(adapter, plain, heads)
     if cost is not None:
-        _choose_all(drafts, heads, adapter, plain, cost)
+        for path in drafts:
+            members = joint.get(path, (path,))
+            if path == members[0]:
+                choose_sides([drafts[name] for name in members], cost)
     # In the model's order, for those who read it.
     order = {name: index for index, (name, _) in enumerate(plain.named_modules())}
-    names = sorted(drafts, key=order.__getitem__)
-    return Plan({name: drafts[name].finish(cost) for name in names}, heads, tuple(notes))
+    layers = {
+        name: drafts[name].finish(cost, gathered=name != joint.get(name, (name,))[0])
+        for name in sorted(drafts, key=order.__getitem__)
+    }
+    blocks = () if adapter is None or not drafts else _block_plans(adapter, plain, layers, heads)
+    return Plan(layers, heads, tuple(notes), blocks)
 
 
-def _choose_all(
-    drafts: dict[str, Draft],
-    heads: dict[str, HeadSizes],
-    adapter: Adapter | None,
-    model: nn.Module,
-    cost: CostModel,
-) -> None:
+def _joint_products(
+    adapter: Adapter | None, model: nn.Module, heads: dict[str, HeadSizes]
+) -> dict[str, tuple[str, ...]]:
+    """For each layer that becomes one product with others: all of these, in their order."""
     joint: dict[str, tuple[str, ...]] = {}
     if adapter is not None:
         for block in adapter.blocks(model):
             for part in block.attentions:
                 if part.path in heads and heads[part.path].fused:
-                    joint[part.q] = (part.q, part.k, part.v)
-    members = {path for trio in joint.values() for path in trio}
-    for path in drafts:
-        if path in joint or path not in members:
-            choose_sides([drafts[name] for name in joint.get(path, (path,))], cost)
+                    trio = (part.q, part.k, part.v)
+                    joint |= dict.fromkeys(trio, trio)
+    return joint
+
+
+def _block_plans(
+    adapter: Adapter, model: nn.Module, layers: dict[str, LayerPlan], heads: dict[str, HeadSizes]
+) -> tuple[BlockPlan, ...]:
+    plans = []
+    for block in adapter.blocks(model):
+        paths = tuple(path for path in block.linears() if path in layers)
+        times = [layers[path].seconds for path in paths]
+        known = [time for time in times if time is not None]
+        plans.append(
+            BlockPlan(
+                block.path,
+                paths,
+                tuple(part.path for part in block.attentions),
+                (block_weights(model, block, {}), block_weights(model, block, layers)),
+                (block_products(model, block, {}), block_products(model, block, heads)),
+                sum(known) if known else None,
+            )
+        )
+    return tuple(plans)

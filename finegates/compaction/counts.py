@@ -1,0 +1,67 @@
+"""What one transformer layer multiplies for a token, as it stands or as a plan leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from finegates.adapters import Attention, Block, HeadSizes
+from finegates.compaction.draft import LayerPlan
+from finegates.compaction.layers import CompactLinear
+from finegates.layers import GatedLinear, linear_shape
+
+
+def block_weights(model: nn.Module, block: Block, layers: Mapping[str, LayerPlan]) -> int:
+    """Weights of the block's linear layers, which are the multiply-accumulates of one token.
+
+    Args:
+        model: plain; dense, gated or compact.
+        block: of the model.
+        layers: plans of layers that are to be made smaller, by path.
+    """
+    weights = 0
+    for path in block.linears():
+        if path in layers:
+            weights += layers[path].kept_weights
+        elif has_module(model, path):  # else one product with others, counted below
+            weights += present_weights(model.get_submodule(path))
+    for part in block.attentions:
+        if has_module(model, f"{part.path}.qkv"):
+            weights += present_weights(model.get_submodule(f"{part.path}.qkv"))
+    return weights
+
+
+def block_products(model: nn.Module, block: Block, heads: Mapping[str, HeadSizes]) -> int:
+    """Multiply-accumulates of the block's attentions for a token and a token that it attends to:
+    the width of queries and keys and that of values, over the heads.
+
+    Args:
+        model: as of :func:`block_weights`.
+        block: of the model.
+        heads: sizes that heads are to have, by path of the attention.
+    """
+    return sum(_products(model, part, heads) for part in block.attentions)
+
+
+def _products(model: nn.Module, part: Attention, heads: Mapping[str, HeadSizes]) -> int:
+    module = model.get_submodule(part.path)
+    sizes: HeadSizes | None = heads.get(part.path) or getattr(module, "finegates_heads", None)
+    return 2 * (part.heads * part.head_dim if sizes is None else len(sizes.heads) * sizes.width)
+
+
+def present_weights(layer: nn.Module) -> int:
+    """Weights of a linear layer as it stands: dense if gated, kept if compact."""
+    if isinstance(layer, CompactLinear):
+        return layer.weight.numel()
+    columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)
+    return columns * outputs
+
+
+def has_module(model: nn.Module, path: str) -> bool:
+    """Whether the model has a module of that path."""
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
