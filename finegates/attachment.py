@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from finegates.adapters import adapter_for, unwrap
+from finegates.adapters.base import base_prefix, head_paths
 from finegates.gates import FixedGate, StochasticGate
 from finegates.layers import (
     GatedLinear,
@@ -18,6 +20,7 @@ from finegates.layers import (
     find_linear,
     gated_layers,
     is_linear,
+    is_quantised,
     linear_shape,
 )
 from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty
@@ -25,6 +28,9 @@ from finegates.presets import check_reachable, check_schedule, preset_named
 from finegates.seeds import derive_seed
 from finegates.structured import MacsPenalty, Sides, Structure, build_structure
 from finegates.tying import move_tied_keys, note_untied, untie
+
+# They multiply by their layers' weights without calling the layers, the second in evaluation only.
+_READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,11 @@ class GateConfig:
         rows: gate the outputs of layers.
         cols: gate the inputs of layers.
         modules: patterns (``fnmatch``) of the module names to gate, in place of the choice of the
-            architecture's adapter.
+            architecture's adapter; an architecture without one needs them.
         train_biases: train the biases of gated layers; None takes the preset's.
-        train_head: train the task head.
+        train_head: train the task head (:func:`head_parameters`). Where none is known, because the
+            model is not laid out as those of transformers are, nothing is trained for it: set
+            ``requires_grad`` after attaching.
         train_weights: train every weight beside the gates.
         sequence_length: with ``"structured"``, tokens of a sequence, for the MACs of attention.
         schedule: with ``"structured"``, four parts of the training in [0, 1]: when the budget
@@ -116,7 +124,8 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     """Wraps the model's linear layers with stochastic gates, in place.
 
     What is trained afterwards is what the preset says: the gates, the biases of gated layers, the
-    task head, and low-rank factors that ``peft`` has put inside; everything else is frozen.
+    task head, and low-rank factors that ``peft`` has put inside; everything else is frozen. Other
+    methods of ``peft`` than plain LoRA must be merged, by ``peft``, before the model is compacted.
 
     Args:
         model: a transformers model, or a ``peft`` model around one.
@@ -126,9 +135,10 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         the same model.
 
     Raises:
-        ValueError: gates are attached already, a pattern matches no layer, or the architecture has
-            no adapter and no patterns are given; or the model is spread over several devices.
-        TypeError: a matched module is not linear-like.
+        ValueError: gates are attached already, a pattern matches no layer or one whose weight the
+            module around it reads itself, or the architecture has no adapter and no patterns are
+            given; or the model is spread over several devices.
+        TypeError: a layer to be gated is not linear-like, or quantised.
     """
     config = config or GateConfig()
     inner = unwrap(model)
@@ -206,8 +216,14 @@ def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
 
     Returns:
         the same model.
+
+    Raises:
+        ValueError: a module reads the weight of one of the layers itself; nothing is changed.
+        TypeError: a layer is not linear-like, or quantised; nothing is changed.
     """
     inner = unwrap(model)
+    for name in sides:
+        _check_gateable(inner, name)
     for name, (rows, cols) in sides.items():
         base = inner.get_submodule(name)
         _replace(inner, name, GatedLinear(base, rows, cols).train(base.training))
@@ -298,13 +314,15 @@ def sparsity_penalty(model: nn.Module) -> SparsityPenalty | MacsPenalty | None:
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The task head's parameters by name, as the architecture's adapter says.
 
-    A model without an adapter has no known head: the result is empty.
+    Without an adapter it is what stands beside the base model that the class names
+    (``base_model_prefix``), and that one's pooler. A model without such a base model has no known
+    head: the result is empty.
     """
     inner = unwrap(model)
     try:
         prefixes = adapter_for(inner).head(inner)
     except ValueError:
-        return {}
+        prefixes = head_paths(inner) if base_prefix(inner) else []
     return {
         name: parameter
         for name, parameter in inner.named_parameters()
@@ -329,6 +347,8 @@ def _independent_gates(inner: nn.Module, config: GateConfig) -> Sides:
 
 def _shared_gates(inner: nn.Module, config: GateConfig) -> Sides:
     """Gates along the dependencies of the blocks; the model remembers which they are."""
+    for name in adapter_for(inner).gated(inner):
+        _check_gateable(inner, name)
     structure, sides = build_structure(inner, _gate_maker(inner, config))
     inner.finegates_structure = structure  # type: ignore[assignment]
     return sides
@@ -347,17 +367,42 @@ def _gate_maker(inner: nn.Module, config: GateConfig) -> Callable[..., Stochasti
 
 def _modules_to_gate(inner: nn.Module, config: GateConfig) -> list[str]:
     if config.modules is None:
-        return list(adapter_for(inner).gated(inner))
-    names = []
-    linear = [name for name, module in inner.named_modules() if is_linear(module)]
+        names = list(adapter_for(inner).gated(inner))
+    else:
+        names = _matching(inner, config.modules)
+    for name in names:
+        _check_gateable(inner, name)
+    return names
+
+
+def _matching(inner: nn.Module, patterns: tuple[str, ...]) -> list[str]:
+    """The linear layers that patterns name, quantised ones among them."""
+    names: list[str] = []
+    linear = [name for name, m in inner.named_modules() if is_linear(m) or is_quantised(m)]
     # A LoRA layer contains linears of its own; the outermost one is the layer to gate.
     linear = [n for n in linear if not any(n.startswith(other + ".") for other in linear)]
-    for pattern in config.modules:
+    for pattern in patterns:
         matched = [name for name in linear if fnmatch.fnmatch(name, pattern)]
         if not matched:
             raise ValueError(f"pattern {pattern!r} matches no linear layer of the model")
         names += [name for name in matched if name not in names]
     return names
+
+
+def _check_gateable(inner: nn.Module, name: str) -> None:
+    """Raises TypeError or ValueError, with the layer's name, unless gates around it would work."""
+    try:
+        linear = find_linear(inner.get_submodule(name))
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+    around = inner.get_submodule(name.rpartition(".")[0])
+    # torch marks by this class what its attention reads, also where others have copied that.
+    if isinstance(linear, NonDynamicallyQuantizableLinear) or isinstance(around, _READ_WEIGHTS):
+        raise ValueError(
+            f"{name}: {type(around).__name__} reads the weight of this layer itself, so gates "
+            "around the layer would be passed over; exclude it: let each pattern match the other "
+            "layers only"
+        )
 
 
 def _is_low_rank(name: str) -> bool:

@@ -60,6 +60,6 @@ def magnitude_gates(
 
     Returns:
         row gates (out,) and column gates (in,) of zeros and ones, for
-        ``finegates.attach.attach_fixed``. Of equal norms the later index is closed first.
+        ``finegates.attach_fixed``. Of equal norms the later index is closed first.
     """
     return closing_gates(magnitude_scores(model, closed), closed)

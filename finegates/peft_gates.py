@@ -99,6 +99,8 @@ def _read(source: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _split(name: str) -> tuple[str, str]:
     """Module path in the plain model and the tensor's own name, adapter names left out."""
     path, _, key = name.removeprefix(_PREFIX).rpartition(".")
+    # A bias that peft trained beside its own tensors lies in the layer that it wrapped.
+    path = path.removesuffix(".base_layer")
     parent, _, above = path.rpartition(".")
     # A state dict that was not saved by peft still holds the adapter's name behind the key.
     return (parent, above) if above in _KEYS else (path, key)

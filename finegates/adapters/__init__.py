@@ -1,7 +1,8 @@
 """What the architectures look like: one small adapter for each, so that nothing else reads names.
 
 To add an architecture, write a module with a subclass of :class:`Adapter`, list it in ``ADAPTERS``,
-and add its tiny configuration to the conformance suite, ``tests/unit/test_adapters.py``.
+and add a tiny configuration to ``ARCHITECTURES`` in ``tests/tiny.py``, which takes it through the
+conformance suite (``tests/unit/test_adapters.py``).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ __all__ = [
     "unwrap",
 ]
 
+_REMEDY = "to gate layers one by one all the same, name the layers with GateConfig(modules=...)"
+
 ADAPTERS: tuple[Adapter, ...] = (
     BertAdapter(),
     RobertaAdapter(),
@@ -57,10 +60,11 @@ def adapter_for(model: nn.Module) -> Adapter:
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(
             f"{type(model).__name__} has no config.model_type, so its architecture is unknown; "
-            f"adapters exist for {sorted(known)}"
+            f"adapters exist for {sorted(known)}; {_REMEDY}"
         )
     if model_type not in known:
         raise ValueError(
-            f"no adapter for model type {model_type!r}; adapters exist for {sorted(known)}"
+            f"no adapter for model type {model_type!r}; adapters exist for {sorted(known)}; "
+            f"{_REMEDY}"
         )
     return known[model_type]

@@ -225,22 +225,8 @@ class Adapter(ABC):
         return [path for block in self.blocks(model) for path in block.linears()]
 
     def head(self, model: nn.Module) -> list[str]:
-        """Module paths of the task head.
-
-        That is whatever stands beside the base model (``classifier``, ``lm_head``, ``cls``), and
-        the base model's pooler, which nothing but a head reads. Empty for a model without either.
-        """
-        plain = unwrap(model)
-        prefix = base_prefix(plain)
-        paths = [f"{prefix}pooler"] if _has_parameters(plain, f"{prefix}pooler") else []
-        if prefix:
-            base = prefix.removesuffix(".")
-            paths += [
-                name
-                for name, _ in plain.named_children()
-                if name != base and _has_parameters(plain, name)
-            ]
-        return paths
+        """Module paths of the task head; by default :func:`head_paths`."""
+        return head_paths(model)
 
 
 class LayerStackAdapter(Adapter):
@@ -290,6 +276,28 @@ def unwrap(model: nn.Module) -> nn.Module:
     plain = model.get_base_model()  # type: ignore[operator]
     assert isinstance(plain, nn.Module)
     return plain
+
+
+def head_paths(model: nn.Module) -> list[str]:
+    """Module paths of the task head of a transformers model, as their classes are usually laid out.
+
+    That is whatever stands beside the base model (``classifier``, ``lm_head``, ``cls``), and the
+    base model's pooler, which nothing but a head reads. Empty for a model without either.
+
+    Args:
+        model: plain or in a ``peft`` wrapper.
+    """
+    plain = unwrap(model)
+    prefix = base_prefix(plain)
+    paths = [f"{prefix}pooler"] if _has_parameters(plain, f"{prefix}pooler") else []
+    if prefix:
+        base = prefix.removesuffix(".")
+        paths += [
+            name
+            for name, _ in plain.named_children()
+            if name != base and _has_parameters(plain, name)
+        ]
+    return paths
 
 
 def base_prefix(plain: nn.Module) -> str:

@@ -32,6 +32,8 @@ class BertAdapter(LayerStackAdapter):
     def block(self, path: str, config: Any) -> Block:
         """Attention and feed-forward part of one layer."""
         heads: int = config.num_attention_heads
+        # transformers 4 can add terms of distance to the scores, which read whole queries and keys.
+        plain_scores = getattr(config, "position_embedding_type", None) in (None, "absolute")
         return Block(
             path=path,
             attentions=(
@@ -44,7 +46,8 @@ class BertAdapter(LayerStackAdapter):
                     heads=heads,
                     kv_heads=heads,
                     head_dim=config.hidden_size // heads,
-                    fuses=True,
+                    narrows=plain_scores,
+                    fuses=plain_scores,
                 ),
             ),
             feed_forward=FeedForward(

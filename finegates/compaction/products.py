@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from finegates.layers import gated_layers
+
 if TYPE_CHECKING:
     from finegates.compaction.cost import CostModel
 
@@ -70,8 +72,18 @@ def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
 
     Returns:
         the model; the layer itself, replaced, if the model is a single linear layer.
+
+    Raises:
+        ValueError: the model has gates, which go around ordinary linear layers only.
     """
     from finegates.compaction.layers import CompactLinear
+
+    gated = next(iter(gated_layers(model)), None)
+    if gated is not None:
+        raise ValueError(
+            f"layer {gated or 'given'} has gates; compact the model first (finegates.compact), "
+            "then choose its products"
+        )
 
     def fast(layer: nn.Module) -> nn.Module:
         if type(layer) is nn.Linear:

@@ -13,7 +13,13 @@ from finegates.compaction.cost import CostModel
 from finegates.compaction.draft import LayerPlan, gate_values
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.plan import plan_compaction
-from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers
+from finegates.layers import (
+    GatedLinear,
+    dense_weight,
+    find_linear,
+    gated_layers,
+    unmergeable,
+)
 from finegates.tying import move_tied_keys, note_untied
 
 # What gates and peft leave on the model object itself.
@@ -46,7 +52,8 @@ def compact(
         adapter: describes the blocks; looked up by model type if None.
         cost: leave a side dense where removing it would cost more time than it saves, and multiply
             by the faster product (``CostModel()``, or :func:`finegates.calibrate` for this
-            machine's). None gives the smallest model, and torch's default product.
+            machine's). None gives the smallest model, and torch's default product but for layers
+            that are compact already, which keep theirs.
 
     Returns:
         a plain model (no gates, no peft) in evaluation mode whose parameters are all trainable.
@@ -54,7 +61,8 @@ def compact(
 
     Raises:
         ValueError: the model has neither gates nor compact layers, or holds something of peft that
-            cannot be merged into a linear layer.
+            cannot be merged into a linear layer: all but plain LoRA must have been merged by peft
+            (:func:`finegates.layers.unmergeable`). The given model is as it was.
     """
     plain = unwrap(model)
     if not gated_layers(plain) and not any(isinstance(m, CompactLinear) for m in plain.modules()):
@@ -95,18 +103,21 @@ def compact(
         result.__dict__.pop(name, None)
     for parameter in result.parameters():
         parameter.requires_grad_(True)
-    for module in result.modules():
-        if isinstance(module, CompactLinear):
-            module.onednn_from = None if cost is None else cost.onednn_from
+    if cost is not None:
+        for module in result.modules():
+            if isinstance(module, CompactLinear):
+                module.onednn_from = cost.onednn_from
     return result.eval()
 
 
 def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:
     """The compact form of a gated or plain linear layer, in new tensors."""
     gated = layer if isinstance(layer, GatedLinear) else None
-    weight, bias = dense_weight(layer if gated is None else gated.base)
-    dtype, device = weight.dtype, weight.device
-    # Half precision is folded in float32 and rounded once.
+    base = layer if gated is None else gated.base
+    # Half precision is merged and folded in float32 and rounded once.
+    weight, bias = dense_weight(base, rounded=False)
+    device = weight.device
+    dtype: torch.dtype = find_linear(base).weight.dtype  # type: ignore[assignment]
     wide = torch.promote_types(dtype, torch.float32)
     row_gate = None if gated is None else gate_values(gated.rows, dtype)
     col_gate = None if gated is None else gate_values(gated.cols, dtype)
@@ -179,10 +190,17 @@ def _low_rank_layers(model: nn.Module) -> list[str]:
                 f"{path}: {type(module).__name__} of peft is not a low-rank layer around a linear "
                 "one; merge it with peft (merge_and_unload) before compacting"
             ) from None
-        if getattr(module, "disable_adapters", False) and not getattr(module, "merged", False):
+        if getattr(module, "disable_adapters", False):
+            # Also where it is merged: peft takes it out of the weight again at the next call.
             raise ValueError(
                 f"{path}: its low-rank adapter is switched off; switch it on or unload it before "
                 "compacting, so that it is clear what the model computes"
+            )
+        reason = unmergeable(module)
+        if reason is not None:
+            raise ValueError(
+                f"{path}: {reason}; merge it with peft before compacting (merge_and_unload, which "
+                "leaves gates where they are)"
             )
         paths.append(path)
     inside = {f"{path}.base" if path else "base" for path in gated_layers(model)}
@@ -193,7 +211,8 @@ def _outermost_peft(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules of peft in which no other module of peft lies around, training wrappers apart."""
     seen: list[str] = []
     for path, module in model.named_modules():
-        if not type(module).__module__.startswith("peft."):
+        # The layers of others who build on peft are known by their method.
+        if not (type(module).__module__.startswith("peft.") or hasattr(module, "get_base_layer")):
             continue
         if any(path.startswith(f"{outer}.") for outer in seen):
             continue

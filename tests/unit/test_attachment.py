@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import ViTConfig, ViTModel
 from transformers.pytorch_utils import Conv1D
 
 from finegates.attachment import (
@@ -11,9 +12,11 @@ from finegates.attachment import (
     attach_fixed,
     detach,
     gate_config,
+    head_parameters,
     sparsity_penalty,
 )
 from finegates.baselines import add_lora, magnitude_gates
+from finegates.gates import FixedGate
 from finegates.layers import GatedLinear, dense_weight, gated_layers
 from finegates.monitor import closed_counts, summarise_gates
 from finegates.train import parameter_groups
@@ -224,3 +227,112 @@ def test_a_model_spread_over_devices_is_refused_before_anything_changes():
     with pytest.raises(ValueError, match=r"spread over cpu, meta.*without device_map"):
         attach(model, GateConfig())
     assert not gated_layers(model)
+
+
+def encoder_layer() -> nn.TransformerEncoderLayer:
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True).double()
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern", "layer", "reader"),
+    [
+        (lambda: nn.MultiheadAttention(8, 2), "*", "out_proj", "MultiheadAttention"),
+        (encoder_layer, "linear1", "linear1", "TransformerEncoderLayer"),
+        (encoder_layer, "linear2", "linear2", "TransformerEncoderLayer"),
+        (encoder_layer, "self_attn.*", "self_attn.out_proj", "MultiheadAttention"),
+    ],
+)
+@pytest.mark.parametrize("how", ["pattern", "fixed"])
+def test_layers_whose_weight_the_module_around_reads_itself_are_refused(
+    make, pattern, layer, reader, how
+):
+    model = nn.Sequential(nn.Linear(8, 8), make())
+    width = model.get_submodule(f"1.{layer}").out_features
+    call, gates = {
+        "pattern": (attach, GateConfig(modules=("0", f"1.{pattern}"))),
+        "fixed": (
+            attach_fixed,
+            {"0": (torch.zeros(8), None), f"1.{layer}": (torch.zeros(width), None)},
+        ),
+    }[how]
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=rf"1\.{layer}: {reader} reads .*pattern.*other layers"):
+        call(model, gates)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+def test_the_encoder_layer_does_pass_over_its_linear_layers():
+    """Why it is refused: in evaluation mode it computes something else than gates ask for."""
+    layer, x = encoder_layer().eval(), torch.randn(2, 3, 8, dtype=torch.float64)
+    with torch.no_grad():
+        before = layer(x)
+        layer.linear1 = GatedLinear(layer.linear1, FixedGate(torch.zeros(12))).eval()
+        assert torch.equal(layer(x), before)
+
+
+def test_other_layers_of_a_model_with_multi_head_attention_take_gates():
+    model = nn.TransformerDecoderLayer(8, 2, 12)
+    attach(model, GateConfig(modules=("linear*",), train_head=False))
+    assert list(gated_layers(model)) == ["linear1", "linear2"]
+
+
+class Quantised(nn.Linear):
+    """As quantisation libraries have them: an nn.Linear whose weight holds codes."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        codes = torch.zeros(outputs, inputs, dtype=torch.int8)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+
+
+def test_quantised_layers_are_refused_by_name_and_stand_in_nobodys_way():
+    model = nn.Sequential(nn.Linear(3, 4), Quantised(4, 4), nn.Linear(4, 2))
+    for refused in (("*",), ("1",), ("0", "1")):
+        with pytest.raises(TypeError, match=r"^1: .*Quantised is torch\.int8"):
+            attach(model, GateConfig(modules=refused))
+    with pytest.raises(TypeError, match=r"^1: .*Quantised is torch\.int8"):
+        attach_fixed(model, {"0": (torch.ones(4), None), "1": (torch.ones(4), None)})
+    assert not gated_layers(model)
+    attach(model, GateConfig(modules=("[02]",), train_head=False))
+    assert list(gated_layers(model)) == ["0", "2"]
+
+
+@pytest.mark.parametrize("preset", ["reference", "structured"])
+def test_quantised_layers_of_an_architecture_are_refused_by_name(preset):
+    model = tiny_model("roberta")
+    path = "roberta.encoder.layer.1.attention.self.key"
+    model.roberta.encoder.layer[1].attention.self.key = Quantised(12, 12)
+    with pytest.raises(TypeError, match=rf"^{path}: .*torch\.int8"):
+        attach(model, GateConfig(preset=preset))
+    assert not gated_layers(model)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "llama"])
+@pytest.mark.parametrize("variant", ["classifier", "language"])
+def test_the_head_is_known_without_an_adapter(architecture, variant):
+    model = tiny_model(architecture, variant)
+    head = set(head_parameters(model))
+    assert head
+    model.config.model_type = "unknown"
+    assert set(head_parameters(model)) == head
+    pattern = "*mlp*" if architecture == "llama" else "*intermediate*"
+    attach(model, GateConfig(modules=(pattern,)))
+    assert head <= trained(model)
+    assert set(parameter_groups(model)["head"]) == head
+
+
+def test_a_model_without_a_head_trains_none():
+    plain = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    base = ViTModel(
+        ViTConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+            image_size=4, patch_size=2,
+        )
+    )  # fmt: skip
+    for model, pattern in ((plain, "0"), (base, "*layer*")):
+        assert head_parameters(model) == {}
+        attach(model, GateConfig(modules=(pattern,), train_biases=False))
+        groups = parameter_groups(model)
+        assert groups["gates"]
+        assert groups["head"] == groups["weights"] == groups["biases"] == {}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from finegates.gates import DerivedGate, FixedGate, Gate, StochasticGate
-from finegates.layers import GatedLinear, _ScaledRows
+from finegates.layers import GatedLinear, _ScaledRows, find_linear, is_linear
 
 
 def make(bias: bool = True, trained: bool = True) -> GatedLinear:
@@ -113,3 +113,27 @@ def test_rows_keep_their_output_and_not_what_came_before():
 def test_fixed_rows_take_the_plain_product():
     layer = GatedLinear(nn.Linear(3, 2), FixedGate(torch.tensor([1.0, 0.0])))
     assert layer(torch.ones(1, 3))[0, 1] == 0
+
+
+class Quantised(nn.Linear):
+    """As quantisation libraries have them: an nn.Linear whose weight holds codes."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype = torch.int8) -> None:
+        super().__init__(inputs, outputs)
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs).to(dtype), requires_grad=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(dtype):
+    layer = Quantised(3, 2, dtype)
+    assert not is_linear(layer)
+    with pytest.raises(TypeError, match=rf"Quantised is {dtype}.*without quantisation"):
+        find_linear(layer)
+    with pytest.raises(TypeError, match=str(dtype)):
+        GatedLinear(layer, FixedGate(torch.ones(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floating_point_weights_are_taken(dtype):
+    layer = nn.Linear(3, 2, dtype=dtype)
+    assert find_linear(layer) is layer

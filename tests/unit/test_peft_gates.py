@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import tiny
 from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach
-from finegates.compaction import compact
+from finegates.compaction import CompactLinear, compact
 from finegates.layers import gated_layers, linear_shape
 from finegates.peft_gates import PeftGatesError, attach_from_peft
 from tolerance import model_bound
@@ -57,6 +57,47 @@ def test_gates_are_those_of_the_proposal_and_compaction_keeps_them(
 
     small = compact(model.eval())
     assert ((logits(small) - logits(model)).abs() <= model_bound(model, logits)).all()
+
+
+# The task head's parameter of a classifier, with other numbers than the model's.
+HEADS = {"bert": "classifier.bias", "gpt2": "score.weight", "llama": "score.weight"}
+
+
+@pytest.mark.parametrize("architecture", HEADS)
+def test_other_layers_than_bert_s_are_imported_and_compacted_too(architecture: str) -> None:
+    """Conv1D, whose matrices lie the other way round, and feed-forwards with a gate projection."""
+    model = tiny.tiny_model(architecture)
+    state = without(adapter_state(model), "classifier")
+    head = torch.full_like(model.get_parameter(HEADS[architecture]), 0.25)
+    state[f"base_model.model.{HEADS[architecture]}"] = head
+    before = tiny.output(model, tiny.tokens())
+    attach_from_peft(model, state)
+    assert sorted(gated_layers(model)) == sorted(adapter_for(model).gated(model))
+    assert torch.equal(model.get_parameter(HEADS[architecture]), head)
+
+    def logits(m: torch.nn.Module) -> torch.Tensor:
+        return tiny.output(m, tiny.tokens())
+
+    assert ((logits(model.eval()) - before).abs() > 1e-3).any()
+    small = compact(model)
+    assert ((logits(small) - logits(model)).abs() <= model_bound(model, logits)).all()
+    assert sum(m.weight.numel() for m in small.modules() if isinstance(m, CompactLinear)) < sum(
+        layer.weight.numel() for layer in gated_layers(model).values()
+    )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_biases_that_were_trained_inside_the_adapters_layers_are_taken(architecture: str) -> None:
+    """With ``bias="all"`` peft saves them under the layers that it wrapped."""
+    model = tiny.tiny_model(architecture)
+    state = without(adapter_state(model), "classifier")
+    path = adapter_for(model).gated(model)[1]
+    bias = torch.full_like(model.get_parameter(f"{path}.bias"), 0.25)
+    state[f"base_model.model.{path}.base_layer.bias"] = bias
+    attach_from_peft(model, state)
+    found = gated_layers(model)[path].bias
+    assert found is not None
+    assert torch.equal(found, bias)
 
 
 def without(state: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:

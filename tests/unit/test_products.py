@@ -206,6 +206,26 @@ def test_compaction_takes_the_product_from_the_prices(tmp_path):
     assert chosen == {"none": {None}, "never": {None}, "always": {1}}
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_compacting_again_keeps_the_product_unless_prices_are_given(inplace):
+    def chosen(model):
+        return {m.onednn_from for m in model.modules() if isinstance(m, CompactLinear)}
+
+    small = compact(_gated(), cost=ALWAYS)
+    small = compact(small, inplace=inplace)
+    assert chosen(small) == {1}
+    assert chosen(compact(small, inplace=inplace, cost=NEVER)) == {None}
+
+
+def test_a_model_with_gates_is_refused_and_left_alone():
+    model = _gated()
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=r"layer\.0\.attention\.self\.query.*has gates.*compact"):
+        use_products(model, ALWAYS)
+    assert [type(module) for module in model.modules()] == classes
+    use_products(compact(model), ALWAYS)
+
+
 def test_the_choice_is_the_machines_and_not_saved(tmp_path):
     small = compact(_gated(), cost=ALWAYS)
     save(small, tmp_path / "out")
