@@ -24,7 +24,7 @@ from finegates.layers import (
     linear_shape,
 )
 from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty
-from finegates.presets import check_reachable, check_schedule, preset_named
+from finegates.presets import SCHEDULE, check_reachable, check_schedule, preset_named
 from finegates.seeds import derive_seed
 from finegates.structured import MacsPenalty, Sides, Structure, build_structure
 from finegates.tying import move_tied_keys, note_untied, untie
@@ -62,9 +62,7 @@ class GateConfig:
             begins to fall; when it has reached its target; when it is decided who is closed; when
             every gate is zero or one. While the budget falls, what matters least for its cost is
             closed, a hundredth of the training at a time. Between the last two the gates move
-            evenly to zero or one; afterwards the rest is trained. Where the third is 1, nothing is
-            closed but by the penalty before the very end, where the lowest gates are, and open ones
-            stay as they are: for trainings of nothing but gates.
+            evenly to zero or one; afterwards the rest is trained.
         random_biases: give gated layers that have no bias a random, frozen one, drawn as torch
             draws biases. The released code does this to every linear layer of a Llama, by mistake:
             the model computes something else from the first step on. For audits only.
@@ -84,7 +82,7 @@ class GateConfig:
     train_head: bool = True
     train_weights: bool = False
     sequence_length: int = 128
-    schedule: tuple[float, float, float, float] = (0.1, 0.5, 0.6, 0.75)
+    schedule: tuple[float, float, float, float] = SCHEDULE
     random_biases: bool = False
     seed: int = 0
 

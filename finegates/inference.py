@@ -7,6 +7,7 @@ the moving of data do not, so the limit lies below what can be reached.
 
 from __future__ import annotations
 
+import bisect
 import copy
 import tempfile
 import threading
@@ -25,7 +26,7 @@ from torch import nn
 from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach, attach_fixed, sparsity_penalty
 from finegates.budget import macs
-from finegates.compaction import calibrate, compact, use_products
+from finegates.compaction import CostModel, calibrate, compact, use_products
 from finegates.inference_parts import PARTS, parts_of_time
 from finegates.layers import linear_shape
 from finegates.monitor import realised_sparsity
@@ -57,13 +58,40 @@ class _Contender:
     backend: str
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What this machine's products and moves cost, measured once for all shapes.
+
+    Attributes:
+        plain: with torch's default product.
+        fast: with oneDNN's where that is faster.
+        seconds: what measuring ``fast`` took, which is what a user's calibration takes.
+    """
+
+    plain: CostModel
+    fast: CostModel
+    seconds: float
+
+
+def measure_prices(threads: int) -> Prices:
+    """Calibrates with so many CPU threads."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    fast = calibrate()
+    seconds = time.perf_counter() - start
+    return Prices(calibrate(onednn=False), fast, seconds)
+
+
 @torch.inference_mode()
-def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
+def time_inference(
+    benchmark: InferenceBenchmark, threads: int, prices: Prices | None = None
+) -> pd.DataFrame:
     """Times dense, gated and compact models, interleaved for each shape of batch.
 
     Args:
         benchmark: model shape, cases, rounds.
         threads: CPU threads.
+        prices: that compaction goes by; measured here if None.
 
     Returns:
         a row a contender, columns ``COLUMNS``; ``macs_ratio`` is MACs(contender) / MACs(dense), and
@@ -74,12 +102,11 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
         compact models run eagerly.
     """
     torch.set_num_threads(threads)
+    prices = prices or measure_prices(threads)
     dense = random_model(benchmark)
-    fast, plain = calibrate(), calibrate(onednn=False)
+    fast, plain = prices.fast, prices.plain
     eager = ("eager",) if fast.onednn_from is None else ("eager", "onednn")
-    # The parameters themselves: large models are not doubled.
-    shared = {id(tensor): tensor for tensor in (*dense.parameters(), *dense.buffers())}
-    whole = {"eager": dense, "onednn": use_products(copy.deepcopy(dense, shared), fast)}
+    whole = {"eager": dense, "onednn": use_products(_sharing_copy(dense), fast)}
     gated: dict[tuple[str, float], nn.Module] = {}
     small: dict[tuple[str, float, str], nn.Module] = {}
     for case in benchmark.cases:
@@ -100,7 +127,8 @@ def time_inference(benchmark: InferenceBenchmark, threads: int) -> pd.DataFrame:
             }
             for number, case in enumerate(cases):
                 key = (case.gates, case.kept)
-                models[_Contender("gated", number, "eager")] = gated[key]
+                for backend in ("eager", *(b for b in case.backends if b != "int8")):
+                    models[_Contender("gated", number, backend)] = gated[key]
                 for backend in (*eager, *case.backends):
                     model = small.get((*key, backend), small[*key, "eager"])
                     models[_Contender("compact", number, backend)] = model
@@ -184,29 +212,43 @@ def random_model(benchmark: InferenceBenchmark) -> nn.Module:
 
 @torch.no_grad()
 def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> nn.Module:
-    """A copy of the model with the case's gates, constant; with ``take`` the model itself."""
-    model = dense if take else copy.deepcopy(dense)
+    """A copy of the model with the case's gates, constant, around the same weights; with ``take``
+    the model itself."""
+    model = dense if take else _sharing_copy(dense)
     seed = derive_seed("time_inference", case.gates, str(case.kept))
     generator = torch.Generator().manual_seed(seed)
     if case.gates == "structured":
         attach(model, GateConfig(preset="structured", target=1 - case.kept))
         penalty = sparsity_penalty(model)
         assert isinstance(penalty, MacsPenalty)
-        for gate in penalty.gates():
+        gates = list(penalty.gates())
+        for gate in gates:
             gate.latent.normal_(generator=generator)
-        penalty.settle()
-        for gate in penalty.gates():
+        # The lowest go, wherever they are, until no more than asked is kept.
+        order = torch.cat([gate.latent for gate in gates]).sort().values.tolist()
+        closed = bisect.bisect_left(
+            range(len(order) - 1), True, key=lambda n: penalty.realised(-order[n]) <= case.kept
+        )
+        for gate in gates:
+            gate.latent.sub_(order[closed])
             gate.harden(1.0)
         return model.eval()
-    gates: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
+    sides: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
     for path in adapter_for(model).gated(model):
         columns, outputs = linear_shape(model.get_submodule(path))
         rows, cols = (
             (torch.rand(size, generator=generator) < case.kept).float()
             for size in (outputs, columns)
         )
-        gates[path] = (rows, cols)
-    return attach_fixed(model, gates).eval()
+        sides[path] = (rows, cols)
+    return attach_fixed(model, sides).eval()
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules around the same parameters and buffers: large models are not
+    doubled."""
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def scattered_copy(dense: nn.Module, gated: nn.Module) -> nn.Module:
@@ -288,7 +330,8 @@ def _onnx_runner(
     if not path.exists():
         batch, length = (max(2, size) for size in inputs["input_ids"].shape)
         with torch.inference_mode(mode=False):
-            export_onnx(model, path, random_inputs(model, batch, length), tolerance=1e-2)
+            inputs = random_inputs(model, batch, length)
+            export_onnx(model, path, inputs, tolerance=1e-2, gated=True)
     if int8:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from finegates.names import check_label
-from finegates.presets import check_reachable, check_schedule, preset_named
+from finegates.presets import SCHEDULE, check_reachable, check_schedule, preset_named
 from finegates.section import Section, exactly_one
 from finegates.suggest import nearest
 from finegates.tasks.glue import TASKS
@@ -39,7 +39,7 @@ class GateSettings(Section):
     noise_std: float | None = Field(default=None, ge=0)
     train_weights: bool = False
     sequence_length: int = Field(default=128, gt=0)
-    schedule: tuple[float, float, float, float] = (0.1, 0.5, 0.6, 0.75)
+    schedule: tuple[float, float, float, float] = SCHEDULE
 
     @model_validator(mode="after")
     def _reachable(self) -> GateSettings:

@@ -201,9 +201,9 @@ class InferenceCase(Section):
         against: what the ratio is to: the ``limit`` (the dense time times the fraction of MACs that
             the compact model has), or the ``dense`` time.
         decode: time one further token after ``length`` tokens in the cache, not the whole sequence.
-        backends: what runs the dense and the compact model besides ``eager``: ``compile``
-            (torch.compile), ``onnx`` (ONNX Runtime), ``int8`` (the same with weights quantised
-            dynamically).
+        backends: what runs the dense, the gated and the compact model besides ``eager``:
+            ``compile`` (torch.compile), ``onnx`` (ONNX Runtime), ``int8`` (the same with weights
+            quantised dynamically; not for the gated model).
         scattered: time, too, the dense model with as many zeros scattered over its weights, in
             dense products and in compressed sparse rows.
     """
@@ -234,6 +234,7 @@ class InferenceBenchmark(Section):
         sizes: what its configuration gets besides the defaults.
         repeats: interleaved rounds.
         compaction: measure the time and memory of compacting the first case's model, too.
+        memory_mb: what all models of the shape take at once, for schedulers.
         cases: see :class:`InferenceCase`.
     """
 
@@ -242,6 +243,7 @@ class InferenceBenchmark(Section):
     sizes: dict[str, int] = Field(default_factory=dict)
     repeats: int = Field(default=20, gt=0)
     compaction: bool = False
+    memory_mb: int = Field(default=6000, gt=0)
     cases: list[InferenceCase] = Field(min_length=1)
 
 

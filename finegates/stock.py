@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, Attention, Block, FeedForward, HeadSizes, adapter_for
+from finegates.compaction.counts import has_module
 from finegates.compaction.layers import CompactLinear
 from finegates.layers import dense_weight, gated_layers
 from finegates.tying import shares_embeddings
@@ -32,13 +33,16 @@ def uniform(model: nn.Module) -> nn.Module:
         model: a result of :func:`finegates.compact`; it is not changed.
 
     Returns:
-        a model in evaluation mode without any layer of this library; ``save_pretrained`` writes it,
-        and ``from_pretrained`` of its class loads it. Equal up to rounding: sums hold more zeros.
+        a model on the CPU in evaluation mode without any layer of this library, every tensor in the
+        precision that it has in ``model``, with the same settings of generation;
+        ``save_pretrained`` writes it, and ``from_pretrained`` of its class loads it. Equal up to
+        rounding: sums hold more zeros.
 
     Raises:
         NotUniformError: a layer needs a bias that the architecture does not have, or the output
             layer a weight besides the embeddings' that the architecture cannot give it.
-        ValueError: the model has gates, or its architecture has no adapter.
+        ValueError: the model has gates, or its architecture has no adapter, or the configuration
+            describes a weight that the model does not have.
     """
     if gated_layers(model):
         raise ValueError("the model has gates; compact it first")
@@ -46,37 +50,64 @@ def uniform(model: nn.Module) -> nn.Module:
     blocks = adapter.blocks(model)
     sizes = {part.path: _sizes(model, part) for block in blocks for part in block.attentions}
     config, layout = _stock_config(model, adapter, blocks, sizes)
-    dtype = next(model.parameters()).dtype
-    stock: nn.Module = type(model)(config).to(dtype)
-    state = model.state_dict()
-    kept = {
-        name: state[name]
-        for name, tensor in stock.state_dict().items()
-        if name in state and state[name].shape == tensor.shape
-    }
+    stock: nn.Module = type(model)(config)
     if shares_embeddings(stock) and not shares_embeddings(model):
         raise NotUniformError(
             f"the output layer of {type(model).__name__} always shares the embeddings' weight, and "
             "gates have changed it here; leave that layer without gates"
         )
-    stock.load_state_dict(kept, strict=False)
+    described = {path for block in blocks for path in block.linears()}
+    others = _compact_layers(model, stock) - described
+    _take_over(model, stock, described | others)
     for block in blocks:
         if block.feed_forward is not None:
             _fill_feed_forward(model, stock, block.feed_forward)
         for part in block.attentions:
             _fill_attention(model, stock, adapter, part, sizes[part.path], layout)
-    filled = {
-        path
-        for block in blocks
-        for part in (*block.attentions, block.feed_forward)
-        if part is not None
-        for path in part.linears()
-    }
-    there = dict(stock.named_modules())
-    for path, layer in model.named_modules():
-        if isinstance(layer, CompactLinear) and path in there and path not in filled:
-            _fill(stock, path, layer)
+    for path in sorted(others):
+        _fill(stock, path, model.get_submodule(path))
+    settings = getattr(model, "generation_config", None)
+    if settings is not None:
+        stock.generation_config = copy.deepcopy(settings)
     return stock.eval()
+
+
+def _compact_layers(model: nn.Module, stock: nn.Module) -> set[str]:
+    """Paths of compact layers that the stock model has, too."""
+    there = {path for path, _ in stock.named_modules()}
+    return {path for path, m in model.named_modules() if isinstance(m, CompactLinear)} & there
+
+
+def _take_over(model: nn.Module, stock: nn.Module, filled: set[str]) -> None:
+    """Gives a stock model every tensor that the model has under the same name in the same shape, in
+    the model's precision: some architectures keep some of them wider than the rest.
+
+    Args:
+        filled: paths of the layers that get their numbers otherwise.
+
+    Raises:
+        ValueError: a tensor of the stock model's state would keep the random numbers that it was
+            made with.
+    """
+    mine = _tensors(model)
+    wanted = stock.state_dict().keys()
+    for name, tensor in _tensors(stock).items():
+        found = mine.get(name)
+        if found is not None and found.shape == tensor.shape:
+            tensor.data = found.detach().to(tensor.device, copy=True)
+        elif name in wanted and name.rpartition(".")[0] not in filled:
+            has = f"shape {tuple(found.shape)}" if found is not None else "none of that name"
+            raise ValueError(
+                f"{name}: the configuration of the {type(model).__name__} describes shape "
+                f"{tuple(tensor.shape)}, the model has {has}; the stock model would keep random "
+                "numbers there. Change the configuration, or the module back to what it describes"
+            )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all their names, also those outside the state dict."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 class _Layout:
@@ -143,6 +174,14 @@ def _width(model: nn.Module, feed: FeedForward) -> int:
 
 
 def _fill_feed_forward(model: nn.Module, stock: nn.Module, feed: FeedForward) -> None:
+    if feed.path is not None and has_module(model, f"{feed.path}.gate_up"):
+        assert feed.gate is not None
+        joint = model.get_submodule(f"{feed.path}.gate_up")
+        each = torch.arange(_width(model, feed))
+        _fill(stock, feed.gate, joint, rows=each)
+        _fill(stock, feed.up, joint, rows=each, start=each.numel())
+        _fill(stock, feed.down, model.get_submodule(feed.down))
+        return
     for path in feed.linears():
         _fill(stock, path, model.get_submodule(path))
 
@@ -231,13 +270,13 @@ def _fill(
     if cols is not None:
         read = cols[read]
     target = stock.get_submodule(path)
-    full = torch.zeros_like(dense_weight(target)[0])
+    full = torch.zeros_like(dense_weight(target)[0], dtype=weight.dtype)
     full[written[:, None], read] = weight.to(full) * scale
     stored: Tensor = target.weight  # type: ignore[assignment]
-    stored.copy_(full if isinstance(target, nn.Linear) else full.T)
+    stored.data = (full if isinstance(target, nn.Linear) else full.T).contiguous()
     present: Tensor | None = target.bias  # type: ignore[assignment]
     if present is not None:
-        present.zero_()
+        present.data = torch.zeros_like(present, dtype=weight.dtype)
         if bias is not None:
             present[written] = bias.to(present) * scale
     elif bias is not None and bool(bias.any()):

@@ -217,8 +217,8 @@ class MacsPenalty:
     The value counts the dimensions that are open at evaluation, so that the goal is met by the
     model that compaction will make; its gradient is that of the expectation under P(open), which is
     the same sum of products with probabilities in place of zeros and ones. It reaches gates within
-    a few sigma of zero; the others follow the task alone until :meth:`close_least` or
-    :meth:`settle` closes what the goal has no room for.
+    a few sigma of zero; the others follow the task alone until :meth:`close_least` closes what the
+    goal has no room for.
 
     Args:
         structure: the gates of a model.
@@ -265,29 +265,6 @@ class MacsPenalty:
         """The penalty, a differentiable scalar (float32)."""
         expected = self.expected()
         return (self.realised() + expected - expected.detach() - self.goal()).abs()
-
-    @torch.no_grad()
-    def settle(self, tolerance: float = 1e-3) -> float:
-        """Moves all centres alike until the kept fraction is the goal; returns it.
-
-        Who is closed afterwards is decided by rank alone. Within ``tolerance`` nothing moves. What
-        is open before and after stays where it was: nothing trains any more that could make up for
-        a change of its value.
-        """
-        low, high = -8.0, 8.0
-        shift = 0.0
-        if abs(self.realised() - self.goal()) > tolerance:
-            for _ in range(60):
-                shift = (low + high) / 2
-                if self.realised(shift) > self.goal():
-                    high = shift
-                else:
-                    low = shift
-            shift = min((low, high), key=lambda end: abs(self.realised(end) - self.goal()))
-        for gate in self.gates():
-            stays = (gate.centre() > 0) & (gate.centre() + shift > 0)
-            gate.latent.copy_(torch.where(stays, gate.latent, gate.latent + shift))
-        return self.realised()
 
     @torch.no_grad()
     def close_least(self) -> float:

@@ -109,11 +109,11 @@ class GateTrainerMixin:
         if isinstance(self.penalty, MacsPenalty):
             assert config is not None
             schedule = _GateSchedule(self.penalty, config.schedule)
-            self._prepare(self.args, schedule)  # type: ignore[attr-defined]
+            self._prepare(self.args)  # type: ignore[attr-defined]
             self.add_callback(schedule)  # type: ignore[attr-defined]
         self.add_callback(_GateMonitor(self))  # type: ignore[attr-defined]
 
-    def _prepare(self, arguments: TrainingArguments, schedule: _GateSchedule) -> None:
+    def _prepare(self, arguments: TrainingArguments) -> None:
         """Refuses arguments that miss the budget; tells several devices what to wait for."""
         if arguments.load_best_model_at_end:
             raise ValueError(
@@ -121,13 +121,12 @@ class GateTrainerMixin:
                 "budget; leave it off, and compare checkpoints of the last part of the training, "
                 "in which it is decided who is closed"
             )
-        if schedule.gradually:
-            # Once it is decided, their latents have no gradient that processes could wait for.
-            arguments.ddp_find_unused_parameters = True
-            # transformers 5 has read the arguments already.
-            handler = getattr(self.accelerator, "ddp_handler", None)  # type: ignore[attr-defined]
-            if handler is not None:
-                handler.find_unused_parameters = True
+        # Once it is decided, their latents have no gradient that processes could wait for.
+        arguments.ddp_find_unused_parameters = True
+        # transformers 5 has read the arguments already.
+        handler = getattr(self.accelerator, "ddp_handler", None)  # type: ignore[attr-defined]
+        if handler is not None:
+            handler.find_unused_parameters = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One optimizer group for each non-empty kind of parameter; weight decay on weights, head
@@ -276,7 +275,7 @@ class _GateSchedule(TrainerCallback):
 
     def __init__(self, penalty: MacsPenalty, schedule: tuple[float, float, float, float]) -> None:
         self._penalty = penalty
-        self._begin, _, self._settle, self._harden = schedule
+        self._begin, _, self._decide, self._harden = schedule
         self._hardness = 0.0
 
     def on_train_begin(
@@ -297,7 +296,7 @@ class _GateSchedule(TrainerCallback):
         steps = max(1, state.max_steps)
         progress = state.global_step / steps
         self._advance(progress)
-        if not self.gradually or not self._begin <= progress < self._settle or self._hardness:
+        if not self._begin <= progress < self._decide or self._hardness:
             return
         part, before = (
             step * self.DECISIONS // steps for step in (state.global_step, state.global_step - 1)
@@ -310,14 +309,9 @@ class _GateSchedule(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Sees which gates matter, until it is decided who is closed."""
-        if self.gradually and self._hardness == 0.0:
+        if self._hardness == 0.0:
             for gate in self._penalty.gates():
                 gate.observe()
-
-    @property
-    def gradually(self) -> bool:
-        """Whether it is decided before the end who is closed, by importance."""
-        return self._settle < 1.0
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -325,10 +319,10 @@ class _GateSchedule(TrainerCallback):
         self._advance(1.0)
 
     def _hardness_at(self, progress: float) -> float:
-        if progress < self._settle:
+        if progress < self._decide:
             return 0.0
-        length = self._harden - self._settle
-        passed = (progress - self._settle) / length if length else 1.0
+        length = self._harden - self._decide
+        passed = (progress - self._decide) / length if length else 1.0
         # Above zero from the first such step on: the latents rest from then.
         return min(1.0, max(passed, 1e-6))
 
@@ -338,13 +332,8 @@ class _GateSchedule(TrainerCallback):
         if hardness == 0.0 or self._hardness == 1.0:
             return
         if self._hardness == 0.0:
-            if self.gradually:
-                self._penalty.close_least()
-            else:
-                self._penalty.settle()
+            self._penalty.close_least()
         self._hardness = hardness
-        if not self.gradually:
-            return
         for gate in self._penalty.gates():
             gate.harden(hardness)
 

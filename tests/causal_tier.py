@@ -103,12 +103,6 @@ def llama_section(folder: Path, **training: Any) -> dict[str, Any]:
                     "preset": "structured",
                     "targets": [0.4],
                 },
-                "gradual": {
-                    "title": "Shared gates, by importance",
-                    "preset": "structured",
-                    "targets": [0.4],
-                    "schedule": [0.1, 0.5, 0.6, 0.8],
-                },
                 "biased": {
                     "title": "Gates, random biases",
                     "targets": [0.2],

@@ -142,12 +142,15 @@ class FeedForward:
         down: path of the layer that narrows; it alone reads the intermediate values.
         gate: path of the gate projection, or None.
         activation: the name of phi in transformers' ``ACT2FN``; it acts on each number alone.
+        path: the module that :meth:`Adapter.join` can replace by one with a single product for gate
+            and up; None where it can not.
     """
 
     up: str
     down: str
     gate: str | None
     activation: str
+    path: str | None = None
 
     def linears(self) -> tuple[str, ...]:
         """Paths in order of use: up, (gate,) down."""
@@ -214,6 +217,20 @@ class Adapter(ABC):
                 False).
         """
         raise NotImplementedError(f"{type(self).__name__} has no attention with narrower heads")
+
+    def join(self, module: nn.Module) -> nn.Module:
+        """The feed-forward module (at ``FeedForward.path``) with one product for gate and up, in
+        its submodule ``gate_up``.
+
+        Called by compaction and by loading, with or without storage (meta device).
+
+        Args:
+            module: as transformers makes it, its layers replaced by narrowed ones or not yet.
+
+        Raises:
+            NotImplementedError: the architecture has no such form (``FeedForward.path`` is None).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no joined feed-forward part")
 
     def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
         """What the query projection is multiplied by, where the module's forward takes the scale of

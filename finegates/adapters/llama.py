@@ -14,6 +14,7 @@ from finegates.adapters.base import (
     HeadSizes,
     LayerStackAdapter,
 )
+from finegates.adapters.feed_forward import JoinedFeedForward
 
 
 class LlamaAdapter(LayerStackAdapter):
@@ -36,6 +37,10 @@ class LlamaAdapter(LayerStackAdapter):
         """A :class:`RotaryAttention`."""
         return RotaryAttention(module, sizes)
 
+    def join(self, module: nn.Module) -> nn.Module:
+        """A :class:`JoinedFeedForward`."""
+        return JoinedFeedForward(module)
+
     def block(self, path: str, config: Any) -> Block:
         """Attention and feed-forward part of one layer."""
         heads = config.num_attention_heads
@@ -57,5 +62,6 @@ class LlamaAdapter(LayerStackAdapter):
             down=f"{path}.mlp.down_proj",
             gate=f"{path}.mlp.gate_proj",
             activation=config.hidden_act,
+            path=f"{path}.mlp",
         )
         return Block(path, (attention,), feed_forward)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from finegates.names import check_label
-from finegates.presets import check_reachable, preset_named
+from finegates.presets import SCHEDULE, check_reachable, check_schedule, preset_named
 from finegates.section import Section, exactly_one, pinned
 
 Criterion = Literal["random", "magnitude", "second_moment"]
@@ -168,13 +168,14 @@ class CausalGates(Section):
     noise_std: float | None = Field(default=None, ge=0)
     start_step: int = Field(default=0, ge=0)
     modules: tuple[str, ...] | None = None
-    schedule: tuple[float, float, float, float] = (0.0, 0.6, 1.0, 1.0)
+    schedule: tuple[float, float, float, float] = SCHEDULE
     random_biases: bool = False
 
     @model_validator(mode="after")
     def _reachable(self) -> CausalGates:
         for target in self.targets:
             check_reachable(preset_named(self.preset, self.noise_std), target)
+        check_schedule(self.schedule)
         if self.preset == "structured" and (self.modules is not None or self.start_step):
             raise ValueError("modules and start_step cannot be chosen with preset 'structured'")
         return self

@@ -29,6 +29,9 @@ def block_weights(model: nn.Module, block: Block, layers: Mapping[str, LayerPlan
     for part in block.attentions:
         if has_module(model, f"{part.path}.qkv"):
             weights += present_weights(model.get_submodule(f"{part.path}.qkv"))
+    feed = block.feed_forward
+    if feed is not None and feed.path is not None and has_module(model, f"{feed.path}.gate_up"):
+        weights += present_weights(model.get_submodule(f"{feed.path}.gate_up"))
     return weights
 
 

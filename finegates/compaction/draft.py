@@ -89,6 +89,7 @@ class BlockPlan:
         path: the layer's own module path.
         layers: paths of its planned linear layers, in order of use.
         attentions: paths of its attentions.
+        feed_forward: the module of its feed-forward part, where gate and up can become one product.
         macs: multiply-accumulates of a token in its linear layers, before and after.
         attention_macs: those of a token and a token that it attends to, before and after.
         seconds: predicted time of a token in the planned layers; None without a cost model.
@@ -97,6 +98,7 @@ class BlockPlan:
     path: str
     layers: tuple[str, ...]
     attentions: tuple[str, ...]
+    feed_forward: str | None
     macs: tuple[int, int]
     attention_macs: tuple[int, int]
     seconds: float | None = None
@@ -126,12 +128,14 @@ class Plan:
         heads: the attentions whose heads change, by module path.
         notes: what could not be done, and why.
         blocks: the model's transformer layers; empty where no adapter describes them.
+        joined: the feed-forward modules in which gate and up become one product.
     """
 
     layers: dict[str, LayerPlan]
     heads: dict[str, HeadSizes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     blocks: tuple[BlockPlan, ...] = ()
+    joined: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [self._total()] if self.blocks else []
@@ -141,6 +145,8 @@ class Plan:
             lines.append(str(block))
             lines += [f"  {self.layers[path]}" for path in block.layers]
             lines += [f"  {self._heads(path)}" for path in block.attentions if path in self.heads]
+            if block.feed_forward in self.joined:
+                lines.append(f"  {block.feed_forward}: gate and up one product")
         lines += [str(layer) for path, layer in self.layers.items() if path not in inside]
         return "\n".join([*lines, *self.notes])
 

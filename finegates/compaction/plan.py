@@ -45,6 +45,7 @@ def plan_compaction(
     drafts = {name: Draft.of(name, layer) for name, layer in gated_layers(plain).items()}
     notes: list[str] = []
     heads: dict[str, HeadSizes] = {}
+    joined: list[str] = []
     if drafts and adapter is None:
         try:
             adapter = adapter_for(plain)
@@ -52,14 +53,16 @@ def plan_compaction(
             notes.append(f"layer by layer only: {error}")
     if drafts and adapter is not None:
         for block in adapter.blocks(plain):
-            if block.feed_forward is not None:
-                pair_feed_forward(block.feed_forward, plain, drafts)
+            feed = block.feed_forward
+            if feed is not None and pair_feed_forward(feed, plain, drafts):
+                assert feed.path is not None
+                joined.append(feed.path)
             for attention in block.attentions:
                 multiple = 1 if cost is None else cost.head_multiple
                 sizes = narrow_attention(attention, adapter, plain, drafts, notes, multiple)
                 if sizes is not None:
                     heads[attention.path] = sizes
-    joint = _joint_products(adapter, plain, heads)
+    joint = _joint_products(adapter, plain, heads, joined)
     if cost is not None:
         for path in drafts:
             members = joint.get(path, (path,))
@@ -72,11 +75,11 @@ def plan_compaction(
         for name in sorted(drafts, key=order.__getitem__)
     }
     blocks = () if adapter is None or not drafts else _block_plans(adapter, plain, layers, heads)
-    return Plan(layers, heads, tuple(notes), blocks)
+    return Plan(layers, heads, tuple(notes), blocks, tuple(joined))
 
 
 def _joint_products(
-    adapter: Adapter | None, model: nn.Module, heads: dict[str, HeadSizes]
+    adapter: Adapter | None, model: nn.Module, heads: dict[str, HeadSizes], joined: list[str]
 ) -> dict[str, tuple[str, ...]]:
     """For each layer that becomes one product with others: all of these, in their order."""
     joint: dict[str, tuple[str, ...]] = {}
@@ -86,6 +89,10 @@ def _joint_products(
                 if part.path in heads and heads[part.path].fused:
                     trio = (part.q, part.k, part.v)
                     joint |= dict.fromkeys(trio, trio)
+            feed = block.feed_forward
+            if feed is not None and feed.gate is not None and feed.path in joined:
+                pair = (feed.gate, feed.up)
+                joint |= dict.fromkeys(pair, pair)
     return joint
 
 
@@ -102,6 +109,7 @@ def _block_plans(
                 block.path,
                 paths,
                 tuple(part.path for part in block.attentions),
+                None if block.feed_forward is None else block.feed_forward.path,
                 (block_weights(model, block, {}), block_weights(model, block, layers)),
                 (block_products(model, block, {}), block_products(model, block, heads)),
                 sum(known) if known else None,

@@ -10,19 +10,22 @@ from finegates.compaction.draft import Draft
 from finegates.layers import GatedLinear, is_linear
 
 
-def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Draft]) -> None:
+def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Draft]) -> bool:
     """Removes the intermediate dimensions that cannot vary, from every layer that holds them.
 
     Without a gate projection, a closed row of ``up`` makes the value phi(0) whatever the input, so
     it moves into the bias of ``down``. With one, phi(gate) * up is zero if ``up`` is closed, or if
     ``gate`` is closed and phi(0) = 0. A closed column of ``down`` makes the value unread.
+
+    Returns:
+        whether ``gate`` and ``up`` read the same inputs, so that they are to become one product.
     """
     paths = part.linears()
     if not any(path in drafts for path in paths):
-        return
+        return False
     layers = {path: model.get_submodule(path) for path in paths}
     if not all(is_linear(_base(layer)) for layer in layers.values()):
-        return  # compact already
+        return False  # compact already
     own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
     up, down = own[part.up], own[part.down]
     gate = None if part.gate is None else own[part.gate]
@@ -41,8 +44,12 @@ def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Dra
         if at_zero != 0.0 and bool((constant & ~unread).any()):
             constants = (constant & ~unread).to(torch.float64) * at_zero
     removed = unread | constant
+    joined = part.path is not None and gate is not None and _alike(up, gate, layers)
     if not bool(removed.any()):
-        return
+        joined = joined and not bool(up.cols.all())
+        if joined and gate is not None:
+            drafts.update({up.path: up, gate.path: gate})
+        return joined
     for draft in (up, gate):
         if draft is not None:
             draft.remove_rows(~removed, "that nothing reads or that a pair makes zero")
@@ -51,6 +58,13 @@ def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Dra
     down.remove_cols(~removed, f"whose input is constant{moved}")
     down.input_width, down.constants = int((~removed).sum()), constants
     drafts.update({draft.path: draft for draft in (up, gate, down) if draft is not None})
+    return joined
+
+
+def _alike(up: Draft, gate: Draft, layers: dict[str, nn.Module]) -> bool:
+    """Whether two layers read the same columns and both have a bias or neither has."""
+    biases = [layers[draft.path].bias is None for draft in (up, gate)]
+    return biases[0] == biases[1] and torch.equal(up.cols, gate.cols)
 
 
 def narrow_attention(

@@ -1,9 +1,10 @@
 """Compact models on disk: a folder with ``finegates.json`` and ``model.safetensors``, nothing else.
 
-The JSON holds the transformers class and configuration, the sizes of every compact layer, which
-tensors are one and the same, the digest of the tensor file, and its own. The tensor file holds
-every parameter and every buffer, also those that transformers leaves out of its state dict, so
-loading computes nothing anew. Neither pickle nor code from the folder is ever run.
+The JSON holds the transformers class and configuration, the settings of ``generate`` where the
+model has it, the sizes of every compact layer, which tensors are one and the same, the digest of
+the tensor file, and its own. The tensor file holds every parameter and every buffer, also those
+that transformers leaves out of its state dict, so loading computes nothing anew. Neither pickle nor
+code from the folder is ever run.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finegates.adapters import Attention, HeadSizes, adapter_for
+from finegates.adapters import Attention, HeadSizes, JoinedFeedForward, adapter_for
 from finegates.compaction.bounds import at_most_parameters, check_index_buffers, check_numbers
+from finegates.compaction.generation import generation_settings, set_generation
 from finegates.compaction.layers import CompactLinear
 from finegates.compatibility import put_tensor, unregistered_tensors
 from finegates.files import parse_json
@@ -61,7 +63,8 @@ def save(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         ValueError: the model has gates, or is not of a class that transformers can look up, or has
-            layers that its class and configuration do not give it.
+            layers that its class and configuration do not give it, or settings of generation that
+            could not be loaded.
         FileExistsError: the path is in use and is not an earlier save.
     """
     folder = Path(folder)
@@ -109,11 +112,14 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module
         device: where the tensors go.
 
     Returns:
-        the model in evaluation mode, with the outputs of the one that was saved, bit for bit.
+        the model in evaluation mode, with the outputs of the one that was saved, bit for bit, and
+        its settings of generation (a folder from before they were kept leaves those that the
+        configuration gives).
 
     Raises:
         CompactFormatError: a file is missing or damaged, the format's version is unknown, the class
-            is not one that transformers maps to the configuration's type, or sizes disagree.
+            is not one that transformers maps to the configuration's type, sizes or indices
+            disagree, or a setting of generation is none.
     """
     folder = Path(folder)
     structure = _read_structure(folder)
@@ -136,6 +142,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module
     except Exception as error:  # any file may come as "configuration"; say which folder it was
         raise CompactFormatError(folder, f"{STRUCTURE} describes no model: {error}") from error
     try:
+        set_generation(model, structure.get("generation_config"))
         _fill(model, stored, structure["aliases"])
     except ValueError as error:
         raise CompactFormatError(folder, str(error)) from error
@@ -164,6 +171,9 @@ def _describe(model: nn.Module) -> dict[str, Any]:
             for path, module in model.named_modules()
             if hasattr(module, "finegates_heads")
         },
+        "joined": [
+            path for path, module in model.named_modules() if isinstance(module, JoinedFeedForward)
+        ],
         "layers": {
             path: {
                 "in_features": layer.in_features,
@@ -183,7 +193,12 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         raise ValueError(
             "the model has no compact layers; use finegates.compact first, or save_pretrained"
         )
-    skeleton = dict(_named_tensors(_skeleton(structure)))
+    empty = _skeleton(structure)
+    settings = generation_settings(model)
+    if settings is not None:
+        set_generation(empty, settings)
+        structure["generation_config"] = settings
+    skeleton = dict(_named_tensors(empty))
     differing = sorted(
         name
         for name, tensor in _named_tensors(model)
@@ -227,6 +242,11 @@ def _read_structure(folder: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(structure.get(key), kind):
             raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is missing or not a {kind}")
+    joined = structure.setdefault("joined", [])  # a folder from before there were any
+    if not isinstance(joined, list) or not all(isinstance(path, str) for path in joined):
+        raise CompactFormatError(folder, f"{STRUCTURE}: 'joined' is no list of paths")
+    if not isinstance(structure.get("generation_config", {}), dict):
+        raise CompactFormatError(folder, f"{STRUCTURE}: 'generation_config' is not a {dict}")
     try:
         _model_class(structure)
     except ValueError as error:
@@ -268,7 +288,8 @@ def _skeleton(structure: dict[str, Any]) -> nn.Module:
         config._attn_implementation = structure["attention"]
     with torch.device("meta"):
         model = model_class(config)
-    # Outside: the few indices that follow from sizes are made here, not stored.
+    # Outside: the few indices that follow from sizes are made here with their numbers, which the
+    # stored ones must have, too (_fill).
     heads = {path: _sizes(values) for path, values in structure["heads"].items()}
     if heads:
         adapter = adapter_for(model)
@@ -278,6 +299,7 @@ def _skeleton(structure: dict[str, Any]) -> nn.Module:
                 raise ValueError(f"{path} is no attention of the model")
             sizes.check(parts[path])
             _place(model, path, adapter.narrow(model.get_submodule(path), sizes))
+    _join(model, structure["joined"])
     with torch.device("meta"):
         for path, values in structure["layers"].items():
             dense = model.get_submodule(path)
@@ -287,7 +309,31 @@ def _skeleton(structure: dict[str, Any]) -> nn.Module:
             _place(model, path, _empty_layer(values))
     for path, sizes in heads.items():
         _check_head_layers(model, parts[path], sizes)
+    for path in structure["joined"]:
+        _check_joined(model, path)
     return model
+
+
+def _join(model: nn.Module, paths: list[str]) -> None:
+    """Makes one product of gate and up in the feed-forward parts at these paths."""
+    if not paths:
+        return
+    adapter = adapter_for(model)
+    known = {block.feed_forward.path for block in adapter.blocks(model) if block.feed_forward}
+    for path in paths:
+        if path not in known:
+            raise ValueError(f"{path} is no feed-forward part whose gate and up could be joined")
+        _place(model, path, adapter.join(model.get_submodule(path)))
+
+
+def _check_joined(model: nn.Module, path: str) -> None:
+    """Raises ValueError unless gate and up give as many numbers each as down takes."""
+    outputs = _features(model.get_submodule(f"{path}.gate_up"))[1]
+    inputs = _features(model.get_submodule(f"{path}.down_proj"))[0]
+    if outputs != 2 * inputs:
+        raise ValueError(
+            f"layer {path}.gate_up has {outputs} outputs, {path}.down_proj needs twice {inputs}"
+        )
 
 
 def _check_head_layers(model: nn.Module, part: Attention, sizes: HeadSizes) -> None:
@@ -368,6 +414,8 @@ def _fill(model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str]) 
         is_float = tensor.is_floating_point()
         if is_float != empty.is_floating_point() or not (is_float or tensor.dtype == empty.dtype):
             raise ValueError(f"tensor {name} is of {tensor.dtype}, the model needs {empty.dtype}")
+        if not (empty.is_meta or is_float or torch.equal(tensor, empty.to(tensor.device))):
+            raise ValueError(f"tensor {name} holds other indices than its heads' sizes give")
         is_parameter = isinstance(empty, nn.Parameter)
         if source not in objects:
             # Tensors of a mapped file lie at odd addresses, where matrix products take other paths

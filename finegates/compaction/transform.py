@@ -71,7 +71,7 @@ def compact(
             "finegates.attach and train first"
         )
     plan = plan_compaction(plain, adapter, cost)
-    if plan.heads and adapter is None:
+    if (plan.heads or plan.joined) and adapter is None:
         adapter = adapter_for(plain)
     merged = [path for path in _low_rank_layers(plain) if path not in plan.layers]
 
@@ -95,6 +95,9 @@ def compact(
     for path, sizes in plan.heads.items():
         assert adapter is not None
         result = _replace(result, path, adapter.narrow(result.get_submodule(path), sizes))
+    for path in plan.joined:
+        assert adapter is not None
+        result = _replace(result, path, adapter.join(result.get_submodule(path)))
     result = _without_training_wrappers(result)
     for path in plan.layers:
         move_tied_keys(result, f"{path}.base", path)

@@ -74,6 +74,36 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
     return Table("inference", title, caption, frame, header, tuple(cells))
 
 
+# What compacting and calibrating may take: seconds, and multiples of the gated model's memory.
+MOST_SECONDS, MOST_MEMORY = 10.0, 1.2
+
+
+def machine_notes(machine: dict[str, Any]) -> list[str]:
+    """Sentences on what compacting and calibrating took, beside what they may take.
+
+    Args:
+        machine: as of :func:`inference_table`, with ``compaction`` (by model ``seconds`` and
+            ``peak_memory``) and, in later measurements, ``calibration``.
+    """
+    notes = [
+        f"Compacting {name} in place took {cost['seconds']:.1f} s "
+        f"({_within(cost['seconds'], MOST_SECONDS, ' s')}) and at its peak "
+        f"{cost['peak_memory']:.2f} times the gated model's memory "
+        f"({_within(cost['peak_memory'], MOST_MEMORY, '')}).\n"
+        for name, cost in machine["compaction"].items()
+    ]
+    if "calibration" in machine:
+        seconds = machine["calibration"]["seconds"]
+        notes.append(
+            f"Calibrating took {seconds:.1f} s ({_within(seconds, MOST_SECONDS, ' s')}).\n"
+        )
+    return notes
+
+
+def _within(value: float, most: float, unit: str) -> str:
+    return f"at most {most:g}{unit}: {'reached' if value <= most else 'missed'}"
+
+
 def _reached(row: Any) -> str:
     """What a compact model was to reach, and whether it did."""
     if pd.isna(row["reach"]):
@@ -154,14 +184,15 @@ def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, An
     for names, group in _cases(frame):
         if set(group["backend"]) <= {"eager", "onednn"}:
             continue
-        for kind in ("dense", "compact"):
+        for kind in ("dense", "gated", "compact"):
             times = group[group["contender"] == kind].set_index("backend")["median_ms"]
             shown = (times.get(backend, float("nan")) for backend in backends)
             printed = (BLANK if pd.isna(ms) else f"{ms:.1f}" for ms in shown)
             cells.append((*names, kind, *printed))
     caption = (
-        f"{_provenance(repeats, machine)} int8: weights quantised dynamically by ONNX Runtime, "
-        f"which changes outputs. {BLANK} marks what this machine could not run."
+        f"{_provenance(repeats, machine)} Gated: the dense model multiplied by its gates, nothing "
+        "removed. int8: weights quantised dynamically by ONNX Runtime, which changes outputs. "
+        f"{BLANK} marks what was not asked for, or what this machine could not run."
     )
     title = "Inference time by backend"
     return Table("inference_backends", title, caption, frame, header, tuple(cells))

@@ -37,12 +37,7 @@ def write_tier(folder: Path, processes: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    "method",
-    [
-        "gated-s0.4",
-        pytest.param("structured-s0.4", marks=pytest.mark.slow),
-        pytest.param("gradual-s0.4", marks=pytest.mark.slow),
-    ],
+    "method", ["gated-s0.4", pytest.param("structured-s0.4", marks=pytest.mark.slow)]
 )
 def test_two_processes_agree_with_one(tmp_path, method):
     experiment = "pretraining" if method.startswith("gated") else "posttraining"

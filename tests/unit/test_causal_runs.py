@@ -43,7 +43,6 @@ from tiny import scatter_gates
 
 GATES = Run("posttraining", "tiny", "reference", 0.4, 0)
 SHARED = Run("posttraining", "tiny", "structured", 0.4, 0)
-GRADUAL = Run("posttraining", "tiny", "gradual", 0.4, 0)
 GATED = Run("pretraining", "tiny", "gated", 0.4, 0)
 DENSE = Run("pretraining", "tiny", "dense", None, 0)
 
@@ -132,7 +131,7 @@ def test_random_biases_are_frozen_and_spare_the_head(folder):
     assert model.lm_head.bias is None
 
 
-@pytest.mark.parametrize("run", [GATES, SHARED, GRADUAL, GATED], ids=lambda run: run.label)
+@pytest.mark.parametrize("run", [GATES, SHARED, GATED], ids=lambda run: run.label)
 def test_a_run_that_was_killed_ends_with_the_same_record(folder, tmp_path, monkeypatch, run):
     tier = causal_tier(folder, save_every=2)
     whole = trained(tier.model_copy(update={"results": str(tmp_path / "whole")}), run)

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from finegates.budget import macs, planned_macs
-from finegates.compaction import CostModel
+from finegates.compaction import CostModel, compact
 from finegates.figures import draw_inference
 from finegates.inference import (
     COLUMNS,
     gated_copy,
     measure_compaction,
+    measure_prices,
     random_inputs,
     random_model,
     scattered_copy,
@@ -26,6 +27,7 @@ from finegates.semi_structured import zero_fraction
 from finegates.tables.inference import (
     backend_table,
     inference_table,
+    machine_notes,
     parts_table,
     scattered_table,
 )
@@ -207,10 +209,13 @@ def test_backends_stand_in_a_table_of_their_own():
     pytest.importorskip("onnxruntime")
     case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "backends": ["onnx", "int8"]}
     frame = time_inference(InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]}), threads=1)
-    assert frame.groupby("backend").size().to_dict() == {"eager": 3, "onnx": 2, "int8": 2}
+    assert frame.groupby("backend").size().to_dict() == {"eager": 3, "onnx": 3, "int8": 2}
     table = backend_table(frame, [2], MACHINE)
-    assert [row[3] for row in table.cells] == ["dense", "compact"]
-    assert all(float(cell) > 0 for row in table.cells for cell in row[4:])
+    assert [row[3] for row in table.cells] == ["dense", "gated", "compact"]
+    assert table.cells[1][-1] == "–", "int8 goes on top of dense and compact"
+    printed = [cell for row in table.cells for cell in row[4:] if cell != "–"]
+    assert len(printed) == 8
+    assert all(float(cell) > 0 for cell in printed)
     assert len(inference_table(frame, [2], MACHINE).cells) == 1
 
 
@@ -223,7 +228,46 @@ def test_a_backend_that_cannot_run_is_a_blank(monkeypatch):
     benchmark = InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]})
     with pytest.warns(UserWarning, match="compile is left out: RuntimeError: no compiler"):
         frame = time_inference(benchmark, threads=1)
-    assert [row[-1] for row in backend_table(frame, [2], MACHINE).cells] == ["–", "–"]
+    assert [row[-1] for row in backend_table(frame, [2], MACHINE).cells] == ["–", "–", "–"]
+
+
+def test_gated_models_hold_the_dense_ones_weights_once():
+    dense = random_model(InferenceBenchmark(**TINY_SHAPE))
+    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    for gates in ("random", "structured"):
+        gated = gated_copy(dense, InferenceCase(gates=gates, kept=0.5, batch=1, length=8))
+        held = {id(parameter) for parameter in dense.parameters()}
+        assert held <= {id(parameter) for parameter in gated.parameters()}
+        compact(gated)
+    after = dense.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_notes_say_what_compacting_and_calibrating_may_take():
+    cost = {"seconds": 0.64, "peak_memory": 1.31}
+    machine = {**MACHINE, "compaction": {"RoBERTa": cost}}
+    (note,) = machine_notes(machine)
+    assert note == (
+        "Compacting RoBERTa in place took 0.6 s (at most 10 s: reached) and at its peak 1.31 times "
+        "the gated model's memory (at most 1.2: missed).\n"
+    )
+    _, calibrated = machine_notes({**machine, "calibration": {"seconds": 11.0}})
+    assert calibrated == "Calibrating took 11.0 s (at most 10 s: missed).\n"
+
+
+def test_prices_are_measured_once_for_all_shapes(monkeypatch):
+    calls = []
+
+    def counted(onednn=True):
+        calls.append(onednn)
+        return CostModel()
+
+    monkeypatch.setattr("finegates.inference.calibrate", counted)
+    prices = measure_prices(1)
+    assert prices.seconds >= 0
+    benchmark = InferenceBenchmark(**{**TINY_SHAPE, "cases": TINY_SHAPE["cases"][:1]})
+    time_inference(benchmark, 1, prices)
+    assert calls == [True, False]
 
 
 def test_compaction_is_measured_in_time_and_memory():

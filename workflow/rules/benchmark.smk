@@ -33,7 +33,7 @@ rule time_inference:
         "../../environment.yml"
     threads: workflow.cores
     resources:
-        mem_mb=memory(6000),
+        mem_mb=memory(max([1000, *(shape.memory_mb for shape in TIER.inference_benchmarks)])),
         runtime=60,
     params:
         settings=lambda wildcards: [b.model_dump() for b in TIER.inference_benchmarks],

@@ -13,6 +13,7 @@ with running(job):
     from finegates.tables.inference import (
         backend_table,
         inference_table,
+        machine_notes,
         parts_table,
         scattered_table,
     )
@@ -22,10 +23,6 @@ with running(job):
     makers = (inference_table, parts_table, scattered_table, backend_table)
     tables = [make(frame, job.params.repeats, machine) for make in makers]
     tables = [table for table in tables if table.cells]
-    notes = [
-        f"Compacting {name} in place took {cost['seconds']:.1f} s and at its peak "
-        f"{cost['peak_memory']:.2f} times the gated model's memory.\n"
-        for name, cost in machine["compaction"].items()
-    ]
+    notes = machine_notes(machine)
     write_text(job.output.md, "\n".join([*(table.markdown() for table in tables), *notes]))
     write_text(job.output.tex, "\n".join(table.latex() for table in tables))

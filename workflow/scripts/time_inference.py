@@ -6,11 +6,13 @@ from finegates.job import running
 
 job = snakemake
 with running(job):
+    from dataclasses import asdict
+
     import pandas as pd
 
     from finegates.config import configured_tier
     from finegates.files import write_text
-    from finegates.inference import measure_compaction, time_inference
+    from finegates.inference import measure_compaction, measure_prices, time_inference
     from finegates.record import hardware
 
     tier = configured_tier(job.config)
@@ -19,8 +21,10 @@ with running(job):
     compaction = {
         shape.name: measure_compaction(shape, job.threads) for shape in shapes if shape.compaction
     }
-    frames = [time_inference(shape, job.threads) for shape in shapes]
+    prices = measure_prices(job.threads)
+    frames = [time_inference(shape, job.threads, prices) for shape in shapes]
     table = pd.concat(frames, ignore_index=True)
     write_text(job.output.csv, table.to_csv(index=False, float_format="%.5f"))
-    machine = {**hardware(job.threads), "compaction": compaction}
+    calibration = {"seconds": prices.seconds, **asdict(prices.fast)}
+    machine = {**hardware(job.threads), "compaction": compaction, "calibration": calibration}
     write_text(job.output.machine, json.dumps(machine, indent=2) + "\n")
