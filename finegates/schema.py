@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -246,6 +247,17 @@ class InferenceBenchmark(Section):
     memory_mb: int = Field(default=6000, gt=0)
     cases: list[InferenceCase] = Field(min_length=1)
 
+    @property
+    def label(self) -> str:
+        """The name as part of a file's."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-.")
+
+    @model_validator(mode="after")
+    def _has_label(self) -> InferenceBenchmark:
+        if not self.label:
+            raise ValueError(f"name {self.name!r} has no letter and no digit")
+        return self
+
 
 class NetworkLook(Section):
     """Where the theory is measured on the tier's encoder, along the training of gates and of LoRA.
@@ -401,6 +413,10 @@ class Tier(Section):
     @model_validator(mode="after")
     def _names(self) -> Tier:
         check_label(self.tier, "tier")
+        labels = [shape.label for shape in self.inference_benchmarks]
+        for shape, label in zip(self.inference_benchmarks, labels, strict=True):
+            if labels.count(label) > 1:
+                raise ValueError(f"inference_benchmarks: two shapes are named like {shape.name!r}")
         check_results(self.results)
         check_names([*self.tasks], self.methods)
         pretraining = self.llama.pretraining if self.llama else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -78,12 +78,30 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
 MOST_SECONDS, MOST_MEMORY = 10.0, 1.2
 
 
+def joined_machine(machines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the captions say of the machine, from the measurements of several shapes.
+
+    Args:
+        machines: ``finegates.record.hardware`` of each, with ``compaction`` and ``calibration``.
+
+    Returns:
+        the same of all: one CPU or several, joined, the numbers of threads, the compactions of all,
+        and the longest calibration.
+    """
+    return {
+        "cpu": " / ".join(dict.fromkeys(str(machine["cpu"]) for machine in machines)),
+        "threads": " / ".join(dict.fromkeys(str(machine["threads"]) for machine in machines)),
+        "compaction": {k: v for machine in machines for k, v in machine["compaction"].items()},
+        "calibration": max((m["calibration"] for m in machines), key=lambda c: c["seconds"]),
+    }
+
+
 def machine_notes(machine: dict[str, Any]) -> list[str]:
     """Sentences on what compacting and calibrating took, beside what they may take.
 
     Args:
         machine: as of :func:`inference_table`, with ``compaction`` (by model ``seconds`` and
-            ``peak_memory``) and, in later measurements, ``calibration``.
+            ``peak_memory``) and ``calibration``.
     """
     notes = [
         f"Compacting {name} in place took {cost['seconds']:.1f} s "
@@ -92,11 +110,8 @@ def machine_notes(machine: dict[str, Any]) -> list[str]:
         f"({_within(cost['peak_memory'], MOST_MEMORY, '')}).\n"
         for name, cost in machine["compaction"].items()
     ]
-    if "calibration" in machine:
-        seconds = machine["calibration"]["seconds"]
-        notes.append(
-            f"Calibrating took {seconds:.1f} s ({_within(seconds, MOST_SECONDS, ' s')}).\n"
-        )
+    seconds = machine["calibration"]["seconds"]
+    notes.append(f"Calibrating took {seconds:.1f} s ({_within(seconds, MOST_SECONDS, ' s')}).\n")
     return notes
 
 

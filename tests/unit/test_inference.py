@@ -27,6 +27,7 @@ from finegates.semi_structured import zero_fraction
 from finegates.tables.inference import (
     backend_table,
     inference_table,
+    joined_machine,
     machine_notes,
     parts_table,
     scattered_table,
@@ -245,14 +246,33 @@ def test_gated_models_hold_the_dense_ones_weights_once():
 
 def test_notes_say_what_compacting_and_calibrating_may_take():
     cost = {"seconds": 0.64, "peak_memory": 1.31}
-    machine = {**MACHINE, "compaction": {"RoBERTa": cost}}
-    (note,) = machine_notes(machine)
+    machine = {**MACHINE, "compaction": {"RoBERTa": cost}, "calibration": {"seconds": 11.0}}
+    note, calibrated = machine_notes(machine)
     assert note == (
         "Compacting RoBERTa in place took 0.6 s (at most 10 s: reached) and at its peak 1.31 times "
         "the gated model's memory (at most 1.2: missed).\n"
     )
-    _, calibrated = machine_notes({**machine, "calibration": {"seconds": 11.0}})
     assert calibrated == "Calibrating took 11.0 s (at most 10 s: missed).\n"
+
+
+def test_shapes_that_were_measured_elsewhere_name_both_machines():
+    machines = [
+        {"cpu": cpu, "threads": 2, "compaction": {cpu: {}}, "calibration": {"seconds": seconds}}
+        for cpu, seconds in (("A", 1.0), ("B", 3.0), ("A", 2.0))
+    ]
+    assert joined_machine(machines) == {
+        "cpu": "A / B",
+        "threads": "2",
+        "compaction": {"A": {}, "B": {}},
+        "calibration": {"seconds": 3.0},
+    }
+
+
+def test_the_names_of_shapes_make_files_and_differ():
+    shape = {**TINY_SHAPE, "name": "Llama-3.2-1B, 4 of its 16 layers"}
+    assert InferenceBenchmark(**shape).label == "Llama-3.2-1B-4-of-its-16-layers"
+    with pytest.raises(ValueError, match="no letter"):
+        InferenceBenchmark(**{**TINY_SHAPE, "name": "..."})
 
 
 def test_prices_are_measured_once_for_all_shapes(monkeypatch):

@@ -137,7 +137,9 @@ def test_one_command_makes_every_table_figure_and_record(finished):
     assert {f"runs/cola/{m}/seed1.json" for m in ("on", "full", "magnitude-s0.4")} <= made
     assert {f"studies/{name}.md" for name in ("on", "kinds", "shared_encoder")} <= made
     timed = ("deployed.md", "properties.md", "study_kinds.md", "study_kinds.png")
-    assert {f"timing/{name}" for name in timed} <= made
+    inference = (f"inference.{suffix}" for suffix in ("csv", "md", "tex", "svg", "png", "pdf"))
+    assert {f"timing/{name}" for name in (*timed, *inference)} <= made
+    assert f"timing/inference/{TINY_SHAPE['name']}.csv" in made
     assert "timing/study_on.md" not in made
     for name in ("glue.csv", "glue.md", "glue.tex"):
         assert f"tables/{name}" in made

@@ -23,20 +23,28 @@ rule time_step:
         "../scripts/time_step.py"
 
 
+SHAPES = {shape.label: shape for shape in TIER.inference_benchmarks}
+
+
+# A run for each shape: all that a ratio compares is measured in one.
 rule time_inference:
     output:
-        csv=f"{RESULTS}/timing/inference.csv",
-        machine=f"{RESULTS}/timing/inference_machine.json",
+        csv=f"{RESULTS}/timing/inference/{{shape}}.csv",
+        machine=f"{RESULTS}/timing/inference/{{shape}}.json",
     log:
-        f"{RESULTS}/logs/time_inference.log",
+        f"{RESULTS}/logs/time_inference/{{shape}}.log",
+    wildcard_constraints:
+        shape="|".join(map(re.escape, SHAPES)) or "none",
     conda:
         "../../environment.yml"
     threads: workflow.cores
     resources:
-        mem_mb=memory(max([1000, *(shape.memory_mb for shape in TIER.inference_benchmarks)])),
+        mem_mb=lambda wildcards, attempt: memory(SHAPES[wildcards.shape].memory_mb)(
+            wildcards, attempt
+        ),
         runtime=60,
     params:
-        settings=lambda wildcards: [b.model_dump() for b in TIER.inference_benchmarks],
+        settings=lambda wildcards: SHAPES[wildcards.shape].model_dump(),
         code=code_digest("workflow/scripts/time_inference.py"),
     script:
         "../scripts/time_inference.py"
@@ -44,9 +52,11 @@ rule time_inference:
 
 rule tabulate_timing:
     input:
-        csv=rules.time_inference.output.csv,
-        machine=rules.time_inference.output.machine,
+        csvs=expand(rules.time_inference.output.csv, shape=SHAPES),
+        machines=expand(rules.time_inference.output.machine, shape=SHAPES),
     output:
+        csv=f"{RESULTS}/timing/inference.csv",
+        machine=f"{RESULTS}/timing/inference_machine.json",
         md=f"{RESULTS}/timing/inference.md",
         tex=f"{RESULTS}/timing/inference.tex",
     log:
@@ -65,8 +75,8 @@ rule tabulate_timing:
 
 rule draw_timing:
     input:
-        csv=rules.time_inference.output.csv,
-        machine=rules.time_inference.output.machine,
+        csv=rules.tabulate_timing.output.csv,
+        machine=rules.tabulate_timing.output.machine,
     output:
         report(
             multiext(f"{RESULTS}/timing/inference", ".svg", ".png", ".pdf"),
@@ -90,7 +100,11 @@ rule draw_timing:
 TIMINGS = [
     *(rules.time_step.output if TIER.step_benchmark else []),
     *(
-        [*rules.time_inference.output, *rules.tabulate_timing.output, *rules.draw_timing.output]
+        [
+            *rules.tabulate_timing.input,
+            *rules.tabulate_timing.output,
+            *rules.draw_timing.output,
+        ]
         if TIER.inference_benchmarks
         else []
     ),

@@ -1,4 +1,4 @@
-"""Times dense, gated and compact models of the tier's shapes, interleaved, and their compaction."""
+"""Times dense, gated and compact models of one of the tier's shapes, and compaction."""
 
 import json
 
@@ -8,22 +8,17 @@ job = snakemake
 with running(job):
     from dataclasses import asdict
 
-    import pandas as pd
-
     from finegates.config import configured_tier
     from finegates.files import write_text
     from finegates.inference import measure_compaction, measure_prices, time_inference
     from finegates.record import hardware
 
-    tier = configured_tier(job.config)
-    shapes = tier.inference_benchmarks
-    # First: what a large model left behind would count as memory that was there before.
-    compaction = {
-        shape.name: measure_compaction(shape, job.threads) for shape in shapes if shape.compaction
-    }
+    shapes = configured_tier(job.config).inference_benchmarks
+    shape = next(shape for shape in shapes if shape.label == job.wildcards.shape)
+    # First: what the timed models left behind would count as memory that was there before.
+    compaction = {shape.name: measure_compaction(shape, job.threads)} if shape.compaction else {}
     prices = measure_prices(job.threads)
-    frames = [time_inference(shape, job.threads, prices) for shape in shapes]
-    table = pd.concat(frames, ignore_index=True)
+    table = time_inference(shape, job.threads, prices)
     write_text(job.output.csv, table.to_csv(index=False, float_format="%.5f"))
     calibration = {"seconds": prices.seconds, **asdict(prices.fast)}
     machine = {**hardware(job.threads), "compaction": compaction, "calibration": calibration}
