@@ -60,7 +60,7 @@ class _Contender:
 
 @dataclass(frozen=True)
 class Prices:
-    """What this machine's products and moves cost, measured once for all shapes.
+    """What this machine's products and moves cost.
 
     Attributes:
         plain: with torch's default product.

@@ -275,7 +275,7 @@ def test_the_names_of_shapes_make_files_and_differ():
         InferenceBenchmark(**{**TINY_SHAPE, "name": "..."})
 
 
-def test_prices_are_measured_once_for_all_shapes(monkeypatch):
+def test_prices_that_are_given_are_not_measured_again(monkeypatch):
     calls = []
 
     def counted(onednn=True):
