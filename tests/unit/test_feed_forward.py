@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from finegates.adapters import JoinedFeedForward
 from finegates.attachment import GateConfig, attach
 from finegates.budget import macs, planned_macs
 from finegates.compaction import CompactFormatError, CostModel, compact, load, plan_compaction, save
-from finegates.seals import content_digest
 from finegates.stock import uniform
+from saved import edit
 
 GATED = ["llama", "mistral", "qwen2", "qwen3"]
 PRICES = [
@@ -102,16 +101,12 @@ def test_a_saved_model_reloads_and_a_wrong_description_is_refused(tmp_path: Path
     again = load(tmp_path / "small")
     assert joined(again) == joined(small)
     assert torch.equal(tiny.output(again, tiny.tokens()), tiny.output(small, tiny.tokens()))
-    path = tmp_path / "small" / "finegates.json"
-    structure = json.loads(path.read_text())
     attention = "model.layers.0.self_attn"
     for wrong, message in (
         ("model.layers.0.mlp", "no list of paths"),
         ([attention], f"{attention} is no feed-forward part"),
         ([], "gate_up"),
     ):
-        changed = {**structure, "joined": wrong}
-        changed.pop("sha256")
-        path.write_text(json.dumps({**changed, "sha256": content_digest(changed)}))
+        edit(tmp_path / "small", lambda s, wrong=wrong: s.update(joined=wrong))
         with pytest.raises(CompactFormatError, match=message):
             load(tmp_path / "small")
