@@ -1,0 +1,163 @@
+"""The model that a stored structure describes, without its numbers; what fits not is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.adapters import Attention, HeadSizes, adapter_for
+from finegates.compaction.layers import CompactLinear
+from finegates.layers import linear_shape
+
+# The attention functions that torch itself has; any other name could make transformers fetch code.
+ATTENTION = ("eager", "sdpa")
+
+
+def class_of(structure: dict[str, Any]) -> type[nn.Module]:
+    """The class of transformers that its auto-model tables give to the configuration's type.
+
+    Raises:
+        ValueError: the named class is none of these, or the type is no name.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    name, model_type = structure["class"], structure["config"].get("model_type")
+    if not isinstance(model_type, str):
+        raise ValueError(f"the configuration's model_type is {model_type!r}, not a name")
+    for table, mapping in vars(modeling_auto).items():
+        if not table.startswith("MODEL_") or not table.endswith("MAPPING_NAMES"):
+            continue
+        listed = mapping.get(model_type, ())
+        if name in ((listed,) if isinstance(listed, str) else listed):
+            found = getattr(transformers, name)
+            assert isinstance(found, type)
+            assert issubclass(found, nn.Module)
+            return found
+    raise ValueError(
+        f"class {name!r} is not a model that transformers knows for type {model_type!r}, so it is "
+        "not loaded"
+    )
+
+
+def empty_model(structure: dict[str, Any]) -> nn.Module:
+    """The model without storage (meta device), its compact layers in place.
+
+    Raises:
+        ValueError: class, heads, joined parts or sizes do not fit together.
+    """
+    from transformers import CONFIG_MAPPING
+
+    model_class = class_of(structure)
+    values = _without_code(structure["config"])
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    if structure.get("attention") in ATTENTION:
+        config._attn_implementation = structure["attention"]
+    with torch.device("meta"):
+        model = model_class(config)
+    # Outside: the few indices that follow from sizes are made here with their numbers, which the
+    # stored ones must have, too (_fill).
+    heads = {path: _sizes(values) for path, values in structure["heads"].items()}
+    if heads:
+        adapter = adapter_for(model)
+        parts = {part.path: part for b in adapter.blocks(model) for part in b.attentions}
+        for path, sizes in heads.items():
+            if path not in parts:
+                raise ValueError(f"{path} is no attention of the model")
+            sizes.check(parts[path])
+            _place(model, path, adapter.narrow(model.get_submodule(path), sizes))
+    _join(model, structure["joined"])
+    with torch.device("meta"):
+        for path, values in structure["layers"].items():
+            dense = model.get_submodule(path)
+            shape = tuple(values["dense_shape"])
+            if linear_shape(dense) != (shape[1], shape[0]):
+                raise ValueError(f"layer {path} is not of the dense shape {shape}")
+            _place(model, path, _empty_layer(values))
+    for path, sizes in heads.items():
+        _check_head_layers(model, parts[path], sizes)
+    for path in structure["joined"]:
+        _check_joined(model, path)
+    return model
+
+
+def _join(model: nn.Module, paths: list[str]) -> None:
+    """Makes one product of gate and up in the feed-forward parts at these paths."""
+    if not paths:
+        return
+    adapter = adapter_for(model)
+    known = {block.feed_forward.path for block in adapter.blocks(model) if block.feed_forward}
+    for path in paths:
+        if path not in known:
+            raise ValueError(f"{path} is no feed-forward part whose gate and up could be joined")
+        _place(model, path, adapter.join(model.get_submodule(path)))
+
+
+def _check_joined(model: nn.Module, path: str) -> None:
+    """Raises ValueError unless gate and up give as many numbers each as down takes."""
+    outputs = _features(model.get_submodule(f"{path}.gate_up"))[1]
+    inputs = _features(model.get_submodule(f"{path}.down_proj"))[0]
+    if outputs != 2 * inputs:
+        raise ValueError(
+            f"layer {path}.gate_up has {outputs} outputs, {path}.down_proj needs twice {inputs}"
+        )
+
+
+def _check_head_layers(model: nn.Module, part: Attention, sizes: HeadSizes) -> None:
+    """Raises ValueError unless the projections have the sizes that the heads need."""
+    queries, keys = (len(heads) * sizes.width for heads in (sizes.heads, sizes.kv_heads))
+    expected = {part.q: queries, part.k: keys, part.v: keys}
+    if sizes.fused:
+        expected = {f"{part.path}.qkv": queries + 2 * keys}
+    elif part.is_fused:
+        expected = {part.q: queries + 2 * keys}
+    for path, size in expected.items():
+        if (found := _features(model.get_submodule(path))[1]) != size:
+            raise ValueError(f"layer {path} has {found} outputs, its heads need {size}")
+    if (found := _features(model.get_submodule(part.o))[0]) != queries:
+        raise ValueError(f"layer {part.o} has {found} inputs, its heads give {queries}")
+
+
+def _features(layer: nn.Module) -> tuple[int, int]:
+    if isinstance(layer, CompactLinear):
+        return layer.in_features, layer.out_features
+    return linear_shape(layer)
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _sizes(values: dict[str, Any]) -> HeadSizes:
+    """Head sizes from plain values, lists as tuples."""
+    if values.get("pairs") is not None:
+        values = {**values, "pairs": tuple(map(tuple, values["pairs"]))}
+    frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return HeadSizes(**frozen)
+
+
+def _empty_layer(sizes: dict[str, Any]) -> CompactLinear:
+    kept_out, kept_in = sizes["kept_out"], sizes["kept_in"]
+    return CompactLinear(
+        torch.empty(kept_out, kept_in),
+        torch.empty(kept_out) if sizes["bias"] else None,
+        in_features=sizes["in_features"],
+        out_features=sizes["out_features"],
+        cols=torch.empty(kept_in, dtype=torch.int64) if sizes["gather"] else None,
+        rows=torch.empty(kept_out, dtype=torch.int64) if sizes["scatter"] else None,
+        dense_shape=(sizes["dense_shape"][0], sizes["dense_shape"][1]),
+    )
+
+
+def _without_code(config: Any) -> Any:
+    """A configuration without the keys by which it could ask for code from elsewhere."""
+    if isinstance(config, dict):
+        return {
+            key: _without_code(value)
+            for key, value in config.items()
+            if key not in ("auto_map", "custom_pipelines") and not key.endswith("_implementation")
+        }
+    return [_without_code(value) for value in config] if isinstance(config, list) else config
