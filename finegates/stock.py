@@ -203,16 +203,13 @@ def _fill_attention(
         totals = [layout.heads * layout.width, layout.kv_heads * layout.width]
         places = torch.cat([queries, keys + totals[0], values + sum(totals)])
         _fill(stock, part.q, model.get_submodule(part.q), rows=places)
-    elif sizes.fused:
-        joint = module.get_submodule("qkv")
-        start = 0
-        for path, places in ((part.q, queries), (part.k, keys), (part.v, values)):
-            _fill(stock, path, joint, rows=places, start=start, scale=1.0)
-            start += places.numel()
     else:
-        _fill(stock, part.q, model.get_submodule(part.q), rows=queries, scale=scale)
-        _fill(stock, part.k, model.get_submodule(part.k), rows=keys)
-        _fill(stock, part.v, model.get_submodule(part.v), rows=values)
+        joined, start = part.joint_linears() if sizes.fused else (), 0
+        for path, places in ((part.q, queries), (part.k, keys), (part.v, values)):
+            layer = model.get_submodule(part.joint_path if path in joined else path)
+            factor = scale if path == part.q else 1.0
+            _fill(stock, path, layer, rows=places, start=start, scale=factor)
+            start = start + places.numel() if path in joined else 0
     contexts = _places(sizes, layout, keys=False, rotated=False)
     _fill(stock, part.o, model.get_submodule(part.o), cols=contexts)
 

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from finegates.adapters.base import Adapter, Attention, Block, FeedForward, HeadSizes, unwrap
+from finegates.adapters.base import (
+    Adapter,
+    Attention,
+    Block,
+    FeedForward,
+    HeadSizes,
+    attentions,
+    unwrap,
+)
 from finegates.adapters.bert import BertAdapter
 from finegates.adapters.deberta_v2 import DebertaV2Adapter
-from finegates.adapters.feed_forward import JoinedFeedForward
 from finegates.adapters.gpt2 import Gpt2Adapter
 from finegates.adapters.llama import LlamaAdapter
 from finegates.adapters.mistral import MistralAdapter
@@ -28,8 +35,8 @@ __all__ = [
     "Block",
     "FeedForward",
     "HeadSizes",
-    "JoinedFeedForward",
     "adapter_for",
+    "attentions",
     "unwrap",
 ]
 

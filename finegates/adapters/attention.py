@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters.base import HeadSizes
+from finegates.adapters.joint import fuse
 from finegates.compatibility import attention_function, attention_traits
 
 
@@ -201,31 +202,3 @@ class RotaryAttention(NarrowAttention):
 def _turned(x: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
-
-
-def fuse(layers: list[nn.Module]) -> nn.Module:
-    """One layer whose outputs are those of several with the same inputs, one after another.
-
-    Args:
-        layers: ``CompactLinear`` with equal kept columns, or ``nn.Linear``; a bias in all or none.
-    """
-    from finegates.compaction.layers import CompactLinear
-
-    plain = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    if len(plain) < len(layers):
-        return CompactLinear.stacked(
-            [layer for layer in layers if isinstance(layer, CompactLinear)]
-        )
-    first = plain[0]
-    fused = nn.Linear(
-        first.in_features,
-        sum(layer.out_features for layer in plain),
-        bias=first.bias is not None,
-        device=first.weight.device,
-        dtype=first.weight.dtype,
-    )
-    with torch.no_grad():
-        fused.weight.copy_(torch.cat([layer.weight for layer in plain]))
-        if fused.bias is not None:
-            fused.bias.copy_(torch.cat([layer.bias for layer in plain]))
-    return fused

@@ -34,7 +34,8 @@ class Attention:
         fixed_heads: whether something outside counts the heads, so that none may go whole.
         cross: whether keys and values are of another sequence than queries.
         narrows: whether :meth:`Adapter.narrow` can make its heads narrower.
-        fuses: whether :meth:`Adapter.narrow` can make one product of q, k and v.
+        joint: the letters of those of q, k and v that :meth:`Adapter.narrow` can make one product
+            of, which is then the submodule of that name ("qkv", "kv"); empty where it can not.
     """
 
     path: str
@@ -50,12 +51,21 @@ class Attention:
     fixed_heads: bool = False
     cross: bool = False
     narrows: bool = True
-    fuses: bool = False
+    joint: str = ""
 
     @property
     def is_fused(self) -> bool:
         """Whether q, k and v are one layer already."""
         return self.q == self.k
+
+    @property
+    def joint_path(self) -> str:
+        """Path of the product that ``joint`` names, in a model that has it."""
+        return f"{self.path}.{self.joint}"
+
+    def joint_linears(self) -> tuple[str, ...]:
+        """Paths of the layers that can become that product, in its order."""
+        return tuple(getattr(self, letter) for letter in self.joint)
 
     def linears(self) -> tuple[str, ...]:
         """Paths in order of use: q, k, v, o, without repeats."""
@@ -80,7 +90,7 @@ class HeadSizes:
         pairs: with rotary embeddings, for each kept key-value head the ``width / 2`` rotated pairs
             that it keeps (pair i holds dimensions i and i + head_dim / 2); None if every head keeps
             all of them, or without such embeddings.
-        fused: whether q, k and v are one product.
+        fused: whether the projections that can (``Attention.joint``) are one product.
 
     Raises:
         ValueError: the numbers do not fit together.
@@ -120,7 +130,7 @@ class HeadSizes:
             or self.heads[-1] >= part.heads
             or self.kv_heads[-1] >= part.kv_heads
             or of_group != [head // each for head in self.heads]
-            or (self.fused and not part.fuses)
+            or (self.fused and not part.joint)
             or not part.narrows
         ):
             raise ValueError(f"{part.path}: {self} are no sizes of {part.heads} heads")
@@ -200,13 +210,14 @@ class Adapter(ABC):
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
         """Module paths of the layer stacks; the parameters below them count as the encoder's."""
 
-    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+    def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The attention module (at ``Attention.path``) for heads of other sizes.
 
         Called by compaction and by loading, with or without storage (meta device).
 
         Args:
             module: as transformers makes it, its projections replaced by narrowed ones or not yet.
+            part: the description of the module.
             sizes: see :class:`HeadSizes`.
 
         Returns:
@@ -220,7 +231,7 @@ class Adapter(ABC):
 
     def join(self, module: nn.Module) -> nn.Module:
         """The feed-forward module (at ``FeedForward.path``) with one product for gate and up, in
-        its submodule ``gate_up``.
+        its submodule ``gate_up`` and an attribute ``finegates_joined`` of any value.
 
         Called by compaction and by loading, with or without storage (meta device).
 
@@ -234,7 +245,7 @@ class Adapter(ABC):
 
     def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
         """What the query projection is multiplied by, where the module's forward takes the scale of
-        scores from the width that it finds. Arguments as of :meth:`narrow`, before it is called."""
+        scores from the width that it finds. Called before :meth:`narrow`."""
         return 1.0
 
     def gated(self, model: nn.Module) -> list[str]:
@@ -244,6 +255,11 @@ class Adapter(ABC):
     def head(self, model: nn.Module) -> list[str]:
         """Module paths of the task head; by default :func:`head_paths`."""
         return head_paths(model)
+
+
+def attentions(adapter: Adapter, model: nn.Module) -> dict[str, Attention]:
+    """All attentions of a model by their paths, from its first layer to its last."""
+    return {part.path: part for block in adapter.blocks(model) for part in block.attentions}
 
 
 class LayerStackAdapter(Adapter):

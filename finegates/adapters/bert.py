@@ -25,7 +25,7 @@ class BertAdapter(LayerStackAdapter):
     model_types = ("bert",)
     stack = "encoder.layer"
 
-    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+    def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """An :class:`EncoderAttention`."""
         return EncoderAttention(module, sizes, ("query", "key", "value"))
 
@@ -47,7 +47,7 @@ class BertAdapter(LayerStackAdapter):
                     kv_heads=heads,
                     head_dim=config.hidden_size // heads,
                     narrows=plain_scores,
-                    fuses=plain_scores,
+                    joint="qkv" if plain_scores else "",
                 ),
             ),
             feed_forward=FeedForward(

@@ -23,12 +23,15 @@ class DebertaV2Adapter(LayerStackAdapter):
     Every term of a score is a product of one row of q with one of k, whether of tokens or of
     relative positions, as long as both share the projections (``config.share_att_key``, true of all
     released models). With projections of their own for positions, heads keep their sizes.
+
+    Queries, keys and values stay three products: one would multiply the relative positions, which
+    are often as many as the tokens, for values that they do not have.
     """
 
     model_types = ("deberta-v2",)
     stack = "encoder.layer"
 
-    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+    def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""
         module.num_attention_heads = len(sizes.heads)  # type: ignore[assignment]
         module.attention_head_size = sizes.width  # type: ignore[assignment]

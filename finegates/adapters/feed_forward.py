@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from finegates.adapters.attention import fuse
+from finegates.adapters.joint import fuse
 
 
 class JoinedFeedForward(nn.Module):
@@ -20,6 +20,7 @@ class JoinedFeedForward(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        self.finegates_joined = True
         self.gate_up = fuse([module.get_submodule(name) for name in ("gate_proj", "up_proj")])
         self.down_proj = module.get_submodule("down_proj")
         self.act_fn: Callable[[Tensor], Tensor] = module.act_fn  # type: ignore[assignment]

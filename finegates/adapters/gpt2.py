@@ -23,7 +23,7 @@ class Gpt2Adapter(LayerStackAdapter):
     stack = "h"
     uniform: ClassVar[dict[str, str]] = {"intermediate": "n_inner"}
 
-    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+    def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""
         module.num_heads = len(sizes.heads)  # type: ignore[assignment]
         module.head_dim = sizes.width  # type: ignore[assignment]

@@ -33,7 +33,7 @@ class LlamaAdapter(LayerStackAdapter):
     }
     qk_norm: ClassVar[bool] = False
 
-    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+    def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """A :class:`RotaryAttention`."""
         return RotaryAttention(module, sizes)
 
@@ -55,7 +55,7 @@ class LlamaAdapter(LayerStackAdapter):
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             rotary=True,
             qk_norm=self.qk_norm,
-            fuses=True,
+            joint="qkv",
         )
         feed_forward = FeedForward(
             up=f"{path}.mlp.up_proj",

@@ -15,6 +15,7 @@ from finegates.adapters.base import (
     base_prefix,
     unwrap,
 )
+from finegates.adapters.joint import take_apart
 
 
 class T5Adapter(Adapter):
@@ -52,16 +53,47 @@ class T5Adapter(Adapter):
         names = ("lm_head", "classification_head", "classifier")
         return [name for name, _ in unwrap(model).named_children() if name in names]
 
-    def narrow(self, module: nn.Module, sizes: HeadSizes) -> nn.Module:
+    def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""
         module.key_value_proj_dim = sizes.width  # type: ignore[assignment]
         module.inner_dim = len(sizes.heads) * sizes.width  # type: ignore[assignment]
         module.finegates_heads = sizes  # type: ignore[assignment]
+        if sizes.fused:
+            take_apart(module, part.joint, part.joint)  # names of one letter: q, k, v
+            hook = _multiply_encoded if part.cross else _multiply_states
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+        return module
+
+    def join(self, module: nn.Module) -> nn.Module:
+        """The same module, whose layers for gate and up are parts of one product."""
+        take_apart(module, ("wi_0", "wi_1"), "gate_up")
+        module.finegates_joined = True  # type: ignore[assignment]
+        module.register_forward_pre_hook(_widen)
         return module
 
 
+def _multiply_states(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Queries, keys and values in place of the states that self-attention gets."""
+    if args:
+        return (module.qkv(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": module.qkv(kwargs["hidden_states"])}
+
+
+def _multiply_encoded(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    """Keys and values in place of the encoder's states, unless a cache has them."""
+    updated = getattr(kwargs.get("past_key_values"), "is_updated", {})
+    if updated.get(module.layer_idx):
+        return None
+    return args, {**kwargs, "key_value_states": module.kv(kwargs["key_value_states"])}
+
+
+def _widen(module: Any, args: Any) -> Any:
+    """Gate and up in place of the states that the feed-forward part gets."""
+    return module.gate_up(args[0])
+
+
 def _block(path: str, config: Any, is_decoder: bool) -> Block:
-    def attention(module: str) -> Attention:
+    def attention(module: str, cross: bool = False) -> Attention:
         return Attention(
             path=module,
             q=f"{module}.q",
@@ -72,17 +104,19 @@ def _block(path: str, config: Any, is_decoder: bool) -> Block:
             kv_heads=config.num_heads,
             head_dim=config.d_kv,
             fixed_heads=True,
-            cross=module.endswith("EncDecAttention"),
+            cross=cross,
+            joint="kv" if cross else "qkv",
         )
 
     attentions = [attention(f"{path}.layer.0.SelfAttention")]
     if is_decoder:
-        attentions.append(attention(f"{path}.layer.1.EncDecAttention"))
+        attentions.append(attention(f"{path}.layer.1.EncDecAttention", cross=True))
     dense = f"{path}.layer.{len(attentions)}.DenseReluDense"
     feed_forward = FeedForward(
         up=f"{dense}.wi_1" if config.is_gated_act else f"{dense}.wi",
         down=f"{dense}.wo",
         gate=f"{dense}.wi_0" if config.is_gated_act else None,
         activation=config.dense_act_fn,
+        path=dense if config.is_gated_act else None,
     )
     return Block(path, tuple(attentions), feed_forward)

@@ -27,8 +27,8 @@ def block_weights(model: nn.Module, block: Block, layers: Mapping[str, LayerPlan
         elif has_module(model, path):  # else one product with others, counted below
             weights += present_weights(model.get_submodule(path))
     for part in block.attentions:
-        if has_module(model, f"{part.path}.qkv"):
-            weights += present_weights(model.get_submodule(f"{part.path}.qkv"))
+        if part.joint and has_module(model, part.joint_path):
+            weights += present_weights(model.get_submodule(part.joint_path))
     feed = block.feed_forward
     if feed is not None and feed.path is not None and has_module(model, f"{feed.path}.gate_up"):
         weights += present_weights(model.get_submodule(f"{feed.path}.gate_up"))

@@ -87,8 +87,8 @@ def _joint_products(
         for block in adapter.blocks(model):
             for part in block.attentions:
                 if part.path in heads and heads[part.path].fused:
-                    trio = (part.q, part.k, part.v)
-                    joint |= dict.fromkeys(trio, trio)
+                    paths = part.joint_linears()
+                    joint |= dict.fromkeys(paths, paths)
             feed = block.feed_forward
             if feed is not None and feed.gate is not None and feed.path in joined:
                 pair = (feed.gate, feed.up)

@@ -139,8 +139,8 @@ def narrow_attention(
         not bool((mask == before).all())
         for mask, before in zip(masks.values(), _head_masks(part, own), strict=True)
     )
-    same_input = not part.is_fused and _same_input(part, own, layers)
-    fused = part.fuses and same_input and (shrinks or not bool(own[part.q].cols.all()))
+    same_input = bool(part.joint) and _same_input(part, own, layers)
+    fused = same_input and (shrinks or not bool(own[part.joint_linears()[0]].cols.all()))
     if not shrinks and not fused:
         return None
 
@@ -184,10 +184,10 @@ def _head_masks(part: Attention, own: dict[str, Draft]) -> tuple[Tensor, Tensor,
 
 
 def _same_input(part: Attention, own: dict[str, Draft], layers: dict[str, nn.Module]) -> bool:
-    """Whether q, k and v read the same columns and all have a bias or none has."""
-    trio = (part.q, part.k, part.v)
-    biases = {layers[path].bias is None for path in trio}
-    return len(biases) == 1 and all(torch.equal(own[path].cols, own[part.q].cols) for path in trio)
+    """Whether those that can be one product read the same columns and all have a bias or none."""
+    first, *others = paths = part.joint_linears()
+    biases = {layers[path].bias is None for path in paths}
+    return len(biases) == 1 and all(torch.equal(own[path].cols, own[first].cols) for path in others)
 
 
 def _slots(used: Tensor, width: int, packed: bool, rotary: bool) -> Tensor:

@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finegates.adapters import JoinedFeedForward
 from finegates.compaction.bounds import at_most_parameters, check_index_buffers, check_numbers
 from finegates.compaction.generation import generation_settings, set_generation
 from finegates.compaction.layers import CompactLinear
@@ -171,7 +170,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
             if hasattr(module, "finegates_heads")
         },
         "joined": [
-            path for path, module in model.named_modules() if isinstance(module, JoinedFeedForward)
+            path for path, module in model.named_modules() if hasattr(module, "finegates_joined")
         ],
         "layers": {
             path: {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finegates.adapters import Attention, HeadSizes, adapter_for
+from finegates.adapters import Attention, FeedForward, HeadSizes, adapter_for, attentions
 from finegates.compaction.layers import CompactLinear
 from finegates.layers import linear_shape
 
@@ -62,13 +62,13 @@ def empty_model(structure: dict[str, Any]) -> nn.Module:
     heads = {path: _sizes(values) for path, values in structure["heads"].items()}
     if heads:
         adapter = adapter_for(model)
-        parts = {part.path: part for b in adapter.blocks(model) for part in b.attentions}
+        parts = attentions(adapter, model)
         for path, sizes in heads.items():
             if path not in parts:
                 raise ValueError(f"{path} is no attention of the model")
             sizes.check(parts[path])
-            _place(model, path, adapter.narrow(model.get_submodule(path), sizes))
-    _join(model, structure["joined"])
+            _place(model, path, adapter.narrow(model.get_submodule(path), parts[path], sizes))
+    joined = _join(model, structure["joined"])
     with torch.device("meta"):
         for path, values in structure["layers"].items():
             dense = model.get_submodule(path)
@@ -78,30 +78,32 @@ def empty_model(structure: dict[str, Any]) -> nn.Module:
             _place(model, path, _empty_layer(values))
     for path, sizes in heads.items():
         _check_head_layers(model, parts[path], sizes)
-    for path in structure["joined"]:
-        _check_joined(model, path)
+    for feed in joined:
+        _check_joined(model, feed)
     return model
 
 
-def _join(model: nn.Module, paths: list[str]) -> None:
-    """Makes one product of gate and up in the feed-forward parts at these paths."""
+def _join(model: nn.Module, paths: list[str]) -> list[FeedForward]:
+    """Makes one product of gate and up in the feed-forward parts at these paths; returns them."""
     if not paths:
-        return
+        return []
     adapter = adapter_for(model)
-    known = {block.feed_forward.path for block in adapter.blocks(model) if block.feed_forward}
+    feeds = [block.feed_forward for block in adapter.blocks(model) if block.feed_forward]
+    known = {feed.path: feed for feed in feeds}
     for path in paths:
         if path not in known:
             raise ValueError(f"{path} is no feed-forward part whose gate and up could be joined")
         _place(model, path, adapter.join(model.get_submodule(path)))
+    return [known[path] for path in paths]
 
 
-def _check_joined(model: nn.Module, path: str) -> None:
+def _check_joined(model: nn.Module, feed: FeedForward) -> None:
     """Raises ValueError unless gate and up give as many numbers each as down takes."""
-    outputs = _features(model.get_submodule(f"{path}.gate_up"))[1]
-    inputs = _features(model.get_submodule(f"{path}.down_proj"))[0]
+    outputs = _features(model.get_submodule(f"{feed.path}.gate_up"))[1]
+    inputs = _features(model.get_submodule(feed.down))[0]
     if outputs != 2 * inputs:
         raise ValueError(
-            f"layer {path}.gate_up has {outputs} outputs, {path}.down_proj needs twice {inputs}"
+            f"layer {feed.path}.gate_up has {outputs} outputs, {feed.down} needs twice {inputs}"
         )
 
 
@@ -110,7 +112,8 @@ def _check_head_layers(model: nn.Module, part: Attention, sizes: HeadSizes) -> N
     queries, keys = (len(heads) * sizes.width for heads in (sizes.heads, sizes.kv_heads))
     expected = {part.q: queries, part.k: keys, part.v: keys}
     if sizes.fused:
-        expected = {f"{part.path}.qkv": queries + 2 * keys}
+        joint = sum(expected.pop(path) for path in part.joint_linears())
+        expected[part.joint_path] = joint
     elif part.is_fused:
         expected = {part.q: queries + 2 * keys}
     for path, size in expected.items():

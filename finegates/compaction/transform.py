@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import Adapter, adapter_for, unwrap
+from finegates.adapters import Adapter, adapter_for, attentions, unwrap
 from finegates.compaction.cost import CostModel
 from finegates.compaction.draft import LayerPlan, gate_values
 from finegates.compaction.layers import CompactLinear
@@ -92,9 +92,12 @@ def compact(
             memo[id(layer)] = _shrink(layer, kept)
         result = copy.deepcopy(plain, memo)
 
-    for path, sizes in plan.heads.items():
+    if plan.heads:
         assert adapter is not None
-        result = _replace(result, path, adapter.narrow(result.get_submodule(path), sizes))
+        for path, part in attentions(adapter, result).items():
+            if path in plan.heads:
+                narrowed = adapter.narrow(result.get_submodule(path), part, plan.heads[path])
+                result = _replace(result, path, narrowed)
     for path in plan.joined:
         assert adapter is not None
         result = _replace(result, path, adapter.join(result.get_submodule(path)))

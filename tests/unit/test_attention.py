@@ -115,7 +115,9 @@ def test_heads_that_position_scores_count_become_empty_but_stay(architecture: st
     part = closing.parts[0]
     closing.cols(part)[1] = 0
     model = closing.attached()
-    assert compact(model).get_submodule(part.q).weight.shape[0] == 2 * part.head_dim
+    queries = plan_compaction(model).layers[part.q]
+    assert queries.kept_out == 2 * part.head_dim
+    assert queries.output_width == 3 * part.head_dim
     assert_equal_outputs(model, compact(model))
 
 
@@ -195,9 +197,12 @@ def test_groups_may_keep_unequal_numbers_of_heads(architecture: str) -> None:
             assert_equal_outputs(model, small)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "llama", "qwen2"])
-def test_projections_with_the_same_kept_inputs_become_one_product(architecture: str) -> None:
-    closing = Closing(tiny.tiny_model(architecture))
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+@pytest.mark.parametrize("architecture", ["bert", "llama", "qwen2", "t5"])
+def test_projections_with_the_same_kept_inputs_become_one_product(
+    architecture: str, variant: str, tmp_path: Path
+) -> None:
+    closing = Closing(tiny.tiny_model(architecture, variant))
     for part in closing.parts:
         for path in (part.q, part.k, part.v):
             closing.gates[path][1][::3] = 0
@@ -206,8 +211,12 @@ def test_projections_with_the_same_kept_inputs_become_one_product(architecture: 
     assert all(sizes.fused for sizes in sizes_of(model))
     small = compact(model)
     for part in closing.parts:
-        assert small.get_submodule(f"{part.path}.qkv").cols is not None
+        assert part.joint == ("kv" if part.cross else "qkv")
+        assert small.get_submodule(part.joint_path).cols is not None
     assert_equal_outputs(model, small)
+    save(small, tmp_path / "small")
+    for again in (compact(small), load(tmp_path / "small")):
+        assert torch.equal(tiny.output(again, tiny.tokens()), tiny.output(small, tiny.tokens()))
     assert macs(small, 2, 5) == planned_macs(model, 2, 5)
 
 
@@ -227,14 +236,27 @@ def test_generation_with_a_cache_gives_the_gated_models_tokens(
     assert torch.equal(small.generate(prompt, use_cache=False, **settings), expected)  # type: ignore
 
 
-def test_t5_generates_the_gated_models_tokens() -> None:
-    closing = Closing(tiny.tiny_model("t5", "language", seed=2))
-    closing.at_random(3, 0.4)
-    model = closing.attached()
+@pytest.mark.parametrize("preset", ["reference", "structured"])
+@pytest.mark.parametrize("architecture", ["t5", "t5-gated"])
+def test_t5_generates_the_gated_models_tokens(architecture: str, preset: str) -> None:
+    model = tiny.tiny_model(architecture, "language", seed=2)
+    attach(model, GateConfig(preset=preset))
+    tiny.scatter_gates(model)
+    small = compact(model)
+    calls = dict.fromkeys(("qkv", "kv"), 0)
+    for path, module in small.named_modules():
+        if (name := path.rpartition(".")[2]) in calls:
+            module.register_forward_hook(
+                lambda *_, name=name: calls.update({name: calls[name] + 1})
+            )
     prompt = tiny.tokens(length=4)["input_ids"]
     settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     expected = model.generate(prompt, **settings)  # type: ignore[operator]
-    assert torch.equal(compact(model).generate(prompt, **settings), expected)  # type: ignore[operator]
+    assert torch.equal(small.generate(prompt, **settings), expected)  # type: ignore[operator]
+    # Two layers: of the encoder once, of the decoder for each token; the cache keeps what crosses.
+    shared = preset == "structured"
+    assert calls == {"qkv": shared * (2 + 2 * 6), "kv": shared * 2}
+    assert torch.equal(small.generate(prompt, use_cache=False, **settings), expected)  # type: ignore
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -249,20 +271,25 @@ def test_bfloat16_stays_bfloat16_and_close(architecture: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "mode"),
+    ("architecture", "mode", "preset"),
     [
         *itertools.product(
             [name for name in ARCHITECTURES if name != "t5-gated"],
             [torch.enable_grad, torch.no_grad],
+            ["reference"],
         ),
-        ("bert", torch.inference_mode),
-        ("llama", torch.inference_mode),
+        ("bert", torch.inference_mode, "reference"),
+        ("llama", torch.inference_mode, "structured"),
+        ("t5-gated", torch.no_grad, "structured"),
+        ("t5-gated", torch.enable_grad, "structured"),
     ],
 )
-def test_torch_compile_takes_the_layers_without_graph_breaks(architecture: str, mode: type) -> None:
-    closing = Closing(tiny.tiny_model(architecture, dtype=torch.float32))
-    closing.at_random(4, 0.4)
-    small = compact(closing.attached())
+def test_torch_compile_takes_the_layers_without_graph_breaks(
+    architecture: str, mode: type, preset: str
+) -> None:
+    model = attach(tiny.tiny_model(architecture, dtype=torch.float32), GateConfig(preset=preset))
+    tiny.scatter_gates(model)
+    small = compact(model)
     torch._dynamo.reset()  # models of other tests share the code, and there is a limit to versions
     with mode():  # without gradients, layers that are not compiled go ways of their own
         expected = tiny.output(small, tiny.tokens())

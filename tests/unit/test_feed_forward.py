@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 import tiny
-from finegates.adapters import JoinedFeedForward
+from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach
 from finegates.budget import macs, planned_macs
 from finegates.compaction import CompactFormatError, CostModel, compact, load, plan_compaction, save
 from finegates.stock import uniform
 from saved import edit
 
-GATED = ["llama", "mistral", "qwen2", "qwen3"]
+GATED = ["llama", "mistral", "qwen2", "qwen3", "t5-gated"]
 PRICES = [
     None,
     CostModel(product=1e-9, gather=1e-12, scatter=1e-12, head_multiple=1),  # all that can go, goes
@@ -32,7 +32,7 @@ def shared(architecture: str, mean: float = 0.0) -> nn.Module:
 
 
 def joined(model: nn.Module) -> list[str]:
-    return [path for path, m in model.named_modules() if isinstance(m, JoinedFeedForward)]
+    return [path for path, m in model.named_modules() if hasattr(m, "finegates_joined")]
 
 
 @pytest.mark.parametrize("cost", PRICES, ids=["smallest", "cheap moves", "dear moves"])
@@ -43,7 +43,8 @@ def test_they_become_one_product_that_computes_the_same(
     model = shared(architecture)
     plan, small = plan_compaction(model, cost=cost), compact(model, cost=cost)
     paths = joined(small)
-    assert paths == [f"model.layers.{layer}.mlp" for layer in range(2)]
+    blocks = adapter_for(small).blocks(small)
+    assert paths == [block.feed_forward.path for block in blocks if block.feed_forward]
     assert plan.joined == tuple(paths)
     assert f"  {paths[0]}: gate and up one product" in str(plan)
     expected, found = (tiny.output(m, tiny.tokens()) for m in (model, small))
@@ -95,12 +96,17 @@ def test_the_stock_model_has_two_again(architecture: str) -> None:
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def test_a_saved_model_reloads_and_a_wrong_description_is_refused(tmp_path: Path) -> None:
-    small = compact(shared("llama"))
+@pytest.mark.parametrize("architecture", GATED)
+def test_a_saved_model_reloads(architecture: str, tmp_path: Path) -> None:
+    small = compact(shared(architecture))
     save(small, tmp_path / "small")
     again = load(tmp_path / "small")
     assert joined(again) == joined(small)
     assert torch.equal(tiny.output(again, tiny.tokens()), tiny.output(small, tiny.tokens()))
+
+
+def test_a_wrong_description_is_refused(tmp_path: Path) -> None:
+    save(compact(shared("llama")), tmp_path / "small")
     attention = "model.layers.0.self_attn"
     for wrong, message in (
         ("model.layers.0.mlp", "no list of paths"),

@@ -79,8 +79,13 @@ def test_the_graph_selects_whole_rows_which_onnx_runtime_copies_at_once(tmp_path
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_both_lengths_of_an_encoder_decoder_are_free(tmp_path: Path) -> None:
-    small = small_model("t5", "language")
+@pytest.mark.parametrize(
+    ("architecture", "preset"), [("t5", "reference"), ("t5-gated", "structured")]
+)
+def test_both_lengths_of_an_encoder_decoder_are_free(
+    architecture: str, preset: str, tmp_path: Path
+) -> None:
+    small = small_model(architecture, "language", preset)
 
     def inputs(batch: int, length: int, decoded: int) -> dict[str, torch.Tensor]:
         return {
