@@ -19,9 +19,8 @@ from finegates.layers import (
     dense_weight,
     find_linear,
     gated_layers,
-    is_linear,
-    is_quantised,
     linear_shape,
+    looks_linear,
 )
 from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty
 from finegates.presets import SCHEDULE, check_reachable, check_schedule, preset_named
@@ -135,13 +134,15 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     Raises:
         ValueError: gates are attached already, a pattern matches no layer or one whose weight the
             module around it reads itself, or the architecture has no adapter and no patterns are
-            given; or the model is spread over several devices.
+            given; or the model is compact, or spread over several devices.
         TypeError: a layer to be gated is not linear-like, or quantised.
     """
     config = config or GateConfig()
     inner = unwrap(model)
     if gated_layers(inner):
         raise ValueError("the model has gates already; call finegates.detach first")
+    if config.modules is None:
+        _check_dense(inner)
     devices = sorted({str(parameter.device) for parameter in inner.parameters()})
     if len(devices) > 1:
         raise ValueError(
@@ -374,9 +375,9 @@ def _modules_to_gate(inner: nn.Module, config: GateConfig) -> list[str]:
 
 
 def _matching(inner: nn.Module, patterns: tuple[str, ...]) -> list[str]:
-    """The linear layers that patterns name, quantised ones among them."""
+    """The linear layers that patterns name, also those that no gates can go around."""
     names: list[str] = []
-    linear = [name for name, m in inner.named_modules() if is_linear(m) or is_quantised(m)]
+    linear = [name for name, m in inner.named_modules() if looks_linear(m)]
     # A LoRA layer contains linears of its own; the outermost one is the layer to gate.
     linear = [n for n in linear if not any(n.startswith(other + ".") for other in linear)]
     for pattern in patterns:
@@ -401,6 +402,18 @@ def _check_gateable(inner: nn.Module, name: str) -> None:
             "around the layer would be passed over; exclude it: let each pattern match the other "
             "layers only"
         )
+
+
+def _check_dense(inner: nn.Module) -> None:
+    """Raises ValueError for a compact model, whose parts are not what adapters describe."""
+    from finegates.compaction.layers import CompactLinear
+
+    for name, module in inner.named_modules():
+        if isinstance(module, CompactLinear):
+            raise ValueError(
+                f"{name} is compact already; put gates around what finegates.uniform(model) gives, "
+                "or around named plain layers (GateConfig(modules=...))"
+            )
 
 
 def _is_low_rank(name: str) -> bool:

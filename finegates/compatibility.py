@@ -107,6 +107,20 @@ def gpt2_keeps_its_scale() -> bool:
     return "scaling" in GPT2Attention.__init__.__code__.co_names
 
 
+def is_valid(config: Any) -> bool:
+    """Whether a configuration's values fit together, as far as its class checks that.
+
+    Those of 4.57 check nothing once they are made.
+    """
+    if not hasattr(config, "validate"):
+        return True
+    try:
+        config.validate()
+    except Exception:  # of huggingface_hub, by a name that it has had for a few versions only
+        return False
+    return True
+
+
 def forget_precision() -> None:
     """Lets the next trainer arguments decide on precision alone.
 

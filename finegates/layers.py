@@ -148,7 +148,7 @@ def find_linear(layer: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: neither nn.Linear, nor Conv1D, nor a peft layer around one; or its weight is
-            quantised.
+            quantised; or it is of a subclass of nn.Linear that computes in a way of its own.
     """
     inner = _innermost(layer)
     if not _looks_linear(inner):
@@ -162,6 +162,11 @@ def find_linear(layer: nn.Module) -> nn.Module:
             "of 16, 32 or 64 bits: gates and compaction need its numbers; load the model without "
             "quantisation, or leave this layer alone"
         )
+    if not _multiplies_plainly(inner):
+        raise TypeError(
+            f"{type(inner).__name__} is an nn.Linear with a forward of its own, which need not be "
+            "x W^T + b: compaction could change what it computes; leave this layer alone"
+        )
     return inner
 
 
@@ -174,10 +179,14 @@ def is_linear(layer: nn.Module) -> bool:
     return True
 
 
+def looks_linear(layer: nn.Module) -> bool:
+    """Whether it is linear-like by its class, whatever its weight holds and its forward does."""
+    return _looks_linear(_innermost(layer))
+
+
 def is_quantised(layer: nn.Module) -> bool:
     """Whether a layer would be linear-like if its weight held numbers in place of codes."""
-    inner = _innermost(layer)
-    return _looks_linear(inner) and _weight_dtype(inner) not in _PRECISIONS
+    return looks_linear(layer) and _weight_dtype(_innermost(layer)) not in _PRECISIONS
 
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
@@ -286,6 +295,11 @@ def _innermost(layer: nn.Module) -> nn.Module:
 
 def _looks_linear(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or _is_conv1d(layer)
+
+
+def _multiplies_plainly(linear: nn.Module) -> bool:
+    own = isinstance(linear, nn.Linear) and type(linear).forward is not nn.Linear.forward
+    return not own or type(linear).__name__ == "FalconLinear"  # the same, rounded in its own way
 
 
 def _weight_dtype(layer: nn.Module) -> torch.dtype | None:

@@ -60,9 +60,9 @@ def export_onnx(
         ValueError: the model has gates and ``gated`` is not set, or it is not of float32 on the
             CPU, or an input is not of two dimensions or elsewhere.
         ImportError: the packages of the extra ``onnx`` are missing.
-        OnnxExportError: torch cannot make the graph, ONNX Runtime cannot run it, or its output has
-            another shape than the model's or differs from it by more than ``tolerance``, or by what
-            is no number.
+        OnnxExportError: the model gives neither logits nor a last hidden state, torch cannot make
+            the graph, ONNX Runtime cannot run it, or its output has another shape than the model's
+            or differs from it by more than ``tolerance``, or by what is no number.
     """
     if gated_layers(model) and not gated:
         raise ValueError("the model has gates; compact it first")
@@ -104,6 +104,8 @@ def _exported(plain: _OutputOnly, inputs: Mapping[str, Tensor]) -> Any:
     """torch's ONNX program of the model with free batch and length."""
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
+        with torch.no_grad():
+            plain(*inputs.values())  # what is wrong with it or them, before the exporter says it
         program = torch.onnx.export(
             plain,
             tuple(inputs.values()),
@@ -231,5 +233,11 @@ class _OutputOnly(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         result = self.model(**dict(zip(self.names, tensors, strict=True)), **self.options)
-        output: Tensor = result.logits if "logits" in result else result.last_hidden_state
-        return output
+        for name in ("logits", "last_hidden_state"):
+            if name in result:
+                output: Tensor = result[name]
+                return output
+        raise ValueError(
+            f"{type(self.model).__name__} gives {', '.join(result)}; exported are models that give "
+            "logits or last_hidden_state"
+        )

@@ -9,14 +9,24 @@ larger than the compact model and loads anywhere with ``from_pretrained``.
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import Adapter, Attention, Block, FeedForward, HeadSizes, adapter_for
-from finegates.compaction.counts import has_module
+from finegates.adapters import (
+    Adapter,
+    Attention,
+    Block,
+    FeedForward,
+    HeadSizes,
+    adapter_for,
+    has_module,
+)
 from finegates.compaction.layers import CompactLinear
+from finegates.compatibility import is_valid
 from finegates.layers import dense_weight, gated_layers
 from finegates.tying import shares_embeddings
 
@@ -140,12 +150,34 @@ def _stock_config(
     if "heads" in keys:
         each = max(max(_counts(found)) for found in sizes.values())
         groups = max(len(found.kv_heads) for found in sizes.values())
-        layout = _Layout(each, each * groups, groups, first.head_dim)
-        setattr(config, keys["heads"], layout.heads)
-        setattr(config, keys["kv_heads"], layout.kv_heads)
         # Without it the width would follow from the number of heads.
         config.head_dim = first.head_dim
+        layout = _head_layout(config, keys, first, (each, groups))
     return config, layout
+
+
+def _head_layout(
+    config: Any, keys: dict[str, str], part: Attention, least: tuple[int, int]
+) -> _Layout:
+    """Sets the fewest heads that the configuration admits: Llama's has to divide the hidden size.
+
+    Args:
+        config: is changed.
+        keys: of the numbers of heads in it.
+        part: an attention of the dense model, whose numbers are admitted.
+        least: query heads of a group, and groups, that some layer needs.
+    """
+    each, groups = (
+        range(needed, dense + 1)
+        for needed, dense in zip(least, (part.heads // part.kv_heads, part.kv_heads), strict=True)
+    )
+    for heads in sorted(itertools.product(each, groups), key=math.prod):
+        layout = _Layout(heads[0], math.prod(heads), heads[1], part.head_dim)
+        setattr(config, keys["heads"], layout.heads)
+        setattr(config, keys["kv_heads"], layout.kv_heads)
+        if is_valid(config):
+            break
+    return layout
 
 
 def _counts(sizes: HeadSizes) -> list[int]:

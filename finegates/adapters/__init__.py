@@ -16,6 +16,7 @@ from finegates.adapters.base import (
     FeedForward,
     HeadSizes,
     attentions,
+    has_module,
     unwrap,
 )
 from finegates.adapters.bert import BertAdapter
@@ -37,6 +38,7 @@ __all__ = [
     "HeadSizes",
     "adapter_for",
     "attentions",
+    "has_module",
     "unwrap",
 ]
 
@@ -62,7 +64,8 @@ def adapter_for(model: nn.Module) -> Adapter:
         model: a transformers model, or a ``peft`` model around one.
 
     Raises:
-        ValueError: the model has no configuration, or its type has no adapter.
+        ValueError: the model has no configuration, or its type has no adapter, or its layers are
+            not where that type has them.
     """
     model_type = getattr(getattr(unwrap(model), "config", None), "model_type", None)
     known = {name: adapter for adapter in ADAPTERS for name in adapter.model_types}
@@ -76,4 +79,11 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"no adapter for model type {model_type!r}; adapters exist for {sorted(known)}; "
             f"{_REMEDY}"
         )
-    return known[model_type]
+    adapter, plain = known[model_type], unwrap(model)
+    stacks = adapter.encoder(plain)
+    if not stacks or not all(has_module(plain, path) for path in stacks):
+        raise ValueError(
+            f"{type(plain).__name__} has the configuration of model type {model_type!r}, but not "
+            f"its layers in their place; give the model inside that has, or, {_REMEDY}"
+        )
+    return adapter

@@ -8,6 +8,7 @@ and caches are the model's own.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from finegates.compatibility import attention_function, attention_traits
 
 class NarrowAttention(nn.Module):
     """What the narrow attentions share: projections, heads, and the call of the attention function.
+
+    An instance is one of the replaced module's class, too: transformers finds by class where it
+    records attention weights.
 
     Args:
         module: the attention of transformers; its projections, dropout, scale and configuration are
@@ -48,8 +52,21 @@ class NarrowAttention(nn.Module):
         # The attention function repeats keys and values itself where that is regular.
         self.num_key_value_groups = sizes.repeats or 1
         self.groups: Tensor | None
-        irregular = None if sizes.repeats else torch.tensor(sizes.groups)
-        self.register_buffer("groups", irregular, persistent=False)
+        irregular = None if sizes.repeats else sizes.groups
+        self._register_index("groups", irregular, projections[0])
+        self.__class__ = _of_both(type(self), type(module))
+
+    def _register_index(self, name: str, values: Any, beside: nn.Module) -> None:
+        """An int64 buffer of these values, or None, which is not saved: sizes give it.
+
+        It lies where the layer beside it does; if that has no storage yet, on the CPU.
+        """
+        if values is None:
+            setattr(self, name, None)  # no buffer: tools that move buffers expect tensors
+            return
+        device = next(beside.parameters()).device
+        index = torch.tensor(values, device="cpu" if device.type == "meta" else device)
+        self.register_buffer(name, index, persistent=False)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, L, heads, width), keys and values (B, L, kv_heads, width) of x (B, L, in)."""
@@ -151,15 +168,13 @@ class RotaryAttention(NarrowAttention):
         rows = None
         if sizes.pairs is not None:
             agree = len(set(sizes.pairs)) == 1
-            kept = torch.tensor(sizes.pairs[:1] if agree else sizes.pairs)
-            rows = torch.cat([kept, kept + half], dim=-1)
+            kept = sizes.pairs[:1] if agree else sizes.pairs
+            rows = [[*pairs, *(pair + half for pair in pairs)] for pairs in kept]
         self.dimensions: Tensor | None
-        self.register_buffer("dimensions", rows, persistent=False)
-        of_head = None
-        if rows is not None and len(rows) > 1:
-            of_head = torch.tensor(sizes.groups)
+        self._register_index("dimensions", rows, self.o_proj)
         self.of_head: Tensor | None
-        self.register_buffer("of_head", of_head, persistent=False)
+        several = rows is not None and len(rows) > 1
+        self._register_index("of_head", sizes.groups if several else None, self.o_proj)
 
     def forward(
         self,
@@ -202,3 +217,20 @@ class RotaryAttention(NarrowAttention):
 def _turned(x: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
+
+
+@functools.cache
+def _of_both(narrow: type[nn.Module], stock: type[nn.Module]) -> type[nn.Module]:
+    """The narrow class, which is now one of the stock's, too."""
+
+    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        # pickle looks classes up by name, and this one is made as it is needed.
+        return _unfilled, (narrow, stock), self.__dict__
+
+    names = {"__module__": narrow.__module__, "__doc__": narrow.__doc__, "__reduce_ex__": reduce}
+    return type(narrow.__name__, (narrow, stock), names)
+
+
+def _unfilled(narrow: type[nn.Module], stock: type[nn.Module]) -> nn.Module:
+    both = _of_both(narrow, stock)
+    return both.__new__(both)

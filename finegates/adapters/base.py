@@ -339,9 +339,15 @@ def base_prefix(plain: nn.Module) -> str:
     return f"{prefix}." if prefix and hasattr(plain, prefix) else ""
 
 
-def _has_parameters(model: nn.Module, path: str) -> bool:
+def has_module(model: nn.Module, path: str) -> bool:
+    """Whether the model has a module of that path."""
     try:
-        module = model.get_submodule(path)
-    except AttributeError:  # a pooler that was left out is None or absent
+        model.get_submodule(path)
+    except AttributeError:
         return False
-    return next(module.parameters(), None) is not None
+    return True
+
+
+def _has_parameters(model: nn.Module, path: str) -> bool:
+    # A pooler that was left out is None or absent.
+    return has_module(model, path) and any(True for _ in model.get_submodule(path).parameters())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from finegates.adapters import Attention, Block, HeadSizes
+from finegates.adapters import Attention, Block, HeadSizes, has_module
 from finegates.compaction.draft import LayerPlan
 from finegates.compaction.layers import CompactLinear
 from finegates.layers import GatedLinear, linear_shape
@@ -59,12 +59,3 @@ def present_weights(layer: nn.Module) -> int:
         return layer.weight.numel()
     columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)
     return columns * outputs
-
-
-def has_module(model: nn.Module, path: str) -> bool:
-    """Whether the model has a module of that path."""
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -92,7 +92,6 @@ class CompactLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias)
         self.register_buffer("cols", cols)
         self.register_buffer("rows", rows)
-        self.register_buffer("slots", None, persistent=False)
         self.place_outputs()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +127,9 @@ class CompactLinear(nn.Module):
         onednn = self.onednn_from is not None and x.numel() >= self.onednn_from * x.shape[-1] > 0
         if onednn and not padded:
             return onednn_linear(x, self.weight, self.bias)
-        if not padded and kept % _ALIGNED == 0:
+        # What takes a narrowed output is known; others may want it in one piece.
+        narrowed = self.out_features < self.dense_shape[0]
+        if not padded and (kept % _ALIGNED == 0 or not narrowed):
             return functional.linear(x, self.weight, self.bias)
         columns = kept + padded
         room = x.new_empty(x.shape[0], -(-columns // _ALIGNED) * _ALIGNED)
@@ -191,15 +192,18 @@ class CompactLinear(nn.Module):
         Raises:
             ValueError: the indices do not increase strictly within their ranges.
         """
-        self.slots = None
         self.check_indices()
+        # No buffer in place of None: tools that move buffers expect tensors.
+        for where in (self.__dict__, self._buffers):
+            where.pop("slots", None)
         if self.rows is None:
+            self.slots = None
             return
         kept = self.rows.numel()
         slots = self.rows.new_full((self.out_features,), kept)
         if not self.rows.is_meta:
             slots[self.rows] = torch.arange(kept, device=self.rows.device)
-        self.slots = slots
+        self.register_buffer("slots", slots, persistent=False)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

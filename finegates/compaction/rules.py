@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import Adapter, Attention, FeedForward, HeadSizes
+from finegates.adapters import Adapter, Attention, FeedForward, HeadSizes, has_module
 from finegates.compaction.draft import Draft
 from finegates.layers import GatedLinear, is_linear
 
@@ -23,9 +23,9 @@ def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Dra
     paths = part.linears()
     if not any(path in drafts for path in paths):
         return False
-    layers = {path: model.get_submodule(path) for path in paths}
-    if not all(is_linear(_base(layer)) for layer in layers.values()):
+    if not _all_linear(model, paths):
         return False  # compact already
+    layers = {path: model.get_submodule(path) for path in paths}
     own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
     up, down = own[part.up], own[part.down]
     gate = None if part.gate is None else own[part.gate]
@@ -95,9 +95,9 @@ def narrow_attention(
     paths = part.linears()
     if not any(path in drafts for path in paths):
         return None
-    layers = {path: model.get_submodule(path) for path in paths}
-    if not all(is_linear(_base(layer)) for layer in layers.values()):
+    if not _all_linear(model, paths):
         return None  # compact already
+    layers = {path: model.get_submodule(path) for path in paths}
     if not part.narrows:
         notes.append(f"{part.path}: its heads keep their sizes")
         return None
@@ -258,6 +258,13 @@ def activation_at_zero(name: str) -> float | None:
     if next(activation.parameters(), None) is not None:
         return None
     return float(activation(torch.zeros(1, dtype=torch.float64)))
+
+
+def _all_linear(model: nn.Module, paths: tuple[str, ...]) -> bool:
+    """Whether the model still has these layers, none compact or part of a product."""
+    return all(
+        has_module(model, path) and is_linear(_base(model.get_submodule(path))) for path in paths
+    )
 
 
 def _base(layer: nn.Module) -> nn.Module:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from finegates.compaction.bounds import at_most_parameters, check_index_buffers, check_numbers
 from finegates.compaction.generation import generation_settings, set_generation
 from finegates.compaction.layers import CompactLinear
-from finegates.compaction.skeleton import ATTENTION, class_of, empty_model
+from finegates.compaction.skeleton import ATTENTION, class_of, config_values, empty_model
 from finegates.compatibility import put_tensor, unregistered_tensors
 from finegates.files import parse_json
 from finegates.layers import gated_layers
@@ -162,7 +162,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "version": VERSION,
         "transformers": transformers.__version__,
         "class": type(model).__name__,
-        "config": json.loads(json.dumps(config.to_dict())),  # type: ignore[union-attr]
+        "config": config_values(config),
         "attention": attention if attention in ATTENTION else None,
         "heads": {
             path: asdict(module.finegates_heads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import torch
@@ -13,6 +15,10 @@ from finegates.layers import linear_shape
 
 # The attention functions that torch itself has; any other name could make transformers fetch code.
 ATTENTION = ("eager", "sdpa")
+
+# What JSON has no numbers for, as transformers 5 writes it.
+_FLOAT = "__float__"
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 def class_of(structure: dict[str, Any]) -> type[nn.Module]:
@@ -155,9 +161,27 @@ def _empty_layer(sizes: dict[str, Any]) -> CompactLinear:
     )
 
 
+def config_values(config: Any) -> Any:
+    """A configuration's values as JSON can hold them, numbers that are not finite included."""
+    return _named_floats(json.loads(json.dumps(config.to_dict())))
+
+
+def _named_floats(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _named_floats(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_named_floats(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return {_FLOAT: next(n for n, v in _FLOATS.items() if str(v) == str(values))}
+    return values
+
+
 def _without_code(config: Any) -> Any:
-    """A configuration without the keys by which it could ask for code from elsewhere."""
+    """A configuration of :func:`config_values` without the keys by which it could ask for code from
+    elsewhere."""
     if isinstance(config, dict):
+        if config.keys() == {_FLOAT} and config[_FLOAT] in _FLOATS:
+            return _FLOATS[config[_FLOAT]]
         return {
             key: _without_code(value)
             for key, value in config.items()

@@ -57,6 +57,8 @@ def compact(
 
     Returns:
         a plain model (no gates, no peft) in evaluation mode whose parameters are all trainable.
+        Hooks are on the module that takes the place of theirs; those inside of gates, and of layers
+        that became one product, are gone.
         With ``inplace=False`` it shares nothing with the given one.
 
     Raises:
@@ -78,29 +80,33 @@ def compact(
     if inplace:
         result = plain
         for path in merged:
-            result = _replace(result, path, _merge(result.get_submodule(path)))
+            layer = result.get_submodule(path)
+            result = _replace(result, path, _take_hooks(layer, _merge(layer)))
         for path, kept in plan.layers.items():
-            result = _replace(result, path, _shrink(result.get_submodule(path), kept))
+            layer = result.get_submodule(path)
+            result = _replace(result, path, _take_hooks(layer, _shrink(layer, kept)))
     else:
         # deepcopy takes what its memo holds for copied: dense weights are never doubled.
         memo: dict[int, object] = {}
         for path in merged:
             layer = plain.get_submodule(path)
-            memo[id(layer)] = _merge(layer)
+            memo[id(layer)] = _take_hooks(layer, _merge(layer))
         for path, kept in plan.layers.items():
             layer = plain.get_submodule(path)
-            memo[id(layer)] = _shrink(layer, kept)
+            memo[id(layer)] = _take_hooks(layer, _shrink(layer, kept))
         result = copy.deepcopy(plain, memo)
 
     if plan.heads:
         assert adapter is not None
         for path, part in attentions(adapter, result).items():
             if path in plan.heads:
-                narrowed = adapter.narrow(result.get_submodule(path), part, plan.heads[path])
-                result = _replace(result, path, narrowed)
+                module = result.get_submodule(path)
+                narrowed = adapter.narrow(module, part, plan.heads[path])
+                result = _replace(result, path, _take_hooks(module, narrowed))
     for path in plan.joined:
         assert adapter is not None
-        result = _replace(result, path, adapter.join(result.get_submodule(path)))
+        module = result.get_submodule(path)
+        result = _replace(result, path, _take_hooks(module, adapter.join(module)))
     result = _without_training_wrappers(result)
     for path in plan.layers:
         move_tied_keys(result, f"{path}.base", path)
@@ -260,6 +266,14 @@ def _merge(layer: nn.Module) -> nn.Module:
     plain.weight = nn.Parameter(weight)
     plain.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
     return plain
+
+
+def _take_hooks(old: nn.Module, new: nn.Module) -> nn.Module:
+    """Calls on the new module what was to be called on the old one; returns the new one."""
+    for name, hooks in () if new is old else vars(old).items():
+        if name.startswith(("_forward_", "_backward_")):  # hooks, and how each is to be called
+            setattr(new, name, hooks.copy() if hasattr(hooks, "copy") else hooks)
+    return new
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:

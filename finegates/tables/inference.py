@@ -183,8 +183,9 @@ def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
     caption = (
         f"{_provenance(repeats, machine)} Eager; times relative to the dense model, in per cent. "
         "All three have the same share of zero weights in the gated layers: in closed rows and "
-        "columns that are removed, scattered at random under dense products, and scattered with "
-        "the weights in compressed sparse rows (torch)."
+        "columns, which are removed together with what else bears on nothing then, scattered at "
+        "random under dense products, and scattered with the weights in compressed sparse rows "
+        "(torch)."
     )
     title = "Time of structured and of scattered zeros"
     return Table("inference_scattered", title, caption, frame, header, tuple(cells))

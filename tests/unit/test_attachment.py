@@ -16,11 +16,13 @@ from finegates.attachment import (
     sparsity_penalty,
 )
 from finegates.baselines import add_lora, magnitude_gates
+from finegates.compaction import compact
 from finegates.gates import FixedGate
 from finegates.layers import GatedLinear, dense_weight, gated_layers
 from finegates.monitor import closed_counts, summarise_gates
+from finegates.stock import uniform
 from finegates.train import parameter_groups
-from tiny import output, tiny_model, tokens
+from tiny import output, scatter_gates, tiny_model, tokens
 
 
 def trained(model: nn.Module) -> set[str]:
@@ -296,6 +298,57 @@ def test_quantised_layers_are_refused_by_name_and_stand_in_nobodys_way():
     assert not gated_layers(model)
     attach(model, GateConfig(modules=("[02]",), train_head=False))
     assert list(gated_layers(model)) == ["0", "2"]
+
+
+@pytest.mark.parametrize("preset", ["reference", "structured"])
+@pytest.mark.parametrize("architecture", ["bert", "llama", "t5"])
+def test_a_compact_model_is_refused_with_a_remedy_that_works(architecture, preset):
+    model = attach(tiny_model(architecture, "language"), GateConfig(preset="structured"))
+    scatter_gates(model)
+    small = compact(model)
+    with pytest.raises(ValueError, match=r"is compact already; .* finegates\.uniform\(model\)"):
+        attach(small, GateConfig(preset=preset))
+    again = attach(uniform(small), GateConfig(preset=preset)).eval()
+    assert output(compact(again), tokens()).isfinite().all()
+
+
+def test_a_part_that_is_compact_in_part_keeps_the_rest_of_its_layers():
+    model = tiny_model("t5-gated", "language")
+    attach(model, GateConfig(modules=("*wi_?",), rows=False))
+    scatter_gates(model)
+    for module in model.modules():  # both read the same inputs
+        if hasattr(module, "wi_0"):
+            module.wi_1.cols = module.wi_0.cols
+    small = compact(model)
+    attach(small, GateConfig(modules=("*wo",)))
+    scatter_gates(small)
+    assert torch.allclose(output(compact(small), tokens()), output(small.eval(), tokens()))
+
+
+class Scaled(nn.Linear):
+    """An nn.Linear by its class alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3.0 * super().forward(x)
+
+
+class FalconLinear(nn.Linear):
+    """As Falcon has it: the product and the bias one after another."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T + self.bias
+
+
+def test_layers_that_compute_in_a_way_of_their_own_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(3, 4), Scaled(4, 4), FalconLinear(4, 2))
+    for refused in (("*",), ("1",)):
+        with pytest.raises(
+            TypeError, match=r"^1: Scaled is an nn\.Linear with a forward of its own"
+        ):
+            attach(model, GateConfig(modules=refused))
+    attach(model, GateConfig(modules=("[02]",), train_head=False))
+    small, x = compact(model.eval()), torch.randn(5, 3)
+    assert torch.allclose(small(x), model(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("preset", ["reference", "structured"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from pathlib import Path
 
 import pytest
@@ -320,3 +321,70 @@ def test_a_planted_wrong_slot_is_noticed() -> None:
     layer.dimensions[0, 1] = 1
     with pytest.raises(AssertionError):
         assert_equal_outputs(model, small)
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_weights_are_still_recorded_those_of_kept_heads(
+    architecture: str, asked_before: bool
+) -> None:
+    closing = Closing(tiny.tiny_model(architecture, "base"))
+    closing.rows(closing.parts[0], "k")[0] = 0.5  # narrowed are: the first layer alone
+    closing.rows(closing.parts[0], "v")[-1] = 0
+    closing.cols(closing.parts[0])[-1] = 0
+    model = closing.attached()
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    if asked_before:  # transformers then has put its hooks already
+        attention_weights(model)
+    small = compact(model)
+    expected = attention_weights(model)
+    found = attention_weights(small)
+    assert len(found) == len(expected) > 1
+    for part, mine, theirs in zip(closing.parts, found, expected, strict=False):
+        sizes = getattr(small.get_submodule(part.path), "finegates_heads", None)
+        kept = range(part.heads) if sizes is None else sizes.heads
+        alive = [head for head in kept if part is not closing.parts[0] or head < part.heads - 1]
+        here = [list(kept).index(head) for head in alive]
+        assert torch.allclose(mine[:, here], theirs[:, alive])
+
+
+def attention_weights(model: nn.Module) -> tuple[torch.Tensor, ...]:
+    inputs = tiny.tokens()
+    if model.config.model_type == "t5":  # type: ignore[union-attr]
+        model, inputs = model.get_encoder(), tiny.tokens()  # type: ignore[operator]
+    return tuple(model(**inputs, output_attentions=True).attentions)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_narrow_model_can_be_pickled(architecture: str) -> None:
+    closing = Closing(tiny.tiny_model(architecture))
+    closing.at_random(3, 0.4)
+    small = compact(closing.attached())
+    again = pickle.loads(pickle.dumps(small))
+    assert torch.equal(tiny.output(again, tiny.tokens()), tiny.output(small, tiny.tokens()))
+    assert str(again) == str(small)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_indices_lie_where_the_weights_do(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    closing = Closing(tiny.tiny_model("llama"))
+    for part in closing.parts:
+        closing.rows(part, "q")[:, [1, 4]] = 0  # a pair of heads six wide
+        closing.rows(part, "v")[:, :2] = 0
+        closing.cols(part)[1] = 0
+    small = compact(closing.attached().to(device))
+    part = adapter_for(small).blocks(small)[0].attentions[0]
+    buffers = dict(small.get_submodule(part.path).named_buffers())
+    assert {"groups", "dimensions"} <= buffers.keys()
+    assert {buffer.device.type for buffer in small.buffers()} == {device}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_module_holds_no_empty_place_for_a_buffer_that_is_not_saved(architecture: str) -> None:
+    """Accelerate, asked to offload buffers, takes each of them for a tensor."""
+    small = compact(Closing(tiny.tiny_model(architecture)).attached())
+    for path, module in small.named_modules():
+        for name in module._non_persistent_buffers_set:
+            assert module._buffers[name] is not None, f"{path}.{name}"

@@ -197,6 +197,30 @@ def test_unknown_architecture_is_compacted_layer_by_layer() -> None:
     assert ((wide - paired).abs() <= 2 * bound).all()
 
 
+@pytest.mark.parametrize("architecture", ["bert", "llama", "t5"])
+def test_layers_of_a_known_architecture_in_another_place_go_one_by_one(architecture: str) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = tiny.tiny_model(architecture, "base")
+            self.config = self.backbone.config
+
+        def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+            return tiny.output(self.backbone, inputs)
+
+    with pytest.raises(
+        ValueError, match=rf"Around has the configuration of model type '{architecture}"
+    ):
+        attach(Around())
+    pattern = {"bert": "*query", "llama": "*q_proj", "t5": "*.q"}[architecture]
+    model = attach(Around(), GateConfig(modules=(pattern,), train_head=False))
+    tiny.scatter_gates(model)
+    assert "layer by layer only: Around has" in str(plan_compaction(model.eval()))
+    small = compact(model)
+    expected, found = (m(**tiny.tokens()) for m in (model, small))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
 def distilbert() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     config = DistilBertConfig(
         vocab_size=tiny.VOCABULARY, dim=12, hidden_dim=20, n_layers=2, n_heads=3, num_labels=2
@@ -297,3 +321,19 @@ def test_activation_unknown_at_zero_still_frees_unread_rows() -> None:
 def test_heads(architecture: str, variant: str, head: list[str]) -> None:
     model = tiny.tiny_model(architecture, variant)
     assert adapter_for(model).head(model) == head
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hooks_are_called_on_what_takes_the_place_of_their_module(inplace: bool) -> None:
+    model = attach(tiny.tiny_model("llama"), GateConfig())
+    tiny.scatter_gates(model)
+    called: list[str] = []
+    paths = [f"model.layers.0.{name}" for name in ("self_attn", "self_attn.o_proj", "mlp")]
+    for path in paths:
+        module = model.get_submodule(path)
+        module.register_forward_hook(
+            lambda *_, path=path, **__: called.append(path), with_kwargs=True
+        )
+    small = compact(model.eval(), inplace=inplace)
+    tiny.output(small, tiny.tokens())
+    assert sorted(called) == sorted(paths)

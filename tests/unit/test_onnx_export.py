@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForQuestionAnswering
 from transformers.modeling_outputs import BaseModelOutput
 
 import tiny
@@ -109,6 +110,15 @@ def test_a_graph_that_differs_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(OnnxExportError, match="nothing was written"):
         export_onnx(Words(), tmp_path / "model.onnx", words(), tolerance=-1.0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_other_outputs_is_refused_with_what_it_gives(tmp_path: Path) -> None:
+    config = tiny.ARCHITECTURES["bert"]()
+    model = AutoModelForQuestionAnswering.from_config(config)
+    attach(model, GateConfig())
+    small = compact(model.eval())
+    with pytest.raises(OnnxExportError, match=r"QuestionAnswering gives start_logits, end_logits; "):
+        export_onnx(small, tmp_path / "model.onnx", tiny.tokens())
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:

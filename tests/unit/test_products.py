@@ -269,3 +269,14 @@ def test_calibration_finds_where_onednn_is_the_faster(monkeypatch):
     assert calibrate(width=8, tokens=8).onednn_from is None
     assert calibrate(width=8, tokens=64, onednn=False).onednn_from is None
     assert calibrate(width=8, tokens=64, dtype=torch.bfloat16).onednn_from is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("onednn_from", [None, 1])
+def test_an_output_of_the_dense_width_lies_in_one_piece(onednn_from):
+    """Code around a layer may flatten what it gives."""
+    for cols in (None, torch.arange(5)):
+        weight = torch.randn(10, 6 if cols is None else 5)
+        layer = CompactLinear(weight, torch.zeros(10), in_features=6, cols=cols)
+        layer.onednn_from = onednn_from
+        assert layer(torch.randn(4, 3, 6)).is_contiguous()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import Mamba2Config, Mamba2ForCausalLM
 
 import tiny
 from finegates.adapters import adapter_for
@@ -382,3 +383,16 @@ def test_a_description_of_a_giant_is_refused_at_once(folder: Path, key: str, val
     with pytest.raises(CompactFormatError):
         load(folder)
     assert time.perf_counter() - start < 20
+
+
+def test_a_configuration_may_hold_numbers_that_json_has_not(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_heads": 4, "head_dim": 8, "state_size": 4, "n_groups": 1}
+    config = Mamba2Config(**sizes, num_hidden_layers=1, vocab_size=20)
+    assert config.time_step_limit[1] == float("inf")
+    model = attach(Mamba2ForCausalLM(config), GateConfig(modules=("*out_proj",))).eval()
+    small = compact(model)
+    save(small, tmp_path / "small")
+    again = load(tmp_path / "small")
+    assert list(again.config.time_step_limit) == [0.0, float("inf")]  # type: ignore[union-attr]
+    ids = torch.arange(6)[None]
+    assert torch.equal(again(ids).logits, small(ids).logits)

@@ -61,6 +61,20 @@ def test_decoders_lose_whole_heads_in_the_configuration_too(architecture: str) -
     assert torch.allclose(tiny.output(stock, tiny.tokens()), tiny.output(model, tiny.tokens()))
 
 
+def test_heads_are_filled_up_to_a_number_that_the_configuration_admits(tmp_path: Path) -> None:
+    """Four heads of a model 16 wide: of a Llama that three are left, transformers 5 refuses."""
+    dense = tiny.tiny_model("llama", "language", hidden_size=16, num_key_value_heads=4)
+    model = attach(dense, GateConfig(preset="structured"))
+    for part in model.finegates_structure:  # type: ignore[union-attr]
+        if hasattr(part, "heads"):
+            part.heads.latent.data[:] = torch.tensor([1.0, -1.0, 1.0, 1.0])
+    uniform(compact(model.eval())).save_pretrained(tmp_path)  # type: ignore[operator]
+    stock = type(dense).from_pretrained(tmp_path, dtype=torch.float64)  # type: ignore[attr-defined]
+    assert torch.allclose(
+        tiny.output(stock.eval(), tiny.tokens()), tiny.output(model, tiny.tokens())
+    )
+
+
 def test_generation_works_on_the_stock_model(tmp_path: Path) -> None:
     small = small_model("llama", 3)
     settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
