@@ -8,7 +8,6 @@ and caches are the model's own.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -54,7 +53,7 @@ class NarrowAttention(nn.Module):
         self.groups: Tensor | None
         irregular = None if sizes.repeats else sizes.groups
         self._register_index("groups", irregular, projections[0])
-        self.__class__ = _of_both(type(self), type(module))
+        self.__class__ = _of_both(type(self), type(module))  # type: ignore[assignment]
 
     def _register_index(self, name: str, values: Any, beside: nn.Module) -> None:
         """An int64 buffer of these values, or None, which is not saved: sizes give it.
@@ -219,16 +218,20 @@ def _turned(x: Tensor) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-@functools.cache
+_MADE: dict[tuple[type, type], type[nn.Module]] = {}
+
+
 def _of_both(narrow: type[nn.Module], stock: type[nn.Module]) -> type[nn.Module]:
-    """The narrow class, which is now one of the stock's, too."""
+    """The narrow class, which is now one of the stock's, too; always the same one."""
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
         # pickle looks classes up by name, and this one is made as it is needed.
         return _unfilled, (narrow, stock), self.__dict__
 
     names = {"__module__": narrow.__module__, "__doc__": narrow.__doc__, "__reduce_ex__": reduce}
-    return type(narrow.__name__, (narrow, stock), names)
+    if (narrow, stock) not in _MADE:
+        _MADE[narrow, stock] = type(narrow.__name__, (narrow, stock), names)
+    return _MADE[narrow, stock]
 
 
 def _unfilled(narrow: type[nn.Module], stock: type[nn.Module]) -> nn.Module:
