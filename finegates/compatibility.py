@@ -27,6 +27,8 @@ class AttentionTraits:
         layer_idx: its place, for caches.
         is_causal: whether tokens see only those before them.
         eager: plain products, as the architecture has them.
+        asked_by_call: whether ``output_attentions`` of a call asks for plain products, which alone
+            give attention weights; else the configuration does.
     """
 
     scaling: float
@@ -34,6 +36,7 @@ class AttentionTraits:
     layer_idx: Any
     is_causal: bool
     eager: Callable[..., tuple[Tensor, Tensor | None]]
+    asked_by_call: bool = False
 
 
 def attention_traits(module: Any) -> AttentionTraits:
@@ -58,6 +61,7 @@ def attention_traits(module: Any) -> AttentionTraits:
         module.layer_idx,
         bool(module.is_decoder),
         _plain_attention,
+        asked_by_call=True,
     )
 
 

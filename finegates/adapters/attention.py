@@ -48,6 +48,7 @@ class NarrowAttention(nn.Module):
         self.layer_idx: Any = traits.layer_idx
         self.is_causal = traits.is_causal
         self._eager = traits.eager
+        self._asked_by_call = traits.asked_by_call
         # The attention function repeats keys and values itself where that is regular.
         self.num_key_value_groups = sizes.repeats or 1
         self.groups: Tensor | None
@@ -102,7 +103,10 @@ class NarrowAttention(nn.Module):
         """
         if self.groups is not None:
             k, v = k.index_select(1, self.groups), v.index_select(1, self.groups)
-        function = attention_function(self.config._attn_implementation, self._eager)
+        name = self.config._attn_implementation
+        if self._asked_by_call and kwargs.get("output_attentions"):
+            name = "eager"
+        function = attention_function(name, self._eager)
         context, weights = function(
             self,
             q,
