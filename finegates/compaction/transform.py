@@ -57,7 +57,7 @@ def compact(
 
     Returns:
         a plain model (no gates, no peft) in evaluation mode whose parameters are all trainable.
-        Hooks are on the module that takes the place of theirs; those inside of gates, and of layers
+        Hooks are on the module that takes the place of theirs; those of gated layers, and of layers
         that became one product, are gone.
         With ``inplace=False`` it shares nothing with the given one.
 
@@ -269,9 +269,15 @@ def _merge(layer: nn.Module) -> nn.Module:
 
 
 def _take_hooks(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Calls on the new module what was to be called on the old one; returns the new one."""
-    for name, hooks in () if new is old else vars(old).items():
-        if name.startswith(("_forward_", "_backward_")):  # hooks, and how each is to be called
+    """Calls on the new module what was to be called on the old one; returns the new one.
+
+    Hooks of gated layers go with the gates: training put some of them there.
+    """
+    if new is old or isinstance(old, GatedLinear):
+        return new
+    for name, hooks in vars(old).items():
+        # Hooks, and how each is to be called.
+        if name.startswith(("_forward_", "_backward_")) or name == "_is_full_backward_hook":
             setattr(new, name, hooks.copy() if hasattr(hooks, "copy") else hooks)
     return new
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 import tiny
 from finegates.adapters import adapter_for
-from finegates.attachment import GateConfig, attach
+from finegates.attachment import GateConfig, attach, sparsity_penalty
 from finegates.compaction import CompactLinear, compact, load, plan_compaction, save
 from finegates.compaction.rules import activation_at_zero
 from finegates.gates import FixedGate, StochasticGate
@@ -328,12 +328,25 @@ def test_hooks_are_called_on_what_takes_the_place_of_their_module(inplace: bool)
     model = attach(tiny.tiny_model("llama"), GateConfig())
     tiny.scatter_gates(model)
     called: list[str] = []
-    paths = [f"model.layers.0.{name}" for name in ("self_attn", "self_attn.o_proj", "mlp")]
+    paths = [f"model.layers.0.{name}" for name in ("self_attn", "mlp")]
     for path in paths:
         module = model.get_submodule(path)
         module.register_forward_hook(
             lambda *_, path=path, **__: called.append(path), with_kwargs=True
         )
+    gradients: list[str] = []
+    module.register_full_backward_hook(lambda *_: gradients.append(path))
     small = compact(model.eval(), inplace=inplace)
-    tiny.output(small, tiny.tokens())
+    tiny.output(small, tiny.tokens()).sum().backward()
     assert sorted(called) == sorted(paths)
+    assert gradients == [path]
+    assert small.get_submodule(path)._is_full_backward_hook, "not called in the old way"
+
+
+def test_what_training_listens_with_goes_with_the_gates() -> None:
+    model = attach(tiny.tiny_model("bert"), GateConfig(kurtosis=True))
+    sparsity_penalty(model)
+    assert any(module._forward_pre_hooks for module in model.modules())
+    tiny.scatter_gates(model)
+    small = compact(model.eval())
+    assert not any(module._forward_pre_hooks for module in small.modules())

@@ -124,10 +124,7 @@ def test_other_ways_to_plain_low_rank_terms_are_merged(name: str) -> None:
         config = peft.AdaLoraConfig(init_r=2, target_r=2, total_step=10, **TARGETS)
     else:
         config = peft.LoraConfig(r=2, target_modules=[], target_parameters=["query.weight"])
-    model = attach(peft_model(config), GateConfig(modules=("*.query", "*.key")))
-    tiny.scatter_gates(model)
-    before = tiny.output(model.eval(), tiny.tokens())
-    torch.testing.assert_close(tiny.output(compact(model), tiny.tokens()), before)
+    assert_merges(attach(peft_model(config), GateConfig(modules=("*.query", "*.key"))))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -136,7 +133,10 @@ def test_an_adapter_of_other_layers_changes_nothing_here() -> None:
     model = peft_model(peft.LoraConfig(r=2, target_modules=["query"]))
     model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["value"]))  # type: ignore
     model.base_model.set_adapter(["default", "other"])  # type: ignore[operator, union-attr]
-    attach(model, GateConfig(modules=("*.query", "*.value")))
+    assert_merges(attach(model, GateConfig(modules=("*.query", "*.value"))))
+
+
+def assert_merges(model: nn.Module) -> None:
     tiny.scatter_gates(model)
     before = tiny.output(model.eval(), tiny.tokens())
     torch.testing.assert_close(tiny.output(compact(model), tiny.tokens()), before)
