@@ -25,12 +25,12 @@ from torch import nn
 
 from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach, attach_fixed, sparsity_penalty
+from finegates.benchmarks import InferenceBenchmark, InferenceCase
 from finegates.budget import macs
 from finegates.compaction import CostModel, calibrate, compact, use_products
 from finegates.inference_parts import PARTS, parts_of_time
 from finegates.layers import linear_shape
 from finegates.monitor import realised_sparsity
-from finegates.schema import InferenceBenchmark, InferenceCase
 from finegates.seeds import derive_seed
 from finegates.structured import MacsPenalty
 from finegates.timing import interleaved

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from finegates.benchmarks import InferenceBenchmark, InferenceCase
 from finegates.budget import macs, planned_macs
 from finegates.compaction import CostModel, compact
 from finegates.figures import draw_inference
@@ -22,7 +23,6 @@ from finegates.inference import (
 )
 from finegates.inference_parts import PARTS, parts_of_time
 from finegates.monitor import realised_sparsity
-from finegates.schema import InferenceBenchmark, InferenceCase
 from finegates.semi_structured import zero_fraction
 from finegates.tables.inference import (
     backend_table,

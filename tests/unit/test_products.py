@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from finegates.attachment import attach_fixed
+from finegates.benchmarks import InferenceBenchmark
 from finegates.compaction import (
     CompactLinear,
     CostModel,
@@ -18,7 +19,6 @@ from finegates.compaction import (
     use_products,
 )
 from finegates.inference import random_inputs, random_model
-from finegates.schema import InferenceBenchmark
 from tier import TINY_SHAPE
 
 ALWAYS, NEVER = CostModel(onednn_from=1), CostModel()
