@@ -1,7 +1,7 @@
 """Fine-tune, prune and physically shrink transformers with stochastic row and column gates.
 
 >>> import finegates as fg
->>> fg.attach(model, fg.GateConfig(preset="reference", target=0.4))  # doctest: +SKIP
+>>> fg.attach(model, fg.GateConfig(target=0.4))  # doctest: +SKIP
 >>> fg.GateTrainer(model=model, args=args, train_dataset=data).train()  # doctest: +SKIP
 >>> small = fg.compact(model)  # doctest: +SKIP
 >>> fg.save(small, "out/")  # doctest: +SKIP

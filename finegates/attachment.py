@@ -23,7 +23,13 @@ from finegates.layers import (
     looks_linear,
 )
 from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty
-from finegates.presets import SCHEDULE, check_reachable, check_schedule, preset_named
+from finegates.presets import (
+    SCHEDULE,
+    GatePreset,
+    check_reachable,
+    check_schedule,
+    preset_named,
+)
 from finegates.seeds import derive_seed
 from finegates.structured import MacsPenalty, Sides, Structure, build_structure
 from finegates.tying import move_tied_keys, note_untied, untie
@@ -37,8 +43,10 @@ class GateConfig:
     """How gates are attached and trained.
 
     Attributes:
-        preset: ``"reference"``, ``"paper_v1"`` or ``"structured"`` (see
-            ``finegates.presets.PRESETS``).
+        preset: ``"structured"`` (shared gates under a budget on MACs), ``"reference"`` (the paper's
+            released code) or ``"paper_v1"``; see ``finegates.presets.PRESETS``. None takes
+            ``"structured"``, or ``"reference"`` where ``penalty``, ``kurtosis``, ``rows``, ``cols``
+            or ``modules`` asks for what only independent gates have. Read back, it is the name.
         target: target sparsity s in [0, 1): the fraction of rows, and of columns, to close. It is
             not the realised sparsity; ``finegates.budget`` measures that. With ``"structured"``,
             the fraction of the encoder's MACs to remove, which is met.
@@ -68,7 +76,7 @@ class GateConfig:
         seed: of the gates' initial latents; each gate's stream is named by its module.
     """
 
-    preset: str = "reference"
+    preset: str | None = None
     target: float = 0.4
     penalty_weight: float = 50.0
     penalty: str | None = None
@@ -86,7 +94,11 @@ class GateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        preset = preset_named(self.preset, self.noise_std)
+        asked = self._only_independent()
+        if self.preset is None:
+            # The class is frozen for its users; what None stands for is settled once, here.
+            object.__setattr__(self, "preset", "reference" if asked else "structured")
+        preset = self.gate_preset()
         if self.penalty is not None and self.penalty not in PENALTIES:
             raise ValueError(f"unknown penalty {self.penalty!r}; choose one of {sorted(PENALTIES)}")
         if not self.penalty_weight >= 0:
@@ -95,19 +107,30 @@ class GateConfig:
             raise ValueError("rows and cols are both off: there would be no gates")
         check_reachable(preset, self.target)
         if preset.penalty == "macs":
+            if asked:
+                raise ValueError(
+                    f"{asked[0]} cannot be chosen with preset {self.preset!r}, whose gates follow "
+                    "the structure of the model; independent gates can: preset='reference'"
+                )
             self._check_structured()
 
-    def _check_structured(self) -> None:
-        refused = {
+    def gate_preset(self) -> GatePreset:
+        """The constants of the gates, with the noise that was asked for."""
+        assert self.preset is not None
+        return preset_named(self.preset, self.noise_std)
+
+    def _only_independent(self) -> list[str]:
+        """The options given that shared gates do not have, by name."""
+        given = {
             "penalty": self.penalty is not None,
             "kurtosis": self.kurtosis,
             "rows": not self.rows,
             "cols": not self.cols,
             "modules": self.modules is not None,
         }
-        for name, given in refused.items():
-            if given:
-                raise ValueError(f"{name} cannot be chosen with preset {self.preset!r}")
+        return [name for name, asked in given.items() if asked]
+
+    def _check_structured(self) -> None:
         check_schedule(self.schedule)
         if self.sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
@@ -150,7 +173,7 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
             "one device; load it without device_map, and use several devices by torchrun, each "
             "with a whole model"
         )
-    preset = preset_named(config.preset, config.noise_std)
+    preset = config.gate_preset()
     train_biases = preset.train_biases if config.train_biases is None else config.train_biases
     structured = preset.penalty == "macs"
     sides = _shared_gates(inner, config) if structured else _independent_gates(inner, config)
@@ -301,7 +324,7 @@ def sparsity_penalty(model: nn.Module) -> SparsityPenalty | MacsPenalty | None:
     config = gate_config(model)
     if config is None:
         return None
-    kind = config.penalty or preset_named(config.preset).penalty
+    kind = config.penalty or config.gate_preset().penalty
     inner = unwrap(model)
     if kind == "macs":
         structure: Structure = inner.finegates_structure  # type: ignore[assignment]
@@ -354,7 +377,7 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> Sides:
 
 
 def _gate_maker(inner: nn.Module, config: GateConfig) -> Callable[..., StochasticGate]:
-    preset = preset_named(config.preset, config.noise_std)
+    preset = config.gate_preset()
     device = next(inner.parameters()).device
 
     def make(name: str, size: int, *names: str) -> StochasticGate:

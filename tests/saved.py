@@ -19,7 +19,7 @@ from finegates.seals import content_digest
 
 
 def small_model(variant: str = "classifier", **overrides: object) -> nn.Module:
-    model = attach(tiny.tiny_model("roberta", variant, **overrides), GateConfig())
+    model = attach(tiny.tiny_model("roberta", variant, **overrides), GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     return compact(model)
 

@@ -72,7 +72,7 @@ def _weights(config: PretrainedConfig) -> int:
 def _peak(config: PretrainedConfig, precision: str, trains_all: bool, gated: bool) -> int:
     model = _build(config).train()
     if gated:
-        attach(model, GateConfig(train_weights=trains_all))
+        attach(model, GateConfig(preset="reference", train_weights=trains_all))
     else:
         model.requires_grad_(trains_all)
         model.enable_input_require_grads()

@@ -187,7 +187,7 @@ def test_shared_gates(data: st.DataObject, columns: int, outputs: int) -> None:
 @settings(max_examples=5)  # a derivative for every output number: a second each
 def test_whole_model_bounded(architecture: str, seed: int) -> None:
     model = tiny.tiny_model(architecture, seed=seed)
-    attach(model, GateConfig())
+    attach(model, GateConfig(preset="reference"))
     tiny.scatter_gates(model, seed)
     model.eval()
     inputs = tiny.tokens(seed=seed)

@@ -28,7 +28,10 @@ pytestmark = pytest.mark.parametrize("architecture", ARCHITECTURES)
 def gated_model(
     architecture: str, variant: str = "classifier", seed: int = 0, **overrides: object
 ) -> nn.Module:
-    model = attach(tiny.tiny_model(architecture, variant, seed=seed, **overrides), GateConfig())
+    model = attach(
+        tiny.tiny_model(architecture, variant, seed=seed, **overrides),
+        GateConfig(preset="reference"),
+    )
     tiny.scatter_gates(model, seed)
     return model.eval()
 
@@ -238,14 +241,14 @@ def test_one_sided_gates(architecture: str, side: str) -> None:
 def test_activations(architecture: str, activation: str) -> None:
     model = attach(
         tiny.tiny_model(architecture, **{tiny.activation_key(architecture): activation}),
-        GateConfig(),
+        GateConfig(preset="reference"),
     )
     tiny.scatter_gates(model)
     assert_equal_outputs(compact(model), model.eval())
 
 
 def test_lora_inside_gates(architecture: str, tmp_path: Path) -> None:
-    model = attach(lora_model(architecture), GateConfig())
+    model = attach(lora_model(architecture), GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     model.eval()
     counted = measure_budget(model)
@@ -283,7 +286,7 @@ def test_lora_beside_gates(architecture: str) -> None:
 
 
 def test_lora_that_peft_has_merged(architecture: str) -> None:
-    model = attach(lora_model(architecture), GateConfig())
+    model = attach(lora_model(architecture), GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     small = compact(model.eval())
     for layer in gated_layers(model).values():
@@ -294,7 +297,7 @@ def test_lora_that_peft_has_merged(architecture: str) -> None:
 
 
 def test_lora_that_is_switched_off_is_refused(architecture: str) -> None:
-    model = attach(lora_model(architecture), GateConfig())
+    model = attach(lora_model(architecture), GateConfig(preset="reference"))
     with model.disable_adapter(), pytest.raises(ValueError, match="switched off"):
         compact(model)
 

@@ -21,8 +21,11 @@ from finegates.gates import FixedGate
 from finegates.layers import GatedLinear, dense_weight, gated_layers
 from finegates.monitor import closed_counts, summarise_gates
 from finegates.stock import uniform
+from finegates.structured import MacsPenalty
 from finegates.train import parameter_groups
 from tiny import output, scatter_gates, tiny_model, tokens
+
+REFERENCE = GateConfig(preset="reference")
 
 
 def trained(model: nn.Module) -> set[str]:
@@ -36,7 +39,7 @@ def set_latents(model: nn.Module, value: float) -> None:
 
 
 def test_every_layer_of_the_protocol_is_wrapped_and_nothing_else():
-    model = attach(tiny_model("roberta"), GateConfig())
+    model = attach(tiny_model("roberta"), GateConfig(preset="reference"))
     ends = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
     names = list(gated_layers(model))
     assert len(names) == 2 * 6
@@ -71,8 +74,8 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
     for model in (
         tiny_model("bert"),
         add_lora(tiny_model("bert")),
-        attach(tiny_model("bert")),
-        attach(add_lora(tiny_model("bert"))),
+        attach(tiny_model("bert"), REFERENCE),
+        attach(add_lora(tiny_model("bert")), REFERENCE),
     ):
         groups = parameter_groups(model)
         names = [name for group in groups.values() for name in group]
@@ -82,7 +85,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
 def test_open_gates_change_nothing_and_half_open_gates_do():
     base, inputs = tiny_model("roberta"), tokens()
     before = output(base, inputs)
-    attach(base)
+    attach(base, REFERENCE)
     set_latents(base, 5.0)
     assert torch.equal(output(base, inputs), before)
     set_latents(base, 0.0)  # every gate 1/2
@@ -90,7 +93,7 @@ def test_open_gates_change_nothing_and_half_open_gates_do():
 
 
 def test_gates_on_a_model_in_evaluation_mode_do_not_sample():
-    model = attach(tiny_model("roberta").eval())
+    model = attach(tiny_model("roberta").eval(), REFERENCE)
     assert torch.equal(output(model, tokens()), output(model, tokens()))
     assert not any(
         gate.training for layer in gated_layers(model).values() for _, gate in layer.gates()
@@ -100,7 +103,7 @@ def test_gates_on_a_model_in_evaluation_mode_do_not_sample():
 def test_detach_restores_the_outputs_from_before():
     base, inputs = tiny_model("bert"), tokens()
     before, names = output(base, inputs), [n for n, _ in base.named_parameters()]
-    set_latents(attach(base), 0.1)
+    set_latents(attach(base, REFERENCE), 0.1)
     detach(base)
     assert torch.equal(output(base, inputs), before)
     assert [n for n, _ in base.named_parameters()] == names
@@ -108,7 +111,7 @@ def test_detach_restores_the_outputs_from_before():
 
 
 def test_detach_with_fold_keeps_what_the_gated_model_computed():
-    model, inputs = attach(tiny_model("roberta")), tokens()
+    model, inputs = attach(tiny_model("roberta"), REFERENCE), tokens()
     set_latents(model, -0.1)
     gated = output(model, inputs)
     folded = detach(model, fold=True)
@@ -118,7 +121,7 @@ def test_detach_with_fold_keeps_what_the_gated_model_computed():
 
 def test_detach_refuses_to_fold_an_unmerged_adapter():
     with pytest.raises(ValueError, match="unmerged low-rank adapter"):
-        detach(attach(add_lora(tiny_model("bert"))), fold=True)
+        detach(attach(add_lora(tiny_model("bert")), REFERENCE), fold=True)
 
 
 def test_gates_attach_by_pattern_to_models_without_an_adapter():
@@ -143,7 +146,7 @@ def test_initial_gates_depend_on_seed_and_name_not_on_order():
 
 
 def test_misuse_is_refused_with_the_reason():
-    model = attach(tiny_model("bert"))
+    model = attach(tiny_model("bert"), REFERENCE)
     with pytest.raises(ValueError, match="has gates already"):
         attach(model)
     with pytest.raises(ValueError, match="pattern 'nope\\*' matches no linear layer"):
@@ -164,6 +167,23 @@ def test_misuse_is_refused_with_the_reason():
         attach_fixed(nn.Sequential(nn.Linear(2, 3)), {"0": (torch.ones(2), None)})
 
 
+def test_gates_are_shared_unless_an_option_of_independent_ones_is_given():
+    assert GateConfig().preset == GateConfig(target=0.3).preset == "structured"
+    for given in (
+        {"modules": ("*",)},
+        {"kurtosis": True},
+        {"penalty": "hinge"},
+        {"rows": False},
+        {"cols": False},
+    ):
+        assert GateConfig(**given).preset == "reference"
+        with pytest.raises(ValueError, match=r"cannot be chosen.*preset='reference'"):
+            GateConfig(preset="structured", **given)
+    model = attach(tiny_model("bert"))
+    assert gate_config(model) == GateConfig(preset="structured")
+    assert isinstance(sparsity_penalty(model), MacsPenalty)
+
+
 def test_a_model_without_gates_has_no_penalty():
     assert sparsity_penalty(tiny_model("bert")) is None
 
@@ -181,7 +201,7 @@ def test_magnitude_gates_close_the_rows_and_columns_of_least_norm():
 
 def test_magnitude_pruning_removes_exactly_what_the_gated_model_lost():
     torch.manual_seed(0)
-    gated = attach(tiny_model("roberta"))
+    gated = attach(tiny_model("roberta"), REFERENCE)
     for layer in gated_layers(gated).values():
         for _, gate in layer.gates():
             gate.latent.data = torch.randn(gate.size) - 0.5
@@ -227,7 +247,7 @@ def test_a_model_spread_over_devices_is_refused_before_anything_changes():
     model = tiny_model("roberta")
     model.roberta.encoder.layer[1].to("meta")
     with pytest.raises(ValueError, match=r"spread over cpu, meta.*without device_map"):
-        attach(model, GateConfig())
+        attach(model, GateConfig(preset="reference"))
     assert not gated_layers(model)
 
 

@@ -300,7 +300,9 @@ def test_torch_compile_takes_the_layers_without_graph_breaks(
 
 
 def test_separate_position_projections_leave_the_heads_alone_and_say_so() -> None:
-    model = attach(tiny.tiny_model("deberta-v2", share_att_key=False), GateConfig())
+    model = attach(
+        tiny.tiny_model("deberta-v2", share_att_key=False), GateConfig(preset="reference")
+    )
     tiny.scatter_gates(model)
     plan = plan_compaction(model.eval())
     assert not plan.heads

@@ -44,7 +44,7 @@ def roberta(sizes: dict[str, int]) -> nn.Module:
 def test_numbers_of_the_paper(
     sizes: dict[str, int], everything: int, weights: int, gates: int, biases: int, percent: float
 ) -> None:
-    model = attach(roberta(sizes), GateConfig())
+    model = attach(roberta(sizes), GateConfig(preset="reference"))
     counted = measure_budget(model)
     assert counted.all_parameters == everything
     assert counted.gated_weights == weights
@@ -117,7 +117,7 @@ def test_pairing_removes_more_than_each_layer_alone() -> None:
 
 
 def test_compact_model_is_counted_as_it_is() -> None:
-    model = attach(tiny.tiny_model("roberta"), GateConfig())
+    model = attach(tiny.tiny_model("roberta"), GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     before, small = measure_budget(model), compact(model)
     after = measure_budget(small)
@@ -133,7 +133,7 @@ def test_compact_model_is_counted_as_it_is() -> None:
 
 
 def test_shared_gates_and_tied_weights_count_once() -> None:
-    model = attach(tiny.tiny_model("bert", "language"), GateConfig())
+    model = attach(tiny.tiny_model("bert", "language"), GateConfig(preset="reference"))
     before = measure_budget(model)
     layers = gated_layers(model)
     inputs = [layer for layer in layers.values() if layer.in_features == 12]
@@ -145,7 +145,7 @@ def test_shared_gates_and_tied_weights_count_once() -> None:
 
 
 def test_plain_values() -> None:
-    model = attach(tiny.tiny_model("bert"), GateConfig())
+    model = attach(tiny.tiny_model("bert"), GateConfig(preset="reference"))
     counted = measure_budget(model).as_dict()
     assert json.loads(json.dumps(counted)) == counted
     assert counted["realised_sparsity"] == 0.0, "no gate is closed at the start"

@@ -110,7 +110,7 @@ def test_a_classifier_reads_the_last_word_wherever_the_padding_is(tmp_path, gate
     write_llama(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     if gated:
-        attach(model, GateConfig())
+        attach(model, GateConfig(preset="reference"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     model.config.pad_token_id = tokenizer.pad_token_id
     texts = ["a b c d e", "f g"]

@@ -124,7 +124,7 @@ def test_random_biases_change_the_model_before_any_training(folder):
 
 def test_random_biases_are_frozen_and_spare_the_head(folder):
     model, _ = load_causal(CausalModel(name="tiny", path=str(folder / "llama")), "")
-    attach(model, GateConfig(random_biases=True, train_head=False))
+    attach(model, GateConfig(preset="reference", random_biases=True, train_head=False))
     biases = {n: p for n, p in model.named_parameters() if n.endswith("bias")}
     assert len(biases) == 2 * 7
     assert not any(p.requires_grad or bool((p == 0).all()) for p in biases.values())
@@ -301,7 +301,7 @@ def test_a_compact_model_predicts_and_generates_what_the_gated_one_does(
     folder, seed, random_biases
 ):
     model, tokenizer = load_causal(CausalModel(name="tiny", path=str(folder / "llama")), "")
-    attach(model, GateConfig(train_head=False, random_biases=random_biases))
+    attach(model, GateConfig(preset="reference", train_head=False, random_biases=random_biases))
     scatter_gates(model, seed)
     small = compact(model)
     held_out = HeldOut(["a b c d e f g", "d e f g"] * 5, tokenizer, 16)

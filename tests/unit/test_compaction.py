@@ -184,7 +184,7 @@ def test_unknown_architectures_are_named() -> None:
 
 
 def test_unknown_architecture_is_compacted_layer_by_layer() -> None:
-    model = attach(tiny.tiny_model("bert"), GateConfig())
+    model = attach(tiny.tiny_model("bert"), GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     paired = tiny.output(compact(model), tiny.tokens())
     model.config.model_type = "mamba"
@@ -325,7 +325,7 @@ def test_heads(architecture: str, variant: str, head: list[str]) -> None:
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_hooks_are_called_on_what_takes_the_place_of_their_module(inplace: bool) -> None:
-    model = attach(tiny.tiny_model("llama"), GateConfig())
+    model = attach(tiny.tiny_model("llama"), GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     called: list[str] = []
     paths = [f"model.layers.0.{name}" for name in ("self_attn", "mlp")]

@@ -57,7 +57,7 @@ def test_where_moving_is_free_all_goes_and_where_it_is_dear_nothing() -> None:
 @pytest.mark.parametrize("multiple", [1, 2, 3, 4, 64])
 def test_heads_get_the_next_multiple_and_compute_the_same(architecture: str, multiple: int) -> None:
     tiny.skip_fixed_heads(architecture)
-    model = attach(tiny.tiny_model(architecture), GateConfig())
+    model = attach(tiny.tiny_model(architecture), GateConfig(preset="reference"))
     tiny.scatter_gates(model, mean=-0.7)
     model.eval()
 
@@ -96,7 +96,7 @@ def test_outputs_do_not_depend_on_prices(architecture: str, cost: CostModel, pre
 
 
 def test_the_plan_predicts_the_time_of_every_layer_and_says_what_stays_dense() -> None:
-    model = attach(tiny.tiny_model("bert"), GateConfig())
+    model = attach(tiny.tiny_model("bert"), GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     plan = plan_compaction(model.eval(), cost=DEAR)
     assert all(layer.seconds > 0 for layer in plan.layers.values())

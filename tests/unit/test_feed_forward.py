@@ -65,7 +65,7 @@ def test_they_gather_their_inputs_once() -> None:
 
 
 def test_with_inputs_of_their_own_they_stay_two() -> None:
-    model = attach(tiny.tiny_model("llama"), GateConfig())
+    model = attach(tiny.tiny_model("llama"), GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     small = compact(model.eval())
     assert joined(small) == []

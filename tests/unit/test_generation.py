@@ -20,7 +20,9 @@ from saved import edit, small_model
 
 def generating_model(architecture: str) -> nn.Module:
     """A compact language model whose ``generate`` is told when to stop by its settings alone."""
-    model = attach(tiny.tiny_model(architecture, "language", seed=3), GateConfig())
+    model = attach(
+        tiny.tiny_model(architecture, "language", seed=3), GateConfig(preset="reference")
+    )
     tiny.scatter_gates(model)
     small = compact(model.eval())
     small.generation_config.update(eos_token_id=None, max_new_tokens=9)

@@ -115,14 +115,14 @@ def test_a_graph_that_differs_is_not_written(tmp_path: Path) -> None:
 def test_a_model_of_other_outputs_is_refused_with_what_it_gives(tmp_path: Path) -> None:
     config = tiny.ARCHITECTURES["bert"]()
     model = AutoModelForQuestionAnswering.from_config(config)
-    attach(model, GateConfig())
+    attach(model, GateConfig(preset="reference"))
     small = compact(model.eval())
     with pytest.raises(OnnxExportError, match="gives start_logits, end_logits; exported"):
         export_onnx(small, tmp_path / "model.onnx", tiny.tokens())
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
-    gated = attach(tiny.tiny_model("bert"), GateConfig())
+    gated = attach(tiny.tiny_model("bert"), GateConfig(preset="reference"))
     with pytest.raises(ValueError, match="compact it first"):
         export_onnx(gated, tmp_path / "model.onnx", tiny.tokens())
     small = small_model("bert", "classifier")
@@ -134,7 +134,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_gated_model_is_exported_when_it_is_asked_for(tmp_path: Path) -> None:
-    model = attach(tiny.tiny_model("roberta", "base", dtype=torch.float32), GateConfig())
+    model = attach(
+        tiny.tiny_model("roberta", "base", dtype=torch.float32), GateConfig(preset="reference")
+    )
     tiny.scatter_gates(model)
     assert export_onnx(model, tmp_path / "model.onnx", tiny.tokens(), gated=True) < 1e-5
 

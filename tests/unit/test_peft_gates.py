@@ -145,7 +145,7 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(PeftGatesError, match="cannot be read"):
         attach_from_peft(model, tmp_path)
-    attach(model, GateConfig())
+    attach(model, GateConfig(preset="reference"))
     with pytest.raises(ValueError, match="gates already"):
         attach_from_peft(model, {})
 

@@ -18,7 +18,9 @@ ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 
 
 def gated_model(architecture: str, seed: int, variant: str = "language") -> nn.Module:
-    model = attach(tiny.tiny_model(architecture, variant, seed=seed), GateConfig())
+    model = attach(
+        tiny.tiny_model(architecture, variant, seed=seed), GateConfig(preset="reference")
+    )
     tiny.scatter_gates(model, seed)
     return model.eval()
 
@@ -123,7 +125,7 @@ def test_weights_kept_in_float32_stay_in_float32(tmp_path: Path) -> None:
     for name, module in model.named_modules():
         if name.endswith(".wo"):  # as transformers loads T5 in half precision
             module.float()
-    model = attach(model, GateConfig())
+    model = attach(model, GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     small = compact(model.eval())
     stock = uniform(small)
@@ -153,7 +155,7 @@ def test_angles_of_rotary_embeddings_keep_their_precision() -> None:
 
 
 def test_a_bias_that_the_architecture_lacks_is_refused_with_its_place() -> None:
-    model = attach(tiny.tiny_model("t5", dense_act_fn="sigmoid"), GateConfig())
+    model = attach(tiny.tiny_model("t5", dense_act_fn="sigmoid"), GateConfig(preset="reference"))
     tiny.scatter_gates(model)
     with pytest.raises(NotUniformError, match=r"wo needs a bias"):
         uniform(compact(model.eval()))
@@ -161,4 +163,4 @@ def test_a_bias_that_the_architecture_lacks_is_refused_with_its_place() -> None:
 
 def test_a_model_with_gates_is_refused() -> None:
     with pytest.raises(ValueError, match="compact it first"):
-        uniform(attach(tiny.tiny_model("bert"), GateConfig()))
+        uniform(attach(tiny.tiny_model("bert"), GateConfig(preset="reference")))

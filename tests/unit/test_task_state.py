@@ -107,7 +107,7 @@ def test_without_gates_or_without_a_frozen_encoder_there_is_no_task():
     plain = AutoModelForSequenceClassification.from_config(ARCHITECTURES["bert"]())
     with pytest.raises(ValueError, match="no encoder to share"):
         task_state(plain)
-    fg.attach(plain, fg.GateConfig(train_weights=True))
+    fg.attach(plain, fg.GateConfig(preset="reference", train_weights=True))
     with pytest.raises(ValueError, match="no encoder to share"):
         task_state(plain)
 

@@ -42,7 +42,9 @@ def trainer(model, tmp_path, epochs=1, lr=1e-2, arguments=None, **kwargs):
 
 
 def fresh(**config):
-    return attach(tiny_model("roberta", dtype=torch.float32), GateConfig(**config))
+    return attach(
+        tiny_model("roberta", dtype=torch.float32), GateConfig(**{"preset": "reference", **config})
+    )
 
 
 def moved(before: dict, model) -> set[str]:
@@ -103,7 +105,9 @@ def test_training_loss_is_task_loss_plus_weighted_penalty_and_evaluation_is_not(
 
 
 def test_groups_get_their_own_learning_rates(tmp_path):
-    model = attach(add_lora(tiny_model("bert", dtype=torch.float32)), GateConfig())
+    model = attach(
+        add_lora(tiny_model("bert", dtype=torch.float32)), GateConfig(preset="reference")
+    )
     run = trainer(model, tmp_path, lr=1e-3, learning_rates={"gates": 5e-2, "low_rank": 2e-3})
     rates = {group["kind"]: group["lr"] for group in run.create_optimizer().param_groups}
     assert rates == {"gates": 5e-2, "low_rank": 2e-3, "biases": 1e-3, "head": 1e-3}
