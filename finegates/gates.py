@@ -10,6 +10,7 @@ numbers of :class:`finegates.presets.GatePreset`; gates of our own have a traine
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ from finegates.presets import GatePreset, preset_named
 
 CLOSED_TO, OPEN_FROM = 0.05, 0.95
 """Evaluation gates strictly between count as half open."""
+
+
+HARDNESS = "_extra_state"
+"""The key of a gate's hardness in its state dict, as torch names extra states."""
 
 
 class Gate(nn.Module):
@@ -94,6 +99,8 @@ class StochasticGate(Gate):
         latent: (n,), trained.
         scale: (n,), the factors, trained; None without.
         importance: (n,), see :meth:`observe`; None without factors.
+        hardness: t in [0, 1], see :meth:`harden`; the state dict holds it (as the extra state of
+            the module), because it decides what the gate computes and whether its latents train.
     """
 
     clips_at_zero = True
@@ -171,10 +178,53 @@ class StochasticGate(Gate):
             raise ValueError(f"hardness must lie in [0, 1], got {hardness}")
         if self.preset.tanh:
             raise ValueError(f"gates of preset {self.preset.name!r} cannot be hardened")
-        self.hardness = hardness
-        self.latent.requires_grad_(hardness == 0.0)
+        self._set_hardness(hardness)
         if hardness == 1.0:
             self.latent.copy_(torch.where(self.latent > 0, 1.0, -1.0))
+
+    def _set_hardness(self, hardness: float) -> None:
+        # A latent that its owner froze by hand stays frozen while nothing changes.
+        if (hardness == 0.0) != (self.hardness == 0.0):
+            self.latent.requires_grad_(hardness == 0.0)
+        self.hardness = hardness
+
+    @override
+    def get_extra_state(self) -> Tensor:
+        """The hardness as a float64 tensor of no dimensions, which safetensors can hold."""
+        return torch.tensor(self.hardness, dtype=torch.float64, device="cpu")
+
+    @override
+    def set_extra_state(self, state: Any) -> None:
+        """Takes a hardness over; latents train from then on if it is 0, and else do not.
+
+        Raises:
+            ValueError: it is not in [0, 1].
+        """
+        hardness = float(state)
+        if not 0.0 <= hardness <= 1.0:
+            raise ValueError(
+                f"a gate's state holds the hardness {hardness}, which is not in [0, 1]"
+            )
+        self._set_hardness(hardness)
+
+    @override
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """As of ``nn.Module``; a state dict from before hardness was kept leaves it as it is."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        key = f"{prefix}{HARDNESS}"
+        if key in missing_keys:
+            missing_keys.remove(key)
 
     @torch.no_grad()
     def observe(self) -> None:

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from finegates.adapters import unwrap
 from finegates.files import parse_json, whole_file
-from finegates.gates import StochasticGate
+from finegates.gates import HARDNESS, StochasticGate
 
-FORMAT = "finegates-task-2"
+FORMAT = "finegates-task-3"
+WITHOUT_HARDNESS = "finegates-task-2"
+"""The format of files from before hardness was kept, which are read as they are."""
 METADATA = "finegates"
 
 
@@ -72,6 +74,7 @@ def save_task(model: nn.Module, path: str | Path) -> int:
         its size in bytes: what one more task costs to store.
     """
     tensors = {name: t.detach().contiguous() for name, t in task_state(model).items()}
+    tensors |= {name: gate.get_extra_state() for name, gate in _gates(model).items()}
     said = {"format": FORMAT, "encoder": _encoder_digest(model), "tensors": _digest(tensors)}
     path = Path(path)
     with whole_file(path) as aside:
@@ -98,14 +101,19 @@ def load_task(model: nn.Module, path: str | Path) -> None:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise TaskStateError(f"{path}: cannot be read as a task ({error})") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, WITHOUT_HARDNESS):
         raise TaskStateError(f"{path}: is no task of the format {FORMAT!r}")
     if metadata.get("tensors") != _digest(found):
         raise TaskStateError(f"{path}: is damaged: its tensors are not those that were saved")
-    own = task_state(model)
+    own, gates = task_state(model), _gates(model)
+    hardness = {name: torch.zeros(()) for name in gates}
+    if metadata["format"] == FORMAT:
+        hardness = {name: found.pop(name) for name in sorted(gates.keys() & found.keys())}
     differing = sorted(set(own) ^ set(found)) or [
         name for name in own if own[name].shape != found[name].shape
     ]
+    differing = differing or sorted(gates.keys() - hardness.keys())
+    differing = differing or [n for n, t in hardness.items() if t.shape or not 0.0 <= t <= 1.0]
     if differing:
         raise TaskStateError(
             f"{path}: was saved from a model with other gates, adapters or head; the first "
@@ -116,6 +124,17 @@ def load_task(model: nn.Module, path: str | Path) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(found[name])
+    for name, gate in gates.items():
+        gate.set_extra_state(hardness[name])
+
+
+def _gates(model: nn.Module) -> dict[str, StochasticGate]:
+    """The stochastic gates by the names under which files hold their hardness, each once."""
+    return {
+        f"{path}.{HARDNESS}": module
+        for path, module in unwrap(model).named_modules()
+        if isinstance(module, StochasticGate)
+    }
 
 
 def _said(metadata: dict[str, str]) -> dict[str, Any]:

@@ -33,18 +33,16 @@ def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
     ``gates`` are latents and factors of stochastic gates, ``low_rank`` LoRA factors, ``head`` the
     task head, ``biases`` other biases, ``weights`` the rest. Every trainable parameter is in
-    exactly one.
+    exactly one. Latents that rest because their gate has been hardened are among the gates, so that
+    the state of an optimizer fits the same model at any part of its training.
     """
     head = {id(p) for p in head_parameters(model).values()}
-    gates = {
-        id(p)
-        for module in model.modules()
-        if isinstance(module, StochasticGate)
-        for p in module.parameters()
-    }
+    stochastic = [module for module in model.modules() if isinstance(module, StochasticGate)]
+    gates = {id(p) for gate in stochastic for p in gate.parameters()}
+    resting = {id(gate.latent) for gate in stochastic if gate.hardness}
     groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in GROUPS}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and id(parameter) not in resting:
             continue
         if id(parameter) in gates:
             kind = "gates"
@@ -282,13 +280,8 @@ class _GateSchedule(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Continues where a checkpoint was made, or a training ended: what had been decided is not
-        decided again."""
+        decided again. The gates themselves say how far they were, also to a longer training."""
         self._hardness = max(gate.hardness for gate in self._penalty.gates())
-        if state.global_step:
-            passed = (state.global_step - 1) / max(1, state.max_steps)
-            self._hardness = self._hardness_at(passed)
-            for gate in self._penalty.gates():
-                gate.harden(self._hardness)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -327,9 +320,10 @@ class _GateSchedule(TrainerCallback):
         return min(1.0, max(passed, 1e-6))
 
     def _advance(self, progress: float) -> None:
-        self._penalty.progress = progress
+        # What has been decided met its budget: the goal of a further training is not above it.
+        self._penalty.progress = 1.0 if self._hardness else progress
         hardness = self._hardness_at(progress)
-        if hardness == 0.0 or self._hardness == 1.0:
+        if hardness <= self._hardness:  # never back, if this training is longer than the last
             return
         if self._hardness == 0.0:
             self._penalty.close_least()

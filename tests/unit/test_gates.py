@@ -1,5 +1,6 @@
 """Gate formulas against hand-computed values and closed-form expectations."""
 
+import copy
 import dataclasses
 import math
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from finegates.gates import OPEN_FROM, FixedGate, GateDraw, StochasticGate
+from finegates.gates import HARDNESS, OPEN_FROM, FixedGate, GateDraw, StochasticGate
 from finegates.presets import PRESETS, preset_named
 
 
@@ -258,3 +259,42 @@ def test_gates_that_harden_or_differ_draw_for_themselves():
         found = soft.sample()
     torch.manual_seed(1)
     assert torch.equal(found, soft.sample())
+
+
+@pytest.mark.parametrize("hardness", [0.0, 1e-6, 1 / 3, 1.0])
+def test_a_state_dict_brings_back_how_far_a_gate_was_hardened(hardness):
+    gate = StochasticGate(5, "structured")
+    with torch.no_grad():
+        gate.latent.copy_(torch.tensor([-1.0, -0.1, 0.2, 0.6, 2.0]))
+    gate.harden(hardness)
+    again = StochasticGate(5, "structured")
+    again.harden(0.5)  # something else was in it
+    again.load_state_dict(copy.deepcopy(gate.state_dict()))
+    assert again.hardness == hardness
+    assert torch.equal(again.value(), gate.value())
+    assert again.latent.requires_grad == (hardness == 0.0)
+    assert again.scale.requires_grad
+
+
+@pytest.mark.parametrize("preset", ["reference", "paper_v1", "structured"])
+def test_a_state_dict_from_before_hardness_was_kept_still_loads(preset):
+    gate = StochasticGate(3, preset)
+    old = {k: v for k, v in gate.state_dict().items() if not k.endswith(HARDNESS)}
+    again = StochasticGate(3, preset)
+    again.load_state_dict(old)
+    assert torch.equal(again.latent, gate.latent)
+
+
+def test_a_latent_that_was_frozen_by_hand_stays_so_when_a_state_is_loaded():
+    gate = StochasticGate(3, "structured")
+    gate.latent.requires_grad_(False)
+    gate.load_state_dict(StochasticGate(3, "structured").state_dict())
+    assert not gate.latent.requires_grad
+
+
+@pytest.mark.parametrize("hardness", [-0.1, 1.5, math.nan])
+def test_a_state_with_an_impossible_hardness_is_refused(hardness):
+    gate = StochasticGate(3, "structured")
+    with pytest.raises(ValueError, match="hardness"):
+        gate.set_extra_state(torch.tensor(hardness))
+    assert gate.hardness == 0.0

@@ -1,10 +1,17 @@
 """Tasks on one encoder: put in again, each computes what it did when it was saved."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
 import finegates as fg
+import finegates.task_state as task_state_module
+from finegates.gates import HARDNESS
+from finegates.layers import leaf_gates
 from finegates.task_state import TaskStateError, load_task, save_task, task_state
 from tiny import ARCHITECTURES, LENGTH, VOCABULARY
 
@@ -119,3 +126,35 @@ def test_the_file_is_the_same_bytes_whenever_it_is_written(tmp_path):
         save_task(model, tmp_path / "task.safetensors")
         written.add((tmp_path / "task.safetensors").read_bytes())
     assert len(written) == 1
+
+
+@pytest.mark.parametrize("hardness", [0.0, 0.25, 1.0])
+def test_a_task_put_in_again_is_as_far_hardened_as_it_was(tmp_path, hardness):
+    model, path = gated("structured"), tmp_path / "task.safetensors"
+    train(model, 1)
+    for gate in leaf_gates(model):
+        gate.harden(hardness)
+    seen = outputs(model)
+    save_task(model, path)
+    again = gated("structured")
+    for gate in leaf_gates(again):
+        gate.harden(0.5)  # another task's
+    load_task(again, path)
+    assert torch.equal(outputs(again), seen)
+    assert {gate.hardness for gate in leaf_gates(again)} == {hardness}
+    assert all(gate.latent.requires_grad == (not hardness) for gate in leaf_gates(again))
+
+
+def test_a_task_from_before_hardness_was_kept_still_loads(tmp_path):
+    model, path = gated("structured"), tmp_path / "task.safetensors"
+    train(model, 1)
+    seen = outputs(model)
+    save_task(model, path)
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["finegates"])
+        old = {k: file.get_tensor(k) for k in file.keys() if not k.endswith(HARDNESS)}  # noqa: SIM118
+    said |= {"format": "finegates-task-2", "tensors": task_state_module._digest(old)}
+    save_file(old, path, metadata={"finegates": json.dumps(said)})
+    again = gated("structured")
+    load_task(again, path)
+    assert torch.equal(outputs(again), seen)
