@@ -7,18 +7,29 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from finegates.attachment import gate_config, head_parameters, sparsity_penalty
+from finegates.compaction.serialize import save_checkpoint
 from finegates.distillation import TEACHER_LOGITS, Distillation
 from finegates.gates import Gate, GateDraw, StochasticGate
 from finegates.layers import gated_layers
 from finegates.monitor import GateWatch, summarise_gates
+from finegates.stock_checkpoints import stock_obstacle
 from finegates.structured import MacsPenalty
 
 GROUPS = ("gates", "low_rank", "biases", "head", "weights")
@@ -230,8 +241,14 @@ class GateTrainerMixin:
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Saves a checkpoint's model; a gate that several layers share is written under the first
-        of its names, for the format refuses tensors that share memory."""
+        of its names, for the format refuses tensors that share memory.
+
+        A compact model is written as finegates.save does, which no stock checkpoint can hold.
+        """
         model: nn.Module = self.model  # type: ignore[attr-defined]
+        if not gated_layers(model) and stock_obstacle(model) and isinstance(model, PreTrainedModel):
+            self._save_compact(model, output_dir)
+            return
         if state_dict is None and gated_layers(model):
             once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
             state_dict = {
@@ -240,6 +257,17 @@ class GateTrainerMixin:
                 if name in once or not name.endswith((".latent", ".scale", ".importance"))
             }
         super()._save(output_dir, state_dict)  # type: ignore[misc]
+
+    def _save_compact(self, model: nn.Module, output_dir: str | None) -> None:
+        arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
+        if not arguments.should_save:
+            return
+        folder = Path(output_dir or arguments.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(model, folder)
+        if self.processing_class is not None:  # type: ignore[attr-defined]
+            self.processing_class.save_pretrained(folder)  # type: ignore[attr-defined]
+        torch.save(arguments, folder / TRAINING_ARGS_NAME)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs, with the gates' summary of the epoch beside the next training loss."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finegates.compaction.products import onednn_linear, runs_plainly, select_columns
+from finegates.stock_checkpoints import guard_stock_checkpoints
 
 # Products write whole vectors: into rows that begin at multiples of as many float32 numbers they
 # are up to a fifth faster than into rows of an odd size.
@@ -42,6 +43,8 @@ class CompactLinear(nn.Module):
             (:func:`finegates.compaction.use_products`); None: never.
         slots: int64 (out_features,), where each output lies in the product's; kept out, one beyond
             its last, where the output is zero. Made from ``rows``, and None without.
+        keeps_stock_layout: whether weight and bias are those of an ``nn.Linear`` in its place, so
+            that a stock checkpoint may hold them.
 
     Raises:
         ValueError: the sizes do not fit together, or an index does not increase strictly within its
@@ -49,6 +52,7 @@ class CompactLinear(nn.Module):
     """
 
     onednn_from: int | None = None
+    keeps_stock_layout: bool = False
     weight: Tensor
     bias: Tensor | None
     cols: Tensor | None
@@ -204,6 +208,10 @@ class CompactLinear(nn.Module):
         if not self.rows.is_meta:
             slots[self.rows] = torch.arange(kept, device=self.rows.device)
         self.register_buffer("slots", slots, persistent=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        guard_stock_checkpoints()  # a pickled model may be the first of its process
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

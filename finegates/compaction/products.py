@@ -92,6 +92,7 @@ def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
             layer.train(plain.training)
             # The parameters themselves: they may be tied, or frozen.
             layer.weight, layer.bias = plain.weight, plain.bias
+            layer.keeps_stock_layout = True
         if isinstance(layer, CompactLinear):
             layer.onednn_from = cost.onednn_from
         return layer

@@ -30,6 +30,7 @@ from finegates.compatibility import put_tensor, unregistered_tensors
 from finegates.files import parse_json
 from finegates.layers import gated_layers
 from finegates.seals import content_digest, file_digest
+from finegates.stock_checkpoints import guard_stock_checkpoints
 
 FORMAT = "finegates-compact"
 VERSION = 3
@@ -80,11 +81,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
     try:
         written = aside / "new"
         written.mkdir()
-        save_file(tensors, written / TENSORS, metadata={"format": "pt"})
-        structure["tensors_sha256"] = file_digest(written / TENSORS)
-        structure[DIGEST] = content_digest(structure)
-        text = json.dumps(structure, indent=2, sort_keys=True)
-        (written / STRUCTURE).write_text(text + "\n", encoding="utf-8")
+        _write(structure, tensors, written)
         if _is_save(folder):
             for entry in folder.iterdir():
                 if entry.name not in (STRUCTURE, TENSORS):
@@ -100,6 +97,38 @@ def save(model: nn.Module, folder: str | Path) -> None:
             written.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_checkpoint(model: nn.Module, folder: str | Path) -> None:
+    """Writes the files of :func:`save` into a trainer's folder, next to what it has there.
+
+    Args:
+        model: as :func:`save` takes it.
+        folder: an existing folder with any files; those of an earlier save are replaced.
+
+    Raises:
+        ValueError: as :func:`save`.
+    """
+    folder = Path(folder)
+    structure = _describe(model)
+    tensors, structure["aliases"] = _unique_tensors(model)
+    aside = Path(tempfile.mkdtemp(prefix=".finegates.", dir=folder))
+    try:
+        _write(structure, tensors, aside)
+        # The structure last: it holds the digest of the tensors, and load compares.
+        for name in (TENSORS, STRUCTURE):
+            (aside / name).replace(folder / name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(structure: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
+    """Writes both files into an empty folder; adds the digests to the structure."""
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    structure["tensors_sha256"] = file_digest(folder / TENSORS)
+    structure[DIGEST] = content_digest(structure)
+    text = json.dumps(structure, indent=2, sort_keys=True)
+    (folder / STRUCTURE).write_text(text + "\n", encoding="utf-8")
 
 
 def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module:
@@ -144,6 +173,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module
         _fill(model, stored, structure["aliases"])
     except ValueError as error:
         raise CompactFormatError(folder, str(error)) from error
+    guard_stock_checkpoints()
     return model.eval()
 
 

@@ -20,6 +20,7 @@ from finegates.layers import (
     gated_layers,
     unmergeable,
 )
+from finegates.stock_checkpoints import guard_stock_checkpoints
 from finegates.tying import move_tied_keys, note_untied
 
 # What gates and peft leave on the model object itself.
@@ -119,6 +120,7 @@ def compact(
         for module in result.modules():
             if isinstance(module, CompactLinear):
                 module.onednn_from = cost.onednn_from
+    guard_stock_checkpoints()
     return result.eval()
 
 

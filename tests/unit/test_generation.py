@@ -63,7 +63,9 @@ def test_sampling_after_loading_draws_the_same_tokens(tmp_path: Path) -> None:
     again = load(tmp_path / "small")
     assert torch.equal(generated(again), generated(small))
     assert again.generation_config.eos_token_id == [39, 38]
-    again.save_pretrained(tmp_path / "stock")  # transformers refuses settings that do not fit
+    again.generation_config.save_pretrained(
+        tmp_path / "stock"
+    )  # transformers refuses settings that do not fit
 
 
 def test_loaded_settings_may_be_written_again_where_those_of_transformers_may(
