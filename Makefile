@@ -115,8 +115,8 @@ update: $(STAMP) ## choose the newest versions and write constraints.txt [TORCH]
 
 # An environment of its own beside .venv: the lower bounds of pyproject.toml, torch as pinned.
 OLDEST := .venv-oldest
-test-oldest: ## run the tests with the oldest supported versions; ARGS as of make test [ARGS]
+test-oldest: ## run the tests with the oldest supported versions; ARGS as of make test [CORES, ARGS]
 	@[ -d $(OLDEST) ] || "$(PYTHON)" -m venv $(OLDEST)
 	@pip() { $(OLDEST)/bin/python -m pip install $(PIP_OPTIONS) -c constraints-oldest.txt "$$@"; }; \
 	  pip --upgrade pip setuptools && pip torch && pip --no-build-isolation -e '.[workflow,onnx,test]'
-	$(OLDEST)/bin/python -m pytest $(or $(ARGS),tests/unit tests/property tests/theory)
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),tests/unit tests/property tests/theory)

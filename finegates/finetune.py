@@ -23,7 +23,6 @@ from finegates.attachment import GateConfig, attach, attach_fixed, hold_gates
 from finegates.baselines import add_lora, magnitude_gates
 from finegates.budget import budget_entry, macs
 from finegates.compaction import compact
-from finegates.compatibility import forget_precision, grouping
 from finegates.distillation import Distillation, with_teacher
 from finegates.files import whole_file
 from finegates.layers import gated_layers
@@ -344,7 +343,6 @@ def _training_arguments(
     tier: Tier, task: str, method: Method, seed: int, folder: str, progress: bool
 ) -> TrainingArguments:
     training = tier.training
-    forget_precision()
     return TrainingArguments(
         output_dir=folder,
         num_train_epochs=training.epochs_of(task),
@@ -357,7 +355,7 @@ def _training_arguments(
         max_grad_norm=0.0,
         bf16=_in_bfloat16(tier, method),
         use_cpu=not torch.cuda.is_available(),
-        **grouping(training.group_by_length),
+        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
         seed=seed,
         data_seed=seed,
         eval_strategy="epoch",

@@ -26,7 +26,6 @@ from finegates.adapters import (
     has_module,
 )
 from finegates.compaction.layers import CompactLinear
-from finegates.compatibility import is_valid
 from finegates.layers import dense_weight, gated_layers
 from finegates.tying import shares_embeddings
 
@@ -175,9 +174,18 @@ def _head_layout(
         layout = _Layout(heads[0], math.prod(heads), heads[1], part.head_dim)
         setattr(config, keys["heads"], layout.heads)
         setattr(config, keys["kv_heads"], layout.kv_heads)
-        if is_valid(config):
+        if _is_valid(config):
             break
     return layout
+
+
+def _is_valid(config: Any) -> bool:
+    """Whether a configuration's values fit together, as far as its class checks that."""
+    try:
+        config.validate()
+    except Exception:  # of huggingface_hub, by a name that it has had for a few versions only
+        return False
+    return True
 
 
 def _counts(sizes: HeadSizes) -> list[int]:

@@ -31,10 +31,8 @@ def move_tied_keys(model: nn.Module, old: str, new: str) -> None:
         for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
             keys: Any = getattr(module, attribute, None)
             if keys and any(key.startswith(here) for key in keys):
-                # transformers 4 has a list of them, 5 a mapping to what each is tied to.
-                moved = [_moved(key, here, there) for key in keys]
-                mapping = isinstance(keys, dict)
-                renamed = dict(zip(moved, keys.values(), strict=True)) if mapping else moved
+                # A mapping from each to what it is tied to.
+                renamed = {_moved(key, here, there): source for key, source in keys.items()}
                 setattr(module, attribute, renamed)
 
 

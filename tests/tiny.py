@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -28,7 +27,6 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from finegates.adapters import Adapter, Block, FeedForward, unwrap
-from finegates.compatibility import gpt2_keeps_its_scale
 from finegates.gates import StochasticGate
 
 VOCABULARY = 40
@@ -43,12 +41,6 @@ _SIZES = {
 }
 
 _DECODER = {**_SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
-
-
-def skip_fixed_heads(architecture: str) -> None:
-    """Skips a test that narrows heads where they cannot be."""
-    if architecture == "gpt2" and not gpt2_keeps_its_scale():
-        pytest.skip("the heads of GPT-2 stay as they are in transformers 4")
 
 
 def _t5(feed_forward: str) -> T5Config:

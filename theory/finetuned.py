@@ -20,7 +20,6 @@ from transformers import DataCollatorWithPadding
 
 from finegates.adapters import unwrap
 from finegates.attachment import gate_config, sparsity_penalty
-from finegates.compatibility import use_plain_attention
 from finegates.finetune import TaskData, prepare
 from finegates.gates import Gate, StochasticGate
 from finegates.layers import gated_layers
@@ -137,7 +136,7 @@ def landscape_frame(tier: Tier, look: Look, *, progress: bool = True) -> pd.Data
 def _prepared(tier: Tier, look: Look, name: str, method: Method) -> nn.Module:
     model = load_classifier(tier, look.task, derive_seed("theory", look.task, "init"))
     # Fused attention has no second derivative.
-    use_plain_attention(model)
+    model.set_attn_implementation("eager")
     seed = derive_seed("theory", look.task, name)
     seed_everything(seed)
     return prepare(model, method, seed)

@@ -8,14 +8,15 @@ and caches are the model's own.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finegates.adapters.base import HeadSizes
 from finegates.adapters.joint import fuse
-from finegates.compatibility import attention_function, attention_traits
 
 
 class NarrowAttention(nn.Module):
@@ -42,13 +43,12 @@ class NarrowAttention(nn.Module):
         else:
             for name, projection in zip(names, projections, strict=True):
                 self.add_module(name, projection)
-        traits = attention_traits(module)
-        self.scaling = traits.scaling
-        self.config: Any = traits.config
-        self.layer_idx: Any = traits.layer_idx
-        self.is_causal = traits.is_causal
-        self._eager = traits.eager
-        self._asked_by_call = traits.asked_by_call
+        self.scaling: float = module.scaling  # type: ignore[assignment]
+        self.config: Any = module.config
+        self.layer_idx: Any = module.layer_idx
+        self.is_causal = bool(module.is_causal)
+        # Of the module's own file: some architectures take the softmax in float32.
+        self._eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
         # The attention function repeats keys and values itself where that is regular.
         self.num_key_value_groups = sizes.repeats or 1
         self.groups: Tensor | None
@@ -104,9 +104,7 @@ class NarrowAttention(nn.Module):
         if self.groups is not None:
             k, v = k.index_select(1, self.groups), v.index_select(1, self.groups)
         name = self.config._attn_implementation
-        if self._asked_by_call and kwargs.get("output_attentions"):
-            name = "eager"
-        function = attention_function(name, self._eager)
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(name, self._eager)
         context, weights = function(
             self,
             q,

@@ -32,8 +32,6 @@ class BertAdapter(LayerStackAdapter):
     def block(self, path: str, config: Any) -> Block:
         """Attention and feed-forward part of one layer."""
         heads: int = config.num_attention_heads
-        # transformers 4 can add terms of distance to the scores, which read whole queries and keys.
-        plain_scores = getattr(config, "position_embedding_type", None) in (None, "absolute")
         return Block(
             path=path,
             attentions=(
@@ -46,8 +44,7 @@ class BertAdapter(LayerStackAdapter):
                     heads=heads,
                     kv_heads=heads,
                     head_dim=config.hidden_size // heads,
-                    narrows=plain_scores,
-                    joint="qkv" if plain_scores else "",
+                    joint="qkv",
                 ),
             ),
             feed_forward=FeedForward(

@@ -13,7 +13,6 @@ from finegates.adapters.base import (
     HeadSizes,
     LayerStackAdapter,
 )
-from finegates.compatibility import gpt2_keeps_its_scale
 
 
 class Gpt2Adapter(LayerStackAdapter):
@@ -43,7 +42,6 @@ class Gpt2Adapter(LayerStackAdapter):
             heads=config.num_attention_heads,
             kv_heads=config.num_attention_heads,
             head_dim=config.hidden_size // config.num_attention_heads,
-            narrows=gpt2_keeps_its_scale(),
         )
         feed_forward = FeedForward(
             up=f"{path}.mlp.c_fc",

@@ -25,7 +25,6 @@ from finegates.causal.packing import HeldOut, PackedText
 from finegates.causal.perplexity import held_out_prediction
 from finegates.causal.record import CurvePoint
 from finegates.causal.schema import CausalTraining
-from finegates.compatibility import forget_precision
 from finegates.files import parse_json, write_text
 from finegates.layers import gated_layers
 from finegates.monitor import summarise_gates
@@ -201,7 +200,6 @@ def causal_arguments(
 ) -> TrainingArguments:
     """Trainer arguments of a run; ``folder`` receives the checkpoints."""
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    forget_precision()
     backend = "gloo" if shared and not torch.cuda.is_available() else None
     return TrainingArguments(
         output_dir=str(folder),

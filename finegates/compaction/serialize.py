@@ -26,7 +26,6 @@ from finegates.compaction.bounds import at_most_parameters, check_index_buffers,
 from finegates.compaction.generation import generation_settings, set_generation
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.skeleton import ATTENTION, class_of, config_values, empty_model
-from finegates.compatibility import put_tensor, unregistered_tensors
 from finegates.files import parse_json
 from finegates.layers import gated_layers
 from finegates.seals import content_digest, file_digest
@@ -311,7 +310,9 @@ def _fill(model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str]) 
             tensor = tensor.clone()
             objects[source] = nn.Parameter(tensor) if is_parameter else tensor
         parent, _, child = name.rpartition(".")
-        put_tensor(model.get_submodule(parent), child, objects[source])
+        owner = model.get_submodule(parent)
+        tensors: dict[str, Any] = owner._parameters if is_parameter else owner._buffers
+        tensors[child] = objects[source]
     check_index_buffers(model)
     for path, layer in model.named_modules():
         if isinstance(layer, CompactLinear):
@@ -357,7 +358,6 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if name not in made:
             yield name, buffer
-    yield from unregistered_tensors(model)
 
 
 def _is_save(folder: Path) -> bool:

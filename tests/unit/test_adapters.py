@@ -337,24 +337,6 @@ def test_plan_says_what_goes_and_why(architecture: str) -> None:
     assert isinstance(model.get_submodule(next(iter(plan.layers))), GatedLinear)
 
 
-def test_relative_positions_keep_the_heads_as_they_are(architecture: str, tmp_path: Path) -> None:
-    """transformers 4 adds them to the scores of BERT and RoBERTa; transformers 5 cannot any more,
-    and there this sees that heads are left alone."""
-    if architecture not in ("bert", "roberta"):
-        pytest.skip("has no such option")
-    for kind in ("relative_key", "relative_key_query"):
-        model = gated_model(architecture, position_embedding_type=kind)
-        plan = plan_compaction(model)
-        assert not plan.heads
-        assert "its heads keep their sizes" in str(plan)
-        small = compact(model)
-        assert_equal_outputs(small, model)
-        save(small, tmp_path / kind)
-        assert_same_bits(load(tmp_path / kind), small)
-    for kind in ("absolute", None):
-        assert plan_compaction(gated_model(architecture, position_embedding_type=kind)).heads
-
-
 def test_gates_still_train_after_a_copy_was_compacted(architecture: str) -> None:
     model = gated_model(architecture).train()
     compact(model)

@@ -93,7 +93,6 @@ def test_random_heads_compute_what_the_gated_ones_do(
 @pytest.mark.parametrize("side", ["v", "o"])
 @pytest.mark.parametrize("architecture", REMOVES_HEADS)
 def test_a_head_whose_values_are_closed_goes_with_its_queries(architecture: str, side: str) -> None:
-    tiny.skip_fixed_heads(architecture)
     closing = Closing(tiny.tiny_model(architecture))
     part = closing.parts[0]
     each = part.heads // part.kv_heads
@@ -125,7 +124,6 @@ def test_heads_that_position_scores_count_become_empty_but_stay(architecture: st
 @pytest.mark.parametrize("side", ["q", "k"])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2", "gpt2", "t5"])
 def test_a_closed_score_dimension_goes_on_both_sides(architecture: str, side: str) -> None:
-    tiny.skip_fixed_heads(architecture)
     closing = Closing(tiny.tiny_model(architecture))
     for part in closing.parts:
         closing.rows(part, side)[:, 1] = 0

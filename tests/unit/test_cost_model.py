@@ -56,7 +56,6 @@ def test_where_moving_is_free_all_goes_and_where_it_is_dear_nothing() -> None:
 @pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2", "t5"])
 @pytest.mark.parametrize("multiple", [1, 2, 3, 4, 64])
 def test_heads_get_the_next_multiple_and_compute_the_same(architecture: str, multiple: int) -> None:
-    tiny.skip_fixed_heads(architecture)
     model = attach(tiny.tiny_model(architecture), GateConfig(preset="reference"))
     tiny.scatter_gates(model, mean=-0.7)
     model.eval()

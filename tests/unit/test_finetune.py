@@ -100,7 +100,7 @@ def test_bfloat16_training_keeps_gates_and_compact_equal_in_float32(folder):
 
 def test_a_method_may_choose_its_own_precision(folder, data):
     epochs = {"epochs": 1, "batch_size": 8, "max_length": 24}
-    # Fast, for the first four digits to differ: transformers 4 logs no more.
+    # Fast, for the logged digits to differ.
     method = {"experiment": "lora", "learning_rate": 0.1}
     half = tiny_tier(folder, training={**epochs, "precision": "bfloat16"}, methods={"lora": method})
     own = tiny_tier(folder, training=epochs, methods={"lora": {**method, "precision": "bfloat16"}})

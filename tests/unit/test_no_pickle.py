@@ -154,7 +154,7 @@ def test_a_checkpoint_holds_pickle_where_transformers_reads_it_and_is_deleted(
     monkeypatch.setattr(torch, "load", watched)
     assert train_run(tier, run, progress=False) is not None
     assert {name for name, _ in read} == CHECKPOINTED
-    # transformers 4 leaves it to torch for one of them, whose default it is.
+    # None leaves it to torch, whose default it is.
     assert all(weights_only in (True, None) for _, weights_only in read)
     finish(tier, run)
     assert pickles_below(Path(tier.results)) == []

@@ -98,8 +98,6 @@ def test_training_loss_is_task_loss_plus_weighted_penalty_and_evaluation_is_not(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "dropout_prob"):  # attention in transformers 4
-            module.dropout_prob = 0.0
     total = run.compute_loss(model.train(), dict(batch)).item()
     assert total == pytest.approx(plain.item() + 7.0 * run.penalty().item(), rel=1e-5)
 
