@@ -226,19 +226,36 @@ class StochasticGate(Gate):
         if key in missing_keys:
             missing_keys.remove(key)
 
-    @torch.no_grad()
     def observe(self) -> None:
         """Takes the present gradient of the factors f into the importance of open dimensions:
         0.99 of what it was and 0.01 (dL/df)^2.
 
         With f at 1, dL/df is the first-order change of the loss L if the dimension were removed;
         squared, it is the importance of Molchanov et al. (arXiv 1906.10771, equation 8). Call it
-        between the backward pass and the next step. A penalty on openness does not enter.
+        between the backward pass and the next step, with gradients that are neither scaled nor
+        clipped, and only if the step is taken. A penalty on openness does not enter.
+        """
+        seen = self.observed()
+        if seen is not None and self.importance is not None:
+            self.importance.copy_(seen)
+
+    @torch.no_grad()
+    def observed(self, loss_scale: float = 1.0) -> Tensor | None:
+        """What :meth:`observe` makes of the importance, which stays as it is.
+
+        Args:
+            loss_scale: what the loss was multiplied by before the backward pass, at least in this
+                gradient (``torch.amp.GradScaler.get_scale``).
+
+        Returns:
+            (n,), float32, equal to the importance where a dimension is closed, and everywhere if
+            the gradient is not finite; None without factors or without a gradient.
         """
         if self.scale is None or self.importance is None or self.scale.grad is None:
-            return
-        seen = torch.lerp(self.importance, self.scale.grad.square(), _IMPORTANCE_RATE)
-        self.importance.copy_(torch.where(self.centre() > 0, seen, self.importance))
+            return None
+        squares = (self.scale.grad / loss_scale).square()
+        seen = torch.lerp(self.importance, squares, _IMPORTANCE_RATE)
+        return torch.where((self.centre() > 0) & seen.isfinite().all(), seen, self.importance)
 
     @override
     def open_probability(self) -> Tensor:

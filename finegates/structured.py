@@ -276,12 +276,15 @@ class MacsPenalty:
         still open them in training; others that were closed are opened again. Nothing else moves.
 
         Raises:
-            ValueError: gates without a factor have no importance.
+            ValueError: something has to be closed, and the importances do not say what: gates have
+                no factor, or were never observed, or an importance is not finite. Nothing moves.
         """
         gates = list(self.gates())
         importance = [gate.importance for gate in gates if gate.importance is not None]
         if len(importance) < len(gates):
             raise ValueError("gates without a factor have no importance; choose 'structured'")
+        if self.goal() < 1.0:
+            self._check_importance()
         costs = [cost.clamp(min=1e-9 * self.dense) for cost in self._costs(gates)]
         worth = torch.cat(importance) / torch.cat(costs)
         rank = torch.empty_like(worth, dtype=torch.int64)
@@ -303,6 +306,31 @@ class MacsPenalty:
             gate.latent[(place < count) & (centre > 0)] = -_SHUT * sigma
             gate.latent[(place >= count) & (centre <= 0)] = _REOPENED * sigma
         return self.realised()
+
+    def is_observed(self) -> bool:
+        """Whether the gates' importances hold anything yet."""
+        known = [gate.importance for gate in self.gates() if gate.importance is not None]
+        return any(bool(importance.any()) for importance in known)
+
+    def _check_importance(self) -> None:
+        """Raises ValueError, with the place and the remedy, where importances say nothing."""
+        for part in self.structure:
+            path = part.part.path if isinstance(part, AttentionGates) else part.part.up
+            for gate in part.gates():
+                if gate.importance is not None and not bool(gate.importance.isfinite().all()):
+                    raise ValueError(
+                        f"an importance at {path} is not finite, so it cannot be decided what to "
+                        "close: a gradient overflowed or was NaN when it was observed; observe the "
+                        "steps alone that are taken, and set the gates' importance buffers "
+                        "to zero before training again"
+                    )
+        if not self.is_observed():
+            raise ValueError(
+                "the importance of every gate is zero, so it cannot be decided what to close: no "
+                "gradient has been observed; train with GateTrainer, or call "
+                "StochasticGate.observe of each gate between the backward pass and the step. "
+                "DeepSpeed, FSDP and LOMO take gradients away before that"
+            )
 
     def _costs(self, gates: list[StochasticGate]) -> list[Tensor]:
         """By gate, the derivative of the kept MACs by how far each dimension is open."""

@@ -27,6 +27,7 @@ from finegates.attachment import gate_config, head_parameters, sparsity_penalty
 from finegates.compaction.serialize import save_checkpoint
 from finegates.distillation import TEACHER_LOGITS, Distillation
 from finegates.gates import Gate, GateDraw, StochasticGate
+from finegates.importance import StepImportance
 from finegates.layers import gated_layers
 from finegates.monitor import GateWatch, summarise_gates
 from finegates.stock_checkpoints import stock_obstacle
@@ -115,11 +116,12 @@ class GateTrainerMixin:
         self.gate_history: list[dict[str, Any]] = []
         self.task_loss: torch.Tensor | None = None
         self._unlogged: dict[str, float] = {}
+        self._schedule: _GateSchedule | None = None
         if isinstance(self.penalty, MacsPenalty):
             assert config is not None
-            schedule = _GateSchedule(self.penalty, config.schedule)
+            self._schedule = _GateSchedule(self.penalty, config.schedule)
             self._prepare(self.args)  # type: ignore[attr-defined]
-            self.add_callback(schedule)  # type: ignore[attr-defined]
+            self.add_callback(self._schedule)  # type: ignore[attr-defined]
         self.add_callback(_GateMonitor(self))  # type: ignore[attr-defined]
 
     def _prepare(self, arguments: TrainingArguments) -> None:
@@ -216,6 +218,9 @@ class GateTrainerMixin:
         )
         with draw:
             loss: torch.Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+        accelerator: Any = self.accelerator  # type: ignore[attr-defined]
+        if self._schedule is not None and accelerator.sync_gradients:
+            self._schedule.on_gradients(accelerator.scaler)
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -303,6 +308,9 @@ class _GateSchedule(TrainerCallback):
         self._penalty = penalty
         self._begin, _, self._decide, self._harden = schedule
         self._hardness = 0.0
+        self._importance = StepImportance(penalty.gates())
+        self._scaler: torch.amp.GradScaler | None = None
+        self._loss_scale = 1.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -322,17 +330,30 @@ class _GateSchedule(TrainerCallback):
         part, before = (
             step * self.DECISIONS // steps for step in (state.global_step, state.global_step - 1)
         )
-        # Before the first step nothing is known of what matters.
-        if part > before and state.global_step:
+        # Before the first step that is taken nothing is known of what matters.
+        if part > before and self._penalty.is_observed():
             self._penalty.close_least()
 
-    def on_pre_optimizer_step(
+    def on_gradients(self, scaler: torch.amp.GradScaler | None) -> None:
+        """Sees which gates matter, until it is decided who is closed.
+
+        Args:
+            scaler: of the loss; None where it is not scaled.
+        """
+        if self._hardness == 0.0:
+            self._scaler, self._loss_scale = scaler, _scale_of(scaler)
+            self._importance.read(self._loss_scale)
+
+    def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Sees which gates matter, until it is decided who is closed."""
-        if self._hardness == 0.0:
-            for gate in self._penalty.gates():
-                gate.observe()
+        """Counts what was seen in the step, unless it was skipped because a gradient overflowed."""
+        # Fused optimizers skip a step within, which only the scale of the next one tells.
+        skipped = getattr(kwargs.get("optimizer"), "step_was_skipped", False)
+        if skipped or _scale_of(self._scaler) < self._loss_scale:
+            self._importance.forget()
+        else:
+            self._importance.count()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -358,6 +379,10 @@ class _GateSchedule(TrainerCallback):
         self._hardness = hardness
         for gate in self._penalty.gates():
             gate.harden(hardness)
+
+
+def _scale_of(scaler: torch.amp.GradScaler | None) -> float:
+    return 1.0 if scaler is None else scaler.get_scale()
 
 
 class _GateMonitor(TrainerCallback):
