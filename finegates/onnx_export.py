@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.layers import gated_layers
+from finegates.wrappers import autocast_removed, without_containers
 
 OUTPUT = "output"
 LARGEST_FILE = 1536 * 2**20
@@ -46,7 +47,8 @@ def export_onnx(
     included.
 
     Args:
-        model: compact or dense, float32, on the CPU.
+        model: compact or dense, float32, on the CPU. The autocast that mixed-precision training
+            has left on it is not exported.
         path: the file, by custom with the suffix ``.onnx``.
         inputs: example inputs, (batch, length) each, at least 2 x 2, on the CPU.
         tolerance: largest absolute difference of outputs that passes.
@@ -78,14 +80,16 @@ def export_onnx(
     except ImportError as error:
         raise ImportError(f"{error}; install it with pip install 'finegates[onnx]'") from error
 
-    plain = _OutputOnly(model, list(inputs)).eval()
-    program = _exported(plain, inputs)
+    model = without_containers(model)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        aside = Path(folder) / path.name
-        worst = _write_and_check(program, aside, path, plain, inputs, tolerance)
-        _put_in_place(aside, path)
+    with autocast_removed(model):
+        plain = _OutputOnly(model, list(inputs)).eval()
+        program = _exported(plain, inputs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            aside = Path(folder) / path.name
+            worst = _write_and_check(program, aside, path, plain, inputs, tolerance)
+            _put_in_place(aside, path)
     return worst
 
 

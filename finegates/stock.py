@@ -24,6 +24,7 @@ from finegates.adapters import (
     HeadSizes,
     adapter_for,
     has_module,
+    unwrap,
 )
 from finegates.compaction.layers import CompactLinear
 from finegates.layers import dense_weight, gated_layers
@@ -53,6 +54,7 @@ def uniform(model: nn.Module) -> nn.Module:
         ValueError: the model has gates, or its architecture has no adapter, or the configuration
             describes a weight that the model does not have.
     """
+    model = unwrap(model)
     if gated_layers(model):
         raise ValueError("the model has gates; compact it first")
     adapter = adapter_for(model)

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from finegates.wrappers import without_containers
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -290,13 +292,16 @@ class LayerStackAdapter(Adapter):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The plain transformers model inside a ``peft.PeftModel``; any other model as it is.
+    """The plain transformers model inside ``peft.PeftModel`` and the containers of trainers.
 
-    LoRA layers stay where peft put them, at the paths of the layers that they replaced.
+    Those containers are ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``; any
+    other model is returned as it is. LoRA layers stay where peft put them, at the paths of the
+    layers that they replaced.
 
     Raises:
         ValueError: the peft method adds prompts, which no plain model can express.
     """
+    model = without_containers(model)
     # By its attributes: importing peft is for those who use it.
     if not (hasattr(model, "get_base_model") and hasattr(model, "peft_config")):
         return model
@@ -308,7 +313,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             )
     plain = model.get_base_model()  # type: ignore[operator]
     assert isinstance(plain, nn.Module)
-    return plain
+    return without_containers(plain)
 
 
 def head_paths(model: nn.Module) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from finegates.layers import gated_layers
 
@@ -37,14 +38,29 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def runs_plainly(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer may take the ways that only inference has: float32 on the CPU, no gradient
-    wanted, nothing that records or rewrites the call (compilers, exporters, autocast)."""
+    """Whether a layer may take the ways that only inference has.
+
+    That is in float32 on the CPU, without gradients, and while nothing records or rewrites the
+    call: no compiler, no exporter, no trace, no transform of ``torch.func``, no autocast.
+    """
     return (
         not torch.is_grad_enabled()
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
+        and not is_rewritten()
+    )
+
+
+def is_rewritten() -> bool:
+    """Whether a trace, a transform of ``torch.func``, a forward-mode derivative or a dispatch mode
+    (fake tensors, ``make_fx``) sees each operation, so that none may write into a given tensor."""
+    return bool(
+        torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
     )
 
 

@@ -22,6 +22,7 @@ from finegates.layers import (
 )
 from finegates.stock_checkpoints import guard_stock_checkpoints
 from finegates.tying import move_tied_keys, note_untied
+from finegates.wrappers import check_undispatched, remove_autocast
 
 # What gates and peft leave on the model object itself.
 _LEFTOVERS = ("finegates_config", "finegates_structure", "peft_config", "_hf_peft_config_loaded")
@@ -46,8 +47,9 @@ def compact(
     2 (n + 4) u / (1 - (n + 4) u) times ``|w_r| (|W| |w_c| |x| + |b|)``.
 
     Args:
-        model: gated, in any mode; LoRA inside the gates or beside them is merged. Compacting a
-            compact model again changes nothing.
+        model: gated, in any mode; LoRA inside the gates or next to them is merged. Compacting a
+            compact model again changes nothing. Containers of trainers are taken off
+            (``DistributedDataParallel``, ``torch.compile``).
         inplace: rewrite the given model layer by layer, so that dense and compact weights never
             stand side by side; the given model must not be used any more.
         adapter: describes the blocks; looked up by model type if None.
@@ -57,7 +59,8 @@ def compact(
             that are compact already, which keep theirs.
 
     Returns:
-        a plain model (no gates, no peft) in evaluation mode whose parameters are all trainable.
+        a plain model (no gates, no peft) in evaluation mode whose parameters are all trainable. It
+        computes in the precision of its weights, without the autocast of mixed-precision training.
         Hooks are on the module that takes the place of theirs; those of gated layers, and of layers
         that became one product, are gone.
         With ``inplace=False`` it shares nothing with the given one.
@@ -65,9 +68,11 @@ def compact(
     Raises:
         ValueError: the model has neither gates nor compact layers, or holds something of peft that
             cannot be merged into a linear layer: all but plain LoRA must have been merged by peft
-            (:func:`finegates.layers.unmergeable`). The given model is as it was.
+            (:func:`finegates.layers.unmergeable`), or has the device hooks of accelerate
+            (``device_map``). The given model is as it was.
     """
     plain = unwrap(model)
+    check_undispatched(plain)
     if not gated_layers(plain) and not any(isinstance(m, CompactLinear) for m in plain.modules()):
         raise ValueError(
             f"{type(plain).__name__} has no gates, so there is nothing to compact; call "
@@ -112,6 +117,7 @@ def compact(
     for path in plan.layers:
         move_tied_keys(result, f"{path}.base", path)
     note_untied(result)
+    remove_autocast(result)
     for name in _LEFTOVERS:
         result.__dict__.pop(name, None)
     for parameter in result.parameters():

@@ -1,0 +1,97 @@
+"""What trainers put around a model, and how to get at the model inside.
+
+Distributed training and compilation wrap the model in another module. accelerate replaces its
+``forward`` by one under autocast, and spreads a model over devices by hooks on its modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+# accelerate's names for what it keeps of the forward that it replaced, and for its device hooks.
+_ORIGINAL = "_original_forward"
+_HOOK = "_hf_hook"
+
+
+def without_containers(model: nn.Module) -> nn.Module:
+    """The model inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``.
+
+    Args:
+        model: any; one without such a container is returned as it is.
+    """
+    containers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while True:
+        inner = model._modules.get("module" if isinstance(model, containers) else "_orig_mod")
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def remove_autocast(model: nn.Module) -> None:
+    """Gives the model and its modules back the forward that mixed precision has replaced, in place.
+
+    ``TrainingArguments(bf16=True)`` and ``Accelerator.prepare`` leave an instance's own ``forward``
+    behind, which computes under autocast. Compiled calls go, too.
+
+    Args:
+        model: any; modules without such a forward stay as they are.
+    """
+    for module in model.modules():
+        original = module.__dict__.pop(_ORIGINAL, None)
+        if original is not None:
+            _reset_forward(module)
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            module._compiled_call_impl = None
+
+
+def _reset_forward(module: nn.Module) -> None:
+    """Removes wrappers from an instance's forward down to that of the class, or the innermost."""
+    own = module.__dict__.pop("forward", None)
+    function: Any = getattr(own, "__func__", own)
+    # A model that was prepared twice has two wrappers. Those of the class itself must stay.
+    while function is not type(module).forward and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+        function = getattr(function, "__func__", function)
+    if function is not None and function is not type(module).forward:
+        bound = hasattr(own, "__func__")
+        module.forward = MethodType(function, module) if bound else function
+
+
+@contextmanager
+def autocast_removed(model: nn.Module) -> Iterator[None]:
+    """Within the block, the model has the forward of its class (:func:`remove_autocast`)."""
+    names = ("forward", _ORIGINAL, "_compiled_call_impl")
+    before = [
+        (module, {name: vars(module)[name] for name in names if name in vars(module)})
+        for module in model.modules()
+    ]
+    remove_autocast(model)
+    try:
+        yield
+    finally:
+        for module, values in before:
+            vars(module).update(values)
+
+
+def check_undispatched(model: nn.Module) -> None:
+    """Refuses a model whose modules have hooks of accelerate (``device_map``).
+
+    Such hooks hold the replaced forward of each module and may keep its weights elsewhere.
+
+    Raises:
+        ValueError: a module has one, which the message names.
+    """
+    for path, module in model.named_modules():
+        if _HOOK in module.__dict__:
+            raise ValueError(
+                f"module {path or '(the model)'} has a hook of accelerate "
+                f"({type(module.__dict__[_HOOK]).__name__}), as models loaded with device_map or "
+                "offloading do: load the model without device_map, or take the hooks off by "
+                "accelerate.hooks.remove_hook_from_submodules(model), once its weights fit on one "
+                "device"
+            )
