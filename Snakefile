@@ -10,10 +10,27 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from finegates.config import ConfigError, configured_tier
+from finegates.dependencies import (
+    encoder_settings,
+    floor_settings,
+    inference_settings,
+    language_settings,
+    llama_step_settings,
+    probe_settings,
+    pruning_settings,
+    run_settings,
+    step_settings,
+    study_times_settings,
+    text_run_settings,
+    text_settings,
+    tokenizer_settings,
+    toy_settings,
+)
 from finegates.lock import LockError, check_writable, hold
 from finegates.provenance import code_digest
-from finegates.sources import ModelError, data_files, model_folder
-from finegates.tasks.glue import DataError
+from finegates.sources import SPLITS, ModelError, data_files, model_folder
+from finegates.tasks.glue import TASKS, DataError
+from finegates.wording import text_words_of, words_of
 
 try:
     TIER = configured_tier(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -190,6 +191,27 @@ class Method(Section):
         if self.continues is not None and (self.gates is None or self.distillation is not None):
             raise ValueError("continues goes with the gates that it continues, and nothing else")
         return self
+
+
+def first_of_each_kind(methods: Mapping[str, Method]) -> dict[str, Method]:
+    """The first method of each kind, of those that need no other run: what a step is timed of.
+
+    Returns:
+        methods by kind: ``full``, ``lora``, ``gates``, ``gates and lora``, in the order of
+        ``methods``.
+    """
+    chosen: dict[str, Method] = {}
+    for method in methods.values():
+        if method.needs:
+            continue
+        kind = {
+            (False, False): "full",
+            (False, True): "lora",
+            (True, False): "gates",
+            (True, True): "gates and lora",
+        }[(method.gates is not None, method.lora is not None)]
+        chosen.setdefault(kind, method)
+    return chosen
 
 
 def check_names(tasks: list[str], methods: dict[str, Method]) -> None:

@@ -95,7 +95,11 @@ class Closed(Section):
 
 class Record(Section):
     """One run. Durations in seconds, memory in MiB, MACs at ``budget['macs_batch']`` x
-    ``budget['macs_length']``."""
+    ``budget['macs_length']``.
+
+    Titles, names and the section ``training`` are quoted from the configuration of the day that the
+    run was made. What the run depends on of it, ``finegates.dependencies`` says.
+    """
 
     format_version: int = FORMAT_VERSION
     tier: str

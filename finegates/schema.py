@@ -151,7 +151,7 @@ class Training(Section):
     Attributes:
         epochs: passes over the training rows.
         batch_size: examples of a step.
-        eval_batch_size: examples of an evaluation batch.
+        eval_batch_size: examples of an evaluation batch; of the machine, it retrains nothing.
         max_length: tokens; longer texts are cut.
         schedule: of the learning rate.
         weight_decay: of weights, head and low-rank factors, never of gates.
@@ -345,7 +345,19 @@ class Tier(Section):
             raise ValueError("tasks and seeds must not repeat")
         if self.studies is not None:
             self.studies.check(self.tasks, self.methods)
+        own = self.llama.on_task.data if self.llama and self.llama.on_task else None
+        if own and own.generated and own.generated != (self.data.generated or own.generated):
+            raise ValueError(
+                "llama.on_task.data.generated: the tier generates tables of other sizes into the "
+                "same folder; leave data out to take the tier's"
+            )
         return self
+
+    @property
+    def generated(self) -> GeneratedData | None:
+        """The sizes of the tables that are generated for the tier or its Llama, if any are."""
+        own = self.llama.on_task.data if self.llama and self.llama.on_task else None
+        return self.data.generated or (own.generated if own else None)
 
     @property
     def all_methods(self) -> dict[str, Method]:

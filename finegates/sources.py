@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from finegates.pretrained import ModelError as ModelError
 from finegates.pretrained import load_pretrained
-from finegates.schema import DataSource, ModelSource, Tier
+from finegates.schema import Tier
 from finegates.seals import file_digest
+from finegates.section import Section
 from finegates.tasks.glue import (
     DataError,
     describe_split,
@@ -139,7 +140,7 @@ def describe_data(tier: Tier, task: str, rows: dict[str, int]) -> dict[str, Any]
         splits["validation"] = {**splits["train"], "status": "held out of the training rows"}
     return {
         "name": source.name,
-        "source": _kind(source),
+        "source": source_kind(source),
         "revision": source.revision,
         "train_rows": rows["train"],
         "validation_rows": rows["validation"],
@@ -155,7 +156,7 @@ def describe_model(tier: Tier, model: PreTrainedModel) -> dict[str, Any]:
     weights = None if folder is None else Path(folder) / "model.safetensors"
     return {
         "name": tier.model.name,
-        "source": _kind(tier.model),
+        "source": source_kind(tier.model),
         "revision": tier.model.revision,
         "sha256": file_digest(weights) if weights is not None and weights.is_file() else None,
         "architecture": model.config.model_type,
@@ -235,7 +236,8 @@ def _from_source(tier: Tier, auto_class: Any, **settings: Any) -> Any:
     )
 
 
-def _kind(source: ModelSource | DataSource) -> str:
+def source_kind(source: Section) -> str:
+    """Which of a section's sources is given, such as ``path``: what a record calls it."""
     for kind in ("generated", "pretraining", "dense", "path", "package", "hub"):
         if getattr(source, kind, None) is not None:
             return kind

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 
 from finegates.finetune import prepare
-from finegates.methods import Method
+from finegates.methods import Method, first_of_each_kind
 from finegates.schema import Tier
 from finegates.seeds import derive_seed, seed_everything
 from finegates.sources import load_classifier
@@ -92,28 +92,13 @@ def task_step_contenders(
     """
     settings = tier.step_benchmark
     assert settings is not None
-    return {
-        label: _training_step(tier, method, settings.batch_size, settings.length, folder)
-        for label, method in _step_methods(tier).items()
-    }
-
-
-def _step_methods(tier: Tier) -> dict[str, Method]:
-    """The tier's first method of each kind, of those that need no other run."""
-    chosen: dict[str, Method] = {}
-    for method in tier.methods.values():
-        if method.needs:
-            continue
-        kind = {
-            (False, False): "full",
-            (False, True): "lora",
-            (True, False): "gates",
-            (True, True): "gates and lora",
-        }[(method.gates is not None, method.lora is not None)]
-        chosen.setdefault(kind, method)
+    chosen = first_of_each_kind(tier.methods)
     if "lora" not in chosen:
         raise ValueError(f"tier {tier.tier!r} has no LoRA method to compare a step with")
-    return chosen
+    return {
+        kind: _training_step(tier, method, settings.batch_size, settings.length, folder)
+        for kind, method in chosen.items()
+    }
 
 
 def _training_step(

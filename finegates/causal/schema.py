@@ -92,7 +92,7 @@ class CausalTraining(Section):
         log_every: steps between points of the curves.
         eval_every: steps between evaluations on held-out text; a multiple of ``log_every``.
         save_every: steps between checkpoints; a multiple of ``log_every``. None: no checkpoints.
-        eval_batch_size: sequences of an evaluation batch.
+        eval_batch_size: sequences of an evaluation batch; of the machine, it retrains nothing.
     """
 
     steps: int = Field(gt=0)

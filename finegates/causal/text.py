@@ -186,6 +186,21 @@ def training_documents(
     return Documents(_split_training(source, folder)[0], seed)
 
 
+def tokenizer_documents(source: TextSource, results: str) -> Sequence[str]:
+    """The documents that a tokenizer is trained on: the training split, once, in the file's order.
+
+    Raises:
+        TextError: as :func:`training_documents`; the text is streamed, which has no end.
+    """
+    folder = text_folder(source, results)
+    if folder is None:
+        raise TextError(
+            f"text {source.name!r} is streamed and has no end to count words to; give "
+            "llama.pretraining.tokenizer a path or hub instead of words"
+        )
+    return _split_training(source, folder)[0]
+
+
 def held_out_documents(source: TextSource, results: str) -> list[str]:
     """The first documents of the validation split, or of what stands in for it.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -157,6 +160,67 @@ def test_a_finished_workflow_has_nothing_to_do(finished):
     status, printed = run(finished, TINY, "all", "--cores", "2")
     assert status == 0
     assert "Nothing to be done" in printed
+
+
+def planned(folder: Path, tier: dict, *arguments: str) -> Counter[str]:
+    """The jobs by rule that a dry run names."""
+    status, printed = run(folder, tier, "all", "--cores", "2", "-n", *arguments)
+    assert status == 0, printed
+    return Counter(re.findall(r"^(?:local)?rule (\w+):", printed, re.MULTILINE))
+
+
+TRAINING = {
+    "finetune", "finetune_first", "finetune_studied", "finetune_again", "pretrain_encoder",
+    "generate_language", "generate_matched", "score_bag_of_words", "probe_network",
+    "time_inference",
+}  # fmt: skip
+
+REWORDED = {
+    **TINY,
+    "description": "other words",
+    "model": {**TINY["model"], "name": "Tiny RoBERTa"},
+    "data": {**TINY["data"], "name": "Generated"},
+    "methods": {**TINY["methods"], "lora": {"experiment": "lora", "title": "Low rank"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "trained"),
+    [
+        (REWORDED, {}),
+        ({**TINY, "training": {**TINY["training"], "eval_batch_size": 5}}, {}),
+        # Rows in another order are other tables, and the theory looks at the first task.
+        ({**TINY, "tasks": TINY["tasks"][::-1]}, {"probe_network": 1, "score_bag_of_words": 1}),
+        (
+            {**TINY, "training": {**TINY["training"], "epochs_by_task": {"stsb": 3}}},
+            {"finetune": 1},
+        ),
+        (
+            {**TINY, "tasks": [*TINY["tasks"], "mnli"]},
+            {"generate_matched": 1, "finetune": 1, "score_bag_of_words": 1},
+        ),
+        (
+            {**TINY, "training": {**TINY["training"], "weight_decay": 0.1}},
+            {"finetune": 1, "finetune_first": 1, "finetune_studied": 2, "finetune_again": 1},
+        ),
+    ],
+    ids=["words", "evaluation batch", "order", "another task's epochs", "one more task", "decay"],
+)
+def test_a_finished_workflow_trains_again_what_depends_on_a_change(finished, change, trained):
+    jobs = planned(finished, change)
+    assert {rule: count for rule, count in jobs.items() if rule in TRAINING} == trained
+
+
+def test_new_words_stand_in_the_tables_and_no_record_is_written_again(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    record = tmp_path / "results/runs/cola/lora/seed0.json"
+    before = record.read_bytes()
+    status, printed = run(tmp_path, REWORDED, "results/tables/glue.md", "--cores", "2")
+    assert status == 0, printed
+    table = (tmp_path / "results/tables/glue.md").read_text()
+    for words in ("Low rank", "Tiny RoBERTa", "Data: Generated", "other words"):
+        assert words in table
+    assert record.read_bytes() == before
 
 
 def test_two_runs_from_scratch_give_the_same_bytes_on_any_number_of_cores(finished, tmp_path):

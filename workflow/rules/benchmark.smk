@@ -17,7 +17,7 @@ rule time_step:
         mem_mb=memory(2500),
         runtime=30,
     params:
-        settings=TIER.step_benchmark.model_dump() if TIER.step_benchmark else {},
+        settings=step_settings(TIER),
         code=code_digest("workflow/scripts/time_step.py"),
     script:
         "../scripts/time_step.py"
@@ -44,7 +44,7 @@ rule time_inference:
         ),
         runtime=60,
     params:
-        settings=lambda wildcards: SHAPES[wildcards.shape].model_dump(),
+        settings=lambda wildcards: inference_settings(TIER, wildcards.shape),
         code=code_digest("workflow/scripts/time_inference.py"),
     script:
         "../scripts/time_inference.py"

@@ -61,6 +61,7 @@ rule write_report:
         mem_mb=memory(1000),
         runtime=10,
     params:
+        words=words_of(TIER, TIER.all_methods),
         code=code_digest("workflow/scripts/write_report.py"),
     script:
         "../scripts/write_report.py"

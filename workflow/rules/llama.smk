@@ -7,16 +7,11 @@ wildcard_constraints:
     run=r"[A-Za-z0-9_.-]+",
 
 
-if LLAMA.text.generated or trained_tokenizer():
+if LLAMA.text.generated:
 
     rule generate_text:
         output:
-            text=(
-                [f"{L}/text/{split}.parquet" for split in SPLITS]
-                if LLAMA.text.generated
-                else f"{L}/text/.not-generated"
-            ),
-            tokenizer=trained_tokenizer() or f"{L}/tokenizer/.not-trained",
+            text=[f"{L}/text/{split}.parquet" for split in SPLITS],
         log:
             f"{RESULTS}/logs/generate_text.log",
         benchmark:
@@ -27,11 +22,34 @@ if LLAMA.text.generated or trained_tokenizer():
             mem_mb=memory(1000),
             runtime=10,
         params:
-            settings=LLAMA.text.model_dump(),
-            words=LLAMA.pretraining.tokenizer.words if LLAMA.pretraining else None,
+            settings=text_settings(TIER),
             code=code_digest("workflow/scripts/generate_text.py"),
         script:
             "../scripts/generate_text.py"
+
+
+# A rule of its own: other words make the tokenizer again, not the text.
+if trained_tokenizer():
+
+    rule train_tokenizer:
+        input:
+            text=llama_text(),
+        output:
+            tokenizer=trained_tokenizer(),
+        log:
+            f"{RESULTS}/logs/train_tokenizer.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/train_tokenizer.tsv"
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            settings=tokenizer_settings(TIER),
+            code=code_digest("workflow/scripts/train_tokenizer.py"),
+        script:
+            "../scripts/train_tokenizer.py"
 
 
 if LLAMA.pretraining:
@@ -47,6 +65,9 @@ if LLAMA.pretraining:
             f"{RESULTS}/logs/pretrain_llama/{{size}}/{{run}}/seed{{seed}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/pretrain_llama/{{size}}/{{run}}/seed{{seed}}.tsv"
+        wildcard_constraints:
+            size="|".join(map(re.escape, LLAMA.pretraining.sizes)),
+            run=labels_of(pretraining_runs(TIER)),
         conda:
             "../../environment.yml"
         threads: TIER.threads * LLAMA.pretraining.training.processes
@@ -56,8 +77,7 @@ if LLAMA.pretraining:
             gpu=TIER.gpus * LLAMA.pretraining.training.processes,
             nodes=LLAMA.pretraining.training.nodes,
         params:
-            settings=LLAMA.pretraining.model_dump(exclude=OF_THE_MACHINE),
-            text=LLAMA.text.model_dump(),
+            settings=pretraining_settings,
             code=code_digest("workflow/scripts/train_llama.py"),
         script:
             "../scripts/train_llama.py"
@@ -71,6 +91,11 @@ if LLAMA.pretraining:
             f"{RESULTS}/logs/pretrain_dense_llama/{{size}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/pretrain_dense_llama/{{size}}.tsv"
+        params:
+            settings=pretraining_settings,
+            # Of which seed the model is, its path does not say.
+            seed=f"seed {TIER.seeds[0]}",
+            code=code_digest("workflow/scripts/train_llama.py"),
 
     ruleorder: pretrain_dense_llama > pretrain_llama
 
@@ -92,6 +117,7 @@ if LLAMA.pretraining:
             mem_mb=memory(1000),
             runtime=10,
         params:
+            words=text_words_of(TIER, pretraining_runs(TIER)),
             code=code_digest("workflow/scripts/tabulate_llama_pretraining.py"),
         script:
             "../scripts/tabulate_llama_pretraining.py"
@@ -114,6 +140,7 @@ if LLAMA.pretraining:
             mem_mb=memory(1000),
             runtime=10,
         params:
+            words=text_words_of(TIER, pretraining_runs(TIER)),
             code=code_digest("workflow/scripts/draw_llama_pretraining.py"),
         script:
             "../scripts/draw_llama_pretraining.py"
@@ -145,7 +172,7 @@ if LLAMA.posttraining:
                 else f"{RESULTS}/benchmarks/posttrain_llama/{{llama}}/{{run}}/seed{{seed}}.tsv"
             )
         wildcard_constraints:
-            run=r"(?!dense/|.*-as-)[A-Za-z0-9_.-]+",
+            run=labels_of(posttraining_runs(TIER)),
         conda:
             "../../environment.yml"
         threads: TIER.threads * LLAMA.posttraining.training.processes
@@ -156,7 +183,6 @@ if LLAMA.posttraining:
             nodes=LLAMA.posttraining.training.nodes,
         params:
             settings=posttraining_settings,
-            text=LLAMA.text.model_dump(),
             code=code_digest("workflow/scripts/train_llama.py"),
         script:
             "../scripts/train_llama.py"
@@ -166,11 +192,7 @@ if LLAMA.posttraining:
         input:
             text=llama_text(),
             model=posttraining_model,
-            matched=lambda wildcards: [
-                run.record(RESULTS)
-                for run in posttraining_runs(TIER)
-                if run.name == wildcards.llama
-            ],
+            matched=matched_records,
         output:
             of_any_model(pruning_runs(TIER)),
         log:
@@ -185,8 +207,7 @@ if LLAMA.posttraining:
             runtime=120,
             gpu=TIER.gpus,
         params:
-            settings=LLAMA.posttraining.model_dump(exclude=OF_THE_MACHINE),
-            text=LLAMA.text.model_dump(),
+            settings=lambda wildcards: pruning_settings(TIER, wildcards.llama),
             code=code_digest("workflow/scripts/prune_llama.py"),
         script:
             "../scripts/prune_llama.py"
@@ -208,6 +229,7 @@ if LLAMA.posttraining:
             mem_mb=memory(1000),
             runtime=10,
         params:
+            words=text_words_of(TIER, [*posttraining_runs(TIER), *pruning_runs(TIER)]),
             code=code_digest("workflow/scripts/tabulate_llama_posttraining.py"),
         script:
             "../scripts/tabulate_llama_posttraining.py"
@@ -230,6 +252,7 @@ if LLAMA.posttraining:
             mem_mb=memory(1000),
             runtime=10,
         params:
+            words=text_words_of(TIER, [*posttraining_runs(TIER), *pruning_runs(TIER)]),
             code=code_digest("workflow/scripts/draw_llama_posttraining.py"),
         script:
             "../scripts/draw_llama_posttraining.py"
@@ -269,7 +292,7 @@ if LLAMA.on_task:
             gpu=TIER.gpus,
         params:
             on_llama=True,
-            settings=LLAMA.on_task.model_dump(),
+            settings=settings_of_task_runs,
             code=code_digest("workflow/scripts/finetune.py"),
         script:
             "../scripts/finetune.py"
@@ -293,6 +316,7 @@ if LLAMA.on_task:
         params:
             methods=list(ON_TASK.methods),
             tasks=ON_TASK.tasks,
+            words=words_of(ON_TASK, ON_TASK.methods),
             code=code_digest("workflow/scripts/tabulate_llama_task.py"),
         script:
             "../scripts/tabulate_llama_task.py"
@@ -316,6 +340,7 @@ if LLAMA.on_task:
         params:
             methods=list(ON_TASK.methods),
             tasks=ON_TASK.tasks,
+            words=words_of(ON_TASK, ON_TASK.methods),
             code=code_digest("workflow/scripts/draw_llama_task.py"),
         script:
             "../scripts/draw_llama_task.py"
@@ -344,7 +369,7 @@ rule time_llama_step:
         mem_mb=memory(4000),
         runtime=30,
     params:
-        settings=LLAMA.model_dump(),
+        settings=llama_step_settings(TIER),
         code=code_digest("workflow/scripts/time_llama_step.py"),
     script:
         "../scripts/time_llama_step.py"

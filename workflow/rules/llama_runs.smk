@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from finegates.causal.study import posttraining_runs, pretraining_runs, pruning_runs
+from finegates.causal.study import DENSE, posttraining_runs, pretraining_runs, pruning_runs
 from finegates.causal.task import task_tier
 from finegates.causal.text import SPLITS, text_file, text_folder
 
@@ -66,14 +66,37 @@ def posttraining_model(wildcards):
     return dense_llama(model.dense)
 
 
-# Where a run is trained, not what: another number of processes reruns nothing.
-OF_THE_MACHINE = {"training": {"processes", "nodes"}}
+def of_label(runs, name, label):
+    """Of the runs of a model or size those of a label; all of them if that is None."""
+    return [run for run in runs if run.name == name and label in (None, run.label)]
+
+
+# Of wildcards alone: what a parameter takes from outputs, Snakemake does not compare.
+def pretraining_settings(wildcards):
+    """What of the configuration a job's record depends on; a change reruns just this."""
+    label = wildcards.get("run", DENSE)
+    return text_run_settings(TIER, of_label(pretraining_runs(TIER), wildcards.size, label))
 
 
 def posttraining_settings(wildcards):
-    """What bears on the gated runs: not what one-shot pruning does."""
-    of_pruning = dict.fromkeys(("criteria", "match", "calibration"), True)
-    return LLAMA.posttraining.model_dump(exclude={**OF_THE_MACHINE, **of_pruning})
+    """As of pretraining, for a job's one or many records."""
+    label = None if PER_TASK else wildcards.run
+    return text_run_settings(TIER, of_label(posttraining_runs(TIER), wildcards.llama, label))
+
+
+def matched_records(wildcards):
+    """The records of the gated runs that one-shot pruning of a model goes as far as."""
+    runs = [run for run in pruning_runs(TIER) if run.name == wildcards.llama and run.criterion]
+    return list(dict.fromkeys(run.matched().record(RESULTS) for run in runs))
+
+
+def labels_of(runs):
+    return "|".join(dict.fromkeys(re.escape(run.label) for run in runs)) or "none"
+
+
+def settings_of_task_runs(wildcards):
+    labels = list(ON_TASK.methods) if PER_TASK else [wildcards.method]
+    return run_settings(ON_TASK, wildcards.task, labels)
 
 
 def on_task_model():

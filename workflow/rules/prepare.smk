@@ -1,13 +1,21 @@
 # Data and encoder of the tier, where they are made here.
 
 
+# Tasks whose tables are made here; MNLI's reported split has a name of its own.
+MATCHED = "mnli"
+ALIKE = "|".join(task for task in TASKS if task != MATCHED)
+
+
+# Task by task: the tables of one do not depend on which others there are.
 rule generate_language:
     output:
-        tables=(DATA_FILES if TIER.data.generated else f"{RESULTS}/data/.not-generated"),
+        tables=expand(f"{RESULTS}/data/{{{{task}}}}/{{split}}.parquet", split=SPLITS),
     log:
-        f"{RESULTS}/logs/generate_language.log",
+        f"{RESULTS}/logs/generate_language/{{task}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/generate_language.tsv"
+        f"{RESULTS}/benchmarks/generate_language/{{task}}.tsv"
+    wildcard_constraints:
+        task=ALIKE if TIER.generated else "none",
     priority: 3
     conda:
         "../../environment.yml"
@@ -15,11 +23,20 @@ rule generate_language:
         mem_mb=memory(1000),
         runtime=10,
     params:
-        settings=lambda wildcards: TIER.data.model_dump(),
-        tasks=TIER.tasks,
+        settings=language_settings(TIER),
         code=code_digest("workflow/scripts/generate_language.py"),
     script:
         "../scripts/generate_language.py"
+
+
+use rule generate_language as generate_matched with:
+    output:
+        tables=[
+            f"{RESULTS}/data/{{task}}/train.parquet",
+            f"{RESULTS}/data/{{task}}/{TASKS[MATCHED].validation}.parquet",
+        ],
+    wildcard_constraints:
+        task=MATCHED if TIER.generated else "none",
 
 
 rule pretrain_encoder:
@@ -45,7 +62,7 @@ rule pretrain_encoder:
         runtime=30,
         gpu=TIER.gpus,
     params:
-        settings=lambda wildcards: TIER.model.model_dump(),
+        settings=encoder_settings(TIER),
         code=code_digest("workflow/scripts/pretrain_encoder.py"),
     script:
         "../scripts/pretrain_encoder.py"
@@ -66,7 +83,7 @@ rule score_bag_of_words:
         mem_mb=memory(2000),
         runtime=30,
     params:
-        settings=lambda wildcards: TIER.data.model_dump(),
+        settings=floor_settings(TIER),
         tasks=TIER.tasks,
         code=code_digest("workflow/scripts/score_bag_of_words.py"),
     script:

@@ -1,6 +1,7 @@
 # Tables and figures, made from run records alone.
 
 STUDY = {"methods": METHODS, "tasks": TIER.tasks, "seeds": TIER.seeds}
+WORDS = words_of(TIER, METHODS)
 TABLES = f"{RESULTS}/tables"
 FIGURES = f"{RESULTS}/figures"
 
@@ -30,6 +31,7 @@ rule tabulate_glue:
         runtime=10,
     params:
         study=STUDY,
+        words=WORDS,
         code=code_digest("workflow/scripts/tabulate_glue.py"),
     script:
         "../scripts/tabulate_glue.py"
@@ -62,6 +64,7 @@ rule draw_tradeoff:
         runtime=10,
     params:
         study=STUDY,
+        words=WORDS,
         code=code_digest("workflow/scripts/draw_tradeoff.py"),
     script:
         "../scripts/draw_tradeoff.py"
@@ -93,6 +96,7 @@ rule draw_gates:
         runtime=10,
     params:
         study=STUDY,
+        words=WORDS,
         gated=[label for label, method in TIER.methods.items() if method.gates],
         code=code_digest("workflow/scripts/draw_gates.py"),
     script:

@@ -49,19 +49,14 @@ def task_tables(wildcards):
     return [path for path in DATA_FILES if Path(path).parent.name == wildcards.task]
 
 
-def run_settings(wildcards):
-    """What of the configuration bears on a job's runs; a change reruns just these."""
-    return settings_of(METHODS if PER_TASK else [wildcards.method])
+def settings_of_runs(wildcards):
+    """What of the configuration a job's records depend on; a change reruns just these."""
+    labels = METHODS if PER_TASK else [wildcards.method]
+    return run_settings(TIER, wildcards.task, labels)
 
 
 def settings_of(labels):
-    return {
-        "model": TIER.model.model_dump(),
-        "data": TIER.data.model_dump(),
-        "training": TIER.training.model_dump(),
-        "methods": {label: TIER.all_methods[label].model_dump() for label in labels},
-        "threads": TIER.threads,
-    }
+    return lambda wildcards: run_settings(TIER, wildcards.task, labels)
 
 
 def encoder_input():
@@ -71,6 +66,8 @@ def encoder_input():
         return []
     if TIER.model.pretraining:
         return rules.pretrain_encoder.output.encoder
+    if TIER.model.dense:
+        return MODEL_FOLDER  # whole: pretraining Llama makes it
     return ancient(f"{MODEL_FOLDER}/config.json")
 
 

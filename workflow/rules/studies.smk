@@ -33,6 +33,7 @@ rule tabulate_study:
         study=lambda wildcards: STUDIES.compared[wildcards.study].model_dump(),
         tasks=STUDIES.tasks,
         seeds=STUDIES.seeds,
+        words=lambda wildcards: words_of(TIER, STUDIES.compared[wildcards.study].methods),
         code=code_digest("workflow/scripts/tabulate_study.py"),
     script:
         "../scripts/tabulate_study.py"
@@ -63,6 +64,7 @@ rule draw_study:
         study=lambda wildcards: STUDIES.compared[wildcards.study].model_dump(),
         tasks=STUDIES.tasks,
         seeds=STUDIES.seeds,
+        words=lambda wildcards: words_of(TIER, STUDIES.compared[wildcards.study].methods),
         code=code_digest("workflow/scripts/draw_study.py"),
     script:
         "../scripts/draw_study.py"
@@ -94,8 +96,7 @@ rule time_studies:
         runtime=30,
     params:
         **TIMED,
-        labels=STUDIES.timed,
-        shape=[STUDIES.batch, STUDIES.length, STUDIES.repeats],
+        settings=study_times_settings(TIER),
         code=code_digest("workflow/scripts/time_studies.py"),
     script:
         "../scripts/time_studies.py"
@@ -152,6 +153,7 @@ rule share_encoder:
         methods=STUDIES.shared,
         tasks=TIER.tasks,
         seed=TIER.seeds[0],
+        words=words_of(TIER, STUDIES.shared),
         code=code_digest("workflow/scripts/share_encoder.py"),
     script:
         "../scripts/share_encoder.py"
@@ -179,6 +181,7 @@ rule tabulate_properties:
     params:
         methods=STUDIES.properties,
         tasks=STUDIES.tasks,
+        words=words_of(TIER, STUDIES.properties),
         code=code_digest("workflow/scripts/tabulate_properties.py"),
     script:
         "../scripts/tabulate_properties.py"

@@ -33,7 +33,7 @@ rule solve_toys:
         mem_mb=1500,
         runtime=60,
     params:
-        settings=lambda wildcards: TIER.theory.model_dump(exclude={"network"}),
+        settings=toy_settings(TIER),
         code=code_digest("workflow/scripts/solve_toys.py"),
     script:
         "../scripts/solve_toys.py"
@@ -57,14 +57,7 @@ rule probe_network:
         runtime=120,
     params:
         task=LOOK_TASK,
-        settings=lambda wildcards: {
-            "look": TIER.theory.network.model_dump(),
-            "model": TIER.model.model_dump(),
-            "data": TIER.data.model_dump(),
-            "batch_size": TIER.training.batch_size,
-            "max_length": TIER.training.max_length,
-            "threads": TIER.threads,
-        },
+        settings=probe_settings(TIER, LOOK_TASK),
         code=code_digest("workflow/scripts/probe_network.py"),
     script:
         "../scripts/probe_network.py"
@@ -97,7 +90,7 @@ rule check_theory:
         tier=TIER.tier,
         model=TIER.model.name,
         task=LOOK_TASK,
-        settings=lambda wildcards: TIER.theory.model_dump(),
+        settings={"problems": TIER.theory.problems, "trials": TIER.theory.trials},
         code=code_digest("workflow/scripts/check_theory.py"),
     script:
         "../scripts/check_theory.py"

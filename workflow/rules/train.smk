@@ -30,7 +30,7 @@ rule finetune:
         runtime=240,
         gpu=TIER.gpus,
     params:
-        settings=run_settings,
+        settings=settings_of_runs,
         code=code_digest("workflow/scripts/finetune.py"),
     script:
         "../scripts/finetune.py"

@@ -12,8 +12,9 @@ with running(job):
     from finegates.files import write_text
     from finegates.record import read_records
     from finegates.tables import figure_footer, to_csv
+    from finegates.wording import reworded
 
-    records = read_records(job.input.records)
+    records = reworded(read_records(job.input.records), job.params.words)
     methods, tasks = job.params.study["methods"], job.params.study["tasks"]
     frames = {
         label: gate_histogram_frame(records, label, methods, tasks) for label in job.params.gated

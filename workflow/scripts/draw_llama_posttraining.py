@@ -10,11 +10,12 @@ with running(job):
     from finegates.figures import save_figure
     from finegates.figures.llama import draw_posttraining
     from finegates.tables.llama import causal_caption
+    from finegates.wording import text_reworded
 
     footer = causal_caption(
         "Held-out perplexity against the fraction of gated weights in closed rows or columns. "
         "Gates are trained, nothing else; one-shot pruning closes as many rows and columns of each "
         "layer as the gated run that it is named after.",
-        read_causal_records(job.input.records),
+        text_reworded(read_causal_records(job.input.records), job.params.words),
     )
     save_figure(draw_posttraining(pd.read_csv(job.input.csv), footer), *job.output)

@@ -10,10 +10,11 @@ with running(job):
     from finegates.figures import save_figure
     from finegates.figures.llama import draw_pretraining
     from finegates.tables.llama import causal_caption
+    from finegates.wording import text_reworded
 
     footer = causal_caption(
         "Held-out loss in evaluation mode and gated weights in closed rows or columns, against the "
         "tokens seen; same start and same tokens for every method.",
-        read_causal_records(job.input.records),
+        text_reworded(read_causal_records(job.input.records), job.params.words),
     )
     save_figure(draw_pretraining(pd.read_csv(job.input.curves), footer), *job.output)

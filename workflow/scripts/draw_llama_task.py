@@ -7,8 +7,9 @@ with running(job):
     from finegates.figures import draw_tradeoff, save_figure, tradeoff_frame
     from finegates.record import read_records
     from finegates.tables import figure_footer
+    from finegates.wording import reworded
 
-    records = read_records(job.input.records)
+    records = reworded(read_records(job.input.records), job.params.words)
     methods, tasks = job.params.methods, job.params.tasks
     footer = figure_footer(
         "Score after the last epoch against realised sparsity of the gated weights.",

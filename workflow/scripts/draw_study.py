@@ -10,9 +10,10 @@ with running(job):
     from finegates.record import read_records
     from finegates.studies.schema import Study
     from finegates.tables import figure_footer
+    from finegates.wording import reworded
 
     study = Study.model_validate(job.params.study)
-    records = read_records(job.input.records)
+    records = reworded(read_records(job.input.records), job.params.words)
     footer = figure_footer(study.question, records, study.methods, job.params.tasks)
     frame = pd.read_csv(job.input.table)
     figure = draw_study(frame, job.params.seeds, vary=study.vary, lines=study.lines, footer=footer)

@@ -8,8 +8,9 @@ with running(job):
     from finegates.files import write_text
     from finegates.record import read_records
     from finegates.tables import figure_footer, read_references, to_csv
+    from finegates.wording import reworded
 
-    records = read_records(job.input.records)
+    records = reworded(read_records(job.input.records), job.params.words)
     methods, tasks = job.params.study["methods"], job.params.study["tasks"]
     frame = tradeoff_frame(records, methods, tasks, read_references(job.input.bag_of_words))
     write_text(job.output.csv, to_csv(frame))

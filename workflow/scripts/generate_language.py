@@ -1,4 +1,4 @@
-"""Generates the smoke tier's eight tasks as Parquet tables."""
+"""Generates the tables of one task in the generated language."""
 
 from pathlib import Path
 
@@ -9,15 +9,13 @@ with running(job):
     import pyarrow.parquet as pq
 
     from finegates.files import whole_file
-    from finegates.tasks.glue import split_path
+    from finegates.sources import SPLITS
     from finegates.tasks.language import generate_task
 
-    settings = job.params.settings["generated"]
-    folder = Path(job.output.tables[0]).parent.parent
-    for task in job.params.tasks:
-        for split in ("train", "validation"):
-            table = generate_task(task, split, settings[f"{split}_rows"], settings["seed"])
-            path = split_path(folder, task, split)
-            with whole_file(path) as aside:
-                pq.write_table(table, aside)
-            print(path, table.num_rows)
+    settings = job.params.settings
+    for split, path in zip(SPLITS, map(Path, job.output.tables), strict=True):
+        rows = settings[f"{split}_rows"]
+        table = generate_task(job.wildcards.task, split, rows, settings["seed"])
+        with whole_file(path) as aside:
+            pq.write_table(table, aside)
+        print(path, table.num_rows)

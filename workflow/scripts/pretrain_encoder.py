@@ -9,13 +9,13 @@ job = snakemake
 with running(job):
     from finegates.files import whole_folder, write_text
     from finegates.pretrain import pretrain
-    from finegates.schema import ModelSource
+    from finegates.schema import Pretraining
     from finegates.seeds import derive_seed
     from finegates.tasks.language import generate_corpus
     from finegates.tasks.tokenizer import train_tokenizer
 
     startup = seconds_since_start()
-    settings = ModelSource(**job.params.settings).pretraining
+    settings = Pretraining(**job.params.settings)
     corpus = generate_corpus(settings.documents, derive_seed("pretraining", "corpus"))
     tokenizer = train_tokenizer(corpus, max_length=settings.max_length)
     seed = derive_seed("pretraining", "encoder")

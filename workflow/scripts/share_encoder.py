@@ -10,9 +10,10 @@ with running(job):
     from finegates.record import read_records
     from finegates.studies.shared import shared_rows, shared_table
     from finegates.tables import write_table
+    from finegates.wording import reworded
 
     tier = configured_tier(job.config)
-    records = read_records(job.input.records)
+    records = reworded(read_records(job.input.records), job.params.words)
     # <task>/<method>/seed<n>.safetensors
     files = {(p.parent.name, p.parent.parent.name): p for p in map(Path, job.input.trained)}
     rows = []

@@ -15,8 +15,9 @@ with running(job):
         to_csv,
         write_table,
     )
+    from finegates.wording import reworded
 
-    records = read_records(job.input.records)
+    records = reworded(read_records(job.input.records), job.params.words)
     methods, tasks, seeds = (job.params.study[key] for key in ("methods", "tasks", "seeds"))
     references = read_references(job.input.bag_of_words)
     study = {"seeds": seeds, "references": references}

@@ -7,5 +7,7 @@ with running(job):
     from finegates.causal.record import read_causal_records
     from finegates.tables import write_table
     from finegates.tables.llama import posttraining_table
+    from finegates.wording import text_reworded
 
-    write_table(posttraining_table(read_causal_records(job.input.records)), *job.output)
+    records = text_reworded(read_causal_records(job.input.records), job.params.words)
+    write_table(posttraining_table(records), *job.output)

@@ -8,7 +8,8 @@ with running(job):
     from finegates.files import write_text
     from finegates.tables import to_csv, write_table
     from finegates.tables.llama import curve_table, pretraining_table
+    from finegates.wording import text_reworded
 
-    records = read_causal_records(job.input.records)
+    records = text_reworded(read_causal_records(job.input.records), job.params.words)
     write_table(pretraining_table(records), *job.output[:3])
     write_text(job.output.curves, to_csv(curve_table(records)))

@@ -10,8 +10,9 @@ with running(job):
     from finegates.studies.properties import properties_table
     from finegates.studies.table import read_times
     from finegates.tables import write_table
+    from finegates.wording import reworded
 
-    records = read_records(job.input.records)
+    records = reworded(read_records(job.input.records), job.params.words)
     times = read_times(pd.read_csv(job.input.times))
     table = properties_table(job.params.methods, records, job.params.tasks, times)
     write_table(table, *job.output)

@@ -11,9 +11,10 @@ with running(job):
     from finegates.studies.schema import Study
     from finegates.studies.table import read_times, study_table
     from finegates.tables import runs_table, to_csv, write_table
+    from finegates.wording import reworded
 
     study = Study.model_validate(job.params.study)
-    records = read_records(job.input.records)
+    records = reworded(read_records(job.input.records), job.params.words)
     measured = job.input.get("times")
     times = read_times(pd.read_csv(measured)) if measured else None
     tasks, seeds = job.params.tasks, job.params.seeds

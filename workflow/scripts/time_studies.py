@@ -24,7 +24,7 @@ with running(job):
     cost = calibrate(onednn=False)  # all multiply by the same product
     dense = load_classifier(tier, task, derive_seed(task, seed, "init"), "pretrained")
     models = {DENSE: dense.eval()}
-    for label in job.params.labels:
+    for label in tier.studies.timed:
         matched = tier.all_methods[label].matched
         record = read_record(records[matched]) if matched else None
         models[label] = deployed(tier, label, task, seed, kept[label], record, cost)

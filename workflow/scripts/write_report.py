@@ -10,10 +10,13 @@ with running(job):
     from finegates.files import write_text
     from finegates.record import read_records
     from finegates.report import build_report
+    from finegates.wording import reworded
 
     folder = Path(job.output[0]).parent
     results = audit(load_ledger(job.input.ledger), Evidence(folder))
-    page = build_report(
-        folder, read_records(job.input.records), results, read_records(job.input.studied)
+    records, studied = (
+        reworded(read_records(paths), job.params.words)
+        for paths in (job.input.records, job.input.studied)
     )
+    page = build_report(folder, records, results, studied)
     write_text(job.output[0], page)
