@@ -145,7 +145,7 @@ class StochasticGate(Gate):
     @override
     def sample(self) -> Tensor:
         if self._drawn is not None:
-            return self._drawn
+            return self._drawn.to(self.latent.device)  # a replica may be on another one
         centre = noisy = self.centre()
         if self.preset.noise_std:
             noisy = centre + torch.randn_like(centre) * self.preset.noise_std

@@ -48,6 +48,14 @@ def summarise_gates(
     }
 
 
+@torch.no_grad()
+def closed_fraction(model: nn.Module) -> float:
+    """Fraction of all gate entries that are closed, a shared gate counted once; 0 without gates."""
+    closed = [gate.closed() for gate in leaf_gates(model)]
+    count = sum(mask.numel() for mask in closed)
+    return sum(int(mask.sum()) for mask in closed) / count if count else 0.0
+
+
 class GateWatch:
     """Watches which gates close and open again.
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,63 +20,39 @@ from transformers import (
 )
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from finegates.attachment import gate_config, head_parameters, sparsity_penalty
+from finegates.attachment import gate_config, sparsity_penalty
 from finegates.compaction.serialize import save_checkpoint
-from finegates.distillation import TEACHER_LOGITS, Distillation
-from finegates.gates import Gate, GateDraw, StochasticGate
+from finegates.distillation import Distillation
+from finegates.gates import Gate, GateDraw
 from finegates.importance import StepImportance
 from finegates.layers import gated_layers
-from finegates.monitor import GateWatch, summarise_gates
+from finegates.monitor import GateWatch, closed_fraction, summarise_gates
+from finegates.optimizer_groups import GROUPS, all_trained, parameter_groups, split_by_kind
 from finegates.stock_checkpoints import stock_obstacle
 from finegates.structured import MacsPenalty
+from finegates.training_step import NonFiniteLossError, WeighedStep
 
-GROUPS = ("gates", "low_rank", "biases", "head", "weights")
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss became NaN or infinite; the message says when, and what to try."""
-
-
-def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """The trainable parameters by kind and name.
-
-    ``gates`` are latents and factors of stochastic gates, ``low_rank`` LoRA factors, ``head`` the
-    task head, ``biases`` other biases, ``weights`` the rest. Every trainable parameter is in
-    exactly one. Latents that rest because their gate has been hardened are among the gates, so that
-    the state of an optimizer fits the same model at any part of its training.
-    """
-    head = {id(p) for p in head_parameters(model).values()}
-    stochastic = [module for module in model.modules() if isinstance(module, StochasticGate)]
-    gates = {id(p) for gate in stochastic for p in gate.parameters()}
-    resting = {id(gate.latent) for gate in stochastic if gate.hardness}
-    groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in GROUPS}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and id(parameter) not in resting:
-            continue
-        if id(parameter) in gates:
-            kind = "gates"
-        elif ".lora_" in name:
-            kind = "low_rank"
-        elif id(parameter) in head or ".modules_to_save." in name:
-            kind = "head"
-        elif name.endswith("bias"):
-            kind = "biases"
-        else:
-            kind = "weights"
-        groups[kind][name] = parameter
-    return groups
+__all__ = [
+    "GROUPS",
+    "GateTrainer",
+    "GateTrainerMixin",
+    "NonFiniteLossError",
+    "StepTimer",
+    "parameter_groups",
+]
 
 
-class GateTrainerMixin:
+class GateTrainerMixin(WeighedStep):
     """Adds the sparsity penalty, learning rates by parameter group, and gate metrics to a Trainer.
 
-    Without gates attached it changes nothing but the NaN check. The penalty is the one that
-    ``finegates.attach`` was configured with. After each epoch ``gate_history`` gains a summary of
-    the gates, which is also logged under ``gates/...``.
+    Without gates and without these arguments it changes nothing but the NaN check. The penalty is
+    the one that ``finegates.attach`` was configured with. Task loss, teacher and penalty keep their
+    balance however a step's batch is cut into micro-batches and spread over processes. After each
+    epoch ``gate_history`` gains a summary of the gates, which is also logged under ``gates/...``.
 
     Args:
         learning_rates: rates of parameter groups (a subset of ``GROUPS``) that differ from
-            ``args.learning_rate``; the schedule scales them all alike.
+            the optimizer's; the schedule scales them all alike.
         distillation: how much to follow a teacher, whose logits are in the rows of the training
             set (``finegates.with_teacher``); needs ``remove_unused_columns=False``.
 
@@ -87,7 +60,8 @@ class GateTrainerMixin:
     that ``GateConfig.schedule`` names. What has been decided stays so when the model is trained on.
 
     Raises:
-        ValueError: an unknown group; shared gates with ``load_best_model_at_end``.
+        ValueError: an unknown group; ``learning_rates`` next to ``optimizers``; shared gates with
+            ``load_best_model_at_end``; gates or distillation on several GPUs of one process.
         KeyError: in training with distillation, rows without a teacher's logits.
     """
 
@@ -106,15 +80,20 @@ class GateTrainerMixin:
         self.learning_rates = dict(learning_rates or {})
         self.distillation = distillation
         super().__init__(*args, **kwargs)
+        if self.learning_rates and self.optimizer is not None:
+            raise ValueError(
+                f"learning_rates of {sorted(self.learning_rates)} next to a given optimizer would "
+                "not be used: give its groups these rates, or leave optimizers out"
+            )
         model: nn.Module = self.model  # type: ignore[attr-defined]
         self.penalty = sparsity_penalty(model)
         config = gate_config(model)
         self.penalty_weight = config.penalty_weight if config else 0.0
+        self.gated = bool(gated_layers(model))
         self._draw = GateDraw(_gates_used_once(model))
+        self._refuse_data_parallel()
         self._counted: int | None = None
-        self._checkpointed: list[nn.Module] | None = None
         self.gate_history: list[dict[str, Any]] = []
-        self.task_loss: torch.Tensor | None = None
         self._unlogged: dict[str, float] = {}
         self._schedule: _GateSchedule | None = None
         if isinstance(self.penalty, MacsPenalty):
@@ -140,84 +119,28 @@ class GateTrainerMixin:
             handler.find_unused_parameters = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One optimizer group for each non-empty kind of parameter; weight decay on weights, head
-        and low-rank factors only."""
-        trained: nn.Module = self.model if model is None else model  # type: ignore[attr-defined]
-        if self.optimizer is None:
-            arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
-            cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, trained)  # type: ignore[arg-type]
-            groups = [
-                {
-                    "params": list(parameters.values()),
-                    "lr": self.learning_rates.get(kind, arguments.learning_rate),
-                    "weight_decay": 0.0 if kind in ("gates", "biases") else arguments.weight_decay,
-                    "kind": kind,
-                }
-                for kind, parameters in parameter_groups(trained).items()
-                if parameters
-            ]
-            if not groups:
-                raise ValueError("nothing to train: every parameter is frozen")
-            self.optimizer = cls(groups, **settings)
-        return self.optimizer
+        """As of Trainer; with gates or ``learning_rates`` its groups are split by kind.
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """Task loss + penalty_weight * penalty in training, the task loss alone in evaluation.
-
-        With distillation, the task loss in training is mixed with the distance to the teacher.
+        What decays is what decays with Trainer, gates left out.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
+            ValueError: every parameter is frozen, or the optimizer cannot have these rates.
         """
-        teacher = None
-        if model.training and self.distillation is not None:
-            if TEACHER_LOGITS not in inputs:
-                raise KeyError(
-                    f"the batch holds no {TEACHER_LOGITS}: make the rows of the training set with "
-                    "finegates.with_teacher, and set remove_unused_columns=False"
-                )
-            teacher = inputs.pop(TEACHER_LOGITS)
-        loss, outputs = super().compute_loss(  # type: ignore[misc]
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        if model.training:
-            self.task_loss = loss.detach()
-            if teacher is not None:
-                assert self.distillation is not None
-                share = self.distillation.weight
-                loss = (1 - share) * loss + share * self.distillation.distance(
-                    outputs["logits"], teacher
-                )
-            if self.penalty is not None:
-                share = self._penalty_share(num_items_in_batch)
-                loss = loss + share * self.penalty_weight * self.penalty().to(loss.device)
-            value = loss.item()
-            if not math.isfinite(value):
-                state: TrainerState = self.state  # type: ignore[attr-defined]
-                raise NonFiniteLossError(
-                    f"loss is {value} at step {state.global_step} (epoch {state.epoch}); try a "
-                    "lower learning rate, a longer warm-up, or float32 in place of half precision"
-                )
-        return (loss, outputs) if return_outputs else loss
+        trained: nn.Module = self.model if model is None else model  # type: ignore[attr-defined]
+        if self.optimizer is not None:
+            return self.optimizer
+        if not any(parameter.requires_grad for parameter in trained.parameters()):
+            raise ValueError("nothing to train: every parameter is frozen")
+        given = () if model is None else (model,)
+        with all_trained(trained):
+            optimizer: torch.optim.Optimizer = super().create_optimizer(*given)  # type: ignore[misc]
+        if self.learning_rates or gated_layers(trained):
+            split_by_kind(optimizer, trained, self.learning_rates)
+        return optimizer
 
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As of Trainer, with all gates drawn at once, unless layers are computed again in a
-        backward pass of their own (reentrant checkpoints): then each gate draws for itself."""
-        if self._checkpointed is None:  # the model is not searched at every step
-            self._checkpointed = [
-                m for m in model.modules() if hasattr(m, "gradient_checkpointing")
-            ]
-        draw: AbstractContextManager[object] = (
-            nullcontext() if _has_reentrant_checkpoints(self._checkpointed) else self._draw
-        )
-        with draw:
-            loss: torch.Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As of :class:`WeighedStep`; the last micro-batch shows its gradients to the schedule."""
+        loss = super().training_step(*args, **kwargs)
         accelerator: Any = self.accelerator  # type: ignore[attr-defined]
         if self._schedule is not None and accelerator.sync_gradients:
             self._schedule.on_gradients(accelerator.scaler)
@@ -232,17 +155,6 @@ class GateTrainerMixin:
         if self._counted is None:
             self._counted = super().floating_point_ops(inputs) // tokens.numel()  # type: ignore[misc]
         return int(self._counted * tokens.numel())
-
-    def _penalty_share(self, num_items_in_batch: torch.Tensor | int | None) -> float:
-        """The part of the penalty that a micro-batch carries, so that a step carries it once.
-
-        Where the task loss is a mean over the micro-batch, the trainer divides the whole loss by
-        the number of micro-batches; where it is a mean over all of them, nobody does.
-        """
-        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # type: ignore[attr-defined]
-        if not counted and self.compute_loss_func is None:  # type: ignore[attr-defined]
-            return 1.0
-        return 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Saves a checkpoint's model; a gate that several layers share is written under the first
@@ -275,11 +187,33 @@ class GateTrainerMixin:
         torch.save(arguments, folder / TRAINING_ARGS_NAME)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs, with the gates' summary of the epoch beside the next training loss."""
+        """Logs; next to a training loss what it is made of, and the gates as they now are.
+
+        ``loss`` is ``task_loss + penalty_weight * penalty``, with distillation
+        ``(1 - weight) * task_loss + weight * teacher_distance + penalty_weight * penalty``: means
+        over the same optimizer steps, over all processes. ``macs_kept`` is the fraction that shared
+        gates keep, ``gates_closed`` that of gates that are closed. The gates' summary of an epoch
+        is in the next log.
+        """
         if "loss" in logs:
+            logs = {**logs, **self._terms_and_gates()}
+        if "loss" in logs or "train_loss" in logs:
             logs = {**logs, **self._unlogged}
             self._unlogged = {}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _terms_and_gates(self) -> dict[str, float]:
+        accelerator = self.accelerator  # type: ignore[attr-defined]
+        found = self.loss_terms.take(
+            self.state.global_step,  # type: ignore[attr-defined]
+            lambda terms: accelerator.reduce(terms, reduction="mean"),
+        )
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        if isinstance(self.penalty, MacsPenalty):
+            found["macs_kept"] = self.penalty.realised()
+        if gated_layers(model):
+            found["gates_closed"] = closed_fraction(model)
+        return found
 
 
 def _gates_used_once(model: nn.Module) -> list[Gate]:
@@ -287,14 +221,6 @@ def _gates_used_once(model: nn.Module) -> list[Gate]:
     layers = gated_layers(model).values()
     uses = Counter(leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
     return [gate for gate, count in uses.items() if count == 1]
-
-
-def _has_reentrant_checkpoints(modules: Iterable[nn.Module]) -> bool:
-    for module in modules:
-        if getattr(module, "gradient_checkpointing", False):
-            how = getattr(module, "_gradient_checkpointing_func", None)
-            return bool(getattr(how, "keywords", {}).get("use_reentrant", True))
-    return False
 
 
 class _GateSchedule(TrainerCallback):
@@ -402,6 +328,7 @@ class _GateMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model: nn.Module = self._trainer.model  # type: ignore[attr-defined]
+        self._trainer.loss_terms.reset()
         self._watch = GateWatch(model) if gated_layers(model) else None
         self._record(0)
 
@@ -410,6 +337,10 @@ class _GateMonitor(TrainerCallback):
     ) -> None:
         if self._watch is not None and state.global_step % self.INTERVAL == 0:
             self._watch.look()
+        # The steps since the last full interval are logged, too.
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        if last and args.logging_strategy == "steps" and not self._trainer.is_plain():
+            control.should_log = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -82,8 +82,6 @@ class CausalTrainer(GateTrainer):
         self.sequences = sequences
         self.length = length
         self.noise_seed = noise_seed
-        self._task_sum: torch.Tensor | None = None
-        self._task_from = 0
         if start_step and isinstance(self.penalty, SparsityPenalty):
             self.add_callback(_DelayedTarget(self.penalty, start_step))
 
@@ -92,28 +90,10 @@ class CausalTrainer(GateTrainer):
         torch.manual_seed(derive_seed(self.noise_seed, "step", self.state.global_step))
         return super().training_step(model, *args, **kwargs)
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """As of :class:`GateTrainerMixin`; the task loss is summed up for the log."""
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        if model.training:
-            assert self.task_loss is not None
-            if self._task_sum is None:
-                self._task_sum, self._task_from = self.task_loss, self.state.global_step
-            else:
-                self._task_sum = self._task_sum + self.task_loss
-        return result
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs, with the task loss alone and the gates as they stand."""
+        """Logs, with the task loss of a dense run, too, and the gates as they stand."""
         if "loss" in logs:
-            steps = self.state.global_step - self._task_from
-            assert self._task_sum is not None
-            # What is summed is each micro-batch's share of the mean over its step.
-            mean = self.accelerator.reduce(self._task_sum, reduction="mean")
-            logs = {**logs, "task_loss": mean.item() / max(1, steps), **self._gate_scalars()}
-            self._task_sum = None
+            logs = {"task_loss": logs["loss"], **logs, **self._gate_scalars()}
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -36,6 +36,7 @@ from finegates.causal.study import (
 from finegates.causal.trainer import CausalTrainer, CheckpointError, last_checkpoint
 from finegates.compaction import compact, load
 from finegates.config import ConfigError
+from finegates.micro_batches import StepCut
 from finegates.record import RecordError
 from finegates.sources import ModelError
 from finegates.train import NonFiniteLossError
@@ -284,7 +285,7 @@ def test_the_penalty_counts_once_however_a_batch_is_cut(folder, tmp_path, monkey
 
     assert penalised(4) == pytest.approx(penalised(1), rel=1e-5)
     # The planted error: a penalty that each micro-batch carries whole.
-    monkeypatch.setattr(CausalTrainer, "_penalty_share", lambda self, items: 1.0)
+    monkeypatch.setattr(StepCut, "even_share", 1.0)
     assert penalised(4) == pytest.approx(4 * penalised(1), rel=1e-3)
 
 
