@@ -306,7 +306,7 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
     for name, layer in layers.items():
         _replace(inner, name, layer.base)
         move_tied_keys(inner, f"{name}.base", name)
-    note_untied(inner)
+    note_untied(inner, separate=True)
     for name in ("finegates_config", "finegates_structure"):
         inner.__dict__.pop(name, None)
     return model

@@ -26,7 +26,15 @@ from finegates.adapters import (
     has_module,
     unwrap,
 )
+from finegates.compaction.absent import drop_modules
 from finegates.compaction.layers import CompactLinear
+from finegates.compaction.module_settings import (
+    check_modules,
+    seen_lengths,
+    set_seen_lengths,
+)
+from finegates.compaction.structure import bare_model, parts_of
+from finegates.initialisation import mark_initialised
 from finegates.layers import dense_weight, gated_layers
 from finegates.tying import shares_embeddings
 
@@ -52,16 +60,20 @@ def uniform(model: nn.Module) -> nn.Module:
         NotUniformError: a layer needs a bias that the architecture does not have, or the output
             layer a weight besides the embeddings' that the architecture cannot give it.
         ValueError: the model has gates, or its architecture has no adapter, or the configuration
-            describes a weight that the model does not have.
+            describes a weight that the model does not have, or a module computes by another setting
+            than the configuration gives it.
     """
     model = unwrap(model)
     if gated_layers(model):
         raise ValueError("the model has gates; compact it first")
     adapter = adapter_for(model)
+    structure = parts_of(model)
+    as_configured = bare_model(structure, model)
     blocks = adapter.blocks(model)
     sizes = {part.path: _sizes(model, part) for block in blocks for part in block.attentions}
     config, layout = _stock_config(model, adapter, blocks, sizes)
     stock: nn.Module = type(model)(config)
+    drop_modules(stock, structure["absent"])
     if shares_embeddings(stock) and not shares_embeddings(model):
         raise NotUniformError(
             f"the output layer of {type(model).__name__} always shares the embeddings' weight, and "
@@ -70,6 +82,7 @@ def uniform(model: nn.Module) -> nn.Module:
     described = {path for block in blocks for path in block.linears()}
     others = _compact_layers(model, stock) - described
     _take_over(model, stock, described | others)
+    check_modules(model, as_configured)
     for block in blocks:
         if block.feed_forward is not None:
             _fill_feed_forward(model, stock, block.feed_forward)
@@ -80,7 +93,8 @@ def uniform(model: nn.Module) -> nn.Module:
     settings = getattr(model, "generation_config", None)
     if settings is not None:
         stock.generation_config = copy.deepcopy(settings)
-    return stock.eval()
+    set_seen_lengths(stock, seen_lengths(model))
+    return mark_initialised(stock).eval()
 
 
 def _compact_layers(model: nn.Module, stock: nn.Module) -> set[str]:

@@ -67,14 +67,65 @@ def shares_embeddings(model: nn.Module) -> bool:
     return getattr(layer, "weight", None) is getattr(words, "weight", None)
 
 
-def note_untied(model: nn.Module) -> None:
-    """Has the configuration say so if the output layer no longer shares the embeddings' weight.
+def note_untied(model: nn.Module, *, separate: bool = False) -> None:
+    """Has a model of transformers say so if its output layer no longer shares the embeddings'
+    weight, so that neither saving nor initialising ties them again.
 
-    The configuration of T5 cannot: it takes that for a word about the scale of its outputs.
+    One word of the configuration is about all shared tensors at once, and that of T5 cannot say it:
+    it takes that for a word about the scale of its outputs.
+
+    Args:
+        model: its configuration and its lists of tied tensors are changed; so are those of models
+            inside.
+        separate: give every tensor that is tied still one of its own, since ``from_pretrained``
+            will not tie it.
     """
     config: Any = getattr(model, "config", None)
     find: Any = getattr(model, "get_output_embeddings", None)
-    if getattr(config, "model_type", "t5") == "t5" or find is None or find() is None:
-        return
-    if getattr(config, "tie_word_embeddings", False) and not shares_embeddings(model):
+    has_head = find is not None and find() is not None
+    can_say = has_head and getattr(config, "model_type", "t5") != "t5"
+    tied = getattr(config, "tie_word_embeddings", False)
+    noted = can_say and tied and not shares_embeddings(model)
+    if noted:
         config.tie_word_embeddings = False
+    for module in model.modules():
+        keys: Any = getattr(module, "all_tied_weights_keys", None)
+        if not isinstance(keys, dict):
+            continue
+        if noted and separate and module is model:
+            for key in keys:
+                _separate(module, key)
+        apart = {key for key, source in keys.items() if _are_apart(module, key, source)}
+        if not apart:
+            continue
+        module.all_tied_weights_keys = _without(keys, apart)
+        own: Any = getattr(module, "_tied_weights_keys", None)
+        if isinstance(own, dict) and not can_say:
+            module._tied_weights_keys = _without(own, apart)
+
+
+def _without(keys: dict[str, str], gone: set[str]) -> Any:
+    return {key: source for key, source in keys.items() if key not in gone}
+
+
+def _are_apart(module: nn.Module, *names: str) -> bool:
+    """Whether a module has tensors of these names that are not one and the same."""
+    found = [_tensor(module, name) for name in names]
+    return None not in found and len({id(tensor) for tensor in found}) > 1
+
+
+def _tensor(module: nn.Module, name: str) -> Any:
+    path, _, key = name.rpartition(".")
+    try:
+        return getattr(module.get_submodule(path), key, None)
+    except AttributeError:
+        return None
+
+
+def _separate(module: nn.Module, name: str) -> None:
+    """Gives a parameter a copy of its own."""
+    tensor = _tensor(module, name)
+    if isinstance(tensor, nn.Parameter):
+        path, _, key = name.rpartition(".")
+        own = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        setattr(module.get_submodule(path), key, own)

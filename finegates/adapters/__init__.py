@@ -36,6 +36,7 @@ __all__ = [
     "Block",
     "FeedForward",
     "HeadSizes",
+    "adapted_parts",
     "adapter_for",
     "attentions",
     "has_module",
@@ -87,3 +88,26 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"its layers in their place; give the model inside that has, or, {_REMEDY}"
         )
     return adapter
+
+
+def adapted_parts(model: nn.Module) -> dict[str, tuple[nn.Module, Adapter]]:
+    """The parts of a model that have an adapter, each by its own configuration.
+
+    Args:
+        model: a transformers model, plain.
+
+    Returns:
+        by module path the part and its adapter: the model itself, with the path ``""``, or else the
+        outermost models inside (the text model of a vision-language one). Empty if there are none.
+    """
+    found: dict[str, tuple[nn.Module, Adapter]] = {}
+    for path, module in model.named_modules():
+        inside = any(not outer or path.startswith(f"{outer}.") for outer in found)
+        # A layer keeps its model's configuration; a model has a class for it.
+        if inside or not hasattr(module, "config") or not hasattr(type(module), "config_class"):
+            continue
+        try:
+            found[path] = module, adapter_for(module)
+        except ValueError:
+            continue
+    return found

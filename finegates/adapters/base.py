@@ -156,6 +156,8 @@ class FeedForward:
         activation: the name of phi in transformers' ``ACT2FN``; it acts on each number alone.
         path: the module that :meth:`Adapter.join` can replace by one with a single product for gate
             and up; None where it can not.
+        phi: path of the attribute that is called for phi, which decides what phi is; None where
+            only the name is known.
     """
 
     up: str
@@ -163,6 +165,7 @@ class FeedForward:
     gate: str | None
     activation: str
     path: str | None = None
+    phi: str | None = None
 
     def linears(self) -> tuple[str, ...]:
         """Paths in order of use: up, (gate,) down."""

@@ -52,5 +52,6 @@ class BertAdapter(LayerStackAdapter):
                 down=f"{path}.output.dense",
                 gate=None,
                 activation=config.hidden_act,
+                phi=f"{path}.intermediate.intermediate_act_fn",
             ),
         )

@@ -67,6 +67,7 @@ class DebertaV2Adapter(LayerStackAdapter):
             down=f"{path}.output.dense",
             gate=None,
             activation=config.hidden_act,
+            phi=f"{path}.intermediate.intermediate_act_fn",
         )
         return Block(path, (attention,), feed_forward)
 

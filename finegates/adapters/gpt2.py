@@ -48,5 +48,6 @@ class Gpt2Adapter(LayerStackAdapter):
             down=f"{path}.mlp.c_proj",
             gate=None,
             activation=config.activation_function,
+            phi=f"{path}.mlp.act",
         )
         return Block(path, (attention,), feed_forward)

@@ -63,5 +63,6 @@ class LlamaAdapter(LayerStackAdapter):
             gate=f"{path}.mlp.gate_proj",
             activation=config.hidden_act,
             path=f"{path}.mlp",
+            phi=f"{path}.mlp.act_fn",
         )
         return Block(path, (attention,), feed_forward)

@@ -118,5 +118,6 @@ def _block(path: str, config: Any, is_decoder: bool) -> Block:
         gate=f"{dense}.wi_0" if config.is_gated_act else None,
         activation=config.dense_act_fn,
         path=dense if config.is_gated_act else None,
+        phi=f"{dense}.act",
     )
     return Block(path, tuple(attentions), feed_forward)

@@ -11,7 +11,8 @@ from finegates.compaction.cost import CostModel, calibrate
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.plan import LayerPlan, Plan, plan_compaction
 from finegates.compaction.products import use_products
-from finegates.compaction.serialize import CompactFormatError, load, save
+from finegates.compaction.serialize import load, save
+from finegates.compaction.structure import CompactFormatError
 from finegates.compaction.transform import compact
 
 __all__ = [

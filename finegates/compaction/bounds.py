@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -22,16 +23,46 @@ LARGEST_LABELS = 100_000
 
 
 def check_numbers(config: Any) -> None:
-    """Raises ValueError for a whole number that no model has, at any depth."""
+    """Raises ValueError for a whole number that no model has, at any depth.
+
+    Keys that the class of a configuration does not know may hold any number: no model is made by
+    them.
+    """
     if isinstance(config, list):
         for value in config:
             check_numbers(value)
     elif isinstance(config, dict):
+        known = _known_keys(config.get("model_type"))
         for key, value in config.items():
-            largest = LARGEST_LABELS if key in ("num_labels", "_num_labels") else LARGEST
-            if isinstance(value, int) and abs(value) > largest:
+            if known is not None and key not in known and not isinstance(value, dict | list):
+                continue
+            if isinstance(value, int) and abs(value) > _largest(key, config):
                 raise ValueError(f"{key} = {value} is larger than any model's")
             check_numbers(value)
+
+
+_LABELS = ("num_labels", "_num_labels")
+
+
+def _largest(key: str, config: dict[str, Any]) -> int:
+    if key not in _LABELS:
+        return LARGEST
+    names = config.get("id2label")
+    # Labels that have a name each in the file are no surprise.
+    return max(LARGEST_LABELS, len(names) if isinstance(names, dict) else 0)
+
+
+def _known_keys(model_type: Any) -> set[str] | None:
+    """The keys that a type of configuration has a meaning for; None if the type is unknown."""
+    from transformers import CONFIG_MAPPING
+
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return None
+    kind: Any = CONFIG_MAPPING[model_type]
+    if not is_dataclass(kind):
+        return None
+    names = {field.name for field in fields(kind)}
+    return names | set(getattr(kind, "attribute_map", {})) | set(_LABELS)
 
 
 @contextmanager
@@ -59,13 +90,27 @@ def at_most_parameters(limit: int) -> Iterator[None]:
 def check_index_buffers(model: nn.Module) -> None:
     """Raises ValueError where an embedding would be asked for a row that it may not have.
 
-    transformers keeps the numbers of positions, 0, 1, ..., and token types, all 0, as buffers.
+    transformers keeps the numbers of positions, increasing by one, and token types, all 0, as
+    buffers. Positions begin at 0; some architectures begin later, in a table that is as much
+    longer.
     """
     for name, buffer in model.named_buffers():
-        kind = name.rpartition(".")[2]
+        path, _, kind = name.rpartition(".")
         if kind == "position_ids":
-            sound = bool((buffer == torch.arange(buffer.shape[-1], device=buffer.device)).all())
+            numbers = torch.arange(buffer.shape[-1], device=buffer.device)
+            first = int(buffer.flatten()[0]) if buffer.numel() else 0
+            room = max([len(numbers), *_position_rows(model.get_submodule(path))])
+            sound = 0 <= first <= room - len(numbers) and bool((buffer == numbers + first).all())
         else:
             sound = kind != "token_type_ids" or not buffer.any()
         if not sound:
             raise ValueError(f"tensor {name} holds other numbers than transformers gives it")
+
+
+def _position_rows(module: nn.Module) -> list[int]:
+    """The sizes of the tables of positions next to their numbers."""
+    return [
+        child.num_embeddings
+        for name, child in module.named_children()
+        if "position" in name and isinstance(child, nn.Embedding)
+    ]

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, Attention, FeedForward, HeadSizes, has_module
+from finegates.compaction.activations import activation_at_zero, activation_of, acts_on_numbers
 from finegates.compaction.draft import Draft
 from finegates.layers import GatedLinear, is_linear
 
 
-def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Draft]) -> bool:
+def pair_feed_forward(
+    part: FeedForward, model: nn.Module, drafts: dict[str, Draft], notes: list[str]
+) -> bool:
     """Removes the intermediate dimensions that cannot vary, from every layer that holds them.
 
     Without a gate projection, a closed row of ``up`` makes the value phi(0) whatever the input, so
@@ -29,7 +32,14 @@ def pair_feed_forward(part: FeedForward, model: nn.Module, drafts: dict[str, Dra
     own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
     up, down = own[part.up], own[part.down]
     gate = None if part.gate is None else own[part.gate]
-    at_zero = activation_at_zero(part.activation)
+    phi = activation_of(part, model)
+    if not acts_on_numbers(phi):
+        notes.append(
+            f"{part.up}, {part.down}: they keep their width, since {type(phi).__name__} between "
+            "them is not known to act on each number alone"
+        )
+        return False
+    at_zero = activation_at_zero(phi)
 
     unread = ~down.cols
     constants = None
@@ -246,18 +256,6 @@ def _apply(
 
 def _unless_all(index: Tensor, size: int) -> Tensor | None:
     return None if index.numel() == size else index
-
-
-def activation_at_zero(name: str) -> float | None:
-    """phi(0), or None where it depends on parameters or the name is unknown."""
-    from transformers.activations import ACT2FN
-
-    if name not in ACT2FN:
-        return None
-    activation = ACT2FN[name]
-    if next(activation.parameters(), None) is not None:
-        return None
-    return float(activation(torch.zeros(1, dtype=torch.float64)))
 
 
 def _all_linear(model: nn.Module, paths: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""The model that a stored structure describes, without its numbers; what fits not is refused."""
+"""The model that a stored structure describes, without its numbers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from finegates.adapters import Attention, FeedForward, HeadSizes, adapter_for, attentions
+from finegates.adapters import (
+    Adapter,
+    Attention,
+    FeedForward,
+    HeadSizes,
+    adapted_parts,
+    adapter_for,
+    attentions,
+)
+from finegates.compaction.absent import drop_modules
+from finegates.compaction.implementations import TORCHS_OWN, set_implementations
 from finegates.compaction.layers import CompactLinear
 from finegates.layers import linear_shape
-
-# The attention functions that torch itself has; any other name could make transformers fetch code.
-ATTENTION = ("eager", "sdpa")
 
 # What JSON has no numbers for, as transformers 5 writes it.
 _FLOAT = "__float__"
@@ -48,33 +55,37 @@ def class_of(structure: dict[str, Any]) -> type[nn.Module]:
     )
 
 
-def empty_model(structure: dict[str, Any]) -> nn.Module:
+def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None = None) -> nn.Module:
     """The model without storage (meta device), its compact layers in place.
+
+    Args:
+        structure: what was described of the model.
+        model_class: its class; by default the one of transformers that the structure names.
 
     Raises:
         ValueError: class, heads, joined parts or sizes do not fit together.
     """
     from transformers import CONFIG_MAPPING
 
-    model_class = class_of(structure)
+    model_class = model_class or class_of(structure)
     values = _without_code(structure["config"])
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    if structure.get("attention") in ATTENTION:
+    stored = structure.get("implementations", {})
+    if structure.get("attention") in TORCHS_OWN["attention"]:
         config._attn_implementation = structure["attention"]
+    set_implementations(config, stored)
     with torch.device("meta"):
         model = model_class(config)
+    set_implementations(model.config, stored)  # parts may have asked for their defaults
+    drop_modules(model, structure.get("absent", []))
     # Outside: the few indices that follow from sizes are made here with their numbers, which the
-    # stored ones must have, too (_fill).
+    # stored ones must have, too (fill).
     heads = {path: _sizes(values) for path, values in structure["heads"].items()}
-    if heads:
-        adapter = adapter_for(model)
-        parts = attentions(adapter, model)
-        for path, sizes in heads.items():
-            if path not in parts:
-                raise ValueError(f"{path} is no attention of the model")
-            sizes.check(parts[path])
-            _place(model, path, adapter.narrow(model.get_submodule(path), parts[path], sizes))
-    joined = _join(model, structure["joined"])
+    parts = adapted_parts(model) if heads or structure["joined"] else {}
+    if (heads or structure["joined"]) and not parts:
+        adapter_for(model)  # says why there is none
+    narrowed = _narrow(model, parts, heads)
+    joined = _join(model, parts, structure["joined"])
     with torch.device("meta"):
         for path, values in structure["layers"].items():
             dense = model.get_submodule(path)
@@ -82,25 +93,64 @@ def empty_model(structure: dict[str, Any]) -> nn.Module:
             if linear_shape(dense) != (shape[1], shape[0]):
                 raise ValueError(f"layer {path} is not of the dense shape {shape}")
             _place(model, path, _empty_layer(values))
-    for path, sizes in heads.items():
-        _check_head_layers(model, parts[path], sizes)
-    for feed in joined:
-        _check_joined(model, feed)
+    for owner, attention, sizes in narrowed:
+        _check_head_layers(owner, attention, sizes)
+    for owner, feed in joined:
+        _check_joined(owner, feed)
     return model
 
 
-def _join(model: nn.Module, paths: list[str]) -> list[FeedForward]:
-    """Makes one product of gate and up in the feed-forward parts at these paths; returns them."""
-    if not paths:
-        return []
-    adapter = adapter_for(model)
-    feeds = [block.feed_forward for block in adapter.blocks(model) if block.feed_forward]
-    known = {feed.path: feed for feed in feeds}
+_Parts = dict[str, tuple[nn.Module, Adapter]]
+
+
+def _inside(parts: _Parts, path: str) -> tuple[str, str] | None:
+    """The path of the part that a path leads into, and the rest of it."""
+    for prefix in parts:
+        if not prefix or path.startswith(f"{prefix}."):
+            return prefix, path.removeprefix(f"{prefix}." if prefix else "")
+    return None
+
+
+def _narrow(
+    model: nn.Module, parts: _Parts, heads: dict[str, HeadSizes]
+) -> list[tuple[nn.Module, Attention, HeadSizes]]:
+    """Gives the attentions at these paths their heads; returns them with the parts they are in."""
+    known = {
+        (prefix, path): attention
+        for prefix, (owner, adapter) in parts.items()
+        for path, attention in attentions(adapter, owner).items()
+    }
+    found = []
+    for path, sizes in heads.items():
+        place = _inside(parts, path)
+        if place is None or place not in known:
+            raise ValueError(f"{path} is no attention of the model")
+        owner, adapter = parts[place[0]]
+        attention = known[place]
+        sizes.check(attention)
+        _place(model, path, adapter.narrow(model.get_submodule(path), attention, sizes))
+        found.append((owner, attention, sizes))
+    return found
+
+
+def _join(model: nn.Module, parts: _Parts, paths: list[str]) -> list[tuple[nn.Module, FeedForward]]:
+    """Makes one product of gate and up in the feed-forward parts at these paths; returns them with
+    the parts they are in."""
+    known = {
+        (prefix, block.feed_forward.path): block.feed_forward
+        for prefix, (owner, adapter) in parts.items()
+        for block in adapter.blocks(owner)
+        if block.feed_forward is not None
+    }
+    found = []
     for path in paths:
-        if path not in known:
+        place = _inside(parts, path)
+        if place is None or place not in known:
             raise ValueError(f"{path} is no feed-forward part whose gate and up could be joined")
+        owner, adapter = parts[place[0]]
         _place(model, path, adapter.join(model.get_submodule(path)))
-    return [known[path] for path in paths]
+        found.append((owner, known[place]))
+    return found
 
 
 def _check_joined(model: nn.Module, feed: FeedForward) -> None:

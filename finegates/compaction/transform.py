@@ -13,6 +13,7 @@ from finegates.compaction.cost import CostModel
 from finegates.compaction.draft import LayerPlan, gate_values
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.plan import plan_compaction
+from finegates.initialisation import mark_initialised
 from finegates.layers import (
     GatedLinear,
     dense_weight,
@@ -127,7 +128,7 @@ def compact(
             if isinstance(module, CompactLinear):
                 module.onednn_from = cost.onednn_from
     guard_stock_checkpoints()
-    return result.eval()
+    return mark_initialised(result).eval()
 
 
 def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:

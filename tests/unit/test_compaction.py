@@ -21,7 +21,7 @@ import tiny
 from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach, sparsity_penalty
 from finegates.compaction import CompactLinear, compact, load, plan_compaction, save
-from finegates.compaction.rules import activation_at_zero
+from finegates.compaction.activations import activation_at_zero, acts_on_numbers
 from finegates.gates import FixedGate, StochasticGate
 from finegates.layers import GatedLinear, gated_layers
 from tolerance import linear_bound, model_bound
@@ -283,14 +283,67 @@ def test_models_without_an_adapter_by_pattern(
 
 
 def test_activation_at_zero() -> None:
-    assert activation_at_zero("gelu") == 0.0
-    assert activation_at_zero("sigmoid") == 0.5
-    assert activation_at_zero("prelu") is None, "it has parameters"
-    assert activation_at_zero("no such") is None
+    assert activation_at_zero(ACT2FN["gelu"]) == 0.0
+    assert activation_at_zero(torch.sigmoid) == 0.5
+    assert activation_at_zero(ACT2FN["prelu"]) is None, "it has parameters"
+    assert activation_at_zero(None) is None
     for name in set(ACT2FN) - {"prelu", "xielu"}:
-        value = activation_at_zero(name)
+        assert acts_on_numbers(ACT2FN[name])
+        value = activation_at_zero(ACT2FN[name])
         assert value is not None
         assert value == float(ACT2FN[name](torch.zeros((), dtype=torch.float64)))
+
+
+PHI = {
+    "bert": "bert.encoder.layer.0.intermediate.intermediate_act_fn",
+    "roberta": "roberta.encoder.layer.0.intermediate.intermediate_act_fn",
+    "deberta-v2": "deberta.encoder.layer.0.intermediate.intermediate_act_fn",
+    "gpt2": "transformer.h.0.mlp.act",
+    "t5": "transformer.encoder.block.0.layer.1.DenseReluDense.act",
+    "t5-gated": "transformer.encoder.block.0.layer.1.DenseReluDense.act",
+    "llama": "model.layers.0.mlp.act_fn",
+    "mistral": "model.layers.0.mlp.act_fn",
+    "qwen2": "model.layers.0.mlp.act_fn",
+    "qwen3": "model.layers.0.mlp.act_fn",
+}
+
+
+def with_activation(architecture: str, phi: object) -> nn.Module:
+    """A gated classifier whose first layer has another activation than its configuration says."""
+    model = tiny.tiny_model(architecture, "classifier")
+    path, _, name = PHI[architecture].rpartition(".")
+    owner = model.get_submodule(path)
+    delattr(owner, name)
+    setattr(owner, name, phi)
+    attach(model, GateConfig(preset="reference"))
+    tiny.scatter_gates(model, 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("architecture", sorted(PHI))
+def test_an_activation_that_was_changed_in_the_module_is_the_one_that_is_folded(
+    architecture: str,
+) -> None:
+    """sigmoid(0) = 1/2, where the activation of the configuration has 0."""
+    gated = with_activation(architecture, nn.Sigmoid())
+    found, expected = (tiny.output(m, tiny.tokens()) for m in (compact(gated), gated))
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("phi", [nn.Softmax(-1), lambda x: x.flip(-1), nn.GLU(-1)])
+def test_a_pair_keeps_its_width_around_what_may_mix_its_numbers(phi: object) -> None:
+    gated = attach(tiny.tiny_model("bert"), GateConfig(preset="reference")).eval()
+    tiny.scatter_gates(gated, 1)
+    layer = gated.bert.encoder.layer[0]  # type: ignore[union-attr, index]
+    del layer.intermediate.intermediate_act_fn
+    layer.intermediate.intermediate_act_fn = phi
+    plan = plan_compaction(gated)
+    assert plan.layers["bert.encoder.layer.0.intermediate.dense"].output_width is None
+    assert plan.layers["bert.encoder.layer.1.intermediate.dense"].output_width is not None
+    assert any("is not known to act on each number alone" in note for note in plan.notes)
+    if not isinstance(phi, nn.GLU):
+        found, expected = (tiny.output(m, tiny.tokens()) for m in (compact(gated), gated))
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_activation_unknown_at_zero_still_frees_unread_rows() -> None:

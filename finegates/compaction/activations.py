@@ -1,0 +1,88 @@
+"""What a feed-forward part calls for its activation, and what that makes of zeros.
+
+The module decides, not the configuration: whoever changes an activation changes the attribute that
+is called.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from finegates.adapters import FeedForward
+
+_FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+    functional.elu,
+    functional.gelu,
+    functional.hardswish,
+    functional.hardtanh,
+    functional.leaky_relu,
+    functional.mish,
+    functional.relu,
+    functional.relu6,
+    functional.selu,
+    functional.sigmoid,
+    functional.silu,
+    functional.softplus,
+    functional.tanh,
+)
+_MODULES = (
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Identity,
+    nn.LogSigmoid,
+    nn.Mish,
+    nn.SELU,
+    nn.Softplus,
+    nn.Softsign,
+)
+
+
+def activation_of(part: FeedForward, model: nn.Module) -> Any:
+    """What a feed-forward part of a model calls for phi; what the name means where it is not known
+    what is called. None for a name without a meaning."""
+    from transformers.activations import ACT2FN
+
+    if part.phi is not None:
+        path, _, name = part.phi.rpartition(".")
+        return getattr(model.get_submodule(path), name)
+    if part.activation not in ACT2FN:
+        return None
+    return ACT2FN[part.activation]  # made at this moment; .get gives its recipe
+
+
+def acts_on_numbers(phi: Any) -> bool:
+    """Whether an activation is known to act on each number alone, and on all alike.
+
+    None counts as such: a part is described so.
+    """
+    if isinstance(phi, nn.Module):
+        alike = all(parameter.numel() == 1 for parameter in phi.parameters())
+        return alike and type(phi) in {*_named_classes(), *_MODULES}
+    return phi is None or any(phi is known for known in _FUNCTIONS)
+
+
+def activation_at_zero(phi: Any) -> float | None:
+    """phi(0), or None where it depends on parameters or is not known."""
+    if phi is None or (isinstance(phi, nn.Module) and next(phi.parameters(), None) is not None):
+        return None
+    return float(phi(torch.zeros(1, dtype=torch.float64)))
+
+
+@functools.cache
+def _named_classes() -> frozenset[type]:
+    """The classes of the activations that transformers has names for."""
+    from transformers.activations import ACT2FN
+
+    return frozenset(type(ACT2FN[name]) for name in ACT2FN)
