@@ -47,7 +47,7 @@ odd = st.fixed_dictionaries(
         "bos_token_id": st.one_of(st.none(), whole),
         "initializer_range": st.floats(0, 1),
         "layer_norm_eps": st.floats(1e-12, 1e-2),
-        "num_labels": st.integers(1, 5),
+        "num_labels": st.integers(2, 5),
         "hidden_dropout_prob": st.floats(0, 1),
         "problem_type": st.sampled_from([None, "single_label_classification"]),
     },
