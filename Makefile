@@ -25,6 +25,13 @@ WORKERS = $(if $(filter all,$(CORES)),auto,$(CORES))
 # Programs started by rules and tests find the tools of .venv first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# Tiers by name; those with published runs; folders of results.
+TIERS = $(basename $(notdir $(shell grep -l "^tier:" config/*.yaml)))
+PUBLISHED = $(patsubst results/published/%/runs,%,$(wildcard results/published/*/runs))
+MADE = $(filter-out published,$(notdir $(wildcard results/*)))
+# For messages: the nearest of some names to TIER, and all of them.
+nearest = $$("$(PYTHON)" finegates/suggest.py "$(TIER)" $(1))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup reproduce restore test test-oldest test-system faults fuzz lint docs format \
@@ -54,14 +61,24 @@ $(STAMP): pyproject.toml constraints.txt
 	       exit 1; }
 	@touch $(STAMP)
 
+# Before anything is installed: a name that is misspelt.
+.PHONY: known-tier
+known-tier:
+	@case "$(TIER)" in '' | *.yaml | *.yml) ;; *) [ -f "config/$(TIER).yaml" ] \
+	  || { echo "make: no tier '$(TIER)'$(call nearest,$(TIERS));" \
+	            "a file of your own: TIER=path/to/it.yaml" >&2; exit 1; } ;; esac
+
 # Snakemake goes by dates: that a finished file has changed since, it does not see.
 # Options that take several values come after the target: --config would swallow it.
-reproduce: $(STAMP) ## make every table, figure and verdict [CORES, TIER, ARGS]
+reproduce: known-tier $(STAMP) ## make every table, figure and verdict [CORES, TIER, ARGS]
 	$(BIN)/python -m finegates.verify $(TIER)
 	$(BIN)/snakemake all --cores $(CORES) $(if $(TIER),--config tier=$(TIER)) $(ARGS)
 
 restore: ## continue from the published results of a tier [TIER]
-	@[ -d "results/published/$(TIER)" ] || { echo "make restore: name a TIER in results/published" >&2; exit 1; }
+	@[ -n "$(TIER)" ] || { echo "make restore: name a published tier, for example" \
+	  "make restore TIER=$(firstword $(PUBLISHED))" >&2; exit 1; }
+	@[ -d "results/published/$(TIER)/runs" ] || { echo "make restore: no published results of a" \
+	  "tier '$(TIER)'$(call nearest,$(PUBLISHED))" >&2; exit 1; }
 	@[ ! -e "results/$(TIER)" ] || { echo "make restore: results/$(TIER) exists; make clean TIER=$(TIER) first" >&2; exit 1; }
 	cp -R "results/published/$(TIER)" "results/$(TIER)"
 	@# One date for all: a record that another one reads must not look newer than that one.
@@ -105,6 +122,9 @@ format: $(STAMP) ## rewrite the sources in the project's format
 clean: ## remove results/<tier>, smoke by default; never results/published [TIER]
 	@case "$(or $(TIER),smoke)" in \
 	  published | .* | */* | *' '*) echo "make clean: '$(TIER)' is not a tier" >&2; exit 1 ;; esac
+	@case " $(TIERS) $(MADE) " in *" $(or $(TIER),smoke) "*) ;; \
+	  *) echo "make clean: no tier and no results are called" \
+	          "'$(TIER)'$(call nearest,$(sort $(TIERS) $(MADE)))" >&2; exit 1 ;; esac
 	rm -rf "results/$(or $(TIER),smoke)"
 
 # The version of torch stays unless TORCH names another.

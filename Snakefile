@@ -30,16 +30,19 @@ from finegates.lock import LockError, check_writable, hold
 from finegates.provenance import code_digest
 from finegates.sources import SPLITS, ModelError, data_files, model_folder
 from finegates.tasks.glue import TASKS, DataError
+from finegates.tier_files import check_folder
 from finegates.wording import text_words_of, words_of
 
 try:
-    TIER = configured_tier(config)
+    TIER = configured_tier(config, workflow.configfiles)
+    check_folder(TIER.tier, TIER.results)
     DATA_FILES = [str(path) for path in data_files(TIER)]
     MODEL_FOLDER = model_folder(TIER)
     # Here, because Snakemake says no more than that outputs are protected.
     check_writable(TIER.results)
 except (ConfigError, DataError, LockError, ModelError) as error:
-    raise WorkflowError(str(error))
+    # One line: of a WorkflowError Snakemake prints three, and a line of this file.
+    raise SystemExit(f"error: {error}") from None
 
 RESULTS = TIER.results
 METHODS = list(TIER.methods)

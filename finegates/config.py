@@ -7,23 +7,19 @@ their place and the nearest known key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from finegates.causal.schema import CausalTraining
 from finegates.schema import LlamaStudy, Tier
+from finegates.strict_yaml import ConfigError as ConfigError
+from finegates.strict_yaml import read_yaml as read_yaml
 from finegates.suggest import nearest
-
-CONFIG = Path(__file__).resolve().parent.parent / "config"
-
-
-class ConfigError(ValueError):
-    """A configuration file that cannot be used; the message names file, key and remedy."""
-
+from finegates.tier_files import CONFIG as CONFIG
+from finegates.tier_files import check_distinct, configuration_file, tier_name, tier_path
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -34,13 +30,7 @@ _REFUSED = {
 }
 
 
-def tier_path(name: str = "smoke") -> Path:
-    """The file of a tier: of this repository by name, or any by a path that ends in ``.yaml``."""
-    is_path = name.endswith((".yaml", ".yml"))
-    return Path(name).resolve() if is_path else CONFIG / f"{name}.yaml"
-
-
-def configured_tier(config: Mapping[str, Any]) -> Tier:
+def configured_tier(config: Mapping[str, Any], files: Sequence[str | Path] = ()) -> Tier:
     """The tier that a command line asks for.
 
     Args:
@@ -49,18 +39,22 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
             leave out: ``llama``, ``studies``, ``theory``. Studies are left out, too, where a task
             or method is. ``processes`` and ``nodes`` replace those of training on plain text;
             ``lock=shared`` works beside another run.
+        files: Snakemake's configuration files, for messages: a tier is not given by one.
 
     Raises:
-        ConfigError: as :func:`load_tier`; also for any other key.
+        ConfigError: as :func:`load_tier`; a tier that is not there, or that would write where
+            another one does; also for any other key.
     """
     known = ("tier", "tasks", "methods", "without", "lock", *_LAUNCH)
+    _refuse_configfile(config, known, files)
     for key in config:
         if key in _REFUSED:
             raise ConfigError(f"--config {key}: {_REFUSED[key]}")
         if key not in known:
             raise ConfigError(f"--config: unknown key {key!r}{nearest(key, known)}")
-    path = tier_path(str(config.get("tier", "smoke")))
+    path = tier_path("smoke" if "tier" not in config else str(config["tier"] or ""))
     tier = load_tier(path)
+    check_distinct(tier.tier, tier.results, path)
     tasks = _chosen(config, "tasks", tier.tasks, path)
     methods = _chosen(config, "methods", list(tier.methods), path)
     for label in methods:
@@ -85,6 +79,26 @@ def configured_tier(config: Mapping[str, Any]) -> Tier:
     return tier.model_copy(update=chosen)
 
 
+def _refuse_configfile(
+    config: Mapping[str, Any], known: Sequence[str], files: Sequence[str | Path]
+) -> None:
+    """Raises ConfigError where a tier's file was given as Snakemake's own (``--configfile``)."""
+    of_a_tier = [key for key in config if key in {*Tier.model_fields, "extends"} - {*known}]
+    if not of_a_tier:
+        return
+    file = next((Path(name) for name in files if of_a_tier[0] in read_yaml(Path(name))), None)
+    remedy = "NAME, or tier=PATH.yaml"
+    if file is not None:
+        # What was given by --config has been laid over what the file says.
+        other = config.get("tier") not in (None, read_yaml(file).get("tier"))
+        remedy = str(config["tier"]) if other else tier_name(file)
+    raise ConfigError(
+        f"--configfile{'' if file is None else f' {file}'}: the file of a tier is named by "
+        f"--config, not read by Snakemake (it has the key {of_a_tier[0]!r}); give --config "
+        f"tier={remedy} instead of --configfile"
+    )
+
+
 # How many processes a run on plain text is shared by: of the machine, not of the experiment.
 _LAUNCH = ("processes", "nodes")
 
@@ -106,19 +120,23 @@ def _chosen(config: Mapping[str, Any], key: str, known: list[str], path: Path) -
     """What the command line names under ``key``, in the tier's order; all if it names none."""
     if key not in config:
         return known
-    names = [name.strip() for name in str(config[key]).split(",")]
+    given = config[key]  # a list in a file of Snakemake's
+    names = given if isinstance(given, list) else [n.strip() for n in str(given).split(",")]
     for name in names:
         if name not in known:
-            raise ConfigError(f"--config {key}: {name!r} is not in {path}{nearest(name, known)}")
+            raise ConfigError(
+                f"--config {key}: {name!r} is not in {path}{nearest(str(name), known)}"
+            )
     return [name for name in known if name in names]
 
 
 def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
     """Reads and checks a tier file.
 
-    A tier may extend another with ``extends: other.yaml`` (beside it): its keys are laid over the
-    other's; ``model``, ``data``, ``methods`` and ``llama`` and ``studies`` replace the other's
-    whole. Studies go where methods do: a tier that names methods has its own studies or none.
+    A tier may extend another with ``extends: other.yaml`` (next to it, or else in this repository's
+    ``config/``): its keys are laid over the other's; ``model``, ``data``, ``methods`` and ``llama``
+    and ``studies`` replace the other's whole. Studies go where methods do: a tier that names
+    methods has its own studies or none.
 
     Args:
         path: the YAML file.
@@ -155,7 +173,8 @@ def _resolved_studies(raw: dict[str, Any], path: Path, experiments: Path) -> dic
     with gates."""
     studies = dict(raw)
     if "extends" in studies:
-        studies = _merged(read_yaml(path.parent / str(studies.pop("extends"))), studies)
+        extended = configuration_file(str(studies.pop("extends")), path, "studies.extends")
+        studies = _merged(read_yaml(extended), studies)
     gated = studies.pop("gated", {})
     if not isinstance(gated, dict):
         raise ConfigError(f"{path}: studies.gated must be a mapping")
@@ -197,7 +216,7 @@ def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
         return raw
     if depth > 8:
         raise ConfigError(f"{path}: 'extends' goes round in a circle")
-    base = _extended(path.parent / str(raw.pop("extends")), depth + 1)
+    base = _extended(configuration_file(str(raw.pop("extends")), path, "extends"), depth + 1)
     kept = {key: value for key, value in base.items() if key not in raw or key not in _WHOLE}
     if "methods" in raw:
         kept.pop("studies", None)  # they compare the other's methods
@@ -207,49 +226,6 @@ def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
 # Sections that stand for one thing: half of one and half of another would name a third. A tier that
 # names methods names them all.
 _WHOLE = ("model", "data", "methods", "llama", "studies")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without what would pass unseen or grow without bound: repeated keys and aliases."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                "aliases are not read; write the values out",
-                self.peek_event().start_mark,
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                mark = node.value[place][0].start_mark
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", mark
-                )
-        return super().construct_mapping(node, deep=deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping. Raises ConfigError if it is missing, malformed or not a mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
-    try:
-        raw = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply; dates that do not exist
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values")
-    return raw
 
 
 def validated(

@@ -58,8 +58,8 @@ def model_folder(tier: Tier) -> str | None:
         folder = Path(str(source.path))
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"model {source.name!r}: {folder} holds no config.json; set model.path of the "
-            "configuration to a folder in Hugging Face layout"
+            f"model {source.name!r}: {folder} holds no config.json{_starts(folder)}; set "
+            "model.path of the configuration to a folder in Hugging Face layout"
         )
     return str(folder)
 
@@ -79,10 +79,15 @@ def data_files(tier: Tier) -> list[Path]:
         if missing:
             raise DataError(
                 f"data {tier.data.name!r}: missing {', '.join(missing[:3])}"
-                f"{' and more' if len(missing) > 3 else ''}; set data.path of the configuration to "
-                "a folder with <task>/<split>.parquet, or shorten tasks"
+                f"{' and more' if len(missing) > 3 else ''}{_starts(folder)}; set data.path of the "
+                "configuration to a folder with <task>/<split>.parquet, or shorten tasks"
             )
     return files
+
+
+def _starts(folder: str | Path) -> str:
+    """Where a relative path starts, for messages: not from the file that names it."""
+    return "" if Path(folder).is_absolute() else f" (relative to {Path.cwd()})"
 
 
 SPLITS = ("train", "validation")

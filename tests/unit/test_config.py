@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finegates.config import ConfigError, configured_tier, load_tier, tier_path
+from finegates.config import (
+    CONFIG,
+    ConfigError,
+    configured_tier,
+    load_tier,
+    read_yaml,
+    tier_path,
+)
 from tier import TINY_SHAPE
 
 ROOT = Path(__file__).parents[2]
@@ -227,10 +234,40 @@ def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks_and_methods():
         ({"tasks": "colla"}, r"'colla' is not in .*did you mean 'cola'\?"),
         ({"methods": "lorra"}, r"'lorra' is not in .*did you mean 'lora'\?"),
         ({"methods": "magnitude-s0.4"}, r"'magnitude-s0.4' needs 'reference-s0.4'; name it"),
-        ({"tier": "locale"}, r"locale.yaml"),
+        ({"tier": "lokal"}, r"no tier of that name; did you mean 'local'\?"),
+        ({"tier": "config/local"}, r"no tier of that name; did you mean 'local'\?"),
+        ({"tier": None}, r"no tier of that name \(known: local, paper"),
+        ({"tier": "absent/local.yaml"}, r"absent/local.yaml: no such file; .*mean 'local'\?"),
         ({"without": "lama"}, r"'lama' is not in .*did you mean 'llama'\?"),
     ],
 )
 def test_a_wrong_command_line_is_named(config, message):
     with pytest.raises(ConfigError, match=message):
         configured_tier(config)
+
+
+def test_tasks_of_snakemake_s_own_file_may_be_a_list():
+    assert configured_tier({"tasks": ["rte", "cola"]}).tasks == ["cola", "rte"]
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({}, r"--configfile .*local\.yaml: .*--config tier=local instead of --configfile"),
+        ({"tier": "structured"}, r"give --config tier=structured instead"),
+    ],
+)
+def test_the_file_of_a_tier_given_to_snakemake_is_refused_with_the_option_to_give(given, remedy):
+    file = CONFIG / "local.yaml"
+    config = {**read_yaml(file), **given}
+    with pytest.raises(ConfigError, match=remedy):
+        configured_tier(config, [file])
+    with pytest.raises(ConfigError, match=r"--config tier=NAME, or tier=PATH\.yaml"):
+        configured_tier(config)
+
+
+def test_the_file_of_a_tier_elsewhere_is_named_by_its_path(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text((CONFIG / "local.yaml").read_text())
+    with pytest.raises(ConfigError, match=f"--config tier={file} instead of --configfile"):
+        configured_tier(read_yaml(file), [file])
