@@ -81,27 +81,42 @@ def note_untied(model: nn.Module, *, separate: bool = False) -> None:
             will not tie it.
     """
     config: Any = getattr(model, "config", None)
-    find: Any = getattr(model, "get_output_embeddings", None)
-    has_head = find is not None and find() is not None
-    can_say = has_head and getattr(config, "model_type", "t5") != "t5"
-    tied = getattr(config, "tie_word_embeddings", False)
-    noted = can_say and tied and not shares_embeddings(model)
-    if noted:
+    if (
+        _can_say(model)
+        and getattr(config, "tie_word_embeddings", False)
+        and not shares_embeddings(model)
+    ):
         config.tie_word_embeddings = False
+        if separate:
+            for key in getattr(model, "all_tied_weights_keys", {}):
+                _separate(model, key)
+    forget_untied(model)
+
+
+def forget_untied(model: nn.Module) -> None:
+    """Takes tensors that are not one and the same off the lists by which transformers ties them.
+
+    Args:
+        model: the lists are its own and those of models inside.
+    """
     for module in model.modules():
         keys: Any = getattr(module, "all_tied_weights_keys", None)
         if not isinstance(keys, dict):
             continue
-        if noted and separate and module is model:
-            for key in keys:
-                _separate(module, key)
         apart = {key for key, source in keys.items() if _are_apart(module, key, source)}
         if not apart:
             continue
         module.all_tied_weights_keys = _without(keys, apart)
         own: Any = getattr(module, "_tied_weights_keys", None)
-        if isinstance(own, dict) and not can_say:
+        if isinstance(own, dict) and not _can_say(module):
             module._tied_weights_keys = _without(own, apart)
+
+
+def _can_say(model: nn.Module) -> bool:
+    """Whether the configuration decides if the output layer shares the embeddings' weight."""
+    find: Any = getattr(model, "get_output_embeddings", None)
+    model_type = getattr(getattr(model, "config", None), "model_type", "t5")
+    return model_type != "t5" and find is not None and find() is not None
 
 
 def _without(keys: dict[str, str], gone: set[str]) -> Any:

@@ -1,13 +1,15 @@
 """Which functions compute attention and experts: by name, and only those that torch itself has.
 
-Any other name could make transformers fetch code. Every configuration inside another one has names
-of its own.
+Any other name could make transformers fetch code. Every model inside another one has names of its
+own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+from torch import nn
 
 TORCHS_OWN: dict[str, tuple[str, ...]] = {
     "attention": ("eager", "sdpa"),
@@ -19,44 +21,46 @@ transformers takes by itself, wherever torch has it."""
 _ATTRIBUTES = {"attention": "_attn_implementation", "experts": "_experts_implementation"}
 
 
-def implementations(config: Any) -> dict[str, dict[str, str]]:
-    """The names in a configuration and in those inside, as plain values; others are left out.
+def implementations(model: nn.Module) -> dict[str, dict[str, str]]:
+    """The names by which a model and those inside compute, as plain values; others are left out.
 
     Returns:
-        by the path of the configuration (``""``, ``"text_config"``), names by what they compute.
+        by the path of the model (``""``, ``"decoder"``), names by what the functions compute.
     """
     found = {}
-    for path, each in _configs(config):
+    for path, config in _configs(model):
         names = {
             kind: name
             for kind, attribute in _ATTRIBUTES.items()
-            if (name := getattr(each, attribute, None)) in TORCHS_OWN[kind]
+            if (name := getattr(config, attribute, None)) in TORCHS_OWN[kind]
         }
         if names:
             found[path] = names
     return found
 
 
-def set_implementations(config: Any, stored: Any) -> None:
-    """Gives a configuration, and those inside, the names of :func:`implementations`.
+def set_implementations(model: nn.Module, stored: Any) -> None:
+    """Gives a model, and those inside, the names of :func:`implementations`.
 
     Raises:
-        ValueError: not such names, or a configuration that is not there.
+        ValueError: not such names, or a model that is not there.
     """
-    configs = dict(_configs(config))
+    configs = dict(_configs(model))
     for path, names in sorted(dict(stored).items()):  # the outermost first: it passes its names on
         if path not in configs:
-            raise ValueError(f"the configuration has no {path!r} that could name its functions")
+            raise ValueError(f"{path!r} is not a model that could name its functions")
         for kind, name in dict(names).items():
             if name not in TORCHS_OWN.get(kind, ()):
                 raise ValueError(f"{name!r} is not a function of torch for {kind}")
             setattr(configs[path], _ATTRIBUTES[kind], name)
 
 
-def _configs(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    from transformers import PreTrainedConfig
-
-    yield path, config
-    for name, value in vars(config).items():
-        if isinstance(value, PreTrainedConfig):
-            yield from _configs(value, f"{path}.{name}" if path else name)
+def _configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The configurations of a model and of those inside, each once."""
+    seen: list[Any] = []
+    for path, module in model.named_modules():
+        config = getattr(module, "config", None)
+        # A layer keeps its model's configuration; a model has a class for it.
+        if hasattr(type(module), "config_class") and all(config is not other for other in seen):
+            seen.append(config)
+            yield path, config

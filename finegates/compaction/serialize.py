@@ -36,7 +36,7 @@ from finegates.files import parse_json
 from finegates.initialisation import mark_initialised
 from finegates.seals import content_digest, file_digest
 from finegates.stock_checkpoints import guard_stock_checkpoints
-from finegates.tying import note_untied
+from finegates.tying import forget_untied
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
@@ -151,7 +151,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module
         model = rebuilt(structure, stored)
     except ValueError as error:
         raise CompactFormatError(folder, str(error)) from error
-    note_untied(model)
+    forget_untied(model)
     guard_stock_checkpoints()
     return mark_initialised(model).eval()
 

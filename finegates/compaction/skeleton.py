@@ -70,13 +70,11 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
     model_class = model_class or class_of(structure)
     values = _without_code(structure["config"])
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    stored = structure.get("implementations", {})
     if structure.get("attention") in TORCHS_OWN["attention"]:
         config._attn_implementation = structure["attention"]
-    set_implementations(config, stored)
     with torch.device("meta"):
         model = model_class(config)
-    set_implementations(model.config, stored)  # parts may have asked for their defaults
+    set_implementations(model, structure.get("implementations", {}))
     drop_modules(model, structure.get("absent", []))
     # Outside: the few indices that follow from sizes are made here with their numbers, which the
     # stored ones must have, too (fill).

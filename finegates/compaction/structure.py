@@ -61,16 +61,18 @@ def describe(model: nn.Module) -> dict[str, Any]:
         raise ValueError("the model has gates; save what finegates.compact returns")
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
-        raise ValueError(f"{type(model).__name__} is not a transformers model: it has no config")
+        raise ValueError(
+            f"{type(model).__name__} is not a transformers model: it has no config{_remedy(model)}"
+        )
     structure = parts_of(model)
     if not structure["layers"]:
         raise ValueError(
             "the model has no compact layers; use finegates.compact first, or save_pretrained"
         )
-    if class_of(structure) is not type(model):
+    if not _is_known(model):
         raise ValueError(
-            f"class {type(model).__name__!r} of {type(model).__module__} is not a model that "
-            "transformers knows, so it is not loaded"
+            f"class {type(model).__name__!r} is not a model that transformers knows (it is of "
+            f"{type(model).__module__}), so it could not be loaded{_remedy(model)}"
         )
     empty = bare_model(structure, model)
     settings = generation_settings(model)
@@ -80,6 +82,28 @@ def describe(model: nn.Module) -> dict[str, Any]:
     _check_tensors(model, empty)
     check_modules(model, empty)
     return structure
+
+
+def _is_known(model: nn.Module) -> bool:
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    try:
+        found = class_of({"class": type(model).__name__, "config": {"model_type": model_type}})
+    except ValueError:
+        return False
+    return found is type(model)
+
+
+def _remedy(model: nn.Module) -> str:
+    """What can be saved of a model of which the class is not known; empty if there is nothing."""
+    for path, module in model.named_modules():
+        compact = any(isinstance(layer, CompactLinear) for layer in module.modules())
+        if path and compact and hasattr(type(module), "config_class") and _is_known(module):
+            return (
+                f"; save {path} by itself, finegates.save(model.{path}, folder), and put what "
+                "finegates.load(folder) gives in its place"
+            )
+    return ""
 
 
 def parts_of(model: nn.Module) -> dict[str, Any]:
@@ -95,7 +119,7 @@ def parts_of(model: nn.Module) -> dict[str, Any]:
         "class": type(model).__name__,
         "config": config_values(config),
         "attention": attention if attention in TORCHS_OWN["attention"] else None,
-        "implementations": implementations(config),
+        "implementations": implementations(model),
         "seen_lengths": seen_lengths(model),
         "absent": [],
         "heads": {
