@@ -401,6 +401,9 @@ def _matching(inner: nn.Module, patterns: tuple[str, ...]) -> list[str]:
     """The linear layers that patterns name, also those that no gates can go around."""
     names: list[str] = []
     linear = [name for name, m in inner.named_modules() if looks_linear(m)]
+    # Compact layers are not gated, and neither is the product inside one.
+    compact = _compact_paths(inner)
+    linear = [n for n in linear if not any(n.startswith(f"{path}.") for path in compact)]
     # A LoRA layer contains linears of its own; the outermost one is the layer to gate.
     linear = [n for n in linear if not any(n.startswith(other + ".") for other in linear)]
     for pattern in patterns:
@@ -427,16 +430,19 @@ def _check_gateable(inner: nn.Module, name: str) -> None:
         )
 
 
-def _check_dense(inner: nn.Module) -> None:
-    """Raises ValueError for a compact model, whose parts are not what adapters describe."""
+def _compact_paths(inner: nn.Module) -> list[str]:
     from finegates.compaction.layers import CompactLinear
 
-    for name, module in inner.named_modules():
-        if isinstance(module, CompactLinear):
-            raise ValueError(
-                f"{name} is compact already; put gates around what finegates.uniform(model) gives, "
-                "or around named plain layers (GateConfig(modules=...))"
-            )
+    return [name for name, module in inner.named_modules() if isinstance(module, CompactLinear)]
+
+
+def _check_dense(inner: nn.Module) -> None:
+    """Raises ValueError for a compact model, whose parts are not what adapters describe."""
+    for name in _compact_paths(inner):
+        raise ValueError(
+            f"{name} is compact already; put gates around what finegates.uniform(model) gives, "
+            "or around named plain layers (GateConfig(modules=...))"
+        )
 
 
 def _is_low_rank(name: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from finegates.adapters import adapter_for
 from finegates.attachment import head_parameters
 from finegates.criteria import closing_gates, magnitude_scores
+from finegates.peft_targets import teach_peft
 
 
 def add_lora(
@@ -20,7 +21,9 @@ def add_lora(
     The low-rank factors are initialised by ``peft`` from torch's default generator.
 
     Args:
-        model: a transformers model that has an architecture adapter.
+        model: a transformers model that has an architecture adapter; dense or compact. In a compact
+            one the factors have the sizes of what is kept, and layers that became one product with
+            others get one pair of factors with them.
         rank: of the low-rank factors.
         alpha: the update is scaled by ``alpha / rank``.
         dropout: before the low-rank factors.
@@ -30,6 +33,7 @@ def add_lora(
     """
     import peft
 
+    teach_peft()
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]

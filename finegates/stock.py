@@ -59,13 +59,16 @@ def uniform(model: nn.Module) -> nn.Module:
     Raises:
         NotUniformError: a layer needs a bias that the architecture does not have, or the output
             layer a weight besides the embeddings' that the architecture cannot give it.
-        ValueError: the model has gates, or its architecture has no adapter, or the configuration
-            describes a weight that the model does not have, or a module computes by another setting
-            than the configuration gives it.
+        ValueError: the model has gates or unmerged adapters, or its architecture has no adapter,
+            or the configuration describes a weight that the model does not have, or a module
+            computes by another setting than the configuration gives it.
     """
     model = unwrap(model)
     if gated_layers(model):
         raise ValueError("the model has gates; compact it first")
+    for path, layer in model.named_modules():
+        if isinstance(layer, CompactLinear):
+            layer.check_plain(path)
     adapter = adapter_for(model)
     structure = parts_of(model)
     as_configured = bare_model(structure, model)

@@ -1,4 +1,8 @@
-"""The linear layer of a compact model: a small product between a gather and a scatter."""
+"""The linear layer of a compact model: a small product between a gather and a scatter.
+
+The product is an ``nn.Linear`` of its own inside, so that whatever looks for such layers finds it:
+low-rank adapters, quantisation, hooks.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,24 @@ from finegates.stock_checkpoints import guard_stock_checkpoints
 # Products write whole vectors: into rows that begin at multiples of as many float32 numbers they
 # are up to a fifth faster than into rows of an odd size.
 _ALIGNED = 16
+
+
+_TENSORS = ("weight", "bias")
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """The layer of these numbers, which draws none of its own first."""
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight)
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+    return linear
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether it is a linear layer whose call nobody has asked to see."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class CompactLinear(nn.Module):
@@ -39,6 +61,8 @@ class CompactLinear(nn.Module):
             (out_features, in_features).
 
     Attributes:
+        linear: the product alone, kept in to kept out: ``nn.Linear``, or what others have put in
+            its place. In state dicts its weight and bias have the names of this layer's own.
         onednn_from: number of input rows from which oneDNN multiplies
             (:func:`finegates.compaction.use_products`); None: never.
         slots: int64 (out_features,), where each output lies in the product's; kept out, one beyond
@@ -53,8 +77,7 @@ class CompactLinear(nn.Module):
 
     onednn_from: int | None = None
     keeps_stock_layout: bool = False
-    weight: Tensor
-    bias: Tensor | None
+    linear: nn.Module
     cols: Tensor | None
     rows: Tensor | None
     slots: Tensor | None
@@ -92,20 +115,51 @@ class CompactLinear(nn.Module):
                 raise ValueError(f"{side}: {kept} are kept of only {size}")
         if bias is not None and bias.shape != (kept_out,):
             raise ValueError(f"the bias must have shape ({kept_out},), got {tuple(bias.shape)}")
-        self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.linear = _linear(weight, bias)
         self.register_buffer("cols", cols)
         self.register_buffer("rows", rows)
         self.place_outputs()
+
+    @property
+    def weight(self) -> Tensor:
+        """The product's weight (kept out, kept in)."""
+        return self.linear.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The product's bias (kept out,), or None."""
+        return self.linear.bias  # type: ignore[return-value]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # transformers ties an output layer to the embeddings by setting its weight.
+        if name in _TENSORS:
+            setattr(self.linear, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """(kept out, kept in)."""
+        return self.linear.out_features, self.linear.in_features  # type: ignore[return-value]
+
+    def check_plain(self, path: str) -> None:
+        """Raises ValueError, which names the layer, unless the product is an ``nn.Linear``."""
+        if type(self.linear) is not nn.Linear:
+            raise ValueError(
+                f"layer {path}: its product is {type(self.linear).__module__}."
+                f"{type(self.linear).__name__}, not nn.Linear; merge adapters first "
+                "(merge_and_unload of peft), and quantise a copy"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         # Indexing a matrix is several times as fast as indexing the last of three dimensions.
         flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)
-        plainly = runs_plainly(x, self.weight)
+        linear = self.linear
+        plainly = _is_bare(linear) and runs_plainly(x, linear.weight)  # type: ignore[arg-type]
         if self.cols is not None:
-            flat = select_columns(flat, self.cols)
-        y = self._product(flat) if plainly else functional.linear(flat, self.weight, self.bias)
+            flat = select_columns(flat, self.cols, plainly)
+        y = self._product(flat, linear) if plainly else linear(flat)  # type: ignore[arg-type]
         if self.slots is not None:
             y = self._placed(y, plainly)
         return y.view(*x.shape[:-1], self.out_features)
@@ -119,31 +173,32 @@ class CompactLinear(nn.Module):
         assert self.rows is not None
         assert self.slots is not None
         if plainly:
-            return select_columns(y, self.slots)
+            return select_columns(y, self.slots, plainly)
         if torch.onnx.is_in_onnx_export():
             return select_columns(functional.pad(y, (0, 1)), self.slots)
         zeros = y.new_zeros(y.shape[0], self.out_features)
         return zeros.index_copy(1, self.rows, y)
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, linear: nn.Linear) -> Tensor:
         """x W^T + b in inference, (n, kept out); with ``slots`` and zeros beyond that."""
-        kept, padded = self.weight.shape[0], self.slots is not None
+        weight, bias, padded = linear.weight, linear.bias, self.slots is not None
+        kept = weight.shape[0]
         onednn = self.onednn_from is not None and x.numel() >= self.onednn_from * x.shape[-1] > 0
         if onednn and not padded:
-            return onednn_linear(x, self.weight, self.bias)
+            return onednn_linear(x, weight, bias)
         # What takes a narrowed output is known; others may want it in one piece.
         narrowed = self.out_features < self.dense_shape[0]
         if not padded and (kept % _ALIGNED == 0 or not narrowed):
-            return functional.linear(x, self.weight, self.bias)
+            return functional.linear(x, weight, bias)
         columns = kept + padded
         room = x.new_empty(x.shape[0], -(-columns // _ALIGNED) * _ALIGNED)
         y = room[:, :kept]
         if onednn:
-            y.copy_(onednn_linear(x, self.weight, self.bias))
-        elif self.bias is None:
-            torch.mm(x, self.weight.t(), out=y)
+            y.copy_(onednn_linear(x, weight, bias))
+        elif bias is None:
+            torch.mm(x, weight.t(), out=y)
         else:
-            torch.addmm(self.bias, x, self.weight.t(), out=y)
+            torch.addmm(bias, x, weight.t(), out=y)
         if not padded:
             return y
         room[:, kept] = 0
@@ -191,7 +246,7 @@ class CompactLinear(nn.Module):
         )
 
     def place_outputs(self) -> None:
-        """Makes :attr:`slots` anew; wanted after the values of ``rows`` changed in place.
+        """Makes :attr:`slots` again; wanted after the values of ``rows`` changed in place.
 
         Raises:
             ValueError: the indices do not increase strictly within their ranges.
@@ -213,8 +268,24 @@ class CompactLinear(nn.Module):
         super().__setstate__(state)
         guard_stock_checkpoints()  # a pickled model may be the first of its process
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of every module, the product's weight and bias under this layer's own name."""
+        before = kwargs.get("destination")
+        prefix = kwargs.get("prefix", "")
+        state = super().state_dict(*args, **kwargs)
+        assert before is None or state is before
+        for name in _TENSORS:
+            if f"{prefix}linear.{name}" in state:
+                state[f"{prefix}{name}"] = state.pop(f"{prefix}linear.{name}")
+        return state
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in _TENSORS:
+            if f"{prefix}{name}" in state_dict:
+                state_dict[f"{prefix}linear.{name}"] = state_dict.pop(f"{prefix}{name}")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.place_outputs()
 
     def check_indices(self) -> None:
@@ -232,10 +303,9 @@ class CompactLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
-        kept_out, kept_in = self.weight.shape
+        kept_out, kept_in = self.kept
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"kept={kept_out}x{kept_in} of {self.dense_shape[0]}x{self.dense_shape[1]}, "
-            f"gather={self.cols is not None}, scatter={self.rows is not None}, "
-            f"bias={self.bias is not None}"
+            f"gather={self.cols is not None}, scatter={self.rows is not None}"
         )

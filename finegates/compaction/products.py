@@ -64,12 +64,19 @@ def is_rewritten() -> bool:
     )
 
 
-def select_columns(x: Tensor, index: Tensor) -> Tensor:
-    """x[:, index] of a matrix (n, columns), index int64."""
+def select_columns(x: Tensor, index: Tensor, plainly: bool | None = None) -> Tensor:
+    """x[:, index] of a matrix (n, columns), index int64.
+
+    Args:
+        x: (n, columns).
+        index: (m,), of columns.
+        plainly: what :func:`runs_plainly` says, where it has been asked already.
+    """
     if torch.onnx.is_in_onnx_export():
         # ONNX Runtime copies a selected row at once and a selected column number by number.
         return x.t().index_select(0, index).t()
-    if runs_plainly(x, x) and torch.get_num_threads() > 1:
+    plainly = runs_plainly(x, x) if plainly is None else plainly
+    if plainly and torch.get_num_threads() > 1:
         # torch selects columns on one thread; this gives the same numbers on all.
         return x.gather(1, index.expand(x.shape[0], -1))
     return x.index_select(1, index)
@@ -107,13 +114,15 @@ def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
             layer = CompactLinear(plain.weight, plain.bias)
             layer.train(plain.training)
             # The parameters themselves: they may be tied, or frozen.
-            layer.weight, layer.bias = plain.weight, plain.bias
+            layer.weight, layer.bias = plain.weight, plain.bias  # type: ignore[misc]
             layer.keeps_stock_layout = True
         if isinstance(layer, CompactLinear):
             layer.onednn_from = cost.onednn_from
         return layer
 
     for parent in list(model.modules()):
+        if isinstance(parent, CompactLinear):
+            continue  # its product is part of it
         for name, child in parent._modules.items():
             if child is not None:
                 parent._modules[name] = fast(child)

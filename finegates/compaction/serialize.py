@@ -34,6 +34,7 @@ from finegates.compaction.structure import (
 from finegates.compaction.tensors import unique_tensors
 from finegates.files import parse_json
 from finegates.initialisation import mark_initialised
+from finegates.peft_targets import teach_peft
 from finegates.seals import content_digest, file_digest
 from finegates.stock_checkpoints import guard_stock_checkpoints
 from finegates.tying import forget_untied
@@ -153,6 +154,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module
         raise CompactFormatError(folder, str(error)) from error
     forget_untied(model)
     guard_stock_checkpoints()
+    teach_peft()
     return mark_initialised(model).eval()
 
 

@@ -59,6 +59,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """
     if gated_layers(model):
         raise ValueError("the model has gates; save what finegates.compact returns")
+    for path, layer in model.named_modules():
+        if isinstance(layer, CompactLinear):
+            layer.check_plain(path)
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
         raise ValueError(

@@ -14,13 +14,20 @@ from finegates.compaction.layers import CompactLinear
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All parameters and buffers under all their names, also buffers outside the state dict; not
-    what compact layers make from their indices."""
-    yield from model.named_parameters(remove_duplicate=False)
-    made = {
-        f"{path}.slots"
+    what compact layers make from their indices.
+
+    A compact layer's weight and bias have the layer's own name, whatever it keeps them in.
+    """
+    layers = [
+        path
         for path, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, CompactLinear)
-    }
+    ]
+    products = {f"{path}.linear": path for path in layers}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, child = name.rpartition(".")
+        yield (f"{products[owner]}.{child}" if owner in products else name), parameter
+    made = {f"{path}.slots" for path in layers}
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if name not in made:
             yield name, buffer
@@ -80,6 +87,8 @@ def fill(
             objects[source] = nn.Parameter(tensor) if is_parameter else tensor
         parent, _, child = name.rpartition(".")
         owner = model.get_submodule(parent)
+        if isinstance(owner, CompactLinear) and is_parameter:
+            owner = owner.linear
         tensors: dict[str, Any] = owner._parameters if is_parameter else owner._buffers
         tensors[child] = objects[source]
     check_index_buffers(model)

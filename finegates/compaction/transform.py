@@ -21,6 +21,7 @@ from finegates.layers import (
     gated_layers,
     unmergeable,
 )
+from finegates.peft_targets import teach_peft
 from finegates.stock_checkpoints import guard_stock_checkpoints
 from finegates.tying import move_tied_keys, note_untied
 from finegates.wrappers import check_undispatched, remove_autocast
@@ -128,6 +129,7 @@ def compact(
             if isinstance(module, CompactLinear):
                 module.onednn_from = cost.onednn_from
     guard_stock_checkpoints()
+    teach_peft()
     return mark_initialised(result).eval()
 
 
