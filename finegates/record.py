@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from finegates.config import ConfigError, validated
 from finegates.files import parse_json, write_text
+from finegates.machine import cpu_name
 from finegates.names import check_label
 from finegates.seals import content_digest
 from finegates.section import Count, Fraction, Section
@@ -241,7 +242,7 @@ def hardware(threads: int) -> dict[str, Any]:
     import torch
 
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -258,13 +259,3 @@ def peak_memory_mib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -85,8 +85,8 @@ def select_columns(x: Tensor, index: Tensor, plainly: bool | None = None) -> Ten
 def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
     """Lets a model multiply by the product that is the faster on this machine; changes the model.
 
-    The choice is the machine's, so :func:`finegates.save` does not keep it: call this after
-    :func:`finegates.load`. It serves a dense model as well.
+    The choice is the machine's: :func:`finegates.save` keeps it with the name of the machine, and
+    :func:`finegates.load` takes it up on one like it. It serves a dense model as well.
 
     Args:
         model: dense or compact. Its plain linear layers become :class:`CompactLinear` ones with the

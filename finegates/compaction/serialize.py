@@ -1,8 +1,9 @@
 """Compact models on disk: a folder with ``finegates.json`` and ``model.safetensors``, nothing else.
 
 The JSON holds the transformers class and configuration, the settings of ``generate`` where the
-model has it, the sizes of every compact layer, which tensors are one and the same, the digest of
-the tensor file, and its own. The tensor file holds every parameter and every buffer, also those
+model has it, the sizes of every compact layer, the products that were chosen for them and on which
+machine, which tensors are one and the same, the digest of the tensor file, and its own. The tensor
+file holds every parameter and every buffer, also those
 that transformers leaves out of its state dict, so loading computes nothing anew. Neither pickle nor
 code from the folder is ever run.
 """
@@ -47,13 +48,14 @@ def save(model: nn.Module, folder: str | Path) -> None:
     others in it (a tokenizer, say) are kept.
 
     Args:
-        model: a result of :func:`finegates.compaction.compact`, of a class of transformers.
+        model: a result of :func:`finegates.compaction.compact`, of a class of transformers, or a
+            model of transformers that has such a one inside.
         folder: where to; its parent is made if need be.
 
     Raises:
         ValueError: the model has gates, or is not of a class that transformers can look up, or has
-            layers that its class and configuration do not give it, or settings of generation that
-            could not be loaded.
+            layers, or settings in its modules, that its class and configuration do not give it, or
+            settings of generation that could not be loaded. What can be saved, can be loaded.
         FileExistsError: the path is in use and is not an earlier save.
     """
     folder = Path(folder)
@@ -118,17 +120,25 @@ def _write(structure: dict[str, Any], tensors: dict[str, Tensor], folder: Path) 
     (folder / STRUCTURE).write_text(text + "\n", encoding="utf-8")
 
 
-def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module:
+def load(
+    folder: str | Path, *, device: torch.device | str = "cpu", products: bool = True
+) -> nn.Module:
     """Reads a compact model; needs neither the original weights nor a network.
+
+    The products that were chosen for the layers (:func:`finegates.compaction.use_products`) are
+    taken up if CPU, number of threads and version of torch are those of the saving process. On
+    another machine torch's default is taken, with a warning; outputs differ by rounding then.
 
     Args:
         folder: written by :func:`save`. Files of others in it are ignored.
         device: where the tensors go.
+        products: False takes torch's default product for all layers, without a warning.
 
     Returns:
-        the model in evaluation mode, with the outputs of the one that was saved, bit for bit, and
-        its settings of generation (a folder from before they were kept leaves those that the
-        configuration gives).
+        the model in evaluation mode, with the outputs of the one that was saved, bit for bit by the
+        same products, and its settings of generation (a folder from before they were kept leaves
+        those that the configuration gives). No class of transformers that takes it in initialises
+        its tensors.
 
     Raises:
         CompactFormatError: a file is missing or damaged, the format's version is unknown, the class
@@ -149,7 +159,7 @@ def load(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module
     except SafetensorError as error:
         raise CompactFormatError(folder, f"{TENSORS} cannot be read: {error}") from error
     try:
-        model = rebuilt(structure, stored)
+        model = rebuilt(structure, stored, products=products)
     except ValueError as error:
         raise CompactFormatError(folder, str(error)) from error
     forget_untied(model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from finegates.compaction.absent import absent_modules, drop_modules
 from finegates.compaction.bounds import at_most_parameters, check_numbers
+from finegates.compaction.chosen_products import chosen_products, take_products
 from finegates.compaction.generation import generation_settings, set_generation
 from finegates.compaction.implementations import TORCHS_OWN, implementations
 from finegates.compaction.layers import CompactLinear
@@ -82,6 +83,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if settings is not None:
         set_generation(empty, settings)
         structure["generation_config"] = settings
+    products = chosen_products(model)
+    if products is not None:
+        structure["products"] = products
     _check_tensors(model, empty)
     check_modules(model, empty)
     return structure
@@ -184,7 +188,11 @@ def _bounded(
 
 
 def rebuilt(
-    structure: Mapping[str, Any], stored: dict[str, Tensor], *, copy: bool = True
+    structure: Mapping[str, Any],
+    stored: dict[str, Tensor],
+    *,
+    copy: bool = True,
+    products: bool = False,
 ) -> nn.Module:
     """The model that a structure and tensors describe.
 
@@ -192,6 +200,7 @@ def rebuilt(
         structure: as :func:`describe` gives it, with ``aliases``.
         stored: of :func:`finegates.compaction.tensors.unique_tensors`.
         copy: give the model tensors of its own.
+        products: take up the choice of products that was made on a machine like this one.
 
     Raises:
         ValueError: they do not fit together, or ask for more than a model has.
@@ -203,6 +212,7 @@ def rebuilt(
         raise ValueError(f"{STRUCTURE} describes no model: {error}") from error
     set_generation(model, structure.get("generation_config"))
     fill(model, stored, structure["aliases"], copy=copy)
+    take_products(model, structure.get("products", {}), take=products)
     return model
 
 

@@ -14,7 +14,7 @@ from target import SHARED, Target, must
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import finegates as fg
-from finegates.compaction.serialize import DIGEST, STRUCTURE, TENSORS, CompactFormatError
+from finegates.compaction.structure import DIGEST, STRUCTURE, TENSORS, CompactFormatError
 from finegates.files import parse_json
 from finegates.peft_gates import ADAPTER_FILE, PeftGatesError
 from finegates.pretrained import ModelError, load_pretrained

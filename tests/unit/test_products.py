@@ -1,6 +1,7 @@
 """oneDNN's products: where they stand for torch's, and that they compute the same."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import nn
 from finegates.attachment import attach_fixed
 from finegates.benchmarks import InferenceBenchmark
 from finegates.compaction import (
+    CompactFormatError,
     CompactLinear,
     CostModel,
     calibrate,
+    chosen_products,
     compact,
     load,
     products,
@@ -19,6 +22,7 @@ from finegates.compaction import (
     use_products,
 )
 from finegates.inference import random_inputs, random_model
+from saved import edit
 from tier import TINY_SHAPE
 
 ALWAYS, NEVER = CostModel(onednn_from=1), CostModel()
@@ -225,15 +229,79 @@ def test_a_model_with_gates_is_refused_and_left_alone():
     use_products(compact(model), ALWAYS)
 
 
-def test_the_choice_is_the_machines_and_not_saved(tmp_path):
-    small = compact(_gated(), cost=ALWAYS)
+def _chosen(model):
+    return {m.onednn_from for m in model.modules() if isinstance(m, CompactLinear)}
+
+
+def test_a_loaded_model_has_the_products_of_the_one_that_was_saved(tmp_path, recwarn):
+    small = compact(_gated(), cost=CostModel(onednn_from=3))
+    use_products(small.classifier, ALWAYS)  # each layer may have its own
     save(small, tmp_path / "out")
     loaded = load(tmp_path / "out")
-    assert {m.onednn_from for m in loaded.modules() if isinstance(m, CompactLinear)} == {None}
+    layers = dict(small.named_modules())
+    for path, layer in loaded.named_modules():
+        if isinstance(layer, CompactLinear):
+            assert layer.onednn_from == layers[path].onednn_from
+    assert _chosen(loaded) == {3, 1}
     inputs = random_inputs(small, 2, 8)
     with torch.no_grad():
-        again = use_products(loaded, ALWAYS)(**inputs).logits
-        assert torch.equal(again, use_products(small, ALWAYS)(**inputs).logits)
+        assert torch.equal(loaded(**inputs).logits, small(**inputs).logits)
+    assert not [w for w in recwarn if "products" in str(w.message)]
+
+
+@pytest.mark.parametrize("key", ["cpu", "threads", "torch"])
+def test_another_machine_takes_torchs_product_and_says_so(key, tmp_path, monkeypatch):
+    small = compact(_gated(), cost=ALWAYS)
+    save(small, tmp_path / "out")
+    here = chosen_products.arithmetic()
+    monkeypatch.setattr(chosen_products, "arithmetic", lambda: {**here, key: "another"})
+    with pytest.warns(UserWarning, match=r"chosen on another machine.*finegates\.use_products"):
+        loaded = load(tmp_path / "out")
+    assert _chosen(loaded) == {None}
+    inputs = random_inputs(small, 2, 8)
+    with torch.no_grad():
+        found, expected = (use_products(m, NEVER)(**inputs).logits for m in (loaded, small))
+        assert torch.equal(found, expected)
+
+
+def test_the_choice_can_be_refused_and_taken_back(tmp_path, recwarn):
+    small = compact(_gated(), cost=ALWAYS)
+    save(small, tmp_path / "out")
+    assert _chosen(load(tmp_path / "out", products=False)) == {None}
+    assert _chosen(use_products(load(tmp_path / "out"), NEVER)) == {None}
+    assert not [w for w in recwarn if "products" in str(w.message)]
+    save(use_products(small, NEVER), tmp_path / "plain")
+    assert "products" not in json.loads((tmp_path / "plain" / "finegates.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"onednn_from": {"no.such.layer": 1}},
+        {"onednn_from": {"classifier.dense": 1}},
+        {"onednn_from": 3},
+        *({"onednn_from": {"X": rows}} for rows in (0, -1, True, 1.5, "1", 2**50, None)),
+    ],
+)
+def test_a_choice_that_is_none_is_refused(stored, tmp_path):
+    small = compact(_gated(), cost=ALWAYS)
+    save(small, tmp_path / "out")
+    path = next(p for p, m in small.named_modules() if isinstance(m, CompactLinear))
+    chosen = stored["onednn_from"]
+    if isinstance(chosen, dict):
+        stored = {"onednn_from": {path if k == "X" else k: v for k, v in chosen.items()}}
+    edit(tmp_path / "out", lambda s: s["products"].update(stored))
+    for take in (True, False):
+        with pytest.raises(CompactFormatError, match="products: "):
+            load(tmp_path / "out", products=take)
+
+
+def test_a_choice_that_could_not_be_loaded_is_not_saved(tmp_path):
+    small = compact(_gated(), cost=ALWAYS)
+    next(m for m in small.modules() if isinstance(m, CompactLinear)).onednn_from = 0
+    with pytest.raises(ValueError, match="is 0, not a number of rows"):
+        save(small, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_exporters_and_compilers_see_torchs_product(calls, tmp_path):
