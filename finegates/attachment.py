@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.base import base_prefix, head_paths
+from finegates.arguments import check_config
+from finegates.gateable import (
+    check_dense,
+    check_gateable,
+    check_trainable,
+    matching_layers,
+)
 from finegates.gates import FixedGate, StochasticGate
 from finegates.layers import (
     GatedLinear,
@@ -20,7 +25,6 @@ from finegates.layers import (
     find_linear,
     gated_layers,
     linear_shape,
-    looks_linear,
 )
 from finegates.penalty import PENALTIES, KurtosisWeights, SparsityPenalty
 from finegates.presets import (
@@ -33,9 +37,6 @@ from finegates.presets import (
 from finegates.seeds import derive_seed
 from finegates.structured import MacsPenalty, Sides, Structure, build_structure
 from finegates.tying import move_tied_keys, note_untied, untie
-
-# They multiply by their layers' weights without calling the layers, the second in evaluation only.
-_READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 @dataclass(frozen=True)
@@ -157,38 +158,44 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     Raises:
         ValueError: gates are attached already, a pattern matches no layer or one whose weight the
             module around it reads itself, or the architecture has no adapter and no patterns are
-            given; or the model is compact, or spread over several devices.
-        TypeError: a layer to be gated is not linear-like, or quantised.
+            given; or a layer is missing or used twice; or the target is out of reach; or the model
+            is compact, or spread over several devices. The model is as it was.
+        TypeError: a layer to be gated is not linear-like, or quantised; or what is given is not a
+            model, or not a configuration. The model is as it was.
     """
+    check_config(config, GateConfig)
     config = config or GateConfig()
     inner = unwrap(model)
     if gated_layers(inner):
         raise ValueError("the model has gates already; call finegates.detach first")
     if config.modules is None:
-        _check_dense(inner)
-    devices = sorted({str(parameter.device) for parameter in inner.parameters()})
-    if len(devices) > 1:
-        raise ValueError(
-            f"the model is spread over {', '.join(devices)}, but the penalty joins all gates on "
-            "one device; load it without device_map, and use several devices by torchrun, each "
-            "with a whole model"
-        )
+        check_dense(inner)
+    check_trainable(inner)
     preset = config.gate_preset()
     train_biases = preset.train_biases if config.train_biases is None else config.train_biases
-    structured = preset.penalty == "macs"
-    sides = _shared_gates(inner, config) if structured else _independent_gates(inner, config)
+    structure: Structure | None = None
+    if preset.penalty == "macs":
+        structure, sides = _shared_gates(inner, config)
+    else:
+        sides = _independent_gates(inner, config)
+    layers = _gated(inner, sides)
+    head = head_parameters(inner) if config.train_head else {}
 
+    # From here on nothing is refused any more: a model that is refused is as it was.
     for name, parameter in inner.named_parameters():
-        parameter.requires_grad_(config.train_weights or _is_low_rank(name))
-    attach_gates(inner, sides)
-    for layer in gated_layers(inner).values():
+        parameter.requires_grad_(
+            (config.train_weights and parameter.is_floating_point()) or _is_low_rank(name)
+        )
+    _place(inner, layers)
+    for layer in layers.values():
         if train_biases and layer.bias is not None:
             layer.bias.requires_grad_(True)
     if config.random_biases:
         add_random_biases(inner, config.seed)
-    if config.train_head:
-        for parameter in head_parameters(inner).values():
-            parameter.requires_grad_(True)
+    for parameter in head.values():
+        parameter.requires_grad_(parameter.is_floating_point())
+    if structure is not None:
+        inner.finegates_structure = structure  # type: ignore[assignment]
     inner.finegates_config = config  # type: ignore[assignment]
     return model
 
@@ -240,16 +247,13 @@ def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
         the same model.
 
     Raises:
-        ValueError: a module reads the weight of one of the layers itself; nothing is changed.
+        ValueError: the model has no such layer, or two names are one layer, or a module reads the
+            weight of one of them itself, or a gate has another size than its layer; nothing is
+            changed.
         TypeError: a layer is not linear-like, or quantised; nothing is changed.
     """
     inner = unwrap(model)
-    for name in sides:
-        _check_gateable(inner, name)
-    for name, (rows, cols) in sides.items():
-        base = inner.get_submodule(name)
-        _replace(inner, name, GatedLinear(base, rows, cols).train(base.training))
-        move_tied_keys(inner, name, f"{name}.base")
+    _place(inner, _gated(inner, sides))
     return model
 
 
@@ -358,22 +362,47 @@ def _independent_gates(inner: nn.Module, config: GateConfig) -> Sides:
     """A gate for every side of every layer."""
     make = _gate_maker(inner, config)
     sides: Sides = {}
+    largest = 1
     for name in _modules_to_gate(inner, config):
         columns, outputs = linear_shape(inner.get_submodule(name))
+        largest = max(largest, outputs * config.rows, columns * config.cols)
         sides[name] = (
             make(name, outputs, "rows") if config.rows else None,
             make(name, columns, "cols") if config.cols else None,
         )
+    check_reachable(config.gate_preset(), config.target, largest)
     return sides
 
 
-def _shared_gates(inner: nn.Module, config: GateConfig) -> Sides:
-    """Gates along the dependencies of the blocks; the model remembers which they are."""
-    for name in adapter_for(inner).gated(inner):
-        _check_gateable(inner, name)
+def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Sides]:
+    """Gates along the dependencies of the blocks, by part and by layer."""
+    adapter = adapter_for(inner)
+    check_gateable(inner, [path for block in adapter.blocks(inner) for path in block.linears()])
     structure, sides = build_structure(inner, _gate_maker(inner, config))
-    inner.finegates_structure = structure  # type: ignore[assignment]
-    return sides
+    MacsPenalty(
+        structure, config.target, config.sequence_length, config.schedule[:2]
+    ).check_reachable()
+    return structure, sides
+
+
+def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear]:
+    """Layers with their gates by name; the model is not changed."""
+    check_gateable(inner, sides)
+    layers = {}
+    for name, (rows, cols) in sides.items():
+        base = inner.get_submodule(name)
+        try:
+            layers[name] = GatedLinear(base, rows, cols).train(base.training)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return layers
+
+
+def _place(inner: nn.Module, layers: dict[str, GatedLinear]) -> None:
+    """Puts layers with gates where their bases are, in place."""
+    for name, layer in layers.items():
+        _replace(inner, name, layer)
+        move_tied_keys(inner, name, f"{name}.base")
 
 
 def _gate_maker(inner: nn.Module, config: GateConfig) -> Callable[..., StochasticGate]:
@@ -391,58 +420,9 @@ def _modules_to_gate(inner: nn.Module, config: GateConfig) -> list[str]:
     if config.modules is None:
         names = list(adapter_for(inner).gated(inner))
     else:
-        names = _matching(inner, config.modules)
-    for name in names:
-        _check_gateable(inner, name)
+        names = matching_layers(inner, config.modules)
+    check_gateable(inner, names)
     return names
-
-
-def _matching(inner: nn.Module, patterns: tuple[str, ...]) -> list[str]:
-    """The linear layers that patterns name, also those that no gates can go around."""
-    names: list[str] = []
-    linear = [name for name, m in inner.named_modules() if looks_linear(m)]
-    # Compact layers are not gated, and neither is the product inside one.
-    compact = _compact_paths(inner)
-    linear = [n for n in linear if not any(n.startswith(f"{path}.") for path in compact)]
-    # A LoRA layer contains linears of its own; the outermost one is the layer to gate.
-    linear = [n for n in linear if not any(n.startswith(other + ".") for other in linear)]
-    for pattern in patterns:
-        matched = [name for name in linear if fnmatch.fnmatch(name, pattern)]
-        if not matched:
-            raise ValueError(f"pattern {pattern!r} matches no linear layer of the model")
-        names += [name for name in matched if name not in names]
-    return names
-
-
-def _check_gateable(inner: nn.Module, name: str) -> None:
-    """Raises TypeError or ValueError, with the layer's name, unless gates around it would work."""
-    try:
-        linear = find_linear(inner.get_submodule(name))
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
-    around = inner.get_submodule(name.rpartition(".")[0])
-    # torch marks by this class what its attention reads, also where others have copied that.
-    if isinstance(linear, NonDynamicallyQuantizableLinear) or isinstance(around, _READ_WEIGHTS):
-        raise ValueError(
-            f"{name}: {type(around).__name__} reads the weight of this layer itself, so gates "
-            "around the layer would be passed over; exclude it: let each pattern match the other "
-            "layers only"
-        )
-
-
-def _compact_paths(inner: nn.Module) -> list[str]:
-    from finegates.compaction.layers import CompactLinear
-
-    return [name for name, module in inner.named_modules() if isinstance(module, CompactLinear)]
-
-
-def _check_dense(inner: nn.Module) -> None:
-    """Raises ValueError for a compact model, whose parts are not what adapters describe."""
-    for name in _compact_paths(inner):
-        raise ValueError(
-            f"{name} is compact already; put gates around what finegates.uniform(model) gives, "
-            "or around named plain layers (GateConfig(modules=...))"
-        )
 
 
 def _is_low_rank(name: str) -> bool:

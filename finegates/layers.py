@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finegates.arguments import check_model
 from finegates.gates import Gate
 
 # Other types hold the codes of quantisation, which mean something only to their own layer.
@@ -130,7 +131,12 @@ class _ScaledRows(torch.autograd.Function):
 
 
 def gated_layers(model: nn.Module) -> dict[str, GatedLinear]:
-    """Every gated layer of a model by its module name, in the model's order."""
+    """Every gated layer of a model by its module name, in the model's order.
+
+    Raises:
+        TypeError: it is not a model.
+    """
+    check_model(model)
     return {
         name: module for name, module in model.named_modules() if isinstance(module, GatedLinear)
     }

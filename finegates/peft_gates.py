@@ -74,9 +74,9 @@ def attach_from_peft(model: nn.Module, source: str | Path | Mapping[str, Tensor]
                 f"tensor {name!r} has shape {tuple(tensor.shape)}, the model's has "
                 f"{tuple(parameters[name].shape)}"
             )
+    attach_gates(inner, sides)  # refuses before it changes anything
     for name, tensor in others.items():
         parameters[name].copy_(tensor)
-    attach_gates(inner, sides)
     return model
 
 

@@ -96,15 +96,25 @@ def check_schedule(schedule: tuple[float, ...]) -> None:
         raise ValueError(f"schedule decides who is closed before the first step: {schedule}")
 
 
-def check_reachable(preset: GatePreset, sparsity: float) -> None:
-    """Raises ValueError unless some value of the latents meets the target sparsity."""
-    low, _ = preset.open_probability_range()
+def check_reachable(preset: GatePreset, sparsity: float, size: int | None = None) -> None:
+    """Raises ValueError unless some value of the latents meets the target sparsity.
+
+    Args:
+        preset: of the gates.
+        sparsity: the target s, to be met by a mean open probability of 1 - s.
+        size: dimensions of the largest gate vector of a model, of which one at least must be able
+            to stay open, where P(open) is a half or more; None if the model is not known.
+    """
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"target sparsity must lie in [0, 1), got {sparsity}")
-    if 1.0 - sparsity < low:
+    infimum, _ = preset.open_probability_range()
+    low = infimum if size is None else infimum + (0.5 - infimum) / size
+    # The infimum itself is not met: latents would have to be infinite.
+    if 1.0 - sparsity < low or (1.0 - sparsity == infimum > 0.0):
+        within = "" if size is None else f" while one of {size} dimensions is open"
         raise ValueError(
             f"target sparsity {sparsity} cannot be reached by preset {preset.name!r}: its open "
-            f"probability never falls below {low:.3f}, so targets end at {1.0 - low:.3f}"
+            f"probability never falls below {low:.3f}{within}, so targets end at {1.0 - low:.3f}"
         )
 
 

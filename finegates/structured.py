@@ -17,6 +17,7 @@ dimensions to lose go first wherever they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Attention, Block, FeedForward, adapter_for
+from finegates.closing import choose_closed
 from finegates.gates import DerivedGate, Gate, StochasticGate
 from finegates.layers import linear_shape
 
@@ -62,8 +64,13 @@ class AttentionGates:
         compaction does.
         """
         part = self.part
-        grouped = (part.kv_heads, part.heads // part.kv_heads)
         reference = read(self.inputs)
+        inputs, outputs = reference.sum(), read(self.outputs).sum()
+        memory = inputs if self.memory is None else read(self.memory).sum()
+        if part.projected is not None:  # nothing between the projections has a gate
+            q, k, v = part.projected
+            return inputs * q + memory * (k + v) + v * outputs + length * part.products
+        grouped = (part.kv_heads, part.heads // part.kv_heads)
         heads = reference.new_ones(grouped)
         if self.heads is not None:
             heads = read(self.heads).view(grouped)
@@ -79,9 +86,7 @@ class AttentionGates:
         queries = (heads.sum(-1) * scores.sum(-1)).sum()
         context = (heads.sum(-1) * values.sum(-1)).sum()
         keyed = (group * (scores.sum(-1) + values.sum(-1))).sum()
-        inputs = reference.sum()
-        memory = inputs if self.memory is None else read(self.memory).sum()
-        linear = inputs * queries + memory * keyed + context * read(self.outputs).sum()
+        linear = inputs * queries + memory * keyed + context * outputs
         products = queries + context
         if packed:
             alive = (group[:, None] > 0).to(scores.dtype)
@@ -261,6 +266,36 @@ class MacsPenalty:
         kept = self._macs(lambda gate: (gate.centre() + shift > 0).float(), packed=True)
         return float(kept) / self.dense
 
+    @torch.no_grad()
+    def floor(self) -> float:
+        """The least fraction that can be kept by a model that still computes something.
+
+        One part keeps one dimension of each gate, the one where that costs the least. The rest is
+        what no gate can remove: the products of heads that keep their sizes.
+        """
+        least = []
+        for part in self.structure:
+            alive = {id(gate) for gate in part.gates()}
+
+            def one(gate: StochasticGate, alive: set[int] = alive) -> Tensor:
+                kept = torch.zeros_like(gate.latent)
+                kept[0] = float(id(gate) in alive)
+                return kept
+
+            least.append(float(self._macs(one, packed=True)))
+        return min(least) / self.dense
+
+    def check_reachable(self) -> None:
+        """Raises ValueError, with the largest target in reach, unless the target is."""
+        floor = self.floor()
+        if 1.0 - self.target < floor:
+            raise ValueError(
+                f"target {self.target} cannot be reached: with all closed that can be, {floor:.4f} "
+                f"of the MACs stay at sequence_length={self.length}, so targets end at "
+                f"{math.floor(1e4 * (1.0 - floor)) / 1e4:.4f}. What stays are the products of "
+                "attention heads that cannot become narrower, and grows with sequence_length"
+            )
+
     def __call__(self) -> Tensor:
         """The penalty, a differentiable scalar (float32)."""
         expected = self.expected()
@@ -274,6 +309,8 @@ class MacsPenalty:
         All dimensions are ordered by importance (:meth:`StochasticGate.observe`) over the MACs that
         one of them stands for at present. Those in front are closed, by a little, so that noise may
         still open them in training; others that were closed are opened again. Nothing else moves.
+        A dimension in front that would take too much with it stays open
+        (:func:`finegates.closing.choose_closed`).
 
         Raises:
             ValueError: something has to be closed, and the importances do not say what: gates have
@@ -286,25 +323,19 @@ class MacsPenalty:
         if self.goal() < 1.0:
             self._check_importance()
         costs = [cost.clamp(min=1e-9 * self.dense) for cost in self._costs(gates)]
-        worth = torch.cat(importance) / torch.cat(costs)
-        rank = torch.empty_like(worth, dtype=torch.int64)
-        rank[worth.argsort(stable=True)] = torch.arange(len(worth), device=worth.device)
-        ranks = rank.split([gate.size for gate in gates])
+        sizes = [gate.size for gate in gates]
 
-        def kept(closed: int) -> float:
-            alive = {id(g): (r >= closed).float() for g, r in zip(gates, ranks, strict=True)}
+        def kept(closed: Tensor) -> float:
+            parts = zip(gates, (~closed).float().split(sizes), strict=True)
+            alive = {id(gate): part for gate, part in parts}
             return float(self._macs(lambda gate: alive[id(gate)], packed=True)) / self.dense
 
-        low, high = 0, len(worth)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if kept(middle) > self.goal() else (low, middle)
-        count = min((low, high), key=lambda closed: abs(kept(closed) - self.goal()))
-        for gate, place in zip(gates, ranks, strict=True):
+        chosen = choose_closed(torch.cat(importance) / torch.cat(costs), kept, self.goal())
+        for gate, shut in zip(gates, chosen.split(sizes), strict=True):
             # The penalty's sigma is the noise's, and there without noise, too.
             sigma, centre = gate.preset.probability_std, gate.centre()
-            gate.latent[(place < count) & (centre > 0)] = -_SHUT * sigma
-            gate.latent[(place >= count) & (centre <= 0)] = _REOPENED * sigma
+            gate.latent[shut & (centre > 0)] = -_SHUT * sigma
+            gate.latent[~shut & (centre <= 0)] = _REOPENED * sigma
         return self.realised()
 
     def is_observed(self) -> bool:

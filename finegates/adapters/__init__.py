@@ -43,7 +43,10 @@ __all__ = [
     "unwrap",
 ]
 
-_REMEDY = "to gate layers one by one all the same, name the layers with GateConfig(modules=...)"
+_REMEDY = (
+    "to gate layers one by one all the same, name the layers with "
+    "GateConfig(preset='reference', modules=...)"
+)
 
 ADAPTERS: tuple[Adapter, ...] = (
     BertAdapter(),

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from finegates.arguments import check_model
 from finegates.wrappers import without_containers
 
 
@@ -38,6 +39,8 @@ class Attention:
         narrows: whether :meth:`Adapter.narrow` can make its heads narrower.
         joint: the letters of those of q, k and v that :meth:`Adapter.narrow` can make one product
             of, which is then the submodule of that name ("qkv", "kv"); empty where it can not.
+        projected: output sizes of q, k and v in a model where they are not those of heads of one
+            width; None where they are. Such an attention does not narrow.
     """
 
     path: str
@@ -54,11 +57,19 @@ class Attention:
     cross: bool = False
     narrows: bool = True
     joint: str = ""
+    projected: tuple[int, int, int] | None = None
 
     @property
     def is_fused(self) -> bool:
         """Whether q, k and v are one layer already."""
         return self.q == self.k
+
+    @property
+    def products(self) -> int:
+        """Multiply-accumulates of a token and a token that it attends to, nothing removed."""
+        if self.projected is not None:
+            return self.projected[0] + self.projected[2]
+        return 2 * self.heads * self.head_dim
 
     @property
     def joint_path(self) -> str:
@@ -196,16 +207,19 @@ class Adapter(ABC):
     """Describes one architecture. Every method takes the plain or the ``peft``-wrapped model.
 
     To add an architecture, implement :meth:`blocks` and :meth:`encoder`; override the others where
-    the defaults do not hold.
+    the defaults do not hold. A description holds sizes of the weights that are there, not those of
+    the configuration (:func:`finegates.adapters.fit.fitted`).
 
     Attributes:
         model_types: the values of ``config.model_type`` that it serves.
         uniform: the configuration's keys for sizes that every layer shares: ``intermediate``, and
             where they can differ from the dense model's, ``heads`` with ``kv_heads``, or ``width``.
+        head_width: the attribute of an attention module that holds the width of its heads.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     uniform: ClassVar[dict[str, str]] = {"intermediate": "intermediate_size"}
+    head_width: ClassVar[str] = "head_dim"
 
     @abstractmethod
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
@@ -285,13 +299,16 @@ class LayerStackAdapter(Adapter):
         return (f"{base_prefix(unwrap(model))}{self.stack.partition('.')[0]}",)
 
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
-        """As many as ``config.num_hidden_layers``."""
+        """Those in the list, however many the configuration names."""
+        from finegates.adapters.fit import fitted
+
         plain = unwrap(model)
         config: Any = plain.config
         stack = f"{base_prefix(plain)}{self.stack}"
-        return tuple(
-            self.block(f"{stack}.{index}", config) for index in range(config.num_hidden_layers)
-        )
+        names = list(plain.get_submodule(stack)._modules)  # with layers that are there twice
+        blocks = (self.block(f"{stack}.{name}", config) for name in names)
+        found = (fitted(plain, block, self.head_width) for block in blocks)
+        return tuple(block for block in found if block is not None)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -302,8 +319,10 @@ def unwrap(model: nn.Module) -> nn.Module:
     layers that they replaced.
 
     Raises:
+        TypeError: it is not a model at all.
         ValueError: the peft method adds prompts, which no plain model can express.
     """
+    check_model(model)
     model = without_containers(model)
     # By its attributes: importing peft is for those who use it.
     if not (hasattr(model, "get_base_model") and hasattr(model, "peft_config")):

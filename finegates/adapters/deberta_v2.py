@@ -30,6 +30,7 @@ class DebertaV2Adapter(LayerStackAdapter):
 
     model_types = ("deberta-v2",)
     stack = "encoder.layer"
+    head_width = "attention_head_size"
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""

@@ -15,6 +15,7 @@ from finegates.adapters.base import (
     base_prefix,
     unwrap,
 )
+from finegates.adapters.fit import fitted
 from finegates.adapters.joint import take_apart
 
 
@@ -27,6 +28,7 @@ class T5Adapter(Adapter):
 
     model_types = ("t5",)
     uniform: ClassVar[dict[str, str]] = {"intermediate": "d_ff", "width": "d_kv"}
+    head_width = "key_value_proj_dim"
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
         """``encoder.block`` and ``decoder.block``, in a classifier below ``transformer``."""
@@ -45,8 +47,9 @@ class T5Adapter(Adapter):
             layers = plain.get_submodule(stack)
             assert isinstance(layers, nn.ModuleList)
             for index in range(len(layers)):
-                found.append(_block(f"{stack}.{index}", config, "decoder" in stack))
-        return tuple(found)
+                block = _block(f"{stack}.{index}", config, "decoder" in stack)
+                found.append(fitted(plain, block, self.head_width))
+        return tuple(block for block in found if block is not None)
 
     def head(self, model: nn.Module) -> list[str]:
         """``lm_head`` or ``classification_head`` or ``classifier``; none in the base models."""

@@ -50,7 +50,7 @@ def block_products(model: nn.Module, block: Block, heads: Mapping[str, HeadSizes
 def _products(model: nn.Module, part: Attention, heads: Mapping[str, HeadSizes]) -> int:
     module = model.get_submodule(part.path)
     sizes: HeadSizes | None = heads.get(part.path) or getattr(module, "finegates_heads", None)
-    return 2 * (part.heads * part.head_dim if sizes is None else len(sizes.heads) * sizes.width)
+    return part.products if sizes is None else 2 * len(sizes.heads) * sizes.width
 
 
 def present_weights(layer: nn.Module) -> int:

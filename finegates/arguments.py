@@ -1,0 +1,50 @@
+"""What public functions are given: models and configurations, and the remedy for anything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def check_model(model: object) -> None:
+    """Raises TypeError, with the remedy, unless it is a module."""
+    if isinstance(model, nn.Module):
+        return
+    raise TypeError(f"a model (torch.nn.Module) is needed, got {_named(model)}; {_remedy(model)}")
+
+
+def check_config(config: object, kind: type) -> None:
+    """Raises TypeError, with the remedy, unless it is a configuration of this kind, or None."""
+    if config is None or isinstance(config, kind):
+        return
+    name = kind.__name__
+    remedy = f"make one: {name}(...)"
+    if isinstance(config, str):
+        remedy = f"write {name}(preset={config!r})"
+    elif isinstance(config, dict):
+        remedy = f"write {name}(**config)"
+    elif isinstance(config, type) and issubclass(config, kind):
+        remedy = f"write {name}()"
+    raise TypeError(f"a {name} is needed, got {_named(config)}; {remedy}")
+
+
+def _named(value: object) -> str:
+    if isinstance(value, str):
+        return f"the string {value!r}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _remedy(value: Any) -> str:
+    if isinstance(value, str):
+        return (
+            f"load the model first, as transformers does: AutoModel.from_pretrained({value!r}), or "
+            "finegates.load for the folder of a compact one"
+        )
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return "make one of that class"
+    if isinstance(getattr(value, "model", None), nn.Module):
+        return "give its attribute 'model'"
+    return "give the model itself, as transformers or finegates.load returns it"

@@ -1,0 +1,151 @@
+"""Modules that compute with the weight of a layer inside them without calling the layer.
+
+Gates around such a layer would be passed over: they train without an effect, and the layer made
+smaller has a weight that its reader does not expect. What a module reads is found in the source of
+its forward and of the methods that this calls.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import inspect
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+_NUMBERS = ("weight", "bias")
+# They multiply by their layers' weights in code that is not Python, the second in evaluation only.
+_KNOWN = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+# What says something about a tensor, and nothing of its numbers.
+_HARMLESS = (
+    "dtype", "device", "shape", "size", "dim", "ndim", "numel", "is_cuda", "element_size",
+    "is_meta", "layout", "requires_grad", "stride", "is_contiguous", "is_floating_point",
+)  # fmt: skip
+_HARMLESS_CALLS = ("isinstance", "hasattr", "type", "to", "type_as", "id")
+
+
+def weight_reader(model: nn.Module, name: str) -> tuple[nn.Module, bool] | None:
+    """The module around a layer that reads the layer's weight or bias itself, or None.
+
+    Args:
+        model: holds the layer.
+        name: the layer's path.
+
+    Returns:
+        the module, and whether it never calls the layer; if it does, it is one way among others
+        that reads.
+    """
+    around = model.get_submodule(name.rpartition(".")[0])
+    # torch marks by this class what its attention reads, also where others have copied that.
+    marked = isinstance(model.get_submodule(name), NonDynamicallyQuantizableLinear)
+    if marked or isinstance(around, _KNOWN):
+        return around, True
+    parts = name.split(".")
+    for depth in range(len(parts)):
+        outer = model.get_submodule(".".join(parts[:depth]))
+        inside = ".".join(parts[depth:])
+        read, called = _uses(type(outer))
+        if any(fnmatch.fnmatchcase(inside, path) for path in read):
+            return outer, not any(fnmatch.fnmatchcase(inside, path) for path in called)
+    return None
+
+
+@cache
+def _uses(module: type[nn.Module]) -> tuple[frozenset[str], frozenset[str]]:
+    """Paths, relative to a module of this class, of what its forward reads, and of what it calls.
+
+    Where a layer is chosen by an index, its path holds ``*``.
+    """
+    kinds = module.__mro__[: module.__mro__.index(nn.Module)]
+    read, called = set[str](), set[str]()
+    wanted, seen = ["forward"], set[str]()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for method in (_source(vars(kind)[name]) for kind in kinds if name in vars(kind)):
+            if method is not None:
+                found = _Reader(method)
+                read.update(found.reads())
+                called.update(found.calls())
+                wanted.extend(found.calls())  # a method of self is called as a layer is
+    return frozenset(read), frozenset(called)
+
+
+def _source(method: object) -> ast.FunctionDef | None:
+    if not callable(method):
+        return None
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method))))
+    except (OSError, TypeError, SyntaxError):  # made without a source
+        return None
+    return next((node for node in tree.body if isinstance(node, ast.FunctionDef)), None)
+
+
+class _Reader:
+    """Finds in one method what it reads of the layers of ``self``."""
+
+    def __init__(self, method: ast.FunctionDef) -> None:
+        self._method = method
+        self._paths: dict[str, str] = {"self": ""}
+        self._parents = {
+            child: node for node in ast.walk(method) for child in ast.iter_child_nodes(node)
+        }
+        for node in ast.walk(method):  # other names of layers, in the order of the source
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    self._bind(target, node.value, "")
+            elif isinstance(node, ast.For | ast.comprehension):
+                self._bind(node.target, node.iter, ".*")
+
+    def _bind(self, target: ast.expr, value: ast.expr, inside: str) -> None:
+        path = self._path(value)
+        if isinstance(target, ast.Name) and path and target.id != "self":
+            self._paths[target.id] = f"{path}{inside}"
+
+    def reads(self) -> Iterator[str]:
+        """Paths of layers whose numbers are read."""
+        for node in ast.walk(self._method):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in _NUMBERS
+                and isinstance(node.ctx, ast.Load)
+                and (path := self._path(node.value))
+                and not self._is_harmless(node)
+            ):
+                yield path
+
+    def calls(self) -> Iterator[str]:
+        """Paths of what is called."""
+        for node in ast.walk(self._method):
+            if isinstance(node, ast.Call) and (path := self._path(node.func)):
+                yield path
+
+    def _path(self, node: ast.expr) -> str | None:
+        """The path from ``self`` that an expression names; None for anything else."""
+        if isinstance(node, ast.Name):
+            return self._paths.get(node.id)
+        if isinstance(node, ast.Attribute):
+            outer = self._path(node.value)
+            return None if outer is None else f"{outer}.{node.attr}".lstrip(".")
+        if isinstance(node, ast.Subscript):
+            outer = self._path(node.value)
+            constant = node.slice.value if isinstance(node.slice, ast.Constant) else "*"
+            return f"{outer}.{constant}" if outer else None
+        return None
+
+    def _is_harmless(self, node: ast.expr) -> bool:
+        parent = self._parents.get(node)
+        if isinstance(parent, ast.Attribute):
+            return parent.attr in _HARMLESS
+        if isinstance(parent, ast.Call) and node in parent.args:
+            name = ast.unparse(parent.func).rpartition(".")[2]
+            return name in _HARMLESS_CALLS
+        if isinstance(parent, ast.Compare):
+            return all(isinstance(operator, ast.Is | ast.IsNot) for operator in parent.ops)
+        return False
