@@ -174,7 +174,7 @@ def test_gates_without_values_are_refused() -> None:
 
 
 def test_unknown_architectures_are_named() -> None:
-    remedy = r".*name.* layers .*with GateConfig\(modules=\.\.\.\)"
+    remedy = r".*name.* layers .*with GateConfig\(preset='reference', modules=\.\.\.\)"
     with pytest.raises(ValueError, match=r"no config.model_type.*bert.*roberta" + remedy):
         adapter_for(nn.Linear(1, 1))
     model = tiny.tiny_model("bert")
