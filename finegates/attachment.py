@@ -211,7 +211,11 @@ def add_random_biases(model: nn.Module, seed: int) -> None:
         if linear.bias is not None:
             continue
         generator = torch.Generator().manual_seed(derive_seed(seed, name, "bias"))
-        bias = torch.rand(layer.out_features, generator=generator).mul_(2).sub_(1)
+        bias = (
+            torch.rand(layer.out_features, generator=generator, dtype=torch.float32, device="cpu")
+            .mul_(2)
+            .sub_(1)
+        )
         bias = (bias / layer.in_features**0.5).to(layer.weight)
         linear.bias = nn.Parameter(bias, requires_grad=False)
 

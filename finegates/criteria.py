@@ -26,7 +26,7 @@ def random_scores(model: nn.Module, layers: Iterable[str], seed: int) -> Scores:
     for name in layers:
         columns, rows = linear_shape(unwrap(model).get_submodule(name))
         generator = torch.Generator().manual_seed(derive_seed(seed, "random", name))
-        drawn = torch.rand(rows + columns, generator=generator)
+        drawn = torch.rand(rows + columns, generator=generator, dtype=torch.float32, device="cpu")
         scores[name] = (drawn[:rows], drawn[rows:])
     return scores
 

@@ -92,8 +92,8 @@ class StochasticGate(Gate):
         size: number n of gated dimensions, at least 1.
         preset: a preset or its name.
         generator: source of the initial latents; the default generator when None.
-        device: of the latents, which are float32 whatever the model's precision: steps of a
-            half-precision gate would be lost to rounding.
+        device: of the latents, the CPU if None. They are float32 whatever the model's precision:
+            steps of a half-precision gate would be lost to rounding.
 
     Attributes:
         latent: (n,), trained.
@@ -120,9 +120,16 @@ class StochasticGate(Gate):
             raise ValueError(f"a gate needs at least one dimension, got size={size}")
         self.size = size
         self.preset = preset_named(preset) if isinstance(preset, str) else preset
-        start = torch.randn(size, generator=generator) * self.preset.init_std
-        self.latent = nn.Parameter((start + self.preset.init_mean).to(device))
-        ones = torch.ones(size, device=device)
+        # Drawn where the generator is: the same numbers on every device, whatever the default is.
+        start = torch.randn(
+            size,
+            generator=generator,
+            dtype=torch.float32,
+            device="cpu" if generator is None else generator.device,
+        )
+        start = start * self.preset.init_std
+        self.latent = nn.Parameter((start + self.preset.init_mean).to(device or "cpu"))
+        ones = torch.ones(size, dtype=torch.float32, device=device or "cpu")
         self.register_parameter("scale", nn.Parameter(ones) if self.preset.scaled else None)
         self.register_buffer("importance", torch.zeros_like(ones) if self.preset.scaled else None)
         self.hardness = 0.0

@@ -30,7 +30,7 @@ def summarise_gates(
     closed = {
         side: torch.cat(
             [g.closed().cpu() for layer in layers.values() for s, g in layer.gates() if s == side]
-            or [torch.zeros(1)]
+            or [torch.zeros(1, dtype=torch.bool, device="cpu")]
         )
         for side in ("rows", "cols")
     }

@@ -78,11 +78,16 @@ class SparsityPenalty:
         self._flat = all(gate.preset == preset for gate in gates)
         self._gates = gates
         self._side_of = torch.repeat_interleave(
-            torch.arange(len(gates)), torch.tensor([gate.size for gate in gates])
+            torch.arange(len(gates), device="cpu"),
+            torch.tensor([gate.size for gate in gates], dtype=torch.int64, device="cpu"),
         )
-        self._sizes = torch.tensor([float(gate.size) for gate in gates])
+        self._sizes = torch.tensor(
+            [float(gate.size) for gate in gates], dtype=torch.float32, device="cpu"
+        )
         self._share = torch.tensor(
-            [1.0 / (len(s) * len(self._layers)) for s in self._layers.values() for _ in s]
+            [1.0 / (len(s) * len(self._layers)) for s in self._layers.values() for _ in s],
+            dtype=torch.float32,
+            device="cpu",
         )
 
     def __call__(self) -> Tensor:

@@ -20,7 +20,9 @@ from finegates.adapters import adapter_for, unwrap
 from finegates.attachment import head_parameters
 
 PATTERNS = torch.tensor(
-    [[float(place in kept) for place in range(4)] for kept in itertools.combinations(range(4), 2)]
+    [[float(place in kept) for place in range(4)] for kept in itertools.combinations(range(4), 2)],
+    dtype=torch.float32,
+    device="cpu",
 )
 """The six masks of four weights with two ones, (6, 4)."""
 

@@ -76,7 +76,8 @@ def uniform(model: nn.Module) -> nn.Module:
     blocks = adapter.blocks(model)
     sizes = {part.path: _sizes(model, part) for block in blocks for part in block.attentions}
     config, layout = _stock_config(model, adapter, blocks, sizes)
-    stock: nn.Module = type(model)(config)
+    with torch.device("cpu"):  # whatever the default device is
+        stock: nn.Module = type(model)(config)
     drop_modules(stock, structure["absent"])
     if shares_embeddings(stock) and not shares_embeddings(model):
         raise NotUniformError(
@@ -252,7 +253,7 @@ def _fill_feed_forward(model: nn.Module, stock: nn.Module, feed: FeedForward) ->
     if feed.path is not None and has_module(model, f"{feed.path}.gate_up"):
         assert feed.gate is not None
         joint = model.get_submodule(f"{feed.path}.gate_up")
-        each = torch.arange(_width(model, feed))
+        each = torch.arange(_width(model, feed), device="cpu")
         _fill(stock, feed.gate, joint, rows=each)
         _fill(stock, feed.up, joint, rows=each, start=each.numel())
         _fill(stock, feed.down, model.get_submodule(feed.down))
@@ -302,11 +303,15 @@ def _places(sizes: HeadSizes, layout: _Layout, *, keys: bool, rotated: bool = Tr
             group * layout.each + groups[:number].count(group)
             for number, group in enumerate(groups)
         ]
-    inside = torch.arange(sizes.width).repeat(count, 1)
+    inside = torch.arange(sizes.width, device="cpu").repeat(count, 1)
     if rotated and sizes.pairs is not None:
-        pairs = torch.tensor(sizes.pairs)[torch.tensor(groups)]
+        pairs = _index(sizes.pairs)[_index(groups)]
         inside = torch.cat([pairs, pairs + sizes.head_dim // 2], dim=-1)
-    return (torch.tensor(starts)[:, None] * layout.width + inside).flatten()
+    return (_index(starts)[:, None] * layout.width + inside).flatten()
+
+
+def _index(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def _fill(
@@ -330,11 +335,18 @@ def _fill(
     """
     if isinstance(layer, CompactLinear):
         weight, bias = layer.weight, layer.bias
-        written = torch.arange(weight.shape[0]) if layer.rows is None else layer.rows.cpu()
-        read = torch.arange(weight.shape[1]) if layer.cols is None else layer.cols.cpu()
+        written = (
+            torch.arange(weight.shape[0], device="cpu") if layer.rows is None else layer.rows.cpu()
+        )
+        read = (
+            torch.arange(weight.shape[1], device="cpu") if layer.cols is None else layer.cols.cpu()
+        )
     else:
         weight, bias = dense_weight(layer)
-        written, read = torch.arange(weight.shape[0]), torch.arange(weight.shape[1])
+        written, read = (
+            torch.arange(weight.shape[0], device="cpu"),
+            torch.arange(weight.shape[1], device="cpu"),
+        )
     if rows is not None:
         mine = (written >= start) & (written < start + rows.numel())
         weight, written = weight[mine.to(weight.device)], rows[written[mine] - start]

@@ -193,15 +193,16 @@ def _attention_gates(
         outputs=make(f"{part.path}.outputs", outputs),
     )
     each = part.heads // part.kv_heads
-    head = torch.arange(part.heads).repeat_interleave(part.head_dim)
-    dimension = torch.arange(part.head_dim).repeat(part.heads)
+    device = gates.inputs.latent.device
+    head = torch.arange(part.heads, device=device).repeat_interleave(part.head_dim)
+    dimension = torch.arange(part.head_dim, device=device).repeat(part.heads)
     group = head // each
     rows: Gate | None = None
     if gates.scores is not None:
         width = part.head_dim // (1 + part.rotary)
         index = group * width + dimension % width
         if part.is_fused:  # behind the queries come keys and values, which have no gates here
-            index = torch.cat([index, torch.full((2 * size,), -1)])
+            index = torch.cat([index, index.new_full((2 * size,), -1)])
         rows = DerivedGate([(gates.scores, index)])
     cols: Gate | None = None
     if gates.values is not None and gates.heads is not None:

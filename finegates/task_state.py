@@ -106,7 +106,7 @@ def load_task(model: nn.Module, path: str | Path) -> None:
     if metadata.get("tensors") != _digest(found):
         raise TaskStateError(f"{path}: is damaged: its tensors are not those that were saved")
     own, gates = task_state(model), _gates(model)
-    hardness = {name: torch.zeros(()) for name in gates}
+    hardness = {name: torch.zeros((), dtype=torch.float64, device="cpu") for name in gates}
     if metadata["format"] == FORMAT:
         hardness = {name: found.pop(name) for name in sorted(gates.keys() & found.keys())}
     differing = sorted(set(own) ^ set(found)) or [

@@ -27,7 +27,8 @@ def scatter_zeros(model: nn.Module, kept: float, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for path in adapter_for(inner).gated(inner):
         weight = find_linear(inner.get_submodule(path)).get_parameter("weight")
-        weight.mul_(torch.rand(weight.shape, generator=generator) < kept)
+        drawn = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+        weight.mul_((drawn < kept).to(weight.device))
     return model
 
 

@@ -11,7 +11,7 @@ import ast
 import fnmatch
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
 
 from torch import nn
@@ -48,7 +48,8 @@ def weight_reader(model: nn.Module, name: str) -> tuple[nn.Module, bool] | None:
     for depth in range(len(parts)):
         outer = model.get_submodule(".".join(parts[:depth]))
         inside = ".".join(parts[depth:])
-        read, called = _uses(type(outer))
+        kind: Hashable = type(outer)
+        read, called = _uses(kind)
         if any(fnmatch.fnmatchcase(inside, path) for path in read):
             return outer, not any(fnmatch.fnmatchcase(inside, path) for path in called)
     return None
@@ -135,8 +136,8 @@ class _Reader:
             return None if outer is None else f"{outer}.{node.attr}".lstrip(".")
         if isinstance(node, ast.Subscript):
             outer = self._path(node.value)
-            constant = node.slice.value if isinstance(node.slice, ast.Constant) else "*"
-            return f"{outer}.{constant}" if outer else None
+            index = str(node.slice.value) if isinstance(node.slice, ast.Constant) else "*"
+            return f"{outer}.{index}" if outer else None
         return None
 
     def _is_harmless(self, node: ast.expr) -> bool:

@@ -65,7 +65,9 @@ class NarrowAttention(nn.Module):
             setattr(self, name, None)  # no buffer: tools that move buffers expect tensors
             return
         device = next(beside.parameters()).device
-        index = torch.tensor(values, device="cpu" if device.type == "meta" else device)
+        index = torch.tensor(
+            values, dtype=torch.int64, device="cpu" if device.type == "meta" else device
+        )
         self.register_buffer(name, index, persistent=False)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

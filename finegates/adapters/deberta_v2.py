@@ -74,4 +74,4 @@ class DebertaV2Adapter(LayerStackAdapter):
 
 
 def _float32(value: float) -> float:
-    return float(torch.tensor(value, dtype=torch.float32))
+    return float(torch.tensor(value, dtype=torch.float32, device="cpu"))

@@ -116,12 +116,15 @@ def calibrate(
         onednn: try oneDNN's product in float32, too; otherwise torch's default is taken always.
     """
     half = width // 2
-    x, weight = torch.randn(tokens, width, dtype=dtype), torch.randn(width, width, dtype=dtype)
-    kept = torch.arange(0, width, 2)[:half]
-    slots = torch.full((width,), half).index_copy_(0, kept, torch.arange(half))
+    here: dict[str, Any] = {"dtype": dtype, "device": "cpu"}
+    x, weight = torch.randn(tokens, width, **here), torch.randn(width, width, **here)
+    kept = torch.arange(0, width, 2, device="cpu")[:half]
+    slots = torch.full((width,), half, dtype=torch.int64, device="cpu").index_copy_(
+        0, kept, torch.arange(half, device="cpu")
+    )
     with torch.inference_mode():
         y = x[:, :half].contiguous()
-        room = torch.zeros(tokens, half + 1, dtype=dtype)
+        room = torch.zeros(tokens, half + 1, **here)
         product = _median(lambda: torch.nn.functional.linear(x, weight), repeats)
         onednn_from = None
         if onednn and dtype == torch.float32 and has_onednn():
@@ -147,7 +150,7 @@ def _head_multiple(tokens: int, repeats: int, dtype: torch.dtype) -> int:
 
     def attend(width: int) -> float:
         shape = (max(tokens // length, 1), length, heads, width)
-        q, k, v = (torch.randn(shape, dtype=dtype).transpose(1, 2) for _ in range(3))
+        q, k, v = (torch.randn(shape, dtype=dtype, device="cpu").transpose(1, 2) for _ in range(3))
         attention = torch.nn.functional.scaled_dot_product_attention
         return _median(lambda: attention(q, k, v), repeats)
 

@@ -190,7 +190,9 @@ class Draft:
         """All rows and columns kept."""
         columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)
         return cls(
-            path, torch.ones(outputs, dtype=torch.bool), torch.ones(columns, dtype=torch.bool)
+            path,
+            torch.ones(outputs, dtype=torch.bool, device="cpu"),
+            torch.ones(columns, dtype=torch.bool, device="cpu"),
         )
 
     @classmethod

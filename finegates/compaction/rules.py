@@ -203,7 +203,7 @@ def _same_input(part: Attention, own: dict[str, Draft], layers: dict[str, nn.Mod
 def _slots(used: Tensor, width: int, packed: bool, rotary: bool) -> Tensor:
     """For every dimension, where it lies in its head of the new width; (kv_heads, head_dim)."""
     if not packed:
-        return torch.arange(used.shape[-1]).expand(used.shape)
+        return torch.arange(used.shape[-1], device=used.device).expand(used.shape)
     if not rotary:
         return used.cumsum(-1) - 1
     first = used[:, : used.shape[-1] // 2].cumsum(-1) - 1

@@ -199,12 +199,12 @@ def _sizes(values: dict[str, Any]) -> HeadSizes:
 def _empty_layer(sizes: dict[str, Any]) -> CompactLinear:
     kept_out, kept_in = sizes["kept_out"], sizes["kept_in"]
     return CompactLinear(
-        torch.empty(kept_out, kept_in),
-        torch.empty(kept_out) if sizes["bias"] else None,
+        torch.empty(kept_out, kept_in, dtype=torch.float32, device="meta"),
+        torch.empty(kept_out, dtype=torch.float32, device="meta") if sizes["bias"] else None,
         in_features=sizes["in_features"],
         out_features=sizes["out_features"],
-        cols=torch.empty(kept_in, dtype=torch.int64) if sizes["gather"] else None,
-        rows=torch.empty(kept_out, dtype=torch.int64) if sizes["scatter"] else None,
+        cols=torch.empty(kept_in, dtype=torch.int64, device="meta") if sizes["gather"] else None,
+        rows=torch.empty(kept_out, dtype=torch.int64, device="meta") if sizes["scatter"] else None,
         dense_shape=(sizes["dense_shape"][0], sizes["dense_shape"][1]),
     )
 

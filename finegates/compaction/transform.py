@@ -272,8 +272,8 @@ def _merge(layer: nn.Module) -> nn.Module:
     if not isinstance(find_linear(layer), nn.Linear):
         return CompactLinear(weight, bias)
     outputs, columns = weight.shape
-    with torch.device("meta"):  # no memory, no random start: both are replaced at once
-        plain = nn.Linear(columns, outputs, bias=bias is not None)
+    # No memory, no random start: both are replaced at once.
+    plain = nn.Linear(columns, outputs, bias=bias is not None, device="meta", dtype=weight.dtype)
     plain.weight = nn.Parameter(weight)
     plain.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
     return plain
