@@ -11,7 +11,7 @@ import ast
 import fnmatch
 import inspect
 import textwrap
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from functools import cache
 
 from torch import nn
@@ -48,8 +48,7 @@ def weight_reader(model: nn.Module, name: str) -> tuple[nn.Module, bool] | None:
     for depth in range(len(parts)):
         outer = model.get_submodule(".".join(parts[:depth]))
         inside = ".".join(parts[depth:])
-        kind: Hashable = type(outer)
-        read, called = _uses(kind)
+        read, called = _uses(type(outer))  # type: ignore[arg-type]
         if any(fnmatch.fnmatchcase(inside, path) for path in read):
             return outer, not any(fnmatch.fnmatchcase(inside, path) for path in called)
     return None
