@@ -57,7 +57,7 @@ def count_items(batch: Batch, *, shifted: bool) -> Tensor:
         if shifted and labels.ndim > 1 and "shift_labels" not in batch:
             labels = labels[..., 1:]
         if labels.is_floating_point():
-            items = torch.full((), labels.numel(), device=labels.device)
+            items = torch.full((), labels.numel(), dtype=torch.int64, device=labels.device)
         else:
             items = labels.ne(IGNORED).sum()
     else:
@@ -66,7 +66,7 @@ def count_items(batch: Batch, *, shifted: bool) -> Tensor:
         if isinstance(ids, Tensor) and all(isinstance(place, Tensor) for place in positions):
             items = sum((place < ids.shape[1]).sum() for place in positions)  # type: ignore
         else:
-            items = torch.full((), rows, device=_device(batch))
+            items = torch.full((), rows, dtype=torch.int64, device=_device(batch))
     return torch.stack([items, torch.full_like(items, rows)])
 
 

@@ -58,8 +58,7 @@ def uniform(model: nn.Module) -> nn.Module:
 
     Raises:
         NotUniformError: a layer needs a bias that the architecture does not have, or the output
-            layer a weight besides the embeddings' that the architecture cannot give it, or heads
-            were of several widths from the start.
+            layer a weight besides the embeddings' that the architecture cannot give it.
         ValueError: the model has gates or unmerged adapters, or its architecture has no adapter,
             or the configuration describes a weight that the model does not have, or a module
             computes by another setting than the configuration gives it.
@@ -162,12 +161,8 @@ def _stock_config(
     feeds = [block.feed_forward for block in blocks if block.feed_forward is not None]
     width = max(_width(model, feed) for feed in feeds)
     setattr(config, keys["intermediate"], max(1, width))
-    parts = [part for block in blocks for part in block.attentions]
-    _check_one_width(parts)
-    # As many heads as the configuration names, of which a layer that was pruned may have fewer.
-    heads: int = config.num_attention_heads
-    kv_heads: int = getattr(config, keys.get("kv_heads", ""), heads)
-    layout = _Layout(None, heads, kv_heads, parts[0].head_dim)
+    first = next(part for block in blocks for part in block.attentions)
+    layout = _Layout(None, first.heads, first.kv_heads, first.head_dim)
     if "width" in keys:
         layout.width = max(each.width for each in sizes.values())
         setattr(config, keys["width"], layout.width)
@@ -175,39 +170,28 @@ def _stock_config(
         each = max(max(_counts(found)) for found in sizes.values())
         groups = max(len(found.kv_heads) for found in sizes.values())
         # Without it the width would follow from the number of heads.
-        config.head_dim = layout.width
-        layout = _head_layout(config, keys, layout, (each, groups))
+        config.head_dim = first.head_dim
+        layout = _head_layout(config, keys, first, (each, groups))
     return config, layout
 
 
-def _check_one_width(parts: list[Attention]) -> None:
-    """Raises NotUniformError unless all heads were of one width before any became narrower."""
-    for part in parts:
-        if part.projected is not None or part.head_dim != parts[0].head_dim:
-            raise NotUniformError(
-                f"{part.path} has other heads than the configuration can say: they are not of one "
-                "width in all layers; keep the model as finegates.save writes it, or as a state "
-                "dict"
-            )
-
-
 def _head_layout(
-    config: Any, keys: dict[str, str], dense: _Layout, least: tuple[int, int]
+    config: Any, keys: dict[str, str], part: Attention, least: tuple[int, int]
 ) -> _Layout:
     """Sets the fewest heads that the configuration admits: Llama's has to divide the hidden size.
 
     Args:
         config: is changed.
         keys: of the numbers of heads in it.
-        dense: of the dense model, whose numbers are admitted.
+        part: an attention of the dense model, whose numbers are admitted.
         least: query heads of a group, and groups, that some layer needs.
     """
     each, groups = (
-        range(needed, most + 1)
-        for needed, most in zip(least, (dense.heads // dense.kv_heads, dense.kv_heads), strict=True)
+        range(needed, dense + 1)
+        for needed, dense in zip(least, (part.heads // part.kv_heads, part.kv_heads), strict=True)
     )
     for heads in sorted(itertools.product(each, groups), key=math.prod):
-        layout = _Layout(heads[0], math.prod(heads), heads[1], dense.width)
+        layout = _Layout(heads[0], math.prod(heads), heads[1], part.head_dim)
         setattr(config, keys["heads"], layout.heads)
         setattr(config, keys["kv_heads"], layout.kv_heads)
         if _is_valid(config):

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finegates.adapters import unwrap
+from finegates.arguments import check_model
 from finegates.files import parse_json, whole_file
 from finegates.gates import HARDNESS, StochasticGate
 
@@ -94,6 +95,7 @@ def load_task(model: nn.Module, path: str | Path) -> None:
         TaskStateError: no such file, a damaged one, one of another format or encoder, or tensors of
             other names or shapes. The model is then as it was.
     """
+    check_model(model)
     path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -77,7 +77,7 @@ def activation_at_zero(phi: Any) -> float | None:
     """phi(0), or None where it depends on parameters or is not known."""
     if phi is None or (isinstance(phi, nn.Module) and next(phi.parameters(), None) is not None):
         return None
-    return float(phi(torch.zeros(1, dtype=torch.float64)))
+    return float(phi(torch.zeros(1, dtype=torch.float64, device="cpu")))
 
 
 @functools.cache

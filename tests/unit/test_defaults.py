@@ -137,9 +137,9 @@ def test_calibration_measures_the_cpu_whatever_the_default_device_is():
 # What torch makes tensors with; those of whole numbers have no default precision.
 _FLOATING = {
     "empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand", "randn", "tensor",
-    "zeros", "as_tensor", "scalar_tensor",
+    "zeros", "scalar_tensor",
 }  # fmt: skip
-_WHOLE = {"arange", "randint", "randperm"}
+_WHOLE = {"arange", "as_tensor", "randint", "randperm"}
 _MODULES = {"Linear", "Embedding", "LayerNorm"}
 # Parts of the workflow, which set what they need for a process of their own.
 _WORKFLOW = (
