@@ -1,5 +1,6 @@
 """A student follows its teacher's logits as far as it is asked to."""
 
+import copy
 import math
 
 import pytest
@@ -9,9 +10,18 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import TrainingArguments
 
-from finegates.distillation import Distillation, with_teacher
+from finegates.distillation import Distillation, logits_of, with_teacher
 from finegates.train import GateTrainer
 from strategies import gaussians
+from tiny import ARCHITECTURES
+from tolerance import gamma
+from training_rows import collate, expected, mean_loss, model_for, rows_for, trained
+
+OTHERS = set(ARCHITECTURES) - {"bert", "deberta-v2"}
+
+
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
 @given(st.integers(1, 5).flatmap(lambda n: gaussians((4, n), torch.float64)), st.floats(0.5, 8))
@@ -94,3 +104,100 @@ def test_logits_must_fit_rows_and_task():
         with_teacher([{}], torch.full((1, 2), math.nan))
     with pytest.raises(ValueError, match="another task"):
         Distillation().distance(torch.zeros(2, 2), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["regression", "three classes", "many labels"])
+@pytest.mark.parametrize(
+    "architecture", ["bert", "deberta-v2", *(slow(name) for name in sorted(OTHERS))]
+)
+def test_a_teacher_of_any_kind_weighs_the_same_however_a_batch_is_cut(kind, architecture, tmp_path):
+    model, rows = model_for(kind, architecture, penalty_weight=2.0), rows_for(kind, 16)
+    outputs = 1 if kind == "regression" else 3
+    teacher = torch.randn(16, outputs, generator=torch.Generator().manual_seed(1))
+    distillation = Distillation(weight=0.3)
+
+    def task(found, batch):
+        logits = found["logits"].reshape(16, outputs).float()
+        if kind == "regression":
+            far = (logits - teacher).square().mean()
+        elif kind == "many labels":
+            p, q = (teacher / 2).sigmoid(), (logits / 2).sigmoid()
+            far = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+        else:
+            p, q = (teacher / 2).softmax(-1), (logits / 2).softmax(-1)
+            far = 4 * (p * (p / q).log()).sum(-1).mean()
+        return 0.7 * mean_loss(kind, found, batch) + 0.3 * far
+
+    wanted, *_ = expected(model, collate(rows), task, 2.0)
+    for cut in ((16, 1), (8, 2), (4, 4)):
+        (found,), _ = trained(
+            copy.deepcopy(model),
+            with_teacher(rows, teacher),
+            tmp_path,
+            *cut,
+            distillation=distillation,
+        )
+        scale = max(float(value.abs().max()) for value in wanted.values())
+        worst = max(float((found[n] - value).abs().max()) for n, value in wanted.items())
+        assert worst <= gamma(1 << 10, torch.float32) * scale
+
+
+def test_a_row_of_one_output_may_lack_its_dimension():
+    distance = Distillation().distance
+    flat, column = torch.tensor([1.0, 3.0]), torch.tensor([[0.0], [1.0]])
+    assert float(distance(flat, column)) == float(distance(column, flat)) == 2.5
+    assert float(distance(torch.tensor(2.0), torch.tensor([[0.0]]))) == 4.0  # a batch of one
+    rows = with_teacher([{}, {}], flat)
+    assert [row["teacher_logits"] for row in rows] == [1.0, 3.0]
+
+
+def test_outputs_of_several_numbers_are_what_their_configuration_says():
+    distance = Distillation().distance
+    logits, teacher = torch.zeros(1, 2), torch.tensor([[2.0, 0.0]])
+    assert float(distance(logits, teacher, "regression")) == 2.0
+    p = 1 / (1 + math.exp(-1.0))
+    expected = 4 * (p * math.log(p / 0.5) + (1 - p) * math.log((1 - p) / 0.5)) / 2
+    found = distance(logits, teacher, "multi_label_classification")
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(distance(teacher, teacher, "multi_label_classification")) == 0.0
+
+
+def test_logits_of_tokens_are_refused():
+    tokens = torch.zeros(2, 7, 3)
+    with pytest.raises(ValueError, match=r"\(2, 7, 3\).*one vector of outputs for each row"):
+        Distillation().distance(tokens, tokens)
+    with pytest.raises(ValueError, match=r"\(2, 7, 3\).*one vector for each row"):
+        with_teacher([{}, {}], tokens)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_logits_are_found_in_tuples_and_missing_ones_are_named(labels):
+    loss, logits = torch.tensor(1.0), torch.zeros(2, 3)
+    outputs = (loss, logits) if labels else (logits,)
+    assert logits_of(outputs, behind_loss=labels) is logits
+    assert logits_of({"loss": loss, "logits": logits}, behind_loss=labels) is logits
+    with pytest.raises(ValueError, match="only loss, start_logits"):
+        logits_of({"loss": loss, "start_logits": logits}, behind_loss=labels)
+    with pytest.raises(ValueError, match="a tuple of 1"):
+        logits_of((loss,), behind_loss=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_model_that_returns_tuples_has_the_same_gradient(tmp_path, smoothing):
+    rows = with_teacher(rows_for("three classes", 8), torch.eye(3)[torch.arange(8) % 3])
+    found = []
+    for names in (True, False):
+        model = model_for("three classes", "bert")
+        model.config.return_dict = names
+        assert isinstance(model(torch.ones(1, 4, dtype=torch.int64)), tuple) != names
+        (gradient,), _ = trained(
+            model,
+            rows,
+            tmp_path,
+            4,
+            2,
+            distillation=Distillation(),
+            arguments={"label_smoothing_factor": smoothing},
+        )
+        found.append(gradient)
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

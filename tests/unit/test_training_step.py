@@ -8,11 +8,14 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from finegates.attachment import detach
+from finegates.micro_batches import StepCut, count_items, shifts_labels
 from finegates.train import GateTrainer, NonFiniteLossError
 from finegates.training_step import WeighedStep
 from tolerance import gamma
@@ -289,3 +292,33 @@ def test_the_loss_is_looked_at_once_a_step_and_before_any_weight_moves(tmp_path,
         )
     assert len(seen) == 1
     assert all(torch.equal(p, seen[0][n]) for n, p in model.named_parameters())
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_the_weights_of_all_micro_batches_add_up_to_one(items):
+    """``items[p][m]`` are the labels of a micro-batch of a process; gradients are averaged."""
+    counts = torch.tensor([[[labels, 2] for labels in process] for process in items])
+    cut = StepCut(3, counts.sum((0, 1)), len(items))
+    weights = [cut.weights(one, torch.float64) for process in counts for one in process]
+    of_items, of_rows = (sum(one) / len(items) for one in zip(*weights, strict=True))
+    assert of_rows.item() == pytest.approx(1.0)
+    assert of_items.item() == pytest.approx(1.0) or not counts[..., 0].any()
+    assert sum(cut.even_share for _ in range(3)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("head", "architecture"), COMBINATIONS)
+def test_labels_are_those_that_the_loss_of_the_model_counts(head, architecture):
+    batch = collate(rows_for(head, 5))
+    items, rows = count_items(batch, shifted=shifts_labels(model_for(head, architecture))).tolist()
+    assert rows == 5
+    if head == "causal":
+        assert items == int((batch["labels"][:, 1:] != -100).sum())
+    elif head == "question":
+        places = (batch["start_positions"], batch["end_positions"])
+        assert items == sum(int((place < 7).sum()) for place in places)
+    elif head == "many labels":
+        assert items == 15
+    elif head in ("tokens", "masked", "seq2seq"):
+        assert items == int((batch["labels"] != -100).sum())
+    else:
+        assert items == 5
