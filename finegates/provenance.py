@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,8 +20,15 @@ from finegates.files import write_text
 ROOT = Path(__file__).resolve().parent.parent
 
 MEMORY = ".snakemake/finegates/syntax.json"
-"""Where the findings are kept, relative to the root: [digest, imported names] by digest of the
-content and of the Python that read it. A missing or damaged file is written anew."""
+"""Where the findings are kept, relative to the root: [digest, imported names, names for type
+checkers] by digest of the content and of the Python that read it. A missing or damaged file is
+written again."""
+
+_FORMAT = b"2"
+
+_FOR_TYPES = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+_Findings = tuple[str, list[str], list[str]]
 
 _MOST = 1000  # findings in the file: several times as many as there are modules
 
@@ -28,7 +36,8 @@ _MOST = 1000  # findings in the file: several times as many as there are modules
 def code_digest(*files: str | Path) -> str:
     """Digest of Python files and of everything that they import from this repository.
 
-    Comments, docstrings and layout do not count: the digest is over syntax trees.
+    Comments, docstrings and layout do not count: the digest is over syntax trees. Imports for type
+    checkers alone (``if TYPE_CHECKING:``) do not run and do not count, either.
 
     Args:
         files: paths relative to the repository's root.
@@ -60,48 +69,87 @@ def code_digest(*files: str | Path) -> str:
 @cache
 def _analysed(path: Path) -> tuple[bytes, tuple[Path, ...]]:
     """Digest of a file's syntax tree without docstrings, and the repository files it imports."""
-    content = path.read_bytes()
-    key = hashlib.sha256(sys.version.encode() + b"\0" + content).hexdigest()
-    known = _remembered(ROOT)
-    if key not in known:
-        known[key] = _parsed(content, path)
-    digest, names = known[key]
-    found = {file for name in names for file in _module_files(name)}
+    digest, names, _ = _findings(path)
+    found = {file for name in names for file in (*_module_files(name), *_lazy_files(name))}
     return bytes.fromhex(digest), tuple(sorted(found - {path}))
 
 
-def _parsed(content: bytes, path: Path) -> tuple[str, list[str]]:
-    """Digest of the syntax tree without docstrings, and the names of what is imported."""
+def _findings(path: Path) -> _Findings:
+    """As :func:`_parsed`, of a file that this or an earlier process may have parsed."""
+    content = path.read_bytes()
+    key = hashlib.sha256(_FORMAT + sys.version.encode() + b"\0" + content).hexdigest()
+    known = _remembered(ROOT)
+    if key not in known:
+        known[key] = _parsed(content, path)
+    return known[key]
+
+
+def _parsed(content: bytes, path: Path) -> _Findings:
+    """Digest of the syntax tree without docstrings and without what is for type checkers, the names
+    of what is imported, and those of what is imported for type checkers."""
     tree = ast.parse(content, filename=str(path))
-    names: set[str] = set()
+    typed: list[str] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _FOR_TYPES:
+            typed += _imported(node.body)
+            node.body = []
         elif isinstance(
             node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         ) and (ast.get_docstring(node, clean=False) is not None):
             del node.body[0]
-    ours = sorted(name for name in names if name.partition(".")[0] in ("finegates", "theory"))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), ours
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), _imported([tree]), typed
+
+
+def _imported(nodes: Sequence[ast.AST]) -> list[str]:
+    """The names of this repository that are imported at any depth; a package as a whole is named
+    with a star."""
+    names: set[str] = set()
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+            names.update(f"{alias.name}.*" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return sorted(name for name in names if name.partition(".")[0] in ("finegates", "theory"))
 
 
 @cache
-def _remembered(root: Path) -> dict[str, tuple[str, list[str]]]:
+def _lazy_files(name: str) -> frozenset[Path]:
+    """The files of what a package loads on first use, which it imports for type checkers.
+
+    Args:
+        name: of the package and of what is taken from it, or a star for all.
+    """
+    package, _, taken = name.rpartition(".")
+    home = ROOT.joinpath(*package.split("."), "__init__.py")
+    if not package or not home.is_file():
+        return frozenset()
+    if b"def __getattr__" not in home.read_bytes():
+        return frozenset()
+    typed = _findings(home)[2]
+    return frozenset(
+        file
+        for full in typed
+        if taken == "*" or full.rpartition(".")[2] == taken
+        for file in _module_files(full)
+    )
+
+
+@cache
+def _remembered(root: Path) -> dict[str, _Findings]:
     """What earlier processes found, to be added to; empty if there is nothing to be read."""
     try:
         stored = json.loads((root / MEMORY).read_text(encoding="utf-8"))
         return {
-            str(key): (bytes.fromhex(digest).hex(), [str(name) for name in names])
-            for key, (digest, names) in stored.items()
+            str(key): (bytes.fromhex(digest).hex(), [*map(str, names)], [*map(str, typed)])
+            for key, (digest, names, typed) in stored.items()
         }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _remember(root: Path, known: dict[str, tuple[str, list[str]]]) -> None:
+def _remember(root: Path, known: dict[str, _Findings]) -> None:
     newest = dict(list(known.items())[-_MOST:])
     try:
         (root / MEMORY).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,10 @@
 """The code digest: it changes with what runs, and only with that."""
 
+import ast
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +24,8 @@ def tree(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
 
     def digest():
-        for cached in (provenance._analysed, provenance._module_files, provenance._remembered):
-            cached.cache_clear()
+        for cached in ("_analysed", "_module_files", "_lazy_files", "_remembered"):
+            getattr(provenance, cached).cache_clear()
         return provenance.code_digest("script.py")
 
     return tmp_path, digest
@@ -48,6 +52,38 @@ def test_an_edit_to_a_module_that_is_not_imported_does_not_count(tree):
     before = digest()
     (root / "finegates" / "c.py").write_text("x = 2\n")
     assert digest() == before
+
+
+TYPED = """
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from finegates.c import x as x
+
+
+def __getattr__(name):
+    ...
+"""
+
+
+def test_what_is_imported_for_type_checkers_does_not_count(tree):
+    root, digest = tree
+    (root / "finegates" / "__init__.py").write_text(TYPED)
+    before = digest()
+    (root / "finegates" / "c.py").write_text("x = 2\n")
+    assert digest() == before
+    (root / "finegates" / "__init__.py").write_text(TYPED.replace("x as x", "x as x, y as y"))
+    assert digest() == before
+
+
+@pytest.mark.parametrize("use", ["from finegates import x", "import finegates"])
+def test_what_a_package_loads_on_first_use_counts_where_it_is_used(tree, use):
+    root, digest = tree
+    (root / "finegates" / "__init__.py").write_text(TYPED)
+    (root / "finegates" / "b.py").write_text(f"{use}\n")
+    before = digest()
+    (root / "finegates" / "c.py").write_text("x = 2\n")
+    assert digest() != before
 
 
 def test_a_file_is_parsed_once_by_all_processes_together(tree, monkeypatch):
@@ -118,3 +154,34 @@ def test_the_digest_of_a_real_script_covers_the_library_it_uses():
         "finegates/compaction/transform.py",
     } <= names
     assert "finegates/tables/glue.py" not in names
+    assert "finegates/onnx_export.py" not in names, "the package loads it on first use"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script", sorted((provenance.ROOT / "workflow" / "scripts").glob("*.py")), ids=lambda p: p.stem
+)
+def test_the_digest_of_a_script_covers_every_module_that_its_imports_load(script):
+    imports = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(script.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    told = (
+        "import json, sys; print(json.dumps([m.__file__ for m in [*sys.modules.values()] if "
+        "(m.__name__ or '').partition('.')[0] in ('finegates', 'theory')]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([*imports, told])],
+        cwd=provenance.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    covered, pending = set(), [script]
+    while pending:
+        path = pending.pop()
+        if path not in covered:
+            covered.add(path)
+            pending += provenance._analysed(path)[1]
+    assert {Path(file) for file in json.loads(done.stdout.splitlines()[-1])} <= covered
