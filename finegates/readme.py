@@ -7,7 +7,9 @@ A quoted file stands between ``<!-- begin PATH -->`` and ``<!-- end PATH -->``.
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from finegates.files import write_text
@@ -40,6 +42,13 @@ def quoted_files(text: str) -> list[str]:
     return [match["path"] for match in _QUOTE.finditer(text)]
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, which takes no arguments; returns the exit status."""
+    argparse.ArgumentParser(description="Bring quoted tables up to date.").parse_args(arguments)
     for name in QUOTING:
         write_text(ROOT / name, with_quotes((ROOT / name).read_text(encoding="utf-8"), ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -8,10 +8,12 @@ import shlex
 import tomllib
 from pathlib import Path
 
+from finegates.cli.program import parser
+from finegates.cli.suite import SUITE
 from finegates.config import CONFIG, ConfigError, configured_tier
 
 ROOT = Path(__file__).resolve().parents[1]
-STARTS = ("make", "snakemake", "python", "pip")
+STARTS = ("make", "snakemake", "python", "pip", "finegates")
 
 
 def commands(text: str) -> list[str]:
@@ -20,7 +22,7 @@ def commands(text: str) -> list[str]:
     fenced = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
     lines = [line.strip() for block in fenced for line in block.splitlines()] + inline
-    return [line for line in lines if line.split(" ")[0] in STARTS and line != "make"]
+    return [line for line in lines if line.split(" ")[0] in STARTS and line not in STARTS]
 
 
 def comments(text: str) -> str:
@@ -34,8 +36,8 @@ def fault(command: str) -> str | None:
     """What is wrong with a command, None if nothing is."""
     # A placeholder, or the rest of a sentence that a comment went on with.
     words = shlex.split(command.replace("...", "x"), comments=True)
-    check = {"make": _make, "snakemake": _snakemake, "python": _python, "pip": _pip}[words[0]]
-    return check(words[1:])
+    checks = {"make": _make, "snakemake": _snakemake, "python": _python, "pip": _pip}
+    return {**checks, "finegates": _finegates}[words[0]](words[1:])
 
 
 def _make(words: list[str]) -> str | None:
@@ -97,10 +99,26 @@ def _python(words: list[str]) -> str | None:
         return f"no module {words[1]}"
     is_own = Path(found.origin).is_relative_to(ROOT)
     is_program = "__main__" in Path(found.origin).read_text()
-    is_program = is_program or Path(found.origin).with_name("__main__.py").is_file()
+    is_package = found.submodule_search_locations is not None
+    is_program |= is_package and Path(found.origin).with_name("__main__.py").is_file()
     if is_own and not is_program:
         return f"{words[1]} is no program"
-    for word in words[2:]:
+    return _published(words[2:])
+
+
+def _finegates(words: list[str]) -> str | None:
+    if words[0] in SUITE:
+        return _published(words[1:])
+    try:
+        # `finegates shrink`, named in a text, need not have its options.
+        parser().parse_args(words if words[1:] else [*words, "--help"])
+    except SystemExit as end:
+        return "its options are wrong" if end.code else None
+    return None
+
+
+def _published(words: list[str]) -> str | None:
+    for word in words:
         if word.startswith("results/published") and not (ROOT / word).exists():
             return f"no {word}"
     return None

@@ -52,6 +52,9 @@ def test_every_command_that_a_document_names_exists(page):
         ("python -m finegates.gates", "is no program"),
         ("python -m finegates.compare results/published/lokal x", "no results/published/lokal"),
         ("pip install '.[workflows]'", "no extra workflows"),
+        ("finegates compare results/published/lokal x", "no results/published/lokal"),
+        ("finegates comprae a b", "its options are wrong"),
+        ("finegates shrink m --train a.csv --out b --goal 0.4", "its options are wrong"),
     ],
 )
 def test_a_command_that_does_not_exist_is_found(command, message):

@@ -1,9 +1,9 @@
 """No pickle anywhere: neither the code nor the files hold what could run as a program.
 
-One kind of file is an exception, for as long as a run on plain text is unfinished: the checkpoints
-of ``transformers.Trainer`` hold the optimizer's and the random numbers' state as ``torch.save``
-writes them. They are read with ``weights_only=True``, which runs nothing, and deleted with the last
-step.
+One kind of file is an exception, for as long as a run on plain text or of ``finegates shrink`` is
+unfinished: the checkpoints of ``transformers.Trainer`` hold the optimizer's and the random numbers'
+state as ``torch.save`` writes them. They are read with ``weights_only=True``, which runs nothing,
+and deleted with the last step.
 """
 
 from __future__ import annotations

@@ -1,0 +1,203 @@
+"""MODEL on the command line: what it names, and the model and tokenizer that are there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import finegates as fg
+from finegates.cli.failures import CommandError, message_of
+from finegates.cli.tables import file_digest
+
+STRUCTURE = "finegates.json"
+"""The file by which a folder of this library is known."""
+
+_DECIDING = (
+    *("config.json", STRUCTURE, "*.safetensors"),
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    "*.model",
+)
+
+
+def is_own(where: str) -> bool:
+    """Whether it is a folder of :func:`finegates.save` or of a checkpoint with gates."""
+    return (Path(where) / STRUCTURE).is_file()
+
+
+def load_model(where: str) -> nn.Module:
+    """The model as it was saved: dense, gated or compact, in float32 unless it is one of this
+    library's, on the CPU, in evaluation mode.
+
+    Args:
+        where: a folder, or a hub id. The class is the one that the configuration names, else the
+            model without a head.
+
+    Raises:
+        CommandError: there is no such model, or it cannot be loaded.
+        ValueError: a folder of this library is damaged.
+    """
+    if is_own(where):
+        return fg.load(where)
+    import torch
+    from transformers import AutoModel
+
+    loader = _named_class(_config(where)) or AutoModel
+    return _loaded(loader, where, dtype=torch.float32).eval()
+
+
+def load_classifier(where: str, labels: tuple[str, ...] | None) -> tuple[nn.Module, bool]:
+    """A model with a head for a task, float32, on the CPU.
+
+    Args:
+        where: a folder in Hugging Face layout, or a hub id.
+        labels: names of the classes; None for regression, which has one output.
+
+    Returns:
+        the model, and whether its head was there already, for as many outputs.
+
+    Raises:
+        CommandError: as :func:`load_model`, or there is a model of this library.
+    """
+    if is_own(where):
+        raise CommandError(
+            f"{where} is a model of finegates already, and shrinking starts from a dense one; give "
+            "the pretrained model, or compact a gated checkpoint with finegates compact"
+        )
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    settings: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if labels is not None:
+        settings = {
+            "num_labels": len(labels),
+            "problem_type": "single_label_classification",
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: code for code, name in enumerate(labels)},
+        }
+    _config(where)
+    model, report = _loaded(
+        AutoModelForSequenceClassification,
+        where,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **settings,
+    )
+    # The checkpoint's was that of another class; save_pretrained would set it to this one.
+    model.config.architectures = [type(model).__name__]
+    return model, not (report["missing_keys"] or report["mismatched_keys"])
+
+
+def load_tokenizer(where: str) -> Any:
+    """The tokenizer that is saved with a model.
+
+    Raises:
+        CommandError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = find_tokenizer(where)
+    if tokenizer is not None:
+        return tokenizer
+    if Path(where).is_dir():
+        raise CommandError(f"{where}: holds no tokenizer; save the model's there (save_pretrained)")
+    return _loaded(AutoTokenizer, where)
+
+
+def find_tokenizer(where: str) -> Any | None:
+    """The tokenizer in a folder, None if there is none.
+
+    Raises:
+        CommandError: its files cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((Path(where) / name).is_file() for name in ("tokenizer_config.json", "vocab.txt")):
+        return None
+    return _loaded(AutoTokenizer, where)
+
+
+def check_length(model: nn.Module, length: int) -> None:
+    """Raises CommandError if the model has fewer positions than a sequence is to have."""
+    most = positions(model)
+    if most is not None and length > most:
+        raise CommandError(
+            f"sequences of {length} tokens are longer than the {most} positions that "
+            f"{type(model).__name__} has; lower --max-length (--length) to {most} or less"
+        )
+
+
+def positions(model: nn.Module) -> int | None:
+    """The longest sequence that a model takes; None if its positions have no table."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(
+            module, nn.Embedding
+        ):
+            # RoBERTa counts positions from the padding's on.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - first
+    return None
+
+
+def digest(where: str, model: nn.Module) -> str:
+    """What tells one pretrained model with its tokenizer from another: the SHA-256 of the files
+    that decide what it computes, or the commit of a hub id."""
+    if not Path(where).is_dir():
+        return f"{where}@{getattr(model.config, '_commit_hash', None)}"
+    return digest_of_files(
+        sorted({file for name in _DECIDING for file in Path(where).glob(name) if file.is_file()})
+    )
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of files."""
+    lines = [f"{file_digest(file)}  {file.name}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _config(where: str) -> Any:
+    """The configuration of a folder or hub id, after a look at what kind of place it is."""
+    from transformers import AutoConfig
+
+    path = Path(where)
+    if path.is_file():
+        raise CommandError(f"{where} is a file; give the folder that holds the model")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise CommandError(
+            f"{where} holds neither config.json nor {STRUCTURE}; give a folder that "
+            "save_pretrained or finegates.save wrote"
+        )
+    if not path.is_dir() and (path.is_absolute() or where.startswith(".") or where.count("/") > 1):
+        raise CommandError(f"{where}: no such folder; check the path, or give a hub id")
+    return _loaded(AutoConfig, where)
+
+
+def _named_class(config: Any) -> Any | None:
+    """The class of transformers that a configuration names, if it is one of a model."""
+    import transformers
+
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    return None
+
+
+def _loaded(loader: Any, where: str, **settings: Any) -> Any:
+    """``loader.from_pretrained(where)``, with no code of the model's own run."""
+    if issubclass(loader, nn.Module) or hasattr(loader, "from_config"):  # others have no weights
+        settings["use_safetensors"] = True
+    try:
+        return loader.from_pretrained(where, trust_remote_code=False, **settings)
+    except Exception as error:  # any file may come as config.json
+        remedy = (
+            "check the folder; weights are read from .safetensors files only"
+            if Path(where).is_dir()
+            else "check the id and the network, or give a folder"
+        )
+        reason = message_of(error) or type(error).__name__
+        raise CommandError(f"{where}: cannot be loaded ({reason}); {remedy}") from error

@@ -1,0 +1,263 @@
+"""Fine-tuning with gates: the model with its gates, its training, its predictions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import (
+    DataCollatorWithPadding,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+import finegates as fg
+from finegates.adapters import unwrap
+from finegates.budget import planned_macs
+from finegates.cli.examples import Examples
+from finegates.cli.failures import CommandError
+from finegates.cli.resumption import SealedCheckpoints
+from finegates.seeds import derive_seed
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is shrunk.
+
+    Attributes:
+        target: the part of the MACs to remove, in (0, 1).
+        epochs: over the training rows.
+        batch_size: sequences of a step.
+        max_length: tokens beyond which a text is cut; also the length at which MACs are counted.
+        learning_rate: at the start, from which it falls evenly to zero.
+        gate_learning_rate: the same, of the gates.
+        seed: of the head, the gates, the order of the rows, dropout and noise.
+        lora: the rank of the LoRA adapters that are trained inside the gates; None: none.
+    """
+
+    target: float
+    epochs: int
+    batch_size: int
+    max_length: int
+    learning_rate: float
+    gate_learning_rate: float
+    seed: int
+    lora: int | None
+
+    def seed_of(self, what: str) -> int:
+        """The seed of one of the things that are drawn."""
+        return derive_seed("shrink", what, self.seed)
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of a training."""
+        return self.epochs * -(-rows // self.batch_size)
+
+
+def encode(tokenizer: Any, examples: Examples, max_length: int) -> list[Row]:
+    """Rows of token ids and label."""
+    texts = [examples.texts] if examples.pairs is None else [examples.texts, examples.pairs]
+    encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+    return [
+        {**{key: values[place] for key, values in encoded.items()}, "labels": label}
+        for place, label in enumerate(examples.labels)
+    ]
+
+
+def fit_tokenizer(tokenizer: Any, model: Any) -> None:
+    """Sees to it that both agree on the vocabulary and on the padding; changes both.
+
+    Raises:
+        CommandError: the tokenizer has more tokens than the model, or none to pad with.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > size:
+        raise CommandError(
+            f"the tokenizer has {len(tokenizer)} tokens, {type(model).__name__} embeddings of "
+            f"{size}; save the tokenizer that belongs to the model next to it"
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise CommandError(
+                "the tokenizer has no token to pad with; set tokenizer.pad_token and save it"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:  # decoders look for the last token that is not padding
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def with_gates(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Puts LoRA, if asked for, and gates on a model, in place; returns the same model."""
+    set_seed(recipe.seed_of("adapters"))
+    if recipe.lora is not None:
+        model = fg.add_lora(model, rank=recipe.lora)
+    config = fg.GateConfig(
+        preset="structured",
+        target=recipe.target,
+        sequence_length=recipe.max_length,
+        seed=recipe.seed_of("gates"),
+    )
+    # Without the wrapper of peft, whose checkpoints would hold the adapters and not the gates.
+    return unwrap(fg.attach(model, config))
+
+
+def train(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    checkpoint: Path | None,
+    every: int | None,
+    distillation: fg.Distillation | None,
+) -> nn.Module:
+    """Trains a model with gates to the end; afterwards it meets its budget.
+
+    Args:
+        model: with gates.
+        tokenizer: of the rows.
+        rows: of :func:`encode`, with a teacher's logits where there is one.
+        recipe: see there.
+        folder: gets the checkpoints.
+        checkpoint: to continue from; None from the start.
+        every: steps between checkpoints; None: one at the end of each epoch.
+        distillation: how much to follow the teacher.
+
+    Returns:
+        the same model, in evaluation mode.
+    """
+    seed = recipe.seed_of("training")
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="linear",
+        seed=seed,
+        data_seed=seed,
+        save_strategy="epoch" if every is None else "steps",
+        save_steps=500 if every is None else every,
+        # The last may be cut short by the kill that makes it needed.
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=10,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+        # Rows hold what the model reads, and at times a teacher's logits.
+        remove_unused_columns=False,
+    )
+    trainer = fg.GateTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        learning_rates={"gates": recipe.gate_learning_rate},
+        distillation=distillation,
+    )
+    for callback in trainer.callback_handler.callbacks.copy():
+        if type(callback).__name__ == "PrinterCallback":
+            trainer.remove_callback(callback)
+    trainer.add_callback(SealedCheckpoints())
+    trainer.add_callback(_Progress(recipe.max_length))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trained: nn.Module = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    return trained.eval()
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, tokenizer: Any, rows: Sequence[Row], batch_size: int) -> np.ndarray:
+    """Evaluation logits (rows, outputs), float32, in the rows' order."""
+    model.eval()
+    device = next(model.parameters()).device
+    # By length, so that batches hold little padding.
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
+    collected = []
+    for start in tqdm(
+        range(0, len(rows), batch_size), desc="evaluating", leave=False, disable=None
+    ):
+        places = order[start : start + batch_size]
+        inputs = collate(tokenizer, [rows[place] for place in places])
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        collected.append(model(**inputs).logits.float().cpu())
+    logits: np.ndarray = torch.cat(collected)[torch.tensor(order).argsort()].numpy()
+    return logits
+
+
+def collate(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch of rows, padded to the longest, without labels."""
+    plain = [{name: row[name] for name in row if name != "labels"} for row in rows]
+    batch: dict[str, torch.Tensor] = dict(DataCollatorWithPadding(tokenizer)(plain))
+    return batch
+
+
+class _Progress(TrainerCallback):
+    """Shows the loss and what the gates leave of the MACs: a bar over all steps at a terminal, a
+    line after each epoch elsewhere."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._dense = 1
+        self._bar: Any = None
+        self._shown: dict[str, str] = {}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._dense = fg.macs(model, 1, self._length).total
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training", disable=None
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._bar.update(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            kept = planned_macs(model, 1, self._length).total / self._dense
+            self._shown = {"loss": f"{logs['loss']:.3f}", "MACs left": f"{100 * kept:.0f} %"}
+            self._bar.set_postfix(self._shown)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar.disable:
+            shown = ", ".join(f"{name} {value}" for name, value in self._shown.items())
+            print(
+                f"epoch {state.epoch:.0f} of {state.num_train_epochs}: {shown}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._bar.close()

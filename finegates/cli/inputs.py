@@ -1,0 +1,53 @@
+"""Example inputs of a model: random tokens in batches of one shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finegates.cli.failures import CommandError
+
+
+def example_inputs(model: Any, names: list[str], batch: int, length: int) -> dict[str, Tensor]:
+    """Random token ids, each attended to, with whatever else the names ask for.
+
+    Args:
+        model: of transformers, with a vocabulary.
+        names: what its tokenizer gives (``model_input_names``).
+        batch: sequences.
+        length: tokens of each.
+
+    Returns:
+        by name, int64 (batch, length), on the CPU. A model that decodes what it encodes
+        gets ``decoder_input_ids`` as well, unless it classifies; a sequence then ends as it should.
+
+    Raises:
+        CommandError: the configuration has no vocabulary.
+    """
+    config = model.config
+    size = getattr(config, "vocab_size", None)
+    if not isinstance(size, int):
+        raise CommandError(
+            f"{type(model).__name__} reads no tokens: its configuration has no vocab_size"
+        )
+    generator = torch.Generator().manual_seed(0)
+    # The first ids are special in most vocabularies: the end of a sequence, its padding.
+    first = min(size - 1, 5)
+    ids = torch.randint(first, size, (batch, length), generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "token_type_ids" in names:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    if getattr(config, "is_encoder_decoder", False):
+        if type(model).__name__.endswith("SequenceClassification"):
+            ids[ids == config.eos_token_id] = first
+            ids[:, -1] = config.eos_token_id
+        else:
+            inputs["decoder_input_ids"] = ids.clone()
+    return inputs
+
+
+def input_names(tokenizer: Any | None) -> list[str]:
+    """What a tokenizer gives; the least that models read where there is none."""
+    return ["input_ids", "attention_mask"] if tokenizer is None else tokenizer.model_input_names

@@ -1,0 +1,142 @@
+"""``finegates plan``: what of a model could go, block by block, and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from finegates.cli import options
+from finegates.cli.layout import aligned
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from finegates import CostModel
+
+_TEXT = """\
+Say what a model costs and what of it could go; nothing is written. Of a dense model: what each
+block multiplies, the dimensions that gates would decide on, and what a target leaves. Of a model
+with gates: what compaction would remove, layer by layer, and why. Of a compact one: what is left.
+
+examples:
+  finegates plan MODEL --target 0.4
+  finegates plan out/checkpoint-400 --cost measured
+"""
+
+_DIMENSIONS = {
+    "heads": "heads",
+    "scores": "query-key",
+    "values": "value",
+    "hidden": "feed-forward",
+    "inputs": "read",
+    "memory": "read (encoder)",
+    "outputs": "written",
+}
+"""What the gates of a block decide on, in the order of the report."""
+
+
+def add(commands: options.Commands) -> None:
+    """Describes the command."""
+    parser = options.command(commands, "plan", "say what could go and what it costs", _TEXT)
+    options.add_model(parser)
+    parser.add_argument(
+        "--target", type=options.fraction, default=0.4, help="part of the MACs to remove (0.4)"
+    )
+    options.add_length(parser)
+    options.add_cost(parser)
+    options.add_threads(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does the work; see the module."""
+    options.use_threads(arguments)
+    import finegates as fg
+    from finegates.cli import checkpoints
+
+    cost = options.cost_model(arguments.cost)
+    model = checkpoints.load_model(arguments.model)
+    budget = fg.measure_budget(model)
+    print(f"{arguments.model}: {_counted(model, budget)}")
+    if fg.gated_layers(model):
+        print(_of_gated(model, arguments.length, cost))
+    elif budget.gated_weights:
+        print(_of_compact(model, arguments.length, budget))
+    else:
+        print(_of_dense(model, arguments, cost))
+    return 0
+
+
+def _counted(model: Any, budget: Any) -> str:
+    from finegates.cli.quantities import large
+
+    inside = budget.encoder_parameters
+    return f"{type(model).__name__}, {large(budget.all_parameters)} parameters" + (
+        "" if inside is None else f", {large(inside)} of them in its blocks"
+    )
+
+
+def _of_gated(model: nn.Module, length: int, cost: CostModel | None) -> str:
+    import finegates as fg
+    from finegates.budget import planned_macs
+    from finegates.cli.quantities import change
+
+    before, after = fg.macs(model, 1, length).total, planned_macs(model, 1, length).total
+    return (
+        f"MACs of a sequence of {length} tokens, once compact: {change(before, after)}\n\n"
+        f"{fg.plan_compaction(model, cost=cost)}\n\nfinegates compact carries it out"
+    )
+
+
+def _of_compact(model: nn.Module, length: int, budget: Any) -> str:
+    import finegates as fg
+    from finegates.cli.quantities import change, large
+
+    kept = budget.gated_weights - (budget.removed_weights or 0)
+    return (
+        f"compact already: {change(budget.gated_weights, kept)} weights in its compact layers\n"
+        f"MACs of a sequence of {length} tokens: {large(fg.macs(model, 1, length).total)}"
+    )
+
+
+def _of_dense(model: nn.Module, arguments: argparse.Namespace, cost: CostModel | None) -> str:
+    import finegates as fg
+    from finegates.cli.quantities import large
+
+    length: int = arguments.length
+    total = fg.macs(model, 1, length)
+    fg.attach(model, fg.GateConfig(preset="structured", sequence_length=length))
+    blocks = fg.plan_compaction(model, cost=cost).blocks
+    costs = [block.macs[0] * length + block.attention_macs[0] * length**2 for block in blocks]
+    rows = [("block", "MACs", "share", *(("us a token",) if cost else ()), "could go")]
+    for block, macs in zip(blocks, costs, strict=True):
+        time = () if block.seconds is None else (f"{1e6 * block.seconds:.1f}",)
+        share = f"{100 * macs / total.total:.1f} %"
+        rows.append((block.path, large(macs), share, *time, _closable(model, block.path)))
+    left = (1 - arguments.target) * total.total
+    return (
+        f"MACs of a sequence of {length} tokens: {large(total.total)} in {len(blocks)} blocks "
+        f"({large(total.linear)} in linear layers, {large(total.attention)} in attention)\n\n"
+        f"{aligned(rows, left=(0, len(rows[0]) - 1))}\n\n"
+        f"a target of {arguments.target:g} leaves {large(left)} MACs; which dimensions go is "
+        "learnt from your data:\n"
+        f"finegates shrink {arguments.model} --train FILE --target {arguments.target:g} --out DIR"
+    )
+
+
+def _closable(model: Any, path: str) -> str:
+    """The dimensions of a block that have gates, by what they are."""
+    counts: dict[str, int] = {}
+    for part in model.finegates_structure:
+        if not _is_below(part.part, path):
+            continue
+        for field in dataclasses.fields(part):
+            size = getattr(getattr(part, field.name), "size", None)
+            if isinstance(size, int) and field.name in _DIMENSIONS:
+                counts[field.name] = counts.get(field.name, 0) + size
+    return ", ".join(f"{counts[key]} {word}" for key, word in _DIMENSIONS.items() if key in counts)
+
+
+def _is_below(part: Any, path: str) -> bool:
+    return any(name.startswith(f"{path}.") for name in part.linears())

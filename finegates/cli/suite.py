@@ -1,0 +1,40 @@
+"""Commands that belong to the suite, which reproduces and audits the paper.
+
+The library does not import the suite: a command's function is looked up when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+
+from finegates.cli.failures import SUITE_EXTRA, lacks
+
+SUITE = {
+    "verify": ("finegates.verify:main", "check that results are as their jobs wrote them"),
+    "compare": ("finegates.compare:main", "set two trees of results against each other"),
+    "quote": ("finegates.readme:main", "bring the tables quoted in the README up to date"),
+    "scaling": ("finegates.scaling.__main__:main", "write what the paper tier costs"),
+}
+"""By command: the function that runs it, and what it does."""
+
+
+def run(command: str, words: Sequence[str]) -> int:
+    """Runs a command of the suite, which reads its own words.
+
+    Args:
+        command: of :data:`SUITE`.
+        words: what was written after it.
+
+    Returns:
+        its exit status.
+
+    Raises:
+        CommandError: a package that the suite needs is not installed.
+    """
+    module, _, name = SUITE[command][0].partition(":")
+    try:
+        function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise lacks(error, f"finegates {command}", SUITE_EXTRA) from error
+    return function(list(words))
