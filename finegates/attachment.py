@@ -257,6 +257,7 @@ def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
         TypeError: a layer is not linear-like, or quantised; nothing is changed.
     """
     inner = unwrap(model)
+    check_gateable(inner, sides)
     _place(inner, _gated(inner, sides))
     return model
 
@@ -390,8 +391,7 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Side
 
 
 def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear]:
-    """Layers with their gates by name; the model is not changed."""
-    check_gateable(inner, sides)
+    """Layers, which have been checked, with their gates by name; the model is not changed."""
     layers = {}
     for name, (rows, cols) in sides.items():
         base = inner.get_submodule(name)

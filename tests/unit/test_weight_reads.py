@@ -86,9 +86,9 @@ def bloom() -> nn.Module:
 )
 def test_a_layer_that_is_read_in_one_way_of_several_is_gated_with_a_warning(make, pattern):
     model = make()
-    with pytest.warns(UserWarning, match="reads the weight of this layer itself in some"):
+    with pytest.warns(UserWarning, match="reads the weight of this layer itself in some") as said:
         attach(model, GateConfig(preset="reference", modules=(pattern,)))
-    assert gated_layers(model)
+    assert len(said) == len(gated_layers(model)) > 0
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
