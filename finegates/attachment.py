@@ -35,6 +35,7 @@ from finegates.presets import (
     preset_named,
 )
 from finegates.seeds import derive_seed
+from finegates.stock_methods import adapt_stock_methods
 from finegates.structured import MacsPenalty, Sides, Structure, build_structure
 from finegates.tying import move_tied_keys, note_untied, untie
 
@@ -407,6 +408,7 @@ def _place(inner: nn.Module, layers: dict[str, GatedLinear]) -> None:
     for name, layer in layers.items():
         _replace(inner, name, layer)
         move_tied_keys(inner, name, f"{name}.base")
+    adapt_stock_methods()
 
 
 def _gate_maker(inner: nn.Module, config: GateConfig) -> Callable[..., StochasticGate]:

@@ -9,6 +9,7 @@ numbers of :class:`finegates.presets.GatePreset`; gates of our own have a traine
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,10 +33,12 @@ class Gate(nn.Module):
     Attributes:
         size: the number n of dimensions that it gates.
         clips_at_zero: whether no gradient passes where a gate is 0, so that none need be computed.
+        can_resize: whether :meth:`resize` works.
     """
 
     size: int
     clips_at_zero: bool = False
+    can_resize: bool = False
 
     def value(self) -> Tensor:
         """Evaluation gate, shape (n,), in [0, 1] but for a factor."""
@@ -57,6 +60,14 @@ class Gate(nn.Module):
         """The gates that it is made of: itself, unless it is derived from others."""
         yield self
 
+    def resize(self, size: int) -> None:
+        """Cuts the last dimensions off, or adds open ones, in place.
+
+        Raises:
+            NotImplementedError: the gate is made of others.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has the size of what it is made of")
+
     def closed(self) -> Tensor:
         """Boolean mask, shape (n,): the evaluation gate is exactly zero."""
         return self.value() == 0
@@ -68,6 +79,12 @@ class Gate(nn.Module):
     @override
     def extra_repr(self) -> str:
         return f"size={self.size}"
+
+
+def _resized(vector: Tensor, size: int, added: float) -> Tensor:
+    """The first entries of a vector, filled up to a size."""
+    more = vector.new_full((max(0, size - vector.numel()),), added)
+    return torch.cat([vector[:size], more])
 
 
 # An importance is a mean over about a hundred steps.
@@ -104,6 +121,7 @@ class StochasticGate(Gate):
     """
 
     clips_at_zero = True
+    can_resize = True
     scale: nn.Parameter | None
     importance: Tensor | None
 
@@ -139,6 +157,18 @@ class StochasticGate(Gate):
         """m, shape (n,): the mean of the unclipped gate."""
         mean = torch.tanh(self.latent) if self.preset.tanh else self.latent
         return mean + self.preset.shift if self.preset.shift else mean
+
+    @override
+    @torch.no_grad()
+    def resize(self, size: int) -> None:
+        target = 1.0 - self.preset.shift  # of the function of the latent, where the gate is open
+        latent = math.atanh(min(target, 0.99)) if self.preset.tanh else target
+        self.latent.data = _resized(self.latent.data, size, latent)
+        if self.scale is not None:
+            self.scale.data, self.scale.grad = _resized(self.scale.data, size, 1.0), None
+        if self.importance is not None:
+            self.importance = _resized(self.importance, size, 0.0)
+        self.latent.grad, self.size, self._drawn = None, size, None
 
     @override
     def value(self) -> Tensor:
@@ -321,6 +351,7 @@ class FixedGate(Gate):
         values: shape (n,), floating point, finite. Stored as a buffer, never trained.
     """
 
+    can_resize = True
     values: Tensor
 
     def __init__(self, values: Tensor) -> None:
@@ -334,6 +365,10 @@ class FixedGate(Gate):
             raise ValueError("fixed gates must be finite")
         self.size = values.numel()
         self.register_buffer("values", values.detach().clone())
+
+    @override
+    def resize(self, size: int) -> None:
+        self.values, self.size = _resized(self.values, size, 1.0), size
 
     @override
     def value(self) -> Tensor:

@@ -88,6 +88,16 @@ _LANGUAGE = {
     **dict.fromkeys(("bert", "roberta", "deberta-v2"), AutoModelForMaskedLM),
     **dict.fromkeys(("t5", "t5-gated"), AutoModelForSeq2SeqLM),
 }
+# The output layer of the architectures whose embeddings may be tied to it.
+OUTPUT_LAYERS = {
+    "bert": "cls.predictions.decoder",
+    "roberta": "lm_head.decoder",
+    "deberta-v2": "cls.predictions.decoder",
+    "llama": "lm_head",
+    "qwen3": "lm_head",
+    "gpt2": "lm_head",
+    "t5": "lm_head",
+}
 VARIANTS = ("classifier", "language", "base")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finegates.compaction.products import onednn_linear, runs_plainly, select_columns
-from finegates.stock_checkpoints import guard_stock_checkpoints
+from finegates.stock_methods import adapt_stock_methods
 
 # Products write whole vectors: into rows that begin at multiples of as many float32 numbers they
 # are up to a fifth faster than into rows of an odd size.
@@ -266,7 +266,7 @@ class CompactLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        guard_stock_checkpoints()  # a pickled model may be the first of its process
+        adapt_stock_methods()  # a pickled model may be the first of its process
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of every module, the product's weight and bias under this layer's own name."""

@@ -22,6 +22,7 @@ _FREE = frozenset(
         "training",
         "gradient_checkpointing",
         "name_or_path",
+        "vocab_size",
         "layer_idx",
         "warnings_issued",
         "all_tied_weights_keys",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from finegates.layers import gated_layers
+from finegates.stock_methods import adapt_stock_methods
 
 if TYPE_CHECKING:
     from finegates.compaction.cost import CostModel
@@ -126,4 +127,5 @@ def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
         for name, child in parent._modules.items():
             if child is not None:
                 parent._modules[name] = fast(child)
+    adapt_stock_methods()
     return fast(model)

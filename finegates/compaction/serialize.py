@@ -37,7 +37,7 @@ from finegates.files import parse_json
 from finegates.initialisation import mark_initialised
 from finegates.peft_targets import teach_peft
 from finegates.seals import content_digest, file_digest
-from finegates.stock_checkpoints import guard_stock_checkpoints
+from finegates.stock_methods import adapt_stock_methods
 from finegates.tying import forget_untied
 
 
@@ -163,7 +163,7 @@ def load(
     except ValueError as error:
         raise CompactFormatError(folder, str(error)) from error
     forget_untied(model)
-    guard_stock_checkpoints()
+    adapt_stock_methods()
     teach_peft()
     return mark_initialised(model).eval()
 

@@ -22,7 +22,7 @@ from finegates.layers import (
     unmergeable,
 )
 from finegates.peft_targets import teach_peft
-from finegates.stock_checkpoints import guard_stock_checkpoints
+from finegates.stock_methods import adapt_stock_methods
 from finegates.tying import move_tied_keys, note_untied
 from finegates.wrappers import check_undispatched, remove_autocast
 
@@ -128,7 +128,7 @@ def compact(
         for module in result.modules():
             if isinstance(module, CompactLinear):
                 module.onednn_from = cost.onednn_from
-    guard_stock_checkpoints()
+    adapt_stock_methods()
     teach_peft()
     return mark_initialised(result).eval()
 

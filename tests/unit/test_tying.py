@@ -15,16 +15,7 @@ from finegates.compaction import compact, load, save
 from finegates.stock import NotUniformError, uniform
 from finegates.tying import shares_embeddings
 
-# The output layer of the architectures whose embeddings may be tied to it.
-HEADS = {
-    "bert": "cls.predictions.decoder",
-    "roberta": "lm_head.decoder",
-    "deberta-v2": "cls.predictions.decoder",
-    "llama": "lm_head",
-    "qwen3": "lm_head",
-    "gpt2": "lm_head",
-    "t5": "lm_head",
-}
+HEADS = tiny.OUTPUT_LAYERS
 
 
 def tied_model(architecture: str) -> nn.Module:
