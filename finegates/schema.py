@@ -154,7 +154,7 @@ class Training(Section):
         eval_batch_size: examples of an evaluation batch; of the machine, it retrains nothing.
         max_length: tokens; longer texts are cut.
         schedule: of the learning rate.
-        weight_decay: of weights, head and low-rank factors, never of gates.
+        weight_decay: of what Trainer decays (not norms and biases), never of gates.
         precision: autocast to bfloat16, or not; parameters and optimizer state stay float32.
         group_by_length: make batches of texts of like length.
         epochs_by_task: other numbers of epochs, by task.

@@ -85,7 +85,7 @@ class CausalTraining(Section):
         warmup: steps over which the rate rises.
         beta1: AdamW's; the protocol has 0.
         beta2: AdamW's.
-        weight_decay: of weights, never of gates.
+        weight_decay: of what Trainer decays (not norms and biases), never of gates.
         max_gradient_norm: clip gradients at this norm; 0 does not.
         precision: autocast to bfloat16, or not; parameters and optimizer state stay float32.
         gradient_checkpointing: recompute activations in the backward pass.
