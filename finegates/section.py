@@ -53,3 +53,11 @@ def pinned(hub: str | None, revision: str | None) -> None:
         raise ValueError(f"hub entry {hub!r} needs a revision pinned as a 40-digit commit hash")
     if hub is None and revision is not None:
         raise ValueError("revision belongs to a hub entry only")
+
+
+def source_kind(source: Section) -> str:
+    """Which of a section's sources is given, such as ``path``: what a record calls it."""
+    for kind in ("generated", "pretraining", "dense", "path", "package", "hub"):
+        if getattr(source, kind, None) is not None:
+            return kind
+    raise AssertionError("validated configurations have a source")

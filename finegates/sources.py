@@ -10,7 +10,7 @@ from finegates.pretrained import ModelError as ModelError
 from finegates.pretrained import load_pretrained
 from finegates.schema import Tier
 from finegates.seals import file_digest
-from finegates.section import Section
+from finegates.section import source_kind
 from finegates.tasks.glue import (
     DataError,
     describe_split,
@@ -239,11 +239,3 @@ def _from_source(tier: Tier, auto_class: Any, **settings: Any) -> Any:
     return load_pretrained(
         auto_class, str(where), tier.model.name, from_hub=folder is None, **settings
     )
-
-
-def source_kind(source: Section) -> str:
-    """Which of a section's sources is given, such as ``path``: what a record calls it."""
-    for kind in ("generated", "pretraining", "dense", "path", "package", "hub"):
-        if getattr(source, kind, None) is not None:
-            return kind
-    raise AssertionError("validated configurations have a source")

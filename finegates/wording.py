@@ -15,7 +15,7 @@ from finegates.causal.schema import CausalModel, TextSource
 from finegates.causal.study import Run, study, title_of
 from finegates.record import Record
 from finegates.schema import DataSource, ModelSource, Tier
-from finegates.sources import source_kind
+from finegates.section import source_kind
 
 Words = dict[str, Any]
 

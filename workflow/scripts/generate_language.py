@@ -9,11 +9,10 @@ with running(job):
     import pyarrow.parquet as pq
 
     from finegates.files import whole_file
-    from finegates.sources import SPLITS
     from finegates.tasks.language import generate_task
 
     settings = job.params.settings
-    for split, path in zip(SPLITS, map(Path, job.output.tables), strict=True):
+    for split, path in zip(("train", "validation"), map(Path, job.output.tables), strict=True):
         rows = settings[f"{split}_rows"]
         table = generate_task(job.wildcards.task, split, rows, settings["seed"])
         with whole_file(path) as aside:
