@@ -65,6 +65,21 @@ class Recipe:
         return self.epochs * -(-rows // self.batch_size)
 
 
+def device() -> torch.device:
+    """Where a model is trained and evaluated: the one GPU, or the CPU.
+
+    Raises:
+        CommandError: several GPUs are visible. The trainer would cut each batch between copies of
+            the model, whose gates would not be the same.
+    """
+    count = torch.cuda.device_count()
+    if count > 1:
+        raise CommandError(
+            f"{count} GPUs are visible, and one is used; set CUDA_VISIBLE_DEVICES to its number"
+        )
+    return torch.device("cuda" if count else "cpu")
+
+
 def encode(tokenizer: Any, examples: Examples, max_length: int) -> list[Row]:
     """Rows of token ids and label."""
     texts = [examples.texts] if examples.pairs is None else [examples.texts, examples.pairs]
@@ -153,6 +168,7 @@ def train(
         save_total_limit=2,
         logging_strategy="steps",
         logging_steps=10,
+        use_cpu=device().type == "cpu",
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -163,7 +163,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
     import finegates as fg
     from finegates.adapters import adapter_for
     from finegates.cli import checkpoints
-    from finegates.cli.fine_tuning import Recipe, fit_tokenizer
+    from finegates.cli.fine_tuning import Recipe, device, fit_tokenizer
     from finegates.cli.task_data import read_task_data
 
     recipe = Recipe(
@@ -176,6 +176,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         seed=arguments.seed,
         lora=arguments.lora,
     )
+    device()  # refuses several, before the data are read
     data = read_task_data(arguments)
     set_seed(recipe.seed_of("head"))
     model, has_head = checkpoints.load_classifier(arguments.model, data.labels.names)
@@ -246,7 +247,7 @@ def _make(
     held_out = fine_tuning.encode(tokenizer, data.held_out, recipe.max_length)
     scores = outcome.Scores(tokenizer, held_out, data, recipe.batch_size)
     if started.has_head:
-        scores.add("dense", model)
+        scores.add("dense", model.to(fine_tuning.device()))
     distillation = None
     if arguments.distill is not None:
         rows = _with_teacher(arguments.distill, rows, started)
@@ -276,6 +277,7 @@ def _with_teacher(where: str, rows: list[dict[str, Any]], started: _Prepared) ->
 
     recipe, examples = started.recipe, started.data.train
     teacher, _ = checkpoints.load_classifier(where, started.data.labels.names)
+    teacher = teacher.to(fine_tuning.device())
     tokenizer = checkpoints.load_tokenizer(where)
     fine_tuning.fit_tokenizer(tokenizer, teacher)
     own = fine_tuning.encode(tokenizer, examples, recipe.max_length)

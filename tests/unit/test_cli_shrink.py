@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -13,7 +15,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import finegates as fg
 from cli_models import WIDE, WORDS, checkpoint, reviews, write_csv, write_json_lines
 from finegates.cli import main, outcome, resumption
+from finegates.cli.fine_tuning import Recipe, with_gates
 from finegates.compaction import CompactLinear
+from tiny import scatter_gates, tiny_model
 
 LENGTH = 8
 QUICK = ["--epochs", "3", "--batch-size", "8", "--max-length", str(LENGTH)]
@@ -251,6 +255,35 @@ def test_pairs_and_numbers_make_a_regression_evaluated_on_a_file_of_its_own(plac
     assert fg.load(out).config.num_labels == 1
 
 
+def test_a_task_of_glue_has_its_own_columns_labels_split_and_measures(places, tmp_path):
+    rows = [
+        {"sentence1": WORDS[n % 5], "sentence2": WORDS[n % 3], "label": n % 2, "idx": n}
+        for n in range(24)
+    ]
+    (tmp_path / "mrpc").mkdir()
+    for split, part in (("train", rows[:16]), ("validation", rows[16:])):
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / "mrpc" / f"{split}.parquet")
+    out = tmp_path / "small"
+    words = ["--task", "mrpc", "--data", str(tmp_path), "--out", str(out), "--epochs", "1"]
+    assert main(["shrink", str(places["model"]), *words, "--max-length", str(LENGTH)]) == 0
+    told = summary(out)
+    assert told["rows"] == {"train": 16, "evaluated": 8}
+    assert told["labels"] == ["not_equivalent", "equivalent"]
+    assert set(told["scores"]["compact"]) == {"accuracy", "f1"}
+    assert fg.load(out).config.id2label == {0: "not_equivalent", 1: "equivalent"}
+
+
+def test_the_seed_decides_how_gates_begin():
+    def latents(seed: int) -> torch.Tensor:
+        recipe = Recipe(0.4, 1, 8, LENGTH, 1e-3, 1e-2, seed, None)
+        model = with_gates(tiny_model("roberta", dtype=torch.float32), recipe)
+        gates = [m.latent for m in model.modules() if isinstance(m, fg.StochasticGate)]
+        return torch.cat([latent.detach() for latent in gates])
+
+    torch.testing.assert_close(latents(0), latents(0), rtol=0, atol=0)
+    assert not torch.equal(latents(0), latents(1))
+
+
 def test_a_head_that_is_there_is_kept_and_evaluated_before(places, tmp_path, capsys):
     model = checkpoint(tmp_path / "model", "classifier")
     out = tmp_path / "small"
@@ -327,6 +360,15 @@ def test_data_that_are_not_there_are_one_line(places, tmp_path, capsys, words, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_several_gpus_are_refused_before_anything_is_read(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert shrink(places, tmp_path / "small") == 1
+    assert (
+        "2 GPUs are visible, and one is used; set CUDA_VISIBLE_DEVICES" in capsys.readouterr().err
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_that_is_compact_is_refused_with_the_remedy(places, tmp_path, capsys):
     fg.save(fg.compact(closed_model()), tmp_path / "compact")
     assert shrink({**places, "model": tmp_path / "compact"}, tmp_path / "small") == 1
@@ -334,8 +376,6 @@ def test_a_model_that_is_compact_is_refused_with_the_remedy(places, tmp_path, ca
 
 
 def closed_model() -> Any:
-    from tiny import scatter_gates, tiny_model
-
     model = tiny_model("roberta", dtype=torch.float32)
     fg.attach(model, fg.GateConfig(preset="structured"))
     scatter_gates(model)
