@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finegates.adapters.base import HeadSizes
+from finegates.adapters.caches import fit_cache, fitted_paged
 from finegates.adapters.joint import fuse
 
 
@@ -103,7 +104,11 @@ class NarrowAttention(nn.Module):
         Returns:
             context (B, L, heads * width), and the weights where the function gives them.
         """
-        if self.groups is not None:
+        if kwargs.get("cache") is not None:  # paged: the function itself updates it
+            kwargs["cache"] = fitted_paged(
+                kwargs["cache"], self.config, self.finegates_heads, self.groups
+            )
+        elif self.groups is not None:
             k, v = k.index_select(1, self.groups), v.index_select(1, self.groups)
         name = self.config._attn_implementation
         function = ALL_ATTENTION_FUNCTIONS.get_interface(name, self._eager)
@@ -147,6 +152,7 @@ class EncoderAttention(NarrowAttention):
         if past_key_values is not None:
             # An encoder-decoder cache keeps that of self-attention apart.
             cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+            fit_cache(cache, self.layer_idx, self.finegates_heads)
             k, v = cache.update(k, v, self.layer_idx)
         return self.attend(q, k, v, attention_mask, self.dropout.p, **kwargs)  # type: ignore
 
@@ -194,6 +200,7 @@ class RotaryAttention(NarrowAttention):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         q, k = self._rotate(q, k, *position_embeddings)
         if past_key_values is not None:
+            fit_cache(past_key_values, self.layer_idx, self.finegates_heads)
             k, v = past_key_values.update(k, v, self.layer_idx)
         context, weights = self.attend(
             q, k, v, attention_mask, self.attention_dropout, **self._window, **kwargs

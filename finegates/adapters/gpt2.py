@@ -13,6 +13,7 @@ from finegates.adapters.base import (
     HeadSizes,
     LayerStackAdapter,
 )
+from finegates.adapters.caches import fit_calls
 
 
 class Gpt2Adapter(LayerStackAdapter):
@@ -28,6 +29,7 @@ class Gpt2Adapter(LayerStackAdapter):
         module.head_dim = sizes.width  # type: ignore[assignment]
         module.split_size = len(sizes.heads) * sizes.width  # type: ignore[assignment]
         module.finegates_heads = sizes  # type: ignore[assignment]
+        fit_calls(module)
         return module
 
     def block(self, path: str, config: Any) -> Block:

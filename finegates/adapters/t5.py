@@ -15,6 +15,7 @@ from finegates.adapters.base import (
     base_prefix,
     unwrap,
 )
+from finegates.adapters.caches import fit_calls
 from finegates.adapters.fit import fitted
 from finegates.adapters.joint import take_apart
 
@@ -61,6 +62,7 @@ class T5Adapter(Adapter):
         module.key_value_proj_dim = sizes.width  # type: ignore[assignment]
         module.inner_dim = len(sizes.heads) * sizes.width  # type: ignore[assignment]
         module.finegates_heads = sizes  # type: ignore[assignment]
+        fit_calls(module, part.cross)
         if sizes.fused:
             take_apart(module, part.joint, part.joint)  # names of one letter: q, k, v
             hook = _multiply_encoded if part.cross else _multiply_states
