@@ -9,7 +9,7 @@ and caches are the model's own.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from finegates.adapters.base import HeadSizes
 from finegates.adapters.caches import fit_cache, fitted_paged
 from finegates.adapters.joint import fuse
+from finegates.adapters.likeness import check_like
 
 
 class NarrowAttention(nn.Module):
@@ -32,9 +33,18 @@ class NarrowAttention(nn.Module):
         sizes: the kept heads.
         names: of the projections to queries, keys and values in the module. With ``sizes.fused``
             they become one layer, ``qkv``.
+
+    Attributes:
+        classes: of transformers, whose attention this is.
+
+    Raises:
+        ValueError: the module's class computes something else.
     """
 
+    classes: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, module: nn.Module, sizes: HeadSizes, names: tuple[str, str, str]) -> None:
+        check_like(module, self.classes)
         super().__init__()
         self.finegates_heads = sizes
         self.names = names
@@ -136,6 +146,8 @@ class NarrowAttention(nn.Module):
 class EncoderAttention(NarrowAttention):
     """Self-attention after BERT; the output projection lies outside."""
 
+    classes = ("bert.BertSelfAttention", "roberta.RobertaSelfAttention")
+
     def __init__(self, module: nn.Module, sizes: HeadSizes, names: tuple[str, str, str]) -> None:
         super().__init__(module, sizes, names)
         self.dropout = module.dropout
@@ -160,6 +172,13 @@ class EncoderAttention(NarrowAttention):
 class RotaryAttention(NarrowAttention):
     """Causal self-attention with rotary embeddings, grouped queries and, where the architecture has
     them, norms over the dimensions of queries and keys."""
+
+    classes = (
+        "llama.LlamaAttention",
+        "mistral.MistralAttention",
+        "qwen2.Qwen2Attention",
+        "qwen3.Qwen3Attention",
+    )
 
     def __init__(self, module: nn.Module, sizes: HeadSizes) -> None:
         super().__init__(module, sizes, ("q_proj", "k_proj", "v_proj"))

@@ -14,6 +14,7 @@ from finegates.adapters.base import (
     LayerStackAdapter,
 )
 from finegates.adapters.caches import fit_calls
+from finegates.adapters.likeness import check_like
 
 
 class Gpt2Adapter(LayerStackAdapter):
@@ -21,10 +22,12 @@ class Gpt2Adapter(LayerStackAdapter):
 
     model_types = ("gpt2",)
     stack = "h"
+    attention_classes = ("gpt2.GPT2Attention",)
     uniform: ClassVar[dict[str, str]] = {"intermediate": "n_inner"}
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""
+        check_like(module, self.attention_classes)
         module.num_heads = len(sizes.heads)  # type: ignore[assignment]
         module.head_dim = sizes.width  # type: ignore[assignment]
         module.split_size = len(sizes.heads) * sizes.width  # type: ignore[assignment]
