@@ -39,6 +39,9 @@ from finegates.stock_methods import adapt_stock_methods
 from finegates.structured import MacsPenalty, Sides, Structure, build_structure
 from finegates.tying import move_tied_keys, note_untied, untie
 
+# Attributes of the model that gates were attached to.
+_CONFIG, _STRUCTURE = "finegates_config", "finegates_structure"
+
 
 @dataclass(frozen=True)
 class GateConfig:
@@ -277,8 +280,7 @@ def hold_gates(model: nn.Module) -> nn.Module:
     for layer in gated_layers(inner).values():
         for side, gate in list(layer.gates()):
             setattr(layer, side, FixedGate(gate.value()).train(layer.training))
-    for name in ("finegates_config", "finegates_structure"):
-        inner.__dict__.pop(name, None)
+    forget_attachment(inner)
     return model
 
 
@@ -317,30 +319,90 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
         _replace(inner, name, layer.base)
         move_tied_keys(inner, f"{name}.base", name)
     note_untied(inner, separate=True)
-    for name in ("finegates_config", "finegates_structure"):
-        inner.__dict__.pop(name, None)
+    forget_attachment(inner)
     return model
 
 
+def gated_parts(model: nn.Module) -> dict[str, tuple[nn.Module, GateConfig]]:
+    """The models inside a model, itself included, that gates were attached to.
+
+    Args:
+        model: any; one may have been attached to before it was put into another.
+
+    Returns:
+        by module path, each such model and the configuration that its gates were attached with;
+        none lies within another.
+
+    Raises:
+        ValueError: one lies within another, so that its gates would be under two penalties.
+    """
+    parts = {
+        path: (module, vars(module)[_CONFIG])
+        for path, module in model.named_modules()
+        if _CONFIG in vars(module)
+    }
+    for outer in parts:
+        for path in parts:
+            if path != outer and path.startswith(f"{outer}." if outer else ""):
+                raise ValueError(
+                    f"gates were attached to {path!r} and to {outer or 'the model'} around it, "
+                    "so that they would be under two penalties; call finegates.detach, then "
+                    "attach once"
+                )
+    return parts
+
+
 def gate_config(model: nn.Module) -> GateConfig | None:
-    """The configuration that the model's gates were attached with, or None."""
-    config = getattr(unwrap(model), "finegates_config", None)
-    assert config is None or isinstance(config, GateConfig)
-    return config
+    """The configuration that gates in the model were attached with, or None.
+
+    Raises:
+        ValueError: gates were attached to several models within it (:func:`gated_parts`).
+    """
+    part = _only_part(model)
+    return None if part is None else part[1]
 
 
 def sparsity_penalty(model: nn.Module) -> SparsityPenalty | MacsPenalty | None:
-    """The penalty that the attached configuration asks for, or None without trainable gates."""
-    config = gate_config(model)
-    if config is None:
-        return None
+    """The penalty that the attached configuration asks for, or None without one.
+
+    Args:
+        model: gates were attached to it, or to one model within it.
+
+    Raises:
+        ValueError: gates were attached to several models within it (:func:`gated_parts`).
+    """
+    part = _only_part(model)
+    return None if part is None else penalty_of(*part)
+
+
+def penalty_of(part: nn.Module, config: GateConfig) -> SparsityPenalty | MacsPenalty:
+    """The penalty on one of :func:`gated_parts`."""
     kind = config.penalty or config.gate_preset().penalty
-    inner = unwrap(model)
     if kind == "macs":
-        structure: Structure = inner.finegates_structure  # type: ignore[assignment]
-        return MacsPenalty(structure, config.target, config.sequence_length, config.schedule[:2])
-    kurtosis = KurtosisWeights(inner) if config.kurtosis else None
-    return SparsityPenalty(inner, config.target, kind, kurtosis)
+        structure: Structure = vars(part)[_STRUCTURE]
+        penalty = MacsPenalty(structure, config.target, config.sequence_length, config.schedule[:2])
+        for gate in penalty.gates():
+            gate.led = True
+        return penalty
+    kurtosis = KurtosisWeights(part) if config.kurtosis else None
+    return SparsityPenalty(part, config.target, kind, kurtosis)
+
+
+def _only_part(model: nn.Module) -> tuple[nn.Module, GateConfig] | None:
+    parts = gated_parts(model)
+    if len(parts) > 1:
+        raise ValueError(
+            f"gates were attached to several models within {type(model).__name__}: "
+            f"{', '.join(map(repr, parts))}; give one of them"
+        )
+    return next(iter(parts.values()), None)
+
+
+def forget_attachment(model: nn.Module) -> None:
+    """Drops what :func:`attach` has left on a model, or on models within it."""
+    for module in model.modules():
+        for name in (_CONFIG, _STRUCTURE):
+            module.__dict__.pop(name, None)
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -385,9 +447,11 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Side
     adapter = adapter_for(inner)
     check_gateable(inner, [path for block in adapter.blocks(inner) for path in block.linears()])
     structure, sides = build_structure(inner, _gate_maker(inner, config))
-    MacsPenalty(
-        structure, config.target, config.sequence_length, config.schedule[:2]
-    ).check_reachable()
+    # Without storage there is nothing to count with; such a model is made of one that was checked.
+    if next(inner.parameters()).device.type != "meta":
+        MacsPenalty(
+            structure, config.target, config.sequence_length, config.schedule[:2]
+        ).check_reachable()
     return structure, sides
 
 

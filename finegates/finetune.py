@@ -175,6 +175,7 @@ def finetune(
             callbacks=[timer, *([MaskSchedule(model)] if method.mask else [])],
             learning_rates=_learning_rates(method),
             distillation=distillation,
+            expect_gates=method.gates is not None,
         )
         train_start = time.perf_counter()
         trainer.train()

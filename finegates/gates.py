@@ -10,6 +10,7 @@ numbers of :class:`finegates.presets.GatePreset`; gates of our own have a traine
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -118,10 +119,13 @@ class StochasticGate(Gate):
         importance: (n,), see :meth:`observe`; None without factors.
         hardness: t in [0, 1], see :meth:`harden`; the state dict holds it (as the extra state of
             the module), because it decides what the gate computes and whether its latents train.
+        led: whether a penalty has been made of it. Gates of a preset with a budget (``structured``)
+            that are trained without one warn once, for they would never close.
     """
 
     clips_at_zero = True
     can_resize = True
+    _warned = False
     scale: nn.Parameter | None
     importance: Tensor | None
 
@@ -138,20 +142,25 @@ class StochasticGate(Gate):
             raise ValueError(f"a gate needs at least one dimension, got size={size}")
         self.size = size
         self.preset = preset_named(preset) if isinstance(preset, str) else preset
-        # Drawn where the generator is: the same numbers on every device, whatever the default is.
-        start = torch.randn(
-            size,
-            generator=generator,
-            dtype=torch.float32,
-            device="cpu" if generator is None else generator.device,
-        )
-        start = start * self.preset.init_std
-        self.latent = nn.Parameter((start + self.preset.init_mean).to(device or "cpu"))
+        self.latent = nn.Parameter(self._start(generator, device or "cpu"))
         ones = torch.ones(size, dtype=torch.float32, device=device or "cpu")
         self.register_parameter("scale", nn.Parameter(ones) if self.preset.scaled else None)
         self.register_buffer("importance", torch.zeros_like(ones) if self.preset.scaled else None)
         self.hardness = 0.0
+        self.led = False
         self._drawn: Tensor | None = None
+
+    def _start(self, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
+        if torch.device(device).type == "meta":  # drawn for nobody
+            return torch.empty(self.size, dtype=torch.float32, device=device)
+        # Drawn where the generator is: the same numbers on every device, whatever the default is.
+        start = torch.randn(
+            self.size,
+            generator=generator,
+            dtype=torch.float32,
+            device="cpu" if generator is None else generator.device,
+        )
+        return (start * self.preset.init_std + self.preset.init_mean).to(device)
 
     def centre(self) -> Tensor:
         """m, shape (n,): the mean of the unclipped gate."""
@@ -183,10 +192,26 @@ class StochasticGate(Gate):
     def sample(self) -> Tensor:
         if self._drawn is not None:
             return self._drawn.to(self.latent.device)  # a replica may be on another one
+        if not self.led:
+            self._warn_unless_led()
         centre = noisy = self.centre()
         if self.preset.noise_std:
             noisy = centre + torch.randn_like(centre) * self.preset.noise_std
         return self._times_factor(self._hardened(noisy.clamp(0.0, 1.0), centre))
+
+    def _warn_unless_led(self) -> None:
+        trains = torch.is_grad_enabled() and self.latent.requires_grad
+        if not trains or self.preset.penalty != "macs" or StochasticGate._warned:
+            return
+        if torch.compiler.is_compiling():
+            return
+        StochasticGate._warned = True
+        warnings.warn(
+            f"gates of preset {self.preset.name!r} are trained without a penalty and a schedule, "
+            "so none of them closes: train with finegates.GateTrainer instead of "
+            "transformers.Trainer",
+            stacklevel=3,
+        )
 
     def _times_factor(self, gate: Tensor) -> Tensor:
         if self.scale is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -82,9 +83,43 @@ class GateWatch:
         """Fraction of all gates that were seen closed and, at a later look, not."""
         return float(self._reopened.double().mean())
 
+    def state(self) -> dict[str, Any]:
+        """What has been seen, as plain values that JSON can hold."""
+        return {
+            "gates": self._was_closed.numel(),
+            "was_closed": _packed(self._was_closed),
+            "reopened": _packed(self._reopened),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what was seen before.
+
+        Args:
+            state: of :meth:`state`, of a model with the same gates.
+
+        Raises:
+            ValueError: it is of another number of gates.
+        """
+        size = self._was_closed.numel()
+        if state["gates"] != size:
+            raise ValueError(f"{state['gates']} gates were watched, the model has {size}")
+        was_closed, reopened = (_unpacked(state[key], size) for key in ("was_closed", "reopened"))
+        self._was_closed, self._reopened = was_closed, reopened
+
     @torch.no_grad()
     def _closed(self) -> torch.Tensor:
         return torch.cat([gate.closed().cpu() for gate in self._gates])
+
+
+def _packed(flags: torch.Tensor) -> str:
+    return np.packbits(flags.numpy()).tobytes().hex()
+
+
+def _unpacked(text: str, size: int) -> torch.Tensor:
+    bits = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+    if len(bits) != (size + 7) // 8:
+        raise ValueError(f"{len(bits)} bytes are not the flags of {size} gates")
+    return torch.from_numpy(np.unpackbits(bits, count=size).astype(bool))
 
 
 def closed_counts(model: nn.Module) -> dict[str, dict[str, int]]:

@@ -11,7 +11,7 @@ kurtosis weighting, p becomes a weighted mean over the dimensions that are still
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,22 @@ class SparsityPenalty:
         return sums / self._sizes
 
 
+class JointPenalty:
+    """The weighted sum of the penalties of several gated models, two towers of one model, say.
+
+    Args:
+        parts: each a weight and a penalty, at least one.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Callable[[], Tensor]]]) -> None:
+        self.parts = tuple(parts)
+
+    def __call__(self) -> Tensor:
+        """The sum, a differentiable scalar (float32) on the device of the first part's gates."""
+        terms = [weight * penalty() for weight, penalty in self.parts]
+        return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+
 class KurtosisWeights:
     """Weights of a layer's open rows and columns from the kurtosis of what flows through them.
 
@@ -211,6 +227,7 @@ def _open_mask(gate: Gate | None, weight: Tensor, dim: int) -> Tensor:
 
 __all__ = [
     "PENALTIES",
+    "JointPenalty",
     "KurtosisWeights",
     "SparsityPenalty",
     "hinge_penalty",

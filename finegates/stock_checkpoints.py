@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 ASKED = ("save_pretrained", "push_to_hub")
-"""The methods of ``PreTrainedModel`` that write a stock checkpoint."""
+"""The methods of ``PreTrainedModel`` and ``PeftModel`` that write a stock checkpoint."""
 
 
 class StockCheckpointError(ValueError):
@@ -33,8 +33,19 @@ def stock_obstacle(model: nn.Module) -> str | None:
         a sentence that names the part and the ways that work.
     """
     from finegates.compaction.layers import CompactLinear
+    from finegates.layers import GatedLinear
 
     for path, module in model.named_modules():
+        if isinstance(module, GatedLinear):
+            return (
+                f"{path or 'the model'} has gates, which lie between the names that "
+                "from_pretrained knows, so that it would start the layer at random. Write the "
+                "gated model with finegates.save(model, folder) and read it with "
+                "finegates.load(folder), or write the small one, "
+                "finegates.save(finegates.compact(model), folder). A trainer around "
+                "it: train with finegates.GateTrainer, whose checkpoints finegates.load reads, or "
+                "with save_strategy='no' and call finegates.save at the end"
+            )
         compact = isinstance(module, CompactLinear) and not module.keeps_stock_layout
         changed = hasattr(module, "finegates_heads") or hasattr(module, "finegates_joined")
         if compact or changed:
@@ -54,9 +65,13 @@ def stock_obstacle(model: nn.Module) -> str | None:
 def check_stock_checkpoint(model: nn.Module) -> None:
     """Raises StockCheckpointError unless ``from_pretrained`` could read what would be written.
 
-    A model with adapters of transformers' own writes these alone, which is right for any model.
+    A model with adapters, of ``peft`` or of transformers' own, writes these alone. That is right
+    for a compact model, but not where gates stand between the adapters and their layers.
     """
-    if getattr(model, "_hf_peft_config_loaded", False):
+    from finegates.layers import gated_layers
+
+    adapters = hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False)
+    if adapters and not gated_layers(model):
         return
     obstacle = stock_obstacle(model)
     if obstacle is not None:
@@ -64,19 +79,22 @@ def check_stock_checkpoint(model: nn.Module) -> None:
 
 
 def guard_stock_checkpoints() -> None:
-    """Has ``PreTrainedModel.save_pretrained`` and ``push_to_hub`` check a model before they write.
+    """Has ``save_pretrained`` and ``push_to_hub`` of ``PreTrainedModel``, and of ``PeftModel``,
+    check a model before they write.
 
     Called wherever a layer of this library comes into a model. Further calls change nothing. Models
     without such layers are written as before.
     """
-    # Not imported here: whoever has no model of transformers need not wait for it.
-    modeling = sys.modules.get("transformers.modeling_utils")
-    if modeling is None:
-        return
-    for name in ASKED:
-        method = getattr(modeling.PreTrainedModel, name)
-        if not hasattr(method, "finegates_checks"):
-            setattr(modeling.PreTrainedModel, name, _checking(method))
+    # Not imported here: whoever has no model of theirs need not wait for them.
+    for module, kind in (
+        ("transformers.modeling_utils", "PreTrainedModel"),
+        ("peft.peft_model", "PeftModel"),
+    ):
+        owner = getattr(sys.modules.get(module), kind, None)
+        for name in ASKED if owner is not None else ():
+            method = getattr(owner, name)
+            if not hasattr(method, "finegates_checks"):
+                setattr(owner, name, _checking(method))
 
 
 def _checking(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finegates.attachment import gate_config, sparsity_penalty
-from finegates.compaction.serialize import save_checkpoint
+from finegates.attachment import GateConfig, gated_parts, penalty_of
+from finegates.checkpoints import GatedCheckpoints
 from finegates.distillation import Distillation
-from finegates.gates import Gate, GateDraw
-from finegates.importance import StepImportance
-from finegates.layers import gated_layers
-from finegates.monitor import GateWatch, closed_fraction, summarise_gates
+from finegates.gate_history import GateHistory
+from finegates.gate_schedule import GateSchedule
+from finegates.gates import Gate, GateDraw, StochasticGate
+from finegates.layers import gated_layers, leaf_gates
+from finegates.monitor import closed_fraction
 from finegates.optimizer_groups import GROUPS, all_trained, parameter_groups, split_by_kind
+from finegates.penalty import JointPenalty, SparsityPenalty
 from finegates.stock_checkpoints import stock_obstacle
 from finegates.structured import MacsPenalty
 from finegates.training_step import NonFiniteLossError, WeighedStep
@@ -42,26 +36,35 @@ __all__ = [
 ]
 
 
-class GateTrainerMixin(WeighedStep):
+class GateTrainerMixin(GatedCheckpoints, WeighedStep):
     """Adds the sparsity penalty, learning rates by parameter group, and gate metrics to a Trainer.
 
-    Without gates and without these arguments it changes nothing but the NaN check. The penalty is
-    the one that ``finegates.attach`` was configured with. Task loss, teacher and penalty keep their
-    balance however a step's batch is cut into micro-batches and spread over processes. After each
-    epoch ``gate_history`` gains a summary of the gates, which is also logged under ``gates/...``.
+    Without gates and without these arguments it changes nothing but the NaN check, and warns. The
+    penalty is the one that ``finegates.attach`` was configured with. Task loss, teacher and penalty
+    keep their balance however a step's batch is cut into micro-batches and spread over processes.
+    After each epoch ``gate_history`` gains a summary of the gates, which is also logged under
+    ``gates/...``.
 
     Args:
         learning_rates: rates of parameter groups (a subset of ``GROUPS``) that differ from
             the optimizer's; the schedule scales them all alike.
         distillation: how much to follow a teacher, whose logits are in the rows of the training
             set (``finegates.with_teacher``); needs ``remove_unused_columns=False``.
+        expect_gates: warn when a training begins and the model has no gates; False for baselines.
+
+    Penalty, draws and schedule are those of the gates that the model has when a training begins,
+    wherever in it they were attached. Several gated models within one have a penalty each, added
+    up. Checkpoints and saved models hold all of a gated model, adapters of ``peft`` included;
+    :func:`finegates.load` reads them without the original weights.
 
     With shared gates the budget is met, and who is closed is decided, at the parts of the training
     that ``GateConfig.schedule`` names. What has been decided stays so when the model is trained on.
 
     Raises:
         ValueError: an unknown group; ``learning_rates`` next to ``optimizers``; shared gates with
-            ``load_best_model_at_end``; gates or distillation on several GPUs of one process.
+            ``load_best_model_at_end``; gates or distillation on several GPUs of one process; when a
+            training begins, an optimizer that was made before the gates; when one is resumed, a
+            checkpoint of other gates, or a damaged one (``GatedFormatError``).
         KeyError: in training with distillation, rows without a teacher's logits.
     """
 
@@ -72,6 +75,7 @@ class GateTrainerMixin(WeighedStep):
         *args: Any,
         learning_rates: dict[str, float] | None = None,
         distillation: Distillation | None = None,
+        expect_gates: bool = True,
         **kwargs: Any,
     ) -> None:
         unknown = set(learning_rates or {}) - set(GROUPS)
@@ -85,23 +89,95 @@ class GateTrainerMixin(WeighedStep):
                 f"learning_rates of {sorted(self.learning_rates)} next to a given optimizer would "
                 "not be used: give its groups these rates, or leave optimizers out"
             )
-        model: nn.Module = self.model  # type: ignore[attr-defined]
-        self.penalty = sparsity_penalty(model)
-        config = gate_config(model)
-        self.penalty_weight = config.penalty_weight if config else 0.0
-        self.gated = bool(gated_layers(model))
-        self._draw = GateDraw(_gates_used_once(model))
-        self._refuse_data_parallel()
+        self.expect_gates = expect_gates
+        self.history = GateHistory()
+        self.gate_history = self.history.entries
         self._counted: int | None = None
-        self.gate_history: list[dict[str, Any]] = []
-        self._unlogged: dict[str, float] = {}
-        self._schedule: _GateSchedule | None = None
-        if isinstance(self.penalty, MacsPenalty):
-            assert config is not None
-            self._schedule = _GateSchedule(self.penalty, config.schedule)
+        self._bound: list[object] = []
+        self.penalties: list[tuple[GateConfig, SparsityPenalty | MacsPenalty]] = []
+        self._schedule = GateSchedule()
+        self._bind()
+        self.add_callback(self._schedule)  # type: ignore[attr-defined]
+        self.add_callback(self.history)  # type: ignore[attr-defined]
+        self.add_callback(_TermsLog(self))  # type: ignore[attr-defined]
+
+    def _bind(self) -> None:
+        """Takes penalty, schedule and draws from the model that is to be trained, as it is now.
+
+        Raises:
+            ValueError: shared gates with ``load_best_model_at_end``.
+        """
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        parts = gated_parts(model)
+        gates = leaf_gates(model)
+        bound: list[object] = [model, *gates, *(config for _, config in parts.values())]
+        if len(bound) != len(self._bound) or any(
+            now is not then for now, then in zip(bound, self._bound, strict=True)
+        ):
+            self._counted = self._checkpointed = None
+            penalties = [(config, penalty_of(part, config)) for part, config in parts.values()]
+            for _, penalty in self.penalties:
+                if isinstance(penalty, SparsityPenalty) and penalty.kurtosis is not None:
+                    penalty.kurtosis.remove()
+            self.penalties = penalties
+            self.penalty, self.penalty_weight = _joined(penalties)
+            self._schedule.lead(
+                (penalty, config.schedule)
+                for config, penalty in penalties
+                if isinstance(penalty, MacsPenalty)
+            )
+            self.gated = bool(gates)
+            self._draw = GateDraw(_gates_used_once(model))
+            self._bound = bound
+        self._refuse_data_parallel()
+        if any(isinstance(penalty, MacsPenalty) for _, penalty in self.penalties):
             self._prepare(self.args)  # type: ignore[attr-defined]
-            self.add_callback(self._schedule)  # type: ignore[attr-defined]
-        self.add_callback(_GateMonitor(self))  # type: ignore[attr-defined]
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As of Trainer, of the gates that the model has by now: ``model_init`` may have made
+        another one, and gates may have been attached, or taken off, since the last look."""
+        self._bind()
+        self._check_optimizer()
+        self._warn_of_nothing_to_close()
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        self.history.watch(model, self.penalty, self.resumed)
+        return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
+
+    def _check_optimizer(self) -> None:
+        """Raises ValueError if there is an optimizer already that would not train the gates."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # type: ignore[attr-defined]
+        if self.optimizer is None or sharded:
+            return
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        for name, parameter in parameter_groups(model)["gates"].items():
+            if parameter.requires_grad and id(parameter) not in held:
+                raise ValueError(
+                    f"the optimizer was made before {name} was in the model and would not train "
+                    "it; make a new trainer, or the optimizer, after gates are attached"
+                )
+
+    def _warn_of_nothing_to_close(self) -> None:
+        """Warns of a training from which :func:`finegates.compact` would have nothing to gain."""
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        if not gated_layers(model):
+            if self.expect_gates and stock_obstacle(model) is None:  # compact ones train on, too
+                warnings.warn(
+                    f"{type(model).__name__} has no gates, so GateTrainer trains it as Trainer "
+                    "does and nothing can be removed afterwards; call finegates.attach before "
+                    "training, or pass expect_gates=False for a baseline without gates",
+                    stacklevel=2,
+                )
+            return
+        led = {id(gate) for part, _ in gated_parts(model).values() for gate in leaf_gates(part)}
+        alone = [g for g in leaf_gates(model) if isinstance(g, StochasticGate) and id(g) not in led]
+        if any(gate.latent.requires_grad for gate in alone):
+            warnings.warn(
+                f"{len(alone)} gates of {type(model).__name__} were put in without a GateConfig, "
+                "so no penalty closes them; attach them with finegates.attach(model, config), or "
+                "freeze their latents",
+                stacklevel=2,
+            )
 
     def _prepare(self, arguments: TrainingArguments) -> None:
         """Refuses arguments that miss the budget; tells several devices what to wait for."""
@@ -156,36 +232,6 @@ class GateTrainerMixin(WeighedStep):
             self._counted = super().floating_point_ops(inputs) // tokens.numel()  # type: ignore[misc]
         return int(self._counted * tokens.numel())
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Saves a checkpoint's model; a gate that several layers share is written under the first
-        of its names, for the format refuses tensors that share memory.
-
-        A compact model is written as finegates.save does, which no stock checkpoint can hold.
-        """
-        model: nn.Module = self.model  # type: ignore[attr-defined]
-        if not gated_layers(model) and stock_obstacle(model) and isinstance(model, PreTrainedModel):
-            self._save_compact(model, output_dir)
-            return
-        if state_dict is None and gated_layers(model):
-            once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-            state_dict = {
-                name: tensor
-                for name, tensor in model.state_dict().items()
-                if name in once or not name.endswith((".latent", ".scale", ".importance"))
-            }
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
-
-    def _save_compact(self, model: nn.Module, output_dir: str | None) -> None:
-        arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
-        if not arguments.should_save:
-            return
-        folder = Path(output_dir or arguments.output_dir or ".")
-        folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(model, folder)
-        if self.processing_class is not None:  # type: ignore[attr-defined]
-            self.processing_class.save_pretrained(folder)  # type: ignore[attr-defined]
-        torch.save(arguments, folder / TRAINING_ARGS_NAME)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs; next to a training loss what it is made of, and the gates as they now are.
 
@@ -198,8 +244,8 @@ class GateTrainerMixin(WeighedStep):
         if "loss" in logs:
             logs = {**logs, **self._terms_and_gates()}
         if "loss" in logs or "train_loss" in logs:
-            logs = {**logs, **self._unlogged}
-            self._unlogged = {}
+            logs = {**logs, **self.history.unlogged}
+            self.history.unlogged = {}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _terms_and_gates(self) -> dict[str, float]:
@@ -216,6 +262,18 @@ class GateTrainerMixin(WeighedStep):
         return found
 
 
+def _joined(
+    penalties: list[tuple[GateConfig, SparsityPenalty | MacsPenalty]],
+) -> tuple[SparsityPenalty | MacsPenalty | JointPenalty | None, float]:
+    """One penalty and its weight for all."""
+    if not penalties:
+        return None, 0.0
+    if len(penalties) == 1:
+        ((config, penalty),) = penalties
+        return penalty, config.penalty_weight
+    return JointPenalty([(config.penalty_weight, penalty) for config, penalty in penalties]), 1.0
+
+
 def _gates_used_once(model: nn.Module) -> list[Gate]:
     """The gates behind one side of one layer; shared ones have noise of their own at each use."""
     layers = gated_layers(model).values()
@@ -223,141 +281,24 @@ def _gates_used_once(model: nn.Module) -> list[Gate]:
     return [gate for gate, count in uses.items() if count == 1]
 
 
-class _GateSchedule(TrainerCallback):
-    """Leads shared gates through a training: the budget falls, who is closed is decided, the gates
-    become zero or one."""
-
-    # Decisions while the budget falls, if the whole training were of that kind.
-    DECISIONS = 100
-
-    def __init__(self, penalty: MacsPenalty, schedule: tuple[float, float, float, float]) -> None:
-        self._penalty = penalty
-        self._begin, _, self._decide, self._harden = schedule
-        self._hardness = 0.0
-        self._importance = StepImportance(penalty.gates())
-        self._scaler: torch.amp.GradScaler | None = None
-        self._loss_scale = 1.0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Continues where a checkpoint was made, or a training ended: what had been decided is not
-        decided again. The gates themselves say how far they were, also to a longer training."""
-        self._hardness = max(gate.hardness for gate in self._penalty.gates())
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        steps = max(1, state.max_steps)
-        progress = state.global_step / steps
-        self._advance(progress)
-        if not self._begin <= progress < self._decide or self._hardness:
-            return
-        part, before = (
-            step * self.DECISIONS // steps for step in (state.global_step, state.global_step - 1)
-        )
-        # Before the first step that is taken nothing is known of what matters.
-        if part > before and self._penalty.is_observed():
-            self._penalty.close_least()
-
-    def on_gradients(self, scaler: torch.amp.GradScaler | None) -> None:
-        """Sees which gates matter, until it is decided who is closed.
-
-        Args:
-            scaler: of the loss; None where it is not scaled.
-        """
-        if self._hardness == 0.0:
-            self._scaler, self._loss_scale = scaler, _scale_of(scaler)
-            self._importance.read(self._loss_scale)
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Counts what was seen in the step, unless it was skipped because a gradient overflowed."""
-        # Fused optimizers skip a step within, which only the scale of the next one tells.
-        skipped = getattr(kwargs.get("optimizer"), "step_was_skipped", False)
-        if skipped or _scale_of(self._scaler) < self._loss_scale:
-            self._importance.forget()
-        else:
-            self._importance.count()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._advance(1.0)
-
-    def _hardness_at(self, progress: float) -> float:
-        if progress < self._decide:
-            return 0.0
-        length = self._harden - self._decide
-        passed = (progress - self._decide) / length if length else 1.0
-        # Above zero from the first such step on: the latents rest from then.
-        return min(1.0, max(passed, 1e-6))
-
-    def _advance(self, progress: float) -> None:
-        # What has been decided met its budget: the goal of a further training is not above it.
-        self._penalty.progress = 1.0 if self._hardness else progress
-        hardness = self._hardness_at(progress)
-        if hardness <= self._hardness:  # never back, if this training is longer than the last
-            return
-        if self._hardness == 0.0:
-            self._penalty.close_least()
-        self._hardness = hardness
-        for gate in self._penalty.gates():
-            gate.harden(hardness)
-
-
-def _scale_of(scaler: torch.amp.GradScaler | None) -> float:
-    return 1.0 if scaler is None else scaler.get_scale()
-
-
-class _GateMonitor(TrainerCallback):
-    """Summarises the gates before training and after each epoch, and counts those that open again.
-
-    Gates are looked at every ``INTERVAL`` steps; a gate that closes and opens between two looks
-    is missed. A training that continues from a checkpoint counts from there.
-    """
-
-    INTERVAL = 10
+class _TermsLog(TrainerCallback):
+    """Has what the loss is made of logged from the first step of a training to its last."""
 
     def __init__(self, trainer: GateTrainerMixin) -> None:
         self._trainer = trainer
-        self._watch: GateWatch | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model: nn.Module = self._trainer.model  # type: ignore[attr-defined]
         self._trainer.loss_terms.reset()
-        self._watch = GateWatch(model) if gated_layers(model) else None
-        self._record(0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._watch is not None and state.global_step % self.INTERVAL == 0:
-            self._watch.look()
         # The steps since the last full interval are logged, too.
         last = control.should_training_stop or state.global_step >= state.max_steps
         if last and args.logging_strategy == "steps" and not self._trainer.is_plain():
             control.should_log = True
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        summary = self._record(round(state.epoch or 0))
-        if summary is not None:
-            scalars = {f"gates/{k}": v for k, v in summary.items() if isinstance(v, float)}
-            self._trainer._unlogged = scalars
-
-    def _record(self, epoch: int) -> dict[str, Any] | None:
-        if self._watch is None:
-            return None
-        self._watch.look()
-        summary = summarise_gates(self._watch.model, self._trainer.penalty)
-        summary["reopened"] = self._watch.reopened()
-        self._trainer.gate_history.append({"epoch": epoch, **summary})
-        return summary
 
 
 class StepTimer(TrainerCallback):

@@ -123,6 +123,7 @@ def train_run(
         start_step=0 if gates is None else gates.start_step,
         callbacks=[timer],
         learning_rates=_rates(settings),
+        expect_gates=gates is not None,
     )
     identity = {
         "run": asdict(run),

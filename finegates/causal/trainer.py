@@ -82,8 +82,8 @@ class CausalTrainer(GateTrainer):
         self.sequences = sequences
         self.length = length
         self.noise_seed = noise_seed
-        if start_step and isinstance(self.penalty, SparsityPenalty):
-            self.add_callback(_DelayedTarget(self.penalty, start_step))
+        if start_step:
+            self.add_callback(_DelayedTarget(self, start_step))
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As of :class:`GateTrainerMixin`, with the step's own random numbers."""
@@ -166,13 +166,15 @@ class CausalTrainer(GateTrainer):
 class _DelayedTarget(TrainerCallback):
     """Holds the penalty's target at 0 until a step."""
 
-    def __init__(self, penalty: SparsityPenalty, start_step: int) -> None:
-        self._penalty = penalty
-        self._target = penalty.sparsity
+    def __init__(self, trainer: CausalTrainer, start_step: int) -> None:
+        self._trainer = trainer
         self._start_step = start_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._penalty.sparsity = self._target if state.global_step >= self._start_step else 0.0
+        reached = state.global_step >= self._start_step
+        for config, penalty in self._trainer.penalties:
+            if isinstance(penalty, SparsityPenalty):
+                penalty.sparsity = config.target if reached else 0.0
 
 
 def causal_arguments(

@@ -36,6 +36,7 @@ from finegates.compaction.structure import (
 from finegates.compaction.tensors import unique_tensors
 from finegates.files import parse_json
 from finegates.initialisation import mark_initialised
+from finegates.layers import gated_layers
 from finegates.peft_targets import teach_peft
 from finegates.seals import content_digest, file_digest
 from finegates.stock_methods import adapt_stock_methods
@@ -43,22 +44,28 @@ from finegates.tying import forget_untied
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
-    """Writes a compact model. The folder appears whole or not at all.
+    """Writes a compact or a gated model. The folder appears whole or not at all.
 
     Everything is written aside and renamed. An earlier save in the same place is replaced; files of
     others in it (a tokenizer, say) are kept.
 
     Args:
         model: a result of :func:`finegates.compaction.compact`, of a class of transformers, or a
-            model of transformers that has such a one inside.
+            model of transformers that has such a one inside. Or a model with gates, in a ``peft``
+            wrapper or not, to be trained or compacted later.
         folder: where to; its parent is made if need be.
 
     Raises:
-        ValueError: the model has gates, or is not of a class that transformers can look up, or has
-            layers, or settings in its modules, that its class and configuration do not give it, or
-            settings of generation that could not be loaded. What can be saved, can be loaded.
-        FileExistsError: the path is in use and is not an earlier save.
+        ValueError: the model is not of a class that transformers can look up, or has layers, or
+            settings in its modules, that its class and configuration do not give it, or settings
+            of generation that could not be loaded. What can be saved, can be loaded.
+        FileExistsError: the path is in use and is not an earlier save of such a model.
     """
+    if gated_layers(model):
+        from finegates.gated_folder import save_gated
+
+        save_gated(model, folder)
+        return
     folder = Path(folder)
     structure, tensors = _checked(model)
     if folder.exists() and not _is_save(folder) and not _is_empty_folder(folder):
@@ -124,14 +131,15 @@ def _write(structure: dict[str, Any], tensors: dict[str, Tensor], folder: Path) 
 def load(
     folder: str | Path, *, device: torch.device | str = "cpu", products: bool = True
 ) -> nn.Module:
-    """Reads a compact model; needs neither the original weights nor a network.
+    """Reads a compact or a gated model; needs neither the original weights nor a network.
 
     The products that were chosen for the layers (:func:`finegates.compaction.use_products`) are
     taken up if CPU, number of threads and version of torch are those of the saving process. On
     another machine torch's default is taken, with a warning; outputs differ by rounding then.
 
     Args:
-        folder: written by :func:`save`. Files of others in it are ignored.
+        folder: written by :func:`save`, or a checkpoint of :class:`finegates.GateTrainer`. Files of
+            others in it are ignored.
         device: where the tensors go.
         products: False takes torch's default product for all layers, without a warning.
 
@@ -145,7 +153,12 @@ def load(
         CompactFormatError: a file is missing or damaged, the format's version is unknown, the class
             is not one that transformers maps to the configuration's type, sizes or indices
             disagree, or a setting of generation is none.
+        GatedFormatError: the same, of a folder that holds a gated model.
     """
+    from finegates.gated_folder import is_gated_folder, load_gated
+
+    if is_gated_folder(folder):
+        return load_gated(folder, device=device)
     folder = Path(folder)
     structure = read_structure(folder)
     if not (folder / TENSORS).is_file():

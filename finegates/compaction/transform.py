@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, adapter_for, attentions, unwrap
+from finegates.attachment import forget_attachment
 from finegates.compaction.cost import CostModel
 from finegates.compaction.draft import LayerPlan, gate_values
 from finegates.compaction.graphs import allow_graphs
@@ -20,6 +22,7 @@ from finegates.layers import (
     dense_weight,
     find_linear,
     gated_layers,
+    leaf_gates,
     unmergeable,
 )
 from finegates.peft_targets import teach_peft
@@ -27,8 +30,8 @@ from finegates.stock_methods import adapt_stock_methods
 from finegates.tying import move_tied_keys, note_untied
 from finegates.wrappers import check_undispatched, remove_autocast
 
-# What gates and peft leave on the model object itself.
-_LEFTOVERS = ("finegates_config", "finegates_structure", "peft_config", "_hf_peft_config_loaded")
+# What peft leaves on the model object, or on a model inside it that it was given.
+_LEFTOVERS = ("peft_config", "_hf_peft_config_loaded")
 
 
 @torch.no_grad()
@@ -81,6 +84,13 @@ def compact(
             f"{type(plain).__name__} has no gates, so there is nothing to compact; call "
             "finegates.attach and train first"
         )
+    gates = leaf_gates(plain)
+    if gates and not any(bool(gate.closed().any()) for gate in gates):
+        warnings.warn(
+            f"no gate of {type(plain).__name__} is closed, so the compact model is of the full "
+            "size; finegates.GateTrainer closes gates while it trains",
+            stacklevel=2,
+        )
     plan = plan_compaction(plain, adapter, cost)
     if (plan.heads or plan.joined) and adapter is None:
         adapter = adapter_for(plain)
@@ -121,8 +131,10 @@ def compact(
         move_tied_keys(result, f"{path}.base", path)
     note_untied(result)
     remove_autocast(result)
-    for name in _LEFTOVERS:
-        result.__dict__.pop(name, None)
+    forget_attachment(result)
+    for module in result.modules():
+        for name in _LEFTOVERS:
+            module.__dict__.pop(name, None)
     for parameter in result.parameters():
         parameter.requires_grad_(True)
     if cost is not None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 import tiny
 from finegates.attachment import GateConfig, attach, detach
 from finegates.compaction import compact, load, save
 from finegates.stock import NotUniformError, uniform
+from finegates.train import GateTrainer
 from finegates.tying import shares_embeddings
 
 HEADS = tiny.OUTPUT_LAYERS
@@ -93,12 +94,12 @@ def test_a_folded_model_is_saved_and_loaded_with_every_tensor_that_was_tied(
 def test_training_is_saved_and_taken_up_again(architecture: str, tmp_path: Path) -> None:
     arguments = TrainingArguments(tmp_path, report_to="none", use_cpu=True)
     model = gated_model(architecture)
-    Trainer(model, arguments).save_model(str(tmp_path / "checkpoint"))
+    GateTrainer(model, arguments).save_model(str(tmp_path / "checkpoint"))
     again = attach(
         tied_model(architecture), GateConfig(modules=(HEADS[architecture],), train_biases=False)
     )
     assert not same(again, model)
-    Trainer(again, arguments)._load_from_checkpoint(str(tmp_path / "checkpoint"))
+    GateTrainer(again, arguments)._load_from_checkpoint(str(tmp_path / "checkpoint"))
     assert same(again, model)
     assert shares_embeddings(again)
 
