@@ -34,8 +34,8 @@ nearest = $$("$(PYTHON)" finegates/suggest.py "$(TIER)" $(1))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup reproduce restore test test-oldest test-system faults fuzz lint docs format \
-  clean update
+.PHONY: help setup reproduce restore test test-oldest test-system faults fuzz lint docs pictures \
+  format clean update
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -107,12 +107,11 @@ lint: $(STAMP) ## check style, formatting, types and the workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
 
-# Each module by name: of a package with __all__, pdoc shows what that names and no more.
-DOCUMENTED = $(shell find finegates theory -name '*.py' ! -name '_*' | sed 's/\.py$$//; s,/,.,g' | sort)
+docs: $(STAMP) ## build the documentation site, with search: docs/_build/html
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
-docs: $(STAMP) ## write the reference pages of the API to docs/api, from docstrings
-	@rm -rf docs/api
-	@$(BIN)/python -W error::UserWarning -m pdoc --docformat google --output-directory docs/api finegates theory $(DOCUMENTED)
+pictures: $(STAMP) ## draw the pictures of README and site again from the published tables
+	for script in docs/pictures/*.py; do PYTHONPATH=. $(BIN)/python "$$script" || exit 1; done
 
 format: $(STAMP) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix-only --exit-zero .

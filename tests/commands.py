@@ -11,17 +11,21 @@ from pathlib import Path
 from finegates.cli.program import parser
 from finegates.cli.suite import SUITE
 from finegates.config import CONFIG, ConfigError, configured_tier
+from pages import FENCE, fences
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTS = ("make", "snakemake", "python", "pip", "finegates")
+SHELLS = ("", "bash", "console")
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a page: in fences without a language, and in backticks."""
+    """The commands of a page: in fences of a shell or without a language, and in backticks."""
     text = re.sub(r"<!-- begin .*?<!-- end \S+ -->", "", text, flags=re.DOTALL)
-    fenced = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
-    lines = [line.strip() for block in fenced for line in block.splitlines()] + inline
+    blocks = [block for language, block in fences(text) if language in SHELLS]
+    inline = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    lines = [
+        line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()
+    ] + inline
     return [line for line in lines if line.split(" ")[0] in STARTS and line not in STARTS]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy import stats
 
 from finegates.seeds import derive_seed
 from theory.problems import Array
@@ -32,7 +32,7 @@ def interval(
         raise ValueError(f"an interval of {names} needs numbers, got NaN")
     if np.all(values == values[0]):
         return float(values[0]), float(values[0])
-    found = bootstrap(
+    found = stats.bootstrap(
         (values,),
         statistic,
         n_resamples=RESAMPLES,

@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finegates.compaction.graphs import allow_graphs
 from finegates.compaction.structure import (
     DIGEST,
     FORMAT,
@@ -179,7 +178,6 @@ def load(
     forget_untied(model)
     adapt_stock_methods()
     teach_peft()
-    allow_graphs(model)
     return mark_initialised(model).eval()
 
 

@@ -94,7 +94,7 @@ cores. The theory tables need none either.
 
 The published records of tier `local` (a CPU, one thread, bfloat16 autocast). If the formula holds,
 the rate is one number. Of LoRA it is {lora} GFLOP/s; of full fine-tuning {full}, less for short
-texts: such a step also moves every weight of the embeddings, which is no product.
+texts: such a step also moves every weight of the embeddings, which is not a matmul.
 
 {check}
 """
