@@ -95,6 +95,10 @@ def test_positions_labels_and_large_numbers_come_back_or_are_refused(
     assert comes_back(small) == (first == 0)
 
 
+def test_more_labels_than_a_few_digits_may_ask_for_come_back_with_their_names() -> None:
+    assert comes_back(compact_bert(num_labels=100_001))
+
+
 def test_positions_may_begin_where_their_table_has_room() -> None:
     model = YosoModel(YosoConfig(**SIZES, use_expectation=True)).double().eval()
     attach(model, GateConfig(preset="reference", modules=("*dense*",)))

@@ -154,3 +154,36 @@ def test_the_stock_trainer_says_what_to_do_instead(tmp_path: Path) -> None:
     save(small, tmp_path / "small")
     with pytest.raises(StockCheckpointError, match=r"finegates\.GateTrainer"):
         trainer.save_model()
+
+
+def test_a_sentence_transformer_is_refused_and_each_way_of_the_message_works(
+    tmp_path: Path,
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"[PAD]": 0, "[UNK]": 1, "a": 3, "b": 4, "c": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    dense = tiny.tiny_model("bert", "base", dtype=torch.float32)
+    dense.save_pretrained(tmp_path / "dense")  # type: ignore[operator]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path / "dense")
+    whole = library.SentenceTransformer(str(tmp_path / "dense"), device="cpu")
+    small = attach(whole[0].model, GateConfig(preset="structured")).eval()
+    tiny.scatter_gates(small)
+    small = whole[0].model = compact(small)
+    texts = ["a b c", "a"]
+    expected = whole.encode(texts, convert_to_tensor=True)
+
+    with pytest.raises(StockCheckpointError, match="SentenceTransformer around it"):
+        whole.save_pretrained(str(tmp_path / "whole"))
+    whole[0].model = loaded(small, tmp_path)
+    assert torch.equal(whole.encode(texts, convert_to_tensor=True), expected)
+    whole[0].model = uniform(small)
+    whole.save_pretrained(str(tmp_path / "stock"))
+    again = library.SentenceTransformer(str(tmp_path / "stock"), device="cpu")
+    found = again.encode(texts, convert_to_tensor=True)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)

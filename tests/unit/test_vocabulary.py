@@ -67,6 +67,8 @@ def test_tokens_that_stay_keep_their_logits(
     after = model.get_output_embeddings()  # type: ignore[operator]
     assert type(after) is type(head)
     assert logits(model, size).shape[-1] == size
+    if size > tiny.VOCABULARY:
+        assert (logits(model, size)[..., tiny.VOCABULARY :] != 0).all(), "new tokens are open"
     close = {"rtol": 0, "atol": 1e-5 if kind == "other products" else 1e-12}
     assert torch.allclose(logits(model, same), expected, **close)
     if kind == "gated":
