@@ -35,20 +35,10 @@ def gated_model() -> Any:
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     dense = checkpoint(folder / "dense", "classifier")
-    fg.save(fg.compact(gated_model()), folder / "compact")
-    for name in ("gated", "compact"):
+    for name, model in (("gated", gated_model()), ("compact", fg.compact(gated_model()))):
+        fg.save(model, folder / name)
         tokenizer().save_pretrained(folder / name)
     return {"dense": dense, "gated": folder / "gated", "compact": folder / "compact"}
-
-
-@pytest.fixture(autouse=True)
-def gated_folders(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gated model is in its folder, as far as the commands can see."""
-
-    def load(where: str) -> Any:
-        return gated_model() if where == str(places["gated"]) else load_model(where)
-
-    monkeypatch.setattr("finegates.cli.checkpoints.load_model", load)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -85,7 +75,7 @@ def test_every_architecture_has_a_plan(tmp_path, capsys, architecture):
 def test_the_plan_of_a_gated_model_is_that_of_compaction(places, capsys):
     assert main(["plan", str(places["gated"]), "--length", "8"]) == 0
     text = capsys.readouterr().out
-    model = gated_model()
+    model = fg.load(places["gated"])
     assert str(fg.plan_compaction(model)) in text
     before, after = fg.macs(model, 1, LENGTH).total, planned_macs(model, 1, LENGTH).total
     assert f"once compact: {change(before, after)}" in text

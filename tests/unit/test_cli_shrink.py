@@ -166,6 +166,19 @@ def test_a_checkpoint_that_was_cut_short_is_not_continued_from(
     assert contents(out) == uninterrupted
 
 
+def test_a_checkpoint_of_an_unfinished_run_is_compacted_with_its_tokenizer(
+    places, tmp_path, monkeypatch
+):
+    out, early = tmp_path / "small", tmp_path / "early"
+    with monkeypatch.context() as patched:
+        Killed(patched, 20)
+        assert shrink(places, out) == 130
+    checkpoint = resumption.partial_folder(out) / "checkpoint-18"
+    assert main(["compact", str(checkpoint), "--out", str(early)]) == 0
+    assert fg.load(early).config.num_labels == 2
+    assert len(AutoTokenizer.from_pretrained(early)) == 40
+
+
 def test_an_unfinished_run_of_other_settings_is_refused_by_their_names(
     places, tmp_path, monkeypatch, capsys
 ):
