@@ -313,6 +313,8 @@ def _fill(
     for name, gate in _stochastic(model).items():
         if name not in stored:
             raise ValueError(f"{name}, the hardness of a gate, is missing")
+        if stored[name].numel() != 1:
+            raise ValueError(f"{name}, the hardness of a gate, is not one number")
         gate.set_extra_state(stored.pop(name))
     fill(model, stored, aliases)
     for name, parameter in model.named_parameters():

@@ -88,7 +88,7 @@ def compact(
         warnings.warn(
             f"no gate of {type(plain).__name__} is closed, so the compact model is of the full "
             "size; finegates.GateTrainer closes gates while it trains",
-            stacklevel=2,
+            stacklevel=3,
         )
     plan = plan_compaction(plain, adapter, cost)
     if (plan.heads or plan.joined) and adapter is None:
