@@ -199,6 +199,7 @@ def measure_compaction(benchmark: InferenceBenchmark, threads: int) -> dict[str,
     return {"seconds": seconds, "peak_memory": 1 + (peak - before) / size}
 
 
+@torch.inference_mode(mode=False)
 def random_model(benchmark: InferenceBenchmark) -> nn.Module:
     """A classifier of the benchmark's shape with random weights, in evaluation mode."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -210,6 +211,8 @@ def random_model(benchmark: InferenceBenchmark) -> nn.Module:
     return model.eval()
 
 
+# Gates go around weights that could be trained, so neither is made in inference mode.
+@torch.inference_mode(mode=False)
 @torch.no_grad()
 def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> nn.Module:
     """A copy of the model with the case's gates, constant, around the same weights; with ``take``
