@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from finegates.onnx_export import export_onnx as export_onnx
     from finegates.peft_gates import attach_from_peft as attach_from_peft
     from finegates.stock import uniform as uniform
+    from finegates.stock import uniform_cost as uniform_cost
     from finegates.task_state import load_task as load_task
     from finegates.task_state import save_task as save_task
     from finegates.train import GateTrainer as GateTrainer
@@ -76,6 +77,7 @@ _HOMES = {
     "save_task": "task_state",
     "export_onnx": "onnx_export",
     "uniform": "stock",
+    "uniform_cost": "stock",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

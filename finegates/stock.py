@@ -36,6 +36,7 @@ from finegates.compaction.module_settings import (
 from finegates.compaction.structure import bare_model, parts_of
 from finegates.initialisation import mark_initialised
 from finegates.layers import dense_weight, gated_layers
+from finegates.padding import UniformCost, padding_cost, report
 from finegates.tying import shares_embeddings
 
 
@@ -54,7 +55,8 @@ def uniform(model: nn.Module) -> nn.Module:
         a model on the CPU in evaluation mode without any layer of this library, every tensor in the
         precision that it has in ``model``, with the same settings of generation;
         ``save_pretrained`` writes it, and ``from_pretrained`` of its class loads it. Equal up to
-        rounding: sums hold more zeros.
+        rounding: sums hold more zeros. What comes back of what was removed is logged: as a warning
+        where it is more than half (:func:`uniform_cost`).
 
     Raises:
         NotUniformError: a layer needs a bias that the architecture does not have, or the output
@@ -83,6 +85,7 @@ def uniform(model: nn.Module) -> nn.Module:
             f"the output layer of {type(model).__name__} always shares the embeddings' weight, and "
             "gates have changed it here; leave that layer without gates"
         )
+    report(padding_cost(model, stock, blocks))
     described = {path for block in blocks for path in block.linears()}
     others = _compact_layers(model, stock) - described
     _take_over(model, stock, described | others)
@@ -99,6 +102,32 @@ def uniform(model: nn.Module) -> nn.Module:
         stock.generation_config = copy.deepcopy(settings)
     set_seen_lengths(stock, seen_lengths(model))
     return mark_initialised(stock).eval()
+
+
+@torch.no_grad()
+def uniform_cost(model: nn.Module) -> UniformCost:
+    """What :func:`uniform` would make of a compact model: MACs of a token, and the widest layer.
+
+    Args:
+        model: a result of :func:`finegates.compact`; it is not changed.
+
+    Returns:
+        the weights of the transformer layers, dense, compact and uniform, and which part is the
+        widest; as text, one line that says so.
+
+    Raises:
+        ValueError: the model has gates, or its architecture has no adapter.
+    """
+    model = unwrap(model)
+    if gated_layers(model):
+        raise ValueError("the model has gates; compact it first")
+    adapter = adapter_for(model)
+    blocks = adapter.blocks(model)
+    sizes = {part.path: _sizes(model, part) for block in blocks for part in block.attentions}
+    config, _ = _stock_config(model, adapter, blocks, sizes)
+    with torch.device("meta"):
+        stock: nn.Module = type(model)(config)
+    return padding_cost(model, stock, blocks)
 
 
 def _compact_layers(model: nn.Module, stock: nn.Module) -> set[str]:
