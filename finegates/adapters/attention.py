@@ -9,14 +9,16 @@ and caches are the model's own.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finegates.adapters.base import HeadSizes
+from finegates.adapters.caches import fit_cache, fitted_paged
 from finegates.adapters.joint import fuse
+from finegates.adapters.likeness import check_like
 
 
 class NarrowAttention(nn.Module):
@@ -31,9 +33,18 @@ class NarrowAttention(nn.Module):
         sizes: the kept heads.
         names: of the projections to queries, keys and values in the module. With ``sizes.fused``
             they become one layer, ``qkv``.
+
+    Attributes:
+        classes: of transformers, whose attention this is.
+
+    Raises:
+        ValueError: the module's class computes something else.
     """
 
+    classes: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, module: nn.Module, sizes: HeadSizes, names: tuple[str, str, str]) -> None:
+        check_like(module, self.classes)
         super().__init__()
         self.finegates_heads = sizes
         self.names = names
@@ -103,7 +114,11 @@ class NarrowAttention(nn.Module):
         Returns:
             context (B, L, heads * width), and the weights where the function gives them.
         """
-        if self.groups is not None:
+        if kwargs.get("cache") is not None:  # paged: the function itself updates it
+            kwargs["cache"] = fitted_paged(
+                kwargs["cache"], self.config, self.finegates_heads, self.groups
+            )
+        elif self.groups is not None:
             k, v = k.index_select(1, self.groups), v.index_select(1, self.groups)
         name = self.config._attn_implementation
         function = ALL_ATTENTION_FUNCTIONS.get_interface(name, self._eager)
@@ -131,6 +146,8 @@ class NarrowAttention(nn.Module):
 class EncoderAttention(NarrowAttention):
     """Self-attention after BERT; the output projection lies outside."""
 
+    classes = ("bert.BertSelfAttention", "roberta.RobertaSelfAttention")
+
     def __init__(self, module: nn.Module, sizes: HeadSizes, names: tuple[str, str, str]) -> None:
         super().__init__(module, sizes, names)
         self.dropout = module.dropout
@@ -147,6 +164,7 @@ class EncoderAttention(NarrowAttention):
         if past_key_values is not None:
             # An encoder-decoder cache keeps that of self-attention apart.
             cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+            fit_cache(cache, self.layer_idx, self.finegates_heads)
             k, v = cache.update(k, v, self.layer_idx)
         return self.attend(q, k, v, attention_mask, self.dropout.p, **kwargs)  # type: ignore
 
@@ -154,6 +172,13 @@ class EncoderAttention(NarrowAttention):
 class RotaryAttention(NarrowAttention):
     """Causal self-attention with rotary embeddings, grouped queries and, where the architecture has
     them, norms over the dimensions of queries and keys."""
+
+    classes = (
+        "llama.LlamaAttention",
+        "mistral.MistralAttention",
+        "qwen2.Qwen2Attention",
+        "qwen3.Qwen3Attention",
+    )
 
     def __init__(self, module: nn.Module, sizes: HeadSizes) -> None:
         super().__init__(module, sizes, ("q_proj", "k_proj", "v_proj"))
@@ -194,6 +219,7 @@ class RotaryAttention(NarrowAttention):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         q, k = self._rotate(q, k, *position_embeddings)
         if past_key_values is not None:
+            fit_cache(past_key_values, self.layer_idx, self.finegates_heads)
             k, v = past_key_values.update(k, v, self.layer_idx)
         context, weights = self.attend(
             q, k, v, attention_mask, self.attention_dropout, **self._window, **kwargs

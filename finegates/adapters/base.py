@@ -212,12 +212,17 @@ class Adapter(ABC):
 
     Attributes:
         model_types: the values of ``config.model_type`` that it serves.
+        attention_classes: of transformers (``"llama.LlamaAttention"``), whose code :meth:`narrow`
+            stands for. The heads of any other class keep their sizes. Empty: any will do.
+        feed_forward_classes: the same of the modules at ``FeedForward.path``.
         uniform: the configuration's keys for sizes that every layer shares: ``intermediate``, and
             where they can differ from the dense model's, ``heads`` with ``kv_heads``, or ``width``.
         head_width: the attribute of an attention module that holds the width of its heads.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    attention_classes: ClassVar[tuple[str, ...]] = ()
+    feed_forward_classes: ClassVar[tuple[str, ...]] = ()
     uniform: ClassVar[dict[str, str]] = {"intermediate": "intermediate_size"}
     head_width: ClassVar[str] = "head_dim"
 

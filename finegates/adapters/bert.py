@@ -24,6 +24,7 @@ class BertAdapter(LayerStackAdapter):
 
     model_types = ("bert",)
     stack = "encoder.layer"
+    attention_classes = EncoderAttention.classes
     head_width = "attention_head_size"
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:

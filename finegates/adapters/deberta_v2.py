@@ -15,6 +15,7 @@ from finegates.adapters.base import (
     HeadSizes,
     LayerStackAdapter,
 )
+from finegates.adapters.likeness import check_like
 
 
 class DebertaV2Adapter(LayerStackAdapter):
@@ -30,10 +31,12 @@ class DebertaV2Adapter(LayerStackAdapter):
 
     model_types = ("deberta-v2",)
     stack = "encoder.layer"
+    attention_classes = ("deberta_v2.DisentangledSelfAttention",)
     head_width = "attention_head_size"
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""
+        check_like(module, self.attention_classes)
         module.num_attention_heads = len(sizes.heads)  # type: ignore[assignment]
         module.attention_head_size = sizes.width  # type: ignore[assignment]
         module.all_head_size = len(sizes.heads) * sizes.width  # type: ignore[assignment]

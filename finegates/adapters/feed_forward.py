@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from finegates.adapters.joint import fuse
+from finegates.adapters.likeness import check_like
 
 
 class JoinedFeedForward(nn.Module):
@@ -16,9 +18,18 @@ class JoinedFeedForward(nn.Module):
         module: the feed-forward part of transformers with ``gate_proj``, ``up_proj``, ``down_proj``
             and ``act_fn``, which are taken over; the first two read the same inputs and have as
             many outputs.
+
+    Attributes:
+        classes: of transformers, which compute that.
+
+    Raises:
+        ValueError: the module's class computes something else.
     """
 
+    classes: ClassVar[tuple[str, ...]] = ("llama.LlamaMLP",)
+
     def __init__(self, module: nn.Module) -> None:
+        check_like(module, self.classes)
         super().__init__()
         self.finegates_joined = True
         self.gate_up = fuse([module.get_submodule(name) for name in ("gate_proj", "up_proj")])

@@ -13,6 +13,8 @@ from finegates.adapters.base import (
     HeadSizes,
     LayerStackAdapter,
 )
+from finegates.adapters.caches import fit_calls
+from finegates.adapters.likeness import check_like
 
 
 class Gpt2Adapter(LayerStackAdapter):
@@ -20,14 +22,17 @@ class Gpt2Adapter(LayerStackAdapter):
 
     model_types = ("gpt2",)
     stack = "h"
+    attention_classes = ("gpt2.GPT2Attention",)
     uniform: ClassVar[dict[str, str]] = {"intermediate": "n_inner"}
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""
+        check_like(module, self.attention_classes)
         module.num_heads = len(sizes.heads)  # type: ignore[assignment]
         module.head_dim = sizes.width  # type: ignore[assignment]
         module.split_size = len(sizes.heads) * sizes.width  # type: ignore[assignment]
         module.finegates_heads = sizes  # type: ignore[assignment]
+        fit_calls(module)
         return module
 
     def block(self, path: str, config: Any) -> Block:

@@ -26,6 +26,8 @@ class LlamaAdapter(LayerStackAdapter):
 
     model_types = ("llama",)
     stack = "layers"
+    attention_classes = RotaryAttention.classes
+    feed_forward_classes = JoinedFeedForward.classes
     uniform: ClassVar[dict[str, str]] = {
         "intermediate": "intermediate_size",
         "heads": "num_attention_heads",

@@ -15,8 +15,10 @@ from finegates.adapters.base import (
     base_prefix,
     unwrap,
 )
+from finegates.adapters.caches import fit_calls
 from finegates.adapters.fit import fitted
 from finegates.adapters.joint import take_apart
+from finegates.adapters.likeness import check_like
 
 
 class T5Adapter(Adapter):
@@ -27,6 +29,8 @@ class T5Adapter(Adapter):
     """
 
     model_types = ("t5",)
+    attention_classes = ("t5.T5Attention",)
+    feed_forward_classes = ("t5.T5DenseGatedActDense",)
     uniform: ClassVar[dict[str, str]] = {"intermediate": "d_ff", "width": "d_kv"}
     head_width = "key_value_proj_dim"
 
@@ -58,9 +62,11 @@ class T5Adapter(Adapter):
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module: it takes its sizes from attributes."""
+        check_like(module, self.attention_classes)
         module.key_value_proj_dim = sizes.width  # type: ignore[assignment]
         module.inner_dim = len(sizes.heads) * sizes.width  # type: ignore[assignment]
         module.finegates_heads = sizes  # type: ignore[assignment]
+        fit_calls(module, part.cross)
         if sizes.fused:
             take_apart(module, part.joint, part.joint)  # names of one letter: q, k, v
             hook = _multiply_encoded if part.cross else _multiply_states
@@ -69,6 +75,7 @@ class T5Adapter(Adapter):
 
     def join(self, module: nn.Module) -> nn.Module:
         """The same module, whose layers for gate and up are parts of one product."""
+        check_like(module, self.feed_forward_classes)
         take_apart(module, ("wi_0", "wi_1"), "gate_up")
         module.finegates_joined = True  # type: ignore[assignment]
         module.register_forward_pre_hook(_widen)

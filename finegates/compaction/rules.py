@@ -6,13 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, Attention, FeedForward, HeadSizes, has_module
+from finegates.adapters.likeness import unlikeness
 from finegates.compaction.activations import activation_at_zero, activation_of, acts_on_numbers
 from finegates.compaction.draft import Draft
 from finegates.layers import GatedLinear, is_linear
 
 
 def pair_feed_forward(
-    part: FeedForward, model: nn.Module, drafts: dict[str, Draft], notes: list[str]
+    part: FeedForward,
+    adapter: Adapter,
+    model: nn.Module,
+    drafts: dict[str, Draft],
+    notes: list[str],
 ) -> bool:
     """Removes the intermediate dimensions that cannot vary, from every layer that holds them.
 
@@ -28,6 +33,12 @@ def pair_feed_forward(
         return False
     if not _all_linear(model, paths):
         return False  # compact already
+    classes = adapter.feed_forward_classes
+    if part.path is not None and classes:
+        reason = unlikeness(model.get_submodule(part.path), classes)
+        if reason is not None:
+            notes.append(f"{part.path}: it keeps its width: {reason}")
+            return False
     layers = {path: model.get_submodule(path) for path in paths}
     own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
     up, down = own[part.up], own[part.down]
@@ -111,6 +122,10 @@ def narrow_attention(
     if not part.narrows:
         notes.append(f"{part.path}: its heads keep their sizes")
         return None
+    reason = _obstacle(part, adapter, model)
+    if reason is not None:
+        notes.append(f"{part.path}: its heads keep their sizes: {reason}")
+        return None
     own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
     q, k, v, o = _head_masks(part, own)
 
@@ -178,6 +193,20 @@ def narrow_attention(
     own[part.q].scale = adapter.query_scale(model.get_submodule(part.path), sizes)
     drafts.update(own)
     return sizes if narrower or fused else None
+
+
+def _obstacle(part: Attention, adapter: Adapter, model: nn.Module) -> str | None:
+    """Why the module of an attention is not the one that its adapter narrows, or None."""
+    module = model.get_submodule(part.path)
+    if not adapter.attention_classes:
+        return None
+    reason = unlikeness(module, adapter.attention_classes)
+    if reason is None and part.qk_norm != isinstance(getattr(module, "q_norm", None), nn.Module):
+        reason = (
+            f"{type(module).__name__} does not normalise queries and keys as "
+            f"{type(adapter).__name__} describes it (qk_norm = {part.qk_norm})"
+        )
+    return reason
 
 
 def _head_masks(part: Attention, own: dict[str, Draft]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

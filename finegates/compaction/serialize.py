@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from finegates.compaction.graphs import allow_graphs
 from finegates.compaction.structure import (
     DIGEST,
     FORMAT,
@@ -178,6 +179,7 @@ def load(
     forget_untied(model)
     adapt_stock_methods()
     teach_peft()
+    allow_graphs(model)
     return mark_initialised(model).eval()
 
 

@@ -13,6 +13,7 @@ from finegates.adapters import Adapter, adapter_for, attentions, unwrap
 from finegates.attachment import forget_attachment
 from finegates.compaction.cost import CostModel
 from finegates.compaction.draft import LayerPlan, gate_values
+from finegates.compaction.graphs import allow_graphs
 from finegates.compaction.layers import CompactLinear
 from finegates.compaction.plan import plan_compaction
 from finegates.initialisation import mark_initialised
@@ -142,6 +143,7 @@ def compact(
                 module.onednn_from = cost.onednn_from
     adapt_stock_methods()
     teach_peft()
+    allow_graphs(result)
     return mark_initialised(result).eval()
 
 

@@ -1,0 +1,104 @@
+"""Whether a module of transformers computes what its narrow form does, by its code.
+
+Many architectures have a class of their own for the same attention, word for word. Others look
+alike and cap scores, leave positions out, or add sinks. What is compared is the code that runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+# The narrow attentions call that of the module's own file.
+_TAKEN_OVER = "eager_attention_forward"
+
+
+def unlikeness(module: nn.Module, classes: Sequence[str]) -> str | None:
+    """Why a module computes something else than all of some classes of transformers, or None.
+
+    Args:
+        module: of any class. Its parameters and sizes do not matter.
+        classes: as ``"llama.LlamaAttention"``, of ``transformers.models``.
+
+    Returns:
+        a sentence that names the module's class and, where there are some, the attributes that its
+        forward uses and theirs do not.
+    """
+    name = type(module).__name__
+    if "forward" in vars(module):
+        return f"the forward of this {name} has been replaced"
+    known = [_class_of(path) for path in classes]
+    if any(type(module) is one or _alike(type(module), one) for one in known):
+        return None
+    names = " or ".join(one.__name__ for one in known)
+    own = set(_code(type(module).forward).co_names)
+    extra = sorted(own.difference(*(_code(one.forward).co_names for one in known)))
+    uses = f"; it uses {', '.join(extra)}" if extra else ""
+    return f"the forward of {name} is not that of {names}{uses}"
+
+
+def check_like(module: nn.Module, classes: Sequence[str]) -> None:
+    """Raises ValueError, which names class and attributes, where :func:`unlikeness` finds some."""
+    reason = unlikeness(module, classes)
+    if reason is not None:
+        raise ValueError(f"{reason}, so its heads cannot be made narrower; leave them as they are")
+
+
+def _class_of(path: str) -> Any:
+    package, _, name = path.partition(".")
+    return getattr(
+        importlib.import_module(f"transformers.models.{package}.modeling_{package}"), name
+    )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    seen: set[FunctionType] = set()
+    return _same(inspect.unwrap(one.forward), inspect.unwrap(other.forward), one, other, seen)
+
+
+def _same(
+    one: FunctionType, other: FunctionType, of_one: Any, of_other: Any, seen: set[FunctionType]
+) -> bool:
+    """Whether two functions, and those that they call in their files and classes, are alike."""
+    if one is other or one in seen:
+        return True
+    seen.add(one)
+    if not _same_code(one.__code__, other.__code__):
+        return False
+    return all(
+        _same(inspect.unwrap(a), inspect.unwrap(b), of_one, of_other, seen)
+        for name in one.__code__.co_names
+        if name != _TAKEN_OVER
+        for a, b in (
+            (one.__globals__.get(name), other.__globals__.get(name)),
+            (getattr(of_one, name, None), getattr(of_other, name, None)),
+        )
+        if isinstance(a, FunctionType) and isinstance(b, FunctionType)
+    )
+
+
+def _code(function: Any) -> CodeType:
+    code: CodeType = inspect.unwrap(function).__code__
+    return code
+
+
+def _same_code(one: CodeType, other: CodeType) -> bool:
+    """Whether they are the same instructions; where they were written does not matter."""
+    if one.co_code != other.co_code or len(one.co_consts) != len(other.co_consts):
+        return False
+    if (one.co_names, one.co_varnames) != (other.co_names, other.co_varnames):
+        return False
+    return all(
+        _same_code(a, b) if isinstance(a, CodeType) and isinstance(b, CodeType) else _equal(a, b)
+        for a, b in zip(one.co_consts, other.co_consts, strict=True)
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    # Docstrings are constants, too, and may speak of another architecture.
+    return type(one) is type(other) and (one == other or isinstance(one, str))
