@@ -84,6 +84,7 @@ def compact(
             f"{type(plain).__name__} has no gates, so there is nothing to compact; call "
             "finegates.attach and train first"
         )
+    plan = plan_compaction(plain, adapter, cost)  # refuses gates without values
     gates = leaf_gates(plain)
     if gates and not any(bool(gate.closed().any()) for gate in gates):
         warnings.warn(
@@ -91,7 +92,6 @@ def compact(
             "size; finegates.GateTrainer closes gates while it trains",
             stacklevel=3,
         )
-    plan = plan_compaction(plain, adapter, cost)
     if (plan.heads or plan.joined) and adapter is None:
         adapter = adapter_for(plain)
     merged = [path for path in _low_rank_layers(plain) if path not in plan.layers]
