@@ -249,14 +249,16 @@ def read_structure(folder: Path) -> dict[str, Any]:
     }
     for key, kind in kinds.items():
         if not isinstance(structure.get(key), kind):
-            raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is missing or not a {kind}")
+            raise CompactFormatError(
+                folder, f"{STRUCTURE}: {key!r} is missing or not a {kind.__name__}"
+            )
     for key, kind in _OPTIONAL.items():
         if not isinstance(structure.get(key, kind()), kind):
-            raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is not a {kind}")
+            raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is not a {kind.__name__}")
     structure.setdefault("joined", [])
     for key in ("joined", "absent"):
         if not all(isinstance(path, str) for path in structure.get(key, [])):
-            raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is no list of paths")
+            raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is not a list of paths")
     try:
         class_of(structure)
     except ValueError as error:
