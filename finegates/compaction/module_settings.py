@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from finegates.compaction.bounds import LARGEST
@@ -121,13 +122,31 @@ def _differences(module: nn.Module, other: nn.Module) -> Iterator[tuple[str, tup
             continue
         if name not in vars(module):
             continue
-        mine, theirs = _plain(vars(module)[name]), _plain(value)
-        if _UNKNOWN not in (mine, theirs) and mine != theirs:
-            yield name, (mine, theirs)
+        own = vars(module)[name]
+        if _is_without_storage(own, value):
+            continue
+        mine, theirs = _plain(own), _plain(value)
+        # What is unknown on both sides is an object of its own each time, as a configuration is.
+        if mine != theirs:
+            yield name, (_shown(own, mine), _shown(value, theirs))
+
+
+def _is_without_storage(*values: Any) -> bool:
+    """Whether all are tensors, and one of them has no values to compare."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return len(tensors) == len(values) and any(tensor.is_meta for tensor in tensors)
+
+
+def _shown(value: Any, plain: Any) -> Any:
+    return f"of {_name(type(value))}" if plain is _UNKNOWN else plain
 
 
 def _plain(value: Any) -> Any:
     """A value that can be compared and shown; ``_UNKNOWN`` for all others."""
+    if isinstance(value, np.generic) or (
+        isinstance(value, Tensor) and value.dim() == 0 and not value.is_meta
+    ):
+        value = value.item()  # a module computes with it as with a number
     if isinstance(value, float) and value != value:
         return "nan"
     if value is None or isinstance(value, bool | int | float | str):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -136,6 +139,45 @@ def test_a_setting_that_the_configuration_does_not_give_is_neither_saved_nor_exp
     with pytest.raises(ModuleSettingsError, match=place):
         uniform(small)
     assert [path.name for path in tmp_path.iterdir()] == ["before"]
+
+
+NUMBERS: dict[str, Callable[[float], object]] = {
+    "numpy single": np.float32,
+    "numpy half": np.float16,
+    "numpy double": np.float64,
+    "numpy array": np.array,
+    "tensor": torch.tensor,
+    "tensor of one": lambda number: torch.tensor([number]),
+    "fraction": Fraction,
+}
+"""What a setting may be changed to that a module computes with as with a number."""
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("case", ["bert scale", "bert eps", "llama eps", "llama scale"])
+def test_a_changed_number_is_found_in_every_type(case: str, kind: str, tmp_path: Path) -> None:
+    architecture, path, name = {
+        "bert scale": ("bert", f"{BERT}.attention.self", "scaling"),
+        "bert eps": ("bert", f"{BERT}.output.LayerNorm", "eps"),
+        "llama eps": ("llama", "model.norm", "variance_epsilon"),
+        "llama scale": ("llama", f"{LLAMA}.self_attn", "scaling"),
+    }[case]
+    gated = attach(tiny.tiny_model(architecture), GateConfig(preset="structured"))
+    small = small_model(architecture)
+    for model in (gated, small):
+        change(path, name, NUMBERS[kind](0.75))(model)
+        with pytest.raises(ModuleSettingsError, match=rf"{re.escape(path)}\.{name} is "):
+            save(model, tmp_path / "model")
+    with pytest.raises(ModuleSettingsError, match=rf"{re.escape(path)}\.{name} is "):
+        uniform(small)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["numpy single", "numpy double", "tensor"])
+def test_the_configurations_number_in_another_type_is_no_change(kind: str, tmp_path: Path) -> None:
+    small = small_model("llama", rms_norm_eps=2.0**-10)  # exact in every type
+    change("model.norm", "variance_epsilon", NUMBERS[kind](2.0**-10))(small)
+    assert comes_back(small, tmp_path / "small")
 
 
 def test_the_message_names_both_values() -> None:
