@@ -45,7 +45,8 @@ def set_implementations(model: nn.Module, stored: Any) -> None:
     Raises:
         ValueError: not such names, or a model that is not there.
     """
-    configs = dict(_configs(model))
+    # A model inside may have had a configuration of its own which is the outer one's here.
+    configs = dict(_all_configs(model))
     for path, names in sorted(dict(stored).items()):  # the outermost first: it passes its names on
         if path not in configs:
             raise ValueError(f"{path!r} is not a model that could name its functions")
@@ -58,9 +59,15 @@ def set_implementations(model: nn.Module, stored: Any) -> None:
 def _configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The configurations of a model and of those inside, each once."""
     seen: list[Any] = []
-    for path, module in model.named_modules():
-        config = getattr(module, "config", None)
-        # A layer keeps its model's configuration; a model has a class for it.
-        if hasattr(type(module), "config_class") and all(config is not other for other in seen):
+    for path, config in _all_configs(model):
+        if all(config is not other for other in seen):
             seen.append(config)
             yield path, config
+
+
+def _all_configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The configurations of a model and of those inside, by the path of each model."""
+    for path, module in model.named_modules():
+        # A layer keeps its model's configuration; a model has a class for it.
+        if hasattr(type(module), "config_class"):
+            yield path, getattr(module, "config", None)

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    BertLMHeadModel,
+    BertModel,
     CLIPVisionConfig,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    GPT2LMHeadModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MixtralConfig,
@@ -81,8 +84,25 @@ def dual_encoder() -> tuple[nn.Module, list[str]]:
     return randomised(VisionTextDualEncoderModel(config)), ["text_model"]
 
 
+def of_instances(decoder: str) -> Callable[[], tuple[nn.Module, list[str]]]:
+    def make() -> tuple[nn.Module, list[str]]:
+        config = tiny.ARCHITECTURES[decoder]()
+        config.is_decoder = config.add_cross_attention = True
+        language = (BertLMHeadModel if decoder == "bert" else GPT2LMHeadModel)(config)
+        encoder = BertModel(tiny.ARCHITECTURES["bert"]())
+        model = EncoderDecoderModel(encoder=encoder, decoder=language)
+        # It gives the decoder a configuration, and leaves the model in the decoder its own.
+        assert language.base_model.config is not language.config
+        language.base_model.config._attn_implementation = "eager"
+        return randomised(model), ["encoder"]
+
+    return make
+
+
 KINDS: dict[str, Callable[[], tuple[nn.Module, list[str]]]] = {
     "encoder-decoder": encoder_decoder,
+    "encoder-decoder of a bert instance": of_instances("bert"),
+    "encoder-decoder of a gpt2 instance": of_instances("gpt2"),
     "llava of llama": llava("llama"),
     "llava of mistral": llava("mistral"),
     "llava of qwen2": llava("qwen2"),
