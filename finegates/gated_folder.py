@@ -27,24 +27,15 @@ from finegates.files import parse_json, whole_file, whole_folder, write_text
 from finegates.gates import HARDNESS, StochasticGate
 from finegates.initialisation import mark_initialised
 from finegates.seals import content_digest, file_digest
+from finegates.signpost import CONFIG, GATED, is_signpost, said, write_signpost
 from finegates.tying import forget_untied
 
-FORMAT = "finegates-gated"
+FORMAT = GATED
 VERSION = 1
 STRUCTURE = "finegates.json"
 TENSORS = "model.safetensors"
 BUFFERS = "buffers.safetensors"
 DIGEST = "sha256"
-
-CONFIG = "config.json"
-"""What ``from_pretrained`` reads first."""
-
-_REMEDY = "this folder holds a gated model: finegates.load(folder) reads it, from_pretrained cannot"
-# Auto-classes refuse the type; the others do not look at it, and refuse what is not a size.
-_SIGNPOST = {
-    "model_type": FORMAT,
-    **dict.fromkeys(("vocab_size", "hidden_size", "tie_word_embeddings"), _REMEDY),
-}
 
 # What transformers and peft write of a model, and replace when they write another one there.
 _STOCK = (
@@ -64,21 +55,13 @@ class GatedFormatError(ValueError):
 
 def is_gated_folder(folder: str | Path) -> bool:
     """Whether a folder says of itself that it holds a gated model, sound or damaged."""
-    return _said(Path(folder) / STRUCTURE, "format") == FORMAT
+    return said(Path(folder) / STRUCTURE, "format") == FORMAT
 
 
 def is_stock_folder(folder: str | Path) -> bool:
     """Whether a folder holds what ``from_pretrained`` would take for a model."""
-    return _said(Path(folder) / CONFIG, "model_type") not in (None, FORMAT)
-
-
-def _said(file: Path, key: str) -> Any:
-    """A value of a JSON file; None where there is none."""
-    try:
-        values = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return values.get(key) if isinstance(values, dict) else None
+    folder = Path(folder)
+    return said(folder / CONFIG, "model_type") is not None and not is_signpost(folder)
 
 
 def save_gated(model: nn.Module, folder: str | Path) -> None:
@@ -225,7 +208,7 @@ def _write(
     if state_dict is not None:
         state = {name: state_dict[name].contiguous() for name in state}
     files = {TENSORS: state, BUFFERS: buffers}
-    write_text(folder / CONFIG, json.dumps(_SIGNPOST, indent=2) + "\n")
+    write_signpost(folder, FORMAT)
     digests = {}
     for name, tensors in files.items():
         if tensors:

@@ -1,11 +1,11 @@
-"""Compact models on disk: a folder with ``finegates.json`` and ``model.safetensors``, nothing else.
+"""Compact models on disk: a folder with ``finegates.json`` and ``model.safetensors``.
 
 The JSON holds the transformers class and configuration, the settings of ``generate`` where the
 model has it, the sizes of every compact layer, the products that were chosen for them and on which
 machine, which tensors are one and the same, the digest of the tensor file, and its own. The tensor
-file holds every parameter and every buffer, also those
-that transformers leaves out of its state dict, so loading computes nothing anew. Neither pickle nor
-code from the folder is ever run.
+file holds every parameter and every buffer, also those that transformers leaves out of its state
+dict, so loading computes nothing again. A ``config.json`` turns ``from_pretrained`` away
+(:mod:`finegates.signpost`), and is not read. Neither pickle nor code from the folder is ever run.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from finegates.initialisation import mark_initialised
 from finegates.layers import gated_layers
 from finegates.peft_targets import teach_peft
 from finegates.seals import content_digest, file_digest
+from finegates.signpost import COMPACT, CONFIG, is_signpost, write_signpost
 from finegates.stock_methods import adapt_stock_methods
 from finegates.tying import forget_untied
 
@@ -47,7 +48,8 @@ def save(model: nn.Module, folder: str | Path) -> None:
     """Writes a compact or a gated model. The folder appears whole or not at all.
 
     Everything is written aside and renamed. An earlier save in the same place is replaced; files of
-    others in it (a tokenizer, say) are kept.
+    others in it (a tokenizer, say) are kept. ``from_pretrained`` refuses the folder and names
+    :func:`load`, unless others have put a ``config.json`` there.
 
     Args:
         model: a result of :func:`finegates.compaction.compact`, of a class of transformers, or a
@@ -81,8 +83,9 @@ def save(model: nn.Module, folder: str | Path) -> None:
         written.mkdir()
         _write(structure, tensors, written)
         if _is_save(folder):
+            own = (STRUCTURE, TENSORS, *([CONFIG] if is_signpost(folder) else []))
             for entry in folder.iterdir():
-                if entry.name not in (STRUCTURE, TENSORS):
+                if entry.name not in own:
                     copy = shutil.copytree if entry.is_dir() else shutil.copy2
                     copy(entry, written / entry.name)
             folder.rename(aside / "old")
@@ -102,7 +105,8 @@ def save_checkpoint(model: nn.Module, folder: str | Path) -> None:
 
     Args:
         model: as :func:`save` takes it.
-        folder: an existing folder with any files; those of an earlier save are replaced.
+        folder: an existing folder with any files; those of an earlier save are replaced, and the
+            ``config.json`` of a model that was there.
 
     Raises:
         ValueError: as :func:`save`.
@@ -113,14 +117,15 @@ def save_checkpoint(model: nn.Module, folder: str | Path) -> None:
     try:
         _write(structure, tensors, aside)
         # The structure last: it holds the digest of the tensors, and load compares.
-        for name in (TENSORS, STRUCTURE):
+        for name in (CONFIG, TENSORS, STRUCTURE):
             (aside / name).replace(folder / name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(structure: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
-    """Writes both files into an empty folder; adds the digests to the structure."""
+    """Writes the three files into an empty folder; adds the digests to the structure."""
+    write_signpost(folder, COMPACT)
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     structure["tensors_sha256"] = file_digest(folder / TENSORS)
     structure[DIGEST] = content_digest(structure)

@@ -22,8 +22,9 @@ from finegates.compaction.tensors import fill, named_tensors
 from finegates.files import parse_json
 from finegates.layers import gated_layers
 from finegates.seals import content_digest
+from finegates.signpost import COMPACT
 
-FORMAT = "finegates-compact"
+FORMAT = COMPACT
 VERSION = 3
 UNSIGNED_VERSION = 2
 """The version of structures without a digest of their own, which are read as they are."""

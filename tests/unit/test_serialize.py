@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -12,13 +13,33 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
-from transformers import Mamba2Config, Mamba2ForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertModel,
+    DebertaV2Model,
+    GPT2Model,
+    LlamaModel,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MistralModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Model,
+    Qwen3ForCausalLM,
+    RobertaForSequenceClassification,
+    T5Model,
+)
 
 import tiny
 from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.compaction import CompactFormatError, compact, load, save, serialize
+from finegates.compaction.serialize import save_checkpoint
 from saved import edit, edit_tensors, seal, small_model
 
 
@@ -167,6 +188,59 @@ def test_files_of_others_are_ignored_by_load_and_kept_by_save(folder: Path) -> N
     assert (folder / "tokenizer.json").read_text() == "{}"
     assert (folder / "notes" / "a.txt").read_text() == "a"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["small"], "nothing left aside"
+
+
+@pytest.mark.parametrize("trainers", [False, True])
+def test_from_pretrained_refuses_a_compact_folder_before_it_makes_a_model(
+    trainers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.joinpath("small").mkdir()
+    (save_checkpoint if trainers else save)(small_model(), tmp_path / "small")
+
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError("a model of default sizes is made")
+
+    monkeypatch.setattr(PreTrainedModel, "__init__", made)
+    for auto in (AutoModel, AutoModelForCausalLM):
+        with pytest.raises(ValueError, match="finegates-compact"):
+            auto.from_pretrained(tmp_path / "small")
+    for kind in (
+        *(BertModel, RobertaForSequenceClassification, DebertaV2Model, T5Model, GPT2Model),
+        *(LlamaModel, MistralModel, Qwen2Model, Qwen3ForCausalLM),
+    ):
+        with pytest.raises(Exception, match=r"a compact model: finegates\.load\(folder\) reads it"):
+            kind.from_pretrained(tmp_path / "small")
+
+
+def test_a_tokenizer_in_the_folder_is_read_without_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = Tokenizer(WordLevel({"<unk>": 0, "one": 1}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert AutoTokenizer.from_pretrained(folder)("one")["input_ids"] == [1]
+    assert not caplog.records
+
+
+def test_a_folder_without_a_signpost_is_read_and_gets_one(folder: Path) -> None:
+    expected = (folder / "config.json").read_text()
+    (folder / "config.json").unlink()
+    model = load(folder)
+    save(model, folder)
+    assert (folder / "config.json").read_text() == expected
+
+
+def test_a_configuration_of_others_is_kept_by_save_and_replaced_in_a_trainers_folder(
+    folder: Path,
+) -> None:
+    model = load(folder)
+    model.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
+    theirs = (folder / "config.json").read_text()
+    assert json.loads(theirs)["model_type"] == "roberta"
+    save(model, folder)
+    assert (folder / "config.json").read_text() == theirs
+    save_checkpoint(model, folder)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "finegates-compact"
 
 
 def test_save_is_reproducible(folder: Path, written: Path) -> None:
