@@ -20,6 +20,8 @@ from transformers import (
     RobertaForSequenceClassification,
     T5Model,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -27,6 +29,7 @@ import finegates as fg
 from finegates.adapters import adapter_for
 from finegates.attachment import GateConfig, attach
 from finegates.baselines import add_lora
+from finegates.gate_history import GateHistory
 from finegates.gated_folder import GatedFormatError
 from finegates.layers import leaf_gates
 from finegates.train import GateTrainer
@@ -311,3 +314,29 @@ def test_a_stock_checkpoint_in_the_way_is_replaced_as_a_whole(tmp_path: Path) ->
     fg.load(tmp_path / "model")
     with pytest.raises(ValueError, match="finegates-gated"):
         AutoModel.from_pretrained(tmp_path / "model")
+
+
+def test_gates_seen_closed_before_a_stop_count_as_reopened_after_it(tmp_path: Path) -> None:
+    def watched(model: nn.Module) -> GateHistory:
+        history = GateHistory()
+        history.watch(model, None, None)
+        return history
+
+    model = fresh("no LoRA", "structured")
+    first = leaf_gates(model)[0]
+    total = sum(gate.size for gate in leaf_gates(model))
+    before = watched(model)
+    begin = (TrainingArguments(str(tmp_path), use_cpu=True), TrainerState(), TrainerControl())
+    before.on_train_begin(*begin)
+    with torch.no_grad():
+        first.latent[:3] = -1.0  # type: ignore[operator, index]
+    before.on_epoch_end(*begin)
+    before.save(tmp_path)
+    with torch.no_grad():
+        first.latent[:2] = 1.0  # type: ignore[operator, index]
+    after = GateHistory()
+    after.watch(model, None, tmp_path)
+    after.on_train_begin(*begin)
+    after.on_epoch_end(*begin)
+    assert after.entries[:2] == before.entries
+    assert after.entries[-1]["reopened"] == pytest.approx(2 / total)
