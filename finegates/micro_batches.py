@@ -85,11 +85,19 @@ class StepCut:
         totals: (2,), int64: items and rows of the step; None where nobody has counted them, and
             micro-batches count alike.
         processes: over which ``totals`` are sums and gradients are means.
+        uneven: whether a micro-batch of the step has positions of answers that one weight does not
+            fit, see :func:`finegates.loss_means.has_uneven_positions`.
     """
 
     micro_batches: int = 1
     totals: Tensor | None = None
     processes: int = 1
+    uneven: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one micro-batch is all of the step."""
+        return self.micro_batches * self.processes == 1
 
     @property
     def even_share(self) -> float:

@@ -9,10 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from finegates.distillation import TEACHER_LOGITS, Distillation, logits_of, problem_type
 from finegates.gates import GateDraw
+from finegates.loss_means import (
+    has_uneven_positions,
+    labels_of_several_means,
+    refuse_several_means,
+    refuse_uneven_positions,
+)
 from finegates.loss_terms import LossTerms
 from finegates.micro_batches import (
     StepCut,
@@ -79,6 +85,8 @@ class WeighedStep:
         Raises:
             KeyError: in training with distillation, a batch without a teacher's logits.
             NonFiniteLossError: the loss of a step is NaN or infinite.
+            ValueError: in a training step of several micro-batches, a model whose loss is a sum of
+                means over different items.
         """
         teacher = None
         if self.distillation is not None:
@@ -149,10 +157,33 @@ class WeighedStep:
         arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
         shifted = shifts_labels(self.model)  # type: ignore[attr-defined]
         totals = total_items(batches, shifted=shifted, device=arguments.device)
+        uneven = totals.new_zeros(1)
+        for batch in batches:
+            uneven += has_uneven_positions(batch).to(totals.device)
         processes = self._averaging_processes()
-        if processes > 1:
-            totals = self.accelerator.reduce(totals, reduction="sum")  # type: ignore[attr-defined]
-        return StepCut(max(1, len(batches)), totals, processes)
+        if processes > 1:  # every process refuses what one must, so that none waits for it
+            together = torch.cat([totals, uneven])
+            together = self.accelerator.reduce(together, reduction="sum")  # type: ignore[attr-defined]
+            totals, uneven = together[:2], together[2:]
+        return StepCut(max(1, len(batches)), totals, processes, uneven=bool(uneven))
+
+    def _check_one_mean(self, inputs: dict[str, Any], cut: StepCut) -> None:
+        """Raises ValueError if no one weight fits the loss of a micro-batch.
+
+        A loss that the model does not take, the user's or the label smoother's, is one mean.
+        """
+        if cut.is_whole or self.compute_loss_func is not None:  # type: ignore[attr-defined]
+            return
+        takes_loss = getattr(super().compute_loss, "__func__", None)  # type: ignore[misc]
+        smooths = self.label_smoother is not None and "labels" in inputs  # type: ignore[attr-defined]
+        if takes_loss is not Trainer.compute_loss or smooths:
+            return
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        several = labels_of_several_means(inputs, model, self.label_names)  # type: ignore[attr-defined]
+        if several:
+            refuse_several_means(several, model)
+        if cut.uneven or (cut.totals is None and bool(has_uneven_positions(inputs))):
+            refuse_uneven_positions(model)
 
     def _averaging_processes(self) -> int:
         """Those whose items are counted together."""
@@ -171,6 +202,7 @@ class WeighedStep:
         The model is told that its micro-batch is all there is. It then returns the mean over it,
         whether it divides by the number that it is told or ignores it.
         """
+        self._check_one_mean(inputs, self._cut or StepCut())
         counts = count_items(inputs, shifted=shifts_labels(self.model))  # type: ignore[attr-defined]
         labelled = labels_of(inputs) is not None
         names_labels = "labels" in inputs
