@@ -185,6 +185,12 @@ def _adapters(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _active(model: nn.Module) -> list[str]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    # The layers say it themselves: the wrapper that peft returned may be gone.
+    layers = (m for m in model.modules() if isinstance(m, BaseTunerLayer))
+    if unwrap(model) is model and (layer := next(layers, None)) is not None:
+        return list(layer.active_adapters)
     active: Any = model.active_adapters
     active = active() if callable(active) else active
     return [active] if isinstance(active, str) else list(active)

@@ -198,6 +198,27 @@ def test_a_wrappers_checkpoint_is_resumed_and_says_why_it_cannot_be_loaded(tmp_p
         fg.load(checkpoint)
 
 
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("architecture", ["roberta", "t5"])
+def test_adapters_are_read_back_when_the_wrapper_around_them_was_dropped(
+    architecture: str, second: bool, tmp_path: Path
+) -> None:
+    model = tiny.tiny_model(architecture)
+    wrapper = fg.add_lora(model)
+    if second:
+        wrapper.add_adapter("second", wrapper.peft_config["default"])  # type: ignore[operator, union-attr, index]
+        wrapper.set_adapter("second")  # type: ignore[operator]
+    del wrapper
+    attach(model, GateConfig(preset="structured"))
+    tiny.scatter_gates(model)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+    fg.save(model.eval(), tmp_path)
+    assert torch.equal(output(fg.load(tmp_path)), output(model))
+
+
 @pytest.mark.parametrize("preset", ["reference", "structured"])
 def test_stock_methods_refuse_a_gated_model_and_a_copy(preset: str, tmp_path: Path) -> None:
     lora = attach(fg.add_lora(tiny.tiny_model("roberta")), GateConfig(preset=preset))
