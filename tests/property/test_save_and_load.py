@@ -83,7 +83,7 @@ def test_a_save_that_succeeds_can_be_loaded(extra: dict[str, Any], values: dict[
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     first=st.integers(-3, 5),
-    labels=st.sampled_from([2, 300, 100_001]),
+    labels=st.sampled_from([2, 300]),
     number=st.integers(0, 2**70),
 )
 def test_positions_labels_and_large_numbers_come_back_or_are_refused(
