@@ -18,5 +18,6 @@ def change(before: float, after: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time of three digits."""
-    return f"{1e3 * seconds:.3g} ms"
+    """A time of three digits, or of as many as whole milliseconds have."""
+    value = 1e3 * seconds
+    return f"{value:.0f} ms" if value >= 999.5 else f"{value:.3g} ms"

@@ -226,3 +226,5 @@ def test_numbers_are_told_with_three_digits(number, text):
 def test_changes_and_times_are_told_with_units():
     assert change(2e6, 1e6) == "2 M -> 1 M (50.0 %)"
     assert milliseconds(0.01234) == "12.3 ms"
+    assert milliseconds(1.2344) == "1234 ms"
+    assert milliseconds(0.99951) == "1000 ms"
