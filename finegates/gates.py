@@ -119,8 +119,9 @@ class StochasticGate(Gate):
         importance: (n,), see :meth:`observe`; None without factors.
         hardness: t in [0, 1], see :meth:`harden`; the state dict holds it (as the extra state of
             the module), because it decides what the gate computes and whether its latents train.
-        led: whether a penalty has been made of it. Gates of a preset with a budget (``structured``)
-            that are trained without one warn once, for they would never close.
+        led: whether a penalty has been made of it, or a trainer has said that none was. Gates of a
+            preset with a budget (``structured``) that are trained without one warn once, for they
+            would never close.
     """
 
     clips_at_zero = True

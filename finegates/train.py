@@ -93,6 +93,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         self.history = GateHistory()
         self.gate_history = self.history.entries
         self._counted: int | None = None
+        self._has_warned = False
         self._bound: list[object] = []
         self.penalties: list[tuple[GateConfig, SparsityPenalty | MacsPenalty]] = []
         self._schedule = GateSchedule()
@@ -138,7 +139,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         another one, and gates may have been attached, or taken off, since the last look."""
         self._bind()
         self._check_optimizer()
-        self._warn_of_nothing_to_close()
+        self._has_warned = False
         model: nn.Module = self.model  # type: ignore[attr-defined]
         self.history.watch(model, self.penalty, self.resumed)
         return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
@@ -157,9 +158,29 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
                     "it; make a new trainer, or the optimizer, after gates are attached"
                 )
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As of :class:`WeighedStep`; the first of a training warns of what will not be closed."""
+        if not self._has_warned:  # callbacks may have changed the model when the training began
+            self._has_warned = True
+            self._warn_of_nothing_to_close()
+        return super().get_batch_samples(*args, **kwargs)
+
     def _warn_of_nothing_to_close(self) -> None:
         """Warns of a training from which :func:`finegates.compact` would have nothing to gain."""
         model: nn.Module = self.model  # type: ignore[attr-defined]
+        bound = {id(part) for part in self._bound}
+        late = [gate for gate in leaf_gates(model) if id(gate) not in bound]
+        if late:
+            for gate in late:
+                if isinstance(gate, StochasticGate):
+                    gate.led = True  # it would warn by itself, with the remedy for another Trainer
+            warnings.warn(
+                f"{len(late)} gates of {type(model).__name__} were attached after the training had "
+                "begun, so neither penalty nor schedule nor optimizer knows them and none of them "
+                "closes; call finegates.attach before train(), or in model_init",
+                stacklevel=2,
+            )
+            return
         if not gated_layers(model):
             if self.expect_gates and stock_obstacle(model) is None:  # compact ones train on, too
                 warnings.warn(

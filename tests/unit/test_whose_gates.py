@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from finegates.attachment import (
     GateConfig,
@@ -25,6 +25,8 @@ from finegates.attachment import (
 from finegates.budget import macs, planned_macs
 from finegates.compaction import compact
 from finegates.gates import StochasticGate
+from finegates.layers import leaf_gates
+from finegates.structured import MacsPenalty
 from finegates.train import GateTrainer
 from tiny import VOCABULARY, tiny_model
 
@@ -137,6 +139,52 @@ def test_gates_taken_off_after_the_trainer_was_made_have_no_penalty(tmp_path: Pa
         run.train()
     assert run.penalty is None
     assert run._draw.gates == []
+
+
+@pytest.mark.parametrize("preset", ["reference", "structured"])
+def test_gates_attached_by_a_callback_are_warned_of_once_and_truly(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Attaching(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            attach(kwargs["model"], GateConfig(preset=preset))
+
+    monkeypatch.setattr(StochasticGate, "_warned", False)
+    model = dense()
+    run = trainer(tmp_path, model)
+    run.add_callback(Attaching())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.train()
+    said = [str(one.message) for one in caught if "gate" in str(one.message)]
+    assert len(said) == 1
+    assert "after the training had begun" in said[0]
+    assert "before train()" in said[0]
+    # And it is true: the latents are where attach put them.
+    assert run.penalty is None
+    latents = {id(g.latent) for g in leaf_gates(model) if isinstance(g, StochasticGate)}
+    held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert latents
+    assert not latents & held
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_budget_that_coarse_dimensions_miss_is_said_with_both_numbers(
+    coarse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = gated()
+    run = trainer(tmp_path, model)
+    if coarse:  # as where no choice comes nearer: everything stays
+        monkeypatch.setattr(MacsPenalty, "close_least", lambda self: self.realised())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.train()
+    said = [str(one.message) for one in caught if "of the MACs" in str(one.message)]
+    missed = abs(run.penalty.realised() - (1 - TARGET)) > 0.01
+    assert len(said) == missed
+    if coarse:
+        assert f"keep {kept(model):.1%}" in said[0]
+        assert "target 0.5 asks for 50.0%: the dimensions of this model are coarse" in said[0]
 
 
 def test_an_optimizer_from_before_the_gates_is_refused(tmp_path: Path) -> None:
