@@ -7,12 +7,14 @@ and a schedule of its own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finegates.closing import TOLERANCE
 from finegates.importance import StepImportance
 from finegates.structured import MacsPenalty
 
@@ -73,9 +75,10 @@ class GateSchedule(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leaves every gate closed or open."""
+        """Leaves every gate closed or open; warns of budgets that are missed."""
         for led in self._led:
             led.advance(1.0)
+            led.warn_of_miss()
 
 
 class _LedGates:
@@ -123,6 +126,18 @@ class _LedGates:
         self.hardness = hardness
         for gate in self._penalty.gates():
             gate.harden(hardness)
+
+    def warn_of_miss(self) -> None:
+        """Warns if other than the MACs of the budget are kept, by more than a point."""
+        kept, goal = self._penalty.realised(), 1.0 - self._penalty.target
+        if abs(kept - goal) > TOLERANCE:
+            warnings.warn(
+                f"the gates keep {kept:.1%} of the MACs, and target {self._penalty.target:g} asks "
+                f"for {goal:.1%}: the dimensions of this model are coarse, so that closing one "
+                "more, or one fewer, misses the target by as much; choose a target that is near "
+                "what is kept, or a wider model",
+                stacklevel=2,
+            )
 
     def _set_progress(self, progress: float) -> None:
         # What has been decided met its budget: the goal of a further training is not above it.
