@@ -63,5 +63,5 @@ def test_an_absent_part_that_the_model_could_not_have_is_refused(tmp_path: Path)
     with pytest.raises(CompactFormatError, match=r"'no\.such' is not a module"):
         load(tmp_path / "small")
     edit(tmp_path / "small", lambda s: s.update(absent=["pooler", 1]))
-    with pytest.raises(CompactFormatError, match="no list of paths"):
+    with pytest.raises(CompactFormatError, match="not a list of paths"):
         load(tmp_path / "small")
