@@ -11,7 +11,7 @@ from torch import nn
 
 from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.base import base_prefix, head_paths
-from finegates.arguments import check_config
+from finegates.arguments import check_config, check_model
 from finegates.gateable import (
     check_dense,
     check_gateable,
@@ -335,7 +335,9 @@ def gated_parts(model: nn.Module) -> dict[str, tuple[nn.Module, GateConfig]]:
 
     Raises:
         ValueError: one lies within another, so that its gates would be under two penalties.
+        TypeError: it is not a model.
     """
+    check_model(model)
     parts = {
         path: (module, vars(module)[_CONFIG])
         for path, module in model.named_modules()
