@@ -155,7 +155,7 @@ def _gate(values: dict[str, Any] | None, size: int) -> Gate | None:
     if values is None:
         return None
     if values["kind"] == "fixed":
-        return FixedGate(torch.ones(size))
+        return FixedGate(torch.ones(size, dtype=torch.float32, device="cpu"))
     if values["kind"] != "stochastic":
         raise ValueError(f"unknown kind of gate {values['kind']!r}")
     preset = GatePreset(**values["preset"])

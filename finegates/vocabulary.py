@@ -115,7 +115,8 @@ def _dense(layer: Any) -> nn.Linear:
     )
     rows, cols = _indices(layer)
     weight[rows[:, None], cols] = layer.weight.detach()
-    dense = nn.Linear(1, 1, bias=layer.bias is not None, device="meta")
+    # Its parameters are replaced at once.
+    dense = nn.Linear(1, 1, bias=layer.bias is not None, device="meta", dtype=weight.dtype)
     dense.out_features, dense.in_features = weight.shape
     dense.weight = nn.Parameter(weight, layer.weight.requires_grad)
     if layer.bias is not None:

@@ -209,7 +209,9 @@ def predict(model: nn.Module, tokenizer: Any, rows: Sequence[Row], batch_size: i
         inputs = collate(tokenizer, [rows[place] for place in places])
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         collected.append(model(**inputs).logits.float().cpu())
-    logits: np.ndarray = torch.cat(collected)[torch.tensor(order).argsort()].numpy()
+    logits: np.ndarray = torch.cat(collected)[
+        torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
+    ].numpy()
     return logits
 
 

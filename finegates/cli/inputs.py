@@ -35,7 +35,7 @@ def example_inputs(model: Any, names: list[str], batch: int, length: int) -> dic
     generator = torch.Generator().manual_seed(0)
     # The first ids are special in most vocabularies: the end of a sequence, its padding.
     first = min(size - 1, 5)
-    ids = torch.randint(first, size, (batch, length), generator=generator)
+    ids = torch.randint(first, size, (batch, length), generator=generator, device="cpu")
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if "token_type_ids" in names:
         inputs["token_type_ids"] = torch.zeros_like(ids)

@@ -159,7 +159,15 @@ class CompactLinear(nn.Module):
         plainly = _is_bare(linear) and runs_plainly(x, linear.weight)  # type: ignore[arg-type]
         if self.cols is not None:
             flat = select_columns(flat, self.cols, plainly)
-        y = self._product(flat, linear) if plainly else linear(flat)  # type: ignore[arg-type]
+        if plainly:
+            y = self._product(flat, linear)  # type: ignore[arg-type]
+        elif flat.shape[-1] == 0 and callable(linear.bias):
+            # torch's int8 product of no inputs gives numbers from elsewhere in memory.
+            y = flat.new_zeros(flat.shape[0], linear.out_features)
+            bias = linear.bias()
+            y = y if bias is None else y + bias
+        else:
+            y = linear(flat)
         if self.slots is not None:
             y = self._placed(y, plainly)
         return y.view(*x.shape[:-1], self.out_features)

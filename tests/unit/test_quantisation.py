@@ -57,3 +57,19 @@ def test_an_int8_layer_computes_what_its_int8_product_does_between_gather_and_sc
     expected = torch.zeros(2, 3, 9)
     expected[..., rows] = quantised(nn.Sequential(plain))(x[..., cols])
     assert torch.equal(quantised(nn.Sequential(layer))(x), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_int8_layer_that_reads_nothing_gives_its_bias_alone(bias):
+    layer = CompactLinear(
+        torch.zeros(3, 0),
+        torch.tensor([1.0, -2.0, 0.5]) if bias else None,
+        in_features=4,
+        out_features=5,
+        cols=torch.tensor([], dtype=torch.int64),
+        rows=torch.tensor([0, 2, 3]),
+    )
+    x = torch.randn(2, 4)
+    assert torch.equal(quantised(nn.Sequential(layer))(x), layer(x))
+    assert bool(layer(x).any()) == bias
