@@ -331,10 +331,10 @@ def gated_parts(model: nn.Module) -> dict[str, tuple[nn.Module, GateConfig]]:
 
     Returns:
         by module path, each such model and the configuration that its gates were attached with;
-        none lies within another.
+        none is within another.
 
     Raises:
-        ValueError: one lies within another, so that its gates would be under two penalties.
+        ValueError: one is within another, so that its gates would be under two penalties.
         TypeError: it is not a model.
     """
     check_model(model)

@@ -48,7 +48,7 @@ def draw(model: nn.Module) -> dict[str, Any]:
             wrapper or not.
 
     Raises:
-        ValueError: the model cannot be made from a blueprint; says what stands against it.
+        ValueError: the model cannot be made from a blueprint; says what prevents it.
     """
     plain = unwrap(model)
     config = getattr(plain, "config", None)

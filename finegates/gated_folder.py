@@ -107,7 +107,7 @@ def write_checkpoint(
             transformers, say, is written all the same: its tensors can be put into a model that was
             made in the same way (:func:`put_checkpoint`).
         folder: made if need be.
-        state_dict: in place of the model's own, where its tensors are spread over devices.
+        state_dict: instead of the model's own, where its tensors are spread over devices.
     """
     folder = Path(folder)
     try:

@@ -122,7 +122,7 @@ def _narrow(
     for path, sizes in heads.items():
         place = _inside(parts, path)
         if place is None or place not in known:
-            raise ValueError(f"{path} is no attention of the model")
+            raise ValueError(f"{path} is not an attention of the model")
         owner, adapter = parts[place[0]]
         attention = known[place]
         sizes.check(attention)

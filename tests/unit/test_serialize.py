@@ -390,7 +390,7 @@ def test_heads_of_what_is_no_attention_are_refused(tmp_path: Path) -> None:
     tiny.scatter_gates(model)
     save(compact(model.eval()), tmp_path / "small")
     edit(tmp_path / "small", lambda s: s["heads"].update({"model.norm": head_entry(s)}))
-    with pytest.raises(CompactFormatError, match="model.norm is no attention"):
+    with pytest.raises(CompactFormatError, match="model.norm is not an attention"):
         load(tmp_path / "small")
 
 
