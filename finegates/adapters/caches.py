@@ -100,10 +100,15 @@ class _Paged:
     _groups: Tensor | None
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, kwargs: dict[str, Any]
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, **where: Any
     ) -> tuple[Tensor, Tensor]:
-        """As of the cache, keys and values (1, kv_heads, L, width)."""
-        if kwargs.get("block_table") is not None:
+        """As of the cache, from keys and values (1, kv_heads, L, width).
+
+        Args:
+            where: the cache's own arguments: a dictionary ``kwargs`` in newer transformers, indices
+                in older ones, whose caches return (L, kv_heads, width).
+        """
+        if where.get("kwargs", where).get("block_table") is not None:
             raise ValueError(
                 "this attention reads its pages by a block table, whose heads are the dense "
                 "model's; use finegates.uniform(model) for continuous batching with it, or "
@@ -113,10 +118,10 @@ class _Paged:
             key_states=_padded(key_states, *self._room),
             value_states=_padded(value_states, *self._room),
             layer_idx=layer_idx,
-            kwargs=kwargs,
+            **where,
         )
         heads, width = len(self._sizes.kv_heads), self._sizes.width
-        keys, values = (states[:, :heads, :, :width] for states in found)
+        keys, values = (states[:, :heads, ..., :width] for states in found)
         if self._groups is None:
             return keys, values
         return keys.index_select(1, self._groups), values.index_select(1, self._groups)
