@@ -30,7 +30,7 @@ TIERS = $(basename $(notdir $(shell grep -l "^tier:" config/*.yaml)))
 PUBLISHED = $(patsubst results/published/%/runs,%,$(wildcard results/published/*/runs))
 MADE = $(filter-out published,$(notdir $(wildcard results/*)))
 # For messages: the nearest of some names to TIER, and all of them.
-nearest = $$("$(PYTHON)" finegates/suggest.py "$(TIER)" $(1))
+nearest = $$("$(PYTHON)" finegates/suite/config/suggest.py "$(TIER)" $(1))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -71,7 +71,7 @@ known-tier:
 # Snakemake goes by dates: that a finished file has changed since, it does not see.
 # Options that take several values come after the target: --config would swallow it.
 reproduce: known-tier $(STAMP) ## make every table, figure and verdict [CORES, TIER, ARGS]
-	$(BIN)/python -m finegates.verify $(TIER)
+	$(BIN)/finegates verify $(TIER)
 	$(BIN)/snakemake all --cores $(CORES) $(if $(TIER),--config tier=$(TIER)) $(ARGS)
 
 restore: ## continue from the published results of a tier [TIER]

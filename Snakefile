@@ -9,8 +9,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from finegates.config import ConfigError, configured_tier
-from finegates.dependencies import (
+from finegates.suite.config.load import ConfigError, configured_tier
+from finegates.suite.config.dependencies import (
     encoder_settings,
     floor_settings,
     inference_settings,
@@ -26,12 +26,12 @@ from finegates.dependencies import (
     tokenizer_settings,
     toy_settings,
 )
-from finegates.lock import LockError, check_writable, hold
-from finegates.provenance import code_digest
-from finegates.sources import SPLITS, ModelError, data_files, model_folder
-from finegates.tasks.glue import TASKS, DataError
-from finegates.tier_files import check_folder
-from finegates.wording import text_words_of, words_of
+from finegates.suite.jobs.lock import LockError, check_writable, hold
+from finegates.suite.jobs.provenance import code_digest
+from finegates.suite.models.sources import SPLITS, ModelError, data_files, model_folder
+from finegates.suite.config.tasks import TASKS, DataError
+from finegates.suite.config.tier_files import check_folder
+from finegates.suite.tables.wording import text_words_of, words_of
 
 try:
     TIER = configured_tier(config, workflow.configfiles)

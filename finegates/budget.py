@@ -15,10 +15,10 @@ from torch import nn
 from finegates.adapters import Adapter, adapter_for, unwrap
 from finegates.compaction.counts import block_products, block_weights
 from finegates.compaction.draft import gate_values
-from finegates.compaction.layers import CompactLinear
-from finegates.compaction.plan import Plan, plan_compaction
-from finegates.gates import Gate
-from finegates.layers import GatedLinear, gated_layers
+from finegates.compaction.planner import Plan, plan_compaction
+from finegates.gates.gate import Gate
+from finegates.gates.gated_linear import GatedLinear, gated_layers
+from finegates.modules.compact_linear import CompactLinear
 
 
 @dataclass(frozen=True)
@@ -166,39 +166,6 @@ def planned_macs(
         ValueError: the model type has no adapter, or a gate has no values (meta device).
     """
     return _macs(model, batch, length, adapter, plan_compaction(model, adapter))
-
-
-def budget_entry(model: nn.Module, trainable: int, batch: int, length: int) -> dict[str, Any]:
-    """The ``budget`` entry of a record: parameters by denominator, and MACs of the encoder.
-
-    Args:
-        model: dense or gated.
-        trainable: parameters that training moved; gates may be at rest by now.
-        batch: of the MACs.
-        length: of the MACs.
-    """
-    counted = measure_budget(model)
-    return {
-        "parameters": {
-            "all": counted.all_parameters,
-            "encoder": counted.encoder_parameters,
-            "gated": counted.gated_weights,
-            "trainable": trainable,
-            "gates": counted.gate_parameters,
-            "biases": counted.gated_biases,
-            "head": counted.head_parameters,
-            "low_rank": counted.low_rank_parameters,
-        },
-        "removable_weights": counted.removable_weights or 0,
-        "removed_weights": counted.removed_weights or 0,
-        "realised_sparsity": counted.realised_sparsity or 0.0,
-        "macs_batch": batch,
-        "macs_length": length,
-        "macs": {
-            "dense": macs(model, batch, length).total,
-            "kept": planned_macs(model, batch, length).total,
-        },
-    }
 
 
 def _macs(model: nn.Module, batch: int, length: int, adapter: Adapter | None, plan: Plan) -> MACs:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 def remove_fragments(path: str | Path) -> None:
     """Deletes what killed processes left beside ``path`` while they wrote it.
 
-    Nobody else may be writing it: see ``finegates.lock``.
+    Nobody else may be writing it: see ``finegates.suite.jobs.lock``.
     """
     path = Path(path)
     name = re.compile(rf"\.\d+\.{re.escape(path.name)}")
@@ -102,3 +103,19 @@ def _finite(text: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise ValueError(f"{text} is too large")
     return value
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values, whatever the order of keys and the layout of the file they are in.
+
+    Raises:
+        ValueError: NaN or an infinity.
+    """
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from finegates.schema import Tier
-from finegates.tasks.tokenizer import train_tokenizer
+from finegates.suite.config.tier import Tier
+from finegates.suite.data.tokenizer import train_tokenizer
 from tier import WORDS, tiny_tier
 
 SIZES: dict[str, Any] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finegates.cli.program import parser
 from finegates.cli.suite import SUITE
-from finegates.config import CONFIG, ConfigError, configured_tier
+from finegates.suite.config.load import CONFIG, ConfigError, configured_tier
 from pages import FENCE, fences
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from finegates.causal.record import CausalRecord
-from finegates.record import Record
-from finegates.tasks.glue import TASKS
+from finegates.suite.config.tasks import TASKS
+from finegates.suite.runs.llama_record import CausalRecord
+from finegates.suite.runs.record import Record
 
 BINS = 20
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tiny
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import compact
-from finegates.seals import content_digest
+from finegates.files import content_digest
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 
 
 def small_model(variant: str = "classifier", **overrides: object) -> nn.Module:

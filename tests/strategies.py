@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
-from finegates.gates import FixedGate
-from finegates.layers import GatedLinear
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear
 
 SIZES = st.integers(1, 8)
 EXACT_DTYPES = st.sampled_from([torch.float32, torch.float64])

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import RobertaConfig, RobertaForMaskedLM
 
-from finegates.config import CONFIG, resolve_tier
-from finegates.schema import Tier
-from finegates.tasks.glue import split_path, task_named
-from finegates.tasks.tokenizer import train_tokenizer
+from finegates.suite.config.load import CONFIG, resolve_tier
+from finegates.suite.config.tasks import task_named
+from finegates.suite.config.tier import Tier
+from finegates.suite.data.glue import split_path
+from finegates.suite.data.tokenizer import train_tokenizer
 
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
 

@@ -24,7 +24,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from finegates.layers import GatedLinear, dense_weight, find_linear, gated_layers
+from finegates.gates.gated_linear import GatedLinear, gated_layers
+from finegates.modules.linear import dense_weight, find_linear
 
 
 def gamma(roundings: int, dtype: torch.dtype) -> float:

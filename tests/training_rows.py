@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 
-from finegates.attachment import GateConfig, attach, sparsity_penalty
-from finegates.structured import MacsPenalty
-from finegates.train import GateTrainer
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.training.trainer import GateTrainer
 from tiny import ARCHITECTURES, VOCABULARY, scatter_gates
 
 Row = dict[str, Any]

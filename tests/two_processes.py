@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from finegates.distillation import Distillation, with_teacher
-from finegates.train import NonFiniteLossError
+from finegates.training.distillation import Distillation, with_teacher
+from finegates.training.trainer import NonFiniteLossError
 from training_rows import model_for, rows_for, trained
 
 

@@ -19,15 +19,16 @@ from tqdm import tqdm
 from transformers import DataCollatorWithPadding
 
 from finegates.adapters import unwrap
-from finegates.attachment import gate_config, sparsity_penalty
-from finegates.finetune import TaskData, prepare
-from finegates.gates import Gate, StochasticGate
-from finegates.layers import gated_layers
-from finegates.methods import GateSettings, LoraSettings, Method
-from finegates.schema import Tier
+from finegates.gates.gate import Gate, StochasticGate
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.parts import gate_config
+from finegates.gates.penalty import sparsity_penalty
 from finegates.seeds import derive_seed, seed_everything
-from finegates.sources import load_classifier, load_tokenizer
-from finegates.train import parameter_groups
+from finegates.suite.config.methods import GateSettings, LoraSettings, Method
+from finegates.suite.config.tier import Tier
+from finegates.suite.models.sources import load_classifier, load_tokenizer
+from finegates.suite.runs.finetune import TaskData, prepare
+from finegates.training.trainer import parameter_groups
 from theory.network import Local, local_landscape
 
 TRAINED = "gates, as trained"

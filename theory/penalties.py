@@ -15,9 +15,9 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from finegates.gates import StochasticGate
-from finegates.penalty import PENALTIES
-from finegates.presets import preset_named
+from finegates.gates.gate import StochasticGate
+from finegates.gates.penalty import PENALTIES
+from finegates.gates.presets import preset_named
 from theory.problems import Array
 from theory.relaxation import density, mean_clip_slope, square_clip_slope
 
@@ -134,7 +134,7 @@ def train_gates(
     """Trains real ``finegates`` gates on the same objectives with fresh noise.
 
     Args:
-        gates: objectives of one penalty and one σ; the penalty is ``finegates.penalty``'s.
+        gates: objectives of one penalty and one σ; the penalty is ``finegates.gates.penalty``'s.
         copies: independent gates for each.
         steps: of stochastic gradient descent.
         rates: step of each objective, which falls to zero linearly over the last third of the

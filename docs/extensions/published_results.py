@@ -191,11 +191,11 @@ def write_report(tier: Path, path: Path) -> None:
         tier: the published folder.
         path: the HTML file to write.
     """
-    from finegates.claims import Evidence, audit, load_ledger
-    from finegates.config import CONFIG, load_tier
-    from finegates.record import read_records
-    from finegates.report import build_report
-    from finegates.wording import reworded, words_of
+    from finegates.suite.claims import Evidence, audit, load_ledger
+    from finegates.suite.config.load import CONFIG, load_tier
+    from finegates.suite.report import build_report
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables.wording import reworded, words_of
 
     configuration = load_tier(CONFIG / f"{tier.name}.yaml")
     runs = tier / "runs"

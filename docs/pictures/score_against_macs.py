@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from finegates.figures.style import COLOURS, save_figure, style
 from finegates.files import write_text
+from finegates.suite.figures.style import COLOURS, save_figure, style
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "results" / "published" / "structured" / "tables"

@@ -9,16 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from finegates.adapters.base import (
-    Adapter,
-    Attention,
-    Block,
-    FeedForward,
-    HeadSizes,
-    attentions,
-    has_module,
-    unwrap,
-)
+from finegates.adapters.base import Adapter, attentions, has_module, unwrap
 from finegates.adapters.bert import BertAdapter
 from finegates.adapters.deberta_v2 import DebertaV2Adapter
 from finegates.adapters.gpt2 import Gpt2Adapter
@@ -28,6 +19,7 @@ from finegates.adapters.qwen2 import Qwen2Adapter
 from finegates.adapters.qwen3 import Qwen3Adapter
 from finegates.adapters.roberta import RobertaAdapter
 from finegates.adapters.t5 import T5Adapter
+from finegates.blocks import Attention, Block, FeedForward, HeadSizes
 
 __all__ = [
     "ADAPTERS",

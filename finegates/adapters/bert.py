@@ -6,14 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from finegates.adapters.attention import EncoderAttention
-from finegates.adapters.base import (
-    Attention,
-    Block,
-    FeedForward,
-    HeadSizes,
-    LayerStackAdapter,
-)
+from finegates.adapters.stack import LayerStackAdapter
+from finegates.blocks import Attention, Block, FeedForward, HeadSizes
+from finegates.modules.attention import EncoderAttention
 
 
 class BertAdapter(LayerStackAdapter):

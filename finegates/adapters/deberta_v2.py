@@ -8,14 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from finegates.adapters.base import (
-    Attention,
-    Block,
-    FeedForward,
-    HeadSizes,
-    LayerStackAdapter,
-)
-from finegates.adapters.likeness import check_like
+from finegates.adapters.stack import LayerStackAdapter
+from finegates.blocks import Attention, Block, FeedForward, HeadSizes
+from finegates.modules.likeness import check_like
 
 
 class DebertaV2Adapter(LayerStackAdapter):

@@ -10,8 +10,10 @@ import dataclasses
 
 from torch import nn
 
-from finegates.adapters.base import Attention, Block, FeedForward, has_module
-from finegates.layers import GatedLinear, is_linear, linear_shape
+from finegates.adapters.base import has_module
+from finegates.blocks import Attention, Block, FeedForward
+from finegates.modules.kinds import between_gates
+from finegates.modules.linear import is_linear, linear_shape
 
 
 def fitted(model: nn.Module, block: Block, head_width: str) -> Block | None:
@@ -105,5 +107,5 @@ def _dense_shape(model: nn.Module, path: str) -> tuple[int, int] | None:
     if hasattr(layer, "dense_shape"):  # compact
         outputs, inputs = layer.dense_shape  # type: ignore[misc]
         return int(inputs), int(outputs)
-    layer = layer.base if isinstance(layer, GatedLinear) else layer
+    layer = between_gates(layer)
     return linear_shape(layer) if is_linear(layer) else None

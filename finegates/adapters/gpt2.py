@@ -6,15 +6,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from finegates.adapters.base import (
-    Attention,
-    Block,
-    FeedForward,
-    HeadSizes,
-    LayerStackAdapter,
-)
-from finegates.adapters.caches import fit_calls
-from finegates.adapters.likeness import check_like
+from finegates.adapters.stack import LayerStackAdapter
+from finegates.blocks import Attention, Block, FeedForward, HeadSizes
+from finegates.modules.caches import fit_calls
+from finegates.modules.likeness import check_like
 
 
 class Gpt2Adapter(LayerStackAdapter):

@@ -6,15 +6,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from finegates.adapters.attention import RotaryAttention
-from finegates.adapters.base import (
-    Attention,
-    Block,
-    FeedForward,
-    HeadSizes,
-    LayerStackAdapter,
-)
-from finegates.adapters.feed_forward import JoinedFeedForward
+from finegates.adapters.stack import LayerStackAdapter
+from finegates.blocks import Attention, Block, FeedForward, HeadSizes
+from finegates.modules.attention import RotaryAttention
+from finegates.modules.feed_forward import JoinedFeedForward
 
 
 class LlamaAdapter(LayerStackAdapter):

@@ -6,19 +6,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from finegates.adapters.base import (
-    Adapter,
-    Attention,
-    Block,
-    FeedForward,
-    HeadSizes,
-    base_prefix,
-    unwrap,
-)
-from finegates.adapters.caches import fit_calls
+from finegates.adapters.base import Adapter, base_prefix, unwrap
 from finegates.adapters.fit import fitted
-from finegates.adapters.joint import take_apart
-from finegates.adapters.likeness import check_like
+from finegates.blocks import Attention, Block, FeedForward, HeadSizes
+from finegates.modules.caches import fit_calls
+from finegates.modules.joint import take_apart
+from finegates.modules.likeness import check_like
 
 
 class T5Adapter(Adapter):

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from torch import nn
 
 from finegates.adapters import Attention, Block, HeadSizes, has_module
-from finegates.compaction.draft import LayerPlan
-from finegates.compaction.layers import CompactLinear
-from finegates.layers import GatedLinear, linear_shape
+from finegates.compaction.plans import LayerPlan
+from finegates.gates.gated_linear import GatedLinear
+from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.linear import linear_shape
 
 
 def block_weights(model: nn.Module, block: Block, layers: Mapping[str, LayerPlan]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from finegates.compaction.layers import CompactLinear
+from finegates.modules.compact_linear import CompactLinear
 
 
 def allow_graphs(model: nn.Module) -> None:

@@ -10,24 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, adapter_for, attentions, unwrap
-from finegates.attachment import forget_attachment
 from finegates.compaction.cost import CostModel
-from finegates.compaction.draft import LayerPlan, gate_values
+from finegates.compaction.draft import gate_values
 from finegates.compaction.graphs import allow_graphs
-from finegates.compaction.layers import CompactLinear
-from finegates.compaction.plan import plan_compaction
+from finegates.compaction.peft_targets import teach_peft
+from finegates.compaction.planner import plan_compaction
+from finegates.compaction.plans import LayerPlan
+from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
+from finegates.gates.parts import forget_attachment
 from finegates.initialisation import mark_initialised
-from finegates.layers import (
-    GatedLinear,
-    dense_weight,
-    find_linear,
-    gated_layers,
-    leaf_gates,
-    unmergeable,
-)
-from finegates.peft_targets import teach_peft
-from finegates.stock_methods import adapt_stock_methods
-from finegates.tying import move_tied_keys, note_untied
+from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.linear import dense_weight, find_linear, unmergeable
+from finegates.modules.stock_methods import adapt_stock_methods
+from finegates.modules.tying import move_tied_keys, note_untied
 from finegates.wrappers import check_undispatched, remove_autocast
 
 # What peft leaves on the model object, or on a model inside it that it was given.
@@ -74,7 +69,7 @@ def compact(
     Raises:
         ValueError: the model has neither gates nor compact layers, or holds something of peft that
             cannot be merged into a linear layer: all but plain LoRA must have been merged by peft
-            (:func:`finegates.layers.unmergeable`), or has the device hooks of accelerate
+            (:func:`finegates.modules.linear.unmergeable`), or has the device hooks of accelerate
             (``device_map``). The given model is as it was.
     """
     plain = unwrap(model)

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from finegates.record import without_times
+from finegates.suite.runs.signed import without_times
 
 TIMED_FOLDERS = {"logs", "benchmarks", "timing"}
 """Measured times and what jobs printed."""

@@ -32,7 +32,7 @@ from outcomes import Outcome
 from scratch import Scratch
 
 from finegates.files import write_text
-from finegates.tables import Table
+from finegates.suite.tables import Table
 
 CASES: tuple[Callable[[Path, Scratch], Iterator[Outcome]], ...] = (
     two_runs_at_once,

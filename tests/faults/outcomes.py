@@ -9,7 +9,7 @@ from typing import Literal
 from comparison import differences, fragments
 from scratch import Scratch
 
-from finegates.seals import damaged
+from finegates.suite.jobs.seals import damaged
 
 Expected = Literal["recovers", "refuses"]
 

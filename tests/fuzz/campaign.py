@@ -129,7 +129,7 @@ def main(folder: Path, processes: int) -> int:
     from targets import TARGETS
 
     from finegates.files import write_text
-    from finegates.record import hardware, package_versions
+    from finegates.suite.runs.machine import hardware, package_versions
 
     jobs = [(engine, name) for engine in ENGINES for name in TARGETS]
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(processes) as pool:

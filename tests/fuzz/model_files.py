@@ -14,12 +14,11 @@ from target import SHARED, Target, must
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import finegates as fg
-from finegates.compaction.structure import DIGEST, STRUCTURE, TENSORS, CompactFormatError
-from finegates.files import parse_json
-from finegates.peft_gates import ADAPTER_FILE, PeftGatesError
-from finegates.pretrained import ModelError, load_pretrained
-from finegates.seals import content_digest
-from finegates.task_state import TaskStateError, load_task, save_task, task_state
+from finegates.files import content_digest, parse_json
+from finegates.formats.peft import ADAPTER_FILE, PeftGatesError
+from finegates.formats.structure import DIGEST, STRUCTURE, TENSORS, CompactFormatError
+from finegates.formats.task import TaskStateError, load_task, save_task, task_state
+from finegates.suite.models.pretrained import ModelError, load_pretrained
 from tiny import ARCHITECTURES
 
 

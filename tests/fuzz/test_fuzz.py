@@ -20,8 +20,8 @@ from target import AcceptedInvalid, Target, must
 from targets import TARGETS
 from watch import ForbiddenAct
 
-from finegates.config import ConfigError, read_yaml
 from finegates.files import parse_json
+from finegates.suite.config.load import ConfigError, read_yaml
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,14 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from target import Target, must
 
-from finegates.causal.record import read_causal_record
-from finegates.causal.study import posttraining_runs, pretraining_runs, pruning_runs
-from finegates.causal.text import TextError, read_documents
-from finegates.config import CONFIG, ConfigError, load_tier
 from finegates.files import parse_json
-from finegates.record import RecordError, read_record
-from finegates.schema import Tier
-from finegates.tasks.glue import TASKS, DataError, read_split, split_path
+from finegates.suite.config.llama_runs import posttraining_runs, pretraining_runs, pruning_runs
+from finegates.suite.config.load import CONFIG, ConfigError, load_tier
+from finegates.suite.config.tasks import TASKS, DataError
+from finegates.suite.config.tier import Tier
+from finegates.suite.data.glue import read_split, split_path
+from finegates.suite.data.text import TextError, read_documents
+from finegates.suite.runs.llama_record import read_causal_record
+from finegates.suite.runs.record import read_record
+from finegates.suite.runs.signed import RecordError
 from records import make_causal_record, make_record
 
 

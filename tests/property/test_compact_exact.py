@@ -16,10 +16,11 @@ from torch import nn
 
 import strategies
 import tiny
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import CompactLinear, compact
-from finegates.gates import FixedGate
-from finegates.layers import GatedLinear
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear
 from tolerance import linear_bound, model_bound
 
 

@@ -16,8 +16,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
 
 import tiny
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import compact, load, save
+from finegates.compaction import compact
+from finegates.formats.compact import load, save
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 
 SIZES = {
     "vocab_size": 40,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from finegates.figures import save_figure
+from finegates.suite.figures import save_figure
 from theory.checks.settings import Settings
 from theory.figures import FIGURES, KINDS, draw
 from theory.study import figure_frames, run_checks

@@ -10,9 +10,12 @@ from torch import nn
 from transformers import BertModel, RobertaModel
 
 import tiny
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import CompactFormatError, compact, load, save
-from finegates.stock import uniform
+from finegates.compaction import compact
+from finegates.formats.compact import load, save
+from finegates.formats.stock import uniform
+from finegates.formats.structure import CompactFormatError
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from saved import edit
 
 

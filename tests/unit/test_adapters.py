@@ -14,11 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from finegates.adapters import ADAPTERS, adapter_for, unwrap
-from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.budget import macs, measure_budget, planned_macs
-from finegates.compaction import CompactLinear, compact, load, plan_compaction, save
-from finegates.layers import GatedLinear, gated_layers, linear_shape
-from finegates.penalty import SparsityPenalty
+from finegates.compaction import CompactLinear, compact, plan_compaction
+from finegates.formats.compact import load, save
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
+from finegates.gates.gated_linear import GatedLinear, gated_layers
+from finegates.gates.penalty import SparsityPenalty
+from finegates.modules.linear import linear_shape
 from tolerance import model_bound
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 import finegates as fg
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import CompactLinear, compact, load, save
-from finegates.peft_targets import product_paths
-from finegates.stock import uniform
+from finegates.compaction import CompactLinear, compact
+from finegates.compaction.peft_targets import product_paths
+from finegates.formats.compact import load, save
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from tiny import ARCHITECTURES, is_causal, output, scatter_gates, tiny_model, tokens
 
 # By hand: layers of a block that peft's own defaults name, as products of a compact block.

@@ -8,10 +8,11 @@ from transformers import BertConfig, BertModel
 
 import finegates as fg
 from finegates.adapters import unwrap
-from finegates.attachment import head_parameters, hold_gates, sparsity_penalty
 from finegates.budget import planned_macs
-from finegates.compaction.serialize import STRUCTURE
-from finegates.train import parameter_groups
+from finegates.formats.compact import STRUCTURE
+from finegates.gates.attachment import head_parameters, hold_gates
+from finegates.gates.penalty import sparsity_penalty
+from finegates.training.trainer import parameter_groups
 from tiny import tiny_model
 
 TAKE_A_MODEL = {

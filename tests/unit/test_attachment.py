@@ -6,23 +6,19 @@ from torch import nn
 from transformers import ViTConfig, ViTModel
 from transformers.pytorch_utils import Conv1D
 
-from finegates.attachment import (
-    GateConfig,
-    attach,
-    attach_fixed,
-    detach,
-    gate_config,
-    head_parameters,
-    sparsity_penalty,
-)
-from finegates.baselines import add_lora, magnitude_gates
 from finegates.compaction import compact
-from finegates.gates import FixedGate
-from finegates.layers import GatedLinear, dense_weight, gated_layers
-from finegates.monitor import closed_counts, summarise_gates
-from finegates.stock import uniform
-from finegates.structured import MacsPenalty
-from finegates.train import parameter_groups
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach, attach_fixed, detach, head_parameters
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear, gated_layers
+from finegates.gates.monitor import closed_counts, summarise_gates
+from finegates.gates.parts import gate_config
+from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.lora import add_lora
+from finegates.modules.linear import dense_weight
+from finegates.one_shot import magnitude_gates
+from finegates.training.trainer import parameter_groups
 from tiny import output, scatter_gates, tiny_model, tokens
 
 REFERENCE = GateConfig(preset="reference")

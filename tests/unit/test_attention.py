@@ -12,10 +12,12 @@ from torch import nn
 
 import tiny
 from finegates.adapters import Attention, HeadSizes, adapter_for
-from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.budget import macs, planned_macs
-from finegates.compaction import compact, load, plan_compaction, save
-from finegates.layers import linear_shape
+from finegates.compaction import compact, plan_compaction
+from finegates.formats.compact import load, save
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
+from finegates.modules.linear import linear_shape
 from tolerance import model_bound
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)

@@ -11,11 +11,12 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import tiny
 from finegates.adapters import adapter_for
-from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.budget import macs, measure_budget, planned_macs
 from finegates.compaction import compact
-from finegates.gates import FixedGate
-from finegates.layers import GatedLinear, gated_layers
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear, gated_layers
 
 # https://arxiv.org/abs/1907.11692, table of architectures; two labels.
 BASE = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}

@@ -5,10 +5,11 @@ import pytest
 import torch
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
 
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import compact
-from finegates.gates import StochasticGate
-from finegates.stock import uniform
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import StochasticGate
 from tiny import scatter_gates, tiny_model, tokens
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "bert")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from causal_tier import TRAINING, causal_tier, llama_section
-from finegates.causal.schema import CausalTraining
-from finegates.causal.study import pretraining_runs, study
-from finegates.config import CONFIG, ConfigError, load_tier
+from finegates.suite.config.llama import CausalTraining
+from finegates.suite.config.llama_runs import pretraining_runs, study
+from finegates.suite.config.load import CONFIG, ConfigError, load_tier
 
 
 def changed(folder: Path, *keys: str, **values: object) -> dict:

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from causal_tier import llama_section, write_llama, write_text
-from finegates.causal.record import read_causal_record
-from finegates.causal.run import LaunchError, launch, launch_line
-from finegates.causal.study import run_named
-from finegates.config import ConfigError, configured_tier
+from finegates.suite.config.llama_runs import run_named
+from finegates.suite.config.load import ConfigError, configured_tier
+from finegates.suite.runs.launch import LaunchError, launch, launch_line
+from finegates.suite.runs.llama_record import read_causal_record
 from tier import tiny_tier
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +154,7 @@ def test_a_run_that_is_really_killed_continues_and_ends_alike(tmp_path):
         raw["results"] = str(tmp_path / name)
         path.write_text(yaml.safe_dump(raw))
         record = tmp_path / name / "llama/runs/posttraining/tiny/reference-s0.4/seed0.json"
-        command = [sys.executable, "-m", "finegates.causal.run", str(record)]
+        command = [sys.executable, "-m", "finegates.suite.runs.launch", str(record)]
         command += ["--config", json.dumps({"tier": str(path)})]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         if name == "killed":

@@ -9,19 +9,26 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from causal_tier import causal_tier, write_llama
-from finegates.attachment import GateConfig, attach
-from finegates.baselines import add_lora
-from finegates.causal.models import load_causal
-from finegates.causal.packing import HeldOut
-from finegates.causal.perplexity import held_out_prediction
-from finegates.causal.schema import CausalModel
-from finegates.causal.task import task_tier
-from finegates.causal.text import read_documents
-from finegates.causal.timing import MEMORY_LIMIT, step_table, time_llama_steps
-from finegates.finetune import TaskData, finetune
-from finegates.memory import peak_tensor_bytes
-from finegates.sources import ModelError, choose_padding, load_classifier, load_tokenizer
-from finegates.tasks.tokenizer import train_tokenizer
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.lora import add_lora
+from finegates.suite.config.llama import CausalModel
+from finegates.suite.config.llama_task import task_tier
+from finegates.suite.data.packing import HeldOut
+from finegates.suite.data.text import read_documents
+from finegates.suite.data.tokenizer import train_tokenizer
+from finegates.suite.models.llama import load_causal
+from finegates.suite.models.sources import (
+    ModelError,
+    choose_padding,
+    load_classifier,
+    load_tokenizer,
+)
+from finegates.suite.runs.finetune import TaskData, finetune
+from finegates.suite.runs.perplexity import held_out_prediction
+from finegates.suite.tables.llama_step import step_table
+from finegates.suite.timing.llama_step import MEMORY_LIMIT, time_llama_steps
+from finegates.suite.timing.memory import peak_tensor_bytes
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CHECKPOINT = SHARED / "checkpoints" / "stories260K"

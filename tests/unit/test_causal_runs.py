@@ -9,22 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import finegates.causal.runs as runs_module
+import finegates.suite.runs.train_llama as runs_module
 from causal_tier import causal_tier, llama_section, write_llama
-from finegates.attachment import GateConfig, attach
-from finegates.causal.models import load_causal
-from finegates.causal.packing import HeldOut
-from finegates.causal.perplexity import greedy_tokens, held_out_prediction
-from finegates.causal.record import (
-    CausalRecord,
-    read_causal_record,
-    read_causal_records,
-    write_causal_record,
-)
-from finegates.causal.run import train_and_write
-from finegates.causal.runs import checkpoint_folder, prune_runs, train_run
-from finegates.causal.schema import CausalModel
-from finegates.causal.study import (
+from finegates.compaction import compact
+from finegates.formats.compact import load
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.suite.config.llama import CausalModel
+from finegates.suite.config.llama_runs import (
     Run,
     gates_of,
     posttraining_runs,
@@ -33,13 +25,23 @@ from finegates.causal.study import (
     run_named,
     title_of,
 )
-from finegates.causal.trainer import CausalTrainer, CheckpointError, last_checkpoint
-from finegates.compaction import compact, load
-from finegates.config import ConfigError
-from finegates.micro_batches import StepCut
-from finegates.record import RecordError
-from finegates.sources import ModelError
-from finegates.train import NonFiniteLossError
+from finegates.suite.config.load import ConfigError
+from finegates.suite.data.packing import HeldOut
+from finegates.suite.models.llama import load_causal
+from finegates.suite.models.sources import ModelError
+from finegates.suite.runs.launch import train_and_write
+from finegates.suite.runs.llama_record import (
+    CausalRecord,
+    read_causal_record,
+    read_causal_records,
+    write_causal_record,
+)
+from finegates.suite.runs.llama_trainer import CausalTrainer, CheckpointError, last_checkpoint
+from finegates.suite.runs.perplexity import greedy_tokens, held_out_prediction
+from finegates.suite.runs.signed import RecordError
+from finegates.suite.runs.train_llama import checkpoint_folder, prune_runs, train_run
+from finegates.training.micro_batches import StepCut
+from finegates.training.trainer import NonFiniteLossError
 from tiny import scatter_gates
 
 GATES = Run("posttraining", "tiny", "reference", 0.4, 0)
@@ -352,7 +354,7 @@ def test_a_sequence_longer_than_the_positions_is_refused(folder, tmp_path):
 
 
 def test_a_vocabulary_of_another_model_is_refused(tmp_path):
-    from finegates.tasks.tokenizer import train_tokenizer
+    from finegates.suite.data.tokenizer import train_tokenizer
 
     write_llama(tmp_path / "llama")
     train_tokenizer([" ".join(map(str, range(50)))]).save_pretrained(tmp_path / "llama")
@@ -380,7 +382,7 @@ def test_a_loss_that_diverges_stops_the_run(folder, tmp_path):
 
 def test_a_finished_run_is_written_and_its_checkpoints_go(folder, tmp_path, monkeypatch):
     tier = causal_tier(folder, save_every=4).model_copy(update={"results": str(tmp_path)})
-    monkeypatch.setattr("finegates.causal.run.configured_tier", lambda config: tier)
+    monkeypatch.setattr("finegates.suite.runs.launch.configured_tier", lambda config: tier)
     path = GATES.record(tier.results)
     train_and_write({}, path, "digest")
     record = read_causal_record(path)

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finegates.causal.packing import IGNORED, HeldOut, PackedText, document_tokens
-from finegates.causal.schema import TextSource
-from finegates.causal.text import (
+from finegates.suite.config.llama import TextSource
+from finegates.suite.data.packing import IGNORED, HeldOut, PackedText, document_tokens
+from finegates.suite.data.text import (
     Documents,
     StreamedDocuments,
     TextError,
@@ -24,7 +24,7 @@ from finegates.causal.text import (
     text_file,
     training_documents,
 )
-from finegates.tasks.tokenizer import train_tokenizer
+from finegates.suite.data.tokenizer import train_tokenizer
 from tier import WORDS
 
 TOKENIZER = train_tokenizer([" ".join(WORDS)])

@@ -11,11 +11,14 @@ from torch import nn
 
 import tiny
 from finegates.adapters import adapter_for
-from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.budget import macs, planned_macs
-from finegates.compaction import compact, save
-from finegates.layers import gated_layers, is_linear
-from finegates.stock import uniform
+from finegates.compaction import compact
+from finegates.formats.compact import save
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
+from finegates.gates.gated_linear import gated_layers
+from finegates.modules.linear import is_linear
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 PRESETS = ("structured", "reference", "paper_v1")

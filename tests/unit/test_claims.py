@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from finegates.claims import (
+from finegates.suite.claims import (
     Evidence,
     MissingEvidenceError,
     audit,
@@ -13,10 +13,10 @@ from finegates.claims import (
     load_ledger,
     verdict_table,
 )
-from finegates.claims.audit import CONTRADICTED, NOT_TESTED, PARTLY, SUPPORTED
-from finegates.claims.ledger import Claim
-from finegates.claims.measures import MEASURES
-from finegates.config import ConfigError
+from finegates.suite.claims.audit import CONTRADICTED, NOT_TESTED, PARTLY, SUPPORTED
+from finegates.suite.claims.ledger import Claim
+from finegates.suite.claims.measures import MEASURES
+from finegates.suite.config.load import ConfigError
 
 LEDGER = load_ledger()
 TESTS = [(claim, test) for claim in LEDGER for test in claim.tests]

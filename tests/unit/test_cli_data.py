@@ -28,7 +28,7 @@ from finegates.cli.failures import CommandError
 from finegates.cli.glue_tables import TASKS, task_files, task_named
 from finegates.cli.scores import measure
 from finegates.cli.tables import read_table
-from finegates.tasks import glue
+from finegates.suite.data import glue
 
 ROWS = [
     {"text": 'he said "so", and left', "label": "yes"},

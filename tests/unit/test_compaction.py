@@ -19,11 +19,14 @@ from transformers.pytorch_utils import Conv1D
 
 import tiny
 from finegates.adapters import adapter_for
-from finegates.attachment import GateConfig, attach, sparsity_penalty
-from finegates.compaction import CompactLinear, compact, load, plan_compaction, save
+from finegates.compaction import CompactLinear, compact, plan_compaction
 from finegates.compaction.activations import activation_at_zero, acts_on_numbers
-from finegates.gates import FixedGate, StochasticGate
-from finegates.layers import GatedLinear, gated_layers
+from finegates.formats.compact import load, save
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import FixedGate, StochasticGate
+from finegates.gates.gated_linear import GatedLinear, gated_layers
+from finegates.gates.penalty import sparsity_penalty
 from tolerance import linear_bound, model_bound
 
 

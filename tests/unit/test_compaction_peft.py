@@ -11,9 +11,11 @@ from torch import nn
 
 import tiny
 from finegates.adapters import adapter_for, unwrap
-from finegates.attachment import GateConfig, attach, attach_fixed
 from finegates.compaction import compact
-from finegates.layers import dense_weight, gated_layers
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
+from finegates.gates.gated_linear import gated_layers
+from finegates.modules.linear import dense_weight
 from tolerance import gamma, linear_bound, model_bound
 
 

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from finegates.compare import CompareError, compare, main, report
-from finegates.tables import runs_table, to_csv
+from finegates.suite.compare import CompareError, compare, main, report
+from finegates.suite.tables import runs_table, to_csv
 from records import make_study
 
 METHODS, TASKS = ("full", "gates"), ("cola", "rte")

@@ -25,8 +25,11 @@ from transformers import (
 )
 
 import tiny
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import CompactFormatError, CompactLinear, compact, load, save
+from finegates.compaction import CompactLinear, compact
+from finegates.formats.compact import load, save
+from finegates.formats.structure import CompactFormatError
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from saved import edit
 
 VISION = {

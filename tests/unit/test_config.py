@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finegates.config import (
+from finegates.suite.config.load import (
     CONFIG,
     ConfigError,
     configured_tier,

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import tiny
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import CostModel, calibrate, compact, plan_compaction
-from finegates.compaction.cost import choose_sides
 from finegates.compaction.draft import Draft
-from finegates.gates import FixedGate
-from finegates.layers import GatedLinear
+from finegates.compaction.rules import choose_sides
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear
 from tolerance import linear_bound, model_bound
 
 FREE = CostModel(product=1.0, gather=1e-9, scatter=1e-9, head_multiple=1)

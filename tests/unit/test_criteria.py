@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finegates.criteria import (
+from finegates.modules.linear import dense_weight
+from finegates.one_shot import (
     closing_gates,
     gated_names,
     keep_largest,
@@ -14,7 +15,6 @@ from finegates.criteria import (
     second_moment_scores,
     second_moments,
 )
-from finegates.layers import dense_weight
 from tiny import tiny_model
 
 

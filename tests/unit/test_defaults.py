@@ -13,7 +13,7 @@ from torch import nn
 
 import finegates as fg
 import tiny
-from finegates.gates import StochasticGate
+from finegates.gates.gate import StochasticGate
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 
@@ -104,7 +104,7 @@ def test_what_follows_attaching_is_that_without_a_default(architecture, kind, tm
 @pytest.mark.parametrize("kind", ["device", "dtype"])
 @pytest.mark.parametrize("preset", ["structured", "reference"])
 def test_penalties_and_closing_are_those_without_a_default(kind, preset):
-    from finegates.attachment import sparsity_penalty
+    from finegates.gates.penalty import sparsity_penalty
 
     def values() -> list[float]:
         model = attached(tiny.tiny_model("llama"), preset)

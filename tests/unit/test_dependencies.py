@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import finegates.section
 import pytest
 from pydantic import BaseModel
 
-import finegates.section
 from causal_tier import causal_tier, llama_section
-from finegates.causal.runs import prune_runs, train_run
-from finegates.causal.study import posttraining_runs, pretraining_runs, pruning_runs
-from finegates.causal.task import task_tier
-from finegates.dependencies import (
+from finegates.suite.config.dependencies import (
     encoder_settings,
     floor_settings,
     inference_settings,
@@ -29,10 +26,13 @@ from finegates.dependencies import (
     tokenizer_settings,
     toy_settings,
 )
-from finegates.finetune import TaskData, finetune, load_tokenizer, predict
-from finegates.schema import Tier
-from finegates.sources import load_classifier
-from finegates.wording import text_words_of, words_of
+from finegates.suite.config.llama_runs import posttraining_runs, pretraining_runs, pruning_runs
+from finegates.suite.config.llama_task import task_tier
+from finegates.suite.config.tier import Tier
+from finegates.suite.models.sources import load_classifier
+from finegates.suite.runs.finetune import TaskData, finetune, load_tokenizer, predict
+from finegates.suite.runs.train_llama import prune_runs, train_run
+from finegates.suite.tables.wording import text_words_of, words_of
 from tier import tiny_tier
 
 # What a change of each key makes again. Jobs are named by families; "runs" stands for fine-tuning
@@ -401,7 +401,9 @@ class Reads:
                 self.places.add((*at, key))
             return plain(section, key)
 
-        monkeypatch.setattr(finegates.section.Section, "__getattribute__", watched, raising=False)
+        monkeypatch.setattr(
+            finegates.suite.config.section.Section, "__getattribute__", watched, raising=False
+        )
         self.keep = keep
 
 
@@ -416,7 +418,8 @@ def undeclared(tier: Tier, reads: Reads, settings: Any) -> set[str]:
     }
 
 
-# Read for what a record says of its origin, or of the machine; see finegates.dependencies.
+# Read for what a record says of its origin, or of the machine; see
+# finegates.suite.config.dependencies.
 QUOTED = {"tier", "description", "results"}
 
 

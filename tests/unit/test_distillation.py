@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import TrainingArguments
 
-from finegates.distillation import Distillation, logits_of, with_teacher
-from finegates.train import GateTrainer
+from finegates.training.distillation import Distillation, logits_of, with_teacher
+from finegates.training.trainer import GateTrainer
 from strategies import gaussians
 from tiny import ARCHITECTURES
 from tolerance import gamma

@@ -14,12 +14,12 @@ import yaml
 from pydantic import BaseModel
 
 import finegates as fg
-import finegates.schema
+import finegates.suite.config.tier
 from commands import commands, comments, fault
-from finegates.config import CONFIG
-from finegates.presets import preset_named
-from finegates.schema import Tier
-from finegates.section import Section
+from finegates.gates.presets import preset_named
+from finegates.suite.config.load import CONFIG
+from finegates.suite.config.section import Section
+from finegates.suite.config.tier import Tier
 from pages import fences
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +49,11 @@ def test_every_command_that_a_document_names_exists(page):
         ("snakemake all --config tasks=colla", "'colla' is not in"),
         ("snakemake all --profile profiles/pbs", "no profile"),
         ("python -m finegates.compares a b", "no module"),
-        ("python -m finegates.gates", "is no program"),
-        ("python -m finegates.compare results/published/lokal x", "no results/published/lokal"),
+        ("python -m finegates.gates.gate", "is no program"),
+        (
+            "python -m finegates.suite.compare results/published/lokal x",
+            "no results/published/lokal",
+        ),
         ("pip install '.[workflows]'", "no extra workflows"),
         ("finegates compare results/published/lokal x", "no results/published/lokal"),
         ("finegates comprae a b", "its options are wrong"),
@@ -150,7 +153,7 @@ def test_every_key_that_a_page_names_is_one():
     for key in named:
         sections = [Tier]
         if key == "training.processes":  # of the experiments on plain text
-            sections = [finegates.causal.schema.CausalTraining]
+            sections = [finegates.suite.config.llama.CausalTraining]
             key = "processes"
         for part in key.split("."):
             assert sections, key

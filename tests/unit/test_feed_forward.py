@@ -10,10 +10,13 @@ from torch import nn
 
 import tiny
 from finegates.adapters import adapter_for
-from finegates.attachment import GateConfig, attach
 from finegates.budget import macs, planned_macs
-from finegates.compaction import CompactFormatError, CostModel, compact, load, plan_compaction, save
-from finegates.stock import uniform
+from finegates.compaction import CostModel, compact, plan_compaction
+from finegates.formats.compact import load, save
+from finegates.formats.stock import uniform
+from finegates.formats.structure import CompactFormatError
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from saved import edit
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "t5-gated"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finegates.figures import (
+from finegates.suite.figures import (
     draw_gate_histograms,
     draw_tradeoff,
     gate_histogram_frame,

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from finegates.finetune import TaskData, finetune, load_tokenizer
-from finegates.record import read_record, write_record
-from finegates.sources import (
+from finegates.suite.config.tasks import DataError
+from finegates.suite.models.sources import (
     ModelError,
     data_files,
     data_folder,
     load_classifier,
     model_folder,
 )
-from finegates.tasks.glue import DataError
+from finegates.suite.runs.finetune import TaskData, finetune, load_tokenizer
+from finegates.suite.runs.record import read_record, write_record
 from tier import tiny_tier
 
 

@@ -17,14 +17,15 @@ from transformers import Trainer, TrainingArguments
 
 import finegates as fg
 import tiny
-from finegates.attachment import GateConfig, attach, attach_fixed, attach_gates, hold_gates
-from finegates.gated_folder import GatedFormatError
-from finegates.gates import StochasticGate
-from finegates.layers import gated_layers, leaf_gates
-from finegates.seals import content_digest
-from finegates.stock_checkpoints import StockCheckpointError
-from finegates.train import GateTrainer
-from finegates.tying import shares_embeddings
+from finegates.files import content_digest
+from finegates.formats.gated import GatedFormatError
+from finegates.gates.attachment import attach, attach_fixed, attach_gates, hold_gates
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import StochasticGate
+from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.modules.stock_checkpoints import StockCheckpointError
+from finegates.modules.tying import shares_embeddings
+from finegates.training.trainer import GateTrainer
 
 
 def gated(architecture: str = "roberta", variant: str = "classifier", **config: Any) -> nn.Module:

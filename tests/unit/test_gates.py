@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from finegates.gates import HARDNESS, OPEN_FROM, FixedGate, GateDraw, StochasticGate
-from finegates.presets import PRESETS, preset_named
+from finegates.gates.gate import HARDNESS, OPEN_FROM, FixedGate, GateDraw, StochasticGate
+from finegates.gates.presets import PRESETS, preset_named
 
 
 def gate_at(preset: str, *latents: float) -> StochasticGate:

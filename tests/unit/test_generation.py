@@ -13,8 +13,11 @@ from torch import nn
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 import tiny
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import CompactFormatError, compact, load, save
+from finegates.compaction import compact
+from finegates.formats.compact import load, save
+from finegates.formats.structure import CompactFormatError
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from saved import edit, small_model
 
 

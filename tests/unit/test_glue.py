@@ -8,16 +8,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from finegates.metrics import GlueMetric, predictions_from_logits, score
-from finegates.tasks.glue import (
-    TASKS,
-    DataError,
-    describe_split,
-    read_hub_split,
-    read_split,
-    split_path,
-    task_named,
-)
+from finegates.suite.config.tasks import TASKS, DataError, task_named
+from finegates.suite.data.glue import describe_split, read_hub_split, read_split, split_path
+from finegates.suite.runs.metrics import GlueMetric, predictions_from_logits, score
 
 
 def write(folder, task="cola", split="train", metadata=None, **columns):

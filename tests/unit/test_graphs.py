@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch._dynamo
 
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import compact, load, save
+from finegates.compaction import compact
+from finegates.formats.compact import load, save
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from tiny import output, scatter_gates, tiny_model, tokens
 
 

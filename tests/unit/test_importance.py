@@ -11,10 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
-from finegates.attachment import GateConfig, attach, sparsity_penalty
-from finegates.gates import StochasticGate
-from finegates.structured import MacsPenalty
-from finegates.train import GateTrainer
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import StochasticGate
+from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.training.trainer import GateTrainer
 from tiny import ARCHITECTURES, VOCABULARY, tiny_model
 
 BATCH = 4

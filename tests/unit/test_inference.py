@@ -7,11 +7,22 @@ import pandas as pd
 import pytest
 import torch
 
-from finegates.benchmarks import InferenceBenchmark, InferenceCase
 from finegates.budget import macs, planned_macs
 from finegates.compaction import CostModel, compact
-from finegates.figures import draw_inference
-from finegates.inference import (
+from finegates.gates.monitor import realised_sparsity
+from finegates.suite.baselines.scattered import to_sparse
+from finegates.suite.baselines.two_of_four import zero_fraction
+from finegates.suite.config.benchmarks import InferenceBenchmark, InferenceCase
+from finegates.suite.figures import draw_inference
+from finegates.suite.tables.inference import (
+    backend_table,
+    inference_table,
+    joined_machine,
+    machine_notes,
+    parts_table,
+    scattered_table,
+)
+from finegates.suite.timing.inference import (
     COLUMNS,
     gated_copy,
     measure_compaction,
@@ -21,18 +32,7 @@ from finegates.inference import (
     scattered_copy,
     time_inference,
 )
-from finegates.inference_parts import PARTS, parts_of_time
-from finegates.monitor import realised_sparsity
-from finegates.semi_structured import zero_fraction
-from finegates.tables.inference import (
-    backend_table,
-    inference_table,
-    joined_machine,
-    machine_notes,
-    parts_table,
-    scattered_table,
-)
-from finegates.unstructured import to_sparse
+from finegates.suite.timing.inference_parts import PARTS, parts_of_time
 from tier import TINY_SHAPE
 
 MACHINE = {"cpu": "some CPU", "threads": 1}
@@ -41,13 +41,13 @@ MACHINE = {"cpu": "some CPU", "threads": 1}
 @pytest.fixture(autouse=True)
 def _only_torchs_product(monkeypatch):
     """Which product is the faster must not change what the tests see."""
-    monkeypatch.setattr("finegates.inference.calibrate", lambda **options: CostModel())
+    monkeypatch.setattr("finegates.suite.timing.inference.calibrate", lambda **options: CostModel())
 
 
 @pytest.fixture(scope="module")
 def frame():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finegates.inference.calibrate", lambda **options: CostModel())
+        patch.setattr("finegates.suite.timing.inference.calibrate", lambda **options: CostModel())
         return time_inference(InferenceBenchmark(**TINY_SHAPE), threads=1)
 
 
@@ -57,7 +57,7 @@ def fast_frame():
         return CostModel(onednn_from=1 if onednn else None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finegates.inference.calibrate", calibrated)
+        patch.setattr("finegates.suite.timing.inference.calibrate", calibrated)
         return time_inference(InferenceBenchmark(**TINY_SHAPE), threads=1)
 
 
@@ -282,7 +282,7 @@ def test_prices_that_are_given_are_not_measured_again(monkeypatch):
         calls.append(onednn)
         return CostModel()
 
-    monkeypatch.setattr("finegates.inference.calibrate", counted)
+    monkeypatch.setattr("finegates.suite.timing.inference.calibrate", counted)
     prices = measure_prices(1)
     assert prices.seconds >= 0
     benchmark = InferenceBenchmark(**{**TINY_SHAPE, "cases": TINY_SHAPE["cases"][:1]})

@@ -12,9 +12,11 @@ from torch import nn
 from transformers import EncoderDecoderConfig, EncoderDecoderModel, PreTrainedModel
 
 import tiny
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import compact, load, save
-from finegates.stock import uniform
+from finegates.compaction import compact
+from finegates.formats.compact import load, save
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 

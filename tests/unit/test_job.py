@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from finegates.cost import cost_table
-from finegates.job import seconds_since_start
-from finegates.seals import check_seal, is_sealed, seal
+from finegates.suite.jobs.job import seconds_since_start
+from finegates.suite.jobs.seals import check_seal, is_sealed, seal
+from finegates.suite.tables.cost import cost_table
 from records import make_record
 
 SCRIPT = """

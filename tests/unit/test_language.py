@@ -13,14 +13,10 @@ import pyarrow
 import pytest
 
 from finegates.seeds import SEED_LIMIT, derive_seed, seed_everything
-from finegates.tasks.bag_of_words import (
-    bag_of_words_score,
-    constant_predictions,
-    marked_texts,
-)
-from finegates.tasks.glue import TASKS, DataError
-from finegates.tasks.language import CONNECTIVES, SEPARATOR, generate_corpus, generate_task
-from finegates.tasks.language.grammar import (
+from finegates.suite.config.tasks import TASKS, DataError
+from finegates.suite.data.bag_of_words import bag_of_words_score, constant_predictions, marked_texts
+from finegates.suite.data.language import CONNECTIVES, SEPARATOR, generate_corpus, generate_task
+from finegates.suite.data.language.grammar import (
     QUESTIONS,
     Event,
     ask,
@@ -29,7 +25,7 @@ from finegates.tasks.language.grammar import (
     express,
     roles_of,
 )
-from finegates.tasks.language.lexicon import (
+from finegates.suite.data.language.lexicon import (
     ASPECTS,
     CRITICISM,
     NEIGHBOURS,
@@ -41,7 +37,7 @@ from finegates.tasks.language.lexicon import (
     plural,
     third_person,
 )
-from finegates.tasks.language.relations import (
+from finegates.suite.data.language.relations import (
     changed,
     contradicting,
     entailed,
@@ -49,7 +45,7 @@ from finegates.tasks.language.relations import (
     similarity,
     undetermined,
 )
-from finegates.tasks.language.tasks import split_of, violate
+from finegates.suite.data.language.tasks import split_of, violate
 
 ROWS = 120
 EVENTS = 300
@@ -312,7 +308,7 @@ def test_seeding_repeats_the_draws_of_every_library() -> None:
 
 def test_the_language_needs_no_torch() -> None:
     code = (
-        "import sys, finegates.seeds, finegates.tasks.language, finegates.tasks.bag_of_words;"
-        "assert 'torch' not in sys.modules"
+        "import sys, finegates.seeds, finegates.suite.data.language; "
+        "import finegates.suite.data.bag_of_words; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

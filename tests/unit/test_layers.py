@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from finegates.gates import DerivedGate, FixedGate, Gate, StochasticGate
-from finegates.layers import GatedLinear, _ScaledRows, find_linear, is_linear
+from finegates.gates.gate import DerivedGate, FixedGate, Gate, StochasticGate
+from finegates.gates.gated_linear import GatedLinear, _ScaledRows
+from finegates.modules.linear import find_linear, is_linear
 
 
 def make(bias: bool = True, trained: bool = True) -> GatedLinear:

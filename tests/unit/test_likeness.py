@@ -9,14 +9,15 @@ from transformers import CONFIG_MAPPING, AutoModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from finegates.adapters import HeadSizes
-from finegates.adapters.attention import EncoderAttention, RotaryAttention
 from finegates.adapters.bert import BertAdapter
-from finegates.adapters.feed_forward import JoinedFeedForward
-from finegates.adapters.likeness import unlikeness
 from finegates.adapters.llama import LlamaAdapter
 from finegates.adapters.t5 import T5Adapter
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import compact, plan_compaction
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.modules.attention import EncoderAttention, RotaryAttention
+from finegates.modules.feed_forward import JoinedFeedForward
+from finegates.modules.likeness import unlikeness
 from tiny import scatter_gates, tiny_model
 
 SIZES = {

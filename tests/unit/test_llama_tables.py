@@ -7,17 +7,13 @@ import io
 import pandas as pd
 import pytest
 
-from finegates.figures import save_figure
-from finegates.figures.llama import draw_posttraining, draw_pretraining
-from finegates.tables import BLANK, to_csv
-from finegates.tables.llama import (
-    causal_caption,
-    curve_table,
-    llama_task_table,
-    posttraining_table,
-    pretraining_table,
-    tokens_to_reach,
-)
+from finegates.suite.figures import save_figure
+from finegates.suite.figures.llama import draw_posttraining, draw_pretraining
+from finegates.suite.tables import BLANK, to_csv
+from finegates.suite.tables.llama_captions import causal_caption
+from finegates.suite.tables.llama_posttraining import posttraining_table
+from finegates.suite.tables.llama_pretraining import curve_table, pretraining_table, tokens_to_reach
+from finegates.suite.tables.llama_task import llama_task_table
 from records import make_causal_record, make_record
 
 POSTTRAINING = [

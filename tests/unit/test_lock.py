@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from finegates.lock import LockError, check_writable, hold
+from finegates.suite.jobs.lock import LockError, check_writable, hold
 
 RUN = """
 import sys, time
@@ -22,7 +22,7 @@ PARENT = """
 import subprocess, sys, time
 from finegates.lock import hold
 hold(sys.argv[1])
-job = "from finegates.lock import at_work; import time\\n" \
+job = "from finegates.suite.jobs.lock import at_work; import time\\n" \
       "with at_work(): print('holding', flush=True); time.sleep(600)"
 print(subprocess.Popen([sys.executable, "-c", job]).pid, flush=True)
 time.sleep(600)

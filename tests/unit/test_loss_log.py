@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from finegates.attachment import detach, sparsity_penalty
-from finegates.distillation import Distillation, with_teacher
-from finegates.monitor import summarise_gates
+from finegates.gates.attachment import detach
+from finegates.gates.monitor import summarise_gates
+from finegates.gates.penalty import sparsity_penalty
+from finegates.training.distillation import Distillation, with_teacher
 from tolerance import gamma
 from training_rows import collate, model_for, rows_for, trained
 

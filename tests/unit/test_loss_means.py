@@ -10,9 +10,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from finegates.attachment import GateConfig, attach, penalty_of
-from finegates.train import GateTrainer, GateTrainerMixin
-from finegates.training_step import WeighedStep
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.penalty import penalty_of
+from finegates.training.step import WeighedStep
+from finegates.training.trainer import GateTrainer, GateTrainerMixin
 from tiny import ARCHITECTURES, VOCABULARY, scatter_gates
 from tolerance import gamma
 from training_rows import Row, rows_for, trained

@@ -14,10 +14,12 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 import tiny
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import compact, load, save
-from finegates.compaction.module_settings import ModuleSettingsError
-from finegates.stock import uniform
+from finegates.compaction import compact
+from finegates.formats.compact import load, save
+from finegates.formats.module_settings import ModuleSettingsError
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 

@@ -9,8 +9,8 @@ import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from causal_tier import llama_section
-from finegates.config import CONFIG, ConfigError, configured_tier, load_tier
-from finegates.pretrained import ModelError, load_pretrained
+from finegates.suite.config.load import CONFIG, ConfigError, configured_tier, load_tier
+from finegates.suite.models.pretrained import ModelError, load_pretrained
 from tier import tiny_tier, write_encoder
 
 CLIMBING = ["..", "../x", "a/../../x", "/etc/x", "a/b", ".", ".x", "", "a b", "a\nb", "a\0b", "{x}"]

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from causal_tier import causal_tier
-from finegates.causal.runs import checkpoint_folder, finish, train_run
-from finegates.causal.study import Run
-from finegates.causal.trainer import CausalTrainer
-from finegates.seals import seal
+from finegates.suite.config.llama_runs import Run
+from finegates.suite.jobs.seals import seal
+from finegates.suite.runs.llama_trainer import CausalTrainer
+from finegates.suite.runs.train_llama import checkpoint_folder, finish, train_run
 from scan import faults, holds_pickle, pickles_below
 
 ROOT = Path(__file__).parents[2]

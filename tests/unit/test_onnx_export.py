@@ -15,10 +15,11 @@ from transformers import AutoModelForQuestionAnswering
 from transformers.modeling_outputs import BaseModelOutput
 
 import tiny
-from finegates import onnx_export
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import CompactLinear, compact
-from finegates.onnx_export import OnnxExportError, export_onnx
+from finegates.formats import onnx as onnx_export
+from finegates.formats.onnx import OnnxExportError, export_onnx
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

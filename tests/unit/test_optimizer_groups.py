@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from finegates.attachment import GateConfig, attach
-from finegates.baselines import add_lora
-from finegates.gates import StochasticGate
-from finegates.optimizer_groups import parameter_groups
-from finegates.train import GateTrainer
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import StochasticGate
+from finegates.lora import add_lora
+from finegates.training.optimizer_groups import parameter_groups
+from finegates.training.trainer import GateTrainer
 from tiny import ARCHITECTURES, tiny_model
 from training_rows import collate, rows_for
 

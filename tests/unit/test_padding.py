@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import finegates as fg
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import compact
-from finegates.gates import StochasticGate
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import StochasticGate
 from tiny import scatter_gates, tiny_model
 
 HIDDEN, WIDTH, LAYERS = 12, 20, 2
@@ -67,9 +68,9 @@ def test_the_cost_is_that_of_the_model_that_uniform_makes(architecture):
 
 @pytest.mark.parametrize(("widths", "level"), [((4, 18), logging.WARNING), ((6, 5), logging.INFO)])
 def test_uniform_says_what_it_keeps_and_which_layer_is_the_widest(widths, level, caplog):
-    with caplog.at_level(logging.INFO, "finegates.padding"):
+    with caplog.at_level(logging.INFO, "finegates.formats.padding"):
         fg.uniform(small_bert(*widths))
-    (record,) = [r for r in caplog.records if r.name == "finegates.padding"]
+    (record,) = [r for r in caplog.records if r.name == "finegates.formats.padding"]
     assert record.levelno == level
     said = record.getMessage()
     attention = 4 * HIDDEN * HIDDEN * LAYERS

@@ -10,10 +10,12 @@ from safetensors.torch import save_file
 
 import tiny
 from finegates.adapters import adapter_for
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import CompactLinear, compact
-from finegates.layers import gated_layers, linear_shape
-from finegates.peft_gates import PeftGatesError, attach_from_peft
+from finegates.formats.peft import PeftGatesError, attach_from_peft
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gated_linear import gated_layers
+from finegates.modules.linear import linear_shape
 from tolerance import model_bound
 
 

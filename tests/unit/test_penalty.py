@@ -5,9 +5,10 @@ import torch
 from scipy import stats
 from torch import nn
 
-from finegates.gates import StochasticGate
-from finegates.layers import GatedLinear
-from finegates.penalty import KurtosisWeights, SparsityPenalty, kurtosis
+from finegates.gates.gate import StochasticGate
+from finegates.gates.gated_linear import GatedLinear
+from finegates.gates.kurtosis import KurtosisWeights, kurtosis
+from finegates.gates.penalty import SparsityPenalty
 
 
 def gated(rows: list[float], cols: list[float], preset: str = "paper_v1") -> GatedLinear:

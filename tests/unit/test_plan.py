@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import tiny
-from finegates.attachment import GateConfig, attach
 from finegates.budget import macs, planned_macs
 from finegates.compaction import CostModel, compact, plan_compaction
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 # Moving is so cheap here that every closed side goes.

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from finegates.config import ConfigError, configured_tier
-from finegates.pretrained import ModelError, load_pretrained
+from finegates.suite.config.load import ConfigError, configured_tier
+from finegates.suite.models.pretrained import ModelError, load_pretrained
 from tier import tiny_tier, write_encoder
 
 

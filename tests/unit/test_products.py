@@ -7,21 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from finegates.attachment import attach_fixed
-from finegates.benchmarks import InferenceBenchmark
 from finegates.compaction import (
-    CompactFormatError,
     CompactLinear,
     CostModel,
     calibrate,
-    chosen_products,
     compact,
-    load,
     products,
-    save,
     use_products,
 )
-from finegates.inference import random_inputs, random_model
+from finegates.formats import chosen_products
+from finegates.formats.compact import load, save
+from finegates.formats.structure import CompactFormatError
+from finegates.gates.attachment import attach_fixed
+from finegates.suite.config.benchmarks import InferenceBenchmark
+from finegates.suite.timing.inference import random_inputs, random_model
 from saved import edit
 from tier import TINY_SHAPE
 
@@ -44,7 +43,7 @@ def calls(monkeypatch):
         seen.append(tuple(x.shape))
         return product(x, weight, bias)
 
-    monkeypatch.setattr("finegates.compaction.layers.onednn_linear", counted)
+    monkeypatch.setattr("finegates.modules.compact_linear.onednn_linear", counted)
     return seen
 
 

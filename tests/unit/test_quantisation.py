@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import CompactLinear, compact
-from finegates.stock import uniform
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from tiny import output, scatter_gates, tiny_model, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

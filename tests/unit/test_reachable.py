@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from finegates.attachment import GateConfig, attach, sparsity_penalty
 from finegates.budget import macs, planned_macs
-from finegates.closing import TOLERANCE, choose_closed
-from finegates.gates import StochasticGate
-from finegates.layers import gated_layers
-from finegates.presets import check_reachable, preset_named
+from finegates.gates.attachment import attach
+from finegates.gates.closing import TOLERANCE, choose_closed
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import StochasticGate
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.penalty import sparsity_penalty
+from finegates.gates.presets import check_reachable, preset_named
 from tiny import ARCHITECTURES, tiny_model
 
 FIXED_HEADS = ("deberta-v2", {"share_att_key": False})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finegates.readme import QUOTING, ROOT, quoted_files, with_quotes
+from finegates.suite.readme import QUOTING, ROOT, quoted_files, with_quotes
 
 
 def test_quotes_are_replaced_by_the_files_content(tmp_path):
@@ -15,4 +15,4 @@ def test_quotes_are_replaced_by_the_files_content(tmp_path):
 def test_the_readme_quotes_the_published_tables_as_they_are(name):
     text = (ROOT / name).read_text()
     assert quoted_files(text)
-    assert with_quotes(text, ROOT) == text, "run: python -m finegates.readme"
+    assert with_quotes(text, ROOT) == text, "run: python -m finegates.suite.readme"

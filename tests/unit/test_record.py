@@ -6,16 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finegates.record import (
-    RecordError,
-    is_signed,
-    read_record,
-    read_records,
-    without_times,
-    write_record,
-    write_text,
-)
-from finegates.seals import content_digest
+from finegates.files import content_digest
+from finegates.suite.runs.record import read_record, read_records, write_record, write_text
+from finegates.suite.runs.signed import RecordError, is_signed, without_times
 from records import make_record
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from finegates.claims import Evidence, audit, load_ledger
-from finegates.figures import draw_tradeoff, save_figure, tradeoff_frame
-from finegates.record import write_record
-from finegates.report import ReportError, build_report
-from finegates.tables import glue_table, runs_table, to_csv, write_table
+from finegates.suite.claims import Evidence, audit, load_ledger
+from finegates.suite.figures import draw_tradeoff, save_figure, tradeoff_frame
+from finegates.suite.report import ReportError, build_report
+from finegates.suite.runs.record import write_record
+from finegates.suite.tables import glue_table, runs_table, to_csv, write_table
 from records import make_record, make_study
 
 METHODS, TASKS = ("full", "gates"), ("cola", "rte")

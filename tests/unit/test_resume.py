@@ -27,12 +27,13 @@ from transformers import (
 
 import finegates as fg
 from finegates.adapters import adapter_for
-from finegates.attachment import GateConfig, attach
-from finegates.baselines import add_lora
-from finegates.gate_history import GateHistory
-from finegates.gated_folder import GatedFormatError
-from finegates.layers import leaf_gates
-from finegates.train import GateTrainer
+from finegates.formats.gated import GatedFormatError
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gated_linear import leaf_gates
+from finegates.lora import add_lora
+from finegates.training.gate_history import GateHistory
+from finegates.training.trainer import GateTrainer
 from tiny import ARCHITECTURES, VOCABULARY, output, tiny_model, tokens
 
 PRESETS = ("reference", "paper_v1", "structured")

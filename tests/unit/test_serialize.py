@@ -37,9 +37,12 @@ from transformers import (
 
 import tiny
 from finegates.adapters import adapter_for
-from finegates.attachment import GateConfig, attach, attach_fixed
-from finegates.compaction import CompactFormatError, compact, load, save, serialize
-from finegates.compaction.serialize import save_checkpoint
+from finegates.compaction import compact
+from finegates.formats import compact as serialize
+from finegates.formats.compact import load, save, save_checkpoint
+from finegates.formats.structure import CompactFormatError
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
 from saved import edit, edit_tensors, seal, small_model
 
 

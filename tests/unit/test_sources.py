@@ -2,8 +2,9 @@
 
 import pytest
 
-from finegates.sources import describe_data, read_table
-from finegates.tasks.glue import DataError, read_split
+from finegates.suite.config.tasks import DataError
+from finegates.suite.data.glue import read_split
+from finegates.suite.models.sources import describe_data, read_table
 from tests.tier import tiny_tier
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finegates.stats import (
+from finegates.suite.stats import (
     POWER,
     bootstrap_interval,
     detectable_by_rows,

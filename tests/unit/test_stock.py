@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import tiny
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import CompactLinear, compact
-from finegates.stock import NotUniformError, uniform
+from finegates.formats.stock import NotUniformError, uniform
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from tolerance import model_bound
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)

@@ -14,11 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 import tiny
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import CompactLinear, CostModel, compact, load, save, use_products
-from finegates.stock import uniform
-from finegates.stock_checkpoints import StockCheckpointError
-from finegates.train import GateTrainer
+from finegates.compaction import CompactLinear, CostModel, compact, use_products
+from finegates.formats.compact import load, save
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.modules.stock_checkpoints import StockCheckpointError
+from finegates.training.trainer import GateTrainer
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 

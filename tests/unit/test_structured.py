@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import tiny
-from finegates.attachment import GateConfig, attach, detach, sparsity_penalty
 from finegates.budget import macs, planned_macs
 from finegates.compaction import compact
-from finegates.gates import DerivedGate, FixedGate, StochasticGate
-from finegates.layers import gated_layers
-from finegates.monitor import summarise_gates
-from finegates.structured import MacsPenalty
+from finegates.gates.attachment import attach, detach
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import DerivedGate, FixedGate, StochasticGate
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.monitor import summarise_gates
+from finegates.gates.penalty import MacsPenalty, sparsity_penalty
 from tolerance import model_bound
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)

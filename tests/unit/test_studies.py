@@ -4,15 +4,16 @@ import pandas as pd
 import pytest
 import torch
 
-from finegates.config import ConfigError
-from finegates.figures import draw_study, save_figure
-from finegates.finetune import TaskData, finetune, load_tokenizer, predict
-from finegates.studies.properties import properties_table
-from finegates.studies.schema import Study
-from finegates.studies.shared import shared_rows, shared_table
-from finegates.studies.table import read_times, setting, study_table
-from finegates.studies.timing import DENSE, deployed, time_deployed, times_table
-from finegates.tables import write_table
+from finegates.suite.config.load import ConfigError
+from finegates.suite.config.studies import Study
+from finegates.suite.figures import draw_study, save_figure
+from finegates.suite.runs.finetune import TaskData, finetune, load_tokenizer, predict
+from finegates.suite.tables import write_table
+from finegates.suite.tables.deployed import times_table
+from finegates.suite.tables.properties import properties_table
+from finegates.suite.tables.shared_encoder import shared_rows, shared_table
+from finegates.suite.tables.study import read_times, setting, study_table
+from finegates.suite.timing.deployed import DENSE, deployed, time_deployed
 from records import make_record
 from tier import tiny_tier
 

@@ -6,7 +6,7 @@ import json
 import pandas as pd
 import pytest
 
-from finegates.tables import (
+from finegates.suite.tables import (
     BLANK,
     detectable_table,
     escape_latex,

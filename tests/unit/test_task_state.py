@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
 import finegates as fg
-import finegates.task_state as task_state_module
-from finegates.gates import HARDNESS
-from finegates.layers import leaf_gates
-from finegates.task_state import TaskStateError, load_task, save_task, task_state
+import finegates.formats.task as task_state_module
+from finegates.formats.task import TaskStateError, load_task, save_task, task_state
+from finegates.gates.gate import HARDNESS
+from finegates.gates.gated_linear import leaf_gates
 from tiny import ARCHITECTURES, LENGTH, VOCABULARY
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from finegates.config import CONFIG, ConfigError, configured_tier
-from finegates.record import write_record
-from finegates.tier_files import check_folder, known_tiers
+from finegates.suite.config.load import CONFIG, ConfigError, configured_tier
+from finegates.suite.config.tier_files import check_folder, known_tiers
+from finegates.suite.runs.record import write_record
 from records import make_record
 
 ROOT = CONFIG.parent

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from finegates.timing import interleaved, ratios, time_training_step
+from finegates.suite.timing.clock import interleaved, ratios
+from finegates.suite.timing.training_step import time_training_step
 from tier import tiny_tier
 
 

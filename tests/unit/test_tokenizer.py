@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaForSequenceClassification
 
-from finegates.pretrain import UNLABELLED, EncodedDocuments, pretrain, set_waves
-from finegates.schema import Pretraining
-from finegates.tasks.language import CONNECTIVES, SEPARATOR, generate_corpus
-from finegates.tasks.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
+from finegates.suite.config.tier import Pretraining
+from finegates.suite.data.language import CONNECTIVES, SEPARATOR, generate_corpus
+from finegates.suite.data.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
+from finegates.suite.models.encoder import UNLABELLED, EncodedDocuments, pretrain, set_waves
 
 TINY = Pretraining(
     hidden=16,

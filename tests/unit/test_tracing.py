@@ -10,8 +10,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from finegates.attachment import GateConfig, attach
 from finegates.compaction import CompactLinear, compact
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from tiny import scatter_gates, tiny_model, tokens
 
 ARCHITECTURES = ("bert", "deberta-v2", "t5-gated", "llama", "gpt2")

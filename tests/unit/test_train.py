@@ -6,13 +6,14 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from finegates.attachment import GateConfig, attach
-from finegates.baselines import add_lora
 from finegates.budget import macs, planned_macs
-from finegates.gates import GateDraw
-from finegates.layers import gated_layers
-from finegates.monitor import summarise_gates
-from finegates.train import GateTrainer, NonFiniteLossError
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import GateDraw
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.monitor import summarise_gates
+from finegates.lora import add_lora
+from finegates.training.trainer import GateTrainer, NonFiniteLossError
 from tiny import VOCABULARY, tiny_model
 
 

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from finegates.attachment import detach
-from finegates.micro_batches import StepCut, count_items, shifts_labels
-from finegates.train import GateTrainer, NonFiniteLossError
-from finegates.training_step import WeighedStep
+from finegates.gates.attachment import detach
+from finegates.training.micro_batches import StepCut, count_items, shifts_labels
+from finegates.training.step import WeighedStep
+from finegates.training.trainer import GateTrainer, NonFiniteLossError
 from tolerance import gamma
 from training_rows import COMBINATIONS, collate, expected, mean_loss, model_for, rows_for, trained
 
@@ -189,14 +189,16 @@ def test_a_loss_function_of_the_user_keeps_the_balance(function, accepts, tmp_pa
 
 
 def test_a_penalty_that_each_micro_batch_carries_whole_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr("finegates.micro_batches.StepCut.even_share", 1.0)
+    monkeypatch.setattr("finegates.training.micro_batches.StepCut.even_share", 1.0)
     with pytest.raises(AssertionError):
         check(model_for("tokens", "bert"), "tokens", rows_for("tokens", 16), tmp_path, [(4, 4)])
 
 
 def test_a_mean_of_means_is_noticed(tmp_path, monkeypatch):
     even = (torch.tensor(0.25), torch.tensor(0.25))
-    monkeypatch.setattr("finegates.micro_batches.StepCut.weights", lambda self, *given: even)
+    monkeypatch.setattr(
+        "finegates.training.micro_batches.StepCut.weights", lambda self, *given: even
+    )
     with pytest.raises(AssertionError):
         check(model_for("tokens", "bert"), "tokens", rows_for("tokens", 16), tmp_path, [(4, 4)])
 

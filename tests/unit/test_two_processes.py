@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finegates.distillation import Distillation, with_teacher
+from finegates.training.distillation import Distillation, with_teacher
 from tolerance import gamma
 from training_rows import collate, expected, mean_loss, model_for, rows_for, trained
 

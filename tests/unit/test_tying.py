@@ -10,11 +10,13 @@ from torch import nn
 from transformers import TrainingArguments
 
 import tiny
-from finegates.attachment import GateConfig, attach, detach
-from finegates.compaction import compact, load, save
-from finegates.stock import NotUniformError, uniform
-from finegates.train import GateTrainer
-from finegates.tying import shares_embeddings
+from finegates.compaction import compact
+from finegates.formats.compact import load, save
+from finegates.formats.stock import NotUniformError, uniform
+from finegates.gates.attachment import attach, detach
+from finegates.gates.config import GateConfig
+from finegates.modules.tying import shares_embeddings
+from finegates.training.trainer import GateTrainer
 
 HEADS = tiny.OUTPUT_LAYERS
 

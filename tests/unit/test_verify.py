@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from finegates.record import write_record
-from finegates.seals import seal
-from finegates.verify import main, verify
+from finegates.suite.jobs.seals import seal
+from finegates.suite.runs.record import write_record
+from finegates.suite.verify import main, verify
 from records import make_record
 from tier import tiny_tier
 
@@ -73,7 +73,7 @@ def test_results_from_the_future_are_named_with_a_remedy(results):
 
 def test_the_command_takes_a_tier_and_fails_on_damage(tmp_path, capsys, monkeypatch):
     tier = tiny_tier(tmp_path, results=str(tmp_path))
-    monkeypatch.setattr("finegates.verify.configured_tier", lambda config: tier)
+    monkeypatch.setattr("finegates.suite.verify.configured_tier", lambda config: tier)
     (tmp_path / "glue.csv").write_text("41.5")
     seal(tmp_path / "glue.csv")
     assert main([]) == 0

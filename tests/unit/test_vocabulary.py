@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from finegates.attachment import GateConfig, attach, attach_fixed
-from finegates.compaction import CompactLinear, CostModel, compact, load, save, use_products
-from finegates.layers import GatedLinear
-from finegates.stock import uniform
+from finegates.compaction import CompactLinear, CostModel, compact, use_products
+from finegates.formats.compact import load, save
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
+from finegates.gates.gated_linear import GatedLinear
 
 HEADS = tiny.OUTPUT_LAYERS
 TIED = [(name, tied) for name in HEADS for tied in (True, False) if name != "t5" or tied]

@@ -22,10 +22,11 @@ from transformers.models.detr.modeling_detr import DetrMHAttentionMap
 
 import tiny
 from finegates.adapters import adapter_for
-from finegates.attachment import GateConfig, attach, attach_fixed
-from finegates.gates import StochasticGate
-from finegates.layers import gated_layers
-from finegates.weight_reads import weight_reader
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import StochasticGate
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.weight_reads import weight_reader
 
 
 def wavlm() -> nn.Module:
@@ -155,7 +156,7 @@ def test_the_refusal_is_right_gates_there_would_have_no_effect():
         size = layer.q_proj.out_features
         gate = StochasticGate(size, "reference")
         gate.latent.fill_(-9.0)
-        from finegates.layers import GatedLinear
+        from finegates.gates.gated_linear import GatedLinear
 
         layer.q_proj = GatedLinear(layer.q_proj, gate).eval()
         assert torch.equal(model(x).last_hidden_state, dense)

@@ -12,22 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from finegates.attachment import (
-    GateConfig,
-    attach,
-    attach_gates,
-    detach,
-    gate_config,
-    gated_parts,
-    hold_gates,
-    sparsity_penalty,
-)
 from finegates.budget import macs, planned_macs
 from finegates.compaction import compact
-from finegates.gates import StochasticGate
-from finegates.layers import leaf_gates
-from finegates.structured import MacsPenalty
-from finegates.train import GateTrainer
+from finegates.gates.attachment import attach, attach_gates, detach, hold_gates
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import StochasticGate
+from finegates.gates.gated_linear import leaf_gates
+from finegates.gates.parts import gate_config, gated_parts
+from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.training.trainer import GateTrainer
 from tiny import VOCABULARY, tiny_model
 
 TARGET = 0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from causal_tier import causal_tier
-from finegates.causal.study import posttraining_runs, pretraining_runs, pruning_runs
-from finegates.wording import reworded, text_reworded, text_words_of, words_of
+from finegates.suite.config.llama_runs import posttraining_runs, pretraining_runs, pruning_runs
+from finegates.suite.tables.wording import reworded, text_reworded, text_words_of, words_of
 from records import make_causal_record, make_record
 from tier import tiny_tier
 

@@ -11,9 +11,11 @@ from torch.nn.parallel import DataParallel
 
 import finegates as fg
 from finegates.adapters import unwrap
-from finegates.attachment import GateConfig, attach
-from finegates.compaction import compact, load, save
-from finegates.stock import uniform
+from finegates.compaction import compact
+from finegates.formats.compact import load, save
+from finegates.formats.stock import uniform
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from finegates.wrappers import autocast_removed, remove_autocast, without_containers
 from tiny import output, scatter_gates, tiny_model, tokens
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from comparison import differences
 
-from finegates.config import load_tier
-from finegates.record import read_record
+from finegates.suite.config.load import load_tier
+from finegates.suite.runs.record import read_record
 from scan import pickles_below
 from tier import TINY_SHAPE
 
@@ -346,7 +346,7 @@ def test_the_rehearsal_of_the_paper_tier_runs_to_its_end(tmp_path):
 
 
 def test_a_model_that_the_hub_cannot_give_is_an_error_with_a_remedy(monkeypatch):
-    from finegates.sources import ModelError, load_tokenizer
+    from finegates.suite.models.sources import ModelError, load_tokenizer
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tier = load_tier(ROOT / "config" / "paper.yaml")

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from finegates.gates import StochasticGate
-from finegates.layers import GatedLinear
+from finegates.gates.gate import StochasticGate
+from finegates.gates.gated_linear import GatedLinear
 from theory.box import (
     box_constant,
     box_minimiser,

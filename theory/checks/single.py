@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from finegates.gates import FixedGate
-from finegates.layers import GatedLinear
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear
 from theory.checks.settings import ROUNDING, Settings
 from theory.evidence import Case, Check
 from theory.problems import FAMILIES, Array, Problem, draw_problem

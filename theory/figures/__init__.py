@@ -1,6 +1,6 @@
 """Figures of the theory, each from its tables alone: what was measured beside what is predicted.
 
-The look is that of ``finegates.figures``. Colours tell families or methods apart, and so do
+The look is that of ``finegates.suite.figures``. Colours tell families or methods apart, and so do
 markers; solid lines are measured, dashed ones predicted or bounds.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from finegates.figures.style import style
+from finegates.suite.figures.style import style
 from theory.figures.conditioning import draw_conditioning
 from theory.figures.convergence import draw_convergence
 from theory.figures.descent import draw_descent, draw_relaxation, draw_saddle

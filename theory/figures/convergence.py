@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finegates.figures.style import COLOURS, MARKERS
+from finegates.suite.figures.style import COLOURS, MARKERS
 from theory.figures.parts import Frames, panels, ticks
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finegates.figures.style import COLOURS, MARKERS
+from finegates.suite.figures.style import COLOURS, MARKERS
 from theory.figures.parts import Frames, legend, panels
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from finegates.figures.style import lay_out
+from finegates.suite.figures.style import lay_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -46,7 +46,7 @@ rule write_report:
         studied=STUDY_RECORDS,
         ledger=LEDGER,
         templates=[
-            workflow.source_path(f"../../finegates/report/templates/page.{suffix}")
+            workflow.source_path(f"../../finegates/suite/report/templates/page.{suffix}")
             for suffix in ("html.j2", "css", "js")
         ],
     output:

@@ -2,9 +2,14 @@
 
 from dataclasses import replace
 
-from finegates.causal.study import DENSE, posttraining_runs, pretraining_runs, pruning_runs
-from finegates.causal.task import task_tier
-from finegates.causal.text import SPLITS, text_file, text_folder
+from finegates.suite.config.llama_runs import (
+    DENSE,
+    posttraining_runs,
+    pretraining_runs,
+    pruning_runs,
+)
+from finegates.suite.config.llama_task import task_tier
+from finegates.suite.data.text import SPLITS, text_file, text_folder
 
 LLAMA = TIER.llama
 L = f"{RESULTS}/llama"

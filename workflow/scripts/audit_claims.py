@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.claims import Evidence, audit, evidence_table, load_ledger, verdict_table
-    from finegates.tables import write_table
+    from finegates.suite.claims import Evidence, audit, evidence_table, load_ledger, verdict_table
+    from finegates.suite.tables import write_table
 
     results = audit(load_ledger(job.input.ledger), Evidence(Path(job.output[0]).parent))
     write_table(verdict_table(results, job.params.tier, job.params.about), *job.output[:3])

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import pandas as pd
 
     from finegates.files import write_text
-    from finegates.tables import to_csv
+    from finegates.suite.tables import to_csv
     from theory.checks.encoder import network_checks
     from theory.evidence import (
         case_frame,

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import pandas as pd
 
-    from finegates.figures import draw_gate_histograms, gate_histogram_frame, save_figure
     from finegates.files import write_text
-    from finegates.record import read_records
-    from finegates.tables import figure_footer, to_csv
-    from finegates.wording import reworded
+    from finegates.suite.figures import draw_gate_histograms, gate_histogram_frame, save_figure
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables import figure_footer, to_csv
+    from finegates.suite.tables.wording import reworded
 
     records = reworded(read_records(job.input.records), job.params.words)
     methods, tasks = job.params.study["methods"], job.params.study["tasks"]

@@ -1,16 +1,16 @@
 """Draws held-out perplexity against realised sparsity from its table."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import pandas as pd
 
-    from finegates.causal.record import read_causal_records
-    from finegates.figures import save_figure
-    from finegates.figures.llama import draw_posttraining
-    from finegates.tables.llama import causal_caption
-    from finegates.wording import text_reworded
+    from finegates.suite.figures import save_figure
+    from finegates.suite.figures.llama import draw_posttraining
+    from finegates.suite.runs.llama_record import read_causal_records
+    from finegates.suite.tables.llama_captions import causal_caption
+    from finegates.suite.tables.wording import text_reworded
 
     footer = causal_caption(
         "Held-out perplexity against the fraction of gated weights in closed rows or columns. "

@@ -1,13 +1,13 @@
 """Draws a Llama's scores as a classifier against realised sparsity."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.figures import draw_tradeoff, save_figure, tradeoff_frame
-    from finegates.record import read_records
-    from finegates.tables import figure_footer
-    from finegates.wording import reworded
+    from finegates.suite.figures import draw_tradeoff, save_figure, tradeoff_frame
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables import figure_footer
+    from finegates.suite.tables.wording import reworded
 
     records = reworded(read_records(job.input.records), job.params.words)
     methods, tasks = job.params.methods, job.params.tasks

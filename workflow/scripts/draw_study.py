@@ -1,16 +1,16 @@
 """Draws a study from its table."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import pandas as pd
 
-    from finegates.figures import draw_study, save_figure
-    from finegates.record import read_records
-    from finegates.studies.schema import Study
-    from finegates.tables import figure_footer
-    from finegates.wording import reworded
+    from finegates.suite.config.studies import Study
+    from finegates.suite.figures import draw_study, save_figure
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables import figure_footer
+    from finegates.suite.tables.wording import reworded
 
     study = Study.model_validate(job.params.study)
     records = reworded(read_records(job.input.records), job.params.words)

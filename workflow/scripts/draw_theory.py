@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import pandas as pd
 
-    from finegates.figures import save_figure
+    from finegates.suite.figures import save_figure
     from theory.figures import draw
 
     frames = {Path(path).stem: pd.read_csv(path) for path in [*job.input.tables, job.input.network]}

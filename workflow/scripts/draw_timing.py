@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import pandas as pd
 
-    from finegates.figures import draw_inference, save_figure
+    from finegates.suite.figures import draw_inference, save_figure
 
     machine = json.loads(Path(job.input.machine).read_text(encoding="utf-8"))
     footer = (

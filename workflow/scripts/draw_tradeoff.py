@@ -1,14 +1,14 @@
 """Draws score against realised sparsity and against MACs, from the table that it writes beside."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.figures import draw_tradeoff, save_figure, tradeoff_frame
     from finegates.files import write_text
-    from finegates.record import read_records
-    from finegates.tables import figure_footer, read_references, to_csv
-    from finegates.wording import reworded
+    from finegates.suite.figures import draw_tradeoff, save_figure, tradeoff_frame
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables import figure_footer, read_references, to_csv
+    from finegates.suite.tables.wording import reworded
 
     records = reworded(read_records(job.input.records), job.params.words)
     methods, tasks = job.params.study["methods"], job.params.study["tasks"]

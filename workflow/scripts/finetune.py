@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from finegates.job import running, seconds_since_start
+from finegates.suite.jobs.job import running, seconds_since_start
 
 job = snakemake
 with running(job):
     import gc
 
-    from finegates.causal.task import task_tier
-    from finegates.config import configured_tier
-    from finegates.finetune import TaskData, finetune, load_tokenizer
-    from finegates.record import read_record, write_record
+    from finegates.suite.config.llama_task import task_tier
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.runs.finetune import TaskData, finetune, load_tokenizer
+    from finegates.suite.runs.record import read_record, write_record
 
     tier = configured_tier(job.config)
     if job.params.get("on_llama"):

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import pyarrow.parquet as pq
 
     from finegates.files import whole_file
-    from finegates.tasks.language import generate_task
+    from finegates.suite.data.language import generate_task
 
     settings = job.params.settings
     for split, path in zip(("train", "validation"), map(Path, job.output.tables), strict=True):

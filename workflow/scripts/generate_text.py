@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
@@ -10,7 +10,7 @@ with running(job):
     import pyarrow.parquet as pq
 
     from finegates.files import whole_file
-    from finegates.tasks.language import SEPARATOR, generate_corpus
+    from finegates.suite.data.language import SEPARATOR, generate_corpus
 
     generated = job.params.settings
     for path in map(Path, job.output.text):

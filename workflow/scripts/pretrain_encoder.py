@@ -3,16 +3,16 @@
 import json
 from pathlib import Path
 
-from finegates.job import running, seconds_since_start
+from finegates.suite.jobs.job import running, seconds_since_start
 
 job = snakemake
 with running(job):
     from finegates.files import whole_folder, write_text
-    from finegates.pretrain import pretrain
-    from finegates.schema import Pretraining
     from finegates.seeds import derive_seed
-    from finegates.tasks.language import generate_corpus
-    from finegates.tasks.tokenizer import train_tokenizer
+    from finegates.suite.config.tier import Pretraining
+    from finegates.suite.data.language import generate_corpus
+    from finegates.suite.data.tokenizer import train_tokenizer
+    from finegates.suite.models.encoder import pretrain
 
     startup = seconds_since_start()
     settings = Pretraining(**job.params.settings)

@@ -1,12 +1,12 @@
 """Measures gradient and extreme Hessian eigenvalues along gate and LoRA training of the encoder."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.config import configured_tier
     from finegates.files import write_text
-    from finegates.tables import to_csv
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.tables import to_csv
     from theory.evidence import rounded
     from theory.finetuned import Look, landscape_frame
 

@@ -1,13 +1,13 @@
 """Evaluates a dense Llama and its one-shot pruned versions, and writes a record each."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.causal.record import read_causal_record, write_causal_record
-    from finegates.causal.runs import prune_runs
-    from finegates.causal.study import run_named
-    from finegates.config import configured_tier
+    from finegates.suite.config.llama_runs import run_named
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.runs.llama_record import read_causal_record, write_causal_record
+    from finegates.suite.runs.train_llama import prune_runs
 
     tier = configured_tier(job.config)
     runs = [run_named(tier, path) for path in job.output]

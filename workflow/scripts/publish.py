@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job, sealed=False):
-    from finegates.record import read_record
+    from finegates.suite.runs.record import read_record
 
     # <results>/runs/<task>/<method>/seed<n>.json
     source, target = Path(job.input.records[0]).parents[3], Path(job.output[0])

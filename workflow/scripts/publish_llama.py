@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job, sealed=False):
-    from finegates.causal.record import read_causal_record
-    from finegates.config import configured_tier
-    from finegates.record import read_record
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.runs.llama_record import read_causal_record
+    from finegates.suite.runs.record import read_record
 
     tier = configured_tier(job.config)
     source, target = Path(tier.results) / "llama", Path("results/published") / tier.tier / "llama"

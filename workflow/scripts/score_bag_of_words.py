@@ -2,15 +2,15 @@
 
 import json
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.config import configured_tier
     from finegates.files import write_text
-    from finegates.metrics import GlueMetric, score
-    from finegates.sources import read_table
-    from finegates.tasks.bag_of_words import bag_of_words_score, constant_predictions
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.data.bag_of_words import bag_of_words_score, constant_predictions
+    from finegates.suite.models.sources import read_table
+    from finegates.suite.runs.metrics import GlueMetric, score
 
     tier = configured_tier(job.config)
     scores: dict[str, dict[str, float]] = {}

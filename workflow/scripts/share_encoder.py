@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.config import configured_tier
-    from finegates.record import read_records
-    from finegates.studies.shared import shared_rows, shared_table
-    from finegates.tables import write_table
-    from finegates.wording import reworded
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables import write_table
+    from finegates.suite.tables.shared_encoder import shared_rows, shared_table
+    from finegates.suite.tables.wording import reworded
 
     tier = configured_tier(job.config)
     records = reworded(read_records(job.input.records), job.params.words)

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     from finegates.files import write_text
-    from finegates.tables import to_csv
+    from finegates.suite.tables import to_csv
     from theory.checks.settings import Settings
     from theory.evidence import case_frame
     from theory.study import figure_frames, run_checks

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.cost import cost_table
     from finegates.files import write_text
-    from finegates.record import read_records
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables.cost import cost_table
 
     records = read_records([*job.input.records, *job.input.studied])
     pretraining = job.params.pretraining if Path(job.params.pretraining).is_file() else None

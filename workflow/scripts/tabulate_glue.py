@@ -1,12 +1,12 @@
 """Tabulates the runs: GLUE scores after the last and the best epoch, and realised sparsity."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     from finegates.files import write_text
-    from finegates.record import read_records
-    from finegates.tables import (
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables import (
         detectable_table,
         glue_table,
         read_references,
@@ -15,7 +15,7 @@ with running(job):
         to_csv,
         write_table,
     )
-    from finegates.wording import reworded
+    from finegates.suite.tables.wording import reworded
 
     records = reworded(read_records(job.input.records), job.params.words)
     methods, tasks, seeds = (job.params.study[key] for key in ("methods", "tasks", "seeds"))

@@ -1,14 +1,14 @@
 """Tabulates pretraining with gates beside dense pretraining, and the curves of both."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.causal.record import read_causal_records
     from finegates.files import write_text
-    from finegates.tables import to_csv, write_table
-    from finegates.tables.llama import curve_table, pretraining_table
-    from finegates.wording import text_reworded
+    from finegates.suite.runs.llama_record import read_causal_records
+    from finegates.suite.tables import to_csv, write_table
+    from finegates.suite.tables.llama_pretraining import curve_table, pretraining_table
+    from finegates.suite.tables.wording import text_reworded
 
     records = text_reworded(read_causal_records(job.input.records), job.params.words)
     write_table(pretraining_table(records), *job.output[:3])

@@ -1,17 +1,17 @@
 """Tabulates a study: what its methods scored, kept and, where measured, took."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import pandas as pd
 
     from finegates.files import write_text
-    from finegates.record import read_records
-    from finegates.studies.schema import Study
-    from finegates.studies.table import read_times, study_table
-    from finegates.tables import runs_table, to_csv, write_table
-    from finegates.wording import reworded
+    from finegates.suite.config.studies import Study
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables import runs_table, to_csv, write_table
+    from finegates.suite.tables.study import read_times, study_table
+    from finegates.suite.tables.wording import reworded
 
     study = Study.model_validate(job.params.study)
     records = reworded(read_records(job.input.records), job.params.words)

@@ -4,14 +4,14 @@ own cost."""
 import json
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import pandas as pd
 
     from finegates.files import write_text
-    from finegates.tables.inference import (
+    from finegates.suite.tables.inference import (
         backend_table,
         inference_table,
         joined_machine,

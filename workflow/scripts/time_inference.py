@@ -2,16 +2,16 @@
 
 import json
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     from dataclasses import asdict
 
-    from finegates.config import configured_tier
     from finegates.files import write_text
-    from finegates.inference import measure_compaction, measure_prices, time_inference
-    from finegates.record import hardware
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.runs.machine import hardware
+    from finegates.suite.timing.inference import measure_compaction, measure_prices, time_inference
 
     shapes = configured_tier(job.config).inference_benchmarks
     shape = next(shape for shape in shapes if shape.label == job.wildcards.shape)

@@ -1,13 +1,13 @@
 """Times one training step of each kind of method, interleaved, and writes ratios to LoRA's."""
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.config import configured_tier
     from finegates.files import write_text
-    from finegates.record import hardware
-    from finegates.timing import time_training_step
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.runs.machine import hardware
+    from finegates.suite.timing.training_step import time_training_step
 
     tier = configured_tier(job.config)
     table = time_training_step(tier, job.threads)

@@ -2,19 +2,21 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
     import torch
 
     from finegates.compaction import calibrate
-    from finegates.config import configured_tier
-    from finegates.record import hardware, read_record
     from finegates.seeds import derive_seed
-    from finegates.sources import load_classifier
-    from finegates.studies.timing import DENSE, deployed, time_deployed, times_table
-    from finegates.tables import write_table
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.models.sources import load_classifier
+    from finegates.suite.runs.machine import hardware
+    from finegates.suite.runs.record import read_record
+    from finegates.suite.tables import write_table
+    from finegates.suite.tables.deployed import times_table
+    from finegates.suite.timing.deployed import DENSE, deployed, time_deployed
 
     tier = configured_tier(job.config)
     task, seed = job.params.task, job.params.seed

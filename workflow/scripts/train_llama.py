@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.causal.run import launch
+    from finegates.suite.runs.launch import launch
 
     records = [path for path in job.output if Path(path).suffix == ".json"]
     for number, path in enumerate(records, start=1):

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.causal.text import tokenizer_documents
-    from finegates.config import configured_tier
     from finegates.files import whole_folder
-    from finegates.tasks.tokenizer import save_tokenizer, train_tokenizer
+    from finegates.suite.config.load import configured_tier
+    from finegates.suite.data.text import tokenizer_documents
+    from finegates.suite.data.tokenizer import save_tokenizer, train_tokenizer
 
     tier = configured_tier(job.config)
     texts = tokenizer_documents(tier.llama.text, tier.results)

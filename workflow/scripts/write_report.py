@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from finegates.job import running
+from finegates.suite.jobs.job import running
 
 job = snakemake
 with running(job):
-    from finegates.claims import Evidence, audit, load_ledger
     from finegates.files import write_text
-    from finegates.record import read_records
-    from finegates.report import build_report
-    from finegates.wording import reworded
+    from finegates.suite.claims import Evidence, audit, load_ledger
+    from finegates.suite.report import build_report
+    from finegates.suite.runs.record import read_records
+    from finegates.suite.tables.wording import reworded
 
     folder = Path(job.output[0]).parent
     results = audit(load_ledger(job.input.ledger), Evidence(folder))

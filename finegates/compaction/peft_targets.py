@@ -1,0 +1,127 @@
+"""Names of dense layers as targets of peft in a compact model.
+
+peft finds the layers that it adapts by their names, and puts itself around ``nn.Linear``. In a
+compact model a layer of that name holds its product inside, or is part of one product with others.
+Adapters belong around that product, where they have the sizes of what is kept and can be merged.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from finegates.adapters import adapter_for
+from finegates.adapters.base import has_module
+from finegates.modules.compact_linear import CompactLinear
+
+
+def product_paths(model: nn.Module) -> dict[str, str]:
+    """The paths of products in a compact model, by the paths of the dense layers they serve.
+
+    Args:
+        model: plain. A dense one has none.
+
+    Returns:
+        for every compact layer, and every layer that is part of one product with others, the path
+        of an ``nn.Linear``, or of what adapters have put in its place.
+    """
+
+    def product(path: str) -> str:
+        return f"{path}.linear" if isinstance(model.get_submodule(path), CompactLinear) else path
+
+    found = {
+        path: product(path) for path, m in model.named_modules() if isinstance(m, CompactLinear)
+    }
+    for joint, members in _joint_products(model).items():
+        found |= dict.fromkeys(members, product(joint))
+    return found
+
+
+def _joint_products(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The dense layers of each product that serves several, by its path."""
+    changed = ("finegates_heads", "finegates_joined")
+    if not any(hasattr(module, name) for module in model.modules() for name in changed):
+        return {}
+    joint: dict[str, tuple[str, ...]] = {}
+    for block in adapter_for(model).blocks(model):
+        for part in block.attentions:
+            if part.joint and has_module(model, part.joint_path):
+                joint[part.joint_path] = part.joint_linears()
+        feed = block.feed_forward
+        if feed is not None and feed.path is not None and feed.gate is not None:
+            path = f"{feed.path}.gate_up"
+            if has_module(model, path):
+                joint[path] = (feed.gate, feed.up)
+    return joint
+
+
+def teach_peft() -> None:
+    """Has the tuners of peft find the products of compact models by the names of dense layers.
+
+    Called wherever a compact model is made or read, if peft is installed. Further calls change
+    nothing, and models without compact layers are adapted as before.
+    """
+    try:
+        from peft.tuners.tuners_utils import BaseTuner
+    except ImportError:
+        return
+    if not hasattr(BaseTuner.inject_adapter, "finegates_targets"):
+        BaseTuner.inject_adapter = _translating(BaseTuner.inject_adapter)  # type: ignore
+
+
+def _translating(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def inject(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        products = product_paths(model)
+        if products:
+            _translate(self, model, adapter_name, products)
+        return method(self, model, adapter_name, *args, **kwargs)
+
+    inject.finegates_targets = True  # type: ignore[attr-defined]
+    return inject
+
+
+def _translate(tuner: Any, model: nn.Module, name: str, products: Mapping[str, str]) -> None:
+    """Names the products themselves in the configuration of an adapter, where it means them."""
+    config = tuner.peft_config[name]
+    # What the configuration leaves open, peft fills in by the architecture.
+    config = tuner._prepare_adapter_config(config, tuner.get_model_config(model))
+    tuner.peft_config[name] = config
+    targets = getattr(config, "target_modules", None)
+    if not targets or (isinstance(targets, str) and targets.lower() == "all-linear"):
+        return
+
+    def means(path: str) -> bool:
+        return bool(tuner._check_target_module_exists(config, path))
+
+    meant = [path for path in products if means(path)]
+    if not meant:
+        return
+    others = {path for path, _ in model.named_modules() if path and path not in products}
+    config.target_modules = {products[path] for path in meant} | set(filter(means, others))
+    feed_forward = getattr(config, "feedforward_modules", None)
+    if feed_forward:
+        config.feedforward_modules = {
+            products.get(path, path) for path in (*meant, *others) if _names(feed_forward, path)
+        }
+    for kind in ("rank_pattern", "alpha_pattern"):
+        patterns = getattr(config, kind, None)
+        if patterns:
+            own = {
+                products[path]: value
+                for path in meant
+                for pattern, value in reversed(patterns.items())
+                if re.match(rf"(.*\.)?({pattern})$", path)
+            }
+            setattr(config, kind, {**own, **patterns})
+
+
+def _names(patterns: Any, path: str) -> bool:
+    """Whether names of layers, or an expression for them, are of a path."""
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in patterns)

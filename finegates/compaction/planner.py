@@ -1,0 +1,119 @@
+"""What compaction keeps of each layer, and why; decided from gates alone, before any weight moves.
+
+Each layer starts with its own closed rows and columns (a ``Draft``). The rules over the adapter's
+blocks then remove more where that is exact. A new rule is a function that takes a part of a block
+and the drafts of its layers; the transformation and the budget only read the finished
+:class:`Plan`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from finegates.adapters import Adapter, HeadSizes, adapter_for, unwrap
+from finegates.compaction.cost import CostModel
+from finegates.compaction.counts import block_products, block_weights
+from finegates.compaction.draft import Draft
+from finegates.compaction.plans import BlockPlan, LayerPlan, Plan
+from finegates.compaction.rules import choose_sides, narrow_attention, pair_feed_forward
+from finegates.gates.gated_linear import gated_layers
+
+__all__ = ["BlockPlan", "LayerPlan", "Plan", "plan_compaction"]
+
+
+@torch.no_grad()
+def plan_compaction(
+    model: nn.Module, adapter: Adapter | None = None, cost: CostModel | None = None
+) -> Plan:
+    """Decides what compaction keeps. Reads gate values only; the model is not changed.
+
+    Args:
+        model: with or without gates, plain or in a ``peft`` wrapper.
+        adapter: describes the blocks; looked up by model type if None. A model of unknown type is
+            planned layer by layer, which is exact but leaves the feed-forward pairs wide.
+        cost: what multiplying and moving cost; sides whose removal would not pay stay dense, heads
+            get widths that the machine likes, and the plan predicts times. None removes all that
+            can go: the smallest model.
+
+    Returns:
+        a plan of the gated layers and of plain layers that a rule over a block narrows.
+
+    Raises:
+        ValueError: a gate lies on the meta device and has no values.
+    """
+    plain = unwrap(model)
+    drafts = {name: Draft.of(name, layer) for name, layer in gated_layers(plain).items()}
+    notes: list[str] = []
+    heads: dict[str, HeadSizes] = {}
+    joined: list[str] = []
+    if drafts and adapter is None:
+        try:
+            adapter = adapter_for(plain)
+        except ValueError as error:
+            notes.append(f"layer by layer only: {error}")
+    if drafts and adapter is not None:
+        for block in adapter.blocks(plain):
+            feed = block.feed_forward
+            if feed is not None and pair_feed_forward(feed, adapter, plain, drafts, notes):
+                assert feed.path is not None
+                joined.append(feed.path)
+            for attention in block.attentions:
+                multiple = 1 if cost is None else cost.head_multiple
+                sizes = narrow_attention(attention, adapter, plain, drafts, notes, multiple)
+                if sizes is not None:
+                    heads[attention.path] = sizes
+    joint = _joint_products(adapter, plain, heads, joined)
+    if cost is not None:
+        for path in drafts:
+            members = joint.get(path, (path,))
+            if path == members[0]:
+                choose_sides([drafts[name] for name in members], cost)
+    # In the model's order, for those who read it.
+    order = {name: index for index, (name, _) in enumerate(plain.named_modules())}
+    layers = {
+        name: drafts[name].finish(cost, gathered=name != joint.get(name, (name,))[0])
+        for name in sorted(drafts, key=order.__getitem__)
+    }
+    blocks = () if adapter is None or not drafts else _block_plans(adapter, plain, layers, heads)
+    return Plan(layers, heads, tuple(notes), blocks, tuple(joined))
+
+
+def _joint_products(
+    adapter: Adapter | None, model: nn.Module, heads: dict[str, HeadSizes], joined: list[str]
+) -> dict[str, tuple[str, ...]]:
+    """For each layer that becomes one product with others: all of these, in their order."""
+    joint: dict[str, tuple[str, ...]] = {}
+    if adapter is not None:
+        for block in adapter.blocks(model):
+            for part in block.attentions:
+                if part.path in heads and heads[part.path].fused:
+                    paths = part.joint_linears()
+                    joint |= dict.fromkeys(paths, paths)
+            feed = block.feed_forward
+            if feed is not None and feed.gate is not None and feed.path in joined:
+                pair = (feed.gate, feed.up)
+                joint |= dict.fromkeys(pair, pair)
+    return joint
+
+
+def _block_plans(
+    adapter: Adapter, model: nn.Module, layers: dict[str, LayerPlan], heads: dict[str, HeadSizes]
+) -> tuple[BlockPlan, ...]:
+    plans = []
+    for block in adapter.blocks(model):
+        paths = tuple(path for path in block.linears() if path in layers)
+        times = [layers[path].seconds for path in paths]
+        known = [time for time in times if time is not None]
+        plans.append(
+            BlockPlan(
+                block.path,
+                paths,
+                tuple(part.path for part in block.attentions),
+                None if block.feed_forward is None else block.feed_forward.path,
+                (block_weights(model, block, {}), block_weights(model, block, layers)),
+                (block_products(model, block, {}), block_products(model, block, heads)),
+                sum(known) if known else None,
+            )
+        )
+    return tuple(plans)

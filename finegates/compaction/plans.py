@@ -1,0 +1,163 @@
+"""What a compaction will remove: of layers, of blocks, of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from finegates.adapters import HeadSizes
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is kept of one linear layer.
+
+    Attributes:
+        path: module path in the unwrapped model; empty if the model is the layer itself.
+        in_features: columns of the dense weight.
+        out_features: rows of the dense weight.
+        cols: int64, increasing: the kept columns. None keeps all.
+        rows: int64, increasing: the kept rows. None keeps all.
+        input_width: size of the input where a narrowed layer delivers it; None if it is dense.
+        read: int64 (kept columns,), increasing: where in a narrow input they lie; None if they are
+            all of it. A dense input is read at ``cols``.
+        output_width: size of the output where a narrowed layer takes it; None if it is dense.
+        write: int64 (kept rows,), increasing: where in a narrow output they go; None if they fill
+            it. A dense output is written at ``rows``.
+        scale: what the weight and the bias are multiplied by besides.
+        constants: float64 (in_features,), the constant that each removed column's input would have
+            held, which moves into the bias; None where all are zero.
+        reasons: what was removed by which rule, in words.
+        seconds: predicted time of one token; None without a cost model.
+    """
+
+    path: str
+    in_features: int
+    out_features: int
+    cols: Tensor | None = None
+    rows: Tensor | None = None
+    input_width: int | None = None
+    read: Tensor | None = None
+    output_width: int | None = None
+    write: Tensor | None = None
+    scale: float = 1.0
+    constants: Tensor | None = None
+    reasons: tuple[str, ...] = ()
+    seconds: float | None = None
+
+    @property
+    def kept_in(self) -> int:
+        """Number of kept columns."""
+        return self.in_features if self.cols is None else self.cols.numel()
+
+    @property
+    def kept_out(self) -> int:
+        """Number of kept rows."""
+        return self.out_features if self.rows is None else self.rows.numel()
+
+    @property
+    def kept_weights(self) -> int:
+        """Weights kept; also the multiply-accumulates of one token."""
+        return self.kept_out * self.kept_in
+
+    @property
+    def removed_weights(self) -> int:
+        """Weights that are not kept."""
+        return self.out_features * self.in_features - self.kept_weights
+
+    def __str__(self) -> str:
+        sizes = f"{self.out_features}x{self.in_features} -> {self.kept_out}x{self.kept_in}"
+        macs = f"{self.kept_weights:,} MACs a token"
+        time = "" if self.seconds is None else f", {1e6 * self.seconds:.2f} us"
+        why = "; ".join(self.reasons) or "all kept"
+        return f"{self.path or '(the model)'}: {sizes}, {macs}{time}; {why}"
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What one transformer layer multiplies before and after, and which plans belong to it.
+
+    Attributes:
+        path: the layer's own module path.
+        layers: paths of its planned linear layers, in order of use.
+        attentions: paths of its attentions.
+        feed_forward: the module of its feed-forward part, where gate and up can become one product.
+        macs: multiply-accumulates of a token in its linear layers, before and after.
+        attention_macs: those of a token and a token that it attends to, before and after.
+        seconds: predicted time of a token in the planned layers; None without a cost model.
+    """
+
+    path: str
+    layers: tuple[str, ...]
+    attentions: tuple[str, ...]
+    feed_forward: str | None
+    macs: tuple[int, int]
+    attention_macs: tuple[int, int]
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_counted(self.macs, self.attention_macs, self.seconds)}"
+
+
+def _counted(macs: tuple[int, int], attention: tuple[int, int], seconds: float | None) -> str:
+    before, after = macs
+    share = f" ({100 * after / before:.1f} %)" if before else ""
+    text = f"{before:,} -> {after:,} MACs a token{share}"
+    if attention[0]:
+        text += f" and {attention[0]:,} -> {attention[1]:,} for each token attended to"
+    return text if seconds is None else f"{text}, {1e6 * seconds:.2f} us"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layers that compaction rewrites, by path; all others stay as they are.
+
+    ``print(plan)`` gives what all blocks multiply before and after, then block by block the same
+    and its layers: sizes, multiply-accumulates, predicted times, and why.
+
+    Attributes:
+        layers: by module path.
+        heads: the attentions whose heads change, by module path.
+        notes: what could not be done, and why.
+        blocks: the model's transformer layers; empty where no adapter describes them.
+        joined: the feed-forward modules in which gate and up become one product.
+    """
+
+    layers: dict[str, LayerPlan]
+    heads: dict[str, HeadSizes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    blocks: tuple[BlockPlan, ...] = ()
+    joined: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [self._total()] if self.blocks else []
+        inside: set[str] = set()
+        for block in self.blocks:
+            inside.update(block.layers)
+            lines.append(str(block))
+            lines += [f"  {self.layers[path]}" for path in block.layers]
+            lines += [f"  {self._heads(path)}" for path in block.attentions if path in self.heads]
+            if block.feed_forward in self.joined:
+                lines.append(f"  {block.feed_forward}: gate and up one product")
+        lines += [str(layer) for path, layer in self.layers.items() if path not in inside]
+        return "\n".join([*lines, *self.notes])
+
+    def _total(self) -> str:
+        macs, attention = (
+            (sum(before for before, _ in pairs), sum(after for _, after in pairs))
+            for pairs in (
+                [block.macs for block in self.blocks],
+                [block.attention_macs for block in self.blocks],
+            )
+        )
+        times = [block.seconds for block in self.blocks if block.seconds is not None]
+        seconds = sum(times) if times else None
+        return f"{len(self.blocks)} blocks: {_counted(macs, attention, seconds)}"
+
+    def _heads(self, path: str) -> str:
+        sizes = self.heads[path]
+        return (
+            f"{path}: {len(sizes.heads)} heads, {len(sizes.kv_heads)} of keys and values, "
+            f"width {sizes.head_dim} -> {sizes.width}{', one product' * sizes.fused}"
+        )

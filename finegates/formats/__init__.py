@@ -1,0 +1,1 @@
+"""Models on disk and in other hands: own folders, stock models, ONNX, peft."""

@@ -1,0 +1,269 @@
+"""A gated model as plain values, and the same model made from them without its numbers.
+
+What is described is the class and configuration of transformers, the LoRA adapters of ``peft``
+(around the model or inside it), and where gates are and of which kind. A blueprint is checked by
+making the model from it: what it does not give, tensor by tensor, is refused when it is drawn.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.adapters import unwrap
+from finegates.formats.bounds import check_numbers
+from finegates.formats.generation import generation_settings, set_generation
+from finegates.formats.module_settings import check_modules, set_seen_lengths
+from finegates.formats.skeleton import class_of, empty_model
+from finegates.formats.structure import bare_model, parts_of
+from finegates.gates.attachment import attach, attach_gates
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import FixedGate, Gate, StochasticGate
+from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.gates.presets import GatePreset
+from finegates.modules.linear import linear_shape
+
+# What peft makes from these is plain: other settings load files, name modules to import, or put
+# something else than low-rank factors in.
+_LORA = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias"),
+    *("fan_in_fan_out", "modules_to_save", "task_type", "inference_mode", "use_rslora"),
+    *("use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"),
+    *("lora_bias", "trainable_token_indices", "ensure_weight_tying", "peft_type"),
+    *("peft_version", "base_model_name_or_path", "revision", "init_lora_weights"),
+)
+# They say what was or whence it came, and nothing of what is made.
+_SAID = ("peft_version", "base_model_name_or_path", "revision", "init_lora_weights")
+
+
+def draw(model: nn.Module) -> dict[str, Any]:
+    """The blueprint of a gated model: plain values that JSON can hold.
+
+    Args:
+        model: of a class of transformers that its auto-classes list, with gates, in a ``peft``
+            wrapper or not.
+
+    Raises:
+        ValueError: the model cannot be made from a blueprint; says what prevents it.
+    """
+    plain = unwrap(model)
+    config = getattr(plain, "config", None)
+    if not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
+        raise ValueError(f"{type(plain).__name__} is not a transformers model: it has no config")
+    base = parts_of(plain)
+    if class_of(base) is not type(plain):
+        raise ValueError(f"{type(plain).__name__} is not the class of transformers of that name")
+    bare_model(base, plain)
+    values = {
+        "plain": {**base, "generation_config": generation_settings(plain)},
+        "adapters": _adapters(model),
+        "gates": _gates(plain),
+        "trainable": [name for name, p in model.named_parameters() if p.requires_grad],
+    }
+    built = build(values)
+    for gate, other in zip(leaf_gates(model), leaf_gates(built), strict=False):
+        if isinstance(gate, StochasticGate) and isinstance(other, StochasticGate):
+            # The one is stored with the tensors, the other is of this process.
+            other.hardness, other.led = gate.hardness, gate.led
+    _check_tensors(model, built)
+    check_modules(model, built)
+    return values
+
+
+def build(values: dict[str, Any], largest: int | None = None) -> nn.Module:
+    """The model of a blueprint, its parameters without storage (meta device), in evaluation mode.
+
+    Args:
+        values: of :func:`draw`.
+        largest: the largest size of a dimension among the stored tensors; a blueprint that asks for
+            more is refused before anything of that size is made.
+
+    Raises:
+        ValueError: the values do not fit together.
+    """
+    base = values["plain"]
+    check_numbers(base["config"])
+    plain = empty_model(dict(base))
+    set_seen_lengths(plain, base["seen_lengths"])
+    if largest is not None:
+        for name, parameter in plain.named_parameters():
+            if max(parameter.shape, default=0) > largest:
+                raise ValueError(f"{name} would be larger than every tensor that is stored")
+    set_generation(plain, base["generation_config"])
+    model = _with_adapters(plain, values["adapters"])
+    for path, config in values["gates"]["configs"].items():
+        attach(plain.get_submodule(path), _gate_config(config))
+    sides = {}
+    for path, kinds in values["gates"]["layers"].items():
+        columns, outputs = linear_shape(plain.get_submodule(path))
+        sides[path] = (_gate(kinds["rows"], outputs), _gate(kinds["cols"], columns))
+    attach_gates(plain, sides)
+    trainable = set(values["trainable"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return model.eval()
+
+
+def _check_tensors(model: nn.Module, built: nn.Module) -> None:
+    """Raises ValueError unless both have tensors of the same names and sizes."""
+    ours, theirs = (
+        {
+            name: tuple(tensor.shape)
+            for named in (m.named_parameters, m.named_buffers)
+            for name, tensor in named(remove_duplicate=False)
+        }
+        for m in (model, built)
+    )
+    differing = [n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n)]
+    if differing:
+        raise ValueError(
+            f"{type(unwrap(model)).__name__}, its configuration, its adapters and how gates were "
+            f"attached do not give {differing[0]} as it is in this model"
+        )
+
+
+def _gates(plain: nn.Module) -> dict[str, Any]:
+    """Where gates were attached by a configuration, and the others layer by layer."""
+    configs = {
+        path: vars(module)["finegates_config"].as_dict()
+        for path, module in plain.named_modules()
+        if "finegates_config" in vars(module)
+    }
+    roots = tuple(f"{path}." if path else "" for path in configs)
+    layers = {}
+    for path, layer in gated_layers(plain).items():
+        if roots and path.startswith(roots):
+            continue
+        kinds = {side: _kind(gate) for side, gate in layer.gates()}
+        layers[path] = {"rows": kinds.get("rows"), "cols": kinds.get("cols")}
+    return {"configs": configs, "layers": layers}
+
+
+def _kind(gate: Gate) -> dict[str, Any]:
+    if type(gate) is FixedGate:
+        return {"kind": "fixed"}
+    if type(gate) is StochasticGate:
+        return {"kind": "stochastic", "preset": asdict(gate.preset)}
+    raise ValueError(f"a {type(gate).__name__} was put in without finegates.attach")
+
+
+def _gate(values: dict[str, Any] | None, size: int) -> Gate | None:
+    if values is None:
+        return None
+    if values["kind"] == "fixed":
+        return FixedGate(torch.ones(size, dtype=torch.float32, device="cpu"))
+    if values["kind"] != "stochastic":
+        raise ValueError(f"unknown kind of gate {values['kind']!r}")
+    preset = GatePreset(**values["preset"])
+    for field in fields(GatePreset):
+        kind = {"str": str, "bool": bool, "float": (float, int)}[str(field.type)]
+        if not isinstance(getattr(preset, field.name), kind):  # type: ignore[arg-type]
+            raise ValueError(f"a gate's preset has {field.name} = {getattr(preset, field.name)!r}")
+    return StochasticGate(size, preset, device="meta")
+
+
+def _gate_config(values: dict[str, Any]) -> GateConfig:
+    frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return GateConfig(**frozen)
+
+
+def _adapters(model: nn.Module) -> dict[str, Any] | None:
+    """The LoRA adapters: around the model by ``peft``, or inside it by transformers."""
+    wrapped = unwrap(model) is not model
+    configs = getattr(model, "peft_config", None)
+    if not configs:
+        return None
+    return {
+        "wrapped": wrapped,
+        "active": _active(model),
+        "configs": {name: _lora_values(name, config) for name, config in configs.items()},
+    }
+
+
+def _active(model: nn.Module) -> list[str]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    # The layers say it themselves: the wrapper that peft returned may be gone.
+    layers = (m for m in model.modules() if isinstance(m, BaseTunerLayer))
+    if unwrap(model) is model and (layer := next(layers, None)) is not None:
+        return list(layer.active_adapters)
+    active: Any = model.active_adapters
+    active = active() if callable(active) else active
+    return [active] if isinstance(active, str) else list(active)
+
+
+def _lora_values(name: str, config: Any) -> dict[str, Any]:
+    from peft import LoraConfig
+
+    if type(config) is not LoraConfig:
+        raise ValueError(f"adapter {name!r} is of {type(config).__name__}, not plain LoRA")
+    plain = LoraConfig().to_dict()
+    given = config.to_dict()
+    for key, value in given.items():
+        if key not in _LORA and key != "auto_mapping" and value != plain.get(key):
+            raise ValueError(f"adapter {name!r} sets {key}, which is not described")
+    values = {key: _plain(given[key]) for key in _LORA if key in given}
+    if not isinstance(values["init_lora_weights"], bool | str | None):
+        raise ValueError(f"adapter {name!r} starts in a way that is not described")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return getattr(value, "value", value)  # an enumeration of peft's
+
+
+def _with_adapters(plain: nn.Module, adapters: dict[str, Any] | None) -> nn.Module:
+    if adapters is None:
+        return plain
+    configs = dict(_lora_configs(adapters["configs"]))
+    model = plain
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, config in configs.items():
+            if not adapters["wrapped"]:
+                plain.add_adapter(config, name)  # type: ignore[operator]
+            elif model is plain:
+                from peft import get_peft_model
+
+                model = get_peft_model(
+                    plain,
+                    config,
+                    adapter_name=name,
+                    autocast_adapter_dtype=False,
+                )
+            else:
+                model.add_adapter(name, config)  # type: ignore[operator]
+    active = adapters["active"]
+    if active != _active(model):
+        target: Any = model if len(active) == 1 or not adapters["wrapped"] else model.base_model
+        target.set_adapter(active[0] if len(active) == 1 else active)
+    for name, values in adapters["configs"].items():
+        for key in _SAID:
+            setattr(model.peft_config[name], key, values.get(key))  # type: ignore[index]
+    return model
+
+
+def _lora_configs(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    from peft import LoraConfig
+
+    for name, given in values.items():
+        unknown = sorted(given.keys() - set(_LORA))
+        if unknown or given.get("peft_type") != "LORA":
+            raise ValueError(f"adapter {name!r} is not described as plain LoRA is: {unknown}")
+        known = {k: copy.deepcopy(v) for k, v in given.items() if k not in (*_SAID, "peft_type")}
+        yield name, LoraConfig(**known)
+
+
+__all__ = ["build", "draw"]

@@ -1,0 +1,247 @@
+"""Compact models as ONNX graphs, checked against ONNX Runtime when they are written."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finegates.gates.gated_linear import gated_layers
+from finegates.wrappers import autocast_removed, without_containers
+
+OUTPUT = "output"
+LARGEST_FILE = 1536 * 2**20
+"""Bytes of weights beyond which they lie in a file of their own. A graph in one file may have 2 GiB
+at most (protobuf), and torch writes two files beyond this, whatever it is asked for."""
+
+
+class OnnxExportError(RuntimeError):
+    """The graph could not be made, or computes something else; says which model and why."""
+
+
+@torch.no_grad()
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    inputs: Mapping[str, Tensor],
+    *,
+    tolerance: float = 1e-4,
+    gated: bool = False,
+) -> float:
+    """Writes a model as an ONNX graph whose batch and length are free, and checks it.
+
+    The graph takes the named inputs and gives ``output``: logits, or the last hidden state of a
+    model without a head; keys and values are not cached. It appears at ``path`` only after ONNX
+    Runtime computed the model's output from it, for ``inputs`` and for a part of them.
+
+    Weights of more than 1.5 GiB (:data:`LARGEST_FILE`) lie beside the graph, in
+    ``<name of the graph>.data`` (``model.onnx.data``), which must stay there; both files appear
+    after the check, the graph last. An earlier export at ``path`` is replaced, its weights' file
+    included.
+
+    Args:
+        model: compact or dense, float32, on the CPU. The autocast that mixed-precision training
+            has left on it is not exported.
+        path: the file, by custom with the suffix ``.onnx``.
+        inputs: example inputs, (batch, length) each, at least 2 x 2, on the CPU.
+        tolerance: largest absolute difference of outputs that passes.
+        gated: take a model with gates, too, which become factors in the graph as they are in
+            evaluation mode: for comparisons, since nothing gets smaller.
+
+    Returns:
+        the largest difference seen.
+
+    Raises:
+        ValueError: the model has gates and ``gated`` is not set, or it is not of float32 on the
+            CPU, or an input is not of two dimensions or elsewhere.
+        ImportError: the packages of the extra ``onnx`` are missing.
+        OnnxExportError: the model gives neither logits nor a last hidden state, torch cannot make
+            the graph, ONNX Runtime cannot run it, or its output has another shape than the model's
+            or differs from it by more than ``tolerance``, or by what is no number.
+    """
+    if gated_layers(model) and not gated:
+        raise ValueError("the model has gates; compact it first")
+    _check_precision(model)
+    for name, tensor in inputs.items():
+        if tensor.ndim != 2 or min(tensor.shape) < 2:
+            raise ValueError(f"input {name!r} must be at least 2 x 2, got {tuple(tensor.shape)}")
+        if tensor.device.type != "cpu":
+            raise ValueError(f"input {name!r} is on {tensor.device}; bring it to the CPU: .cpu()")
+    try:
+        import onnxruntime  # noqa: F401  wanted below
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError as error:
+        raise ImportError(f"{error}; install it with pip install 'finegates[onnx]'") from error
+
+    model = without_containers(model)
+    path = Path(path)
+    with autocast_removed(model):
+        plain = _OutputOnly(model, list(inputs)).eval()
+        program = _exported(plain, inputs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            aside = Path(folder) / path.name
+            worst = _write_and_check(program, aside, path, plain, inputs, tolerance)
+            _put_in_place(aside, path)
+    return worst
+
+
+def _check_precision(model: nn.Module) -> None:
+    """Raises ValueError for a tensor of another precision than float32, or not on the CPU."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        wrong_type = tensor.is_floating_point() and tensor.dtype != torch.float32
+        if wrong_type or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name} is {tensor.dtype} on {tensor.device}, and graphs are made and checked in "
+                "float32 on the CPU; export model.float().cpu()"
+            )
+
+
+def _exported(plain: _OutputOnly, inputs: Mapping[str, Tensor]) -> Any:
+    """torch's ONNX program of the model with free batch and length."""
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        with torch.no_grad():
+            plain(*inputs.values())  # what is wrong with it or them, before the exporter says it
+        program = torch.onnx.export(
+            plain,
+            tuple(inputs.values()),
+            dynamo=True,
+            # One pattern for the one variadic argument.
+            dynamic_shapes=(tuple(free for _ in inputs),),
+            input_names=list(inputs),
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+    except Exception as error:  # the exporter raises many kinds
+        raise OnnxExportError(
+            f"torch.onnx cannot export this {type(plain.model).__name__}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    assert program is not None
+    return program
+
+
+def _write_and_check(
+    program: Any,
+    aside: Path,
+    path: Path,
+    plain: _OutputOnly,
+    inputs: Mapping[str, Tensor],
+    tolerance: float,
+) -> float:
+    """Writes a program to ``aside``, for ``path``, and compares what ONNX Runtime computes from it
+    with the model; returns the largest difference.
+
+    Raises:
+        OnnxExportError: it cannot be written or run, or computes something else.
+    """
+    import onnxruntime
+
+    parts = (inputs, {name: tensor[:1, :-1] for name, tensor in inputs.items()})
+    try:
+        program.save(str(aside), external_data=_weights_size(program) > LARGEST_FILE)
+        session = onnxruntime.InferenceSession(str(aside), providers=["CPUExecutionProvider"])
+        results = []
+        for part in parts:
+            feeds = {name: tensor.contiguous().numpy() for name, tensor in part.items()}
+            results.append(torch.from_numpy(session.run([OUTPUT], feeds)[0]))
+    except OSError:  # no room on the disk, say: nothing is wrong with the model
+        raise
+    except Exception as error:  # protobuf and ONNX Runtime have kinds of their own
+        raise OnnxExportError(
+            f"{path}: the graph cannot be written, or ONNX Runtime cannot run it: "
+            f"{type(error).__name__}: {error}; nothing was written"
+        ) from error
+    return max(
+        _difference(found, plain(*part.values()), path, tolerance)
+        for found, part in zip(results, parts, strict=True)
+    )
+
+
+def _weights_size(program: Any) -> int:
+    """Bytes of the weights that the graph holds; a weight that two layers share may be in it twice,
+    once transposed."""
+    values = (value.const_value for value in program.model.graph.initializers.values())
+    return sum(value.nbytes for value in values if value is not None)
+
+
+def _difference(found: Tensor, expected: Tensor, path: Path, tolerance: float) -> float:
+    """The largest difference of an output; raises OnnxExportError if it is not within tolerance."""
+    if found.shape != expected.shape:
+        raise OnnxExportError(
+            f"{path}: {OUTPUT!r} of ONNX Runtime has shape {tuple(found.shape)}, the model's "
+            f"{tuple(expected.shape)}; nothing was written; use the model in torch"
+        )
+    if not expected.isfinite().all():
+        raise OnnxExportError(
+            f"{path}: the model's own {OUTPUT!r} is not finite, so the graph's cannot be compared "
+            "with it; nothing was written; look at the weights and the example inputs"
+        )
+    difference = float((found - expected).abs().max())
+    # Also of NaN, which compares with nothing.
+    if not difference <= tolerance:
+        raise OnnxExportError(
+            f"{path}: {OUTPUT!r} of ONNX Runtime differs from the model's by {difference:.2e}, "
+            f"more than {tolerance:.0e}; nothing was written; if so much is rounding for this "
+            "model, raise the tolerance, else use the model in torch"
+        )
+    return difference
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Moves a graph, and the weights beside it if there are any, to where they belong.
+
+    One file replaces another at once. Two cannot: a kill meanwhile leaves no graph rather than one
+    with another's weights, an error leaves the earlier ones.
+    """
+    names = (path.name, f"{path.name}.data")
+    if not any((folder / names[1]).is_file() for folder in (new.parent, path.parent)):
+        os.replace(new, path)
+        return
+    earlier = new.parent / "earlier"
+    earlier.mkdir()
+    _move(names, path.parent, earlier)
+    try:
+        _move(names[::-1], new.parent, path.parent)
+    except BaseException:
+        _move(names, path.parent, new.parent)
+        _move(names[::-1], earlier, path.parent)
+        raise
+
+
+def _move(names: tuple[str, ...], source: Path, target: Path) -> None:
+    for name in names:
+        if (source / name).is_file():
+            os.replace(source / name, target / name)
+
+
+class _OutputOnly(nn.Module):
+    """A model as a function of tensors in order, to one tensor."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+        cached = hasattr(getattr(model, "config", None), "use_cache")
+        takes = inspect.signature(model.forward).parameters.values()
+        cached = cached and any(p.name == "use_cache" or p.kind is p.VAR_KEYWORD for p in takes)
+        self.options = {"use_cache": False} if cached else {}
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        result = self.model(**dict(zip(self.names, tensors, strict=True)), **self.options)
+        for name in ("logits", "last_hidden_state"):
+            if name in result:
+                output: Tensor = result[name]
+                return output
+        raise ValueError(
+            f"{type(self.model).__name__} gives {', '.join(result)}; exported are models that give "
+            "logits or last_hidden_state"
+        )

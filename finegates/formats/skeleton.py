@@ -1,0 +1,238 @@
+"""The model that a stored structure describes, without its numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.adapters import (
+    Adapter,
+    Attention,
+    FeedForward,
+    HeadSizes,
+    adapted_parts,
+    adapter_for,
+    attentions,
+)
+from finegates.formats.absent import drop_modules
+from finegates.formats.implementations import TORCHS_OWN, set_implementations
+from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.linear import linear_shape
+
+# What JSON has no numbers for, as transformers 5 writes it.
+_FLOAT = "__float__"
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def class_of(structure: dict[str, Any]) -> type[nn.Module]:
+    """The class of transformers that its auto-model tables give to the configuration's type.
+
+    Raises:
+        ValueError: the named class is none of these, or the type is no name.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    name, model_type = structure["class"], structure["config"].get("model_type")
+    if not isinstance(model_type, str):
+        raise ValueError(f"the configuration's model_type is {model_type!r}, not a name")
+    for table, mapping in vars(modeling_auto).items():
+        if not table.startswith("MODEL_") or not table.endswith("MAPPING_NAMES"):
+            continue
+        listed = mapping.get(model_type, ())
+        if name in ((listed,) if isinstance(listed, str) else listed):
+            found = getattr(transformers, name)
+            assert isinstance(found, type)
+            assert issubclass(found, nn.Module)
+            return found
+    raise ValueError(
+        f"class {name!r} is not a model that transformers knows for type {model_type!r}, so it is "
+        "not loaded"
+    )
+
+
+def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None = None) -> nn.Module:
+    """The model without storage (meta device), its compact layers in place.
+
+    Args:
+        structure: what was described of the model.
+        model_class: its class; by default the one of transformers that the structure names.
+
+    Raises:
+        ValueError: class, heads, joined parts or sizes do not fit together.
+    """
+    from transformers import CONFIG_MAPPING
+
+    model_class = model_class or class_of(structure)
+    values = _without_code(structure["config"])
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    if structure.get("attention") in TORCHS_OWN["attention"]:
+        config._attn_implementation = structure["attention"]
+    with torch.device("meta"):
+        model = model_class(config)
+    set_implementations(model, structure.get("implementations", {}))
+    drop_modules(model, structure.get("absent", []))
+    # Outside: the few indices that follow from sizes are made here with their numbers, which the
+    # stored ones must have, too (fill).
+    heads = {path: _sizes(values) for path, values in structure["heads"].items()}
+    parts = adapted_parts(model) if heads or structure["joined"] else {}
+    if (heads or structure["joined"]) and not parts:
+        adapter_for(model)  # says why there is none
+    narrowed = _narrow(model, parts, heads)
+    joined = _join(model, parts, structure["joined"])
+    with torch.device("meta"):
+        for path, values in structure["layers"].items():
+            dense = model.get_submodule(path)
+            shape = tuple(values["dense_shape"])
+            if linear_shape(dense) != (shape[1], shape[0]):
+                raise ValueError(f"layer {path} is not of the dense shape {shape}")
+            _place(model, path, _empty_layer(values))
+    for owner, attention, sizes in narrowed:
+        _check_head_layers(owner, attention, sizes)
+    for owner, feed in joined:
+        _check_joined(owner, feed)
+    return model
+
+
+_Parts = dict[str, tuple[nn.Module, Adapter]]
+
+
+def _inside(parts: _Parts, path: str) -> tuple[str, str] | None:
+    """The path of the part that a path leads into, and the rest of it."""
+    for prefix in parts:
+        if not prefix or path.startswith(f"{prefix}."):
+            return prefix, path.removeprefix(f"{prefix}." if prefix else "")
+    return None
+
+
+def _narrow(
+    model: nn.Module, parts: _Parts, heads: dict[str, HeadSizes]
+) -> list[tuple[nn.Module, Attention, HeadSizes]]:
+    """Gives the attentions at these paths their heads; returns them with the parts they are in."""
+    known = {
+        (prefix, path): attention
+        for prefix, (owner, adapter) in parts.items()
+        for path, attention in attentions(adapter, owner).items()
+    }
+    found = []
+    for path, sizes in heads.items():
+        place = _inside(parts, path)
+        if place is None or place not in known:
+            raise ValueError(f"{path} is not an attention of the model")
+        owner, adapter = parts[place[0]]
+        attention = known[place]
+        sizes.check(attention)
+        _place(model, path, adapter.narrow(model.get_submodule(path), attention, sizes))
+        found.append((owner, attention, sizes))
+    return found
+
+
+def _join(model: nn.Module, parts: _Parts, paths: list[str]) -> list[tuple[nn.Module, FeedForward]]:
+    """Makes one product of gate and up in the feed-forward parts at these paths; returns them with
+    the parts they are in."""
+    known = {
+        (prefix, block.feed_forward.path): block.feed_forward
+        for prefix, (owner, adapter) in parts.items()
+        for block in adapter.blocks(owner)
+        if block.feed_forward is not None
+    }
+    found = []
+    for path in paths:
+        place = _inside(parts, path)
+        if place is None or place not in known:
+            raise ValueError(f"{path} is no feed-forward part whose gate and up could be joined")
+        owner, adapter = parts[place[0]]
+        _place(model, path, adapter.join(model.get_submodule(path)))
+        found.append((owner, known[place]))
+    return found
+
+
+def _check_joined(model: nn.Module, feed: FeedForward) -> None:
+    """Raises ValueError unless gate and up give as many numbers each as down takes."""
+    outputs = _features(model.get_submodule(f"{feed.path}.gate_up"))[1]
+    inputs = _features(model.get_submodule(feed.down))[0]
+    if outputs != 2 * inputs:
+        raise ValueError(
+            f"layer {feed.path}.gate_up has {outputs} outputs, {feed.down} needs twice {inputs}"
+        )
+
+
+def _check_head_layers(model: nn.Module, part: Attention, sizes: HeadSizes) -> None:
+    """Raises ValueError unless the projections have the sizes that the heads need."""
+    queries, keys = (len(heads) * sizes.width for heads in (sizes.heads, sizes.kv_heads))
+    expected = {part.q: queries, part.k: keys, part.v: keys}
+    if sizes.fused:
+        joint = sum(expected.pop(path) for path in part.joint_linears())
+        expected[part.joint_path] = joint
+    elif part.is_fused:
+        expected = {part.q: queries + 2 * keys}
+    for path, size in expected.items():
+        if (found := _features(model.get_submodule(path))[1]) != size:
+            raise ValueError(f"layer {path} has {found} outputs, its heads need {size}")
+    if (found := _features(model.get_submodule(part.o))[0]) != queries:
+        raise ValueError(f"layer {part.o} has {found} inputs, its heads give {queries}")
+
+
+def _features(layer: nn.Module) -> tuple[int, int]:
+    if isinstance(layer, CompactLinear):
+        return layer.in_features, layer.out_features
+    return linear_shape(layer)
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _sizes(values: dict[str, Any]) -> HeadSizes:
+    """Head sizes from plain values, lists as tuples."""
+    if values.get("pairs") is not None:
+        values = {**values, "pairs": tuple(map(tuple, values["pairs"]))}
+    frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return HeadSizes(**frozen)
+
+
+def _empty_layer(sizes: dict[str, Any]) -> CompactLinear:
+    kept_out, kept_in = sizes["kept_out"], sizes["kept_in"]
+    return CompactLinear(
+        torch.empty(kept_out, kept_in, dtype=torch.float32, device="meta"),
+        torch.empty(kept_out, dtype=torch.float32, device="meta") if sizes["bias"] else None,
+        in_features=sizes["in_features"],
+        out_features=sizes["out_features"],
+        cols=torch.empty(kept_in, dtype=torch.int64, device="meta") if sizes["gather"] else None,
+        rows=torch.empty(kept_out, dtype=torch.int64, device="meta") if sizes["scatter"] else None,
+        dense_shape=(sizes["dense_shape"][0], sizes["dense_shape"][1]),
+    )
+
+
+def config_values(config: Any) -> Any:
+    """A configuration's values as JSON can hold them, numbers that are not finite included."""
+    return _named_floats(json.loads(json.dumps(config.to_dict())))
+
+
+def _named_floats(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _named_floats(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_named_floats(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return {_FLOAT: next(n for n, v in _FLOATS.items() if str(v) == str(values))}
+    return values
+
+
+def _without_code(config: Any) -> Any:
+    """A configuration of :func:`config_values` without the keys by which it could ask for code from
+    elsewhere."""
+    if isinstance(config, dict):
+        if config.keys() == {_FLOAT} and config[_FLOAT] in _FLOATS:
+            return _FLOATS[config[_FLOAT]]
+        return {
+            key: _without_code(value)
+            for key, value in config.items()
+            if key not in ("auto_map", "custom_pipelines") and not key.endswith("_implementation")
+        }
+    return [_without_code(value) for value in config] if isinstance(config, list) else config

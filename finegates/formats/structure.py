@@ -1,0 +1,288 @@
+"""What ``finegates.json`` says of a model: written from it, checked, made into a model again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from finegates.files import content_digest, parse_json
+from finegates.formats.absent import absent_modules, drop_modules
+from finegates.formats.bounds import at_most_parameters, check_numbers
+from finegates.formats.chosen_products import chosen_products, take_products
+from finegates.formats.generation import generation_settings, set_generation
+from finegates.formats.implementations import TORCHS_OWN, implementations
+from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
+from finegates.formats.signpost import COMPACT
+from finegates.formats.skeleton import class_of, config_values, empty_model
+from finegates.formats.tensors import fill, named_tensors
+from finegates.gates.gated_linear import gated_layers
+from finegates.modules.compact_linear import CompactLinear
+
+FORMAT = COMPACT
+VERSION = 3
+UNSIGNED_VERSION = 2
+"""The version of structures without a digest of their own, which are read as they are."""
+DIGEST = "sha256"
+STRUCTURE = "finegates.json"
+TENSORS = "model.safetensors"
+
+_OPTIONAL: dict[str, type] = {
+    "joined": list,
+    "absent": list,
+    "implementations": dict,
+    "seen_lengths": dict,
+    "generation_config": dict,
+    "products": dict,
+}
+"""What folders may lack: what has come later, or what the model has none of."""
+
+
+class CompactFormatError(ValueError):
+    """A folder does not hold a compact model that can be trusted; says which folder and why."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{folder}: {reason}")
+        self.folder = folder
+        self.reason = reason
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The structure of a model as plain values, but for its tensors.
+
+    Raises:
+        ValueError: the model is not a compact one of transformers, or has modules or tensors that
+            its class and configuration do not give it.
+    """
+    if gated_layers(model):
+        raise ValueError("the model has gates; save what finegates.compact returns")
+    for path, layer in model.named_modules():
+        if isinstance(layer, CompactLinear):
+            layer.check_plain(path)
+    config = getattr(model, "config", None)
+    if not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
+        raise ValueError(
+            f"{type(model).__name__} is not a transformers model: it has no config{_remedy(model)}"
+        )
+    structure = parts_of(model)
+    if not structure["layers"]:
+        raise ValueError(
+            "the model has no compact layers; use finegates.compact first, or save_pretrained"
+        )
+    if not _is_known(model):
+        raise ValueError(
+            f"class {type(model).__name__!r} is not a model that transformers knows (it is of "
+            f"{type(model).__module__}), so it could not be loaded{_remedy(model)}"
+        )
+    empty = bare_model(structure, model)
+    settings = generation_settings(model)
+    if settings is not None:
+        set_generation(empty, settings)
+        structure["generation_config"] = settings
+    products = chosen_products(model)
+    if products is not None:
+        structure["products"] = products
+    _check_tensors(model, empty)
+    check_modules(model, empty)
+    return structure
+
+
+def _is_known(model: nn.Module) -> bool:
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    try:
+        found = class_of({"class": type(model).__name__, "config": {"model_type": model_type}})
+    except ValueError:
+        return False
+    return found is type(model)
+
+
+def _remedy(model: nn.Module) -> str:
+    """What can be saved of a model of which the class is not known; empty if there is nothing."""
+    for path, module in model.named_modules():
+        compact = any(isinstance(layer, CompactLinear) for layer in module.modules())
+        if path and compact and hasattr(type(module), "config_class") and _is_known(module):
+            return (
+                f"; save {path} by itself, finegates.save(model.{path}, folder), and put what "
+                "finegates.load(folder) gives in its place"
+            )
+    return ""
+
+
+def parts_of(model: nn.Module) -> dict[str, Any]:
+    """Class, configuration, and what compaction made of the layers; ``absent`` is not known yet."""
+    import transformers
+
+    config: Any = model.config
+    attention = getattr(config, "_attn_implementation", None)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "transformers": transformers.__version__,
+        "class": type(model).__name__,
+        "config": config_values(config),
+        "attention": attention if attention in TORCHS_OWN["attention"] else None,
+        "implementations": implementations(model),
+        "seen_lengths": seen_lengths(model),
+        "absent": [],
+        "heads": {
+            path: asdict(module.finegates_heads)
+            for path, module in model.named_modules()
+            if hasattr(module, "finegates_heads")
+        },
+        "joined": [
+            path for path, module in model.named_modules() if hasattr(module, "finegates_joined")
+        ],
+        "layers": {
+            path: {
+                "in_features": layer.in_features,
+                "out_features": layer.out_features,
+                "kept_in": layer.weight.shape[1],
+                "kept_out": layer.weight.shape[0],
+                "gather": layer.cols is not None,
+                "scatter": layer.rows is not None,
+                "bias": layer.bias is not None,
+                "dense_shape": list(layer.dense_shape),
+            }
+            for path, layer in model.named_modules()
+            if isinstance(layer, CompactLinear)
+        },
+    }
+
+
+def bare_model(structure: dict[str, Any], model: nn.Module) -> nn.Module:
+    """The model that a structure of a model describes, without storage; notes what is absent.
+
+    Args:
+        structure: of :func:`parts_of`; gets the modules that the model was made without.
+        model: the model itself, of any class.
+
+    Raises:
+        ValueError: the configuration describes no model that could be loaded.
+    """
+    try:
+        empty = _bounded(structure, sum(1 for _ in named_tensors(model)), type(model))
+        structure["absent"] = absent_modules(model, empty)
+        drop_modules(empty, structure["absent"])
+        set_seen_lengths(empty, structure["seen_lengths"])
+    except Exception as error:  # a configuration may have been changed to anything
+        raise ValueError(
+            f"the configuration of {type(model).__name__} describes no model that could be "
+            f"loaded: {error}"
+        ) from error
+    return empty
+
+
+def _bounded(
+    structure: Mapping[str, Any], tensors: int, model_class: type[nn.Module] | None = None
+) -> nn.Module:
+    """The model of a structure without storage, unless it is far larger than its tensors."""
+    check_numbers(structure["config"])
+    # A layer that became compact had two parameters, and has at least one tensor.
+    with at_most_parameters(4 * tensors + 64):
+        return empty_model(dict(structure), model_class)
+
+
+def rebuilt(
+    structure: Mapping[str, Any],
+    stored: dict[str, Tensor],
+    *,
+    copy: bool = True,
+    products: bool = False,
+) -> nn.Module:
+    """The model that a structure and tensors describe.
+
+    Args:
+        structure: as :func:`describe` gives it, with ``aliases``.
+        stored: of :func:`finegates.formats.tensors.unique_tensors`.
+        copy: give the model tensors of its own.
+        products: take up the choice of products that was made on a machine like this one.
+
+    Raises:
+        ValueError: they do not fit together, or ask for more than a model has.
+    """
+    try:
+        model = _bounded(structure, len(stored) + len(structure["aliases"]))
+        set_seen_lengths(model, structure.get("seen_lengths", {}))
+    except Exception as error:  # any file may come as "configuration"
+        raise ValueError(f"{STRUCTURE} describes no model: {error}") from error
+    set_generation(model, structure.get("generation_config"))
+    fill(model, stored, structure["aliases"], copy=copy)
+    take_products(model, structure.get("products", {}), take=products)
+    return model
+
+
+def read_structure(folder: Path) -> dict[str, Any]:
+    """The structure in a folder.
+
+    Raises:
+        CompactFormatError: it is missing, damaged, or not of this format.
+    """
+    if not folder.is_dir():
+        raise CompactFormatError(folder, "is not a folder")
+    try:
+        structure = parse_json((folder / STRUCTURE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CompactFormatError(folder, f"{STRUCTURE} is missing") from None
+    except ValueError as error:
+        raise CompactFormatError(folder, f"{STRUCTURE} is not JSON: {error}") from error
+    if not isinstance(structure, dict) or structure.get("format") != FORMAT:
+        raise CompactFormatError(folder, f"{STRUCTURE} is not of the format {FORMAT!r}")
+    version = structure.get("version")
+    if version not in (VERSION, UNSIGNED_VERSION):
+        raise CompactFormatError(
+            folder, f"has format version {version!r}; this finegates reads version {VERSION}"
+        )
+    if version == VERSION and structure.pop(DIGEST, None) != content_digest(structure):
+        raise CompactFormatError(folder, f"{STRUCTURE} is damaged: it has not the digest it names")
+    kinds: dict[str, type] = {
+        "class": str,
+        "config": dict,
+        "layers": dict,
+        "heads": dict,
+        "aliases": dict,
+        "tensors_sha256": str,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(structure.get(key), kind):
+            raise CompactFormatError(
+                folder, f"{STRUCTURE}: {key!r} is missing or not a {kind.__name__}"
+            )
+    for key, kind in _OPTIONAL.items():
+        if not isinstance(structure.get(key, kind()), kind):
+            raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is not a {kind.__name__}")
+    structure.setdefault("joined", [])
+    for key in ("joined", "absent"):
+        if not all(isinstance(path, str) for path in structure.get(key, [])):
+            raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is not a list of paths")
+    try:
+        class_of(structure)
+    except ValueError as error:
+        raise CompactFormatError(folder, str(error)) from None
+    return structure
+
+
+def as_written(structure: dict[str, Any]) -> dict[str, Any]:
+    """A structure as it is read back once it is written."""
+    found: dict[str, Any] = parse_json(json.dumps(structure))
+    return found
+
+
+def _check_tensors(model: nn.Module, empty: nn.Module) -> None:
+    """Raises ValueError unless a model has the tensors that it would be rebuilt with."""
+    mine, theirs = dict(named_tensors(model)), dict(named_tensors(empty))
+    differing = sorted(
+        name
+        for name, tensor in mine.items()
+        if name not in theirs or theirs[name].shape != tensor.shape
+    ) + sorted(theirs.keys() - mine.keys())
+    if differing:
+        raise ValueError(
+            f"{type(model).__name__} and its configuration do not give the tensors "
+            f"{', '.join(differing[:3])}{' ...' if len(differing) > 3 else ''} of this model; "
+            "such a model could not be loaded"
+        )

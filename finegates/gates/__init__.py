@@ -1,0 +1,1 @@
+"""Stochastic gates on rows and columns: what they are, where they go, what they are charged."""

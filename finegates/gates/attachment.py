@@ -1,0 +1,319 @@
+"""Putting gates onto a model and taking them off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from finegates.adapters import adapter_for, unwrap
+from finegates.adapters.base import base_prefix, head_paths
+from finegates.arguments import check_config
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import FixedGate, StochasticGate
+from finegates.gates.gateable import check_dense, check_gateable, check_trainable, matching_layers
+from finegates.gates.gated_linear import GatedLinear, gated_layers
+from finegates.gates.parts import (
+    forget_attachment,
+)
+from finegates.gates.penalty import (
+    MacsPenalty,
+)
+from finegates.gates.presets import (
+    check_reachable,
+)
+from finegates.gates.shared import Sides, Structure, build_structure
+from finegates.modules.linear import dense_weight, find_linear, linear_shape
+from finegates.modules.stock_methods import adapt_stock_methods
+from finegates.modules.tying import move_tied_keys, note_untied, untie
+from finegates.seeds import derive_seed
+
+
+def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
+    """Wraps the model's linear layers with stochastic gates, in place.
+
+    What is trained afterwards is what the preset says: the gates, the biases of gated layers, the
+    task head, and low-rank factors that ``peft`` has put inside; everything else is frozen. Other
+    methods of ``peft`` than plain LoRA must be merged, by ``peft``, before the model is compacted.
+
+    Args:
+        model: a transformers model, or a ``peft`` model around one.
+        config: defaults to ``GateConfig()``.
+
+    Returns:
+        the same model.
+
+    Raises:
+        ValueError: gates are attached already, a pattern matches no layer or one whose weight the
+            module around it reads itself, or the architecture has no adapter and no patterns are
+            given; or a layer is missing or used twice; or the target is out of reach; or the model
+            is compact, or spread over several devices. The model is as it was.
+        TypeError: a layer to be gated is not linear-like, or quantised; or what is given is not a
+            model, or not a configuration. The model is as it was.
+    """
+    check_config(config, GateConfig)
+    config = config or GateConfig()
+    inner = unwrap(model)
+    if gated_layers(inner):
+        raise ValueError("the model has gates already; call finegates.detach first")
+    if config.modules is None:
+        check_dense(inner)
+    check_trainable(inner)
+    preset = config.gate_preset()
+    train_biases = preset.train_biases if config.train_biases is None else config.train_biases
+    structure: Structure | None = None
+    if preset.penalty == "macs":
+        structure, sides = _shared_gates(inner, config)
+    else:
+        sides = _independent_gates(inner, config)
+    layers = _gated(inner, sides)
+    head = head_parameters(inner) if config.train_head else {}
+
+    # From here on nothing is refused any more: a model that is refused is as it was.
+    for name, parameter in inner.named_parameters():
+        parameter.requires_grad_(
+            (config.train_weights and parameter.is_floating_point()) or _is_low_rank(name)
+        )
+    _place(inner, layers)
+    for layer in layers.values():
+        if train_biases and layer.bias is not None:
+            layer.bias.requires_grad_(True)
+    if config.random_biases:
+        add_random_biases(inner, config.seed)
+    for parameter in head.values():
+        parameter.requires_grad_(parameter.is_floating_point())
+    if structure is not None:
+        inner.finegates_structure = structure  # type: ignore[assignment]
+    inner.finegates_config = config  # type: ignore[assignment]
+    return model
+
+
+@torch.no_grad()
+def add_random_biases(model: nn.Module, seed: int) -> None:
+    """Gives every gated linear layer without a bias a random, frozen one, in place.
+
+    Entries are uniform in ±1/sqrt(in), as torch initialises biases; see ``GateConfig``.
+    """
+    for name, layer in gated_layers(model).items():
+        linear = find_linear(layer.base)
+        if linear.bias is not None:
+            continue
+        generator = torch.Generator().manual_seed(derive_seed(seed, name, "bias"))
+        bias = (
+            torch.rand(layer.out_features, generator=generator, dtype=torch.float32, device="cpu")
+            .mul_(2)
+            .sub_(1)
+        )
+        bias = (bias / layer.in_features**0.5).to(layer.weight)
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+
+
+def attach_fixed(
+    model: nn.Module, gates: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]]
+) -> nn.Module:
+    """Wraps layers with constant gates, in place; what is trained stays as it is.
+
+    Args:
+        model: a transformers model, or a ``peft`` model around one.
+        gates: by module name, the values of the row gate (out,) and the column gate (in,), either
+            may be None.
+
+    Returns:
+        the same model.
+    """
+    sides = {
+        name: tuple(None if values is None else FixedGate(values) for values in pair)
+        for name, pair in gates.items()
+    }
+    return attach_gates(model, sides)  # type: ignore[arg-type]
+
+
+def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
+    """Wraps layers with given gates, in place; what is trained stays as it is.
+
+    Args:
+        model: a transformers model, or a ``peft`` model around one.
+        sides: by module name, the row gate (out,) and the column gate (in,), either may be None.
+
+    Returns:
+        the same model.
+
+    Raises:
+        ValueError: the model has no such layer, or two names are one layer, or a module reads the
+            weight of one of them itself, or a gate has another size than its layer; nothing is
+            changed.
+        TypeError: a layer is not linear-like, or quantised; nothing is changed.
+    """
+    inner = unwrap(model)
+    check_gateable(inner, sides)
+    _place(inner, _gated(inner, sides))
+    return model
+
+
+@torch.no_grad()
+def hold_gates(model: nn.Module) -> nn.Module:
+    """Makes every gate a constant, its evaluation value, in place; there is no penalty any more.
+
+    Args:
+        model: with or without gates.
+
+    Returns:
+        the same model; in evaluation mode it computes what it did before.
+    """
+    inner = unwrap(model)
+    for layer in gated_layers(inner).values():
+        for side, gate in list(layer.gates()):
+            setattr(layer, side, FixedGate(gate.value()).train(layer.training))
+    forget_attachment(inner)
+    return model
+
+
+def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
+    """Takes the gates off, in place.
+
+    Args:
+        model: with or without gates.
+        fold: multiply the evaluation gates into weights and biases, so that the model without gates
+            computes what the gated one did in evaluation mode (up to rounding). Needs plain linear
+            layers: merge low-rank adapters first, or use ``finegates.compact``. A layer that shares
+            its weight with the embeddings gets one of its own.
+
+    Returns:
+        the same model; with ``fold=False`` it computes what it did before gates were attached, but
+        for what training changed in biases, head and low-rank factors.
+
+    Raises:
+        ValueError: ``fold`` and a layer holds an unmerged low-rank adapter.
+    """
+    inner = unwrap(model)
+    layers = gated_layers(inner)
+    if fold:
+        for name, layer in layers.items():
+            if find_linear(layer.base) is not layer.base and not getattr(
+                layer.base, "merged", False
+            ):
+                raise ValueError(
+                    f"layer {name} holds an unmerged low-rank adapter; merge it first, or call "
+                    "finegates.compact, which merges"
+                )
+        for name, layer in layers.items():
+            untie(inner, f"{name}.base")
+            _fold(layer)
+    for name, layer in layers.items():
+        _replace(inner, name, layer.base)
+        move_tied_keys(inner, f"{name}.base", name)
+    note_untied(inner, separate=True)
+    forget_attachment(inner)
+    return model
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The task head's parameters by name, as the architecture's adapter says.
+
+    Without an adapter it is what stands beside the base model that the class names
+    (``base_model_prefix``), and that one's pooler. A model without such a base model has no known
+    head: the result is empty.
+    """
+    inner = unwrap(model)
+    try:
+        prefixes = adapter_for(inner).head(inner)
+    except ValueError:
+        prefixes = head_paths(inner) if base_prefix(inner) else []
+    return {
+        name: parameter
+        for name, parameter in inner.named_parameters()
+        if any(name == p or name.startswith(p + ".") for p in prefixes)
+        # peft keeps an unused copy of modules that it trains whole.
+        and ".original_module." not in name
+    }
+
+
+def _independent_gates(inner: nn.Module, config: GateConfig) -> Sides:
+    """A gate for every side of every layer."""
+    make = _gate_maker(inner, config)
+    sides: Sides = {}
+    largest = 1
+    for name in _modules_to_gate(inner, config):
+        columns, outputs = linear_shape(inner.get_submodule(name))
+        largest = max(largest, outputs * config.rows, columns * config.cols)
+        sides[name] = (
+            make(name, outputs, "rows") if config.rows else None,
+            make(name, columns, "cols") if config.cols else None,
+        )
+    check_reachable(config.gate_preset(), config.target, largest)
+    return sides
+
+
+def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Sides]:
+    """Gates along the dependencies of the blocks, by part and by layer."""
+    adapter = adapter_for(inner)
+    check_gateable(inner, [path for block in adapter.blocks(inner) for path in block.linears()])
+    structure, sides = build_structure(inner, _gate_maker(inner, config))
+    # Without storage there is nothing to count with; such a model is made of one that was checked.
+    if next(inner.parameters()).device.type != "meta":
+        MacsPenalty(
+            structure, config.target, config.sequence_length, config.schedule[:2]
+        ).check_reachable()
+    return structure, sides
+
+
+def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear]:
+    """Layers, which have been checked, with their gates by name; the model is not changed."""
+    layers = {}
+    for name, (rows, cols) in sides.items():
+        base = inner.get_submodule(name)
+        try:
+            layers[name] = GatedLinear(base, rows, cols).train(base.training)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return layers
+
+
+def _place(inner: nn.Module, layers: dict[str, GatedLinear]) -> None:
+    """Puts layers with gates where their bases are, in place."""
+    for name, layer in layers.items():
+        _replace(inner, name, layer)
+        move_tied_keys(inner, name, f"{name}.base")
+    adapt_stock_methods()
+
+
+def _gate_maker(inner: nn.Module, config: GateConfig) -> Callable[..., StochasticGate]:
+    preset = config.gate_preset()
+    device = next(inner.parameters()).device
+
+    def make(name: str, size: int, *names: str) -> StochasticGate:
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, name, *names))
+        return StochasticGate(size, preset, generator=generator, device=device)
+
+    return make
+
+
+def _modules_to_gate(inner: nn.Module, config: GateConfig) -> list[str]:
+    if config.modules is None:
+        names = list(adapter_for(inner).gated(inner))
+    else:
+        names = matching_layers(inner, config.modules)
+    check_gateable(inner, names)
+    return names
+
+
+def _is_low_rank(name: str) -> bool:
+    return ".lora_" in name
+
+
+@torch.no_grad()
+def _fold(layer: GatedLinear) -> None:
+    weight, bias = dense_weight(layer.base)
+    if layer.cols is not None:
+        weight.mul_(layer.cols.value().to(weight.dtype))
+    if layer.rows is not None:
+        rows = layer.rows.value().to(weight.dtype)
+        weight.mul_(rows[:, None])
+        if bias is not None:
+            bias.mul_(rows)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

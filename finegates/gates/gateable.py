@@ -1,0 +1,137 @@
+"""Which layers of a model gates can go around; everything else is refused before any change."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+
+from torch import nn
+
+from finegates.adapters import has_module
+from finegates.gates.weight_reads import weight_reader
+from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.linear import find_linear, looks_linear
+
+
+def matching_layers(model: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """The linear layers that patterns name, also those that no gates can go around.
+
+    Args:
+        model: plain or with LoRA layers, of which the outermost counts.
+        patterns: of ``fnmatch``.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
+    names: list[str] = []
+    linear = [name for name, m in model.named_modules() if looks_linear(m)]
+    # Compact layers are not gated, and neither is the product inside one.
+    compact = _compact_layers(model)
+    linear = [n for n in linear if not any(n.startswith(f"{path}.") for path in compact)]
+    # A LoRA layer contains linears of its own; the outermost one is the layer to gate.
+    linear = [n for n in linear if not any(n.startswith(other + ".") for other in linear)]
+    for pattern in patterns:
+        matched = [name for name in linear if fnmatch.fnmatch(name, pattern)]
+        if not matched:
+            raise ValueError(f"pattern {pattern!r} matches no linear layer of the model")
+        names += [name for name in matched if name not in names]
+    return names
+
+
+def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuses layers around which gates would not work; the model is not changed.
+
+    Args:
+        model: plain or with LoRA layers.
+        names: paths of the layers to gate.
+
+    Raises:
+        ValueError: a path leads nowhere, two paths lead to one layer, or the module around a layer
+            reads the layer's weight itself.
+        TypeError: a layer is not linear-like, or quantised.
+    """
+    uses = Counter(id(child) for m in model.modules() for child in m._modules.values())
+    places: dict[tuple[int, str], str] = {}
+    for name in names:
+        if not has_module(model, name):
+            raise ValueError(
+                f"{type(model).__name__} has no layer {name}, where its architecture has one; name "
+                "the layers to gate with GateConfig(preset='reference', modules=...)"
+            )
+        layer = model.get_submodule(name)
+        try:
+            find_linear(layer)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+        _check_used_once(model, name, uses[id(layer)], places)
+        _check_weight_is_left_alone(model, name)
+
+
+def check_dense(model: nn.Module) -> None:
+    """Raises ValueError for a compact model, whose parts are not what adapters describe."""
+    for name in _compact_layers(model):
+        raise ValueError(
+            f"{name} is compact already; put gates around what finegates.uniform(model) gives, or "
+            "around named plain layers (GateConfig(preset='reference', modules=...))"
+        )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raises ValueError where gates cannot be trained: parameters on several devices, or tensors
+    of inference mode."""
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"the model is spread over {', '.join(devices)}, but the penalty joins all gates on "
+            "one device; load it without device_map, and use several devices by torchrun, each "
+            "with a whole model"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"{name} was made in torch.inference_mode and can never be trained; make the model "
+                "outside of it"
+            )
+
+
+def _compact_layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, CompactLinear)]
+
+
+def _check_used_once(
+    model: nn.Module, name: str, uses: int, places: dict[tuple[int, str], str]
+) -> None:
+    parent, _, child = name.rpartition(".")
+    place = (id(model.get_submodule(parent)), child)
+    other = places.setdefault(place, name)
+    if other == name and uses > 1:
+        layer = model.get_submodule(name)
+        paths = (path for path, m in model.named_modules(remove_duplicate=False) if m is layer)
+        other = next(path for path in paths if path != name)
+    if other != name:
+        raise ValueError(
+            f"{other} and {name} are one and the same layer, which gates cannot serve twice; give "
+            "each place a layer of its own (copy.deepcopy), or leave both without gates by naming "
+            "the others: GateConfig(preset='reference', modules=...)"
+        )
+
+
+def _check_weight_is_left_alone(model: nn.Module, name: str) -> None:
+    # peft's layer in a layer's place leaves what the module around reads as it was.
+    found = weight_reader(model, name)
+    if found is None:
+        return
+    reader, always = type(found[0]).__name__, found[1]
+    if always:
+        raise ValueError(
+            f"{name}: {reader} reads the weight of this layer itself, so gates around the layer "
+            "would be passed over; exclude it: let each pattern match the other layers only"
+        )
+    warnings.warn(
+        f"{name}: {reader} reads the weight of this layer itself in some of the ways that it can "
+        "compute, in which gates around the layer are passed over; make sure that it computes in "
+        "another, or exclude the layer",
+        stacklevel=5,
+    )

@@ -1,0 +1,74 @@
+"""Which models within a model have gates, and the configuration that each was given."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from finegates.arguments import check_model
+from finegates.gates.config import GateConfig
+
+# Attributes of the model that gates were attached to.
+CONFIG, STRUCTURE = "finegates_config", "finegates_structure"
+
+
+def gated_parts(model: nn.Module) -> dict[str, tuple[nn.Module, GateConfig]]:
+    """The models inside a model, itself included, that gates were attached to.
+
+    Args:
+        model: any; one may have been attached to before it was put into another.
+
+    Returns:
+        by module path, each such model and the configuration that its gates were attached with;
+        none is within another.
+
+    Raises:
+        ValueError: one is within another, so that its gates would be under two penalties.
+        TypeError: it is not a model.
+    """
+    check_model(model)
+    parts = {
+        path: (module, vars(module)[CONFIG])
+        for path, module in model.named_modules()
+        if CONFIG in vars(module)
+    }
+    for outer in parts:
+        for path in parts:
+            if path != outer and path.startswith(f"{outer}." if outer else ""):
+                raise ValueError(
+                    f"gates were attached to {path!r} and to {outer or 'the model'} around it, "
+                    "so that they would be under two penalties; call finegates.detach, then "
+                    "attach once"
+                )
+    return parts
+
+
+def gate_config(model: nn.Module) -> GateConfig | None:
+    """The configuration that gates in the model were attached with, or None.
+
+    Raises:
+        ValueError: gates were attached to several models within it (:func:`gated_parts`).
+    """
+    part = only_part(model)
+    return None if part is None else part[1]
+
+
+def only_part(model: nn.Module) -> tuple[nn.Module, GateConfig] | None:
+    """The one model inside a model that gates were attached to, and its configuration, or None.
+
+    Raises:
+        ValueError: there are several.
+    """
+    parts = gated_parts(model)
+    if len(parts) > 1:
+        raise ValueError(
+            f"gates were attached to several models within {type(model).__name__}: "
+            f"{', '.join(map(repr, parts))}; give one of them"
+        )
+    return next(iter(parts.values()), None)
+
+
+def forget_attachment(model: nn.Module) -> None:
+    """Drops what :func:`attach` has left on a model, or on models within it."""
+    for module in model.modules():
+        for name in (CONFIG, STRUCTURE):
+            module.__dict__.pop(name, None)

@@ -1,0 +1,361 @@
+"""Sparsity penalties on the gates of a model.
+
+For a gate vector with mean open probability p and a target sparsity s:
+
+- ``target``: ``|p - (1 - s)|``, the released code's;
+- ``hinge``: ``max(p, 1 - s)``, version 1's: no reward for closing more than asked.
+
+A layer's penalty is the mean over its gated sides, the model's the mean over its gated layers. With
+kurtosis weighting, p becomes a weighted mean over the dimensions that are still open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from finegates.gates.closing import choose_closed
+from finegates.gates.config import GateConfig, PenaltyName
+from finegates.gates.gate import StochasticGate
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.kurtosis import KurtosisWeights, kurtosis
+from finegates.gates.parts import (
+    STRUCTURE,
+    only_part,
+)
+from finegates.gates.presets import (
+    check_reachable,
+)
+from finegates.gates.shared import (
+    AttentionGates,
+    Read,
+    Structure,
+)
+
+
+def target_penalty(open_fraction: Tensor, sparsity: float) -> Tensor:
+    """``|p - (1 - s)|`` for p of any shape."""
+    return (open_fraction - (1.0 - sparsity)).abs()
+
+
+def hinge_penalty(open_fraction: Tensor, sparsity: float) -> Tensor:
+    """``max(p, 1 - s)`` for p of any shape; its gradient is zero once p is below 1 - s."""
+    return open_fraction.clamp(min=1.0 - sparsity)
+
+
+PENALTIES: dict[PenaltyName, Callable[[Tensor, float], Tensor]] = {
+    "target": target_penalty,
+    "hinge": hinge_penalty,
+}
+
+
+class SparsityPenalty:
+    """The mean penalty over the gated layers of a model.
+
+    Args:
+        model: with gates attached.
+        sparsity: the target s in [0, 1).
+        kind: ``"target"`` or ``"hinge"``.
+        kurtosis: a :class:`KurtosisWeights` of the same model, or None for plain means.
+
+    Raises:
+        ValueError: no trainable gates, an unknown kind, or a target out of reach.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sparsity: float,
+        kind: str = "target",
+        kurtosis: KurtosisWeights | None = None,
+    ) -> None:
+        if kind not in PENALTIES:
+            raise ValueError(f"unknown penalty {kind!r}; choose one of {sorted(PENALTIES)}")
+        self.sparsity = sparsity
+        self.kurtosis = kurtosis
+        self._penalty = PENALTIES[kind]
+        self._layers = {
+            name: sides
+            for name, layer in gated_layers(model).items()
+            if (sides := [(s, g) for s, g in layer.gates() if isinstance(g, StochasticGate)])
+        }
+        gates = [gate for sides in self._layers.values() for _, gate in sides]
+        if not gates:
+            raise ValueError("the model has no trainable gates; call finegates.attach first")
+        for gate in gates:
+            check_reachable(gate.preset, sparsity)
+        # The flat form below serves gates of one preset; it costs three operations, not three a
+        # gate. Each side weighs 1 / (its layer's sides * layers).
+        preset = gates[0].preset
+        self._flat = all(gate.preset == preset for gate in gates)
+        self._gates = gates
+        self._side_of = torch.repeat_interleave(
+            torch.arange(len(gates), device="cpu"),
+            torch.tensor([gate.size for gate in gates], dtype=torch.int64, device="cpu"),
+        )
+        self._sizes = torch.tensor(
+            [float(gate.size) for gate in gates], dtype=torch.float32, device="cpu"
+        )
+        self._share = torch.tensor(
+            [1.0 / (len(s) * len(self._layers)) for s in self._layers.values() for _ in s],
+            dtype=torch.float32,
+            device="cpu",
+        )
+
+    def __call__(self) -> Tensor:
+        """The penalty, a differentiable scalar (float32)."""
+        if self._flat and self.kurtosis is None:
+            fractions = self._open_fractions_flat()
+        else:
+            fractions = torch.stack(
+                [
+                    self._open_fraction(name, side, gate)
+                    for name, sides in self._layers.items()
+                    for side, gate in sides
+                ]
+            )
+        share = self._share.to(fractions.device)
+        return (self._penalty(fractions, self.sparsity) * share).sum()
+
+    def _open_fraction(self, name: str, side: str, gate: StochasticGate) -> Tensor:
+        probability = gate.open_probability()
+        if self.kurtosis is None:
+            return probability.mean()
+        weights = self.kurtosis.weights(name, side)
+        return probability.mean() if weights is None else (weights * probability).sum()
+
+    def _open_fractions_flat(self) -> Tensor:
+        """Mean P of every side, shape (sides,), in three operations on one long vector."""
+        first = self._gates[0]
+        latent = torch.cat([gate.latent for gate in self._gates])
+        if self._side_of.device != latent.device:
+            self._side_of = self._side_of.to(latent.device)
+            self._sizes = self._sizes.to(latent.device)
+        mean = torch.tanh(latent) if first.preset.tanh else latent
+        probability = torch.special.ndtr((mean + first.preset.shift) / first.preset.probability_std)
+        sums = probability.new_zeros(len(self._gates)).index_add(0, self._side_of, probability)
+        return sums / self._sizes
+
+
+class JointPenalty:
+    """The weighted sum of the penalties of several gated models, two towers of one model, say.
+
+    Args:
+        parts: each a weight and a penalty, at least one.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Callable[[], Tensor]]]) -> None:
+        self.parts = tuple(parts)
+
+    def __call__(self) -> Tensor:
+        """The sum, a differentiable scalar (float32) on the device of the first part's gates."""
+        terms = [weight * penalty() for weight, penalty in self.parts]
+        return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+
+__all__ = [
+    "PENALTIES",
+    "JointPenalty",
+    "KurtosisWeights",
+    "SparsityPenalty",
+    "hinge_penalty",
+    "kurtosis",
+    "target_penalty",
+]
+
+
+def sparsity_penalty(model: nn.Module) -> SparsityPenalty | MacsPenalty | None:
+    """The penalty that the attached configuration asks for, or None without one.
+
+    Args:
+        model: gates were attached to it, or to one model within it.
+
+    Raises:
+        ValueError: gates were attached to several models within it (:func:`gated_parts`).
+    """
+    part = only_part(model)
+    return None if part is None else penalty_of(*part)
+
+
+# Where dimensions are put that are closed, and opened again, in sigmas of the penalty.
+_SHUT, _REOPENED = 0.2, 3.0
+
+
+class MacsPenalty:
+    """|kept MACs - goal|, both as fractions of the dense model's.
+
+    The value counts the dimensions that are open at evaluation, so that the goal is met by the
+    model that compaction will make; its gradient is that of the expectation under P(open), which is
+    the same sum of products with probabilities in place of zeros and ones. It reaches gates within
+    a few sigma of zero; the others follow the task alone until :meth:`close_least` closes what the
+    goal has no room for.
+
+    Args:
+        structure: the gates of a model.
+        target: the fraction of the dense MACs to remove.
+        length: tokens of a sequence, for the attention products.
+        ramp: the parts of the training between which the goal falls evenly from 1 to
+            ``1 - target``.
+
+    Attributes:
+        progress: the part of the training that is over, in [0, 1]; the trainer sets it.
+    """
+
+    def __init__(
+        self, structure: Structure, target: float, length: int, ramp: tuple[float, float]
+    ) -> None:
+        self.structure = structure
+        self.target = target
+        self.length = length
+        self.ramp = ramp
+        self.progress = 1.0
+        with torch.no_grad():
+            self.dense = float(self._macs(lambda gate: torch.ones_like(gate.latent)))
+
+    def goal(self) -> float:
+        """The fraction of the dense MACs to keep now."""
+        begin, end = self.ramp
+        if self.progress >= end:
+            return 1.0 - self.target
+        if self.progress <= begin:
+            return 1.0
+        return 1.0 - self.target * (self.progress - begin) / (end - begin)
+
+    def expected(self) -> Tensor:
+        """The expected kept fraction, differentiable."""
+        return self._macs(lambda gate: gate.open_probability()) / self.dense
+
+    @torch.no_grad()
+    def realised(self, shift: float = 0.0) -> float:
+        """The kept fraction at evaluation, if every centre were moved by ``shift``."""
+        kept = self._macs(lambda gate: (gate.centre() + shift > 0).float(), packed=True)
+        return float(kept) / self.dense
+
+    @torch.no_grad()
+    def floor(self) -> float:
+        """The least fraction that can be kept by a model that still computes something.
+
+        One part keeps one dimension of each gate, the one where that costs the least. The rest is
+        what no gate can remove: the products of heads that keep their sizes.
+        """
+        least = []
+        for part in self.structure:
+            alive = {id(gate) for gate in part.gates()}
+
+            def one(gate: StochasticGate, alive: set[int] = alive) -> Tensor:
+                kept = torch.zeros_like(gate.latent)
+                kept[0] = float(id(gate) in alive)
+                return kept
+
+            least.append(float(self._macs(one, packed=True)))
+        return min(least) / self.dense
+
+    def check_reachable(self) -> None:
+        """Raises ValueError, with the largest target in reach, unless the target is."""
+        floor = self.floor()
+        if 1.0 - self.target < floor:
+            raise ValueError(
+                f"target {self.target} cannot be reached: with all closed that can be, {floor:.4f} "
+                f"of the MACs stay at sequence_length={self.length}, so targets end at "
+                f"{math.floor(1e4 * (1.0 - floor)) / 1e4:.4f}. What stays are the products of "
+                "attention heads that cannot become narrower, and grows with sequence_length"
+            )
+
+    def __call__(self) -> Tensor:
+        """The penalty, a differentiable scalar (float32)."""
+        expected = self.expected()
+        return (self.realised() + expected - expected.detach() - self.goal()).abs()
+
+    @torch.no_grad()
+    def close_least(self) -> float:
+        """Closes what matters least for what it costs, until the goal is met; returns the kept
+        fraction.
+
+        All dimensions are ordered by importance (:meth:`StochasticGate.observe`) over the MACs that
+        one of them stands for at present. Those in front are closed, by a little, so that noise may
+        still open them in training; others that were closed are opened again. Nothing else moves.
+        A dimension in front that would take too much with it stays open
+        (:func:`finegates.gates.closing.choose_closed`).
+
+        Raises:
+            ValueError: something has to be closed, and the importances do not say what: gates have
+                no factor, or were never observed, or an importance is not finite. Nothing moves.
+        """
+        gates = list(self.gates())
+        importance = [gate.importance for gate in gates if gate.importance is not None]
+        if len(importance) < len(gates):
+            raise ValueError("gates without a factor have no importance; choose 'structured'")
+        if self.goal() < 1.0:
+            self._check_importance()
+        costs = [cost.clamp(min=1e-9 * self.dense) for cost in self._costs(gates)]
+        sizes = [gate.size for gate in gates]
+
+        def kept(closed: Tensor) -> float:
+            parts = zip(gates, (~closed).float().split(sizes), strict=True)
+            alive = {id(gate): part for gate, part in parts}
+            return float(self._macs(lambda gate: alive[id(gate)], packed=True)) / self.dense
+
+        chosen = choose_closed(torch.cat(importance) / torch.cat(costs), kept, self.goal())
+        for gate, shut in zip(gates, chosen.split(sizes), strict=True):
+            # The penalty's sigma is the noise's, and there without noise, too.
+            sigma, centre = gate.preset.probability_std, gate.centre()
+            gate.latent[shut & (centre > 0)] = -_SHUT * sigma
+            gate.latent[~shut & (centre <= 0)] = _REOPENED * sigma
+        return self.realised()
+
+    def is_observed(self) -> bool:
+        """Whether the gates' importances hold anything yet."""
+        known = [gate.importance for gate in self.gates() if gate.importance is not None]
+        return any(bool(importance.any()) for importance in known)
+
+    def _check_importance(self) -> None:
+        """Raises ValueError, with the place and the remedy, where importances say nothing."""
+        for part in self.structure:
+            path = part.part.path if isinstance(part, AttentionGates) else part.part.up
+            for gate in part.gates():
+                if gate.importance is not None and not bool(gate.importance.isfinite().all()):
+                    raise ValueError(
+                        f"an importance at {path} is not finite, so it cannot be decided what to "
+                        "close: a gradient overflowed or was NaN when it was observed; observe the "
+                        "steps alone that are taken, and set the gates' importance buffers "
+                        "to zero before training again"
+                    )
+        if not self.is_observed():
+            raise ValueError(
+                "the importance of every gate is zero, so it cannot be decided what to close: no "
+                "gradient has been observed; train with GateTrainer, or call "
+                "StochasticGate.observe of each gate between the backward pass and the step. "
+                "DeepSpeed, FSDP and LOMO take gradients away before that"
+            )
+
+    def _costs(self, gates: list[StochasticGate]) -> list[Tensor]:
+        """By gate, the derivative of the kept MACs by how far each dimension is open."""
+        with torch.enable_grad():
+            opened = {id(g): (g.centre() > 0).float().requires_grad_() for g in gates}
+            counted = self._macs(lambda gate: opened[id(gate)])
+            return list(torch.autograd.grad(counted, [opened[id(gate)] for gate in gates]))
+
+    def gates(self) -> Iterator[StochasticGate]:
+        """Every gate of the model, once."""
+        for part in self.structure:
+            yield from part.gates()
+
+    def _macs(self, read: Read, *, packed: bool = False) -> Tensor:
+        counts = [part.macs(read, self.length, packed=packed) for part in self.structure]
+        return torch.stack(counts).sum()
+
+
+def penalty_of(part: nn.Module, config: GateConfig) -> SparsityPenalty | MacsPenalty:
+    """The penalty on one of :func:`gated_parts`."""
+    kind = config.penalty or config.gate_preset().penalty
+    if kind == "macs":
+        structure: Structure = vars(part)[STRUCTURE]
+        penalty = MacsPenalty(structure, config.target, config.sequence_length, config.schedule[:2])
+        for gate in penalty.gates():
+            gate.led = True
+        return penalty
+    kurtosis = KurtosisWeights(part) if config.kurtosis else None
+    return SparsityPenalty(part, config.target, kind, kurtosis)

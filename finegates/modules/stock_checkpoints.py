@@ -1,0 +1,105 @@
+"""What ``save_pretrained`` must not write: weights that ``from_pretrained`` would not find again.
+
+A configuration of transformers knows one size for all layers. Next to weights of other sizes or
+names it describes another model, and ``from_pretrained`` starts at random what it does not find.
+The weights alone do not tell whose they are: the model may be a part of another one, a copy, or
+read from a file. So the methods of transformers themselves ask, before they write anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from finegates.modules.kinds import CompactLayer, GatedLayer, has_gates
+
+ASKED = ("save_pretrained", "push_to_hub")
+"""The methods of ``PreTrainedModel`` and ``PeftModel`` that write a stock checkpoint."""
+
+
+class StockCheckpointError(ValueError):
+    """A model that ``save_pretrained`` cannot write so that ``from_pretrained`` reads it back."""
+
+
+def stock_obstacle(model: nn.Module) -> str | None:
+    """Says which part of a model a stock checkpoint cannot hold, or None.
+
+    Args:
+        model: any; its parts are looked at, too.
+
+    Returns:
+        a sentence that names the part and the ways that work.
+    """
+
+    for path, module in model.named_modules():
+        if isinstance(module, GatedLayer):
+            return (
+                f"{path or 'the model'} has gates, which lie between the names that "
+                "from_pretrained knows, so that it would start the layer at random. Write the "
+                "gated model with finegates.save(model, folder) and read it with "
+                "finegates.load(folder), or write the small one, "
+                "finegates.save(finegates.compact(model), folder). A trainer around "
+                "it: train with finegates.GateTrainer, whose checkpoints finegates.load reads, or "
+                "with save_strategy='no' and call finegates.save at the end"
+            )
+        compact = isinstance(module, CompactLayer) and not module.keeps_stock_layout
+        changed = hasattr(module, "finegates_heads") or hasattr(module, "finegates_joined")
+        if compact or changed:
+            return (
+                f"{path or 'the model'} is compact, which the configuration of "
+                f"{type(model).__name__} cannot describe, so from_pretrained would start it at "
+                "random. Write it with finegates.save(model, folder) and read it with "
+                "finegates.load(folder), or write the stock model "
+                "finegates.uniform(model).save_pretrained(folder). A trainer or a "
+                "SentenceTransformer around it: give it finegates.uniform(model), or train with "
+                "finegates.GateTrainer, whose checkpoints are of finegates.save, or with "
+                "save_strategy='no' and call finegates.save at the end"
+            )
+    return None
+
+
+def check_stock_checkpoint(model: nn.Module) -> None:
+    """Raises StockCheckpointError unless ``from_pretrained`` could read what would be written.
+
+    A model with adapters, of ``peft`` or of transformers' own, writes these alone. That is right
+    for a compact model, but not where gates stand between the adapters and their layers.
+    """
+    adapters = hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False)
+    if adapters and not has_gates(model):
+        return
+    obstacle = stock_obstacle(model)
+    if obstacle is not None:
+        raise StockCheckpointError(f"nothing was written: {obstacle}")
+
+
+def guard_stock_checkpoints() -> None:
+    """Has ``save_pretrained`` and ``push_to_hub`` of ``PreTrainedModel``, and of ``PeftModel``,
+    check a model before they write.
+
+    Called wherever a layer of this library comes into a model. Further calls change nothing. Models
+    without such layers are written as before.
+    """
+    # Not imported here: whoever has no model of theirs need not wait for them.
+    for module, kind in (
+        ("transformers.modeling_utils", "PreTrainedModel"),
+        ("peft.peft_model", "PeftModel"),
+    ):
+        owner = getattr(sys.modules.get(module), kind, None)
+        for name in ASKED if owner is not None else ():
+            method = getattr(owner, name)
+            if not hasattr(method, "finegates_checks"):
+                setattr(owner, name, _checking(method))
+
+
+def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def checked(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        check_stock_checkpoint(self)
+        return method(self, *args, **kwargs)
+
+    checked.finegates_checks = True  # type: ignore[attr-defined]
+    return checked

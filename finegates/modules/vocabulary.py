@@ -1,0 +1,177 @@
+"""Output layers of this library while the vocabulary of their model changes its size.
+
+transformers resizes an output layer that is an ``nn.Linear`` and refuses any other. Here a dense
+one takes the layer's place meanwhile; what had been made of the layer is then made of the resized
+one. Rows of new tokens are open, and of no token that stays does a logit change.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finegates.modules.kinds import CompactLayer, GatedLayer
+from finegates.modules.tying import move_tied_keys
+
+METHOD = "resize_token_embeddings"
+
+
+def keep_output_layers() -> None:
+    """Has ``PreTrainedModel.resize_token_embeddings`` keep output layers of this library.
+
+    Further calls change nothing. Models with other output layers are resized as before.
+    """
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if modeling is None:
+        return
+    method = getattr(modeling.PreTrainedModel, METHOD)
+    if not hasattr(method, "finegates_keeps"):
+        setattr(modeling.PreTrainedModel, METHOD, _keeping(method))
+
+
+def _keeping(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def kept(self: Any, *args: Any, **kwargs: Any) -> Any:
+        head = self.get_output_embeddings()
+        if not isinstance(head, CompactLayer | GatedLayer):
+            return method(self, *args, **kwargs)
+        path = next(path for path, module in self.named_modules() if module is head)
+        _check_resizable(path, head)
+        with _dense_in_place(self, path, head):
+            return method(self, *args, **kwargs)
+
+    kept.finegates_keeps = True  # type: ignore[attr-defined]
+    return kept
+
+
+@contextmanager
+def _dense_in_place(model: Any, path: str, head: Any) -> Iterator[None]:
+    """Within the block, the output layer is a dense one; then again what it was, resized as that
+    has been."""
+    gated = isinstance(head, GatedLayer)
+    dense = head.base if gated else _dense(head)
+    _put(model, path, dense)
+    if gated:
+        move_tied_keys(model, f"{path}.base", path)
+    try:
+        yield
+    finally:
+        resized = model.get_submodule(path)
+        _resize_other_bias(model, path, resized)
+        if gated:
+            _resize_gates(head, resized)
+            move_tied_keys(model, path, f"{path}.base")
+        elif resized is not dense or dense.weight.shape[0] != head.out_features:
+            head = _compacted(head, resized)
+        _put(model, path, head)
+
+
+def _resize_other_bias(model: nn.Module, path: str, resized: Any) -> None:
+    """Gives the bias that the head keeps under a name of its own the size of the layer's.
+
+    RoBERTa has one that is not used once the layer's is no longer tied to it.
+    """
+    source = (getattr(type(model), "_tied_weights_keys", None) or {}).get(f"{path}.bias")
+    if source is None or resized.bias is None:
+        return
+    owner, _, name = source.rpartition(".")
+    other, tokens = getattr(model.get_submodule(owner), name), resized.bias.numel()
+    if other.numel() != tokens:
+        added = resized.bias.detach()[other.numel() :]
+        other.data = torch.cat([other.detach()[:tokens], added.to(other)])
+
+
+def _check_resizable(path: str, head: Any) -> None:
+    """Raises ValueError unless the layer's numbers are those of one matrix and of gates alone."""
+    inner = head.base if isinstance(head, GatedLayer) else head.linear
+    if type(inner) is not nn.Linear:
+        raise ValueError(
+            f"the output layer {path} holds {type(inner).__name__}, which cannot get other tokens; "
+            "merge adapters first (merge_and_unload of peft), then resize"
+        )
+    if isinstance(head, GatedLayer) and head.rows is not None and not head.rows.can_resize:
+        raise ValueError(
+            f"the output layer {path} shares its gates with other layers, which keep their sizes; "
+            "resize before attaching gates, or after finegates.compact"
+        )
+
+
+def _dense(layer: Any) -> nn.Linear:
+    """A compact layer as the dense one that it computes like; its own product if nothing is
+    removed."""
+    if layer.rows is None and layer.cols is None:
+        inner: nn.Linear = layer.linear
+        return inner
+    weight = torch.zeros(
+        layer.out_features, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device
+    )
+    rows, cols = _indices(layer)
+    weight[rows[:, None], cols] = layer.weight.detach()
+    # Its parameters are replaced at once.
+    dense = nn.Linear(1, 1, bias=layer.bias is not None, device="meta", dtype=weight.dtype)
+    dense.out_features, dense.in_features = weight.shape
+    dense.weight = nn.Parameter(weight, layer.weight.requires_grad)
+    if layer.bias is not None:
+        bias = weight.new_zeros(layer.out_features)
+        bias[rows] = layer.bias.detach()
+        dense.bias = nn.Parameter(bias, layer.bias.requires_grad)
+    return dense
+
+
+def _indices(layer: Any) -> tuple[Tensor, Tensor]:
+    """Where a compact layer's kept rows and columns are in the dense one."""
+    kept_out, kept_in = layer.kept
+    device = layer.weight.device
+    rows = torch.arange(kept_out, device=device) if layer.rows is None else layer.rows
+    cols = torch.arange(kept_in, device=device) if layer.cols is None else layer.cols
+    return rows, cols
+
+
+def _compacted(layer: Any, resized: Any) -> nn.Module:
+    """A compact layer of the kept rows and columns of a resized dense one, and of all new rows."""
+    tokens, before = resized.weight.shape[0], layer.out_features
+    rows, cols = None, layer.cols
+    weight, bias = resized.weight, resized.bias
+    if layer.rows is not None:
+        added = torch.arange(before, max(tokens, before), device=layer.rows.device)
+        rows = torch.cat([layer.rows[layer.rows < tokens], added])
+    if rows is not None:
+        weight, bias = weight[rows], None if bias is None else bias[rows]
+    if cols is not None:
+        weight = weight[:, cols]
+    removed = rows is not None or cols is not None
+    made = type(layer)(
+        weight.detach().clone() if removed else weight,
+        None if bias is None else bias.detach().clone() if removed else bias,
+        in_features=layer.in_features,
+        out_features=tokens,
+        cols=cols,
+        rows=rows,
+        dense_shape=(tokens, layer.dense_shape[1]),
+    )
+    if not removed:  # the very parameters: the embeddings may share them
+        made.weight, made.bias = weight, bias
+    for mine, theirs in ((made.weight, resized.weight), (made.bias, resized.bias)):
+        if mine is not None:
+            mine.requires_grad_(theirs.requires_grad)
+    made.onednn_from, made.keeps_stock_layout = layer.onednn_from, layer.keeps_stock_layout
+    return made.train(layer.training)
+
+
+def _resize_gates(head: Any, resized: nn.Module) -> None:
+    """Puts a resized layer between the gates; rows of new tokens are open."""
+    head.base = resized
+    head.out_features = int(resized.weight.shape[0])  # type: ignore[index]
+    if head.rows is not None and head.rows.size != head.out_features:
+        head.rows.resize(head.out_features)
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,1 @@
+"""What gates are compared with in time: unstructured and two-of-four sparsity."""

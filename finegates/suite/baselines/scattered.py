@@ -1,0 +1,70 @@
+"""As many zeros as gates make, but scattered: what they are worth in time without structure."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import adapter_for, unwrap
+from finegates.modules.linear import find_linear
+
+
+@torch.no_grad()
+def scatter_zeros(model: nn.Module, kept: float, seed: int) -> nn.Module:
+    """Sets weights of the layers that gates would go on to zero, each on its own, in place.
+
+    Args:
+        model: a transformers model whose architecture has an adapter.
+        kept: probability in (0, 1] with which a weight stays.
+        seed: of the choice.
+
+    Returns:
+        the same model; shapes and dense products stay as they are.
+    """
+    inner = unwrap(model)
+    generator = torch.Generator().manual_seed(seed)
+    for path in adapter_for(inner).gated(inner):
+        weight = find_linear(inner.get_submodule(path)).get_parameter("weight")
+        drawn = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+        weight.mul_((drawn < kept).to(weight.device))
+    return model
+
+
+class SparseLinear(nn.Module):
+    """``y = x W^T + b`` with W in compressed sparse rows (torch's CSR product on a CPU).
+
+    Args:
+        linear: whose weight, zeros left out, and bias are taken.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that CSR tensors are in beta
+            self.register_buffer("weight", linear.weight.detach().to_sparse_csr())
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        assert isinstance(self.weight, Tensor)
+        flat = x.reshape(-1, x.shape[-1])
+        y = (self.weight @ flat.T).T.reshape(*x.shape[:-1], self.weight.shape[0])
+        return y if self.bias is None else y + self.bias
+
+
+def to_sparse(model: nn.Module) -> nn.Module:
+    """Replaces the linear layers that gates would go on by :class:`SparseLinear`, in place.
+
+    Raises:
+        TypeError: a layer is no ``nn.Linear``.
+    """
+    inner = unwrap(model)
+    for path in list(adapter_for(inner).gated(inner)):
+        layer = inner.get_submodule(path)
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"{path} is {type(layer).__name__}; sparse rows replace nn.Linear")
+        parent, _, name = path.rpartition(".")
+        setattr(inner.get_submodule(parent), name, SparseLinear(layer))
+    return model

@@ -1,0 +1,100 @@
+"""What is claimed, where, and which numbers would bear it out: the file ``config/claims.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from finegates.suite.claims.measures import check_arguments
+from finegates.suite.config.load import CONFIG, read_yaml, validated
+from finegates.suite.config.tier import Section
+
+
+class ClaimTest(Section):
+    """A measure of the results and a bound that it is to keep.
+
+    Attributes:
+        label: what is measured, in a few words.
+        measure: a key of ``finegates.suite.claims.measures.MEASURES``.
+        of: arguments of the measure.
+        at_least: the bound from below, or
+        at_most: the bound from above; exactly one of the two.
+        claimed: what the claim says, in its own words; empty if it names no number.
+        beside: shown with the claim without bearing on its verdict: a counterpart that the claim
+            does not speak of.
+    """
+
+    label: str
+    measure: str
+    of: dict[str, Any] = Field(default={})
+    at_least: float | None = None
+    at_most: float | None = None
+    claimed: str = ""
+    beside: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> ClaimTest:
+        check_arguments(self.measure, self.of)
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"test {self.label!r}: give exactly one of at_least, at_most")
+        return self
+
+
+class Claim(Section):
+    """A claim and its tests.
+
+    Attributes:
+        id: short name.
+        statement: the claim in our words.
+        source: where it was made.
+        denominator: of what its fractions are, or in what unit its numbers are.
+        tests: see :class:`ClaimTest`; none where nothing here can test it.
+        untested: why there are none.
+        kind: what the paper claims, or what its digest proposes to try; set by the ledger.
+    """
+
+    id: str
+    statement: str
+    source: str
+    denominator: str
+    tests: list[ClaimTest] = Field(default=[])
+    untested: str = ""
+    kind: Literal["claim", "experiment"] = "claim"
+
+    @model_validator(mode="after")
+    def _says_why(self) -> Claim:
+        if bool(self.untested) == any(not test.beside for test in self.tests):
+            raise ValueError(
+                f"claim {self.id!r}: give tests, or say in untested why there are none"
+            )
+        return self
+
+
+class Ledger(Section):
+    """All claims, in the order of the report; ``experiments`` are what the digest proposes to try,
+    put as statements that could fail."""
+
+    claims: list[Claim] = Field(min_length=1)
+    experiments: list[Claim] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _once(self) -> Ledger:
+        ids = [claim.id for claim in (*self.claims, *self.experiments)]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise ValueError(f"the claim {name!r} stands twice")
+        return self
+
+
+def load_ledger(path: str | Path = CONFIG / "claims.yaml") -> list[Claim]:
+    """Reads and checks a ledger: its claims, then its experiments.
+
+    Raises:
+        ConfigError: missing, no YAML, or not of the schema; the message names the place.
+    """
+    path = Path(path)
+    ledger = validated(Ledger, read_yaml(path), path)
+    tried = [claim.model_copy(update={"kind": "experiment"}) for claim in ledger.experiments]
+    return [*ledger.claims, *tried]

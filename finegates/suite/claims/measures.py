@@ -1,0 +1,357 @@
+"""Measures of a tier's results: from the tables behind a claim to one number for each run or pair.
+
+A measure takes the evidence and the arguments that a test names, and gives its values by unit (task
+and seed, or a single one). Verdicts are made from these values elsewhere: a measure knows no bound.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finegates.suite.claims.evidence import Evidence, MissingEvidenceError
+from finegates.suite.config.suggest import nearest
+from finegates.suite.stats import paired_differences
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Unit = tuple[object, ...]
+
+RUNS = "tables/runs.csv"
+STUDY_TIMES = "timing/deployed.csv"
+SHARED_ENCODER = "studies/shared_encoder.csv"
+PROPERTIES = "timing/properties.csv"
+INFERENCE = "timing/inference.csv"
+THEORY = "theory/checks.csv"
+LLAMA_TASK = "llama/tables/task.csv"
+LLAMA_PRETRAINING = "llama/tables/pretraining.csv"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measure found.
+
+    Attributes:
+        values: by unit, at least one.
+        unit: what they are in, for print.
+        files: where they come from, below the tier's results folder.
+    """
+
+    values: dict[Unit, float]
+    unit: str
+    files: tuple[str, ...]
+
+
+def score_difference(
+    evidence: Evidence, method: str, against: str, epoch: str = "last", study: str | None = None
+) -> Measured:
+    """Score of a method less that of another, paired by task and seed, in points.
+
+    Args:
+        evidence: of a tier.
+        method: label.
+        against: label.
+        epoch: ``last``, or ``best``: the best on the reported split, which is peeking.
+        study: whose runs; those of the main table if None.
+    """
+    return _difference(evidence, method, against, f"{epoch}_score", 1.0, "points", study)
+
+
+def gate_difference(
+    evidence: Evidence, method: str, against: str, kind: str, study: str | None = None
+) -> Measured:
+    """A share of a method's gates less that of another's, paired by task and seed, in points of per
+    cent: ``closed``, ``open``, ``half_open`` or ``reopened`` (seen closed and open again)."""
+    unit = "% of gates"
+    return _difference(evidence, method, against, f"gates_{kind}", 100.0, unit, study)
+
+
+def removed_share(evidence: Evidence, method: str, of: str) -> Measured:
+    """Weights in closed rows and columns, in per cent of the gated, encoder or all parameters."""
+    column = {"gated": "gated_parameters", "encoder": "encoder_parameters", "all": "parameters"}[of]
+    removed = _by_run(evidence, method, "removed_weights")
+    whole = _by_run(evidence, method, column)
+    values = {unit: 100 * removed[unit] / whole[unit] for unit in removed}
+    return Measured(values, f"% of {of} parameters", _records(method))
+
+
+def macs_removed(evidence: Evidence, method: str, study: str | None = None) -> Measured:
+    """Multiply-accumulates of the encoder that compaction removes, in per cent."""
+    kept = _by_run(evidence, method, "macs_kept_fraction", study)
+    values = {unit: 100 * (1 - fraction) for unit, fraction in kept.items()}
+    return Measured(values, "% of MACs", _records(method, study=study))
+
+
+def deployed_time_saved(evidence: Evidence, method: str) -> Measured:
+    """Time of a forward pass that a trained and deployed model saves against the dense model, in
+    per cent."""
+    table = evidence.table(STUDY_TIMES)
+    ratio = _rows(table, method, STUDY_TIMES)["ratio_to_dense"].iloc[0]
+    return Measured({(method,): 100 * (1 - float(ratio))}, "% of the time", (STUDY_TIMES,))
+
+
+def shared_encoder_change(evidence: Evidence, method: str) -> Measured:
+    """Score of a task on the encoder that all tasks share less that of its own run, in points."""
+    rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
+    scores = zip(rows["task"], rows["shared_score"], rows["run_score"], strict=True)
+    values: dict[Unit, float] = {(task,): float(a) - float(b) for task, a, b in scores}
+    return Measured(values, "points", (SHARED_ENCODER,))
+
+
+def task_storage(evidence: Evidence, method: str) -> Measured:
+    """What a task stores beside the shared encoder, in per cent of a model of full size."""
+    rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
+    sizes = zip(rows["task"], rows["stored_bytes"], rows["dense_bytes"], strict=True)
+    values: dict[Unit, float] = {(task,): 100 * float(a) / float(b) for task, a, b in sizes}
+    return Measured(values, "% of the model", (SHARED_ENCODER,))
+
+
+def property_value(evidence: Evidence, method: str, column: str, scale: float = 100.0) -> Measured:
+    """A cell of the table of properties, times ``scale``."""
+    value = _rows(evidence.table(PROPERTIES), method, PROPERTIES)[column].iloc[0]
+    if value != value:
+        raise MissingEvidenceError(f"no {column} of {method} in {PROPERTIES}")
+    return Measured({(method,): scale * float(value)}, column.replace("_", " "), (PROPERTIES,))
+
+
+def sparsity_gained(evidence: Evidence, method: str) -> Measured:
+    """Realised sparsity after the last epoch less that after the first, in points of per cent."""
+    row = _rows(evidence.table(PROPERTIES), method, PROPERTIES).iloc[0]
+    gained = 100 * (float(row["last_epoch"]) - float(row["first_epoch"]))
+    return Measured({(method,): gained}, "% of gated weights", (PROPERTIES,))
+
+
+def trainable_share(evidence: Evidence, method: str, head: bool = False) -> Measured:
+    """Trainable parameters in per cent of all parameters; without the task head unless ``head``."""
+    trained = _trained(evidence, method, head)
+    whole = _by_run(evidence, method, "parameters")
+    values = {unit: 100 * count / whole[unit] for unit, count in trained.items()}
+    return Measured(values, "% of all parameters", _records(method))
+
+
+def trainable_ratio(evidence: Evidence, method: str, against: str, head: bool = False) -> Measured:
+    """How many times fewer parameters a method trains than another; task heads left out of both
+    unless ``head``."""
+    few, many = (_trained(evidence, label, head) for label in (method, against))
+    values = {unit: many[unit] / count for unit, count in few.items() if unit in many}
+    if not values:
+        raise MissingEvidenceError(f"no task and seed with both {method} and {against}")
+    return Measured(values, "times fewer", _records(method, against))
+
+
+def half_open(evidence: Evidence, method: str) -> Measured:
+    """Gates strictly between 0.05 and 0.95 after training, in per cent of all gates."""
+    shares = _by_run(evidence, method, "gates_half_open")
+    values = {unit: 100 * share for unit, share in shares.items()}
+    return Measured(values, "% of gates", _records(method))
+
+
+def compaction_difference(evidence: Evidence, method: str) -> Measured:
+    """Largest difference of a logit between the gated model and the compact one."""
+    values = _by_run(evidence, method, "compact_max_abs_logit_difference")
+    return Measured(values, "largest difference of a logit", _records(method))
+
+
+def time_saved(
+    evidence: Evidence,
+    contender: str = "compact",
+    gates: str = "random",
+    kept: float | None = None,
+    model: str | None = None,
+) -> Measured:
+    """Time of a forward pass saved against the dense model, in per cent, eager, without decoding.
+
+    Args:
+        evidence: of a tier.
+        contender: ``compact``, or ``gated``: the gated model as it is trained, nothing removed.
+        gates: ``random`` or ``structured``.
+        kept: only cases that keep this fraction; all if None.
+        model: only this shape; all if None.
+    """
+    table = evidence.table(INFERENCE)
+    chosen = table[
+        (table["contender"] == contender)
+        & (table["backend"] == "eager")
+        & (table["gates"] == gates)
+        & ~table["decode"].astype(bool)
+    ]
+    if kept is not None:
+        chosen = chosen[(chosen["kept"] - kept).abs() < 1e-9]
+    if model is not None:
+        chosen = chosen[chosen["model"] == model]
+    if chosen.empty:
+        raise MissingEvidenceError(f"{INFERENCE} has no such case")
+    values: dict[Unit, float] = {
+        (row["model"], row["kept"], row["batch"], row["length"]): 100 * (1 - row["ratio_to_dense"])
+        for row in chosen.to_dict("records")
+    }
+    return Measured(values, "% of the time", (INFERENCE,))
+
+
+def theory_claim(evidence: Evidence, claim: str) -> Measured:
+    """The worst and the best verdict of the theory's checks that bear on a claim of the paper.
+
+    Supported is 1, contradicted 0; a check that holds in some of its settings counts as both. So
+    the two values agree only where all checks do.
+    """
+    table = evidence.table(THEORY)
+    found = table[(table["claim"] == claim) & (table["kind"] == "claim")]
+    if found.empty:
+        raise MissingEvidenceError(f"{THEORY} has no check of the claim {claim!r}")
+    marks = {"supported": (1.0,), "partly": (0.0, 1.0), "contradicted": (0.0,)}
+    met = [mark for verdict in found["verdict"] for mark in marks[verdict]]
+    values: dict[Unit, float] = {("worst",): min(met), ("best",): max(met)}
+    return Measured(values, "worst and best check", (THEORY,))
+
+
+def llama_removed(evidence: Evidence, method: str, of: str) -> Measured:
+    """Weights that compaction removes from a Llama that was fine-tuned on tasks, in per cent of its
+    gated weights, of its layers (``encoder``), or of all parameters."""
+    rows = _llama_rows(evidence, LLAMA_TASK, method)
+    values: dict[Unit, float] = {
+        (row["task"],): 100 * row[f"removed_of_{of}"] for row in rows.to_dict("records")
+    }
+    return Measured(values, f"% of {of} parameters", (LLAMA_TASK,))
+
+
+def llama_score_difference(evidence: Evidence, method: str, against: str) -> Measured:
+    """Score of a Llama by a method less that by another, paired by task, in points."""
+
+    def scores(label: str) -> dict[Unit, float]:
+        rows = _llama_rows(evidence, LLAMA_TASK, label)
+        return {(task,): float(s) for task, s in zip(rows["task"], rows["score"], strict=True)}
+
+    values = paired_differences(scores(method), scores(against))
+    return Measured(values, "points", (LLAMA_TASK,))
+
+
+def pretraining_removed(evidence: Evidence, method: str, of: str) -> Measured:
+    """Weights that compaction removes after pretraining with gates, in per cent of the ``gated``
+    weights or of ``all`` parameters, by size."""
+    rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
+    values: dict[Unit, float] = {
+        (row["name"],): 100 * row[f"removed_of_{of}"] for row in rows.to_dict("records")
+    }
+    return Measured(values, f"% of {of} parameters", (LLAMA_PRETRAINING,))
+
+
+def pretraining_extra(evidence: Evidence, method: str) -> Measured:
+    """Parameters of gates in per cent of the dense model's, by size."""
+    rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
+    shares = 100 * rows["extra_parameters_fraction"]
+    values: dict[Unit, float] = {(n,): s for n, s in zip(rows["name"], shares, strict=True)}
+    return Measured(values, "% of all parameters", (LLAMA_PRETRAINING,))
+
+
+def pretraining_faster(evidence: Evidence, method: str) -> Measured:
+    """How many times fewer tokens a gated run needs to reach the dense run's final held-out loss
+    than the dense run was given, by size; 0 where it never does."""
+    rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
+    times = (rows["tokens"] / rows["tokens_to_dense_loss"]).fillna(0.0)
+    values: dict[Unit, float] = {(n,): float(t) for n, t in zip(rows["name"], times, strict=True)}
+    return Measured(values, "times fewer tokens", (LLAMA_PRETRAINING,))
+
+
+MEASURES: dict[str, Callable[..., Measured]] = {
+    measure.__name__: measure
+    for measure in (
+        score_difference,
+        gate_difference,
+        removed_share,
+        macs_removed,
+        deployed_time_saved,
+        shared_encoder_change,
+        task_storage,
+        property_value,
+        sparsity_gained,
+        trainable_share,
+        trainable_ratio,
+        half_open,
+        compaction_difference,
+        time_saved,
+        theory_claim,
+        llama_removed,
+        llama_score_difference,
+        pretraining_removed,
+        pretraining_extra,
+        pretraining_faster,
+    )
+}
+
+
+def check_arguments(measure: str, arguments: dict[str, Any]) -> None:
+    """Raises ValueError unless there is such a measure and it takes these arguments."""
+    if measure not in MEASURES:
+        raise ValueError(f"unknown measure {measure!r}{nearest(measure, MEASURES)}")
+    signature = inspect.signature(MEASURES[measure])
+    known = [name for name in signature.parameters if name != "evidence"]
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"measure {measure!r} takes no {name!r}{nearest(name, known)}")
+    for name in known:
+        if signature.parameters[name].default is inspect.Parameter.empty and name not in arguments:
+            raise ValueError(f"measure {measure!r} needs {name!r}")
+
+
+def _difference(
+    evidence: Evidence,
+    method: str,
+    against: str,
+    column: str,
+    scale: float,
+    unit: str,
+    study: str | None,
+) -> Measured:
+    first, second = (_by_run(evidence, label, column, study) for label in (method, against))
+    found = paired_differences(first, second)
+    if not found:
+        raise MissingEvidenceError(f"no task and seed with both {method} and {against}")
+    values = {key: scale * difference for key, difference in found.items()}
+    return Measured(values, unit, _records(method, against, study=study))
+
+
+def _runs_file(study: str | None) -> str:
+    return RUNS if study is None else f"studies/runs/{study}.csv"
+
+
+def _rows(table: pd.DataFrame, method: str, file: str) -> pd.DataFrame:
+    rows = table[table["method"] == method]
+    if rows.empty:
+        raise MissingEvidenceError(f"no row of {method} in {file}")
+    return rows
+
+
+def _by_run(
+    evidence: Evidence, method: str, column: str, study: str | None = None
+) -> dict[Unit, float]:
+    """A column of the runs of a method, by task and seed."""
+    runs: pd.DataFrame = evidence.table(_runs_file(study))
+    rows = runs[runs["method"] == method]
+    if rows.empty:
+        raise MissingEvidenceError(f"no run of {method}")
+    if column not in rows:
+        raise MissingEvidenceError(f"no {column} in {_runs_file(study)}")
+    values = rows.set_index(["task", "seed"])[column].dropna()
+    if values.empty:
+        raise MissingEvidenceError(f"no {column} of {method}")
+    return {unit: float(value) for unit, value in zip(values.index, values, strict=True)}
+
+
+def _llama_rows(evidence: Evidence, table: str, method: str) -> pd.DataFrame:
+    """A method's rows of a table of the experiments on Llama."""
+    return _rows(evidence.table(table), method, table)
+
+
+def _trained(evidence: Evidence, method: str, head: bool) -> dict[Unit, float]:
+    counts = _by_run(evidence, method, "trainable_parameters")
+    if head:
+        return counts
+    heads = _by_run(evidence, method, "head_parameters")
+    return {unit: count - heads[unit] for unit, count in counts.items()}
+
+
+def _records(*methods: str, study: str | None = None) -> tuple[str, ...]:
+    return (_runs_file(study), *(f"runs/*/{method}" for method in methods))

@@ -1,0 +1,1 @@
+"""Configuration of a tier: what is run, checked when it is read."""

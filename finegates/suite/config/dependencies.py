@@ -1,0 +1,271 @@
+"""What of a tier the outputs of a job depend on: a rule's parameter ``settings``.
+
+Snakemake runs a job again when a parameter of its rule has changed. Each function returns the
+settings that one job reads and whose values its outputs depend on, and nothing else: settings of
+other tasks, methods and models are left out, and so are
+
+* words for captions (titles, names, descriptions), which tables take from the configuration of the
+  day (``finegates.suite.tables.wording``);
+* settings of the machine: what a computer holds at once, how many share a batch, how often a run
+  is saved. They change sums by rounding at most, see ``OF_THE_MACHINE``.
+
+Mappings are sorted by key, so that the order in a file counts only where an output follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finegates.suite.config.llama_runs import Run, gates_of, study, training_of
+from finegates.suite.config.llama_task import task_tier
+from finegates.suite.config.methods import first_of_each_kind
+from finegates.suite.config.tier import Tier
+
+if TYPE_CHECKING:
+    from finegates.suite.config.llama import CausalTraining
+    from finegates.suite.config.section import Section
+
+Settings = dict[str, Any]
+
+WORDS = {"title", "name"}
+"""Keys of sections that are words for captions."""
+
+OF_THE_MACHINE = {
+    "processes",
+    "nodes",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "eval_batch_size",
+    "save_every",
+}
+"""Settings of training on plain text that say how a machine computes a run, not what the run is.
+
+A step's noise is drawn by its number, so that a batch may be cut in any way, over processes or one
+after the other. Held-out text is packed without padding, and its loss is a sum over tokens. What
+remains is the order of sums, that is rounding.
+"""
+
+
+def language_settings(tier: Tier) -> Settings:
+    """What the generated tables of one task depend on; its name seeds its rows."""
+    return _plain(tier.generated)
+
+
+def encoder_settings(tier: Tier) -> Settings:
+    """What the encoder that is pretrained here depends on."""
+    return _plain(tier.model.pretraining)
+
+
+def floor_settings(tier: Tier) -> Settings:
+    """What the scores of a bag of words depend on, besides the tables and the list of tasks."""
+    return _plain(tier.data, without=WORDS)
+
+
+def run_settings(tier: Tier, task: str, labels: Iterable[str]) -> Settings:
+    """What the records of the methods ``labels`` on one task depend on.
+
+    The size of an evaluation batch is left out. Evaluation draws no random numbers and changes no
+    weights. Rows of a batch do not meet; padding is masked. A row's logits therefore differ by
+    rounding between sizes, and training is the same to the bit.
+    """
+    training = tier.training
+    return {
+        "data": _plain(tier.data, without=WORDS),
+        "methods": {
+            label: {
+                **_plain(tier.all_methods[label], without=WORDS),
+                "schedule": tier.all_methods[label].schedule or training.schedule,
+                "precision": tier.all_methods[label].precision or training.precision,
+            }
+            for label in sorted(labels)
+        },
+        "model": _plain(tier.model, without=WORDS),
+        "threads": tier.threads,
+        "training": {
+            "batch_size": training.batch_size,
+            "epochs": training.epochs_of(task),
+            "group_by_length": training.group_by_length,
+            "max_length": training.max_length,
+            "weight_decay": training.weight_decay,
+        },
+    }
+
+
+def step_settings(tier: Tier) -> Settings:
+    """What the measured times of a training step depend on, and the words of their table."""
+    if tier.step_benchmark is None:
+        return {}
+    return {**_steps(tier), "name": tier.model.name}
+
+
+def inference_settings(tier: Tier, label: str) -> Settings:
+    """What the measured times of the shape with this label depend on."""
+    shape = next(shape for shape in tier.inference_benchmarks if shape.label == label)
+    return _plain(shape, without={"memory_mb"})
+
+
+def study_times_settings(tier: Tier) -> Settings:
+    """What the times of the studies' deployed models depend on, besides the runs' own files, and
+    the words of their table."""
+    studies = tier.studies
+    assert studies is not None
+    return {
+        "batch": studies.batch,
+        "description": tier.description,
+        "labels": studies.timed,
+        "length": studies.length,
+        "repeats": studies.repeats,
+        "tier": tier.tier,
+        "titles": {label: tier.all_methods[label].title for label in sorted(studies.timed)},
+    }
+
+
+def toy_settings(tier: Tier) -> Settings:
+    """What the checks of the theory on random problems depend on."""
+    assert tier.theory is not None
+    return _plain(tier.theory, without={"network"})
+
+
+def probe_settings(tier: Tier, task: str) -> Settings:
+    """What the look at the encoder's landscape on a task depends on."""
+    assert tier.theory is not None
+    return {
+        "batch_size": tier.training.batch_size,
+        "data": _plain(tier.data, without={*WORDS, "validation_rows"}),
+        "look": {**_plain(tier.theory.network), "task": task},
+        "max_length": tier.training.max_length,
+        "model": _plain(tier.model, without=WORDS),
+        "threads": tier.threads,
+    }
+
+
+def text_settings(tier: Tier) -> Settings:
+    """What the generated plain text depends on."""
+    return _plain(study(tier).text.generated)
+
+
+def tokenizer_settings(tier: Tier) -> Settings:
+    """What the tokenizer that is trained here depends on."""
+    pretraining = study(tier).pretraining
+    text = study(tier).text
+    return {
+        "text": [text.path, text.column, text.held_out, _plain(text.generated)],
+        "words": None if pretraining is None else pretraining.tokenizer.words,
+    }
+
+
+def text_run_settings(tier: Tier, runs: Sequence[Run]) -> Settings:
+    """What the records of training runs on plain text depend on.
+
+    Args:
+        tier: configuration.
+        runs: one or more of one experiment and one model or size.
+    """
+    first, llama = runs[0], study(tier)
+    if first.experiment == "pretraining":
+        assert llama.pretraining is not None
+        model: Settings = {
+            "sizes": _plain(llama.pretraining.sizes[first.name]),
+            "tokenizer": _plain(llama.pretraining.tokenizer),
+        }
+    else:
+        assert llama.posttraining is not None
+        model = _plain(llama.posttraining.models[first.name], without=WORDS)
+    return {
+        "methods": {run.label: _gates(tier, run) for run in sorted(runs, key=lambda r: r.label)},
+        "model": model,
+        "text": _plain(llama.text, without=WORDS),
+        "threads": tier.threads,
+        "training": _training(training_of(tier, first)),
+    }
+
+
+def pruning_settings(tier: Tier, name: str) -> Settings:
+    """What the records of a dense model and of its one-shot pruned versions depend on, besides the
+    records that they match."""
+    posttraining = study(tier).posttraining
+    assert posttraining is not None
+    return {
+        "calibration": posttraining.calibration,
+        "length": posttraining.training.length,
+        "model": _plain(posttraining.models[name], without=WORDS),
+        "text": _plain(study(tier).text, without=WORDS),
+        "threads": tier.threads,
+    }
+
+
+def llama_step_settings(tier: Tier) -> Settings:
+    """What the measured times of training steps on Llama depend on, and the words of their
+    table."""
+    llama = study(tier)
+    found: Settings = {
+        "benchmark": _plain(llama.step_benchmark),
+        "description": llama.description,
+        "tier": tier.tier,
+    }
+    if llama.on_task is not None:
+        found["task"] = _steps(task_tier(tier))
+    for experiment in ("posttraining", "pretraining"):
+        section = getattr(llama, experiment)
+        if section is None:
+            continue
+        # The first of the models or sizes is timed, with the first target of each method.
+        name = next(iter(section.models if experiment == "posttraining" else section.sizes))
+        found[experiment] = {
+            "gates": [
+                [label, gates.targets[0], _plain(gates, without={*WORDS, "targets"})]
+                for label, gates in section.methods.items()
+                if not gates.random_biases
+            ],
+            "length": section.training.length,
+            "model": _plain(section.models[name], without=WORDS)
+            if experiment == "posttraining"
+            else [_plain(section.sizes[name]), _plain(section.tokenizer)],
+        }
+    return found
+
+
+def _steps(tier: Tier) -> Settings:
+    """What a step of the first method of each kind depends on."""
+    chosen = first_of_each_kind(tier.methods)
+    return {
+        "benchmark": _plain(tier.step_benchmark),
+        "methods": {
+            kind: {
+                "gates": _plain(chosen[kind].gates),
+                "learning_rate": chosen[kind].learning_rate,
+                "lora": _plain(chosen[kind].lora),
+                "mask": _plain(chosen[kind].mask),
+            }
+            for kind in sorted(chosen)
+        },
+        "model": _plain(tier.model, without=WORDS),
+        "precision": tier.training.precision,
+    }
+
+
+def _gates(tier: Tier, run: Run) -> Settings:
+    """A run's gates with its own target; empty for a dense one."""
+    gates = gates_of(tier, run)
+    if gates is None:
+        return {}
+    return {**_plain(gates, without={*WORDS, "targets"}), "target": run.target}
+
+
+def _training(training: CausalTraining) -> Settings:
+    return _plain(training, without=OF_THE_MACHINE)
+
+
+def _plain(section: Section | None, without: Collection[str] = ()) -> Settings:
+    """A section as plain values, its keys sorted at every depth; empty for None."""
+    if section is None:
+        return {}
+    values: Settings = _sorted(section.model_dump(exclude=set(without)))
+    return values
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,28 @@
+"""A Llama as a sequence classifier: the tier's fine-tuning with another model."""
+
+from __future__ import annotations
+
+from finegates.suite.config.llama_runs import study
+from finegates.suite.config.tier import Tier
+
+
+def task_tier(tier: Tier) -> Tier:
+    """The tier whose fine-tuning is that of ``llama.on_task``: its model, tasks and methods.
+
+    Raises:
+        ValueError: the tier has no such experiment.
+    """
+    on_task = study(tier).on_task
+    if on_task is None:
+        raise ValueError(f"tier {tier.tier!r} has no section 'llama.on_task'")
+    return tier.model_copy(
+        update={
+            "description": study(tier).description,
+            "model": on_task.model,
+            "data": on_task.data or tier.data,
+            "tasks": on_task.tasks,
+            "training": on_task.training,
+            "methods": on_task.methods,
+            "step_benchmark": study(tier).step_benchmark,
+        }
+    )

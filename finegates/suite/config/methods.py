@@ -1,0 +1,267 @@
+"""What a configuration says of a method: what is trained, from which start, how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from finegates.gates.presets import SCHEDULE, check_reachable, check_schedule, preset_named
+from finegates.suite.config.names import check_label
+from finegates.suite.config.section import Section, exactly_one
+from finegates.suite.config.suggest import nearest
+from finegates.suite.config.tasks import TASKS
+
+
+class GateSettings(Section):
+    """Gates of a method; the fields are those of ``finegates.GateConfig``.
+
+    Attributes:
+        preset: which gates, see ``finegates.gates.presets``.
+        target: sparsity to aim at; of preset ``structured``, the share of MACs to remove.
+        match: with preset ``structured``, another gated method in place of a target: the run then
+            keeps as many MACs as that one's run on the same task and seed did.
+        penalty_weight: the factor of the penalty.
+        penalty: another one than the preset's.
+        kurtosis: weigh layers by the kurtosis of their weights.
+        noise_std: another training noise than the preset's.
+        train_weights: train the gated layers' weights, too.
+        sequence_length: tokens at which MACs are counted.
+        schedule: of shared gates, see ``finegates.GateConfig``.
+    """
+
+    preset: Literal["reference", "paper_v1", "structured"]
+    target: float | None = Field(default=None, ge=0, lt=1)
+    match: str | None = None
+    penalty_weight: float = Field(default=50.0, ge=0)
+    penalty: Literal["target", "hinge"] | None = None
+    kurtosis: bool = False
+    noise_std: float | None = Field(default=None, ge=0)
+    train_weights: bool = False
+    sequence_length: int = Field(default=128, gt=0)
+    schedule: tuple[float, float, float, float] = SCHEDULE
+
+    @model_validator(mode="after")
+    def _reachable(self) -> GateSettings:
+        exactly_one(self, ("target", "match"))
+        if self.match is not None and self.preset != "structured":
+            raise ValueError(f"match goes with preset 'structured', not {self.preset!r}")
+        preset = preset_named(self.preset, self.noise_std)
+        if self.target is not None:
+            check_reachable(preset, self.target)
+        check_schedule(self.schedule)
+        return self
+
+
+class LoraSettings(Section):
+    """A low-rank adapter (library ``peft``) on every layer that gates would go on.
+
+    Attributes:
+        rank: of the two factors.
+        alpha: their product is scaled by this over the rank.
+        dropout: before them, in training.
+    """
+
+    rank: int = Field(default=8, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class MagnitudeSettings(Section):
+    """Rows and columns of least norm are closed before training.
+
+    Attributes:
+        match: a gated method; layer by layer as many are closed as its run on the same task and
+            seed closed.
+    """
+
+    match: str
+
+
+class DistillationSettings(Section):
+    """Training starts from another run's weights and follows that model's logits.
+
+    Attributes:
+        teacher: the method whose run on the same task and seed it is.
+        weight: share of the loss that follows it; see ``finegates.training.distillation``.
+        temperature: that both sides' logits are divided by.
+    """
+
+    teacher: str
+    weight: float = Field(default=0.5, ge=0, le=1)
+    temperature: float = Field(default=2.0, gt=0)
+
+
+class MaskSettings(Section):
+    """A learnable 2:4 mask on the layers that gates would go on.
+
+    See ``finegates.suite.baselines.two_of_four``.
+
+    Attributes:
+        scale: of the masks' logits.
+    """
+
+    scale: float = Field(default=10.0, gt=0)
+
+
+class Continuation(Section):
+    """Training goes on from what a gated run on the same task and seed ended with.
+
+    Attributes:
+        method: whose run it is.
+        hold: its gates stay as they are, constants without a penalty.
+    """
+
+    method: str
+    hold: bool = False
+
+
+class Method(Section):
+    """One way of fine-tuning: what is trained, from which start, and how fast.
+
+    Attributes:
+        title: for tables.
+        gates: see :class:`GateSettings`; None: no gates.
+        lora: see :class:`LoraSettings`; None: no adapter.
+        magnitude: see :class:`MagnitudeSettings`; None: nothing is closed before training.
+        distillation: see :class:`DistillationSettings`; None: no teacher.
+        mask: see :class:`MaskSettings`; None: no mask.
+        continues: see :class:`Continuation`; None: starts from the pretrained model.
+        init: the encoder's weights at the start.
+        learning_rate: AdamW's.
+        gate_learning_rate: another one for gates.
+        head_learning_rate: another one for the task head.
+        schedule: another one than the tier's.
+        precision: another one than the tier's.
+    """
+
+    title: str
+    gates: GateSettings | None = None
+    lora: LoraSettings | None = None
+    magnitude: MagnitudeSettings | None = None
+    distillation: DistillationSettings | None = None
+    mask: MaskSettings | None = None
+    continues: Continuation | None = None
+    init: Literal["pretrained", "random"] = "pretrained"
+    learning_rate: float = Field(gt=0)
+    gate_learning_rate: float | None = Field(default=None, gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] | None = None
+    precision: Literal["float32", "bfloat16"] | None = None
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every weight of the model is trained."""
+        if self.gates is not None:
+            return self.gates.train_weights
+        return self.lora is None and self.mask is None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its runs end with a plain model of full size."""
+        return self.trains_all and self.gates is None and self.magnitude is None
+
+    @property
+    def matched(self) -> str | None:
+        """The label of the gated method whose run on the same task and seed is to be matched."""
+        if self.magnitude is not None:
+            return self.magnitude.match
+        return None if self.gates is None else self.gates.match
+
+    @property
+    def start(self) -> str | None:
+        """The label of the method whose run on the same task and seed ended where this one starts:
+        a teacher, or what is continued."""
+        if self.distillation is not None:
+            return self.distillation.teacher
+        return None if self.continues is None else self.continues.method
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The labels of the methods whose runs on the same task and seed come first."""
+        return tuple(label for label in (self.matched, self.start) if label is not None)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Method:
+        if self.magnitude is not None and self.gates is not None:
+            raise ValueError("magnitude closes rows and columns itself; leave gates out")
+        if self.mask is not None and (self.magnitude or self.gates or self.lora):
+            raise ValueError("mask is a method of its own; leave gates, lora and magnitude out")
+        if self.start is not None and self.init == "random":
+            raise ValueError("the run starts from the weights of another; leave init out")
+        if self.continues is not None and (self.gates is None or self.distillation is not None):
+            raise ValueError("continues goes with the gates that it continues, and nothing else")
+        return self
+
+
+def first_of_each_kind(methods: Mapping[str, Method]) -> dict[str, Method]:
+    """The first method of each kind, of those that need no other run: what a step is timed of.
+
+    Returns:
+        methods by kind: ``full``, ``lora``, ``gates``, ``gates and lora``, in the order of
+        ``methods``.
+    """
+    chosen: dict[str, Method] = {}
+    for method in methods.values():
+        if method.needs:
+            continue
+        kind = {
+            (False, False): "full",
+            (False, True): "lora",
+            (True, False): "gates",
+            (True, True): "gates and lora",
+        }[(method.gates is not None, method.lora is not None)]
+        chosen.setdefault(kind, method)
+    return chosen
+
+
+def check_names(tasks: list[str], methods: dict[str, Method]) -> None:
+    """Raises ValueError for unknown or repeated tasks, unusable labels, matches of no method."""
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
+    if len(set(tasks)) < len(tasks):
+        raise ValueError("tasks and seeds must not repeat")
+    for label, method in methods.items():
+        check_label(label, "method label")
+        _check_needs(label, method, methods)
+
+
+def _check_needs(label: str, method: Method, methods: dict[str, Method]) -> None:
+    found = {needed: methods.get(needed) for needed in method.needs}
+    if method.matched is not None:
+        gated = found[method.matched]
+        if gated is None or gated.gates is None:
+            part = "gates" if method.magnitude is None else "magnitude"
+            raise ValueError(
+                f"methods.{label}.{part}.match: {method.matched!r} is no gated method of this "
+                f"tier{nearest(method.matched, methods)}"
+            )
+    if method.distillation is not None:
+        dense = found[method.distillation.teacher]
+        if dense is None or not dense.is_dense:
+            raise ValueError(
+                f"methods.{label}.distillation.teacher: {method.distillation.teacher!r} is no "
+                "method of this tier that trains every weight of the dense model"
+                f"{nearest(method.distillation.teacher, methods)}"
+            )
+    if method.continues is not None:
+        earlier = found[method.continues.method]
+        if earlier is None or not _same_trained(earlier, method):
+            raise ValueError(
+                f"methods.{label}.continues.method: {method.continues.method!r} is no method of "
+                "this tier with the same gates and low-rank factors on a frozen encoder"
+                f"{nearest(method.continues.method, methods)}"
+            )
+    for needed in found:
+        if list(methods).index(needed) >= list(methods).index(label):
+            raise ValueError(f"method {label!r} must stand after {needed!r}, which it needs")
+
+
+def _same_trained(earlier: Method, later: Method) -> bool:
+    """Whether what the earlier method trains can be put into a model of the later one."""
+    if earlier.gates is None or later.gates is None or earlier.trains_all:
+        return False
+    ranks = {None if method.lora is None else method.lora.rank for method in (earlier, later)}
+    return earlier.gates.preset == later.gates.preset and len(ranks) == 1

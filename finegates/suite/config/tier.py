@@ -1,0 +1,388 @@
+"""What a tier's configuration may say: its sections, their types, defaults and limits.
+
+``finegates.suite.config.load`` reads files into them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from finegates.suite.config.benchmarks import InferenceBenchmark, StepBenchmark
+from finegates.suite.config.llama import LlamaPosttraining, LlamaPretraining, TextSource
+from finegates.suite.config.methods import Method, check_names
+from finegates.suite.config.names import check_label, check_package, check_results
+from finegates.suite.config.section import Count, exactly_one, pinned
+from finegates.suite.config.section import Section as Section
+from finegates.suite.config.studies import Studies
+from finegates.suite.config.suggest import nearest
+from finegates.suite.config.tasks import TASKS
+
+
+class Pretraining(Section):
+    """Pretraining of a tiny RoBERTa on the generated language: masked words and connectives.
+
+    Attributes:
+        hidden: width of the residual stream, a multiple of ``heads``.
+        layers: number of transformer layers.
+        heads: number of attention heads.
+        feed_forward: width between the two feed-forward products.
+        max_length: longest sequence in tokens, special tokens included; longer ones are cut.
+        documents: size of the corpus.
+        steps: optimizer steps.
+        batch_size: documents a step.
+        learning_rate: AdamW's, for embeddings, biases and norms; peak of a linear schedule that
+            ends at zero.
+        matrix_learning_rate: Muon's, for the matrices of the layers; same schedule.
+        warmup: share of the steps over which the learning rates rise.
+        mask_probability: share of the words to predict; of these 80 % are masked, 10 % replaced,
+            10 % shown.
+        shown: share of the documents with a connective to predict in which no word is masked.
+        connective_weight: weight of a connective in the loss; a masked word's is 1.
+        dropout: while pretraining.
+        finetuning_dropout: what the saved configuration carries.
+        threads: CPU threads; part of the result's identity, for sums are ordered by thread.
+    """
+
+    hidden: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    feed_forward: int = Field(gt=0)
+    max_length: int = Field(gt=8, le=512)
+    documents: int = Field(gt=0)
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    matrix_learning_rate: float = Field(default=0.01, gt=0)
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    mask_probability: float = Field(default=0.2, gt=0, lt=1)
+    shown: float = Field(default=0.5, ge=0, le=1)
+    connective_weight: float = Field(default=2.0, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    finetuning_dropout: float = Field(default=0.1, ge=0, lt=1)
+    threads: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Pretraining:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class ModelSource(Section):
+    """Where the pretrained model comes from: exactly one of the sources.
+
+    Attributes:
+        name: for captions.
+        pretraining: make an encoder here.
+        dense: a size of ``llama.pretraining``, whose dense model to take.
+        path: a folder in Hugging Face layout, relative to the repository.
+        package: an installed Python package and a folder in it (``name/folder``).
+        hub: a hub id.
+        revision: of it, a commit hash.
+    """
+
+    name: str
+    pretraining: Pretraining | None = None
+    dense: str | None = None
+    path: str | None = None
+    package: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSource:
+        exactly_one(self, ("pretraining", "dense", "path", "package", "hub"))
+        pinned(self.hub, self.revision)
+        if self.package is not None:
+            check_package(self.package)
+        return self
+
+
+class GeneratedData(Section):
+    """Sizes of the generated tasks.
+
+    Attributes:
+        train_rows: of each task.
+        validation_rows: of each task.
+        seed: of what is generated.
+    """
+
+    train_rows: int = Field(gt=0)
+    validation_rows: int = Field(gt=0)
+    seed: int = 0
+
+
+class DataSource(Section):
+    """Where the GLUE tables come from: exactly one of generated, path, hub.
+
+    Attributes:
+        name: for captions.
+        generated: tables made here.
+        path: a folder of ``<task>/<split>.parquet``.
+        hub: a hub id.
+        revision: of it, a commit hash.
+        train_rows: take the first so many of a split.
+        validation_rows: as ``train_rows``.
+        held_out: the last so many rows of the training table stand in for the validation split and
+            are not trained on: settings are chosen there, never on the split that is reported.
+    """
+
+    name: str
+    generated: GeneratedData | None = None
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    train_rows: int | None = Field(default=None, gt=0)
+    validation_rows: int | None = Field(default=None, gt=0)
+    held_out: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSource:
+        exactly_one(self, ("generated", "path", "hub"))
+        pinned(self.hub, self.revision)
+        return self
+
+
+class Training(Section):
+    """The training loop's settings, shared by all methods of a tier.
+
+    Attributes:
+        epochs: passes over the training rows.
+        batch_size: examples of a step.
+        eval_batch_size: examples of an evaluation batch; of the machine, it retrains nothing.
+        max_length: tokens; longer texts are cut.
+        schedule: of the learning rate.
+        weight_decay: of what Trainer decays (not norms and biases), never of gates.
+        precision: autocast to bfloat16, or not; parameters and optimizer state stay float32.
+        group_by_length: make batches of texts of like length.
+        epochs_by_task: other numbers of epochs, by task.
+    """
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    eval_batch_size: int = Field(default=64, gt=0)
+    max_length: int = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(default=0.0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    group_by_length: bool = True
+    epochs_by_task: dict[str, int] = Field(default_factory=dict)
+
+    def epochs_of(self, task: str) -> int:
+        """The number of epochs for a task."""
+        return self.epochs_by_task.get(task, self.epochs)
+
+
+class NetworkLook(Section):
+    """Where the theory is measured on the tier's encoder, along the training of gates and of LoRA.
+
+    Attributes:
+        task: one of the tier's; its first where None.
+        steps: of training, for each of the two.
+        looks: points of it at which gradient and extreme eigenvalues are measured, both ends
+            included.
+        rows: training rows in the loss that is looked at.
+        target: sparsity that the gates aim at.
+        rank: of the low-rank factors.
+        learning_rate: of head and low-rank factors.
+        gate_learning_rate: of gates.
+    """
+
+    task: str | None = None
+    steps: int = Field(default=200, gt=0)
+    looks: int = Field(default=3, ge=2)
+    rows: int = Field(default=8, gt=0)
+    target: float = Field(default=0.2, ge=0, lt=0.84)
+    rank: int = Field(default=8, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    gate_learning_rate: float = Field(default=2e-3, gt=0)
+
+
+class Theory(Section):
+    """The checks of the package ``theory``: how many random problems, how long a descent.
+
+    Attributes:
+        problems: of each family in a check of a law.
+        trials: of each family where gates are compared with LoRA.
+        limit: steps of that comparison's descents at most.
+        runs: of stochastic descent.
+        steps: of stochastic descent at most.
+        samples: of Monte-Carlo means.
+        gate_steps: of training single gates under a penalty.
+        seed: of all random problems.
+        network: see :class:`NetworkLook`.
+    """
+
+    problems: int = Field(default=8, ge=1)
+    trials: int = Field(default=200, ge=2)
+    limit: int = Field(default=1000, ge=10)
+    runs: int = Field(default=64, ge=8)
+    steps: int = Field(default=10_000, ge=1000)
+    samples: int = Field(default=200_000, ge=1000)
+    gate_steps: int = Field(default=1500, ge=10)
+    seed: int = 0
+    network: NetworkLook = NetworkLook()
+
+
+class LlamaOnTask(Section):
+    """Fine-tuning of a Llama as a sequence classifier, by the same methods as the encoder.
+
+    Attributes:
+        model: a causal model; ``dense`` names a size of ``llama.pretraining``.
+        data: its tables; the tier's if None.
+        tasks: which of them.
+        training: as of the tier.
+        methods: as of the tier, resolved against the experiment files.
+    """
+
+    model: ModelSource
+    data: DataSource | None = None
+    tasks: list[str] = Field(min_length=1)
+    training: Training
+    methods: dict[str, Method] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names(self) -> LlamaOnTask:
+        check_names(self.tasks, self.methods)
+        for label, method in self.methods.items():
+            if method.start is not None or method.mask is not None:
+                raise ValueError(
+                    f"methods.{label}: distillation, continuation and masks are not offered for "
+                    "Llama"
+                )
+        return self
+
+
+class LlamaStudy(Section):
+    """The three experiments on Llama; those that are left out are not run.
+
+    Attributes:
+        description: of models and data, for captions.
+        text: plain text for the two experiments without a task.
+        pretraining: training from random weights, dense and with gates.
+        posttraining: gates on a pretrained model, next-token loss.
+        on_task: see :class:`LlamaOnTask`.
+        step_benchmark: batch, length and rounds of the benchmark of training steps.
+    """
+
+    description: str
+    text: TextSource
+    pretraining: LlamaPretraining | None = None
+    posttraining: LlamaPosttraining | None = None
+    on_task: LlamaOnTask | None = None
+    step_benchmark: StepBenchmark
+
+    @model_validator(mode="after")
+    def _dense_models(self) -> LlamaStudy:
+        sizes = list(self.pretraining.sizes) if self.pretraining else []
+        wanted = [m.dense for m in self.posttraining.models.values()] if self.posttraining else []
+        wanted += [self.on_task.model.dense] if self.on_task else []
+        check_dense(wanted, sizes)
+        return self
+
+
+class Tier(Section):
+    """A complete configuration; ``methods`` is resolved against the experiment files.
+
+    Attributes:
+        tier: its name.
+        description: of models and data, for captions.
+        results: folder that everything is written to: of this repository, or an absolute path.
+        seeds: each method runs with each.
+        runs_per_process: ``task``: all runs of a task share a process, for tiny ones; ``run``: each
+            has its own.
+        threads: CPU threads of a run.
+        gpus: what a training process asks of a cluster's scheduler; of a run on plain text, every
+            one of its ``processes`` does.
+        model: see :class:`ModelSource`.
+        data: see :class:`DataSource`.
+        tasks: of GLUE, in the order of the tables.
+        training: see :class:`Training`.
+        methods: by label, in the order of the tables; see :class:`Method`.
+        step_benchmark: see :class:`StepBenchmark`; None: no such table.
+        inference_benchmarks: see :class:`InferenceBenchmark`; empty: no such tables.
+        theory: see :class:`Theory`; None: the theory is left out.
+        llama: see :class:`LlamaStudy`; None: none of these experiments.
+        studies: see :class:`finegates.suite.config.studies.Studies`; None: no studies.
+    """
+
+    tier: str
+    description: str
+    results: str
+    seeds: list[Count] = Field(min_length=1)
+    runs_per_process: Literal["task", "run"]
+    threads: int = Field(gt=0)
+    gpus: int = Field(default=0, ge=0)
+    model: ModelSource
+    data: DataSource
+    tasks: list[str] = Field(min_length=1)
+    training: Training
+    methods: dict[str, Method] = Field(min_length=1)
+    step_benchmark: StepBenchmark | None = None
+    inference_benchmarks: list[InferenceBenchmark] = Field(default_factory=list)
+    theory: Theory | None = Theory()
+    llama: LlamaStudy | None = None
+    studies: Studies | None = None
+
+    @model_validator(mode="after")
+    def _names(self) -> Tier:
+        check_label(self.tier, "tier")
+        labels = [shape.label for shape in self.inference_benchmarks]
+        for shape, label in zip(self.inference_benchmarks, labels, strict=True):
+            if labels.count(label) > 1:
+                raise ValueError(f"inference_benchmarks: two shapes are named like {shape.name!r}")
+        check_results(self.results)
+        check_names([*self.tasks], self.methods)
+        pretraining = self.llama.pretraining if self.llama else None
+        check_dense([self.model.dense], list(pretraining.sizes) if pretraining else [])
+        looked_at = self.theory.network.task if self.theory else None
+        for task in [*self.training.epochs_by_task, *([looked_at] if looked_at else [])]:
+            if task not in TASKS:
+                raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("tasks and seeds must not repeat")
+        if self.studies is not None:
+            self.studies.check(self.tasks, self.methods)
+        own = self.llama.on_task.data if self.llama and self.llama.on_task else None
+        if own and own.generated and own.generated != (self.data.generated or own.generated):
+            raise ValueError(
+                "llama.on_task.data.generated: the tier generates tables of other sizes into the "
+                "same folder; leave data out to take the tier's"
+            )
+        return self
+
+    @property
+    def generated(self) -> GeneratedData | None:
+        """The sizes of the tables that are generated for the tier or its Llama, if any are."""
+        own = self.llama.on_task.data if self.llama and self.llama.on_task else None
+        return self.data.generated or (own.generated if own else None)
+
+    @property
+    def all_methods(self) -> dict[str, Method]:
+        """The methods of the main table and those of the studies, by label."""
+        return self.methods | (self.studies.methods if self.studies else {})
+
+    @property
+    def study_methods(self) -> list[str]:
+        """The labels of what the studies compare, a method after those that it needs."""
+        return [label for label in self.all_methods if self.studies and label in self.studies.named]
+
+    @property
+    def kept(self) -> list[str]:
+        """The labels of the methods whose runs leave a file with what they trained: others start
+        from it, or it is timed, or put into a shared encoder."""
+        wanted = {method.start for method in self.all_methods.values()}
+        if self.studies is not None:
+            wanted |= {*self.studies.timed, *self.studies.shared}
+        return [label for label in self.all_methods if label in wanted]
+
+
+def check_dense(wanted: list[str | None], sizes: list[str]) -> None:
+    """Raises ValueError for a dense model of no known size."""
+    for size in wanted:
+        if size is not None and size not in sizes:
+            raise ValueError(
+                f"dense: {size!r} is no size of llama.pretraining{nearest(size, sizes)}"
+            )

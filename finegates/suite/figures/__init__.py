@@ -1,0 +1,22 @@
+"""Figures of a study: score against realised sparsity, gate values over training, inference time,
+what a smaller study compares.
+
+A figure is drawn from a frame alone, and that frame is written as CSV beside it. The same frame
+gives the same bytes of SVG, PDF and PNG (same version of Matplotlib).
+"""
+
+from finegates.suite.figures.gates import draw_gate_histograms, gate_histogram_frame
+from finegates.suite.figures.study import draw_study
+from finegates.suite.figures.style import save_figure
+from finegates.suite.figures.timing import draw_inference
+from finegates.suite.figures.tradeoff import draw_tradeoff, tradeoff_frame
+
+__all__ = [
+    "draw_gate_histograms",
+    "draw_inference",
+    "draw_study",
+    "draw_tradeoff",
+    "gate_histogram_frame",
+    "save_figure",
+    "tradeoff_frame",
+]

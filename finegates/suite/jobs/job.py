@@ -1,0 +1,95 @@
+"""What every job of the workflow shares: its log, clear failures, the lock of its run, the seals of
+what it reads and writes, its start-up time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from finegates.files import remove_fragments
+from finegates.suite.jobs.lock import at_work
+from finegates.suite.jobs.seals import break_seal, check_seal, seal
+
+
+@contextmanager
+def running(job: Any, *, sealed: bool = True) -> Iterator[None]:
+    """A job of the workflow: as :func:`job_log`, on inputs that are as their jobs wrote them, under
+    the lock of its run; its outputs are sealed at the end.
+
+    Args:
+        job: what Snakemake hands to a script.
+        sealed: whether the outputs are; copies for others are not.
+    """
+    # NumPy's products round by the number of threads; Snakemake's is that of the cores at hand.
+    # torch is told the tier's number, which records name.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    with job_log(job.log[0]), at_work():
+        for path in job.input:
+            check_seal(path)
+        for path in job.output:
+            break_seal(path)
+            remove_fragments(path)
+        yield
+        for path in job.output if sealed else ():
+            seal(path)
+
+
+@contextmanager
+def job_log(path: str | Path) -> Iterator[None]:
+    """Sends standard output and error, warnings and progress to a log file.
+
+    A failure leaves its traceback in the log and one line on the original standard error, then ends
+    the process with status 1.
+    """
+    path = Path(path)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    # Descriptors, not sys.stdout: compiled libraries write to the former.
+    saved = os.dup(1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        yield
+    except Exception as error:
+        with suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
+        line = f"error: {type(error).__name__}: {error}{_remedy(error, path)} (log: {path})\n"
+        os.write(terminal, line.encode())
+        sys.exit(1)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os.dup2(saved, 1)
+        os.dup2(terminal, 2)
+        os.close(saved)
+        os.close(terminal)
+
+
+def _remedy(error: Exception, log: Path) -> str:
+    """What to do about a full disk, which libraries report in many ways, or not at all."""
+    place = next(folder for folder in log.parents if folder.is_dir())
+    reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    if any(reason in str(error) for reason in reasons) or shutil.disk_usage(place).free < 1 << 16:
+        return f"; the disk of {place} is full: free some space and run again"
+    return ""
+
+
+def seconds_since_start() -> float:
+    """Wall seconds since this process was started, its imports so far included."""
+    import psutil
+
+    # A clock that is set back in between must not give a negative time.
+    return max(0.0, time.time() - psutil.Process().create_time())

@@ -1,0 +1,168 @@
+"""Digests of the source code behind a result.
+
+Snakemake reruns a job when its script changes, but does not see edits to modules that the script
+imports. A rule therefore takes the digest of its modules as a parameter. As every job reads the
+rules anew, what was found in a file is kept beside what Snakemake keeps, under the file's content.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from finegates.files import write_text
+from finegates.suite.paths import ROOT
+
+MEMORY = ".snakemake/finegates/syntax.json"
+"""Where the findings are kept, relative to the root: [digest, imported names, names for type
+checkers] by digest of the content and of the Python that read it. A missing or damaged file is
+written again."""
+
+_FORMAT = b"2"
+
+_FOR_TYPES = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+_Findings = tuple[str, list[str], list[str]]
+
+_MOST = 1000  # findings in the file: several times as many as there are modules
+
+
+def code_digest(*files: str | Path) -> str:
+    """Digest of Python files and of everything that they import from this repository.
+
+    Comments, docstrings and layout do not count: the digest is over syntax trees. Imports for type
+    checkers alone (``if TYPE_CHECKING:``) do not run and do not count, either.
+
+    Args:
+        files: paths relative to the repository's root.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+    """
+    pending = [ROOT / file for file in files]
+    seen: set[Path] = set()
+    known = _remembered(ROOT)
+    before = len(known)
+    while pending:
+        path = pending.pop()
+        if path not in seen:
+            seen.add(path)
+            pending += _analysed(path)[1]
+    if len(known) > before:
+        _remember(ROOT, known)
+    digest = hashlib.sha256()
+    for path in sorted(seen):
+        digest.update(str(path.relative_to(ROOT)).encode())
+        digest.update(_analysed(path)[0])
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _analysed(path: Path) -> tuple[bytes, tuple[Path, ...]]:
+    """Digest of a file's syntax tree without docstrings, and the repository files it imports."""
+    digest, names, _ = _findings(path)
+    found = {file for name in names for file in (*_module_files(name), *_lazy_files(name))}
+    return bytes.fromhex(digest), tuple(sorted(found - {path}))
+
+
+def _findings(path: Path) -> _Findings:
+    """As :func:`_parsed`, of a file that this or an earlier process may have parsed."""
+    content = path.read_bytes()
+    key = hashlib.sha256(_FORMAT + sys.version.encode() + b"\0" + content).hexdigest()
+    known = _remembered(ROOT)
+    if key not in known:
+        known[key] = _parsed(content, path)
+    return known[key]
+
+
+def _parsed(content: bytes, path: Path) -> _Findings:
+    """Digest of the syntax tree without docstrings and without what is for type checkers, the names
+    of what is imported, and those of what is imported for type checkers."""
+    tree = ast.parse(content, filename=str(path))
+    typed: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _FOR_TYPES:
+            typed += _imported(node.body)
+            node.body = []
+        elif isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) and (ast.get_docstring(node, clean=False) is not None):
+            del node.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), _imported([tree]), typed
+
+
+def _imported(nodes: Sequence[ast.AST]) -> list[str]:
+    """The names of this repository that are imported at any depth; a package as a whole is named
+    with a star."""
+    names: set[str] = set()
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+            names.update(f"{alias.name}.*" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return sorted(name for name in names if name.partition(".")[0] in ("finegates", "theory"))
+
+
+@cache
+def _lazy_files(name: str) -> frozenset[Path]:
+    """The files of what a package loads on first use, which it imports for type checkers.
+
+    Args:
+        name: of the package and of what is taken from it, or a star for all.
+    """
+    package, _, taken = name.rpartition(".")
+    home = ROOT.joinpath(*package.split("."), "__init__.py")
+    if not package or not home.is_file():
+        return frozenset()
+    if b"def __getattr__" not in home.read_bytes():
+        return frozenset()
+    typed = _findings(home)[2]
+    return frozenset(
+        file
+        for full in typed
+        if taken == "*" or full.rpartition(".")[2] == taken
+        for file in _module_files(full)
+    )
+
+
+@cache
+def _remembered(root: Path) -> dict[str, _Findings]:
+    """What earlier processes found, to be added to; empty if there is nothing to be read."""
+    try:
+        stored = json.loads((root / MEMORY).read_text(encoding="utf-8"))
+        return {
+            str(key): (bytes.fromhex(digest).hex(), [*map(str, names)], [*map(str, typed)])
+            for key, (digest, names, typed) in stored.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _remember(root: Path, known: dict[str, _Findings]) -> None:
+    newest = dict(list(known.items())[-_MOST:])
+    try:
+        (root / MEMORY).parent.mkdir(parents=True, exist_ok=True)
+        write_text(root / MEMORY, json.dumps(newest))
+    except OSError:
+        pass  # a read-only checkout: each process looks for itself
+
+
+@cache
+def _module_files(name: str) -> frozenset[Path]:
+    """A module's file and the packages above it; empty for names that are no modules of ours."""
+    parts = name.split(".")
+    if parts[0] not in ("finegates", "theory"):
+        return frozenset()
+    bases = [ROOT.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+    files = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
+    return frozenset(file for file in files if file.is_file())

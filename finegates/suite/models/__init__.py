@@ -1,0 +1,1 @@
+"""The models that runs begin with: pretrained, or made here."""

@@ -1,0 +1,105 @@
+"""Pretrained configurations, models and tokenizers: loaded as data, never as code.
+
+A folder or a hub entry may come with Python files, or with weights as pickle, which is code too.
+transformers asks at the terminal whether to run the former, and takes the latter where there is no
+safetensors file. Here both are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finegates.files import parse_json
+
+
+class ModelError(ValueError):
+    """A pretrained model that cannot be had; the message names it and the remedy."""
+
+
+def load_pretrained(
+    auto_class: Any, where: str | Path, name: str, *, from_hub: bool = False, **settings: Any
+) -> Any:
+    """``auto_class.from_pretrained(where, **settings)``, with nothing of it run.
+
+    Args:
+        auto_class: an auto-class of transformers.
+        where: a folder, or a hub id.
+        name: of the model, for messages.
+        from_hub: which of the two.
+        settings: as of ``from_pretrained``; ``revision`` for a hub id.
+
+    Raises:
+        ModelError: not there, no network, not what the class loads, weights as pickle only, or it
+            asks for code of its own.
+    """
+    if not from_hub and not Path(where).is_dir():
+        # transformers would take its name for a hub id, with no pinned revision.
+        raise ModelError(
+            f"cannot load model {name!r} from {where} (no such folder); check the folder"
+        )
+    if from_hub and Path(where).exists():
+        raise ModelError(
+            f"model {name!r}: {where} is a hub id, but a folder of that name lies here and would "
+            "be taken for it; move it, or set path to it in place of hub and revision"
+        )
+    try:
+        _check_stays(Path(where))
+        _check_asks_for_no_code(where, name, settings.get("revision"))
+        if hasattr(auto_class, "from_config"):  # a model: the others have no weights
+            settings["use_safetensors"] = True
+        return auto_class.from_pretrained(where, trust_remote_code=False, **settings)
+    except ModelError:
+        raise
+    except Exception as error:  # any file may come as config.json; say which folder it was
+        remedy = (
+            "check the network, or download it elsewhere and set path to the folder"
+            if from_hub
+            else "check the folder; weights are read from .safetensors files only"
+        )
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"cannot load model {name!r} from {where} ({reason}); {remedy}") from error
+
+
+def _check_stays(folder: Path) -> None:
+    """Raises ValueError where an index of weights names files outside its folder."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    for file in parse_json(index.read_text(encoding="utf-8"))["weight_map"].values():
+        if Path(file).name != file:
+            raise ValueError(f"{index.name} names {file!r}, which is not a file of its folder")
+
+
+def _check_asks_for_no_code(where: str | Path, name: str, revision: str | None) -> None:
+    from transformers import PretrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    from finegates.formats.bounds import check_numbers
+
+    described, _ = PretrainedConfig.get_config_dict(where, revision=revision)
+    check_numbers(described)
+    tokenizer = get_tokenizer_config(where, revision=revision)
+    for file, values in (("config.json", described), ("tokenizer_config.json", tokenizer)):
+        for key in _asking(values):
+            raise ModelError(
+                f"model {name!r} from {where}: {file} asks for code of its own ({key!r}), which "
+                "is never run; take a model that transformers has a class for, or delete the key "
+                "if its class computes the same"
+            )
+
+
+def _asking(values: Any) -> list[str]:
+    """The keys, at any depth, by which a configuration asks for code from elsewhere."""
+    if isinstance(values, list):
+        return [key for value in values for key in _asking(value)]
+    if not isinstance(values, dict):
+        return []
+    found = [key for key in ("auto_map", "custom_pipelines") if values.get(key)]
+    # An attention function with a slash in its name is a repository of compiled code.
+    found += [
+        key
+        for key, value in values.items()
+        if key.endswith("_implementation") and isinstance(value, str) and "/" in value
+    ]
+    return found + [key for value in values.values() for key in _asking(value)]

@@ -1,0 +1,53 @@
+"""Keeps the tables quoted in README.md and theory/README.md equal to the published files.
+
+Run ``python -m finegates.suite.readme`` after publishing.
+
+A quoted file stands between ``<!-- begin PATH -->`` and ``<!-- end PATH -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from finegates.files import write_text
+from finegates.suite.paths import ROOT
+
+QUOTING = ("README.md", "theory/README.md")
+"""The files that quote, relative to the repository."""
+
+_QUOTE = re.compile(r"<!-- begin (?P<path>\S+) -->\n.*?<!-- end (?P=path) -->", re.DOTALL)
+
+
+def with_quotes(text: str, root: Path) -> str:
+    """The text with every quoted file's present content.
+
+    Raises:
+        FileNotFoundError: a quoted file does not exist.
+    """
+
+    def quote(match: re.Match[str]) -> str:
+        path = match["path"]
+        content = (root / path).read_text(encoding="utf-8").strip()
+        return f"<!-- begin {path} -->\n{content}\n<!-- end {path} -->"
+
+    return _QUOTE.sub(quote, text)
+
+
+def quoted_files(text: str) -> list[str]:
+    """Paths of the files that the text quotes."""
+    return [match["path"] for match in _QUOTE.finditer(text)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, which takes no arguments; returns the exit status."""
+    argparse.ArgumentParser(description="Bring quoted tables up to date.").parse_args(arguments)
+    for name in QUOTING:
+        write_text(ROOT / name, with_quotes((ROOT / name).read_text(encoding="utf-8"), ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

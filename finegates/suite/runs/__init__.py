@@ -1,0 +1,1 @@
+"""Training runs, and the record that each of them writes."""

@@ -1,0 +1,417 @@
+"""One run: fine-tune a model on a task by a method, evaluate, shrink, and say so in a record."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+
+from finegates.budget import macs
+from finegates.compaction import compact
+from finegates.files import whole_file
+from finegates.formats.task import load_task, save_task
+from finegates.gates.attachment import attach, attach_fixed, hold_gates
+from finegates.gates.config import GateConfig
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.monitor import closed_counts
+from finegates.lora import add_lora
+from finegates.one_shot import magnitude_gates
+from finegates.seeds import derive_seed, seed_everything
+from finegates.suite.baselines.two_of_four import (
+    MaskSchedule,
+    attach_masks,
+    fold_masks,
+    zero_fraction,
+)
+from finegates.suite.config.methods import Method
+from finegates.suite.config.tasks import task_named
+from finegates.suite.config.tier import Tier
+from finegates.suite.models.sources import (
+    describe_data,
+    describe_model,
+    load_classifier,
+    load_tokenizer,
+    read_table,
+)
+from finegates.suite.runs.machine import code_version, hardware, package_versions, peak_memory_mib
+from finegates.suite.runs.metrics import GlueMetric, predictions_from_logits, score
+from finegates.suite.runs.record import CompactResult, Epoch, GateSummary, Record, budget_entry
+from finegates.suite.runs.step_timer import StepTimer
+from finegates.training.distillation import Distillation, with_teacher
+from finegates.training.trainer import GateTrainer
+
+# Tables name MACs at this shape, so that runs on tasks of different lengths compare.
+MACS_BATCH, MACS_LENGTH = 1, 128
+
+
+class TaskData:
+    """A task's splits, tokenized once for all runs on it.
+
+    Attributes:
+        task: GLUE's name.
+        train: rows of token ids and label, in the source's order.
+        validation: the same, longest first, so that evaluation batches hold little padding.
+        labels: of the validation rows, in their order.
+        rows: rows used, by split.
+    """
+
+    def __init__(self, tier: Tier, task: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.task = task
+        self.tokenizer = tokenizer
+        self.train = self._encode(tier, "train")
+        self.validation = sorted(
+            self._encode(tier, "validation"), key=lambda row: -len(row["input_ids"])
+        )
+        self.labels = np.asarray([row["labels"] for row in self.validation])
+        self.rows = {"train": len(self.train), "validation": len(self.validation)}
+
+    def _encode(self, tier: Tier, split: str) -> list[dict[str, Any]]:
+        table = read_table(tier, self.task, split).to_pydict()
+        texts = [table[column] for column in task_named(self.task).columns]
+        encoded = self.tokenizer(*texts, truncation=True, max_length=tier.training.max_length)
+        keys = list(encoded)
+        return [
+            {**{key: encoded[key][i] for key in keys}, "labels": label}
+            for i, label in enumerate(table["label"])
+        ]
+
+
+def finetune(
+    tier: Tier,
+    data: TaskData,
+    label: str,
+    seed: int,
+    *,
+    matched: Record | None = None,
+    start: str | Path | None = None,
+    keep: str | Path | None = None,
+    root: Path = Path(),
+    code_digest: str | None = None,
+    startup_s: float = 0.0,
+    progress: bool = True,
+) -> Record:
+    """Runs one method on one task with one seed.
+
+    Data order, dropout, noise and initial weights derive from the names of task, method and seed;
+    the head starts the same for every method, so that methods compare in pairs.
+
+    Args:
+        tier: configuration.
+        data: the task's splits.
+        label: the method's label in ``tier.all_methods``.
+        seed: one of ``tier.seeds``.
+        matched: the record that the method matches: a magnitude method its closed rows and columns,
+            one with shared gates its MACs.
+        start: what an earlier run kept: the weights of a teacher, or the gates to go on with.
+        keep: where to write what was trained (safetensors), see :func:`write_trained`.
+        root: the repository, for the commit in the record.
+        code_digest: digest of the source files behind the run, for the record.
+        startup_s: start-up time of the process that is this run's share, seconds.
+        progress: show a progress bar.
+
+    Raises:
+        NonFiniteLossError: the loss became NaN or infinite.
+        ValueError: a method that matches without ``matched``, or needs a ``start`` without one.
+    """
+    began = time.perf_counter()
+    code = code_version(root)  # now: the checkout may move on while the run trains
+    method = with_target(tier.all_methods[label], matched)
+    if method.start is not None and start is None:
+        raise ValueError(f"this method needs what the run of {method.start!r} kept")
+    seeds = {
+        "init": derive_seed(data.task, seed, "init"),
+        "method": derive_seed(data.task, seed, label, "method"),
+        "train": derive_seed(data.task, seed, "train"),
+    }
+    torch.set_num_threads(tier.threads)
+    pretrained = load_classifier(tier, data.task, seeds["init"], method.init)
+    described = describe_model(tier, pretrained)
+    train_rows: Sequence[Mapping[str, Any]] = data.train
+    distillation = None
+    if method.distillation is not None:
+        assert start is not None
+        load_model(pretrained, start)
+        with torch.autocast("cpu", torch.bfloat16, enabled=_in_bfloat16(tier, method)):
+            train_rows = with_teacher(data.train, predict(pretrained, data.tokenizer, data.train))
+        distillation = Distillation(method.distillation.weight, method.distillation.temperature)
+    seed_everything(seeds["method"])
+    earlier = start if method.continues is not None else None
+    model = prepare(pretrained, method, seeds["method"], matched, earlier)
+    # Now: gates that were hardened are not trained to the end.
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    metric = GlueMetric(data.task)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        logits, labels = (
+            np.asarray(given[0] if isinstance(given, tuple) else given)
+            for given in (prediction.predictions, prediction.label_ids)
+        )
+        return _metrics(data.task, metric, logits, labels)
+
+    timer = StepTimer()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GateTrainer(
+            model=model,
+            args=_training_arguments(tier, data.task, method, seeds["train"], folder, progress),
+            train_dataset=train_rows,
+            eval_dataset=data.validation,
+            data_collator=DataCollatorWithPadding(data.tokenizer),
+            processing_class=data.tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=[timer, *([MaskSchedule(model)] if method.mask else [])],
+            learning_rates=_learning_rates(method),
+            distillation=distillation,
+            expect_gates=method.gates is not None,
+        )
+        train_start = time.perf_counter()
+        trainer.train()
+        train_s = time.perf_counter() - train_start
+
+    # Without the trainer's autocast: in float32, gated and compact differ by compaction alone.
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    epochs = _epochs(data.task, trainer)
+    if keep is not None:
+        write_trained(model, keep, whole=method.trains_all)
+    if method.mask is not None:
+        fold_masks(model)
+    counted = budget_entry(model, trainable, MACS_BATCH, MACS_LENGTH)
+    if method.mask is not None:
+        counted["masked_fraction"] = zero_fraction(model)
+    shrunk = None
+    if gated_layers(model):
+        small = compact(model)
+        logits = predict(small, data.tokenizer, data.validation)
+        difference = logits - predict(model, data.tokenizer, data.validation)
+        shrunk = CompactResult(
+            score=score(data.task, _metrics(data.task, metric, logits.numpy(), data.labels)),
+            max_abs_logit_difference=float(difference.abs().max()),
+            parameters=sum(p.numel() for p in small.parameters()),
+            encoder_macs=macs(small, MACS_BATCH, MACS_LENGTH).total,
+        )
+    return Record(
+        tier=tier.tier,
+        task=data.task,
+        method=label,
+        seed=seed,
+        config={
+            **method.model_dump(mode="json"),
+            "training": {
+                **tier.training.model_dump(),
+                "epochs": tier.training.epochs_of(data.task),
+            },
+            "tier_description": tier.description,
+        },
+        seeds=seeds,
+        code={**code, "digest": code_digest},
+        model=described,
+        data=describe_data(tier, data.task, data.rows),
+        versions=package_versions(),
+        hardware=hardware(tier.threads),
+        epochs=epochs,
+        last=epochs[-1],
+        best=max(epochs, key=lambda epoch: epoch.score),
+        budget=counted,
+        realised_sparsity=counted["realised_sparsity"],
+        closed=closed_counts(model),  # type: ignore[arg-type]
+        compact=shrunk,
+        timing={
+            "wall_s": time.perf_counter() - began,
+            "train_s": train_s,
+            "startup_s": startup_s,
+            "step_ms": 1e3 * timer.median(),
+            "peak_memory_mib": peak_memory_mib(),
+        },
+    )
+
+
+def with_target(method: Method, matched: Record | None) -> Method:
+    """The method with the target that its shared gates take from the record of another run: the
+    fraction of the MACs that this run removed.
+
+    Raises:
+        ValueError: the method matches another one, and there is no record.
+    """
+    if method.matched is None:
+        return method
+    if matched is None:
+        raise ValueError(f"this method needs the record of {method.matched!r}")
+    if method.gates is None:
+        return method
+    kept = matched.budget["macs"]
+    target = 1 - kept["kept"] / kept["dense"]
+    gates = method.gates.model_copy(update={"target": target})
+    return method.model_copy(update={"gates": gates})
+
+
+def prepare(
+    model: nn.Module,
+    method: Method,
+    seed: int,
+    matched: Record | None = None,
+    earlier: str | Path | None = None,
+) -> nn.Module:
+    """Gives a pretrained classifier what a method trains: low-rank factors, gates, masks, pruning.
+
+    Args:
+        model: the classifier.
+        method: see there.
+        seed: of the gates' initial latents.
+        matched: the record that magnitude pruning matches.
+        earlier: what the run that is continued kept (:func:`write_trained`).
+    """
+    if method.lora is not None:
+        model = add_lora(model, method.lora.rank, method.lora.alpha, method.lora.dropout)
+    if method.gates is not None:
+        settings = method.gates.model_dump(exclude={"match"})
+        if earlier is not None:
+            settings["train_weights"] = False  # as in the run that is continued
+        attach(model, GateConfig(**settings, seed=seed))
+    if earlier is not None:
+        load_task(model, earlier)
+        if method.continues is not None and method.continues.hold:
+            hold_gates(model)
+        if method.trains_all:
+            model.requires_grad_(True)
+    if method.mask is not None:
+        attach_masks(model, method.mask.scale)
+    if method.magnitude is not None:
+        assert matched is not None, "finetune has asked for it"
+        counts = {name: closed.model_dump() for name, closed in matched.closed.items()}
+        attach_fixed(model, magnitude_gates(model, counts))  # type: ignore[arg-type]
+    return model
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Evaluation logits (rows, outputs) of a classifier, float32 on the CPU, in the rows' order."""
+    model.eval()
+    device = next(model.parameters()).device
+    collate = DataCollatorWithPadding(tokenizer)
+    # By length, so that batches hold little padding.
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
+    collected = []
+    for start in range(0, len(rows), batch_size):
+        batch = collate([dict(rows[place]) for place in order[start : start + batch_size]])
+        inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+        collected.append(model(**inputs).logits.float().cpu())
+    return torch.cat(collected)[torch.tensor(order).argsort()]
+
+
+def write_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
+    """Writes what a run trained (safetensors), whole or not at all.
+
+    Args:
+        model: after training.
+        path: of the file.
+        whole: every weight was trained and is written; else the encoder is frozen, and what belongs
+            to the task is (``finegates.save_task``).
+    """
+    if not whole:
+        save_task(model, path)
+        return
+    with whole_file(path) as aside:
+        save_model(model, str(aside))
+
+
+def read_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
+    """Puts what :func:`write_trained` wrote into a model that was prepared in the same way."""
+    if whole:
+        load_model(model, path)
+    else:
+        load_task(model, path)
+
+
+def _training_arguments(
+    tier: Tier, task: str, method: Method, seed: int, folder: str, progress: bool
+) -> TrainingArguments:
+    training = tier.training
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=training.epochs_of(task),
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.eval_batch_size,
+        learning_rate=method.learning_rate,
+        weight_decay=training.weight_decay,
+        lr_scheduler_type=method.schedule or training.schedule,
+        # The protocol names no clipping; Trainer's default would clip the penalty's gradient.
+        max_grad_norm=0.0,
+        bf16=_in_bfloat16(tier, method),
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="group_by_length" if training.group_by_length else "random",
+        seed=seed,
+        data_seed=seed,
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=not progress,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+        # Rows hold what the model reads, and at times a teacher's logits.
+        remove_unused_columns=False,
+    )
+
+
+def _in_bfloat16(tier: Tier, method: Method) -> bool:
+    return (method.precision or tier.training.precision) == "bfloat16"
+
+
+def _learning_rates(method: Method) -> dict[str, float]:
+    rates = {"gates": method.gate_learning_rate, "head": method.head_learning_rate}
+    return {group: rate for group, rate in rates.items() if rate is not None}
+
+
+def _metrics(
+    task: str, metric: GlueMetric, logits: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    predictions = predictions_from_logits(task, logits)
+    computed = metric.compute(predictions=predictions, references=labels)
+    assert computed is not None
+    return {name: float(value) for name, value in computed.items()}
+
+
+def _epochs(task: str, trainer: GateTrainer) -> list[Epoch]:
+    """The evaluations of a finished training, one an epoch, with the gates' summaries."""
+    summaries = {round(s["epoch"]): s for s in trainer.gate_history}
+    losses: dict[int, float] = {}
+    epochs = []
+    for entry in trainer.state.log_history:
+        number = round(entry.get("epoch", 0))
+        if "loss" in entry:
+            losses[number] = float(entry["loss"])
+        if "eval_loss" not in entry:
+            continue
+        metrics = {name: float(entry[f"eval_{name}"]) for name in task_named(task).metrics}
+        summary = {k: v for k, v in summaries.get(number, {}).items() if k != "epoch"}
+        epochs.append(
+            Epoch(
+                epoch=number,
+                train_loss=losses[number],
+                metrics=metrics,
+                score=score(task, metrics),
+                gates=GateSummary(**summary) if summary else None,
+            )
+        )
+    return epochs
+
+
+__all__ = ["TaskData", "finetune", "load_tokenizer", "predict", "prepare"]

@@ -1,0 +1,36 @@
+"""The table of times of deployed models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from finegates.suite.config.tier import Tier
+from finegates.suite.tables.render import Table
+
+
+def times_table(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, Any]) -> Table:
+    """The measured times as a table; arguments as :func:`time_deployed` returns and takes them."""
+    assert tier.studies is not None
+    studies = tier.studies
+    cells = tuple(
+        (row["title"], f"{row['median_ms']:.2f}", f"{row['q25_ms']:.2f} to {row['q75_ms']:.2f}",
+         f"{100 * row['ratio_to_dense']:.1f}")
+        for row in frame.to_dict("records")
+    )  # fmt: skip
+    caption = (
+        f"Forward passes of what a run left to deploy, {studies.batch} × {studies.length} random "
+        f"tokens, float32, eager; medians of {studies.repeats} interleaved rounds on "
+        f"{machine['cpu']}, {machine['threads']} threads. Tier {tier.tier}: {tier.description}. "
+        "The models are small: a fixed part of the time does not shrink with the products."
+    )
+    return Table(
+        name="study-times",
+        title=f"Time of what is deployed (tier {tier.tier})",
+        caption=caption,
+        numbers=frame,
+        header=("Model", "Median (ms)", "Quartiles (ms)", "To dense (%)"),
+        cells=cells,
+    )

@@ -1,0 +1,75 @@
+"""Gates on a Llama without a task, after and during its pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from finegates.suite.runs.llama_record import CausalRecord
+from finegates.suite.tables.llama_captions import causal_caption, check_causal
+from finegates.suite.tables.llama_rows import (
+    COUNTS,
+    causal_row,
+    group_starts,
+    groups,
+    typed_frame,
+)
+from finegates.suite.tables.render import Table, number, percent
+
+if TYPE_CHECKING:
+    pass
+
+
+def posttraining_table(records: Sequence[CausalRecord]) -> Table:
+    """Held-out prediction against what was removed: gates, one-shot pruning, the dense model.
+
+    Args:
+        records: of one tier, of the experiment ``posttraining``, in the order of the rows.
+
+    Raises:
+        ValueError: no records, or of several tiers or experiments.
+    """
+    tier = check_causal(records, "posttraining")
+    rows = [causal_row(found) for found in groups(records)]
+    lead = (
+        "Held-out text is predicted token by token; nothing but gates is trained, embeddings and "
+        "(but where a method says so) lm_head are as they were. One-shot pruning closes in each "
+        "layer as many rows and columns as the gated run of the same target and is not trained. "
+        "Realised sparsity: gated weights in closed rows or columns; removed: weights that "
+        "compaction leaves out, of all parameters. At the start: perplexity with gates attached, "
+        "before training."
+    )
+    return Table(
+        name="llama-posttraining",
+        title=f"Posttraining without a task (tier {tier})",
+        caption=causal_caption(lead, records),
+        numbers=typed_frame(rows, COUNTS),
+        header=(
+            "Model, method",
+            "Target (%)",
+            "Realised (%)",
+            "Removed",
+            "of all (%)",
+            "MACs kept (%)",
+            "At the start",
+            "Perplexity",
+            "Bits/character",
+            "Seeds",
+        ),
+        cells=tuple(
+            (
+                f"{row['model']}, {row['title']}",
+                percent(row["target"]),
+                percent(row["realised_sparsity"]),
+                number(row["removed_weights"], 0),
+                percent(row["removed_of_all"]),
+                percent(row["macs_kept_fraction"]),
+                number(row["start_perplexity"], 3),
+                number(row["perplexity"], 3),
+                number(row["bits_per_character"], 4),
+                str(row["seeds"]),
+            )
+            for row in rows
+        ),
+        rule_before=group_starts([(row["name"], row["method"]) for row in rows]),
+    )

@@ -1,0 +1,131 @@
+"""The table and the curves of Llamas that are trained from the start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from finegates.suite.runs.llama_record import CausalRecord
+from finegates.suite.stats import mean
+from finegates.suite.tables.llama_captions import causal_caption, check_causal
+from finegates.suite.tables.llama_rows import COUNTS, causal_row, group_starts, groups, typed_frame
+from finegates.suite.tables.render import BLANK, Table, number, percent
+from finegates.suite.tables.runs import FRACTION_DECIMALS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def pretraining_table(records: Sequence[CausalRecord]) -> Table:
+    """Dense and gated training from the same start on the same tokens.
+
+    Args:
+        records: of one tier, of the experiment ``pretraining``, in the order of the rows.
+
+    Raises:
+        ValueError: no records, or of several tiers or experiments.
+    """
+    tier = check_causal(records, "pretraining")
+    dense = {(r.name, r.seed): r for r in records if r.method == "dense"}
+    rows = []
+    for found in groups(records):
+        row = causal_row(found)
+        reached = [tokens_to_reach(r, dense.get((r.name, r.seed))) for r in found]
+        known = [tokens for tokens in reached if tokens is not None]
+        # A mean over the seeds that got there would flatter those that did not.
+        row["tokens_to_dense_loss"] = round(mean(known)) if len(known) == len(reached) else None
+        row["tokens"] = found[0].curve[-1].tokens if found[0].curve else None
+        rows.append(row)
+    lead = (
+        "Trained from the same random weights on the same tokens in the same order. Extra "
+        "parameters: gates, relative to the dense model; they are folded away at the end. "
+        "Removed: weights that compaction leaves out. Tokens to the dense loss: seen at the first "
+        f"evaluation whose held-out loss is at most the dense run's final one; {BLANK} if none is."
+    )
+    return Table(
+        name="llama-pretraining",
+        title=f"Pretraining with gates (tier {tier})",
+        caption=causal_caption(lead, records),
+        numbers=typed_frame(rows, (*COUNTS, "tokens", "tokens_to_dense_loss")),
+        header=(
+            "Size, method",
+            "Target (%)",
+            "Realised (%)",
+            "Removed",
+            "of all (%)",
+            "MACs kept (%)",
+            "Extra (%)",
+            "Loss",
+            "Perplexity",
+            "Bits/character",
+            "Tokens",
+            "to dense loss",
+            "Seeds",
+        ),
+        cells=tuple(
+            (
+                f"{row['name']}, {row['title']}",
+                percent(row["target"]),
+                percent(row["realised_sparsity"]),
+                number(row["removed_weights"], 0),
+                percent(row["removed_of_all"]),
+                percent(row["macs_kept_fraction"]),
+                number(100 * row["extra_parameters_fraction"], 3),
+                number(row["loss"], 4),
+                number(row["perplexity"], 3),
+                number(row["bits_per_character"], 4),
+                number(row["tokens"], 0),
+                number(row["tokens_to_dense_loss"], 0),
+                str(row["seeds"]),
+            )
+            for row in rows
+        ),
+        rule_before=group_starts([row["name"] for row in rows]),
+    )
+
+
+def tokens_to_reach(record: CausalRecord, dense: CausalRecord | None) -> int | None:
+    """Tokens seen at the first evaluation with at most the dense run's final held-out loss.
+
+    None if there is none, or no dense run to compare with. The dense run's own answer is where it
+    first was as good as at its end.
+    """
+    if dense is None:
+        return None
+    losses = [p.held_out_loss for p in dense.curve if p.held_out_loss is not None]
+    if not losses:
+        return None
+    return next(
+        (
+            point.tokens
+            for point in record.curve
+            if point.held_out_loss is not None and point.held_out_loss <= losses[-1]
+        ),
+        None,
+    )
+
+
+def curve_table(records: Sequence[CausalRecord]) -> pd.DataFrame:
+    """Every point of every run's curve, one a row."""
+    import pandas as pd
+
+    rows = [
+        {
+            "tier": record.tier,
+            "name": record.name,
+            "method": record.method,
+            "title": record.title,
+            "target": record.target,
+            "seed": record.seed,
+            "gated_weights": record.budget["parameters"]["gated"],
+            **{
+                key: round(value, FRACTION_DECIMALS) + 0.0 if isinstance(value, float) else value
+                for key, value in point.model_dump().items()
+            },
+        }
+        for record in records
+        for point in record.curve
+    ]
+    frame = pd.DataFrame(rows)
+    whole = ("seed", "gated_weights", "step", "tokens", "removable_weights")
+    return frame.astype({name: "Int64" for name in whole}) if rows else frame

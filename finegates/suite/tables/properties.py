@@ -1,0 +1,139 @@
+"""The table of properties: LoRA, a learnable 2:4 mask and gates side by side, every cell measured.
+
+The paper ticks boxes; here each box is the number that decides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finegates.suite.runs.record import Record
+from finegates.suite.stats import mean
+from finegates.suite.tables.captions import table_caption
+from finegates.suite.tables.render import BLANK, Table, percent
+from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
+
+_LEAD = (
+    "The paper's table of properties as measurements. Trained: parameters that training changes, "
+    "of the model's, task head left out. Added: parameters that the deployed model has more (less, "
+    "where negative) than the dense one, in per cent. MACs and time: of the deployed model, "
+    "relative to the dense one. Zeros: weights of the gated layers that are zero after training, "
+    "and how many of these lie in whole rows and columns, which any hardware can leave out. While "
+    "training: zeros in rows and columns after the first epoch and after the last. Removing "
+    "afterwards: by how much a score changes when what is zero is removed, without further "
+    f"training or search. {BLANK} marks what does not apply."
+)
+
+
+def properties_table(
+    methods: Sequence[str],
+    records: Sequence[Record],
+    tasks: Sequence[str],
+    times: Mapping[str, float],
+) -> Table:
+    """One row for each method.
+
+    Args:
+        methods: labels, in the order of the rows.
+        records: of these methods.
+        tasks: of the records.
+        times: of what is deployed, relative to the dense model, by label.
+
+    Raises:
+        ValueError: see :func:`finegates.suite.tables.captions.check_study`; a method without
+        records.
+    """
+    import pandas as pd
+
+    rows = [_row(method, [r for r in records if r.method == method], times) for method in methods]
+    cells = tuple(
+        (
+            row["title"],
+            f"{row['score']:.1f}",
+            f"{100 * row['trained']:.2f}",
+            f"{100 * row['added']:+.1f}",
+            f"{100 * row['macs']:.1f}",
+            percent(row["time"]),
+            f"{100 * row['zeros']:.1f}",
+            percent(row["structured"], 0),
+            BLANK
+            if row["first_epoch"] is None
+            else f"{100 * row['first_epoch']:.1f} to {100 * row['last_epoch']:.1f}",
+            BLANK if row["change"] is None else f"{row['change']:+.2f}",
+        )
+        for row in rows
+    )
+    return Table(
+        name="properties",
+        title=f"Properties, measured (tier {records[0].tier})",
+        caption=table_caption(_LEAD, records, methods, tasks),
+        numbers=pd.DataFrame(rows),
+        header=(
+            "Method",
+            "Score",
+            "Trained (%)",
+            "Added (%)",
+            "MACs (%)",
+            "Time (%)",
+            "Zeros (%)",
+            "In rows, columns (%)",
+            "While training (%)",
+            "Removing afterwards",
+        ),
+        cells=cells,
+    )
+
+
+def _row(method: str, runs: Sequence[Record], times: Mapping[str, float]) -> dict[str, Any]:
+    if not runs:
+        raise ValueError(f"no records of {method!r}")
+    zeros = mean(map(_zeros, runs))
+    in_rows = mean(run.realised_sparsity for run in runs)
+    gated = [run for run in runs if run.last.gates is not None]
+    removed = [run.compact.score - run.last.score for run in runs if run.compact is not None]
+    row = {
+        "method": method,
+        "title": runs[0].config["title"],
+        "runs": len(runs),
+        "score": mean(run.last.score for run in runs),
+        "trained": mean(map(_trained, runs)),
+        "added": mean(map(_added, runs)),
+        "macs": mean(run.budget["macs"]["kept"] / run.budget["macs"]["dense"] for run in runs),
+        "time": times.get(method),
+        "zeros": zeros,
+        "structured": in_rows / zeros if zeros else None,
+        "first_epoch": _sparsity(gated, 0),
+        "last_epoch": _sparsity(gated, -1),
+        "change": mean(removed) if removed else None,
+    }
+    decimals = {"score": SCORE_DECIMALS, "change": SCORE_DECIMALS}
+    return {
+        key: round(value, decimals.get(key, FRACTION_DECIMALS)) + 0.0
+        if isinstance(value, float)
+        else value
+        for key, value in row.items()
+    }
+
+
+def _zeros(run: Record) -> float:
+    """Fraction of the weights of the layers that gates go on that are zero."""
+    masked: float | None = run.budget.get("masked_fraction")
+    return run.realised_sparsity if masked is None else masked
+
+
+def _trained(run: Record) -> float:
+    parameters = run.budget["parameters"]
+    return float((parameters["trainable"] - parameters["head"]) / parameters["all"])
+
+
+def _added(run: Record) -> float:
+    """Parameters of the deployed model less those of the dense one, relative to these."""
+    whole: int = run.budget["parameters"]["all"]
+    return (run.compact.parameters - whole) / whole if run.compact is not None else 0.0
+
+
+def _sparsity(runs: Sequence[Record], epoch: int) -> float | None:
+    found = [run.epochs[epoch].gates for run in runs]
+    known = [gates.realised_sparsity for gates in found if gates is not None]
+    return mean(known) if known else None

@@ -1,0 +1,134 @@
+"""Every run of a study as one row: the long table that the others are summaries of.
+
+Durations change from run to run, so they have a table of their own: the others keep the same bytes
+when the same study is run again on the same machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from finegates.suite.runs.record import Record
+from finegates.suite.tables.captions import check_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORE_DECIMALS = 4
+FRACTION_DECIMALS = 6
+
+INTEGERS = (
+    "seed",
+    "last_epoch",
+    "best_epoch",
+    "train_rows",
+    "validation_rows",
+    "parameters",
+    "encoder_parameters",
+    "gated_parameters",
+    "removed_weights",
+    "trainable_parameters",
+    "head_parameters",
+    "macs_batch",
+    "macs_length",
+    "encoder_macs_dense",
+    "encoder_macs_kept",
+    "compact_parameters",
+    "compact_encoder_macs",
+)
+
+
+def runs_table(
+    records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
+) -> pd.DataFrame:
+    """One row for every run, in the order of methods, tasks, seeds.
+
+    Scores are GLUE's times 100, sparsities and other fractions are in [0, 1], MACs are the
+    encoder's for ``macs_batch`` x ``macs_length`` tokens. ``best_*`` is the best epoch on the
+    reported split.
+
+    Raises:
+        ValueError: see :func:`finegates.suite.tables.captions.check_study`.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame([_row(record) for record in check_study(records, methods, tasks)])
+    for column in INTEGERS:
+        frame[column] = frame[column].astype("Int64")
+    return frame
+
+
+def durations_table(
+    records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
+) -> pd.DataFrame:
+    """Durations and peak memory of every run: all that the records' ``timing`` holds.
+
+    Raises:
+        ValueError: see :func:`finegates.suite.tables.captions.check_study`.
+    """
+    import pandas as pd
+
+    ordered = check_study(records, methods, tasks)
+    names = sorted({name for record in ordered for name in record.timing})
+    rows = [
+        {
+            "tier": record.tier,
+            "task": record.task,
+            "method": record.method,
+            "seed": record.seed,
+            **{name: _rounded(record.timing.get(name), SCORE_DECIMALS) for name in names},
+        }
+        for record in ordered
+    ]
+    return pd.DataFrame(rows)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    parameters, macs = record.budget["parameters"], record.budget["macs"]
+    gates, compact = record.last.gates, record.compact
+    return {
+        "tier": record.tier,
+        "task": record.task,
+        "method": record.method,
+        "title": record.config["title"],
+        "seed": record.seed,
+        "last_score": _rounded(record.last.score, SCORE_DECIMALS),
+        "last_epoch": record.last.epoch,
+        "best_score": _rounded(record.best.score, SCORE_DECIMALS),
+        "best_epoch": record.best.epoch,
+        "target_sparsity": target_sparsity(record),
+        "realised_sparsity": _rounded(record.realised_sparsity, FRACTION_DECIMALS),
+        "gates_closed": _rounded(gates and gates.closed, FRACTION_DECIMALS),
+        "gates_half_open": _rounded(gates and gates.half_open, FRACTION_DECIMALS),
+        "gates_open": _rounded(gates and gates.open, FRACTION_DECIMALS),
+        "gates_reopened": _rounded(gates and gates.reopened, FRACTION_DECIMALS),
+        "train_rows": record.data["train_rows"],
+        "validation_rows": record.data["validation_rows"],
+        "parameters": parameters["all"],
+        "encoder_parameters": parameters["encoder"],
+        "gated_parameters": parameters["gated"],
+        "removed_weights": record.budget["removed_weights"],
+        "trainable_parameters": parameters["trainable"],
+        "head_parameters": parameters["head"],
+        "macs_batch": record.budget["macs_batch"],
+        "macs_length": record.budget["macs_length"],
+        "encoder_macs_dense": macs["dense"],
+        "encoder_macs_kept": macs["kept"],
+        "macs_kept_fraction": _rounded(macs["kept"] / macs["dense"], FRACTION_DECIMALS),
+        "compact_score": _rounded(compact and compact.score, SCORE_DECIMALS),
+        "compact_max_abs_logit_difference": compact.max_abs_logit_difference if compact else None,
+        "compact_parameters": compact.parameters if compact else None,
+        "compact_encoder_macs": compact.encoder_macs if compact else None,
+    }
+
+
+def target_sparsity(record: Record) -> float | None:
+    """The sparsity that the run's penalty asked for; None for a method without gates."""
+    gates = record.config.get("gates")
+    return None if gates is None else _rounded(gates["target"], FRACTION_DECIMALS)
+
+
+def _rounded(value: Any, decimals: int) -> float | None:
+    """Rounded, without negative zero; None stays None."""
+    return None if value is None else round(float(value), decimals) + 0.0

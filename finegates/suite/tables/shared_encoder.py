@@ -1,0 +1,144 @@
+"""Several tasks on one frozen encoder: what is stored for a task, and that it still works."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.formats.task import load_task
+from finegates.seeds import derive_seed
+from finegates.suite.config.tasks import task_named
+from finegates.suite.config.tier import Tier
+from finegates.suite.models.sources import load_classifier, load_tokenizer
+from finegates.suite.runs.finetune import TaskData, predict, prepare
+from finegates.suite.runs.metrics import GlueMetric, predictions_from_logits, score
+from finegates.suite.runs.record import Record
+from finegates.suite.stats import mean
+from finegates.suite.tables.captions import table_caption, task_title
+from finegates.suite.tables.render import Table
+from finegates.suite.tables.runs import SCORE_DECIMALS
+
+_LEAD = (
+    "The gates, adapters, biases and head of every task are put, task after task, into one frozen "
+    "encoder, which is then evaluated in float32 (one encoder for each number of labels, for the "
+    "head has another shape). Runs: the average of the runs themselves after their last epoch. "
+    "Stored: a task's file. All tasks: the encoder once and every task's file, relative to a "
+    "fine-tuned model for each task. Left behind: largest change of a logit when a task is put in "
+    "again after all others."
+)
+
+
+def shared_rows(
+    tier: Tier, label: str, seed: int, files: Mapping[str, Path], records: Mapping[str, Record]
+) -> list[dict[str, Any]]:
+    """Puts every task's file into an encoder that is shared, twice round, and evaluates it.
+
+    Args:
+        tier: configuration.
+        label: of the method.
+        seed: of the runs.
+        files: what the runs kept, by task.
+        records: of the runs, by task.
+
+    Returns:
+        a row a task: ``shared_score``, ``run_score``, ``stored_bytes``, ``dense_bytes`` (a model of
+        full size), ``changed_on_return`` (largest difference of a logit between the first and the
+        second time that the task is put in, other tasks between them: zero unless something of
+        another task stays behind).
+    """
+    torch.set_num_threads(tier.threads)
+    tokenizer = load_tokenizer(tier)
+    encoders: dict[int, nn.Module] = {}
+    sizes: dict[int, int] = {}
+    logits: dict[str, list[torch.Tensor]] = {task: [] for task in files}
+    data = {task: TaskData(tier, task, tokenizer) for task in files}
+    for _ in range(2):
+        for task, path in files.items():
+            labels = task_named(task).num_labels
+            if labels not in encoders:
+                plain = load_classifier(tier, task, derive_seed(task, seed, "init"), "pretrained")
+                sizes[labels] = sum(p.numel() * p.element_size() for p in plain.parameters())
+                encoders[labels] = prepare(plain, tier.all_methods[label], seed)
+            load_task(encoders[labels], path)
+            logits[task].append(predict(encoders[labels], tokenizer, data[task].validation))
+    rows = []
+    for task, path in files.items():
+        first, second = logits[task]
+        predictions = predictions_from_logits(task, first.numpy())
+        metric = GlueMetric(task)
+        computed = metric.compute(predictions=predictions, references=data[task].labels)
+        assert computed is not None
+        found = score(task, {name: float(value) for name, value in computed.items()})
+        rows.append(
+            {
+                "tier": tier.tier,
+                "method": label,
+                "title": records[task].config["title"],
+                "task": task,
+                "seed": seed,
+                "shared_score": round(found, SCORE_DECIMALS) + 0.0,
+                "run_score": round(records[task].last.score, SCORE_DECIMALS) + 0.0,
+                "stored_bytes": path.stat().st_size,
+                "dense_bytes": sizes[task_named(task).num_labels],
+                "changed_on_return": float((second - first).abs().max()),
+            }
+        )
+    return rows
+
+
+def shared_table(
+    rows: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
+    methods: Sequence[str],
+    tasks: Sequence[str],
+) -> Table:
+    """A row a method: scores from the shared encoder by task, and what is stored.
+
+    Args:
+        rows: of :func:`shared_rows`, of all methods.
+        records: of the runs.
+        methods: in the order of the rows.
+        tasks: in the order of the columns.
+    """
+    import pandas as pd
+
+    cells = []
+    for method in methods:
+        own = {row["task"]: row for row in rows if row["method"] == method}
+        stored = mean(row["stored_bytes"] for row in own.values())
+        dense = sum(row["dense_bytes"] for row in own.values())
+        encoder = max(row["dense_bytes"] for row in own.values())
+        total = encoder + sum(row["stored_bytes"] for row in own.values())
+        cells.append(
+            (
+                next(iter(own.values()))["title"],
+                *(f"{own[task]['shared_score']:.1f}" for task in tasks),
+                f"{mean(row['shared_score'] for row in own.values()):.1f}",
+                f"{mean(row['run_score'] for row in own.values()):.1f}",
+                f"{stored / 1024:,.1f}",
+                f"{100 * stored / encoder:.2f}",
+                f"{100 * total / dense:.1f}",
+                f"{max(row['changed_on_return'] for row in own.values()):.1g}",
+            )
+        )
+    return Table(
+        name="shared-encoder",
+        title=f"{len(tasks)} tasks on one frozen encoder (tier {records[0].tier})",
+        caption=table_caption(_LEAD, records, methods, tasks),
+        numbers=pd.DataFrame([dict(row) for row in rows]),
+        header=(
+            "Method",
+            *map(task_title, tasks),
+            "Average",
+            "Runs",
+            "Stored (KiB)",
+            "Of the model (%)",
+            "All tasks (%)",
+            "Left behind",
+        ),
+        cells=tuple(cells),
+    )

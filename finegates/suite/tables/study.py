@@ -1,0 +1,172 @@
+"""A study as a table: what each method scored and kept, and how it differs from the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finegates.suite.config.studies import Study
+from finegates.suite.runs.record import Record
+from finegates.suite.stats import mean, summarise_differences
+from finegates.suite.tables.captions import table_caption, task_title
+from finegates.suite.tables.method_rows import AVERAGE, MethodRows
+from finegates.suite.tables.render import BLANK, Table, number, percent
+from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GATES = ("closed", "half_open", "reopened")
+
+_RULES = (
+    "Scores after the last epoch, means over seeds; the average over tasks of each seed stands "
+    "beside, in the order of the seeds. Difference: of the score from the first row's, paired by "
+    "task and seed, with a 95 % bootstrap interval over these pairs. Gates: per cent of all that "
+    "are closed, that are half open (strictly between 0.05 and 0.95), and that were seen closed "
+    f"and open again. {BLANK} marks what does not apply or is missing."
+)
+
+
+def study_table(
+    name: str,
+    study: Study,
+    records: Sequence[Record],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    times: Mapping[str, float] | None = None,
+) -> Table:
+    """Compares the methods of a study.
+
+    Args:
+        name: the study's.
+        study: see there.
+        records: of its methods on these tasks and seeds.
+        tasks: in the order of the columns.
+        seeds: in the order in which their averages are shown.
+        times: forward passes of what each method leaves, relative to the dense model's, by label;
+            None leaves the column out.
+
+    Raises:
+        ValueError: see :func:`finegates.suite.tables.captions.check_study`.
+    """
+    import pandas as pd
+
+    rows = study_rows(name, study, records, tasks, seeds, times)
+    tier = records[0].tier
+    timed = times is not None
+    cells = tuple(_cells(row, tasks, seeds, timed) for row in rows)
+    header = (
+        "Method",
+        *map(task_title, tasks),
+        "Average",
+        "By seed",
+        "Difference",
+        "Target (%)",
+        "Realised (%)",
+        "MACs kept (%)",
+        "Closed",
+        "Half open",
+        "Reopened",
+        "Trainable",
+        *(("Time (%)",) if timed else ()),
+    )
+    lead = f"{study.question} {_RULES}"
+    if timed:
+        lead += " Time: a forward pass of what is deployed, relative to the dense model."
+    return Table(
+        name=f"study-{name}",
+        title=f"{study.title} (tier {tier})",
+        caption=table_caption(lead, records, study.methods, tasks),
+        numbers=pd.DataFrame(rows),
+        header=header,
+        cells=cells,
+        text=(0, 3 + len(tasks) - 1),
+    )
+
+
+def study_rows(
+    name: str,
+    study: Study,
+    records: Sequence[Record],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    times: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """The numbers of :func:`study_table`: a row a method, with its settings on the figure's axes
+    (``x``, ``line``) and the average of each seed (``seed_<n>``)."""
+    table = MethodRows(records, study.methods, tasks, seeds)
+    first = _scores(table, study.methods[0], tasks)
+    rows = []
+    for method in study.methods:
+        row = table.row(method, lambda r: r.last.score, SCORE_DECIMALS, f"study-{name}")
+        runs = [run for task in tasks for run in table.runs(method, task)]
+        found = None
+        if method != study.methods[0]:
+            found = summarise_differences(_scores(table, method, tasks), first, name, method)
+        interval = found.interval if found else None
+        row |= {
+            "x": setting(runs[0].config, study.vary) if runs else None,
+            "line": setting(runs[0].config, study.lines) if runs else None,
+            "difference": _rounded(found and found.mean, SCORE_DECIMALS),
+            "difference_low": _rounded(interval and interval.low, SCORE_DECIMALS),
+            "difference_high": _rounded(interval and interval.high, SCORE_DECIMALS),
+            "difference_pairs": found.count if found else 0,
+            **{f"gates_{kind}": _gate_mean(runs, kind) for kind in GATES},
+            "time_ratio": _rounded((times or {}).get(method), FRACTION_DECIMALS),
+        }
+        averages = {run[0].seed: mean(r.last.score for r in run) for run in table.complete(method)}
+        row |= {f"seed_{seed}": _rounded(averages.get(seed), SCORE_DECIMALS) for seed in seeds}
+        rows.append(row)
+    return rows
+
+
+def setting(config: Mapping[str, Any], name: str | None) -> float | str | None:
+    """A setting of a run's configuration by its dotted name; None if it has no such part."""
+    value: Any = config if name is not None else None
+    for part in (name or "").split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value if value is None or isinstance(value, int | float) else str(value)
+
+
+def read_times(frame: pd.DataFrame) -> dict[str, float]:
+    """Median times relative to the dense model by method, see ``suite.timing.deployed``."""
+    ratios = zip(frame["method"], frame["ratio_to_dense"], strict=True)
+    return {str(method): float(ratio) for method, ratio in ratios}
+
+
+def _scores(table: MethodRows, method: str, tasks: Sequence[str]) -> dict[tuple[str, int], float]:
+    return {(t, run.seed): run.last.score for t in tasks for run in table.runs(method, t)}
+
+
+def _gate_mean(runs: Sequence[Record], kind: str) -> float | None:
+    shares = [getattr(run.last.gates, kind) for run in runs if run.last.gates is not None]
+    known = [share for share in shares if share is not None]
+    return _rounded(mean(known), FRACTION_DECIMALS) if known else None
+
+
+def _cells(
+    row: Mapping[str, Any], tasks: Sequence[str], seeds: Sequence[int], timed: bool
+) -> tuple[str, ...]:
+    difference = BLANK
+    if row["difference"] is not None:
+        difference = f"{row['difference']:+.1f}"
+        if row["difference_low"] is not None:
+            difference += f" [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]"
+    trained = row["trainable_parameters"]
+    shares = [row[f"gates_{kind}"] for kind in GATES]
+    return (
+        row["title"],
+        *(number(row[task]) for task in (*tasks, AVERAGE)),
+        " ".join(number(row[f"seed_{seed}"]) for seed in seeds),
+        difference,
+        percent(row["target_sparsity"]),
+        percent(row["realised_sparsity"]),
+        percent(row["macs_kept_fraction"]),
+        *map(percent, shares),
+        number(trained, 0),
+        *((percent(row["time_ratio"]),) if timed else ()),
+    )
+
+
+def _rounded(value: Any, decimals: int) -> float | None:
+    return None if value is None else round(float(value), decimals) + 0.0

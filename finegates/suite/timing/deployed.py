@@ -1,0 +1,102 @@
+"""Measured time of what each method of a study leaves to deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from finegates.adapters import unwrap
+from finegates.compaction import compact
+from finegates.gates.gated_linear import gated_layers
+from finegates.seeds import derive_seed
+from finegates.suite.baselines.two_of_four import fold_masks
+from finegates.suite.config.methods import Method
+from finegates.suite.config.tier import Tier
+from finegates.suite.models.sources import load_classifier
+from finegates.suite.runs.finetune import prepare, read_trained
+from finegates.suite.runs.record import Record
+from finegates.suite.timing.clock import interleaved
+from finegates.suite.timing.inference import random_inputs
+
+COLUMNS = ("method", "title", "task", "seed", "median_ms", "q25_ms", "q75_ms", "ratio_to_dense")
+
+DENSE = "dense"
+"""The pretrained classifier itself, as a row of its own."""
+
+
+def deployed(
+    tier: Tier,
+    label: str,
+    task: str,
+    seed: int,
+    kept: str | Path,
+    matched: Record | None = None,
+    cost: Any = None,
+) -> nn.Module:
+    """The model that a run leaves to deploy, in evaluation mode: gates and adapters folded, closed
+    rows and columns removed, masks written into the weights.
+
+    Args:
+        tier: configuration.
+        label: of one of its methods.
+        task: of the run.
+        seed: of the run.
+        kept: what the run kept (``finegates.suite.runs.finetune.write_trained``).
+        matched: the record that the method matches.
+        cost: prices for compaction; None removes wherever it can.
+    """
+    method: Method = tier.all_methods[label]
+    model = load_classifier(tier, task, derive_seed(task, seed, "init"), method.init)
+    plain = method.model_copy(update={"continues": None})
+    prepared = prepare(model, plain, derive_seed(task, seed, label, "method"), matched)
+    read_trained(prepared, kept, whole=method.trains_all)
+    prepared.eval()
+    if gated_layers(prepared):
+        return compact(prepared, cost=cost).eval()
+    if method.mask is not None:
+        return fold_masks(prepared).eval()
+    if method.lora is not None:
+        merged: nn.Module = prepared.merge_and_unload()  # type: ignore[operator]
+        return unwrap(merged).eval()
+    return prepared
+
+
+@torch.inference_mode()
+def time_deployed(
+    tier: Tier, models: Mapping[str, nn.Module], task: str, seed: int
+) -> pd.DataFrame:
+    """Times forward passes of deployed models, interleaved in one process.
+
+    Args:
+        tier: its ``studies`` say on how many sequences of how many tokens, and how often.
+        models: by label; ``DENSE`` must be among them.
+        task: whose runs they are, for the table.
+        seed: as well.
+
+    Returns:
+        a row a model, columns ``COLUMNS``; times in milliseconds.
+    """
+    assert tier.studies is not None
+    dense = models[DENSE]
+    torch.manual_seed(derive_seed("time_studies"))
+    inputs = random_inputs(dense, tier.studies.batch, tier.studies.length)
+    runs = {label: _runner(model, inputs) for label, model in models.items()}
+    seconds = interleaved(runs, tier.studies.repeats)
+    base = float(np.median(seconds[DENSE]))
+    rows = []
+    for label in models:
+        low, middle, high = np.percentile(seconds[label], [25, 50, 75])
+        title = "Dense" if label == DENSE else tier.all_methods[label].title
+        milliseconds = [round(1e3 * float(value), 4) for value in (middle, low, high)]
+        rows.append((label, title, task, seed, *milliseconds, round(float(middle) / base, 6)))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _runner(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    return lambda: model(**inputs)

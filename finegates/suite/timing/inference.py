@@ -1,0 +1,388 @@
+"""Inference times of true shapes with random weights, against what the arithmetic allows.
+
+The limit of a compact model is the dense time times MACs(compact) / MACs(dense), attention products
+included: what it would take if everything shrank with the products. Norms, softmax, activations and
+the moving of data do not, so the limit lies below what can be reached.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from finegates.adapters import adapter_for
+from finegates.budget import macs
+from finegates.compaction import CostModel, calibrate, compact, use_products
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
+from finegates.gates.monitor import realised_sparsity
+from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.modules.linear import linear_shape
+from finegates.seeds import derive_seed
+from finegates.suite.baselines.scattered import scatter_zeros, to_sparse
+from finegates.suite.config.benchmarks import InferenceBenchmark, InferenceCase
+from finegates.suite.timing.clock import interleaved
+from finegates.suite.timing.inference_parts import PARTS, parts_of_time
+
+COLUMNS = (
+    "model", "gates", "kept", "batch", "length", "decode", "contender", "backend", "median_ms",
+    "q25_ms", "q75_ms", "macs_ratio", "ratio_to_dense", "ratio_to_limit", "against", "reach",
+    *PARTS,
+)  # fmt: skip
+# Runs that are profiled for their parts, after those that are timed.
+_PROFILED = 3
+
+Shape = tuple[int, int, bool]
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """Who is timed: ``dense``, ``gated``, ``compact``, or with scattered zeros ``scattered`` (dense
+    products) and ``sparse`` (compressed rows); of which case (None: all), by what: ``eager``,
+    ``onednn`` (eager with oneDNN's products), or a backend of the configuration."""
+
+    kind: str
+    case: int | None
+    backend: str
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What this machine's products and moves cost.
+
+    Attributes:
+        plain: with torch's default product.
+        fast: with oneDNN's where that is faster.
+        seconds: what measuring ``fast`` took, which is what a user's calibration takes.
+    """
+
+    plain: CostModel
+    fast: CostModel
+    seconds: float
+
+
+def measure_prices(threads: int) -> Prices:
+    """Calibrates with so many CPU threads."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    fast = calibrate()
+    seconds = time.perf_counter() - start
+    return Prices(calibrate(onednn=False), fast, seconds)
+
+
+@torch.inference_mode()
+def time_inference(
+    benchmark: InferenceBenchmark, threads: int, prices: Prices | None = None
+) -> pd.DataFrame:
+    """Times dense, gated and compact models, interleaved for each shape of batch.
+
+    Args:
+        benchmark: model shape, cases, rounds.
+        threads: CPU threads.
+        prices: that compaction goes by; measured here if None.
+
+    Returns:
+        a row a contender, columns ``COLUMNS``; ``macs_ratio`` is MACs(contender) / MACs(dense), and
+        ratios are to the dense model run eagerly. ``reach`` and ``against`` are the case's, at the
+        compact model. A backend that this machine cannot run has no times; where oneDNN's products
+        are no faster than torch's, it has no rows. The parts of the time, by
+        :func:`finegates.suite.timing.inference_parts.parts_of_time` in further runs, are those of
+        dense and compact models run eagerly.
+    """
+    torch.set_num_threads(threads)
+    prices = prices or measure_prices(threads)
+    dense = random_model(benchmark)
+    fast, plain = prices.fast, prices.plain
+    eager = ("eager",) if fast.onednn_from is None else ("eager", "onednn")
+    whole = {"eager": dense, "onednn": use_products(_sharing_copy(dense), fast)}
+    gated: dict[tuple[str, float], nn.Module] = {}
+    small: dict[tuple[str, float, str], nn.Module] = {}
+    for case in benchmark.cases:
+        key = (case.gates, case.kept)
+        if key not in gated:
+            gated[key] = gated_copy(dense, case)
+            small[*key, "eager"] = compact(gated[key], cost=plain)
+            if "onednn" in eager:
+                small[*key, "onednn"] = use_products(compact(gated[key], cost=fast), fast)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in dict.fromkeys(map(_shape, benchmark.cases)):
+            cases = [case for case in benchmark.cases if _shape(case) == shape]
+            wanted = dict.fromkeys(b for case in cases for b in case.backends)
+            models: dict[_Contender, nn.Module] = {
+                _Contender("dense", None, backend): whole.get(backend, dense)
+                for backend in (*eager, *wanted)
+            }
+            for number, case in enumerate(cases):
+                key = (case.gates, case.kept)
+                for backend in ("eager", *(b for b in case.backends if b != "int8")):
+                    models[_Contender("gated", number, backend)] = gated[key]
+                for backend in (*eager, *case.backends):
+                    model = small.get((*key, backend), small[*key, "eager"])
+                    models[_Contender("compact", number, backend)] = model
+                if case.scattered:
+                    scattered = scattered_copy(dense, gated[key])
+                    models[_Contender("scattered", number, "eager")] = scattered
+                    sparse = to_sparse(copy.deepcopy(scattered))
+                    models[_Contender("sparse", number, "eager")] = sparse
+            runs = {
+                contender: _runner(model, shape, contender.backend, threads, Path(folder))
+                for contender, model in models.items()
+            }
+            able = {str(c): run for c, run in runs.items() if run is not None}
+            seconds = interleaved(able, benchmark.repeats)
+            unit = float(np.median(seconds[str(_Contender("dense", None, "eager"))]))
+            parts = {
+                str(contender): parts_of_time(run, _PROFILED)
+                for contender, run in runs.items()
+                if run is not None
+                and contender.kind in ("dense", "compact")
+                and contender.backend in eager
+            }
+            for number, case in enumerate(cases):
+                for contender, model in models.items():
+                    if contender.case not in (None, number):
+                        continue
+                    if contender.backend not in (*eager, *case.backends):
+                        continue
+                    zeros = contender.kind in ("scattered", "sparse")  # no fewer by shape
+                    fraction = 1.0 if zeros else _macs(model, shape) / _macs(dense, shape)
+                    values = seconds.get(str(contender))
+                    row = _row(benchmark, case, contender, values, fraction, unit)
+                    rows.append(row | parts.get(str(contender), {}))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def measure_compaction(benchmark: InferenceBenchmark, threads: int) -> dict[str, float]:
+    """Time and memory of compacting the model of the first case, in place.
+
+    Returns:
+        ``seconds``, and ``peak_memory``: the largest resident memory while it runs, less what was
+        resident besides the model, as a multiple of the gated model's parameters and buffers.
+    """
+    import gc
+
+    import psutil
+
+    torch.set_num_threads(threads)
+    model = gated_copy(random_model(benchmark), benchmark.cases[0], take=True)
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    gc.collect()
+    process = psutil.Process()
+    before = peak = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    compact(model, inplace=True)
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return {"seconds": seconds, "peak_memory": 1 + (peak - before) / size}
+
+
+@torch.inference_mode(mode=False)
+def random_model(benchmark: InferenceBenchmark) -> nn.Module:
+    """A classifier of the benchmark's shape with random weights, in evaluation mode."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    torch.manual_seed(derive_seed("time_inference", benchmark.name))
+    config = AutoConfig.for_model(benchmark.model_type, **benchmark.sizes)
+    config.pad_token_id = 0
+    model: nn.Module = AutoModelForSequenceClassification.from_config(config)
+    return model.eval()
+
+
+# Gates go around weights that could be trained, so neither is made in inference mode.
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> nn.Module:
+    """A copy of the model with the case's gates, constant, around the same weights; with ``take``
+    the model itself."""
+    model = dense if take else _sharing_copy(dense)
+    seed = derive_seed("time_inference", case.gates, str(case.kept))
+    generator = torch.Generator().manual_seed(seed)
+    if case.gates == "structured":
+        attach(model, GateConfig(preset="structured", target=1 - case.kept))
+        penalty = sparsity_penalty(model)
+        assert isinstance(penalty, MacsPenalty)
+        gates = list(penalty.gates())
+        for gate in gates:
+            gate.latent.normal_(generator=generator)
+        # The lowest go, wherever they are, until no more than asked is kept.
+        order = torch.cat([gate.latent for gate in gates]).sort().values.tolist()
+        closed = bisect.bisect_left(
+            range(len(order) - 1), True, key=lambda n: penalty.realised(-order[n]) <= case.kept
+        )
+        for gate in gates:
+            gate.latent.sub_(order[closed])
+            gate.harden(1.0)
+        return model.eval()
+    sides: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
+    for path in adapter_for(model).gated(model):
+        columns, outputs = linear_shape(model.get_submodule(path))
+        rows, cols = (
+            (torch.rand(size, generator=generator) < case.kept).float()
+            for size in (outputs, columns)
+        )
+        sides[path] = (rows, cols)
+    return attach_fixed(model, sides).eval()
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules around the same parameters and buffers: large models are not
+    doubled."""
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def scattered_copy(dense: nn.Module, gated: nn.Module) -> nn.Module:
+    """A copy of the dense model with as large a share of zeros, scattered, as the gated model has
+    in closed rows and columns."""
+    kept = 1 - realised_sparsity(gated)
+    seed = derive_seed("time_inference", "scattered", str(kept))
+    return scatter_zeros(copy.deepcopy(dense), kept, seed).eval()
+
+
+def _shape(case: InferenceCase) -> Shape:
+    return case.batch, case.length, case.decode
+
+
+def _macs(model: nn.Module, shape: Shape) -> int:
+    batch, length, decode = shape
+    if not decode:
+        return macs(model, batch, length).total
+    token = macs(model, batch, 1)  # its attention products are with one key; here with all
+    return token.linear + token.attention * (length + 1)
+
+
+def _runner(
+    model: nn.Module, shape: Shape, backend: str, threads: int, folder: Path
+) -> Callable[[], object] | None:
+    """What runs the model once; None if the backend cannot on this machine."""
+    batch, length, decode = shape
+    inputs = random_inputs(model, batch, length)
+    if decode:
+        return _decoder(model, inputs)
+    if backend in ("eager", "onednn"):
+        return lambda: model(**inputs)
+    try:
+        if backend == "compile":
+            compiled = torch.compile(model, dynamic=False)
+            compiled(**inputs)
+            return lambda: compiled(**inputs)
+        return _onnx_runner(model, inputs, backend == "int8", threads, folder)
+    except Exception as error:  # no compiler, an operator that is not supported, a missing package
+        warnings.warn(f"{backend} is left out: {type(error).__name__}: {error}", stacklevel=2)
+        return None
+
+
+def random_inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """Random token ids (batch, length) and a mask of ones, as keyword arguments of the model."""
+    vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
+    return {
+        "input_ids": torch.randint(5, vocabulary, (batch, length)),
+        "attention_mask": torch.ones(batch, length, dtype=torch.long),
+    }
+
+
+def _decoder(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
+    """One further token after a prompt whose keys and values are cached."""
+    from transformers import DynamicCache
+
+    # The head of a classifier pools over positions; decoding is the base model's.
+    base: nn.Module = model.base_model  # type: ignore[assignment]
+    cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
+    base(input_ids=inputs["input_ids"], past_key_values=cache, use_cache=True)
+    token = inputs["input_ids"][:, :1]
+
+    def run() -> object:
+        output = base(input_ids=token, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+        return output
+
+    return run
+
+
+def _onnx_runner(
+    model: nn.Module, inputs: dict[str, torch.Tensor], int8: bool, threads: int, folder: Path
+) -> Callable[[], object]:
+    import onnxruntime
+
+    from finegates.formats.onnx import export_onnx
+
+    path = folder / f"{id(model)}.onnx"
+    if not path.exists():
+        batch, length = (max(2, size) for size in inputs["input_ids"].shape)
+        with torch.inference_mode(mode=False):
+            inputs = random_inputs(model, batch, length)
+            export_onnx(model, path, inputs, tolerance=1e-2, gated=True)
+    if int8:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantised = path.with_suffix(".int8.onnx")
+        if not quantised.exists():
+            graph = onnx.load(path)
+            # The exporter's shapes of intermediate values and those that quantising infers may
+            # name free sizes differently; they are inferred anew.
+            del graph.graph.value_info[:]
+            quantize_dynamic(graph, quantised, weight_type=QuantType.QInt8)
+        path = quantised
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+    return lambda: session.run(None, feeds)
+
+
+def _row(
+    benchmark: InferenceBenchmark,
+    case: InferenceCase,
+    contender: _Contender,
+    values: np.ndarray | None,
+    fraction: float,
+    eager: float,
+) -> dict[str, Any]:
+    low = median = high = float("nan")
+    if values is not None:
+        low, median, high = (float(v) for v in np.percentile(1e3 * values, [25, 50, 75]))
+    ratio = median / (1e3 * eager)
+    asked = contender.kind == "compact" and contender.backend in ("eager", "onednn")
+    return {
+        "model": benchmark.name,
+        "gates": case.gates,
+        "kept": case.kept,
+        "batch": case.batch,
+        "length": case.length,
+        "decode": case.decode,
+        "contender": contender.kind,
+        "backend": contender.backend,
+        "median_ms": median,
+        "q25_ms": low,
+        "q75_ms": high,
+        "macs_ratio": fraction,
+        "ratio_to_dense": ratio,
+        "ratio_to_limit": ratio / fraction,
+        "against": case.against if asked else None,
+        "reach": case.reach if asked else None,
+    }

@@ -1,0 +1,82 @@
+"""Checks that a tier's results are as their jobs wrote them: every seal, every record's digest.
+
+    python -m finegates.suite.verify local
+
+ends with status 1 and names what is damaged, and what to do. ``make reproduce`` begins with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from finegates.suite.config.load import ConfigError, configured_tier
+from finegates.suite.jobs.seals import damaged
+from finegates.suite.runs.signed import UNSIGNED_VERSION, RecordError, signed_values
+
+SKEW_S = 60
+"""How far the clocks of two machines on one file system may be apart."""
+
+
+def verify(results: str | Path) -> tuple[str, list[str]]:
+    """Checks a folder of results.
+
+    Returns:
+        what was checked, in words, and a message for each file that is damaged, or if dates cannot
+        be trusted.
+    """
+    # A kill may leave a checkpoint half deleted; the run that continues looks for a whole one.
+    sealed, messages = damaged(results, skip=[Path(results) / "llama" / "checkpoints"])
+    messages += _from_the_future(Path(results))
+    signed = unsigned = 0
+    for path in sorted(Path(results).rglob("runs/**/seed*.json")):
+        try:
+            version = signed_values(path)["format_version"]
+        except RecordError as error:
+            messages.append(str(error))
+            continue
+        signed += version != UNSIGNED_VERSION
+        unsigned += version == UNSIGNED_VERSION
+    told = f"{sealed} sealed files and folders, {signed} records with a digest of their own"
+    if unsigned:
+        told += f" (and {unsigned} from before records had one, which nothing can vouch for)"
+    return told, messages
+
+
+def _from_the_future(results: Path) -> list[str]:
+    """A message if the clock was set back since results were written: what is made now would look
+    older than what it was made from."""
+    dates = {path: path.stat().st_mtime for path in results.rglob("*")}
+    newest = max(dates, key=lambda path: dates[path], default=None)
+    if newest is None or dates[newest] <= time.time() + SKEW_S:
+        return []
+    return [
+        f"{newest} is dated {time.ctime(dates[newest])}, in the future: the clock was set back. "
+        f"Set it right, or give all results one date (find {results} -exec touch {{}} +), and run "
+        "again"
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; see the module."""
+    parser = argparse.ArgumentParser(description="Check that results are as their jobs wrote them.")
+    parser.add_argument("tier", nargs="?", default="smoke", help="as of --config tier=")
+    try:
+        results = configured_tier({"tier": parser.parse_args(arguments).tier}).results
+    except ConfigError as error:
+        print(f"error: {error}")
+        return 1
+    if not Path(results).is_dir():
+        print(f"{results} is not there yet: nothing to check")
+        return 0
+    told, messages = verify(results)
+    for message in dict.fromkeys(messages):
+        print(f"error: {message}")
+    if not messages:
+        print(f"{results} is as its jobs wrote it: {told}")
+    return 1 if messages else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

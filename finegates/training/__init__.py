@@ -1,0 +1,1 @@
+"""Training with gates: the trainer, its schedule, its checkpoints, distillation."""

@@ -1,0 +1,156 @@
+"""How shared gates are led through a training.
+
+The budget falls, and what matters least for its cost is closed with it; then it is decided who is
+closed; then the gates move to zero or one. A model may hold several gated ones, each with a budget
+and a schedule of its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finegates.gates.closing import TOLERANCE
+from finegates.gates.penalty import MacsPenalty
+from finegates.training.importance import StepImportance
+
+Parts = tuple[float, float, float, float]
+"""Of a training, see ``GateConfig.schedule``."""
+
+
+class GateSchedule(TrainerCallback):
+    """Leads the shared gates of the model that is trained; without such gates it does nothing."""
+
+    def __init__(self) -> None:
+        self._led: list[_LedGates] = []
+        self._scaler: torch.amp.GradScaler | None = None
+        self._loss_scale = 1.0
+
+    def lead(self, penalties: Iterable[tuple[MacsPenalty, Parts]]) -> None:
+        """Leads the gates of these penalties from now on, and no others."""
+        self._led = [_LedGates(penalty, parts) for penalty, parts in penalties]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Continues where a checkpoint was made, or a training ended."""
+        for led in self._led:
+            led.begin(state.global_step, max(1, state.max_steps))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sets the goal, and closes or hardens what it is time for."""
+        for led in self._led:
+            led.step(state.global_step, max(1, state.max_steps))
+
+    def on_gradients(self, scaler: torch.amp.GradScaler | None) -> None:
+        """Sees which gates matter, until it is decided who is closed.
+
+        Args:
+            scaler: of the loss; None where it is not scaled.
+        """
+        self._scaler, self._loss_scale = scaler, _scale_of(scaler)
+        for led in self._led:
+            if led.hardness == 0.0:
+                led.importance.read(self._loss_scale)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Counts what was seen in the step, unless it was skipped because a gradient overflowed."""
+        # Fused optimizers skip a step within, which only the scale of the next one tells.
+        skipped = getattr(kwargs.get("optimizer"), "step_was_skipped", False)
+        skipped = skipped or _scale_of(self._scaler) < self._loss_scale
+        for led in self._led:
+            if skipped:
+                led.importance.forget()
+            else:
+                led.importance.count()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves every gate closed or open; warns of budgets that are missed."""
+        for led in self._led:
+            led.advance(1.0)
+            led.warn_of_miss()
+
+
+class _LedGates:
+    """The gates of one penalty on their way.
+
+    Attributes:
+        hardness: of the gates; above zero it has been decided who is closed.
+        importance: of the steps.
+    """
+
+    # Decisions while the budget falls, if the whole training were of that kind.
+    DECISIONS = 100
+
+    def __init__(self, penalty: MacsPenalty, parts: Parts) -> None:
+        self._penalty = penalty
+        self._begin, _, self._decide, self._harden = parts
+        self.hardness = 0.0
+        self.importance = StepImportance(penalty.gates())
+
+    def begin(self, step: int, steps: int) -> None:
+        """What had been decided is not decided again: the gates themselves say how far they were,
+        also to a longer training."""
+        self.hardness = max(gate.hardness for gate in self._penalty.gates())
+        if step:
+            self._set_progress((step - 1) / steps)
+
+    def step(self, step: int, steps: int) -> None:
+        progress = step / steps
+        self.advance(progress)
+        if not self._begin <= progress < self._decide or self.hardness:
+            return
+        part, before = (done * self.DECISIONS // steps for done in (step, step - 1))
+        # Before the first step that is taken nothing is known of what matters.
+        if part > before and self._penalty.is_observed():
+            self._penalty.close_least()
+
+    def advance(self, progress: float) -> None:
+        """Sets the goal of this part of the training; decides, and hardens, when it is time."""
+        self._set_progress(progress)
+        hardness = self._hardness_at(progress)
+        if hardness <= self.hardness:  # never back, if this training is longer than the last
+            return
+        if self.hardness == 0.0:
+            self._penalty.close_least()
+        self.hardness = hardness
+        for gate in self._penalty.gates():
+            gate.harden(hardness)
+
+    def warn_of_miss(self) -> None:
+        """Warns if other than the MACs of the budget are kept, by more than a point."""
+        kept, goal = self._penalty.realised(), 1.0 - self._penalty.target
+        if abs(kept - goal) > TOLERANCE:
+            warnings.warn(
+                f"the gates keep {kept:.1%} of the MACs, and target {self._penalty.target:g} asks "
+                f"for {goal:.1%}: the dimensions of this model are coarse, so that closing one "
+                "more, or one fewer, misses the target by as much; choose a target that is near "
+                "what is kept, or a wider model",
+                stacklevel=2,
+            )
+
+    def _set_progress(self, progress: float) -> None:
+        # What has been decided met its budget: the goal of a further training is not above it.
+        self._penalty.progress = 1.0 if self.hardness else progress
+
+    def _hardness_at(self, progress: float) -> float:
+        if progress < self._decide:
+            return 0.0
+        length = self._harden - self._decide
+        passed = (progress - self._decide) / length if length else 1.0
+        # Above zero from the first such step on: the latents rest from then.
+        return min(1.0, max(passed, 1e-6))
+
+
+def _scale_of(scaler: torch.amp.GradScaler | None) -> float:
+    return 1.0 if scaler is None else scaler.get_scale()

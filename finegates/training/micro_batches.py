@@ -1,0 +1,169 @@
+"""How the batch of an optimizer step is cut into micro-batches, and what each of them weighs.
+
+The loss of a step is a mean over the items of its whole batch: its labels, or its rows where it has
+none. A micro-batch that returns its own mean therefore weighs what its items are of the step's,
+over all processes; what does not depend on the rows, such as the penalty, is shared evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+IGNORED = -100
+"""The label of what no loss counts."""
+
+Batch = Mapping[str, Any]
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether a token's logits are compared with the label of the next token."""
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    # Of peft, by its attributes: importing peft is for those who use it.
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if getattr(getattr(plain, "config", None), "is_encoder_decoder", False):
+        return False
+    kind = getattr(plain, "loss_type", None)
+    if kind in LOSS_MAPPING:
+        return LOSS_MAPPING[kind] is ForCausalLMLoss
+    # Classes such as GPT2LMHeadModel name no loss and get that of causal models.
+    return type(plain).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def count_items(batch: Batch, *, shifted: bool) -> Tensor:
+    """What the loss of a batch is a mean over, and its rows.
+
+    Items are labels that are not ``IGNORED``. For question answering they are start and end
+    positions within the sequence. Without either they are rows.
+
+    Args:
+        batch: as the model gets it.
+        shifted: as :func:`shifts_labels` says; the first label of each row is then no target.
+
+    Returns:
+        (2,), int64: items and rows.
+    """
+    rows = _rows(batch)
+    labels = labels_of(batch)
+    if labels is not None:
+        if shifted and labels.ndim > 1 and "shift_labels" not in batch:
+            labels = labels[..., 1:]
+        if labels.is_floating_point():
+            items = torch.full((), labels.numel(), dtype=torch.int64, device=labels.device)
+        else:
+            items = labels.ne(IGNORED).sum()
+    else:
+        positions = [batch.get(name) for name in ("start_positions", "end_positions")]
+        ids = batch.get("input_ids")
+        if isinstance(ids, Tensor) and all(isinstance(place, Tensor) for place in positions):
+            items = sum((place < ids.shape[1]).sum() for place in positions)  # type: ignore
+        else:
+            items = torch.full((), rows, dtype=torch.int64, device=_device(batch))
+    return torch.stack([items, torch.full_like(items, rows)])
+
+
+def labels_of(batch: Batch) -> Tensor | None:
+    """The labels that Trainer counts in a batch, or None."""
+    labels = batch.get("shift_labels", batch.get("labels"))
+    return labels if isinstance(labels, Tensor) else None
+
+
+@dataclass(frozen=True)
+class StepCut:
+    """The micro-batches of an optimizer step.
+
+    Attributes:
+        micro_batches: of one process.
+        totals: (2,), int64: items and rows of the step; None where nobody has counted them, and
+            micro-batches count alike.
+        processes: over which ``totals`` are sums and gradients are means.
+        uneven: whether a micro-batch of the step has positions of answers that one weight does not
+            fit, see :func:`finegates.training.loss_means.has_uneven_positions`.
+    """
+
+    micro_batches: int = 1
+    totals: Tensor | None = None
+    processes: int = 1
+    uneven: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one micro-batch is all of the step."""
+        return self.micro_batches * self.processes == 1
+
+    @property
+    def even_share(self) -> float:
+        """What a micro-batch carries of a term that does not depend on its rows."""
+        return 1.0 / self.micro_batches
+
+    def with_items(self, items: Tensor | int, counts: Tensor, processes: int) -> StepCut:
+        """The cut of a caller that counted the step's items itself, but not its rows.
+
+        Args:
+            items: of the step, over so many processes.
+            counts: (2,), of one micro-batch.
+            processes: see ``items``.
+        """
+        total = torch.as_tensor(items, device=counts.device).reshape(-1)[0].to(counts.dtype)
+        rows = counts[1] * self.micro_batches * processes
+        return StepCut(self.micro_batches, torch.stack([total, rows]), processes)
+
+    def weights(self, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """By how much a micro-batch's mean over items, and that over rows, enter the step's loss.
+
+        Args:
+            counts: (2,), of the micro-batch, as :func:`count_items` gives them.
+            dtype: of the loss.
+
+        Returns:
+            two scalars, at least float32; not a number where the whole step has no items.
+        """
+        dtype = torch.promote_types(dtype, torch.float32)
+        totals = counts * self.micro_batches if self.totals is None else self.totals
+        items, rows = counts.to(dtype) * self.processes / totals.to(counts.device, dtype)
+        return items, rows
+
+
+@contextmanager
+def as_whole_batch(arguments: TrainingArguments) -> Iterator[None]:
+    """Keeps Trainer from scaling the loss by the processes: :class:`StepCut` does that already.
+
+    Trainer does it for some models only, by a rule that differs between versions.
+    """
+    averages = arguments.average_tokens_across_devices
+    arguments.average_tokens_across_devices = False
+    try:
+        yield
+    finally:
+        arguments.average_tokens_across_devices = averages
+
+
+def total_items(batches: Iterable[Batch], *, shifted: bool, device: torch.device) -> Tensor:
+    """The sum of :func:`count_items` over batches, (2,), int64."""
+    total = torch.zeros(2, dtype=torch.int64, device=device)
+    for batch in batches:
+        total += count_items(batch, shifted=shifted).to(device)
+    return total
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    first = batch.get("input_ids")
+    if isinstance(first, Tensor):
+        yield first
+    yield from (value for value in batch.values() if isinstance(value, Tensor) and value.ndim)
+
+
+def _rows(batch: Batch) -> int:
+    return next((len(tensor) for tensor in _tensors(batch)), 1)
+
+
+def _device(batch: Batch) -> torch.device | None:
+    return next((tensor.device for tensor in _tensors(batch)), None)

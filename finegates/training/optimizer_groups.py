@@ -1,0 +1,119 @@
+"""Kinds of trainable parameters, and optimizers with a learning rate for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.gates.attachment import head_parameters
+from finegates.gates.gate import StochasticGate
+
+GROUPS = ("gates", "low_rank", "biases", "head", "weights")
+
+
+def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """The trainable parameters by kind and name.
+
+    ``gates`` are latents and factors of stochastic gates, ``low_rank`` LoRA factors, ``head`` the
+    task head, ``biases`` other biases, ``weights`` the rest. Every trainable parameter is in
+    exactly one. Latents that rest because their gate has been hardened are among the gates, so that
+    the state of an optimizer fits the same model at any part of its training.
+    """
+    head = {id(p) for p in head_parameters(model).values()}
+    gates = {id(p) for gate in _gates(model) for p in gate.parameters()}
+    resting = {id(latent) for latent in _resting(model)}
+    groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in GROUPS}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and id(parameter) not in resting:
+            continue
+        if id(parameter) in gates:
+            kind = "gates"
+        elif ".lora_" in name:
+            kind = "low_rank"
+        elif id(parameter) in head or ".modules_to_save." in name:
+            kind = "head"
+        elif name.endswith("bias"):
+            kind = "biases"
+        else:
+            kind = "weights"
+        groups[kind][name] = parameter
+    return groups
+
+
+@contextmanager
+def all_trained(model: nn.Module) -> Iterator[None]:
+    """Shows resting latents as trained ones to what makes an optimizer, for the same reason."""
+    resting = [latent for latent in _resting(model) if not latent.requires_grad]
+    for latent in resting:
+        latent.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for latent in resting:
+            latent.requires_grad_(False)
+
+
+def _gates(model: nn.Module) -> list[StochasticGate]:
+    return [module for module in model.modules() if isinstance(module, StochasticGate)]
+
+
+def _resting(model: nn.Module) -> list[nn.Parameter]:
+    return [gate.latent for gate in _gates(model) if gate.hardness]
+
+
+def split_by_kind(
+    optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float]
+) -> None:
+    """Splits the groups of a new optimizer by kind, each with its learning rate.
+
+    Other settings stay those of the group that a parameter was in, but gates do not decay. A new
+    group has the kind under ``"kind"``.
+
+    Args:
+        optimizer: that has not made a step.
+        model: whose parameters it trains.
+        rates: by kind; others keep theirs.
+
+    Raises:
+        ValueError: the optimizer does not show the parameters that a rate is for.
+    """
+    kinds = {
+        id(parameter): kind
+        for kind, parameters in parameter_groups(model).items()
+        for parameter in parameters.values()
+    }
+    split = [
+        _part(group, kind, kinds, rates)
+        for group in optimizer.param_groups
+        for kind in (*GROUPS, None)
+    ]
+    shown = {id(p) for group in split for p in group["params"]}
+    hidden = sorted({kind for p, kind in kinds.items() if p not in shown and kind in rates})
+    if hidden:
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps parameters out of its param_groups, so that the "
+            f"learning_rates of {hidden} would not be used; choose another optim, or leave "
+            "learning_rates out"
+        )
+    optimizer.param_groups[:] = [group for group in split if group["params"]]
+
+
+def _part(
+    group: dict[str, Any], kind: str | None, kinds: Mapping[int, str], rates: Mapping[str, float]
+) -> dict[str, Any]:
+    """Of an optimizer's group, what is of one kind; None is for parameters that are not of the
+    model."""
+    chosen = [i for i, p in enumerate(group["params"]) if kinds.get(id(p)) == kind]
+    part = {**group, "params": [group["params"][i] for i in chosen]}
+    if "param_names" in group:
+        part["param_names"] = [group["param_names"][i] for i in chosen]
+    if kind is not None:
+        part["kind"] = kind
+        part["lr"] = rates.get(kind, group["lr"])
+    if kind == "gates":
+        part["weight_decay"] = 0.0
+    return part

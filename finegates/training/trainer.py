@@ -1,0 +1,323 @@
+"""Training with gates: a mixin on ``transformers.Trainer`` and the trainer made of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import Gate, GateDraw, StochasticGate
+from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.gates.monitor import closed_fraction
+from finegates.gates.parts import gated_parts
+from finegates.gates.penalty import JointPenalty, MacsPenalty, SparsityPenalty, penalty_of
+from finegates.modules.stock_checkpoints import stock_obstacle
+from finegates.training.checkpoints import GatedCheckpoints
+from finegates.training.distillation import Distillation
+from finegates.training.gate_history import GateHistory
+from finegates.training.gate_schedule import GateSchedule
+from finegates.training.optimizer_groups import GROUPS, all_trained, parameter_groups, split_by_kind
+from finegates.training.step import NonFiniteLossError, WeighedStep
+
+__all__ = [
+    "GROUPS",
+    "GateTrainer",
+    "GateTrainerMixin",
+    "NonFiniteLossError",
+    "parameter_groups",
+]
+
+
+class GateTrainerMixin(GatedCheckpoints, WeighedStep):
+    """Adds the sparsity penalty, learning rates by parameter group, and gate metrics to a Trainer.
+
+    Without gates and without these arguments it changes nothing but the NaN check, and warns. The
+    penalty is the one that ``finegates.attach`` was configured with. Task loss, teacher and penalty
+    keep their balance however a step's batch is cut into micro-batches and spread over processes.
+    After each epoch ``gate_history`` gains a summary of the gates, which is also logged under
+    ``gates/...``.
+
+    Args:
+        learning_rates: rates of parameter groups (a subset of ``GROUPS``) that differ from
+            the optimizer's; the schedule scales them all alike.
+        distillation: how much to follow a teacher, whose logits are in the rows of the training
+            set (``finegates.with_teacher``); needs ``remove_unused_columns=False``.
+        expect_gates: warn when a training begins and the model has no gates; False for baselines.
+
+    Penalty, draws and schedule are those of the gates that the model has when a training begins,
+    wherever in it they were attached. Several gated models within one have a penalty each, added
+    up. Checkpoints and saved models hold all of a gated model, adapters of ``peft`` included;
+    :func:`finegates.load` reads them without the original weights.
+
+    With shared gates the budget is met, and who is closed is decided, at the parts of the training
+    that ``GateConfig.schedule`` names. What has been decided stays so when the model is trained on.
+
+    Raises:
+        ValueError: an unknown group; ``learning_rates`` next to ``optimizers``; shared gates with
+            ``load_best_model_at_end``; gates or distillation on several GPUs of one process; when a
+            training begins, an optimizer that was made before the gates; when one is resumed, a
+            checkpoint of other gates, or a damaged one (``GatedFormatError``).
+        KeyError: in training with distillation, rows without a teacher's logits.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(
+        self,
+        *args: Any,
+        learning_rates: dict[str, float] | None = None,
+        distillation: Distillation | None = None,
+        expect_gates: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        unknown = set(learning_rates or {}) - set(GROUPS)
+        if unknown:
+            raise ValueError(f"unknown parameter groups {sorted(unknown)}; known: {list(GROUPS)}")
+        self.learning_rates = dict(learning_rates or {})
+        self.distillation = distillation
+        super().__init__(*args, **kwargs)
+        if self.learning_rates and self.optimizer is not None:
+            raise ValueError(
+                f"learning_rates of {sorted(self.learning_rates)} next to a given optimizer would "
+                "not be used: give its groups these rates, or leave optimizers out"
+            )
+        self.expect_gates = expect_gates
+        self.history = GateHistory()
+        self.gate_history = self.history.entries
+        self._counted: int | None = None
+        self._has_warned = False
+        self._bound: list[object] = []
+        self.penalties: list[tuple[GateConfig, SparsityPenalty | MacsPenalty]] = []
+        self._schedule = GateSchedule()
+        self._bind()
+        self.add_callback(self._schedule)  # type: ignore[attr-defined]
+        self.add_callback(self.history)  # type: ignore[attr-defined]
+        self.add_callback(_TermsLog(self))  # type: ignore[attr-defined]
+
+    def _bind(self) -> None:
+        """Takes penalty, schedule and draws from the model that is to be trained, as it is now.
+
+        Raises:
+            ValueError: shared gates with ``load_best_model_at_end``.
+        """
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        parts = gated_parts(model)
+        gates = leaf_gates(model)
+        bound: list[object] = [model, *gates, *(config for _, config in parts.values())]
+        if len(bound) != len(self._bound) or any(
+            now is not then for now, then in zip(bound, self._bound, strict=True)
+        ):
+            self._counted = self._checkpointed = None
+            penalties = [(config, penalty_of(part, config)) for part, config in parts.values()]
+            for _, penalty in self.penalties:
+                if isinstance(penalty, SparsityPenalty) and penalty.kurtosis is not None:
+                    penalty.kurtosis.remove()
+            self.penalties = penalties
+            self.penalty, self.penalty_weight = _joined(penalties)
+            self._schedule.lead(
+                (penalty, config.schedule)
+                for config, penalty in penalties
+                if isinstance(penalty, MacsPenalty)
+            )
+            self.gated = bool(gates)
+            self._draw = GateDraw(_gates_used_once(model))
+            self._bound = bound
+        self._refuse_data_parallel()
+        if any(isinstance(penalty, MacsPenalty) for _, penalty in self.penalties):
+            self._prepare(self.args)  # type: ignore[attr-defined]
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As of Trainer, of the gates that the model has by now: ``model_init`` may have made
+        another one, and gates may have been attached, or taken off, since the last look."""
+        self._bind()
+        self._check_optimizer()
+        self._has_warned = False
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        self.history.watch(model, self.penalty, self.resumed)
+        return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
+
+    def _check_optimizer(self) -> None:
+        """Raises ValueError if there is an optimizer already that would not train the gates."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # type: ignore[attr-defined]
+        if self.optimizer is None or sharded:
+            return
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        for name, parameter in parameter_groups(model)["gates"].items():
+            if parameter.requires_grad and id(parameter) not in held:
+                raise ValueError(
+                    f"the optimizer was made before {name} was in the model and would not train "
+                    "it; make a new trainer, or the optimizer, after gates are attached"
+                )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As of :class:`WeighedStep`; the first of a training warns of what will not be closed."""
+        if not self._has_warned:  # callbacks may have changed the model when the training began
+            self._has_warned = True
+            self._warn_of_nothing_to_close()
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _warn_of_nothing_to_close(self) -> None:
+        """Warns of a training from which :func:`finegates.compact` would have nothing to gain."""
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        bound = {id(part) for part in self._bound}
+        late = [gate for gate in leaf_gates(model) if id(gate) not in bound]
+        if late:
+            for gate in late:
+                if isinstance(gate, StochasticGate):
+                    gate.led = True  # it would warn by itself, with the remedy for another Trainer
+            warnings.warn(
+                f"{len(late)} gates of {type(model).__name__} were attached after the training had "
+                "begun, so neither penalty nor schedule nor optimizer knows them and none of them "
+                "closes; call finegates.attach before train(), or in model_init",
+                stacklevel=2,
+            )
+            return
+        if not gated_layers(model):
+            if self.expect_gates and stock_obstacle(model) is None:  # compact ones train on, too
+                warnings.warn(
+                    f"{type(model).__name__} has no gates, so GateTrainer trains it as Trainer "
+                    "does and nothing can be removed afterwards; call finegates.attach before "
+                    "training, or pass expect_gates=False for a baseline without gates",
+                    stacklevel=2,
+                )
+            return
+        led = {id(gate) for part, _ in gated_parts(model).values() for gate in leaf_gates(part)}
+        alone = [g for g in leaf_gates(model) if isinstance(g, StochasticGate) and id(g) not in led]
+        if any(gate.latent.requires_grad for gate in alone):
+            warnings.warn(
+                f"{len(alone)} gates of {type(model).__name__} were put in without a GateConfig, "
+                "so no penalty closes them; attach them with finegates.attach(model, config), or "
+                "freeze their latents",
+                stacklevel=2,
+            )
+
+    def _prepare(self, arguments: TrainingArguments) -> None:
+        """Refuses arguments that miss the budget; tells several devices what to wait for."""
+        if arguments.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end may bring back a checkpoint whose gates had not met the "
+                "budget; leave it off, and compare checkpoints of the last part of the training, "
+                "in which it is decided who is closed"
+            )
+        # Once it is decided, their latents have no gradient that processes could wait for.
+        arguments.ddp_find_unused_parameters = True
+        # transformers 5 has read the arguments already.
+        handler = getattr(self.accelerator, "ddp_handler", None)  # type: ignore[attr-defined]
+        if handler is not None:
+            handler.find_unused_parameters = True
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As of Trainer; with gates or ``learning_rates`` its groups are split by kind.
+
+        What decays is what decays with Trainer, gates left out.
+
+        Raises:
+            ValueError: every parameter is frozen, or the optimizer cannot have these rates.
+        """
+        trained: nn.Module = self.model if model is None else model  # type: ignore[attr-defined]
+        if self.optimizer is not None:
+            return self.optimizer
+        if not any(parameter.requires_grad for parameter in trained.parameters()):
+            raise ValueError("nothing to train: every parameter is frozen")
+        given = () if model is None else (model,)
+        with all_trained(trained):
+            optimizer: torch.optim.Optimizer = super().create_optimizer(*given)  # type: ignore[misc]
+        if self.learning_rates or gated_layers(trained):
+            split_by_kind(optimizer, trained, self.learning_rates)
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As of :class:`WeighedStep`; the last micro-batch shows its gradients to the schedule."""
+        loss = super().training_step(*args, **kwargs)
+        accelerator: Any = self.accelerator  # type: ignore[attr-defined]
+        if self._schedule is not None and accelerator.sync_gradients:
+            self._schedule.on_gradients(accelerator.scaler)
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As of Trainer, which counts the model's parameters again at every step."""
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        tokens = inputs.get(getattr(model, "main_input_name", "input_ids"))
+        if tokens is None or not tokens.numel():
+            return 0
+        if self._counted is None:
+            self._counted = super().floating_point_ops(inputs) // tokens.numel()  # type: ignore[misc]
+        return int(self._counted * tokens.numel())
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs; next to a training loss what it is made of, and the gates as they now are.
+
+        ``loss`` is ``task_loss + penalty_weight * penalty``, with distillation
+        ``(1 - weight) * task_loss + weight * teacher_distance + penalty_weight * penalty``: means
+        over the same optimizer steps, over all processes. ``macs_kept`` is the fraction that shared
+        gates keep, ``gates_closed`` that of gates that are closed. The gates' summary of an epoch
+        is in the next log.
+        """
+        if "loss" in logs:
+            logs = {**logs, **self._terms_and_gates()}
+        if "loss" in logs or "train_loss" in logs:
+            logs = {**logs, **self.history.unlogged}
+            self.history.unlogged = {}
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _terms_and_gates(self) -> dict[str, float]:
+        accelerator = self.accelerator  # type: ignore[attr-defined]
+        found = self.loss_terms.take(
+            self.state.global_step,  # type: ignore[attr-defined]
+            lambda terms: accelerator.reduce(terms, reduction="mean"),
+        )
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        if isinstance(self.penalty, MacsPenalty):
+            found["macs_kept"] = self.penalty.realised()
+        if gated_layers(model):
+            found["gates_closed"] = closed_fraction(model)
+        return found
+
+
+def _joined(
+    penalties: list[tuple[GateConfig, SparsityPenalty | MacsPenalty]],
+) -> tuple[SparsityPenalty | MacsPenalty | JointPenalty | None, float]:
+    """One penalty and its weight for all."""
+    if not penalties:
+        return None, 0.0
+    if len(penalties) == 1:
+        ((config, penalty),) = penalties
+        return penalty, config.penalty_weight
+    return JointPenalty([(config.penalty_weight, penalty) for config, penalty in penalties]), 1.0
+
+
+def _gates_used_once(model: nn.Module) -> list[Gate]:
+    """The gates behind one side of one layer; shared ones have noise of their own at each use."""
+    layers = gated_layers(model).values()
+    uses = Counter(leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
+    return [gate for gate, count in uses.items() if count == 1]
+
+
+class _TermsLog(TrainerCallback):
+    """Has what the loss is made of logged from the first step of a training to its last."""
+
+    def __init__(self, trainer: GateTrainerMixin) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.loss_terms.reset()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The steps since the last full interval are logged, too.
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        if last and args.logging_strategy == "steps" and not self._trainer.is_plain():
+            control.should_log = True
+
+
+class GateTrainer(GateTrainerMixin, Trainer):
+    """``transformers.Trainer`` for a model with gates; see :class:`GateTrainerMixin`."""
