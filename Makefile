@@ -15,7 +15,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := workflow,local,onnx,test,lint,docs
+EXTRAS := suite,local,onnx,test,lint,docs
 # Twice quiet: errors only. An index that lacks a package is no news.
 PIP_OPTIONS := -qq --disable-pip-version-check --no-input
 
@@ -105,6 +105,7 @@ lint: $(STAMP) ## check style, formatting, types and the workflow
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 docs: $(STAMP) ## build the documentation site, with search: docs/_build/html
@@ -137,5 +138,5 @@ OLDEST := .venv-oldest
 test-oldest: ## run the tests with the oldest supported versions; ARGS as of make test [CORES, ARGS]
 	@[ -d $(OLDEST) ] || "$(PYTHON)" -m venv $(OLDEST)
 	@pip() { $(OLDEST)/bin/python -m pip install $(PIP_OPTIONS) -c constraints-oldest.txt "$$@"; }; \
-	  pip --upgrade pip setuptools && pip torch && pip --no-build-isolation -e '.[workflow,onnx,test]'
+	  pip --upgrade pip setuptools && pip torch && pip --no-build-isolation -e '.[suite,onnx,test]'
 	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),tests/unit tests/property tests/theory)

@@ -8,6 +8,7 @@ from torch import nn
 
 from finegates.adapters import adapter_for
 from finegates.compaction.peft_targets import teach_peft
+from finegates.extras import needed_for
 from finegates.gates.attachment import head_parameters
 
 
@@ -28,8 +29,12 @@ def add_lora(
 
     Returns:
         a ``peft.PeftModel`` around the same model.
+
+    Raises:
+        ImportError: peft is not installed.
     """
-    import peft
+    with needed_for("finegates.add_lora", "peft"):
+        import peft
 
     teach_peft()
     config = peft.LoraConfig(

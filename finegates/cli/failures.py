@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from finegates.extras import missing
+
 SUITE_EXTRA = "suite"
 """The extra of the package with what tables in Parquet and the commands of the suite need."""
 
@@ -39,8 +41,4 @@ def lacks(error: ImportError, what: str, extra: str) -> CommandError:
         what: needs the package.
         extra: of finegates that installs it.
     """
-    name = error.name or str(error)
-    return CommandError(
-        f"{what} needs the package {name!r}, which is not installed; install it with "
-        f"pip install 'finegates[{extra}]'"
-    )
+    return CommandError(missing(what, error.name or str(error), extra))

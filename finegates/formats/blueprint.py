@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from finegates.adapters import unwrap
+from finegates.extras import needed_for
 from finegates.formats.bounds import check_numbers
 from finegates.formats.generation import generation_settings, set_generation
 from finegates.formats.module_settings import check_modules, set_seen_lengths
@@ -256,7 +257,8 @@ def _with_adapters(plain: nn.Module, adapters: dict[str, Any] | None) -> nn.Modu
 
 
 def _lora_configs(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    from peft import LoraConfig
+    with needed_for("a model with adapters", "peft"):
+        from peft import LoraConfig
 
     for name, given in values.items():
         unknown = sorted(given.keys() - set(_LORA))

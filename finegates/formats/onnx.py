@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finegates.extras import needed_for
 from finegates.gates.gated_linear import gated_layers
 from finegates.wrappers import autocast_removed, without_containers
 
@@ -74,11 +75,9 @@ def export_onnx(
             raise ValueError(f"input {name!r} must be at least 2 x 2, got {tuple(tensor.shape)}")
         if tensor.device.type != "cpu":
             raise ValueError(f"input {name!r} is on {tensor.device}; bring it to the CPU: .cpu()")
-    try:
+    with needed_for("finegates.export_onnx", "onnx"):
         import onnxruntime  # noqa: F401  wanted below
         import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        raise ImportError(f"{error}; install it with pip install 'finegates[onnx]'") from error
 
     model = without_containers(model)
     path = Path(path)

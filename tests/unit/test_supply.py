@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TESTED = ("workflow", "onnx", "test")
+TESTED = ("suite", "onnx", "test")
 """The extras that are tested with their oldest versions, too."""
 
 
