@@ -88,9 +88,15 @@ test: $(STAMP) ## run the tests; ARGS="--run-slow" for the slow ones too [CORES,
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # What they need besides Python, .ci/packages installs from Debian.
-test-system: $(STAMP) ## run the tests that open a browser and start a Slurm [ARGS]
-	@$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[browser,slurm]'
-	$(BIN)/pytest -m "browser or cluster" --run-browser --run-cluster $(ARGS)
+test-system: $(STAMP) ## run the tests that open a browser, start a Slurm, install the wheel [ARGS]
+	@$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[browser,slurm,release]'
+	$(BIN)/pytest -m "browser or cluster or install" --run-browser --run-cluster --run-install $(ARGS)
+
+package: $(STAMP) ## build wheel and source distribution and check them: dist
+	@$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[release]'
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 # Published at once: it is about the workflow, not about a tier's runs.
 faults: $(STAMP) ## kill, damage and starve the workflow; tabulate what comes of it (minutes)
@@ -139,4 +145,4 @@ test-oldest: ## run the tests with the oldest supported versions; ARGS as of mak
 	@[ -d $(OLDEST) ] || "$(PYTHON)" -m venv $(OLDEST)
 	@pip() { $(OLDEST)/bin/python -m pip install $(PIP_OPTIONS) -c constraints-oldest.txt "$$@"; }; \
 	  pip --upgrade pip setuptools && pip torch && pip --no-build-isolation -e '.[suite,onnx,test]'
-	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),tests/unit tests/property tests/theory)
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(or $(ARGS),--ignore=tests/workflow --ignore=tests/faults)

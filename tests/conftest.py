@@ -1,7 +1,7 @@
 """What every test shares: Hypothesis profiles, one thread per worker, no network, opt-in tests.
 
-Tests marked ``slow``, ``hub``, ``browser`` or ``cluster`` are skipped, with the reason, unless
-``--run-slow``, ``--run-hub``, ``--run-browser`` or ``--run-cluster`` is given.
+Tests with a marker of :data:`OPT_IN` are skipped, with the reason, unless ``--run-<marker>`` is
+given.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ OPT_IN = {
     "slow": "takes more than a few seconds",
     "hub": "needs a model hub and the network",
     "browser": "opens a page in a browser",
+    "install": "builds the package and installs it into an environment of its own",
     "cluster": "starts a Slurm cluster of its own",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds ``--run-slow``, ``--run-hub``, ``--run-browser`` and ``--run-cluster``."""
+    """Adds ``--run-slow`` and the like."""
     group = parser.getgroup("finegates", "tests that run only when asked for")
     for marker, reason in OPT_IN.items():
         group.addoption(

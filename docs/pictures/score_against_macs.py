@@ -17,8 +17,8 @@ import pandas as pd
 
 from finegates.files import write_text
 from finegates.suite.figures.style import COLOURS, save_figure, style
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "results" / "published" / "structured" / "tables"
 PICTURE = Path(__file__).with_suffix(".svg")
 METHODS = {

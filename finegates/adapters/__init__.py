@@ -1,8 +1,8 @@
 """What the architectures look like: one small adapter for each, so that nothing else reads names.
 
 To add an architecture, write a module with a subclass of :class:`Adapter`, list it in ``ADAPTERS``,
-and add a tiny configuration to ``ARCHITECTURES`` in ``tests/tiny.py``, which takes it through the
-conformance suite (``tests/unit/test_adapters.py``).
+and add a tiny configuration to ``ARCHITECTURES`` in ``tests/support/tiny.py``, which takes it
+through the conformance suite (``tests/adapters/test_adapters.py``).
 """
 
 from __future__ import annotations

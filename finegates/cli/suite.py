@@ -14,7 +14,7 @@ SUITE = {
     "verify": ("finegates.suite.verify:main", "check that results are as their jobs wrote them"),
     "compare": ("finegates.suite.compare:main", "set two trees of results against each other"),
     "quote": ("finegates.suite.readme:main", "bring the tables quoted in the README up to date"),
-    "scaling": ("finegates.suite.scaling.__main__:main", "write what the paper tier costs"),
+    "scaling": ("finegates.suite.scaling.command:main", "write what the paper tier costs"),
 }
 """By command: the function that runs it, and what it does."""
 

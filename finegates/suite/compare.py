@@ -1,6 +1,6 @@
 """Two result trees side by side: what a rerun confirms, what it does not, what is missing.
 
-    python -m finegates.suite.compare results/published/local results/local
+    finegates compare results/published/local results/local
 
 Scores are compared by method and task, as means over seeds. Two cells agree if they are equal, or
 if their difference is within the intervals of both: over seeds (bootstrap) where there are several,
@@ -150,7 +150,7 @@ def report(cells: Sequence[Cell]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m finegates.suite.compare", description="Compare two result trees."
+        prog="finegates compare", description="Compare two result trees."
     )
     parser.add_argument("first", type=Path, help="for example results/published/local")
     parser.add_argument("second", type=Path, help="for example results/local")
@@ -162,7 +162,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(report(cells))
     return 0 if all(cell.outcome in (EQUAL, AGREES) for cell in cells) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Keeps the tables quoted in README.md and theory/README.md equal to the published files.
 
-Run ``python -m finegates.suite.readme`` after publishing.
+Run ``finegates quote`` after publishing.
 
 A quoted file stands between ``<!-- begin PATH -->`` and ``<!-- end PATH -->``.
 """
@@ -43,11 +43,9 @@ def quoted_files(text: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line, which takes no arguments; returns the exit status."""
-    argparse.ArgumentParser(description="Bring quoted tables up to date.").parse_args(arguments)
+    argparse.ArgumentParser(
+        prog="finegates quote", description="Bring quoted tables up to date."
+    ).parse_args(arguments)
     for name in QUOTING:
         write_text(ROOT / name, with_quotes((ROOT / name).read_text(encoding="utf-8"), ROOT))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

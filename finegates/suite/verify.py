@@ -1,6 +1,6 @@
 """Checks that a tier's results are as their jobs wrote them: every seal, every record's digest.
 
-    python -m finegates.suite.verify local
+    finegates verify local
 
 ends with status 1 and names what is damaged, and what to do. ``make reproduce`` begins with it.
 """
@@ -60,7 +60,9 @@ def _from_the_future(results: Path) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; see the module."""
-    parser = argparse.ArgumentParser(description="Check that results are as their jobs wrote them.")
+    parser = argparse.ArgumentParser(
+        prog="finegates verify", description="Check that results are as their jobs wrote them."
+    )
     parser.add_argument("tier", nargs="?", default="smoke", help="as of --config tier=")
     try:
         results = configured_tier({"tier": parser.parse_args(arguments).tier}).results
@@ -76,7 +78,3 @@ def main(arguments: list[str] | None = None) -> int:
     if not messages:
         print(f"{results} is as its jobs wrote it: {told}")
     return 1 if messages else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

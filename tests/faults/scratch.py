@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 TIER = Path(__file__).with_name("reduced.yaml")
 
 LINKED = (

@@ -18,7 +18,7 @@ from scratch import Scratch, kill, kill_alone, wait_until
 
 from finegates.suite.jobs.seals import seal
 from finegates.suite.runs.record import write_record
-from records import make_record
+from support.records import make_record
 
 
 @pytest.fixture
@@ -187,5 +187,5 @@ def test_the_command_is_the_one_that_users_type(tmp_path):
     shown = subprocess.run(
         [*command, "--dry-run"], cwd=tmp_path / "s", capture_output=True, text=True, check=True
     ).stdout
-    assert "python -m finegates.suite.verify reduced.yaml" in shown
+    assert "finegates verify reduced.yaml" in shown
     assert "snakemake all --cores 2 --config tier=reduced.yaml" in shown

@@ -19,7 +19,7 @@ from finegates.formats.peft import ADAPTER_FILE, PeftGatesError
 from finegates.formats.structure import DIGEST, STRUCTURE, TENSORS, CompactFormatError
 from finegates.formats.task import TaskStateError, load_task, save_task, task_state
 from finegates.suite.models.pretrained import ModelError, load_pretrained
-from tiny import ARCHITECTURES
+from support.tiny import ARCHITECTURES
 
 
 def _encoder() -> Any:

@@ -22,8 +22,7 @@ from watch import ForbiddenAct
 
 from finegates.files import parse_json
 from finegates.suite.config.load import ConfigError, read_yaml
-
-ROOT = Path(__file__).parents[2]
+from support.paths import ROOT
 
 made = cache(lambda name: TARGETS[name]())
 

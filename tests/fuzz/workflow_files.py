@@ -23,7 +23,7 @@ from finegates.suite.data.text import TextError, read_documents
 from finegates.suite.runs.llama_record import read_causal_record
 from finegates.suite.runs.record import read_record
 from finegates.suite.runs.signed import RecordError
-from records import make_causal_record, make_record
+from support.records import make_causal_record, make_record
 
 
 def check_tier(tier: Tier) -> None:

@@ -13,7 +13,7 @@ import cluster
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from support.paths import ROOT
 
 TIER = {
     "tier": "tiny",

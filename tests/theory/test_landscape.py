@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from problem_strategies import problems, vectors
+from support.problem_strategies import problems, vectors
 from theory.bilinear import (
     fit_gates,
     joint_gradient,

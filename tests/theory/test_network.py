@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from support.tier import tiny_tier
 from theory.finetuned import FREE, LORA, TRAINED, Look, landscape_frame
 from theory.network import local_landscape
-from tier import tiny_tier
 
 
 @pytest.mark.parametrize("size", [3, 60])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from problem_strategies import matrices, problems, vectors
+from support.problem_strategies import matrices, problems, vectors
 from theory.problems import FAMILIES, Problem, draw_problem
 from theory.quadratic import (
     column_quadratic,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from problem_strategies import problems, vectors
+from support.problem_strategies import problems, vectors
 from theory.checks.smoothing import by_quadrature, noisy_gate
 from theory.penalties import OneGate, gate_state, half_open_range, penalty_minimiser, train_gates
 from theory.problems import draw_problem

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from causal_tier import llama_section, write_llama, write_text
-from tier import tiny_tier
-
-ROOT = Path(__file__).parents[2]
+from support.causal_tier import llama_section, write_llama, write_text
+from support.paths import ROOT
+from support.tier import tiny_tier
 
 
 def write_tier(folder: Path) -> Path:

@@ -16,10 +16,9 @@ from comparison import differences
 
 from finegates.suite.config.load import load_tier
 from finegates.suite.runs.record import read_record
-from scan import pickles_below
-from tier import TINY_SHAPE
-
-ROOT = Path(__file__).parents[2]
+from support.paths import ROOT
+from support.scan import pickles_below
+from support.tier import TINY_SHAPE
 
 TINY = {
     "tier": "tiny",

@@ -3,7 +3,7 @@
 A disk may flip a bit, a copy may stop half way; the workflow's tool looks at dates alone. Every job
 therefore seals what it writes, and looks at the seals of what it reads. The seal of ``a.csv`` is
 ``.a.csv.sha256``, that of a folder ``.sha256`` inside it; ``sha256sum --check`` reads them, too.
-``python -m finegates.suite.verify`` checks all of a tier.
+``finegates verify`` checks all of a tier.
 """
 
 from __future__ import annotations

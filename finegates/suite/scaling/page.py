@@ -49,9 +49,7 @@ class Measured:
         key += f"{' trained' if trains_all else ''}{' gated' if gated else ''}"
         if key not in self.known:
             if not self._measure:
-                raise KeyError(
-                    f"{key!r} is not measured: python -m finegates.suite.scaling --measure"
-                )
+                raise KeyError(f"{key!r} is not measured: finegates scaling --measure")
             found = activation_bytes(
                 config, precision=precision, trains_all=trains_all, gated=gated
             )
@@ -63,10 +61,9 @@ class Measured:
 TEMPLATE = """\
 # What the paper tier costs
 
-Written by `python -m finegates.suite.scaling` from `config/paper.yaml` and
-`config/paper_large.yaml`; shapes of hub models, lengths and rates are in
-`finegates/suite/scaling/assumptions.py`. Nothing here was run on a GPU: hours are operations over
-an assumed rate.
+Written by `finegates scaling` from `config/paper.yaml` and `config/paper_large.yaml`; shapes of hub
+models, lengths and rates are in `finegates/suite/scaling/assumptions.py`. Nothing here was run on a
+GPU: hours are operations over an assumed rate.
 
 **Operations.** A step takes 2 × MACs × (1 + b + c): the multiply-accumulates of linear layers,
 attention products and language head (`finegates.budget`) over all its tokens; b = 2 for the

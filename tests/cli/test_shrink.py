@@ -1,0 +1,425 @@
+"""``finegates shrink``: what it makes, what it continues, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import finegates as fg
+from finegates.cli import main, outcome, resumption
+from finegates.cli.fine_tuning import Recipe, with_gates
+from finegates.compaction import CompactLinear
+from support.cli_models import WIDE, WORDS, checkpoint, reviews, write_csv, write_json_lines
+from support.tiny import scatter_gates, tiny_model
+
+LENGTH = 8
+QUICK = ["--epochs", "3", "--batch-size", "8", "--max-length", str(LENGTH)]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny encoder and a table of reviews that any word tells apart."""
+    folder = tmp_path_factory.mktemp("shrink")
+    return {
+        "model": checkpoint(folder / "model"),
+        "train": write_csv(folder / "reviews.csv", reviews()),
+    }
+
+
+def shrink(places: dict[str, Path], out: Path, *options: str) -> int:
+    words = ["shrink", str(places["model"]), "--train", str(places["train"]), "--out", str(out)]
+    return main([*words, *QUICK, *options])
+
+
+def summary(out: Path) -> dict[str, Any]:
+    return json.loads((out / outcome.SUMMARY).read_text())
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """The files of a result by name; its times, which no two runs share, left out."""
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in out.iterdir()}
+    found[outcome.SUMMARY] = {k: v for k, v in summary(out).items() if k != "timing"}
+    return found
+
+
+def test_the_result_meets_its_target_and_computes_what_the_gated_model_does(
+    tmp_path, monkeypatch, capsys
+):
+    model = checkpoint(tmp_path / "model", **WIDE)
+    train = write_csv(tmp_path / "reviews.csv", reviews(400))
+    gated = []
+    compact = fg.compact
+    monkeypatch.setattr(fg, "compact", lambda m, **k: gated.append(m) or compact(m, **k))
+    out = tmp_path / "small"
+    assert shrink({"model": model, "train": train}, out, "--target", "0.5", "--epochs", "8") == 0
+    small = fg.load(out)
+    assert any(isinstance(module, CompactLinear) for module in small.modules())
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    texts = [row["text"] for row in reviews(16, seed=5)]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected, found = gated[0].eval()(**inputs).logits, small(**inputs).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert small.config.id2label == {0: "bad", 1: "good"}
+    told = summary(out)
+    dense = AutoModelForSequenceClassification.from_pretrained(model)
+    assert told["macs"]["dense"] == fg.macs(dense, 1, LENGTH).total
+    assert told["macs"]["compact"] == fg.macs(small, 1, LENGTH).total
+    assert told["macs"]["compact"] / told["macs"]["dense"] == pytest.approx(0.5, abs=0.02)
+    assert told["parameters"]["compact"] == sum(p.numel() for p in small.parameters())
+    assert told["rows"] == {"train": 360, "evaluated": 40}
+    assert told["scores"]["compact"] == told["scores"]["gated"]
+    assert told["scores"]["compact"]["accuracy"] >= 0.9, "any word tells the classes apart"
+    assert str(tmp_path) not in json.dumps(told)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "reviews.csv", "small"]
+    printed = capsys.readouterr().out
+    assert f"MACs of a sequence of {LENGTH} tokens" in printed
+    assert "accuracy on 40 rows" in printed
+    assert "time of a batch of 8 x " in printed
+
+
+class Killed:
+    """Ends a training at a step, as a kill would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        training_step = fg.GateTrainer.training_step
+
+        def mortal(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+            if trainer.state.global_step >= step:
+                raise KeyboardInterrupt
+            return training_step(trainer, *args, **kwargs)
+
+        monkeypatch.setattr(fg.GateTrainer, "training_step", mortal)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("whole") / "small"
+    assert shrink(places, out) == 0
+    return contents(out)
+
+
+# 72 rows make 9 steps an epoch: within an epoch, at the end of one, in the repair at the end.
+@pytest.mark.parametrize("step", [5, 9, 14, 25])
+def test_a_killed_run_continues_and_ends_with_the_tensors_of_an_uninterrupted_one(
+    places, uninterrupted, tmp_path, monkeypatch, capsys, step
+):
+    out = tmp_path / "small"
+    with monkeypatch.context() as patched:
+        Killed(patched, step)
+        assert shrink(places, out, "--checkpoint-every", "4") == 130
+    assert not out.exists()
+    assert capsys.readouterr().err.endswith("finegates: interrupted\n")
+    assert shrink(places, out, "--checkpoint-every", "4") == 0
+    assert f"continuing after step {step // 4 * 4}\n" in capsys.readouterr().out
+    assert contents(out) == uninterrupted
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_killed_run_with_adapters_continues_as_well(places, tmp_path, monkeypatch, capsys):
+    whole, out = tmp_path / "whole", tmp_path / "small"
+    assert shrink(places, whole, "--lora", "4") == 0
+    with monkeypatch.context() as patched:
+        Killed(patched, 14)
+        assert shrink(places, out, "--lora", "4") == 130
+    capsys.readouterr()
+    assert shrink(places, out, "--lora", "4") == 0
+    assert "continuing after step 9\n" in capsys.readouterr().out
+    assert contents(out) == contents(whole)
+
+
+def test_a_run_that_was_killed_after_its_training_evaluates_and_writes(
+    places, uninterrupted, tmp_path, monkeypatch
+):
+    out = tmp_path / "small"
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outcome, "write", killed)
+        assert shrink(places, out) == 130
+    assert not out.exists()
+    assert shrink(places, out) == 0
+    assert contents(out) == uninterrupted
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_continued_from(
+    places, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "small"
+    with monkeypatch.context() as patched:
+        Killed(patched, 10)
+        assert shrink(places, out, "--checkpoint-every", "4") == 130
+    last = resumption.partial_folder(out) / "checkpoint-8"
+    (last / resumption.WHOLE).unlink()
+    (last / "model.safetensors").write_bytes(b"cut short")
+    assert shrink(places, out, "--checkpoint-every", "4") == 0
+    assert "continuing after step 4\n" in capsys.readouterr().out
+    assert contents(out) == uninterrupted
+
+
+def test_a_checkpoint_of_an_unfinished_run_is_compacted_with_its_tokenizer(
+    places, tmp_path, monkeypatch
+):
+    out, early = tmp_path / "small", tmp_path / "early"
+    with monkeypatch.context() as patched:
+        Killed(patched, 20)
+        assert shrink(places, out) == 130
+    checkpoint = resumption.partial_folder(out) / "checkpoint-18"
+    assert main(["compact", str(checkpoint), "--out", str(early)]) == 0
+    assert fg.load(early).config.num_labels == 2
+    assert len(AutoTokenizer.from_pretrained(early)) == 40
+
+
+def test_an_unfinished_run_of_other_settings_is_refused_by_their_names(
+    places, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "small"
+    with monkeypatch.context() as patched:
+        Killed(patched, 10)
+        assert shrink(places, out) == 130
+    partial = resumption.partial_folder(out)
+    before = {path: path.stat().st_mtime_ns for path in partial.rglob("*")}
+    capsys.readouterr()
+    assert shrink(places, out, "--target", "0.3", "--seed", "1") == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f"finegates: error: {partial} is of a run with other settings (")
+    assert "target: 0.4 there, 0.3 here; seed: 0 there, 1 here)" in line
+    assert "delete" in line
+    assert line.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in partial.rglob("*")} == before
+
+
+def test_a_changed_table_is_another_run(places, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "small"
+    train = write_csv(tmp_path / "own.csv", reviews())
+    own = {**places, "train": train}
+    with monkeypatch.context() as patched:
+        Killed(patched, 10)
+        assert shrink(own, out) == 130
+    write_csv(train, reviews(seed=1))
+    assert shrink(own, out) == 1
+    assert "(data: {" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_so_and_is_left_as_it_is(places, tmp_path, capsys):
+    out = tmp_path / "small"
+    assert shrink(places, out) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    resumption.partial_folder(out).mkdir()  # of a kill between the writing and the tidying
+    (resumption.partial_folder(out) / resumption.SETTINGS).write_text("{}")
+    capsys.readouterr()
+    assert shrink(places, out) == 0
+    printed = capsys.readouterr().out
+    assert f"{out} is finished" in printed
+    assert "accuracy on 8 rows" in printed
+    assert shrink(places, out, "--epochs", "2") == 1
+    assert "epochs: 3 there, 2 here" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert not resumption.partial_folder(out).exists()
+
+
+def test_two_processes_do_not_work_in_one_folder(places, tmp_path, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "small"
+    with monkeypatch.context() as patched:
+        Killed(patched, 3)
+        assert shrink(places, out) == 130
+    with open(resumption.partial_folder(out) / resumption.LOCK, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert shrink(places, out) == 1
+    assert "another process is at work there; wait for it" in capsys.readouterr().err
+    assert shrink(places, out) == 0
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(places, tmp_path, capsys):
+    assert shrink(places, tmp_path / "small", "--dry-run", "--lora") == 0
+    printed = capsys.readouterr().out
+    assert "RobertaForSequenceClassification with a new head" in printed
+    assert "72 rows to train on, 8 held out" in printed
+    assert "text 'text', label 'label': 2 classes (bad, good)" in printed
+    assert "27 in 3 epochs of batches of 8, LoRA of rank 8 inside the gates" in printed
+    assert "nothing was done" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pairs_and_numbers_make_a_regression_evaluated_on_a_file_of_its_own(places, tmp_path):
+    rows = [
+        {"left": WORDS[n % 9], "right": WORDS[(n * 7) % 9], "score": (n % 9) / 4} for n in range(40)
+    ]
+    train = write_json_lines(tmp_path / "train.jsonl", rows)
+    held_out = write_json_lines(tmp_path / "eval.jsonl", rows[:9])
+    columns = ["--text", "left", "--text-pair", "right", "--label", "score"]
+    out = tmp_path / "small"
+    options = [*columns, "--eval", str(held_out), "--epochs", "2"]
+    assert shrink({**places, "train": train}, out, *options) == 0
+    told = summary(out)
+    assert told["labels"] is None
+    assert told["rows"] == {"train": 40, "evaluated": 9}
+    assert set(told["scores"]["compact"]) == {"pearson", "spearman"}
+    assert fg.load(out).config.num_labels == 1
+
+
+def test_a_task_of_glue_has_its_own_columns_labels_split_and_measures(places, tmp_path):
+    rows = [
+        {"sentence1": WORDS[n % 5], "sentence2": WORDS[n % 3], "label": n % 2, "idx": n}
+        for n in range(24)
+    ]
+    (tmp_path / "mrpc").mkdir()
+    for split, part in (("train", rows[:16]), ("validation", rows[16:])):
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / "mrpc" / f"{split}.parquet")
+    out = tmp_path / "small"
+    words = ["--task", "mrpc", "--data", str(tmp_path), "--out", str(out), "--epochs", "1"]
+    assert main(["shrink", str(places["model"]), *words, "--max-length", str(LENGTH)]) == 0
+    told = summary(out)
+    assert told["rows"] == {"train": 16, "evaluated": 8}
+    assert told["labels"] == ["not_equivalent", "equivalent"]
+    assert set(told["scores"]["compact"]) == {"accuracy", "f1"}
+    assert fg.load(out).config.id2label == {0: "not_equivalent", 1: "equivalent"}
+
+
+def test_the_seed_decides_how_gates_begin():
+    def latents(seed: int) -> torch.Tensor:
+        recipe = Recipe(0.4, 1, 8, LENGTH, 1e-3, 1e-2, seed, None)
+        model = with_gates(tiny_model("roberta", dtype=torch.float32), recipe)
+        gates = [m.latent for m in model.modules() if isinstance(m, fg.StochasticGate)]
+        return torch.cat([latent.detach() for latent in gates])
+
+    torch.testing.assert_close(latents(0), latents(0), rtol=0, atol=0)
+    assert not torch.equal(latents(0), latents(1))
+
+
+def test_a_head_that_is_there_is_kept_and_evaluated_before(places, tmp_path, capsys):
+    model = checkpoint(tmp_path / "model", "classifier")
+    out = tmp_path / "small"
+    assert shrink({**places, "model": model}, out, "--epochs", "1") == 0
+    assert set(summary(out)["scores"]) == {"dense", "gated", "compact"}
+    assert "with its own head" in capsys.readouterr().out
+
+
+def test_the_predictions_of_a_teacher_are_followed(places, tmp_path, monkeypatch):
+    teacher = checkpoint(tmp_path / "teacher", "classifier", seed=3)
+    seen = []
+    distance = fg.Distillation.distance
+
+    def watched(self: Any, logits: Any, goal: Any, *rest: Any, **more: Any) -> Any:
+        seen.append(tuple(goal.shape))
+        return distance(self, logits, goal, *rest, **more)
+
+    monkeypatch.setattr(fg.Distillation, "distance", watched)
+    out = tmp_path / "small"
+    assert shrink(places, out, "--distill", str(teacher), "--epochs", "1") == 0
+    assert seen == [(8, 2)] * 9
+    assert summary(out)["settings"]["distill"] is not None
+
+
+def test_a_decoder_without_a_token_to_pad_with_is_padded_with_its_last(places, tmp_path):
+    model = checkpoint(tmp_path / "model", architecture="gpt2", pad_token_id=None)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(model)
+    out = tmp_path / "small"
+    assert shrink({**places, "model": model}, out, "--epochs", "1") == 0
+    assert fg.load(out).config.pad_token_id == AutoTokenizer.from_pretrained(out).pad_token_id == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text", "words"], "--text words: no such column; {train} has the columns 'text', 'l"),
+        (["--eval", "{tmp}/no.csv"], "{tmp}/no.csv: no such file; check the path"),
+        (["--data", "{tmp}"], "--data goes with --task; name the file to evaluate on with --eval"),
+        (["--max-length", "99"], "longer than the 14 positions that RobertaForSequenceClass"),
+        (["--out", "{tmp}/taken"], "--out {tmp}/taken: exists and is not a result of finegates"),
+        (["--out", "{tmp}/file/small"], "{tmp}/file is a file; choose another folder"),
+        (["--distill", "{model}"], "--distill {model}: has no trained head of 2 outputs"),
+        (["--cost", "{tmp}/none.json"], "--cost {tmp}/none.json: no such file; use 'smallest'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(places, tmp_path, capsys, options, message):
+    write_json_lines(tmp_path / "taken" / "theirs.jsonl", [{"a": 1}])
+    (tmp_path / "file").touch()
+    named = {**places, "tmp": tmp_path}
+    out = tmp_path / "small"
+    assert shrink(places, out, *(option.format(**named) for option in options)) == 1
+    captured = capsys.readouterr()
+    assert message.format(**named) in captured.err
+    assert captured.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "mrpc"], "--task mrpc: name the folder that holds its tables with --data"),
+        (["--task", "mrpc", "--data", "{tmp}"], "no train.parquet of task mrpc in {tmp}"),
+        (["--task", "mrpc", "--data", "{tmp}", "--label", "x"], "--label goes with --train; --t"),
+        (["--task", "mrcp", "--data", "{tmp}"], "--task mrcp: did you mean 'mrpc'?"),
+        (["--train", "{tmp}/none.csv"], "{tmp}/none.csv: no such file"),
+    ],
+)
+def test_data_that_are_not_there_are_one_line(places, tmp_path, capsys, words, message):
+    given = [word.format(tmp=tmp_path) for word in words]
+    assert main(["shrink", str(places["model"]), "--out", str(tmp_path / "o"), *given]) == 1
+    assert message.format(tmp=tmp_path) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_gpus_are_refused_before_anything_is_read(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert shrink(places, tmp_path / "small") == 1
+    assert (
+        "2 GPUs are visible, and one is used; set CUDA_VISIBLE_DEVICES" in capsys.readouterr().err
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_compact_is_refused_with_the_remedy(places, tmp_path, capsys):
+    fg.save(fg.compact(closed_model()), tmp_path / "compact")
+    assert shrink({**places, "model": tmp_path / "compact"}, tmp_path / "small") == 1
+    assert "is a model of finegates already, and shrinking starts from a" in capsys.readouterr().err
+
+
+def closed_model() -> Any:
+    model = tiny_model("roberta", dtype=torch.float32)
+    fg.attach(model, fg.GateConfig(preset="structured"))
+    scatter_gates(model)
+    return model
+
+
+def test_a_model_without_a_tokenizer_or_with_a_larger_one_is_refused(places, tmp_path, capsys):
+    from support.cli_models import tokenizer
+
+    bare = checkpoint(tmp_path / "bare")
+    for path in bare.glob("token*"):
+        path.unlink()
+    capsys.readouterr()
+    assert shrink({**places, "model": bare}, tmp_path / "small") == 1
+    assert "holds no tokenizer; save the model's there" in capsys.readouterr().err
+    larger = tokenizer()
+    larger.add_tokens(["new"])
+    larger.save_pretrained(bare)
+    assert shrink({**places, "model": bare}, tmp_path / "small") == 1
+    assert "the tokenizer has 41 tokens" in capsys.readouterr().err
+    assert not list(tmp_path.glob("small*"))
+
+
+def test_an_architecture_without_an_adapter_is_refused_by_name(places, tmp_path, capsys):
+    from transformers import DistilBertConfig, DistilBertModel
+
+    from support.cli_models import tokenizer
+
+    config = DistilBertConfig(vocab_size=40, dim=12, n_layers=1, n_heads=2, hidden_dim=16)
+    DistilBertModel(config).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    assert shrink({**places, "model": tmp_path / "model"}, tmp_path / "small") == 1
+    assert "no adapter for model type 'distilbert'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("small*"))

@@ -1,0 +1,84 @@
+"""The plan of a compaction, read before it is applied: block by block what is kept, why, and what
+it costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from finegates.budget import macs, planned_macs
+from finegates.compaction import CostModel, compact, plan_compaction
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from support import tiny
+
+ARCHITECTURES = sorted(tiny.ARCHITECTURES)
+# Moving is so cheap here that every closed side goes.
+CHEAP = CostModel(product=1e-9, gather=1e-12, scatter=1e-12, head_multiple=1)
+
+
+def shared(architecture: str) -> nn.Module:
+    model = attach(tiny.tiny_model(architecture), GateConfig(preset="structured"))
+    tiny.scatter_gates(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_blocks_add_up_to_what_the_model_costs_before_and_after(architecture: str) -> None:
+    model = shared(architecture)
+    blocks = plan_compaction(model).blocks
+    batch, length = 3, 7
+    for side, counted in ((0, macs(model, batch, length)), (1, planned_macs(model, batch, length))):
+        linear = sum(block.macs[side] for block in blocks)
+        attention = sum(block.attention_macs[side] for block in blocks)
+        assert batch * length * linear == counted.linear
+        assert batch * length**2 * attention == counted.attention
+    assert planned_macs(model, batch, length) == macs(compact(model), batch, length)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_layer_stands_under_its_block_with_why(architecture: str) -> None:
+    plan = plan_compaction(shared(architecture))
+    lines = str(plan).splitlines()
+    assert lines[0].startswith(f"{len(plan.blocks)} blocks: ")
+    assert "MACs a token (" in lines[0]
+    for block in plan.blocks:
+        start = lines.index(str(block))
+        below = lines[start + 1 : start + 1 + len(block.layers)]
+        assert below == [f"  {plan.layers[path]}" for path in block.layers]
+    assert sum(len(block.layers) for block in plan.blocks) == len(plan.layers)
+    assert "closed" in str(plan)
+
+
+def test_the_times_of_a_block_are_those_of_its_layers() -> None:
+    plan = plan_compaction(shared("roberta"), cost=CHEAP)
+    for block in plan.blocks:
+        assert block.seconds == sum(plan.layers[path].seconds for path in block.layers)
+        assert f"{1e6 * block.seconds:.2f} us" in str(block)
+    assert all(block.seconds is None for block in plan_compaction(shared("roberta")).blocks)
+
+
+def test_what_becomes_one_product_gathers_its_inputs_once() -> None:
+    plan = plan_compaction(shared("roberta"), cost=CHEAP)
+    path = plan.blocks[0].attentions[0]
+    assert plan.heads[path].fused
+    trio = [plan.layers[f"{path}.{name}"] for name in ("query", "key", "value")]
+    assert trio[0].cols is not None
+    for layer, gathers in zip(trio, (True, False, False), strict=True):
+        scatters = layer.output_width if layer.write is not None else None
+        assert layer.seconds == CHEAP.seconds(
+            layer.kept_out, layer.kept_in, gathers=gathers, scatters_to=scatters
+        )
+
+
+def test_a_model_that_no_adapter_describes_has_no_blocks_and_the_plan_says_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2))
+    attach(model, GateConfig(modules=("*",), train_head=False))
+    with torch.no_grad():
+        model[0].rows.latent[0] = -3.0  # type: ignore[union-attr, index]
+    plan = plan_compaction(model.eval())
+    assert plan.blocks == ()
+    text = str(plan)
+    assert text.splitlines()[0].startswith("0: 3x4 -> 2x4, 8 MACs a token; 1 closed rows")
+    assert "layer by layer only" in text

@@ -1,0 +1,167 @@
+"""Layers whose weight the module around multiplies itself: found in its source, refused by name."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    BloomConfig,
+    BloomModel,
+    MambaConfig,
+    MambaModel,
+    ReformerConfig,
+    ReformerModel,
+    WavLMConfig,
+    WavLMModel,
+)
+from transformers.models.detr.modeling_detr import DetrMHAttentionMap
+
+from finegates.adapters import adapter_for
+from finegates.gates.attachment import attach, attach_fixed
+from finegates.gates.config import GateConfig
+from finegates.gates.gate import StochasticGate
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.weight_reads import weight_reader
+from support import tiny
+
+
+def wavlm() -> nn.Module:
+    return WavLMModel(
+        WavLMConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+            conv_dim=(8, 8), conv_stride=(2, 2), conv_kernel=(3, 3), num_feat_extract_layers=2,
+            num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, feat_extract_norm="layer",
+        )
+    )  # fmt: skip
+
+
+def mamba() -> nn.Module:
+    return MambaModel(MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, state_size=4))
+
+
+def detr() -> nn.Module:
+    return nn.Sequential(DetrMHAttentionMap(8, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern", "reader"),
+    [
+        (wavlm, "*q_proj", "WavLMAttention"),
+        (wavlm, "*k_proj", "WavLMAttention"),
+        (wavlm, "*v_proj", "WavLMAttention"),
+        (wavlm, "*attention.out_proj", "WavLMAttention"),
+        (mamba, "*dt_proj", "MambaMixer"),
+        (detr, "*k_proj", "DetrMHAttentionMap"),
+    ],
+)
+def test_a_layer_that_is_never_called_is_refused_by_name(make, pattern, reader):
+    model = make()
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=rf"_proj: {reader} reads the weight .*exclude it"):
+        attach(model, GateConfig(preset="reference", modules=(pattern,)))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+    assert not gated_layers(model)
+
+
+def reformer() -> nn.Module:
+    return ReformerModel(
+        ReformerConfig(
+            attention_head_size=4, hidden_size=8, num_attention_heads=2, feed_forward_size=8,
+            attn_layers=["lsh"], axial_pos_embds=False, vocab_size=9, num_buckets=2,
+            lsh_attn_chunk_length=4, max_position_embeddings=16,
+        )
+    )  # fmt: skip
+
+
+def bloom() -> nn.Module:
+    return BloomModel(BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2))
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern"),
+    [(reformer, "*.value"), (bloom, "*self_attention.dense"), (mamba, "*out_proj")],
+)
+def test_a_layer_that_is_read_in_one_way_of_several_is_gated_with_a_warning(make, pattern):
+    model = make()
+    with pytest.warns(UserWarning, match="reads the weight of this layer itself in some") as said:
+        attach(model, GateConfig(preset="reference", modules=(pattern,)))
+    assert len(said) == len(gated_layers(model)) > 0
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+@pytest.mark.parametrize("architecture", sorted(tiny.ARCHITECTURES))
+def test_reading_what_a_weight_is_like_does_not_count(architecture, variant):
+    """The feed-forward part of T5 looks at the precision of a weight, and calls its layer."""
+    model = tiny.tiny_model(architecture, variant)
+    with warnings.catch_warnings(action="error"):
+        for name in adapter_for(model).gated(model):
+            assert weight_reader(model, name) is None
+
+
+class Reads(nn.Module):
+    """In many ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.named, self.helped, self.called = (nn.Linear(4, 4) for _ in range(4))
+        self.looked, self.inner = nn.Linear(4, 4), nn.ModuleDict({"deep": nn.Linear(4, 4)})
+        self.listed = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.shifted, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def help(self, x: Tensor) -> Tensor:
+        return x @ self.helped.weight.T
+
+    def never(self) -> Tensor:
+        return self.unused.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.linear(x, self.plain.weight, self.plain.bias)
+        other = self.named
+        x = self.help(x) @ other.weight
+        for layer in self.listed:
+            x = x @ layer.weight
+        x = x @ self.inner["deep"].weight + self.shifted.bias
+        x = x.to(self.looked.weight.dtype).to(self.looked.weight)
+        if isinstance(self.looked.weight, Tensor) and self.looked.bias is not None:
+            x = self.looked(x)
+        return self.called(x)
+
+
+class Inherits(Reads):
+    """Its source says nothing."""
+
+
+@pytest.mark.parametrize("kind", [Reads, Inherits])
+def test_the_source_says_what_is_read(kind):
+    model = nn.Sequential(kind())
+    found = {
+        name.removeprefix("0."): weight_reader(model, name) is not None
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    assert {name for name, reads in found.items() if reads} == {
+        "plain", "named", "helped", "inner.deep", "listed.0", "listed.1", "shifted",
+    }  # fmt: skip
+
+
+def test_the_refusal_is_right_gates_there_would_have_no_effect():
+    model, x = wavlm().eval(), torch.randn(1, 200)
+    with torch.no_grad():
+        dense = model(x).last_hidden_state
+        layer = model.encoder.layers[0].attention
+        size = layer.q_proj.out_features
+        gate = StochasticGate(size, "reference")
+        gate.latent.fill_(-9.0)
+        from finegates.gates.gated_linear import GatedLinear
+
+        layer.q_proj = GatedLinear(layer.q_proj, gate).eval()
+        assert torch.equal(model(x).last_hidden_state, dense)
+
+
+def test_constant_gates_are_refused_as_well():
+    with pytest.raises(ValueError, match="MambaMixer reads the weight"):
+        attach_fixed(mamba(), {"layers.0.mixer.dt_proj": (torch.ones(16), None)})

@@ -1,0 +1,497 @@
+"""A job runs again if and only if a setting changed that its outputs depend on: every key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import finegates.section
+import pytest
+from pydantic import BaseModel
+
+from finegates.suite.config.dependencies import (
+    encoder_settings,
+    floor_settings,
+    inference_settings,
+    language_settings,
+    llama_step_settings,
+    probe_settings,
+    pruning_settings,
+    run_settings,
+    step_settings,
+    study_times_settings,
+    text_run_settings,
+    text_settings,
+    tokenizer_settings,
+    toy_settings,
+)
+from finegates.suite.config.llama_runs import posttraining_runs, pretraining_runs, pruning_runs
+from finegates.suite.config.llama_task import task_tier
+from finegates.suite.config.tier import Tier
+from finegates.suite.models.sources import load_classifier
+from finegates.suite.runs.finetune import TaskData, finetune, load_tokenizer, predict
+from finegates.suite.runs.train_llama import prune_runs, train_run
+from finegates.suite.tables.wording import text_words_of, words_of
+from support.causal_tier import causal_tier, llama_section
+from support.tier import tiny_tier
+
+# What a change of each key makes again. Jobs are named by families; "runs" stands for fine-tuning
+# runs of the section that the key is in, "causal" for those on plain text, "step" for the timing of
+# a step. Of a method, a size or a model, only the jobs that are of it.
+NOTHING: tuple[str, ...] = ()
+EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
+    "Tier": {
+        "tier": ("deployed", "llama_step"),
+        "description": ("tables", "deployed"),
+        "results": NOTHING,
+        "seeds": NOTHING,
+        "runs_per_process": NOTHING,
+        "threads": ("runs", "llama_runs", "look", "pretrain", "posttrain", "prune"),
+        "gpus": NOTHING,
+        "tasks": NOTHING,
+    },
+    "ModelSource": {
+        "name": ("tables", "step"),
+        **dict.fromkeys(("dense", "path", "package", "hub", "revision"), ("runs", "look", "step")),
+        **dict.fromkeys(("dense", "revision"), ("runs", "look", "step", "tables")),
+    },
+    "Pretraining": {"*": ("encoder", "runs", "look", "step")},
+    "DataSource": {
+        "name": ("tables",),
+        **dict.fromkeys(("path", "hub", "train_rows", "held_out"), ("runs", "floor", "look")),
+        "revision": ("runs", "floor", "look", "tables"),
+        "validation_rows": ("runs", "floor"),
+    },
+    "GeneratedData": {"*": ("language", "runs", "floor", "look")},
+    "Training": {
+        "batch_size": ("runs", "look"),
+        "eval_batch_size": NOTHING,
+        "max_length": ("runs", "look"),
+        "precision": ("runs", "step"),
+        "*": ("runs",),
+    },
+    "Method": {"title": ("tables", "deployed"), "learning_rate": ("runs", "step"), "*": ("runs",)},
+    "GateSettings": {"*": ("runs", "step")},
+    "LoraSettings": {"*": ("runs", "step")},
+    "MaskSettings": {"*": ("runs", "step")},
+    "MagnitudeSettings": {"*": ("runs",)},
+    "DistillationSettings": {"*": ("runs",)},
+    "Continuation": {"*": ("runs",)},
+    "StepBenchmark": {"*": ("step",)},
+    "InferenceBenchmark": {"memory_mb": NOTHING, "name": NOTHING, "*": ("inference",)},
+    "InferenceCase": {"*": ("inference",)},
+    "Theory": {"*": ("toys",)},
+    "NetworkLook": {"task": NOTHING, "*": ("look",)},
+    "Studies": {**dict.fromkeys(("batch", "length", "repeats"), ("deployed",)), "*": NOTHING},
+    "Study": {**dict.fromkeys(("timed", "methods"), ("deployed",)), "*": NOTHING},
+    "LlamaOnTask": {"tasks": NOTHING},
+    "LlamaStudy": {"description": ("text_tables", "llama_tables", "llama_step")},
+    "TextSource": {
+        "name": ("text_tables",),
+        **dict.fromkeys(("path", "column", "held_out"), ("causal", "prune", "tokenizer")),
+        "revision": ("causal", "prune", "text_tables"),
+        "*": ("causal", "prune"),
+    },
+    "GeneratedText": {"*": ("text", "tokenizer", "causal", "prune")},
+    "TokenizerSource": {"words": ("tokenizer", "causal", "step"), "*": ("causal", "step")},
+    "LlamaSizes": {"*": ("causal", "step")},
+    "CausalModel": {
+        "name": ("text_tables",),
+        **dict.fromkeys(("dense", "revision"), ("causal", "prune", "step", "text_tables")),
+        "*": ("causal", "prune", "step"),
+    },
+    "CausalTraining": {
+        **dict.fromkeys(
+            ("processes", "nodes", "micro_batch_size", "gradient_checkpointing"), NOTHING
+        ),
+        **dict.fromkeys(("eval_batch_size", "save_every"), NOTHING),
+        "length": ("causal", "prune", "step"),
+        "*": ("causal",),
+    },
+    "CausalGates": {
+        "title": ("text_tables",),
+        "start_step": ("causal", "step"),
+        "targets": ("step",),
+        "*": ("causal", "step"),
+    },
+    "LlamaPosttraining": {"calibration": ("prune",), "*": NOTHING},
+    "LlamaPretraining": {},
+}
+
+
+def jobs(tier: Tier) -> dict[tuple[str, ...], Any]:
+    """The parameters of every job, by family and what the job is of."""
+    found: dict[tuple[str, ...], Any] = {
+        ("encoder",): encoder_settings(tier),
+        ("floor",): floor_settings(tier),
+        ("step",): step_settings(tier),
+        ("deployed",): study_times_settings(tier),
+        ("toys",): toy_settings(tier),
+        ("look",): probe_settings(tier, "cola"),
+        ("text",): text_settings(tier),
+        ("tokenizer",): tokenizer_settings(tier),
+        ("llama_step",): llama_step_settings(tier),
+        ("tables",): words_of(tier, tier.all_methods),
+    }
+    for task in tier.tasks:
+        found["language", task] = language_settings(tier)
+    for shape in tier.inference_benchmarks:
+        found["inference", shape.label] = inference_settings(tier, shape.label)
+    for family, of in (("runs", tier), ("llama_runs", task_tier(tier))):
+        for task in of.tasks:
+            for label in of.all_methods if family == "runs" else of.methods:
+                found[family, task, label] = run_settings(of, task, [label])
+    found["llama_tables",] = words_of(task_tier(tier), task_tier(tier).methods)
+    for family, runs in (
+        ("pretrain", pretraining_runs(tier)),
+        ("posttrain", posttraining_runs(tier)),
+    ):
+        for run in runs:
+            found[family, run.name, run.method, run.label] = text_run_settings(tier, [run])
+    assert tier.llama is not None
+    assert tier.llama.posttraining is not None
+    for name in tier.llama.posttraining.models:
+        found["prune", name] = pruning_settings(tier, name)
+    everything = [*pretraining_runs(tier), *posttraining_runs(tier), *pruning_runs(tier)]
+    found["text_tables",] = text_words_of(tier, everything)
+    return found
+
+
+def leaves(
+    section: BaseModel, at: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], str, str]]:
+    """The place of every value of a configuration, with its section's class and its key."""
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        entries: Any = {key: value}
+        if isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values()):
+            entries = {(key, name): entry for name, entry in value.items()}
+        elif isinstance(value, list) and isinstance(value[0] if value else None, BaseModel):
+            entries = {(key, place): entry for place, entry in enumerate(value)}
+        for step, entry in entries.items():
+            place = (*at, *(step if isinstance(step, tuple) else (step,)))
+            if isinstance(entry, BaseModel):
+                yield from leaves(entry, place)
+            elif entry is not None or not is_section(type(section), key):
+                yield place, type(section).__name__, key
+
+
+def is_section(owner: type[BaseModel], key: str) -> bool:
+    return bool(sections(owner.model_fields[key].annotation))
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [s for part in getattr(annotation, "__args__", ()) for s in sections(part)]
+
+
+def keys_of(owner: type[BaseModel]) -> set[tuple[str, str]]:
+    """Every key below a section that holds a value, by class, whether a file gives it or not."""
+    found: set[tuple[str, str]] = set()
+    for key, field in owner.model_fields.items():
+        below = sections(field.annotation)
+        found |= set().union(*(keys_of(section) for section in below)) or {(owner.__name__, key)}
+    return found
+
+
+def changed(owner: Any, place: tuple[Any, ...]) -> Any:
+    """A copy of a configuration with another value at one place."""
+    key, *rest = place
+    if isinstance(owner, BaseModel):
+        value = getattr(owner, key)
+        return owner.model_copy(update={key: changed(value, tuple(rest)) if rest else other(value)})
+    copy = dict(owner) if isinstance(owner, dict) else list(owner)
+    copy[key] = changed(owner[key], tuple(rest))
+    return copy
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return f"{value}x"
+    if isinstance(value, dict):
+        return {**value, "cola": 9}
+    if isinstance(value, list | tuple):
+        return value[::-1] if len(value) > 1 else type(value)((*value, *value) or ("changed",))
+    return "changed"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Tier:
+    """A tier with every section."""
+    folder = tmp_path_factory.mktemp("whole")
+    llama = llama_section(folder)
+    llama["text"] = {
+        "name": "generated",
+        "generated": {"train_documents": 60, "validation_documents": 12, "seed": 0},
+    }
+    llama["pretraining"]["sizes"]["small"] = llama["pretraining"]["sizes"]["tiny"]
+    llama["pretraining"]["tokenizer"] = {"words": 60}
+    for section, label in (("pretraining", "gated"), ("posttraining", "structured")):
+        llama[section]["methods"][label]["targets"] = [0.3, 0.4]
+    llama["posttraining"]["models"]["second"] = {"name": "second", "path": "elsewhere"}
+    base = causal_tier(folder, llama)
+    return Tier.model_validate(
+        {
+            **base.model_dump(),
+            "model": {"name": "tiny", "pretraining": PRETRAINING},
+            "data": {"name": "made", "generated": {"train_rows": 8, "validation_rows": 8}},
+            "methods": {label: m.model_dump() for label, m in base.methods.items()}
+            | {"mask": {"title": "Mask", "mask": {}, "learning_rate": 1e-3}},
+            "studies": {
+                "tasks": ["cola"],
+                "seeds": [0, 1],
+                "methods": {
+                    "on": {
+                        "title": "On",
+                        "learning_rate": 1e-3,
+                        "gates": {"preset": "reference", "target": 0.4},
+                        "continues": {"method": "gates"},
+                    }
+                },
+                "compared": {
+                    "kinds": {
+                        "title": "Kinds",
+                        "question": "Which?",
+                        "methods": ["full", "lora", "gates", "on"],
+                        "timed": True,
+                    }
+                },
+                "shared": ["lora"],
+            },
+        }
+    )  # fmt: skip
+
+
+PRETRAINING = {
+    "hidden": 16,
+    "layers": 2,
+    "heads": 2,
+    "feed_forward": 32,
+    "max_length": 64,
+    "documents": 200,
+    "steps": 3,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "threads": 1,
+}
+
+
+def test_the_table_has_every_key_of_the_configuration(whole):
+    given = {(owner, key) for _, owner, key in leaves(whole)}
+    assert keys_of(Tier) <= given
+    for owner, key in given:
+        assert key in EXPECTED[owner] or "*" in EXPECTED[owner], f"{owner}.{key}"
+
+
+def translated(families: tuple[str, ...], place: tuple[Any, ...]) -> set[str]:
+    """The families of the section that a key is in."""
+    names: dict[str, tuple[str, ...]] = {"causal": ("pretrain", "posttrain")}
+    if place[0] == "data":  # Llama's tables are the tier's, where it has none of its own
+        names |= {"runs": ("runs", "llama_runs"), "tables": ("tables", "llama_tables")}
+    if place[0] == "llama":
+        names |= {"step": ("llama_step",), "tables": ("llama_tables",)}
+        names |= {"runs": ("llama_runs",), "look": (), "deployed": ()}
+        if place[1] in ("pretraining", "posttraining"):
+            names["causal"] = ({"pretraining": "pretrain", "posttraining": "posttrain"}[place[1]],)
+        if place[1] == "pretraining":
+            names["prune"] = ()
+        if place[1] == "on_task":
+            names["encoder"] = ()
+    return {family for name in families for family in names.get(name, (name,))}
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")  # values need not be of their types
+def test_a_change_of_a_key_changes_the_parameters_of_the_jobs_whose_outputs_depend_on_it(whole):
+    before = jobs(whole)
+    steps = {"full", "lora", "gates", "gates-lora"}
+    wrong = {}
+    for place, owner, key in leaves(whole):
+        table = EXPECTED[owner]
+        families = translated(table.get(key, table.get("*", NOTHING)), place)
+        where = ".".join(map(str, place))
+        after = jobs(changed(whole, place))
+        found = {job for job in before if job in after and before[job] != after[job]}
+        # Of a method, a size or a model, no other's jobs.
+        named = next((place[i + 1] for i, part in enumerate(place) if part in
+                      ("methods", "sizes", "models") and i + 1 < len(place)), None)  # fmt: skip
+        expected = {
+            job
+            for job in before
+            if job in after
+            and job[0] in families
+            and (len(job) == 1 or named is None or named in job)
+        }
+        if (
+            owner in ("Method", "GateSettings", "LoraSettings", "MaskSettings")
+            and named not in steps
+        ):
+            expected -= {("step",), ("llama_step",)}
+        if key == "title" and named not in ("full", "lora", "gates", "on"):
+            expected -= {("deployed",)}
+        if owner == "StepBenchmark" and place[0] == "step_benchmark":
+            expected -= {("llama_step",)}
+        if where == "model.dense":  # the encoder is pretrained here, which comes first
+            expected -= {("tables",)}
+        if where == "llama.on_task.model.name":
+            expected -= {("llama_step",)}
+        if key == "epochs_by_task":
+            expected = {job for job in expected if job[1] == "cola"}
+        # Only the first model or size is timed, and no gates with random biases.
+        first = named in ("tiny", "gated", "reference", "structured") or owner == "CausalTraining"
+        first = first or owner == "TokenizerSource"
+        if place[:2] in (("llama", "pretraining"), ("llama", "posttraining")) and not first:
+            expected -= {("llama_step",)}
+        if where.endswith("biased.random_biases"):
+            expected |= {("llama_step",)}
+        if found != expected:
+            wrong[where] = (found - expected, expected - found)
+    assert wrong == {}, "\n".join(f"{k}: more {a}, less {b}" for k, (a, b) in wrong.items())
+
+
+def test_the_order_of_tasks_and_methods_is_none_of_a_run_s_parameters(whole):
+    turned = whole.model_copy(
+        update={"methods": dict(reversed(whole.methods.items())), "tasks": whole.tasks[::-1]}
+    )
+    for labels in (["full", "gates"], ["gates", "full"]):
+        settings = run_settings(turned, "cola", labels)
+        assert repr(settings) == repr(run_settings(whole, "cola", ["full", "gates"]))
+
+
+def test_a_schedule_and_a_precision_of_a_method_s_own_hide_the_tier_s(tmp_path):
+    own = {"experiment": "full", "schedule": "linear", "precision": "float32"}
+    tier = tiny_tier(tmp_path, methods={"own": own, "full": {"experiment": "full"}})
+    training = {"schedule": "cosine", "precision": "bfloat16"}
+    other_tier = tier.model_copy(update={"training": tier.training.model_copy(update=training)})
+    for label, same in (("own", True), ("full", False)):
+        before, after = (run_settings(t, "cola", [label]) for t in (tier, other_tier))
+        assert (before == after) is same
+
+
+class Reads:
+    """The places of a configuration that were read while it was watched."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tier: Tier) -> None:
+        owners: dict[int, tuple[Any, ...]] = {}
+        self.places: set[tuple[Any, ...]] = set()
+        keep = []  # an identity belongs to an object that is alive
+
+        def learn(section: BaseModel, at: tuple[Any, ...]) -> None:
+            owners[id(section)] = at
+            keep.append(section)
+            for key in type(section).model_fields:
+                value = getattr(section, key)
+                if isinstance(value, BaseModel):
+                    learn(value, (*at, key))
+                elif isinstance(value, dict):
+                    for name, entry in value.items():
+                        if isinstance(entry, BaseModel):
+                            learn(entry, (*at, key, name))
+
+        learn(tier, ())
+        plain = BaseModel.__getattribute__
+
+        def watched(section: BaseModel, key: str) -> Any:
+            at = owners.get(id(section))
+            if at is not None and key in type(section).model_fields:
+                self.places.add((*at, key))
+            return plain(section, key)
+
+        monkeypatch.setattr(
+            finegates.suite.config.section.Section, "__getattribute__", watched, raising=False
+        )
+        self.keep = keep
+
+
+def undeclared(tier: Tier, reads: Reads, settings: Any) -> set[str]:
+    """What was read of a configuration and is in none of a job's parameters."""
+    before = repr(settings(tier))
+    values = {place for place, _, _ in leaves(tier)}
+    return {
+        ".".join(map(str, place))
+        for place in reads.places & values
+        if repr(settings(changed(tier, place))) == before
+    }
+
+
+# Read for what a record says of its origin, or of the machine; see
+# finegates.suite.config.dependencies.
+QUOTED = {"tier", "description", "results"}
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+@pytest.mark.parametrize("label", ["full", "gates", "structured-lora", "distilled"])
+def test_a_run_reads_no_setting_that_is_not_among_its_parameters(tmp_path, monkeypatch, label):
+    tier = tiny_tier(tmp_path)
+    start = tmp_path / "full.safetensors"
+    with monkeypatch.context() as patch:
+        reads = Reads(patch, tier)
+        data = TaskData(tier, "cola", load_tokenizer(tier))
+        if label == "distilled":
+            finetune(tier, data, "full", 0, keep=start, progress=False)
+        finetune(tier, data, label, 0, start=start, progress=False)
+    found = undeclared(tier, reads, lambda t: run_settings(t, "cola", [label, "full"]))
+    assert found <= QUOTED | {"model.name", "data.name", "training.eval_batch_size"}
+    assert ("training", "batch_size") in reads.places
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_a_run_on_text_reads_no_setting_that_is_not_among_its_parameters(tmp_path, monkeypatch):
+    tier = causal_tier(tmp_path)
+    assert tier.llama is not None
+    for experiment, runs in (
+        ("pretraining", pretraining_runs(tier)),
+        ("posttraining", posttraining_runs(tier)),
+    ):
+        run = runs[-1]
+        with monkeypatch.context() as patch:
+            reads = Reads(patch, tier)
+            train_run(tier, run, progress=False)
+        found = undeclared(tier, reads, lambda t, run=run: text_run_settings(t, [run]))
+        training = f"llama.{experiment}.training"
+        of_the_machine = ("processes", "micro_batch_size", "gradient_checkpointing")
+        of_the_machine += ("eval_batch_size", "save_every")
+        assert found - QUOTED <= {
+            *(f"{training}.{key}" for key in of_the_machine),
+            *("llama.description", "llama.text.name", "llama.posttraining.models.tiny.name"),
+            f"llama.{experiment}.methods.{run.method}.title",
+            "seeds",
+        }  # fmt: skip
+        assert ("llama", experiment, "training", "steps") in reads.places
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_one_shot_pruning_reads_no_setting_that_is_not_among_its_parameters(tmp_path, monkeypatch):
+    tier = causal_tier(tmp_path)
+    runs = [run for run in pruning_runs(tier) if run.criterion is None][:1]
+    with monkeypatch.context() as patch:
+        reads = Reads(patch, tier)
+        prune_runs(tier, [(run, None) for run in runs])
+    found = undeclared(tier, reads, lambda t: pruning_settings(t, "tiny"))
+    assert found - QUOTED <= {
+        "llama.description",
+        "llama.text.name",
+        "llama.posttraining.models.tiny.name",
+        "llama.posttraining.training.eval_batch_size",
+    }
+
+
+def test_the_size_of_an_evaluation_batch_changes_logits_by_rounding_alone(tmp_path):
+    """The reason why it is none of a run's parameters.
+
+    Two sums of n products in float32 in other orders differ by at most 2·n·eps of the sum of their
+    magnitudes. A token passes 2 layers of 6 products of at most 24 terms, and logits are below 1.
+    """
+    tier = tiny_tier(tmp_path)
+    tokenizer = load_tokenizer(tier)
+    data = TaskData(tier, "cola", tokenizer)
+    model = load_classifier(tier, "cola", 0)
+    one, few, all_rows = (predict(model, tokenizer, data.validation, size) for size in (1, 7, 48))
+    assert float(one.abs().max()) < 1
+    rounding = 2 * (2 * 6 * 24) * 2.0**-23
+    assert float((one - few).abs().max()) <= rounding
+    assert float((one - all_rows).abs().max()) <= rounding
