@@ -8,9 +8,9 @@ from torch import nn
 
 from finegates.adapters import Attention, Block, HeadSizes, has_module
 from finegates.compaction.plans import LayerPlan
-from finegates.gates.gated_linear import GatedLinear
+from finegates.gates.gated_linear import GatedLinear, leaf_gates
 from finegates.modules.compact_linear import CompactLinear
-from finegates.modules.linear import linear_shape
+from finegates.modules.linear import find_linear, linear_shape
 
 
 def block_weights(model: nn.Module, block: Block, layers: Mapping[str, LayerPlan]) -> int:
@@ -52,6 +52,26 @@ def _products(model: nn.Module, part: Attention, heads: Mapping[str, HeadSizes])
     module = model.get_submodule(part.path)
     sizes: HeadSizes | None = heads.get(part.path) or getattr(module, "finegates_heads", None)
     return part.products if sizes is None else 2 * len(sizes.heads) * sizes.width
+
+
+def model_parameters(model: nn.Module, layers: Mapping[str, LayerPlan]) -> tuple[int, int]:
+    """Counts parameters before and after: tensors used twice once, gates not at all.
+
+    Args:
+        model: plain; dense, gated or compact.
+        layers: plans of layers that are to be made smaller, by path.
+    """
+    gates = {id(p) for gate in leaf_gates(model) for p in gate.parameters()}
+    before = sum(p.numel() for p in model.parameters() if id(p) not in gates)
+    after = before
+    for path, plan in layers.items():
+        layer = model.get_submodule(path)
+        base = layer.base if isinstance(layer, GatedLinear) else layer
+        linear = find_linear(base)
+        has_bias = linear.bias is not None or plan.constants is not None
+        after += plan.kept_weights + (plan.kept_out if has_bias else 0)
+        after -= sum(p.numel() for p in base.parameters())
+    return before, after
 
 
 def present_weights(layer: nn.Module) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 
 from finegates.adapters import Adapter, HeadSizes, adapter_for, unwrap
 from finegates.compaction.cost import CostModel
-from finegates.compaction.counts import block_products, block_weights
+from finegates.compaction.counts import block_products, block_weights, model_parameters
 from finegates.compaction.draft import Draft
 from finegates.compaction.plans import BlockPlan, LayerPlan, Plan
 from finegates.compaction.rules import choose_sides, narrow_attention, pair_feed_forward
@@ -76,7 +76,12 @@ def plan_compaction(
         for name in sorted(drafts, key=order.__getitem__)
     }
     blocks = () if adapter is None or not drafts else _block_plans(adapter, plain, layers, heads)
-    return Plan(layers, heads, tuple(notes), blocks, tuple(joined))
+    counted = model_parameters(plain, layers)
+    dense = None if cost is None else sum(
+        cost.seconds(p.out_features, p.in_features, gathers=False, scatters_to=None)
+        for p in layers.values()
+    )  # fmt: skip
+    return Plan(layers, heads, tuple(notes), blocks, tuple(joined), counted, dense)
 
 
 def _joint_products(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -100,7 +101,14 @@ class BlockPlan:
         return f"{self.path}: {_counted(self.macs, self.attention_macs, self.seconds)}"
 
 
-def _counted(macs: tuple[int, int], attention: tuple[int, int], seconds: float | None) -> str:
+def _sum_known(seconds: Iterable[float | None]) -> float | None:
+    known = [value for value in seconds if value is not None]
+    return sum(known) if known else None
+
+
+def _counted(
+    macs: tuple[int, int], attention: tuple[int, int], seconds: float | None = None
+) -> str:
     before, after = macs
     share = f" ({100 * after / before:.1f} %)" if before else ""
     text = f"{before:,} -> {after:,} MACs a token{share}"
@@ -114,7 +122,8 @@ class Plan:
     """The layers that compaction rewrites, by path; all others stay as they are.
 
     ``print(plan)`` gives what all blocks multiply before and after, then block by block the same
-    and its layers: sizes, multiply-accumulates, predicted times, and why.
+    and its layers: sizes, multiply-accumulates, predicted times, and why. Its last line is
+    :meth:`summary`.
 
     Attributes:
         layers: by module path.
@@ -122,6 +131,9 @@ class Plan:
         notes: what could not be done, and why.
         blocks: the model's transformer layers; empty where no adapter describes them.
         joined: the feed-forward modules in which gate and up become one product.
+        parameters: of the model before and after, gates not counted.
+        dense_seconds: predicted time of a token in the planned layers before; None without a cost
+            model.
     """
 
     layers: dict[str, LayerPlan]
@@ -129,6 +141,18 @@ class Plan:
     notes: tuple[str, ...] = ()
     blocks: tuple[BlockPlan, ...] = ()
     joined: tuple[str, ...] = ()
+    parameters: tuple[int, int] = (0, 0)
+    dense_seconds: float | None = None
+
+    def summary(self) -> str:
+        """One line: parameters, multiply-accumulates, predicted time, before and after."""
+        before, after = self.parameters
+        share = f" ({100 * after / before:.1f} %)" if before else ""
+        macs, attention, seconds = self._counts()
+        text = f"{before:,} -> {after:,} parameters{share}; {_counted(macs, attention)}"
+        if self.dense_seconds is None or seconds is None:
+            return text
+        return f"{text}; {1e6 * self.dense_seconds:.2f} -> {1e6 * seconds:.2f} us a token predicted"
 
     def __str__(self) -> str:
         lines = [self._total()] if self.blocks else []
@@ -141,9 +165,18 @@ class Plan:
             if block.feed_forward in self.joined:
                 lines.append(f"  {block.feed_forward}: gate and up one product")
         lines += [str(layer) for path, layer in self.layers.items() if path not in inside]
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *self.notes, self.summary()])
 
     def _total(self) -> str:
+        return f"{len(self.blocks)} blocks: {_counted(*self._counts())}"
+
+    def _counts(self) -> tuple[tuple[int, int], tuple[int, int], float | None]:
+        """MACs of a token, of a token and one that it attends to, and seconds; of all blocks, of
+        the layers alone where no adapter describes blocks."""
+        if not self.blocks:
+            dense = sum(p.out_features * p.in_features for p in self.layers.values())
+            kept = sum(p.kept_weights for p in self.layers.values())
+            return (dense, kept), (0, 0), _sum_known(p.seconds for p in self.layers.values())
         macs, attention = (
             (sum(before for before, _ in pairs), sum(after for _, after in pairs))
             for pairs in (
@@ -151,9 +184,7 @@ class Plan:
                 [block.attention_macs for block in self.blocks],
             )
         )
-        times = [block.seconds for block in self.blocks if block.seconds is not None]
-        seconds = sum(times) if times else None
-        return f"{len(self.blocks)} blocks: {_counted(macs, attention, seconds)}"
+        return macs, attention, _sum_known(block.seconds for block in self.blocks)
 
     def _heads(self, path: str) -> str:
         sizes = self.heads[path]

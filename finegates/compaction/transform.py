@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -24,6 +25,8 @@ from finegates.modules.linear import dense_weight, find_linear, unmergeable
 from finegates.modules.stock_methods import adapt_stock_methods
 from finegates.modules.tying import move_tied_keys, note_untied
 from finegates.wrappers import check_undispatched, remove_autocast
+
+logger = logging.getLogger(__name__)
 
 # What peft leaves on the model object, or on a model inside it that it was given.
 _LEFTOVERS = ("peft_config", "_hf_peft_config_loaded")
@@ -139,6 +142,7 @@ def compact(
     adapt_stock_methods()
     teach_peft()
     allow_graphs(result)
+    logger.info("compacted %s: %s", type(plain).__name__, plan.summary())
     return mark_initialised(result).eval()
 
 

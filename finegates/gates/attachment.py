@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from finegates.arguments import check_config
 from finegates.gates.config import GateConfig
 from finegates.gates.gate import FixedGate, StochasticGate
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable, matching_layers
-from finegates.gates.gated_linear import GatedLinear, gated_layers
+from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
 from finegates.gates.parts import (
     forget_attachment,
 )
@@ -28,6 +29,8 @@ from finegates.modules.linear import dense_weight, find_linear, linear_shape
 from finegates.modules.stock_methods import adapt_stock_methods
 from finegates.modules.tying import move_tied_keys, note_untied, untie
 from finegates.seeds import derive_seed
+
+logger = logging.getLogger(__name__)
 
 
 def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
@@ -86,6 +89,15 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     if structure is not None:
         inner.finegates_structure = structure  # type: ignore[assignment]
     inner.finegates_config = config  # type: ignore[assignment]
+    logger.info(
+        "attached %d gates to %d layers of %s (preset %s); target: %g %% of %s go",
+        sum(gate.latent.numel() for gate in leaf_gates(inner) if isinstance(gate, StochasticGate)),
+        len(layers),
+        type(inner).__name__,
+        config.preset,
+        100 * config.target,
+        "the MACs" if structure is not None else "the gates",
+    )
     return model
 
 

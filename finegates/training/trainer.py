@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from typing import Any
@@ -31,6 +32,8 @@ __all__ = [
     "NonFiniteLossError",
     "parameter_groups",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 class GateTrainerMixin(GatedCheckpoints, WeighedStep):
@@ -139,7 +142,24 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         self._has_warned = False
         model: nn.Module = self.model  # type: ignore[attr-defined]
         self.history.watch(model, self.penalty, self.resumed)
-        return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
+        output = super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
+        if self.gated and self.is_world_process_zero():  # type: ignore[attr-defined]
+            logger.info("%s", self._what_came_of_it())
+        return output
+
+    def _what_came_of_it(self) -> str:
+        """One line at the end of a training: steps, closed gates, MACs."""
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        steps: int = self.state.global_step  # type: ignore[attr-defined]
+        text = (
+            f"trained {steps} steps: {100 * closed_fraction(model):.1f} % of the gates are closed"
+        )
+        if isinstance(self.penalty, MacsPenalty):
+            text += (
+                f", {100 * self.penalty.realised():.1f} % of the MACs kept "
+                f"(goal {100 * (1 - self.penalty.target):g} %)"
+            )
+        return text
 
     def _check_optimizer(self) -> None:
         """Raises ValueError if there is an optimizer already that would not train the gates."""

@@ -82,3 +82,32 @@ def test_a_model_that_no_adapter_describes_has_no_blocks_and_the_plan_says_so() 
     text = str(plan)
     assert text.splitlines()[0].startswith("0: 3x4 -> 2x4, 8 MACs a token; 1 closed rows")
     assert "layer by layer only" in text
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("preset", ["reference", "structured"])
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_last_line_counts_the_parameters_that_the_two_models_have(
+    architecture: str, variant: str, preset: str
+) -> None:
+    dense = tiny.tiny_model(architecture, variant)
+    expected = sum(p.numel() for p in dense.parameters())
+    model = attach(dense, GateConfig(preset=preset))
+    tiny.scatter_gates(model)
+    plan = plan_compaction(model.eval())
+    found = sum(p.numel() for p in compact(model).parameters())
+    assert found < expected
+    assert plan.parameters == (expected, found)
+    assert str(plan).splitlines()[-1] == plan.summary()
+    assert plan.summary().startswith(f"{expected:,} -> {found:,} parameters (")
+
+
+def test_the_last_line_predicts_the_time_before_and_after() -> None:
+    model = shared("roberta")
+    plan = plan_compaction(model, cost=CHEAP)
+    dense = sum(CHEAP.product * p.out_features * p.in_features for p in plan.layers.values())
+    after = sum(p.seconds for p in plan.layers.values())
+    assert after < dense
+    assert plan.summary().endswith(f"; {1e6 * dense:.2f} -> {1e6 * after:.2f} us a token predicted")
+    assert "us" not in plan_compaction(model).summary()
