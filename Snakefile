@@ -4,6 +4,7 @@
 # `--config tier=some/file.yaml` any other; `tasks=cola,rte` runs a part of it. Results land in the
 # folder that the file names.
 
+import os
 import re
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from finegates.suite.config.dependencies import (
 )
 from finegates.suite.jobs.lock import LockError, check_writable, hold
 from finegates.suite.jobs.provenance import code_digest
+from finegates.suite.jobs.terminal import show_jobs
 from finegates.suite.models.sources import SPLITS, ModelError, data_files, model_folder
 from finegates.suite.config.tasks import TASKS, DataError
 from finegates.suite.config.tier_files import check_folder
@@ -45,6 +47,9 @@ except (ConfigError, DataError, LockError, ModelError) as error:
     raise SystemExit(f"error: {error}") from None
 
 RESULTS = TIER.results
+show_jobs(workflow, RESULTS, TIER.tier)
+# Jobs inherit it: they print to logs, in which progress bars are noise.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 METHODS = list(TIER.methods)
 RECORDS = expand(
     f"{RESULTS}/runs/{{task}}/{{method}}/seed{{seed}}.json",
@@ -87,7 +92,7 @@ if TIER.llama:
 include: "workflow/rules/claims.smk"
 
 
-# This in place of Snakemake's own lock, which a kill leaves behind (profiles/default turns it off).
+# This instead of Snakemake's own lock, which a kill leaves behind (profiles/default turns it off).
 onstart:
     try:
         hold(RESULTS, shared=config.get("lock") == "shared")

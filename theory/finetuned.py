@@ -102,7 +102,7 @@ class FreeGate(Gate):
         return (self.values != 0).to(self.values.dtype)
 
 
-def landscape_frame(tier: Tier, look: Look, *, progress: bool = True) -> pd.DataFrame:
+def landscape_frame(tier: Tier, look: Look, *, progress: bool = False) -> pd.DataFrame:
     """Trains gates, then LoRA, and measures the task's loss around points of the way.
 
     Columns: ``parameters`` (which are moved: one of ``TRAINED``, ``FREE``, ``LORA``), ``step``,

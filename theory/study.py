@@ -76,7 +76,7 @@ TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
 
 
 def run_checks(settings: Settings, only: Iterable[str] | None = None) -> list[Check]:
-    """Runs the checks, all or some of them, with a progress bar.
+    """Runs the checks, all or some of them, with a progress bar in a terminal.
 
     Raises:
         ValueError: a name that is no check.
@@ -86,7 +86,7 @@ def run_checks(settings: Settings, only: Iterable[str] | None = None) -> list[Ch
     if unknown:
         raise ValueError(f"unknown checks {unknown}; known: {', '.join(TOY_CHECKS)}")
     found = []
-    with tqdm(names) as bar:
+    with tqdm(names, disable=None) as bar:
         for name in bar:
             bar.set_description(name)
             check = TOY_CHECKS[name](settings)

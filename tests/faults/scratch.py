@@ -44,6 +44,7 @@ class Scratch:
         self.folder = folder
         self.results = folder / "results" / "reduced"
         self.output = folder / "printed.txt"
+        self.told_before: set[Path] = set()
         folder.mkdir(parents=True)
         for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
@@ -61,6 +62,7 @@ class Scratch:
 
     def start(self, command: Sequence[str] | None = None) -> subprocess.Popen[bytes]:
         """Starts a command, one ``make reproduce`` if none is given, in a session of its own."""
+        self.told_before = set(self._logs())
         with self.output.open("wb") as output:
             return subprocess.Popen(
                 command or self.command(),
@@ -91,9 +93,13 @@ class Scratch:
         told = [line.strip() for line in found if not line.startswith("At least one job")]
         return " ".join(dict.fromkeys(told)).replace(f"{self.folder}{os.sep}", "")
 
+    def _logs(self) -> list[Path]:
+        return sorted((self.folder / ".snakemake" / "log").glob("*.snakemake.log"))
+
     def at_work(self) -> str:
-        """The rules whose jobs run at the moment, as the last command tells."""
-        printed = self.printed
+        """The rules whose jobs run at the moment, as Snakemake's log of the last command tells."""
+        logs = [path for path in self._logs() if path not in self.told_before]
+        printed = logs[-1].read_text(encoding="utf-8") if logs else ""
         started = dict(re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    jobid: (\d+)$",
                                   printed, re.MULTILINE))  # fmt: skip
         done = set(re.findall(r"^Finished jobid: (\d+) ", printed, re.MULTILINE))

@@ -166,14 +166,20 @@ def test_a_kill_of_the_workflow_alone_spares_its_jobs(tmp_path):
     spared.kill()
 
 
-def test_the_rules_at_work_are_read_off_what_was_printed(whole):
+def test_the_rules_at_work_are_read_off_the_log_of_the_last_command(tmp_path):
+    whole = Scratch(tmp_path / "s")
+    log = whole.folder / ".snakemake" / "log" / "2026-01-01T000000.snakemake.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("rule earlier:\n    jobid: 3\n")
+    whole.run(["true"])
     assert whole.at_work() == "starting up"
+    log = log.with_name("2026-01-01T000001.snakemake.log")
     begun = "localrule finetune:\n    log: x\n    jobid: 3\nrule solve_toys:\n    jobid: 4\n"
-    whole.output.write_text(begun)
+    log.write_text(begun)
     assert whole.at_work() == "finetune + solve_toys"
-    whole.output.write_text(f"{begun}Finished jobid: 3 (Rule: finetune)\n")
+    log.write_text(f"{begun}Finished jobid: 3 (Rule: finetune)\n")
     assert whole.at_work() == "solve_toys"
-    whole.output.write_text(f"{begun}Finished jobid: 3 (R)\nFinished jobid: 4 (R)\n")
+    log.write_text(f"{begun}Finished jobid: 3 (R)\nFinished jobid: 4 (R)\n")
     assert whole.at_work() == "between jobs"
 
 

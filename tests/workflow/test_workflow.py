@@ -131,6 +131,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_one_command_makes_every_table_figure_and_record(finished):
     made = {str(p.relative_to(finished / "results")) for p in (finished / "results").rglob("*.*")}
     for task in TINY["tasks"]:
@@ -150,11 +151,13 @@ def test_one_command_makes_every_table_figure_and_record(finished):
     assert {"timing/step.csv", "timing/cost.csv", "claims.csv", "claims.md", "report.html"} <= made
 
 
+@pytest.mark.slow
 def test_a_finished_workflow_leaves_no_pickle(finished):
     assert list((finished / "results").rglob("*.safetensors"))
     assert pickles_below(finished / "results") == []
 
 
+@pytest.mark.slow
 def test_a_finished_workflow_has_nothing_to_do(finished):
     status, printed = run(finished, TINY, "all", "--cores", "2")
     assert status == 0
@@ -165,7 +168,7 @@ def planned(folder: Path, tier: dict, *arguments: str) -> Counter[str]:
     """The jobs by rule that a dry run names."""
     status, printed = run(folder, tier, "all", "--cores", "2", "-n", *arguments)
     assert status == 0, printed
-    return Counter(re.findall(r"^(?:local)?rule (\w+):", printed, re.MULTILINE))
+    return Counter({rule: int(n) for rule, n in re.findall(r"^  (\w+) +(\d+)", printed, re.M)})
 
 
 TRAINING = {
@@ -183,6 +186,26 @@ REWORDED = {
 }
 
 
+def test_a_plan_from_nothing_trains_every_run_of_the_tier_once_and_is_short(tmp_path):
+    status, printed = run(tmp_path, TINY, "all", "--cores", "2", "-n")
+    assert status == 0, printed
+    assert max(map(len, printed.splitlines()[1:])) < 100  # the first names the profile's path
+    jobs = planned(tmp_path, TINY)
+    assert {rule: count for rule, count in jobs.items() if rule in TRAINING} == {
+        "generate_language": 2,  # tasks
+        "pretrain_encoder": 1,
+        "finetune_first": 1,  # the studied task, next to the other one
+        "finetune": 1,
+        "finetune_studied": 2,  # seeds
+        "finetune_again": 1,  # the seed that the main table does not hold
+        "score_bag_of_words": 1,
+        "probe_network": 1,
+        "time_inference": 1,
+    }
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "trained"),
     [
@@ -210,6 +233,7 @@ def test_a_finished_workflow_trains_again_what_depends_on_a_change(finished, cha
     assert {rule: count for rule, count in jobs.items() if rule in TRAINING} == trained
 
 
+@pytest.mark.slow
 def test_new_words_stand_in_the_tables_and_no_record_is_written_again(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     record = tmp_path / "results/runs/cola/lora/seed0.json"
@@ -222,6 +246,7 @@ def test_new_words_stand_in_the_tables_and_no_record_is_written_again(finished, 
     assert record.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_runs_from_scratch_give_the_same_bytes_on_any_number_of_cores(finished, tmp_path):
     """Every record (times aside), model, table and figure; kills are the matter of tests/faults."""
     status, printed = run(tmp_path, TINY, "all", "--cores", "1")
@@ -243,6 +268,7 @@ def test_claims_that_rest_on_no_measured_time_are_the_same_bytes_again(tmp_path)
     assert differences(*(tmp_path / cores / "results" for cores in ("1", "2"))) == []
 
 
+@pytest.mark.slow
 def test_fewer_cores_than_threads_change_no_record(finished, tmp_path):
     """Threads are the tier's, and recorded; that Snakemake scales them to cores changes nothing."""
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
@@ -258,6 +284,7 @@ def test_fewer_cores_than_threads_change_no_record(finished, tmp_path):
     assert differences(*(tmp_path / cores / "results" for cores in ("1", "2"))) == []
 
 
+@pytest.mark.slow
 def test_a_process_for_each_run_gives_the_records_that_one_for_all_gives(finished, tmp_path):
     methods = {label: TINY["methods"][label] for label in ("full", "distilled", "reference-s0.4")}
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
@@ -275,6 +302,7 @@ def test_a_process_for_each_run_gives_the_records_that_one_for_all_gives(finishe
         assert alone.closed == together.closed
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -294,6 +322,7 @@ def test_a_misconfigured_workflow_says_why_and_writes_nothing(tmp_path, change, 
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_diverges_fails_its_job_and_leaves_no_record(finished, tmp_path):
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
     methods = {"full": {"experiment": "full", "learning_rate": 1e30}}
@@ -305,6 +334,7 @@ def test_a_loss_that_diverges_fails_its_job_and_leaves_no_record(finished, tmp_p
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("tier", ["paper", "paper_large", "rehearsal", "local", "structured"])
 def test_every_tier_plans_without_a_network(tier, tmp_path):
     data = ROOT.parent / "shared" / "data" / "glue"

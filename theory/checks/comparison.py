@@ -43,7 +43,7 @@ def study(settings: Settings) -> dict[tuple[str, str], dict[str, Array]]:
     the symmetries, proportional to the gradient, which are nobody's conditioning.
     """
     found = {}
-    with tqdm(total=len(FAMILIES) * len(METHODS), desc="gates against LoRA") as bar:
+    with tqdm(total=len(FAMILIES) * len(METHODS), desc="gates against LoRA", disable=None) as bar:
         for family in FAMILIES:
             problems = [draw_problem(family, i, settings.seed) for i in range(settings.trials)]
             batch = Batch.of(problems)

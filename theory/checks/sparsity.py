@@ -209,7 +209,7 @@ def check_endpoint(settings: Settings) -> Check:
     """
     cases, rows = [], []
     steps = settings.gate_steps
-    for penalty in tqdm(get_args(PenaltyName), desc="penalties"):
+    for penalty in tqdm(get_args(PenaltyName), desc="penalties", disable=None):
         for sigma in SIGMAS:
             grid = [
                 OneGate(penalty, sigma, weight, wanted=wanted)

@@ -36,7 +36,7 @@ def pretrain(
     *,
     seed: int,
     folder: str | Path | None = None,
-    progress: bool = True,
+    progress: bool = False,
 ) -> RobertaForMaskedLM:
     """Pretrain an encoder on the CPU from random weights.
 

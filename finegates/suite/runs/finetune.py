@@ -101,7 +101,7 @@ def finetune(
     root: Path = Path(),
     code_digest: str | None = None,
     startup_s: float = 0.0,
-    progress: bool = True,
+    progress: bool = False,
 ) -> Record:
     """Runs one method on one task with one seed.
 

@@ -67,7 +67,7 @@ def train_run(
     *,
     root: Path = Path(),
     code_digest: str | None = None,
-    progress: bool = True,
+    progress: bool = False,
 ) -> CausalRecord | None:
     """Trains one run and describes it; continues where it was killed.
 

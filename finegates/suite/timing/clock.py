@@ -24,7 +24,7 @@ def interleaved(
         seconds by contender, shape (repeats,).
     """
     seconds = {name: np.empty(repeats) for name in contenders}
-    for turn in tqdm(range(-warmup, repeats), desc="timing", leave=False):
+    for turn in tqdm(range(-warmup, repeats), desc="timing", leave=False, disable=None):
         for name, run in contenders.items():
             start = time.perf_counter()
             run()
