@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import finegates.section
 import pytest
 from pydantic import BaseModel
 
+import finegates.suite.config.section
 from finegates.suite.config.dependencies import (
     encoder_settings,
     floor_settings,

@@ -11,7 +11,7 @@ from finegates.suite.jobs.lock import LockError, check_writable, hold
 
 RUN = """
 import sys, time
-from finegates.lock import hold
+from finegates.suite.jobs.lock import hold
 hold(sys.argv[1], shared="shared" in sys.argv)
 print("holding", flush=True)
 time.sleep(600)
@@ -20,7 +20,7 @@ time.sleep(600)
 # A run that starts a job and is killed: the job lives on.
 PARENT = """
 import subprocess, sys, time
-from finegates.lock import hold
+from finegates.suite.jobs.lock import hold
 hold(sys.argv[1])
 job = "from finegates.suite.jobs.lock import at_work; import time\\n" \
       "with at_work(): print('holding', flush=True); time.sleep(600)"
