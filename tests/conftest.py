@@ -1,16 +1,20 @@
 """What every test shares: Hypothesis profiles, one thread per worker, no network, opt-in tests.
 
 Tests with a marker of :data:`OPT_IN` are skipped, with the reason, unless ``--run-<marker>`` is
-given.
+given. Of a matrix of parameters marked ``sampled`` a few cases run always, in which every value of
+every parameter appears (``sampled(n)``: at most n cases); the others are slow.
 """
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from support.sampling import sample
 
 # Before torch and the Hugging Face libraries are imported, which read these once. Workers of
 # pytest-xdist and programs that tests start inherit them.
@@ -66,6 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         place = {"workflow": 0, "faults": 2}
         items.sort(key=lambda item: place.get(item.path.parent.name, 1))
+    _sample(items)
     skips = {
         marker: pytest.mark.skip(reason=f"{reason}: run with --run-{marker}")
         for marker, reason in OPT_IN.items()
@@ -75,6 +80,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, skip in skips.items():
             if item.get_closest_marker(marker):
                 item.add_marker(skip)
+
+
+def _sample(items: list[pytest.Item]) -> None:
+    """Marks as slow what a sample of the cases of a test leaves out."""
+    matrices: dict[str, list[pytest.Function]] = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("sampled"):
+            matrices[item.nodeid.partition("[")[0]].append(item)
+    for cases in matrices.values():
+        marker = cases[0].get_closest_marker("sampled")
+        fast = [case for case in cases if not case.get_closest_marker("slow")]
+        # Cases share the objects that parametrize was given; their equality may be anything.
+        values = [{name: id(v) for name, v in case.callspec.params.items()} for case in fast]
+        kept = sample(values, *marker.args)
+        for index, case in enumerate(fast):
+            if index not in kept:
+                case.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

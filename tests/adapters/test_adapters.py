@@ -132,6 +132,7 @@ def test_gated_differs_from_base(architecture: str) -> None:
     assert (difference.abs() > 1e-3).any()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
 def test_compact_equals_gated_and_reloads(architecture: str, variant: str, tmp_path: Path) -> None:
     model = gated_model(architecture, variant)
@@ -211,6 +212,7 @@ def test_compacting_twice_changes_nothing(architecture: str) -> None:
     assert_same_bits(again, small)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("value", [-5.0, 5.0], ids=["all-closed", "none-closed"])
 def test_all_closed_and_none_closed(architecture: str, value: float, tmp_path: Path) -> None:
     model = gated_model(architecture)
@@ -240,6 +242,7 @@ def test_one_sided_gates(architecture: str, side: str) -> None:
     assert_equal_outputs(compact(model), model.eval())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "laplace", "sigmoid"])
 def test_activations(architecture: str, activation: str) -> None:
     model = attach(

@@ -107,6 +107,7 @@ def uninterrupted(places: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
 
 # 72 rows make 9 steps an epoch: within an epoch, at the end of one, in the repair at the end.
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("step", [5, 9, 14, 25])
 def test_a_killed_run_continues_and_ends_with_the_tensors_of_an_uninterrupted_one(
     places, uninterrupted, tmp_path, monkeypatch, capsys, step
@@ -123,6 +124,7 @@ def test_a_killed_run_continues_and_ends_with_the_tensors_of_an_uninterrupted_on
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_adapters_continues_as_well(places, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "whole", tmp_path / "small"
     assert shrink(places, whole, "--lora", "4") == 0
@@ -151,6 +153,7 @@ def test_a_run_that_was_killed_after_its_training_evaluates_and_writes(
     assert contents(out) == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_cut_short_is_not_continued_from(
     places, uninterrupted, tmp_path, monkeypatch, capsys
 ):

@@ -70,6 +70,7 @@ def test_the_defaults_of_lora_put_factors_into_every_block(architecture):
     assert torch.equal(logits(wrapped), there)  # factors start at zero
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("architecture", DEFAULTS)
 @pytest.mark.parametrize("way", ["add_lora", "all-linear", "regex"])
 def test_factors_have_the_sizes_of_what_is_kept(architecture, way):
@@ -97,6 +98,7 @@ def test_factors_have_the_sizes_of_what_is_kept(architecture, way):
     assert products.keys() <= found.keys()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("architecture", DEFAULTS)
 def test_merging_gives_a_compact_model_that_saves(architecture, tmp_path):
     wrapped = adapt(fg.add_lora(small_model(architecture, dtype=torch.float64)))

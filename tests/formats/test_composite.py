@@ -128,6 +128,7 @@ def output(model: nn.Module) -> Tensor:
     return found
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_with_a_compact_part_is_saved_and_loaded(

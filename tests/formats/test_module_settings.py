@@ -69,6 +69,7 @@ def matrix(architectures: list[str]) -> list[object]:
 FAST = {("bert", "language"), ("llama", "language"), ("t5-gated", "language"), ("gpt2", "base")}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("architecture", "variant", "preset"), matrix(ARCHITECTURES))
 def test_a_model_in_use_is_saved_without_a_false_alarm(
     architecture: str, variant: str, preset: str, tmp_path: Path
@@ -155,6 +156,7 @@ NUMBERS: dict[str, Callable[[float], object]] = {
 """What a setting may be changed to that a module computes with as with a number."""
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", NUMBERS)
 @pytest.mark.parametrize("case", ["bert scale", "bert eps", "llama eps", "llama scale"])
 def test_a_changed_number_is_found_in_every_type(case: str, kind: str, tmp_path: Path) -> None:

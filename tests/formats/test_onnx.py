@@ -31,6 +31,7 @@ def small_model(architecture: str, variant: str, preset: str = "reference") -> n
     return compact(model.eval())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("architecture", "variant", "preset"),
@@ -61,6 +62,7 @@ def test_the_graph_computes_what_the_model_does_for_any_batch_and_length(
         assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_graph_selects_whole_rows_which_onnx_runtime_copies_at_once(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
@@ -80,6 +82,7 @@ def test_the_graph_selects_whole_rows_which_onnx_runtime_copies_at_once(tmp_path
     assert not [node for node in graph.node if node.op_type.startswith("Scatter")]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("architecture", "preset"), [("t5", "reference"), ("t5-gated", "structured")]
@@ -166,6 +169,7 @@ def beginning_with(value: float) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("change", "reason"),
@@ -250,6 +254,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("largest", [0, 10**6])
 def test_an_earlier_export_that_cannot_be_replaced_stays_whole(

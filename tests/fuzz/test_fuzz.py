@@ -33,6 +33,7 @@ def test_what_was_written_is_read(name):
     assert all(target(seed) for seed in target.seeds)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", sorted(TARGETS))
 @given(data=st.data())
 def test_what_was_changed_is_read_or_refused(name, data):

@@ -85,6 +85,7 @@ def prune_heads(model: nn.Module, groups: int = 1) -> nn.Module:
 PRUNABLE = [name for name in ARCHITECTURES if not name.startswith("t5")]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("architecture", PRUNABLE)
 def test_a_model_whose_heads_were_pruned_is_gated_and_compacted_exactly(architecture, preset):
@@ -135,6 +136,7 @@ def test_heads_of_several_widths_are_left_alone():
         uniform(small)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_layers_that_are_gone_are_not_asked_for(architecture, preset, tmp_path):
@@ -229,6 +231,7 @@ def everything(model: nn.Module) -> dict[str, object]:
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize("fault", sorted(PLANTED))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

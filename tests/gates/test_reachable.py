@@ -39,6 +39,7 @@ def kept_when_closed(architecture: str, length: int) -> float:
     return planned_macs(model, 1, length).total / macs(model, 1, length).total
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("length", [1, 12, 128, 2048])
 @pytest.mark.parametrize("architecture", EVERY)
 def test_a_target_below_what_stays_is_refused_with_the_largest_in_reach(architecture, length):

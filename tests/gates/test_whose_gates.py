@@ -119,6 +119,7 @@ WAYS: dict[str, Callable[[Path], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_model_that_is_trained_meets_its_budget(way: str, tmp_path: Path) -> None:
     assert kept(WAYS[way](tmp_path)) == pytest.approx(1 - TARGET, abs=NEAR)

@@ -53,6 +53,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("preset", ["structured", "reference", "paper_v1"])
 @pytest.mark.parametrize("kind", ["device", "dtype"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -67,6 +68,7 @@ def test_gates_are_those_without_a_default(architecture, kind, preset):
             assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["device", "dtype"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_follows_attaching_is_that_without_a_default(architecture, kind, tmp_path):

@@ -53,6 +53,7 @@ def assert_unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
         assert torch.equal(after[name], tensor), name
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_init_weights_changes_nothing(architecture: str, way: str, tmp_path: Path) -> None:
@@ -62,6 +63,7 @@ def test_init_weights_changes_nothing(architecture: str, way: str, tmp_path: Pat
     assert_unchanged(model, before)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_class_that_takes_a_model_in_and_calls_post_init_leaves_it_alone(

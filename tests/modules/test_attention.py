@@ -76,6 +76,7 @@ def sizes_of(model: nn.Module) -> list[HeadSizes]:
     return list(plan_compaction(model).heads.values())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("closed", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_random_heads_compute_what_the_gated_ones_do(
@@ -271,6 +272,7 @@ def test_bfloat16_stays_bfloat16_and_close(architecture: str) -> None:
     assert float(difference.detach().abs().max()) < 0.1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("architecture", "mode", "preset"),
     [

@@ -93,6 +93,7 @@ def test_a_cache_of_a_smaller_model_is_refused():
         small(tokens()["input_ids"], past_key_values=cache, use_cache=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("attention", ["sdpa", "paged|eager"])
 @pytest.mark.parametrize("closed", CLOSED.values(), ids=CLOSED)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

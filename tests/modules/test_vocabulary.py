@@ -55,6 +55,7 @@ def logits(model: nn.Module, tokens: int) -> Tensor:
     return tiny.output(model.eval(), inputs)[..., :tokens]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("size", [tiny.VOCABULARY + 5, tiny.VOCABULARY - 3])
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize(("architecture", "tied"), TIED)

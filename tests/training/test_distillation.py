@@ -106,6 +106,7 @@ def test_logits_must_fit_rows_and_task():
         Distillation().distance(torch.zeros(2, 2), torch.zeros(2, 3))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["regression", "three classes", "many labels"])
 @pytest.mark.parametrize(
     "architecture", ["bert", "deberta-v2", *(slow(name) for name in sorted(OTHERS))]

@@ -160,6 +160,7 @@ def test_a_step_whose_gates_are_finite_does_not_count_either_if_it_is_skipped(tm
     assert torch.equal(seen[0], seen[1])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("clip", [0.0, 1e-3, 1.0])
 @pytest.mark.parametrize("scale", [None, 2.0**10])
 def test_neither_the_scale_of_the_loss_nor_clipping_changes_the_unit(tmp_path, scale, clip):
@@ -183,6 +184,7 @@ def test_importance_of_accumulated_gradients_is_that_of_the_whole_batch(tmp_path
     assert torch.allclose(twice, whole, rtol=1e-5, atol=0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_importance_is_the_squared_gradient_of_the_factors(tmp_path, architecture):
     """After one step from zero: a hundredth of the square, by a backward pass of its own."""

@@ -42,6 +42,7 @@ def made(cls, model, tmp_path, optimizers=(None, None), given=None, extra=None, 
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "arguments",
     [

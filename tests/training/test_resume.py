@@ -246,6 +246,7 @@ def test_a_checkpoint_without_gates_is_resumed_as_trainer_does(tmp_path: Path) -
     assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("adapters", ADAPTERS)
 @pytest.mark.parametrize("preset", ["reference", "paper_v1"])
 def test_the_best_model_comes_back_whole(adapters: str, preset: str, tmp_path: Path) -> None:
@@ -275,6 +276,7 @@ def test_the_best_model_comes_back_whole(adapters: str, preset: str, tmp_path: P
     assert_same(model, {n: seen[f"{best} {n}"] for n in everything(model)})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("adapters", ADAPTERS)
 def test_a_checkpoint_and_a_saved_model_load_to_the_same_logits(

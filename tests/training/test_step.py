@@ -75,6 +75,7 @@ def check(model, head, rows, tmp_path, cuts=CUTS, smoothing=0.0, task=None, **kw
             assert log["loss"] == pytest.approx(loss + weight * penalty, rel=ROUNDING)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("head", "architecture"),
     [
@@ -98,6 +99,7 @@ def test_so_it_is_with_every_preset(head, architecture, preset, tmp_path):
     check(model, head, rows_for(head, 16), tmp_path)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("accepts", "scaled", "averages"),
     [
