@@ -14,7 +14,7 @@ from support.records import make_record
 
 SCRIPT = """
 import sys
-from finegates.job import job_log
+from finegates.suite.jobs.job import job_log
 with job_log("job.log"):
     print("working")
     print("warning", file=sys.stderr)
@@ -51,7 +51,7 @@ JOB = """
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from finegates.job import running
+from finegates.suite.jobs.job import running
 job = SimpleNamespace(log=["job.log"], input=["in.csv"], output=["out.csv", "model"])
 with running(job):
     Path("out.csv").write_text(Path("in.csv").read_text().upper())
