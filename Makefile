@@ -84,7 +84,7 @@ restore: ## continue from the published results of a tier [TIER]
 	@# One date for all: a record that another one reads must not look newer than that one.
 	@find "results/$(TIER)" -exec touch -r "results/$(TIER)" {} +
 
-test: $(STAMP) ## run the tests; ARGS="--run-slow" for the slow ones too [CORES, ARGS]
+test: $(STAMP) ## run the tests; ARGS=--run-slow for all of them [CORES, ARGS]
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # What they need besides Python, .ci/packages installs from Debian.

@@ -2,7 +2,8 @@
 
 Tests with a marker of :data:`OPT_IN` are skipped, with the reason, unless ``--run-<marker>`` is
 given. Of a matrix of parameters marked ``sampled`` a few cases run always, in which every value of
-every parameter appears (``sampled(n)``: at most n cases); the others are slow.
+every parameter appears (``sampled(n)``: at most n cases); the others are ``thorough``, which
+``--run-slow`` includes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ settings.load_profile(
 )
 
 OPT_IN = {
+    "thorough": "is one of many like it, or runs a whole workflow",
     "slow": "takes more than a few seconds",
     "hub": "needs a model hub and the network",
     "browser": "opens a page in a browser",
@@ -71,10 +73,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         place = {"workflow": 0, "faults": 2}
         items.sort(key=lambda item: place.get(item.path.parent.name, 1))
     _sample(items)
+    wanted = {marker for marker in OPT_IN if config.getoption(f"--run-{marker}")}
+    if "slow" in wanted:
+        wanted.add("thorough")
     skips = {
         marker: pytest.mark.skip(reason=f"{reason}: run with --run-{marker}")
         for marker, reason in OPT_IN.items()
-        if not config.getoption(f"--run-{marker}")
+        if marker not in wanted
     }
     for item in items:
         for marker, skip in skips.items():
@@ -83,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _sample(items: list[pytest.Item]) -> None:
-    """Marks as slow what a sample of the cases of a test leaves out."""
+    """Marks as thorough what a sample of the cases of a test leaves out."""
     matrices: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("sampled"):
@@ -96,7 +101,7 @@ def _sample(items: list[pytest.Item]) -> None:
         kept = sample(values, *marker.args)
         for index, case in enumerate(fast):
             if index not in kept:
-                case.add_marker(pytest.mark.slow)
+                case.add_marker(pytest.mark.thorough)
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,7 @@ def test_a_killed_run_continues_and_ends_with_the_tensors_of_an_uninterrupted_on
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_killed_run_with_adapters_continues_as_well(places, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "whole", tmp_path / "small"
     assert shrink(places, whole, "--lora", "4") == 0
@@ -153,7 +153,7 @@ def test_a_run_that_was_killed_after_its_training_evaluates_and_writes(
     assert contents(out) == uninterrupted
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_checkpoint_that_was_cut_short_is_not_continued_from(
     places, uninterrupted, tmp_path, monkeypatch, capsys
 ):

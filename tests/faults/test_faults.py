@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
     return undisturbed(tmp_path_factory.mktemp("faults") / "undisturbed")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "case",
     [
@@ -56,7 +56,7 @@ def test_a_fault_is_recovered_from_or_refused_clearly(case, whole, tmp_path):
     assert [outcome for outcome in outcomes if not outcome.as_expected] == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_that_is_killed_at_random_moments_ends_as_if_undisturbed(whole, tmp_path):
     begin = time.monotonic()
     whole.run(whole.command())  # nothing to do: what it takes to start

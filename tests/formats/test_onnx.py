@@ -62,7 +62,7 @@ def test_the_graph_computes_what_the_model_does_for_any_batch_and_length(
         assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_the_graph_selects_whole_rows_which_onnx_runtime_copies_at_once(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
@@ -82,7 +82,7 @@ def test_the_graph_selects_whole_rows_which_onnx_runtime_copies_at_once(tmp_path
     assert not [node for node in graph.node if node.op_type.startswith("Scatter")]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("architecture", "preset"), [("t5", "reference"), ("t5-gated", "structured")]

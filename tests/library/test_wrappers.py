@@ -108,7 +108,7 @@ def test_autocast_comes_back_after_the_block(accelerator):
     assert torch.equal(logits(model), there)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_gated_model_trained_under_autocast_is_exported_in_float32(accelerator, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

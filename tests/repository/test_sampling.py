@@ -1,4 +1,4 @@
-"""Of a matrix of parameters a sample runs always, and all of it with ``--run-slow``."""
+"""Of a matrix of parameters a sample runs always, and all of it when asked for."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def test_a_case_that_shows_nothing_new_is_left_out() -> None:
     assert sample([]) == []
 
 
+INI = "[pytest]\nmarkers = sampled\n slow\n thorough\npythonpath = {}\n"
 MATRIX = """
 import pytest
 
@@ -51,7 +52,9 @@ def test_unmarked(a): ...
 
 
 @pytest.mark.parametrize(
-    ("options", "passed"), [((), 4 + 1 + 3), (("--run-slow",), 12 + 3 + 3)], ids=["fast", "slow"]
+    ("options", "passed"),
+    [((), 4 + 1 + 3), (("--run-thorough",), 12 + 3 + 3), (("--run-slow",), 12 + 3 + 3)],
+    ids=["fast", "thorough", "slow"],
 )
 def test_a_sample_runs_always_and_the_matrix_when_asked_for(
     options: tuple[str, ...],
@@ -61,7 +64,9 @@ def test_a_sample_runs_always_and_the_matrix_when_asked_for(
 ) -> None:
     root = pytestconfig.rootpath
     pytester.makeconftest((root / "tests" / "conftest.py").read_text())
-    pytester.makeini(f"[pytest]\nmarkers = sampled\n slow\npythonpath = {root / 'tests'}\n")
+    pytester.makeini(
+        f"[pytest]\nmarkers = sampled\n slow\n thorough\npythonpath = {root / 'tests'}\n"
+    )
     pytester.makepyfile(MATRIX)
     ran = pytester.inline_run("-p", "no:cacheprovider", *options)
     outcomes = ran.countoutcomes()
@@ -73,7 +78,7 @@ def test_a_case_that_is_asked_for_by_its_name_runs(
 ) -> None:
     root = pytestconfig.rootpath
     pytester.makeconftest((root / "tests" / "conftest.py").read_text())
-    pytester.makeini(f"[pytest]\nmarkers = sampled\npythonpath = {root / 'tests'}\n")
+    pytester.makeini(INI.format(root / "tests"))
     path = pytester.makepyfile(MATRIX)
     ran = pytester.inline_run("-p", "no:cacheprovider", f"{path}::test_product[3-2]")
     assert ran.countoutcomes() == [1, 0, 0]

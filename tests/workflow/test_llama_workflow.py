@@ -70,7 +70,7 @@ def test_one_command_makes_the_tables_and_figures_and_the_same_bytes_again(tmp_p
     assert made == {name: (llama / name).read_bytes() for name in made}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_text_that_is_not_utf8_fails_its_job_and_leaves_no_record(tmp_path):
     path = write_tier(tmp_path)
     raw = yaml.safe_load(path.read_text())
@@ -85,7 +85,7 @@ def test_a_text_that_is_not_utf8_fails_its_job_and_leaves_no_record(tmp_path):
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_that_matches_one_of_another_process_finds_its_record(tmp_path):
     path = write_tier(tmp_path)
     raw = yaml.safe_load(path.read_text())

@@ -131,7 +131,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_command_makes_every_table_figure_and_record(finished):
     made = {str(p.relative_to(finished / "results")) for p in (finished / "results").rglob("*.*")}
     for task in TINY["tasks"]:
@@ -151,13 +151,13 @@ def test_one_command_makes_every_table_figure_and_record(finished):
     assert {"timing/step.csv", "timing/cost.csv", "claims.csv", "claims.md", "report.html"} <= made
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_finished_workflow_leaves_no_pickle(finished):
     assert list((finished / "results").rglob("*.safetensors"))
     assert pickles_below(finished / "results") == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_finished_workflow_has_nothing_to_do(finished):
     status, printed = run(finished, TINY, "all", "--cores", "2")
     assert status == 0
@@ -205,7 +205,7 @@ def test_a_plan_from_nothing_trains_every_run_of_the_tier_once_and_is_short(tmp_
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("change", "trained"),
     [
@@ -233,7 +233,7 @@ def test_a_finished_workflow_trains_again_what_depends_on_a_change(finished, cha
     assert {rule: count for rule, count in jobs.items() if rule in TRAINING} == trained
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_new_words_stand_in_the_tables_and_no_record_is_written_again(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     record = tmp_path / "results/runs/cola/lora/seed0.json"
@@ -246,7 +246,7 @@ def test_new_words_stand_in_the_tables_and_no_record_is_written_again(finished, 
     assert record.read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_runs_from_scratch_give_the_same_bytes_on_any_number_of_cores(finished, tmp_path):
     """Every record (times aside), model, table and figure; kills are the matter of tests/faults."""
     status, printed = run(tmp_path, TINY, "all", "--cores", "1")
@@ -268,7 +268,7 @@ def test_claims_that_rest_on_no_measured_time_are_the_same_bytes_again(tmp_path)
     assert differences(*(tmp_path / cores / "results" for cores in ("1", "2"))) == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_fewer_cores_than_threads_change_no_record(finished, tmp_path):
     """Threads are the tier's, and recorded; that Snakemake scales them to cores changes nothing."""
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
@@ -284,7 +284,7 @@ def test_fewer_cores_than_threads_change_no_record(finished, tmp_path):
     assert differences(*(tmp_path / cores / "results" for cores in ("1", "2"))) == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_process_for_each_run_gives_the_records_that_one_for_all_gives(finished, tmp_path):
     methods = {label: TINY["methods"][label] for label in ("full", "distilled", "reference-s0.4")}
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
@@ -322,7 +322,7 @@ def test_a_misconfigured_workflow_says_why_and_writes_nothing(tmp_path, change, 
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_loss_that_diverges_fails_its_job_and_leaves_no_record(finished, tmp_path):
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
     methods = {"full": {"experiment": "full", "learning_rate": 1e30}}
