@@ -174,7 +174,8 @@ class Terminal(logging.Handler):
         spent: Counter[str] = Counter()
         for rule, _, _, begin in self.running.values():
             spent[rule] += now - begin  # type: ignore[assignment]
-        left = self.times.left(self.planned, self.cores or 1, spent)
+        parallel = self.cores or max(1, len(self.running))  # a cluster runs what it is given
+        left = self.times.left(self.planned, parallel, spent)
         about = f"   about {spoken(left)} left" if left and done < total else ""
         yield f"{done:>4} of {total:<4} {label:<44} {spoken(seconds):>12}{about}"
         if done == total:

@@ -96,6 +96,17 @@ def test_what_is_at_work_counts_as_half_done_after_half_of_its_time(results):
     assert run.end(1, 1, 2).endswith("about 1 min 20 s left\n")
 
 
+def test_on_a_cluster_as_many_jobs_run_as_are_at_work(results):
+    run = Run(results, times=Times("tiny", {"finetune": (60.0, 1)}))
+    run.say("Provided remote nodes: 4", event=LogEvent.RESOURCES_INFO, nodes=4)
+    run.say("Job stats:", event=LogEvent.RUN_INFO, stats={"finetune": 9, "total": 9})
+    for number in range(5):
+        run.start(number, "finetune")
+    run.clock.now += 60
+    # Of the eight jobs left four are at work and have had their minute.
+    assert run.end(0, 1, 9).endswith("about 1 min left\n")
+
+
 def test_no_line_is_long_whatever_a_job_reads(results, monkeypatch):
     monkeypatch.chdir(results.parent)
     run = Run(Path("results"))
