@@ -54,6 +54,7 @@ def beginnings(tokenizer, stories: int) -> HeldOut:
     return HeldOut(texts, tokenizer, 512, alone=True)
 
 
+@pytest.mark.thorough
 @needs_checkpoint
 def test_the_real_checkpoint_has_its_stated_perplexity():
     model, tokenizer = load_checkpoint()

@@ -35,6 +35,7 @@ def write_tier(folder: Path, processes: int) -> Path:
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "method", ["gated-s0.4", pytest.param("structured-s0.4", marks=pytest.mark.slow)]
 )

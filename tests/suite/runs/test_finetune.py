@@ -80,6 +80,7 @@ def test_magnitude_pruning_matches_the_gated_runs_sparsity_layer_by_layer(tier, 
         finetune(tier, data["cola"], "magnitude", 0, progress=False)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["full", "random", "lora", "gates-lora"])
 def test_every_method_runs_on_regression_too(tier, data, method):
     record = finetune(tier, data["stsb"], method, 0, progress=False)

@@ -134,6 +134,7 @@ def test_random_biases_are_frozen_and_spare_the_head(folder):
     assert model.lm_head.bias is None
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("run", [GATES, SHARED, GATED], ids=lambda run: run.label)
 def test_a_run_that_was_killed_ends_with_the_same_record(folder, tmp_path, monkeypatch, run):
     tier = causal_tier(folder, save_every=2)
@@ -170,6 +171,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(folder, tmp_path, monkey
     assert timeless(trained(tier, GATES)) == timeless(whole)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "text_position.json"]
 )
@@ -264,6 +266,7 @@ def test_the_target_waits_for_its_step(folder, tmp_path, monkeypatch):
     assert targets == [0.0, 0.0] + [0.4] * 6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("run", [GATES, GATED], ids=lambda run: run.label)
 @pytest.mark.parametrize(
     "training", [{"micro_batch_size": 1}, {"gradient_checkpointing": True}], ids=str
@@ -298,6 +301,7 @@ def test_bfloat16_trains_and_its_record_is_measured_in_float32(folder, tmp_path)
     assert record.compact.perplexity_difference < 1e-5
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("random_biases", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_compact_model_predicts_and_generates_what_the_gated_one_does(

@@ -205,6 +205,7 @@ def test_scattered_zeros_stand_beside_the_removed_ones():
     assert scattered_table(frame[:3], [2], MACHINE).cells == ()
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_backends_stand_in_a_table_of_their_own():
     pytest.importorskip("onnxruntime")
