@@ -15,6 +15,7 @@ from finegates.adapters.deberta_v2 import DebertaV2Adapter
 from finegates.adapters.gpt2 import Gpt2Adapter
 from finegates.adapters.llama import LlamaAdapter
 from finegates.adapters.mistral import MistralAdapter
+from finegates.adapters.mpnet import MpnetAdapter
 from finegates.adapters.qwen2 import Qwen2Adapter
 from finegates.adapters.qwen3 import Qwen3Adapter
 from finegates.adapters.roberta import RobertaAdapter
@@ -44,6 +45,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     BertAdapter(),
     RobertaAdapter(),
     DebertaV2Adapter(),
+    MpnetAdapter(),
     T5Adapter(),
     LlamaAdapter(),
     MistralAdapter(),

@@ -14,10 +14,11 @@ from finegates.modules.attention import EncoderAttention
 class BertAdapter(LayerStackAdapter):
     """Encoder layers after BERT: attention with biases, no rotary embeddings, no gate projection.
 
-    Of a classifier, the head is ``bert.pooler`` and ``classifier``.
+    Of a classifier, the head is ``bert.pooler`` and ``classifier``. ELECTRA has the same
+    layers, and a head without a pooler.
     """
 
-    model_types = ("bert",)
+    model_types = ("bert", "electra")
     stack = "encoder.layer"
     attention_classes = EncoderAttention.classes
     head_width = "attention_head_size"

@@ -6,6 +6,9 @@ from finegates.adapters.bert import BertAdapter
 
 
 class RobertaAdapter(BertAdapter):
-    """As :class:`BertAdapter`; of a classifier, the head is ``classifier`` (it has no pooler)."""
+    """As :class:`BertAdapter`; of a classifier, the head is ``classifier`` (it has no pooler).
 
-    model_types = ("roberta",)
+    XLM-RoBERTa has the same layers.
+    """
+
+    model_types = ("roberta", "xlm-roberta")

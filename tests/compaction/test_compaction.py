@@ -301,6 +301,7 @@ PHI = {
     "bert": "bert.encoder.layer.0.intermediate.intermediate_act_fn",
     "roberta": "roberta.encoder.layer.0.intermediate.intermediate_act_fn",
     "deberta-v2": "deberta.encoder.layer.0.intermediate.intermediate_act_fn",
+    "mpnet": "mpnet.encoder.layer.0.intermediate.intermediate_act_fn",
     "gpt2": "transformer.h.0.mlp.act",
     "t5": "transformer.encoder.block.0.layer.1.DenseReluDense.act",
     "t5-gated": "transformer.encoder.block.0.layer.1.DenseReluDense.act",

@@ -124,8 +124,22 @@ def test_heads_that_position_scores_count_become_empty_but_stay(architecture: st
     assert_equal_outputs(model, compact(model))
 
 
+def test_heads_that_stay_take_their_own_position_scores() -> None:
+    closing = Closing(tiny.tiny_model("mpnet"))
+    closing.rows(closing.parts[0], "v")[0] = 0
+    closing.rows(closing.parts[1], "v")[1] = 0
+    model = closing.attached()
+    small = compact(model)
+    kept = [small.get_submodule(part.path).kept_heads for part in closing.parts]
+    assert [heads.tolist() for heads in kept] == [[1, 2], [0, 2]]
+    assert_equal_outputs(model, small)
+    kept[0].copy_(torch.tensor([0, 1]))  # the scores of a head that is gone
+    with pytest.raises(AssertionError):
+        assert_equal_outputs(model, small)
+
+
 @pytest.mark.parametrize("side", ["q", "k"])
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2", "gpt2", "t5"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2", "mpnet", "gpt2", "t5"])
 def test_a_closed_score_dimension_goes_on_both_sides(architecture: str, side: str) -> None:
     closing = Closing(tiny.tiny_model(architecture))
     for part in closing.parts:
@@ -200,7 +214,7 @@ def test_groups_may_keep_unequal_numbers_of_heads(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
-@pytest.mark.parametrize("architecture", ["bert", "llama", "qwen2", "t5"])
+@pytest.mark.parametrize("architecture", ["bert", "mpnet", "llama", "qwen2", "t5"])
 def test_projections_with_the_same_kept_inputs_become_one_product(
     architecture: str, variant: str, tmp_path: Path
 ) -> None:
@@ -359,7 +373,7 @@ def attention_weights(model: nn.Module) -> tuple[torch.Tensor, ...]:
     return tuple(model(**inputs, output_attentions=True).attentions)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize("architecture", ["bert", "mpnet", "llama"])
 def test_a_narrow_model_can_be_pickled(architecture: str) -> None:
     closing = Closing(tiny.tiny_model(architecture))
     closing.at_random(3, 0.4)

@@ -18,6 +18,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MPNetConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -70,6 +71,7 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
         share_att_key=True,
         norm_rel_ebd="layer_norm",
     ),
+    "mpnet": lambda: MPNetConfig(**_SIZES),
     "t5": lambda: _t5("relu"),
     "t5-gated": lambda: _t5("gated-gelu"),
     "llama": lambda: LlamaConfig(**_DECODER, pad_token_id=0),
@@ -85,7 +87,7 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 _LANGUAGE = {
-    **dict.fromkeys(("bert", "roberta", "deberta-v2"), AutoModelForMaskedLM),
+    **dict.fromkeys(("bert", "roberta", "deberta-v2", "mpnet"), AutoModelForMaskedLM),
     **dict.fromkeys(("t5", "t5-gated"), AutoModelForSeq2SeqLM),
 }
 # The output layer of the architectures whose embeddings may be tied to it.
@@ -93,6 +95,7 @@ OUTPUT_LAYERS = {
     "bert": "cls.predictions.decoder",
     "roberta": "lm_head.decoder",
     "deberta-v2": "cls.predictions.decoder",
+    "mpnet": "lm_head.decoder",
     "llama": "lm_head",
     "qwen3": "lm_head",
     "gpt2": "lm_head",

@@ -35,7 +35,7 @@ HEADS = {
 _OUTPUTS = {"regression": 1, "two classes": 2, "question": 2}
 _LANGUAGE = {
     "causal": ("gpt2", "llama", "mistral", "qwen2", "qwen3"),
-    "masked": ("bert", "roberta", "deberta-v2"),
+    "masked": ("bert", "roberta", "deberta-v2", "mpnet"),
     "seq2seq": ("t5", "t5-gated"),
 }
 COMBINATIONS = [

@@ -1,0 +1,98 @@
+"""MPNet: BERT's layers with relative positions, one score per head, that all layers share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.adapters.stack import LayerStackAdapter
+from finegates.blocks import Attention, Block, FeedForward, HeadSizes
+from finegates.modules.joint import take_apart
+from finegates.modules.likeness import check_like
+
+
+class MpnetAdapter(LayerStackAdapter):
+    """MPNet's encoder layers.
+
+    The encoder computes the position scores of all heads once and hands them to every layer. A
+    layer that has lost heads takes the scores of those that it keeps.
+
+    Of a classifier, the head is ``classifier`` (it has no pooler).
+    """
+
+    model_types = ("mpnet",)
+    stack = "encoder.layer"
+    attention_classes = ("mpnet.MPNetSelfAttention",)
+    head_width = "attention_head_size"
+
+    def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
+        """The same module: it takes its sizes from attributes."""
+        check_like(module, self.attention_classes)
+        module.num_attention_heads = len(sizes.heads)  # type: ignore[assignment]
+        module.attention_head_size = sizes.width  # type: ignore[assignment]
+        module.all_head_size = len(sizes.heads) * sizes.width  # type: ignore[assignment]
+        module.finegates_heads = sizes  # type: ignore[assignment]
+        if sizes.fused:
+            take_apart(module, part.joint, part.joint)  # names of one letter: q, k, v
+            module.register_forward_pre_hook(_multiply_states, with_kwargs=True)
+        if len(sizes.heads) < part.heads:
+            module.register_buffer("kept_heads", _index(sizes.heads, module), persistent=False)
+            module.register_forward_pre_hook(_keep_biases, with_kwargs=True)
+        return module
+
+    def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
+        """sqrt(width / head_dim): the module divides scores by the root of the width it finds."""
+        return math.sqrt(sizes.width) / math.sqrt(sizes.head_dim)
+
+    def block(self, path: str, config: Any) -> Block:
+        """Attention and feed-forward part of one layer."""
+        module = f"{path}.attention.attn"
+        heads: int = config.num_attention_heads
+        attention = Attention(
+            path=module,
+            q=f"{module}.q",
+            k=f"{module}.k",
+            v=f"{module}.v",
+            o=f"{module}.o",
+            heads=heads,
+            kv_heads=heads,
+            head_dim=config.hidden_size // heads,
+            joint="qkv",
+        )
+        feed_forward = FeedForward(
+            up=f"{path}.intermediate.dense",
+            down=f"{path}.output.dense",
+            gate=None,
+            activation=config.hidden_act,
+            phi=f"{path}.intermediate.intermediate_act_fn",
+        )
+        return Block(path, (attention,), feed_forward)
+
+
+def _index(heads: tuple[int, ...], module: nn.Module) -> torch.Tensor:
+    """The kept heads as int64, on the module's device, or on the CPU if that has no storage yet."""
+    device = next(module.parameters()).device
+    return torch.tensor(heads, dtype=torch.int64, device="cpu" if device.type == "meta" else device)
+
+
+def _multiply_states(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Replaces the states that the module gets by their queries, keys and values."""
+    if args:
+        return (module.qkv(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": module.qkv(kwargs["hidden_states"])}
+
+
+def _keep_biases(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Replaces the position scores (B, all heads, L, L) by those of the kept heads."""
+    states, mask, *rest = (*args, *(kwargs.get(name) for name in _ARGUMENTS[len(args) :]))
+    bias, *others = rest
+    if bias is not None:
+        bias = bias.index_select(1, module.kept_heads)
+    kwargs = {name: value for name, value in kwargs.items() if name not in _ARGUMENTS}
+    return (states, mask, bias, *others), kwargs
+
+
+_ARGUMENTS = ("hidden_states", "attention_mask", "position_bias")
