@@ -39,7 +39,7 @@ def small_model(architecture: str, variant: str, preset: str = "reference") -> n
         ("bert", "classifier", "reference"),
         ("roberta", "base", "reference"),
         ("deberta-v2", "classifier", "structured"),
-        ("mpnet", "classifier", "structured"),
+        pytest.param("mpnet", "classifier", "structured", marks=pytest.mark.slow),
         ("llama", "language", "structured"),
         ("mistral", "language", "reference"),
         ("qwen2", "classifier", "structured"),

@@ -81,8 +81,8 @@ def prune_heads(model: nn.Module, groups: int = 1) -> nn.Module:
     return model
 
 
-# The position scores of T5 are counted for all heads of all layers: none can be pruned in one.
-PRUNABLE = [name for name in ARCHITECTURES if not name.startswith("t5")]
+# The position scores of T5 and MPNet are counted for all heads of all layers: none can go in one.
+PRUNABLE = [name for name in ARCHITECTURES if not name.startswith(("t5", "mpnet"))]
 
 
 @pytest.mark.sampled
