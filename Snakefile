@@ -13,6 +13,7 @@ from snakemake.exceptions import WorkflowError
 from finegates.suite.config.load import ConfigError, configured_tier
 from finegates.suite.config.dependencies import (
     encoder_settings,
+    fetch_settings,
     floor_settings,
     inference_settings,
     language_settings,
@@ -30,6 +31,7 @@ from finegates.suite.config.dependencies import (
 from finegates.suite.jobs.lock import LockError, check_writable, hold
 from finegates.suite.jobs.provenance import code_digest
 from finegates.suite.jobs.terminal import show_jobs
+from finegates.suite.models.fetch import FILES as CHECKPOINT_FILES, fetched_folder
 from finegates.suite.models.sources import SPLITS, ModelError, data_files, model_folder
 from finegates.suite.config.tasks import TASKS, DataError
 from finegates.suite.config.tier_files import check_folder

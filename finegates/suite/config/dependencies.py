@@ -57,6 +57,11 @@ def encoder_settings(tier: Tier) -> Settings:
     return _plain(tier.model.pretraining)
 
 
+def fetch_settings(tier: Tier, key: str) -> Settings:
+    """What the fetched checkpoint with this key depends on."""
+    return _plain(tier.fetched[key])
+
+
 def floor_settings(tier: Tier) -> Settings:
     """What the scores of a bag of words depend on, besides the tables and the list of tasks."""
     return _plain(tier.data, without=WORDS)

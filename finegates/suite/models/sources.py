@@ -11,6 +11,7 @@ from finegates.suite.config.section import source_kind
 from finegates.suite.config.tasks import DataError, task_named
 from finegates.suite.config.tier import Tier
 from finegates.suite.data.glue import describe_split, read_hub_split, read_split, split_path
+from finegates.suite.models.fetch import fetched_folder
 from finegates.suite.models.pretrained import ModelError as ModelError
 from finegates.suite.models.pretrained import load_pretrained
 
@@ -37,6 +38,8 @@ def model_folder(tier: Tier) -> str | None:
         return f"{tier.results}/models/encoder"
     if source.dense is not None:
         return dense_model(tier.results, source.dense)
+    if source.pypi is not None:
+        return fetched_folder(tier.results, source.pypi)
     if source.hub is not None:
         return None
     if source.package is not None:
