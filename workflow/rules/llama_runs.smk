@@ -9,7 +9,7 @@ from finegates.suite.config.llama_runs import (
     pruning_runs,
 )
 from finegates.suite.config.llama_task import task_tier
-from finegates.suite.data.text import SPLITS, text_file, text_folder
+from finegates.suite.data.text import SPLITS, text_files, text_folder
 
 LLAMA = TIER.llama
 L = f"{RESULTS}/llama"
@@ -41,7 +41,7 @@ def in_order_of_rows(runs):
 def llama_text(wildcards=None):
     """The text, where it is a file; from the hub it is streamed."""
     folder = text_folder(LLAMA.text, RESULTS)
-    files = [] if folder is None else [str(text_file(folder, split)) for split in SPLITS]
+    files = [] if folder is None else list(map(str, text_files(LLAMA.text, folder).values()))
     return files if LLAMA.text.generated else [ancient(path) for path in files]
 
 

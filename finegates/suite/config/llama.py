@@ -43,6 +43,7 @@ class TextSource(Section):
         revision: of it, a commit hash.
         subset: of it, by its name there.
         column: the column that holds the texts.
+        evaluated: the split, of a folder or the hub, that counts as the validation split.
         validation_documents: take the first so many documents of the validation split.
         held_out: the last so many documents of the training split stand in for the validation split
             and are not trained on: for choosing settings, so that nothing is chosen on text that is
@@ -56,6 +57,7 @@ class TextSource(Section):
     revision: str | None = None
     subset: str | None = None
     column: str = "text"
+    evaluated: Literal["validation", "test"] = "validation"
     validation_documents: int | None = Field(default=None, gt=0)
     held_out: int | None = Field(default=None, gt=0)
 
@@ -65,6 +67,10 @@ class TextSource(Section):
         pinned(self.hub, self.revision)
         if self.hub is not None and self.held_out is not None:
             raise ValueError("held_out cannot be chosen for a streamed text, which has no end")
+        if self.evaluated != "validation" and (self.generated or self.held_out is not None):
+            raise ValueError(
+                "evaluated: a generated text, or one with held_out, has one split only"
+            )
         if self.hub is not None and self.validation_documents is None:
             raise ValueError("a streamed text needs validation_documents: held-out text is bounded")
         return self

@@ -32,6 +32,14 @@ def text_file(folder: str | Path, split: str) -> Path:
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
+def text_files(source: TextSource, folder: str | Path) -> dict[str, Path]:
+    """The files of a folder that are trained on, and that count as the validation split."""
+    return {
+        "train": text_file(folder, "train"),
+        "validation": text_file(folder, source.evaluated),
+    }
+
+
 def read_documents(path: str | Path, column: str = "text", limit: int | None = None) -> list[str]:
     """The documents of a Parquet column or of a UTF-8 text file (empty lines separate them).
 
@@ -211,10 +219,10 @@ def held_out_documents(source: TextSource, results: str) -> list[str]:
     if folder is not None and source.held_out is not None:
         return _split_training(source, folder)[1][: source.validation_documents]
     if folder is not None:
-        path = text_file(folder, "validation")
+        path = text_file(folder, source.evaluated)
         return read_documents(path, source.column, source.validation_documents)
     assert source.validation_documents is not None
-    stream = StreamedDocuments(_stream(source, "validation"), source.column)
+    stream = StreamedDocuments(_stream(source, source.evaluated), source.column)
     return [text for text, _ in zip(stream, range(source.validation_documents), strict=False)]
 
 
@@ -249,7 +257,7 @@ def _stream(source: TextSource, split: str) -> Any:
 def describe_text(source: TextSource, results: str) -> dict[str, Any]:
     """The ``data`` entry of a run record: where the text comes from, digests of its files."""
     folder = text_folder(source, results)
-    files = {} if folder is None else {split: text_file(folder, split) for split in SPLITS}
+    files = {} if folder is None else text_files(source, folder)
     status = {split: _status(path) for split, path in files.items()}
     if source.held_out is not None:
         # Said where every table says what its text is: this is not the reported one.

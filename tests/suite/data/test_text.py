@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 
@@ -39,6 +40,18 @@ def test_a_text_file_is_split_at_empty_lines_and_keeps_its_lines(tmp_path):
     (tmp_path / "t.txt").write_text("one\ntwo\n\n\n\nthree\r\n\r\nfour\n")
     assert read_documents(tmp_path / "t.txt") == ["one\ntwo", "three", "four"]
     assert read_documents(tmp_path / "t.txt", limit=1) == ["one\ntwo"]
+
+
+def test_the_test_split_may_count_as_the_validation_split_and_the_record_says_its_digest(tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"of {split}")
+    source = TextSource(name="it", path=str(tmp_path), evaluated="test")
+    assert held_out_documents(source, "") == ["of test"]
+    assert training_documents(source, "", 0).texts == ["of train"]
+    digest = hashlib.sha256(b"of test").hexdigest()
+    assert describe_text(source, "")["sha256"]["validation"] == digest
+    with pytest.raises(ValueError, match="evaluated: a generated text, or one with held_out"):
+        TextSource(name="it", path=str(tmp_path), evaluated="test", held_out=1)
 
 
 def test_held_out_documents_are_the_last_of_the_training_text_and_not_trained_on(tmp_path):
