@@ -85,14 +85,19 @@ def _multiply_states(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return args, {**kwargs, "hidden_states": module.qkv(kwargs["hidden_states"])}
 
 
-def _keep_biases(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+def _keep_biases(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Replaces the position scores (B, all heads, L, L) by those of the kept heads."""
-    states, mask, *rest = (*args, *(kwargs.get(name) for name in _ARGUMENTS[len(args) :]))
-    bias, *others = rest
-    if bias is not None:
-        bias = bias.index_select(1, module.kept_heads)
-    kwargs = {name: value for name, value in kwargs.items() if name not in _ARGUMENTS}
-    return (states, mask, bias, *others), kwargs
+
+    def kept(bias: Any) -> Any:
+        return None if bias is None else bias.index_select(1, module.kept_heads)
+
+    if len(args) > _POSITION_BIAS:
+        before, after = args[:_POSITION_BIAS], args[_POSITION_BIAS + 1 :]
+        return (*before, kept(args[_POSITION_BIAS]), *after), kwargs
+    return args, {**kwargs, "position_bias": kept(kwargs.get("position_bias"))}
 
 
-_ARGUMENTS = ("hidden_states", "attention_mask", "position_bias")
+_POSITION_BIAS = 2
+"""Its place among the arguments of the module, after states and mask."""
