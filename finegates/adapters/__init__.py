@@ -12,6 +12,7 @@ from torch import nn
 from finegates.adapters.base import Adapter, attentions, has_module, unwrap
 from finegates.adapters.bert import BertAdapter
 from finegates.adapters.deberta_v2 import DebertaV2Adapter
+from finegates.adapters.distilbert import DistilbertAdapter
 from finegates.adapters.gpt2 import Gpt2Adapter
 from finegates.adapters.llama import LlamaAdapter
 from finegates.adapters.mistral import MistralAdapter
@@ -45,6 +46,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     BertAdapter(),
     RobertaAdapter(),
     DebertaV2Adapter(),
+    DistilbertAdapter(),
     MpnetAdapter(),
     T5Adapter(),
     LlamaAdapter(),

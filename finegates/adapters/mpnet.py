@@ -10,7 +10,7 @@ from torch import nn
 
 from finegates.adapters.stack import LayerStackAdapter
 from finegates.blocks import Attention, Block, FeedForward, HeadSizes
-from finegates.modules.joint import take_apart
+from finegates.modules.joint import multiply_states, take_apart
 from finegates.modules.likeness import check_like
 
 
@@ -37,7 +37,7 @@ class MpnetAdapter(LayerStackAdapter):
         module.finegates_heads = sizes  # type: ignore[assignment]
         if sizes.fused:
             take_apart(module, part.joint, part.joint)  # names of one letter: q, k, v
-            module.register_forward_pre_hook(_multiply_states, with_kwargs=True)
+            module.register_forward_pre_hook(multiply_states, with_kwargs=True)
         if len(sizes.heads) < part.heads:
             module.register_buffer("kept_heads", _index(sizes.heads, module), persistent=False)
             module.register_forward_pre_hook(_keep_biases, with_kwargs=True)
@@ -76,13 +76,6 @@ def _index(heads: tuple[int, ...], module: nn.Module) -> torch.Tensor:
     """The kept heads as int64, on the module's device, or on the CPU if that has no storage yet."""
     device = next(module.parameters()).device
     return torch.tensor(heads, dtype=torch.int64, device="cpu" if device.type == "meta" else device)
-
-
-def _multiply_states(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Replaces the states that the module gets by their queries, keys and values."""
-    if args:
-        return (module.qkv(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": module.qkv(kwargs["hidden_states"])}
 
 
 def _keep_biases(

@@ -10,7 +10,7 @@ from finegates.adapters.base import Adapter, base_prefix, unwrap
 from finegates.adapters.fit import fitted
 from finegates.blocks import Attention, Block, FeedForward, HeadSizes
 from finegates.modules.caches import fit_calls
-from finegates.modules.joint import take_apart
+from finegates.modules.joint import multiply_states, take_apart
 from finegates.modules.likeness import check_like
 
 
@@ -62,7 +62,7 @@ class T5Adapter(Adapter):
         fit_calls(module, part.cross)
         if sizes.fused:
             take_apart(module, part.joint, part.joint)  # names of one letter: q, k, v
-            hook = _multiply_encoded if part.cross else _multiply_states
+            hook = _multiply_encoded if part.cross else multiply_states
             module.register_forward_pre_hook(hook, with_kwargs=True)
         return module
 
@@ -73,13 +73,6 @@ class T5Adapter(Adapter):
         module.finegates_joined = True  # type: ignore[assignment]
         module.register_forward_pre_hook(_widen)
         return module
-
-
-def _multiply_states(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Queries, keys and values in place of the states that self-attention gets."""
-    if args:
-        return (module.qkv(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": module.qkv(kwargs["hidden_states"])}
 
 
 def _multiply_encoded(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:

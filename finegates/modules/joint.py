@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,3 +71,18 @@ def take_apart(module: nn.Module, names: Sequence[str], joint: str) -> None:
         delattr(module, name)  # a name of submodules holds nothing else
         setattr(module, name, Part(index, len(names)))
     module.add_module(joint, product)
+
+
+def multiply_states(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Replaces the states that an attention gets by their queries, keys and values.
+
+    A hook before the forward of a module whose ``q``, ``k`` and ``v`` were taken apart.
+
+    Args:
+        module: has the product in its submodule ``qkv``.
+        args: the states come first, if they are not the keyword ``hidden_states``.
+        kwargs: the keywords of the call.
+    """
+    if args:
+        return (module.qkv(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": module.qkv(kwargs["hidden_states"])}

@@ -1,4 +1,4 @@
-"""Architectures that have another one's layers under embeddings or a head of their own."""
+"""Architectures with the layers of one that the conformance suites take, or nearly so."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    DistilBertConfig,
     ElectraConfig,
     PretrainedConfig,
     XLMRobertaConfig,
@@ -18,8 +19,9 @@ from transformers import (
 from finegates.adapters import adapter_for
 from finegates.compaction import compact
 from finegates.formats.compact import load, save
-from finegates.gates.attachment import attach
+from finegates.gates.attachment import attach, attach_fixed
 from finegates.gates.config import GateConfig
+from finegates.modules.linear import linear_shape
 from support import tiny
 from support.tolerance import model_bound
 
@@ -32,10 +34,37 @@ _SIZES = {
     "max_position_embeddings": 16,
 }
 CONFIGURATIONS: dict[str, PretrainedConfig] = {
+    "distilbert": DistilBertConfig(
+        vocab_size=tiny.VOCABULARY,
+        dim=12,
+        n_layers=2,
+        n_heads=3,
+        hidden_dim=20,
+        max_position_embeddings=16,
+    ),
     "electra": ElectraConfig(**_SIZES, embedding_size=8),
     "xlm-roberta": XLMRobertaConfig(**_SIZES),
 }
 pytestmark = pytest.mark.parametrize("model_type", CONFIGURATIONS)
+
+
+def test_a_closed_head_goes_and_equal_inputs_share_one_product(model_type: str) -> None:
+    base = random_model(model_type, AutoModelForSequenceClassification)
+    part = adapter_for(base).blocks(base)[0].attentions[0]
+    gates = {
+        path: (torch.ones(outputs), torch.ones(columns))
+        for path in part.linears()
+        for columns, outputs in [linear_shape(base.get_submodule(path))]
+    }
+    gates[part.v][0][: part.head_dim] = 0
+    gates[part.q][0][part.head_dim] = 0  # the first dimension of the second head
+    model = attach_fixed(base, gates).eval()
+    small = compact(model)
+    narrow = small.get_submodule(part.path)
+    assert narrow.finegates_heads.heads == (1, 2)
+    assert hasattr(narrow, "qkv")
+    bound = model_bound(model, some_numbers)
+    assert ((some_numbers(small) - some_numbers(model)).abs() <= bound).all()
 
 
 def random_model(model_type: str, auto_class: type) -> nn.Module:
