@@ -181,7 +181,7 @@ SOUND = {
     [
         ({"packages": ["some-model"]}, "not of the form name==version"),
         ({"packages": ["some-model>=1"]}, "not of the form name==version"),
-        ({"packages": ["--index-url==1"]}, "not of the form name==version"),
+        ({"packages": ["--pre==1"]}, "not of the form name==version"),
         ({"packages": []}, "packages"),
         ({"sha256": "0" * 63}, "64 hexadecimal digits"),
         ({"format": "zip"}, "folder: a zip archive needs one"),
