@@ -11,6 +11,7 @@ from pydantic import BaseModel
 import finegates.suite.config.section
 from finegates.suite.config.dependencies import (
     encoder_settings,
+    fetch_settings,
     floor_settings,
     inference_settings,
     language_settings,
@@ -100,6 +101,7 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(("dense", "revision"), ("causal", "prune", "step", "text_tables")),
         "*": ("causal", "prune", "step"),
     },
+    "PypiSource": {"*": ("causal", "prune", "step", "fetch")},
     "CausalTraining": {
         **dict.fromkeys(
             ("processes", "nodes", "micro_batch_size", "gradient_checkpointing"), NOTHING
@@ -123,6 +125,7 @@ def jobs(tier: Tier) -> dict[tuple[str, ...], Any]:
     """The parameters of every job, by family and what the job is of."""
     found: dict[tuple[str, ...], Any] = {
         ("encoder",): encoder_settings(tier),
+        ("fetch",): [fetch_settings(tier, key) for key in tier.fetched],
         ("floor",): floor_settings(tier),
         ("step",): step_settings(tier),
         ("deployed",): study_times_settings(tier),
@@ -233,7 +236,16 @@ def whole(tmp_path_factory) -> Tier:
     llama["pretraining"]["tokenizer"] = {"words": 60}
     for section, label in (("pretraining", "gated"), ("posttraining", "structured")):
         llama[section]["methods"][label]["targets"] = [0.3, 0.4]
-    llama["posttraining"]["models"]["second"] = {"name": "second", "path": "elsewhere"}
+    llama["posttraining"]["models"]["second"] = {
+        "name": "second",
+        "pypi": {
+            "packages": ["second-part1==1.0", "second-part2==1.0"],
+            "member": "*/m.zip.*",
+            "format": "zip",
+            "folder": "second",
+            "sha256": "0" * 64,
+        },
+    }
     base = causal_tier(folder, llama)
     return Tier.model_validate(
         {
