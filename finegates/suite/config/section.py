@@ -57,7 +57,7 @@ def pinned(hub: str | None, revision: str | None) -> None:
 
 def source_kind(source: Section) -> str:
     """Which of a section's sources is given, such as ``path``: what a record calls it."""
-    for kind in ("generated", "pretraining", "dense", "path", "package", "pypi", "hub"):
+    for kind in ("generated", "pretraining", "dense", "pypi", "path", "package", "hub"):
         if getattr(source, kind, None) is not None:
             return kind
     raise AssertionError("validated configurations have a source")
