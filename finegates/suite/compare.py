@@ -3,7 +3,7 @@
     finegates compare results/published/local results/local
 
 Scores are compared by method and task, as means over seeds. Two cells agree if they are equal, or
-if their difference is within the intervals of both: over seeds (bootstrap) where there are several,
+if their difference is within the intervals of both: over seeds (t) where there are several,
 and else the sampling error of the rows. Counts that chance does not touch (parameters) must be
 equal. The exit status is 0 if all cells agree, 1 if some differ or are missing, 2 if a tree cannot
 be read.
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 from finegates.suite.config.tasks import task_named
 from finegates.suite.stats import mean, sampling_error, summarise
-from finegates.suite.tables.detectable import CORRELATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,13 +116,12 @@ def _margin(task: str, quantity: str, *trees: pd.DataFrame) -> float:
     """What the uncertainties of both means add up to."""
     squares = 0.0
     for rows in trees:
-        found = summarise(rows[quantity], "compare", task, quantity)
+        found = summarise(rows[quantity])
         if found.interval is not None:
             half = found.interval.half_width
         else:
-            correlation = bool(CORRELATIONS & set(task_named(task).metrics))
             count = int(rows["validation_rows"].iloc[0])
-            half = Z * sampling_error(found.mean, count, correlation=correlation)
+            half = Z * sampling_error(found.mean, count, correlation=task_named(task).correlates)
         squares += half**2
     return math.sqrt(squares)
 

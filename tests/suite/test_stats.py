@@ -4,10 +4,14 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from finegates.suite.stats import (
+    LEVEL,
     POWER,
-    bootstrap_interval,
+    Interval,
+    Variance,
+    combined_interval,
     detectable_by_rows,
     detectable_by_seeds,
     mean,
@@ -15,6 +19,7 @@ from finegates.suite.stats import (
     sampling_error,
     summarise,
     summarise_differences,
+    t_interval,
 )
 
 SCORES = st.lists(st.floats(0, 100), min_size=2, max_size=6)
@@ -26,22 +31,45 @@ def test_the_mean_lies_in_the_range_and_does_not_depend_on_order(values):
     assert mean(values) == mean(sorted(values))
 
 
-@given(st.lists(st.floats(0, 100), min_size=3, max_size=5))
-def test_the_interval_does_not_depend_on_order_and_holds_only_values_between_the_extremes(values):
-    found = bootstrap_interval(values, "a")
-    assert found == bootstrap_interval(sorted(values), "a")
-    assert min(values) <= found.low <= found.high <= max(values)
+@given(SCORES)
+def test_the_interval_does_not_depend_on_order_and_holds_the_mean(values):
+    found = t_interval(values)
+    assert found == t_interval(sorted(values))
+    assert found.low <= mean(values) <= found.high
 
 
 def test_one_seed_has_no_interval():
-    assert bootstrap_interval([70.0]) is None
+    assert t_interval([70.0]) is None
     found = summarise([70.0])
     assert (found.count, found.mean, found.interval) == (1, 70.0, None)
 
 
-def test_a_wider_spread_gives_a_wider_interval():
-    narrow, wide = bootstrap_interval([70, 71, 72]), bootstrap_interval([60, 71, 82])
-    assert wide.high - wide.low > narrow.high - narrow.low > 0
+def test_the_interval_of_three_seeds_is_students():
+    """t_.975 with 2 degrees of freedom is 4.3027; the standard deviation of 70, 71, 72 is 1."""
+    found = t_interval([70.0, 71.0, 72.0])
+    assert found.half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert t_interval([1e9 + 1, 1e9 + 2, 1e9 + 3]).half_width == pytest.approx(found.half_width)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_covers_the_true_mean_as_often_as_it_says(seeds):
+    rng, draws = numpy.random.default_rng(2), 4000
+    found = [t_interval(values.tolist()) for values in rng.normal(3.0, 2.0, (draws, seeds))]
+    covered = numpy.mean([interval.low <= 3.0 <= interval.high for interval in found])
+    assert covered == pytest.approx(LEVEL, abs=4 * (LEVEL * (1 - LEVEL) / draws) ** 0.5)
+
+
+def test_variances_of_seeds_and_rows_add():
+    """Known variances give a normal interval; equal ones of f freedoms each behave as twice f."""
+    known = combined_interval(5.0, [Variance(3.0), Variance(1.0)])
+    assert known.half_width == pytest.approx(1.959964 * 2, rel=1e-6)
+    both = combined_interval(5.0, [Variance(1.0, 4), Variance(1.0, 4)])
+    assert both.half_width == pytest.approx(stats.t.ppf(0.975, 8) * 2**0.5)
+    assert combined_interval(5.0, [Variance(0.0, 2)]) == Interval(5.0, 5.0)
+    with pytest.raises(ValueError, match="at least one variance"):
+        combined_interval(5.0, [])
+    with pytest.raises(ValueError, match="the level must be in"):
+        combined_interval(5.0, [Variance(1.0)], level=1.0)
 
 
 def test_differences_pair_what_both_have():

@@ -30,6 +30,7 @@ rule audit_claims:
     params:
         tier=TIER.tier,
         about=f"{TIER.description}.",
+        synthetic=TIER.data.generated is not None,
         code=code_digest("workflow/scripts/audit_claims.py"),
     script:
         "../scripts/audit_claims.py"

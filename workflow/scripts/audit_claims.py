@@ -10,7 +10,8 @@ with running(job):
     from finegates.suite.tables import write_table
 
     results = audit(load_ledger(job.input.ledger), Evidence(Path(job.output[0]).parent))
-    write_table(verdict_table(results, job.params.tier, job.params.about), *job.output[:3])
+    of = (job.params.tier, job.params.about, job.params.synthetic)
+    write_table(verdict_table(results, *of), *job.output[:3])
     write_table(evidence_table(results, job.params.tier), *job.output.evidence)
     for result in results:
         print(f"{result.claim.id}: {result.verdict}")

@@ -4,12 +4,13 @@
 tier's results and a bound. Verdicts follow from the numbers and are written by nobody.
 """
 
-from finegates.suite.claims.audit import ClaimResult, TestResult, audit
+from finegates.suite.claims.audit import VERDICTS, ClaimResult, TestResult, audit
 from finegates.suite.claims.evidence import Evidence, MissingEvidenceError
 from finegates.suite.claims.ledger import Claim, ClaimTest, load_ledger
-from finegates.suite.claims.report import evidence_table, verdict_table
+from finegates.suite.claims.report import evidence_table, shown, verdict_table
 
 __all__ = [
+    "VERDICTS",
     "Claim",
     "ClaimResult",
     "ClaimTest",
@@ -19,5 +20,6 @@ __all__ = [
     "audit",
     "evidence_table",
     "load_ledger",
+    "shown",
     "verdict_table",
 ]

@@ -1,4 +1,14 @@
-"""From claims and evidence to verdicts, and the tables that show them."""
+"""From claims and evidence to verdicts.
+
+A test compares an interval with a bound that was fixed in advance. One number without an interval
+decides nothing. What a mean is one of, and so what its interval covers, depends on the quantity:
+
+1. Counts and sizes, which no draw changes: the range of all values.
+2. Scores: the mean over just these tasks. Its variance is the sum of that of seeds (where there are
+   several) and that of test rows, by task; degrees of freedom of Welch and Satterthwaite.
+3. One measurement that was repeated (a time): the range of its quartiles.
+4. Everything else: Student's t over the values, at least two.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +17,19 @@ from dataclasses import dataclass
 
 from finegates.suite.claims.evidence import Evidence, MissingEvidenceError
 from finegates.suite.claims.ledger import Claim, ClaimTest
-from finegates.suite.claims.measures import MEASURES, Measured
-from finegates.suite.stats import Summary, summarise
+from finegates.suite.claims.measures import MEASURES, Measured, Unit, model_parameters
+from finegates.suite.stats import (
+    Interval,
+    Variance,
+    combined_interval,
+    mean,
+    mean_variance,
+    t_interval,
+)
 
-SUPPORTED, PARTLY, CONTRADICTED = "supported", "partly", "contradicted"
-NOT_TESTED = "not tested at this tier"
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+NOT_TESTABLE = "not testable at this tier"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE)
 
 
 @dataclass(frozen=True)
@@ -20,17 +38,21 @@ class TestResult:
 
     Attributes:
         test: what was to be measured.
-        verdict: one of the four.
-        summary: of the values; None where evidence is missing.
-        measured: the values; None where evidence is missing.
-        missing: what is missing.
+        verdict: one of :data:`VERDICTS`.
+        mean: of the values; None where the test could not be carried out.
+        interval: of the mean; None where there is none.
+        covers: what the interval covers, in words.
+        measured: the values; None where the test could not be carried out.
+        missing: why it could not.
     """
 
-    __test__ = False  # the name is no invitation to pytest
+    __test__ = False  # pytest collects classes of such names
 
     test: ClaimTest
     verdict: str
-    summary: Summary | None = None
+    mean: float | None = None
+    interval: Interval | None = None
+    covers: str = ""
     measured: Measured | None = None
     missing: str = ""
 
@@ -47,42 +69,107 @@ class ClaimResult:
 def audit(claims: Sequence[Claim], evidence: Evidence) -> list[ClaimResult]:
     """Judges every claim by the results of a tier.
 
-    A test is supported if the whole interval of its mean keeps the bound, contradicted if none of
-    it does, and partly else. A claim is supported if all of its tests are, contradicted if all that
-    could be carried out are, not tested if none could, and partly else.
+    A test is supported if the whole interval keeps the bound, contradicted if none of it does, and
+    inconclusive otherwise, or without an interval. Of a claim that is a conjunction one
+    contradicted test contradicts all; of one that says "up to", one supported test is enough.
     """
     results = []
     for claim in claims:
-        tests = tuple(_judge(claim, test, evidence) for test in claim.tests)
-        results.append(ClaimResult(claim, _overall(tests), tests))
+        tests = tuple(_judge(test, evidence) for test in claim.tests)
+        results.append(ClaimResult(claim, _overall(claim, tests), tests))
     return results
 
 
-def _judge(claim: Claim, test: ClaimTest, evidence: Evidence) -> TestResult:
+def _judge(test: ClaimTest, evidence: Evidence) -> TestResult:
     try:
+        if test.parameters is not None:
+            _check_size(test, test.parameters, evidence)
         measured = MEASURES[test.measure](evidence, **test.of)
     except MissingEvidenceError as error:
-        return TestResult(test, NOT_TESTED, missing=str(error))
-    summary = summarise(measured.values.values(), claim.id, test.label)
-    return TestResult(test, _verdict(test, summary), summary, measured)
+        return TestResult(test, NOT_TESTABLE, missing=str(error))
+    centre = _mean(measured)
+    if measured.verdicts:
+        found = set(measured.verdicts)
+        verdict = CONTRADICTED if CONTRADICTED in found else INCONCLUSIVE
+        verdict = SUPPORTED if found == {SUPPORTED} else verdict
+        return TestResult(test, verdict, centre, None, "checks of the theory", measured)
+    interval, covers = interval_of(measured)
+    return TestResult(test, _verdict(test, interval), centre, interval, covers, measured)
 
 
-def _verdict(test: ClaimTest, summary: Summary) -> str:
-    interval = summary.interval
-    ends = (interval.low, interval.high) if interval else (summary.mean, summary.mean)
-    if test.at_least is not None:
-        kept = [end >= test.at_least for end in ends]
-    else:
-        assert test.at_most is not None
-        kept = [end <= test.at_most for end in ends]
-    return SUPPORTED if all(kept) else PARTLY if any(kept) else CONTRADICTED
+def _check_size(test: ClaimTest, parameters: float, evidence: Evidence) -> None:
+    found = model_parameters(evidence, test.measure)
+    if found < parameters:
+        raise MissingEvidenceError(
+            f"the width of the model decides this, and it is of {found / 1e6:.1f} M parameters "
+            f"instead of at least {parameters / 1e6:.0f} M"
+        )
 
 
-def _overall(tests: Sequence[TestResult]) -> str:
-    verdicts = [result.verdict for result in tests if not result.test.beside]
-    tested = [verdict for verdict in verdicts if verdict != NOT_TESTED]
-    if not tested:
-        return NOT_TESTED
-    if all(verdict == SUPPORTED for verdict in verdicts):
+def interval_of(measured: Measured) -> tuple[Interval | None, str]:
+    """The interval of a measure's mean, and what it covers; see the module."""
+    values = list(measured.values.values())
+    if measured.counted:
+        return Interval(min(values), max(values), level=1.0), "all values"
+    if measured.row_errors is not None:
+        return _over_fixed_tasks(measured.values, measured.row_errors)
+    if measured.ranges is not None and len(values) == 1:
+        ((low, high),) = measured.ranges.values()
+        return Interval(low, high, level=0.5), "quartiles"
+    found = t_interval(values)
+    return found, "" if found is None else f"{len(values)} values"
+
+
+def _over_fixed_tasks(
+    values: dict[Unit, float], row_errors: dict[Unit, float]
+) -> tuple[Interval, str]:
+    """Interval of the mean over just these tasks, from seeds and test rows of each."""
+    by_task = _by_task(values)
+    variances = []
+    several = all(len(units) > 1 for units in by_task.values())
+    for units in by_task.values():
+        # All seeds of a task are scored on the same rows: their mean varies as one score does.
+        rows = mean(row_errors[unit] for unit in units) ** 2
+        parts = [Variance(rows)]
+        if len(units) > 1:
+            parts.append(mean_variance([values[unit] for unit in units]))
+        variances += [Variance(part.value / len(by_task) ** 2, part.freedom) for part in parts]
+    covers = "seeds and test rows" if several else "test rows"
+    return combined_interval(mean(_task_means(values)), variances), covers
+
+
+def _mean(measured: Measured) -> float:
+    fixed = measured.row_errors is not None
+    return mean(_task_means(measured.values) if fixed else measured.values.values())
+
+
+def _task_means(values: dict[Unit, float]) -> list[float]:
+    return [mean(values[unit] for unit in units) for units in _by_task(values).values()]
+
+
+def _by_task(values: dict[Unit, float]) -> dict[object, list[Unit]]:
+    by_task: dict[object, list[Unit]] = {}
+    for unit in values:
+        by_task.setdefault(unit[0], []).append(unit)
+    return by_task
+
+
+def _verdict(test: ClaimTest, interval: Interval | None) -> str:
+    if interval is None:
+        return INCONCLUSIVE
+    least, most = test.bounds()
+    if least <= interval.low and interval.high <= most:
         return SUPPORTED
-    return CONTRADICTED if set(tested) == {CONTRADICTED} else PARTLY
+    return CONTRADICTED if interval.high < least or most < interval.low else INCONCLUSIVE
+
+
+def _overall(claim: Claim, tests: Sequence[TestResult]) -> str:
+    verdicts = [result.verdict for result in tests if not result.test.beside]
+    if all(verdict == NOT_TESTABLE for verdict in verdicts):
+        return NOT_TESTABLE
+    decisive, other = SUPPORTED, CONTRADICTED
+    if claim.combine == "all":
+        decisive, other = other, decisive
+    if decisive in verdicts:
+        return decisive
+    return other if set(verdicts) == {other} else INCONCLUSIVE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,11 @@ class ClaimTest(Section):
         measure: a key of ``finegates.suite.claims.measures.MEASURES``.
         of: arguments of the measure.
         at_least: the bound from below, or
-        at_most: the bound from above; exactly one of the two.
+        at_most: the bound from above, or
+        within: the margin of an equivalence test, fixed in advance: the whole interval must be
+            within it of 0. Exactly one of the three, and none for checks that judge themselves.
+        parameters: how many a model must have for the test: with fewer its width alone would decide
+            what is measured.
         claimed: what the claim says, in its own words; empty if it names no number.
         beside: shown with the claim without bearing on its verdict: a counterpart that the claim
             does not speak of.
@@ -31,15 +36,39 @@ class ClaimTest(Section):
     of: dict[str, Any] = Field(default={})
     at_least: float | None = None
     at_most: float | None = None
+    within: float | None = Field(default=None, gt=0)
+    parameters: float | None = Field(default=None, gt=0)
     claimed: str = ""
     beside: bool = False
 
     @model_validator(mode="after")
     def _complete(self) -> ClaimTest:
         check_arguments(self.measure, self.of)
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError(f"test {self.label!r}: give exactly one of at_least, at_most")
+        given = [b for b in (self.at_least, self.at_most, self.within) if b is not None]
+        judged = self.measure == "theory_claim"
+        if len(given) != (0 if judged else 1):
+            wanted = (
+                "no bound: checks judge themselves"
+                if judged
+                else ("exactly one of at_least, at_most, within")
+            )
+            raise ValueError(f"test {self.label!r}: give {wanted}")
         return self
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the most that the whole interval may hold."""
+        if self.within is not None:
+            return -self.within, self.within
+        least = -math.inf if self.at_least is None else self.at_least
+        return least, math.inf if self.at_most is None else self.at_most
+
+    def bound(self) -> str:
+        """The bound for print, empty for checks that judge themselves."""
+        if self.within is not None:
+            return f"± {self.within:g}"
+        if self.at_least is not None:
+            return f"≥ {self.at_least:g}"
+        return "" if self.at_most is None else f"≤ {self.at_most:g}"
 
 
 class Claim(Section):
@@ -52,6 +81,8 @@ class Claim(Section):
         denominator: of what its fractions are, or in what unit its numbers are.
         tests: see :class:`ClaimTest`; none where nothing here can test it.
         untested: why there are none.
+        combine: ``all``: the claim is a conjunction; ``any``: it says "up to", so that one setting
+            in which it holds is enough.
         kind: what the paper claims, or what its digest proposes to try; set by the ledger.
     """
 
@@ -61,6 +92,7 @@ class Claim(Section):
     denominator: str
     tests: list[ClaimTest] = Field(default=[])
     untested: str = ""
+    combine: Literal["all", "any"] = "all"
     kind: Literal["claim", "experiment"] = "claim"
 
     @model_validator(mode="after")

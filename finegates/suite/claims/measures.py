@@ -7,13 +7,15 @@ and seed, or a single one). Verdicts are made from these values elsewhere: a mea
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finegates.suite.claims.evidence import Evidence, MissingEvidenceError
 from finegates.suite.config.suggest import nearest
-from finegates.suite.stats import paired_differences
+from finegates.suite.config.tasks import task_named
+from finegates.suite.stats import paired_differences, sampling_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +40,21 @@ class Measured:
         values: by unit, at least one.
         unit: what they are in, for print.
         files: where they come from, below the tier's results folder.
+        row_errors: by unit, the standard error of the value that comes from the draw of test rows;
+            None where the value is not computed from test rows. Units are then pairs of task and
+            seed, and the mean is one over just these tasks.
+        ranges: by unit, bounds of the value from repeated measurements; None where there are none.
+        counted: whether values are counts and sizes that no draw of seeds or rows changes.
+        verdicts: of checks that judge themselves; empty for numbers.
     """
 
     values: dict[Unit, float]
     unit: str
     files: tuple[str, ...]
+    row_errors: dict[Unit, float] | None = None
+    ranges: dict[Unit, tuple[float, float]] | None = None
+    counted: bool = False
+    verdicts: tuple[str, ...] = ()
 
 
 def score_difference(
@@ -57,7 +69,23 @@ def score_difference(
         epoch: ``last``, or ``best``: the best on the reported split, which is peeking.
         study: whose runs; those of the main table if None.
     """
-    return _difference(evidence, method, against, f"{epoch}_score", 1.0, "points", study)
+    found = _difference(evidence, method, against, f"{epoch}_score", 1.0, "points", study)
+    errors = [_row_errors(evidence, label, f"{epoch}_score", study) for label in (method, against)]
+    # On different draws of rows: on the same rows chance is smaller, so this is an upper bound.
+    both = {unit: math.hypot(errors[0][unit], errors[1][unit]) for unit in found.values}
+    return replace(found, row_errors=both)
+
+
+def _row_errors(
+    evidence: Evidence, method: str, column: str, study: str | None
+) -> dict[Unit, float]:
+    """Standard errors of a method's scores that come from the draw of test rows, by run."""
+    rows = _by_run(evidence, method, "validation_rows", study)
+    errors = {}
+    for unit, score in _by_run(evidence, method, column, study).items():
+        correlation = task_named(str(unit[0])).correlates
+        errors[unit] = sampling_error(score, int(rows[unit]), correlation=correlation)
+    return errors
 
 
 def gate_difference(
@@ -89,8 +117,18 @@ def deployed_time_saved(evidence: Evidence, method: str) -> Measured:
     """Time of a forward pass that a trained and deployed model saves against the dense model, in
     per cent."""
     table = evidence.table(STUDY_TIMES)
-    ratio = _rows(table, method, STUDY_TIMES)["ratio_to_dense"].iloc[0]
-    return Measured({(method,): 100 * (1 - float(ratio))}, "% of the time", (STUDY_TIMES,))
+    found, dense = (_rows(table, name, STUDY_TIMES).iloc[0] for name in (method, "dense"))
+    saved = 100 * (1 - float(found["ratio_to_dense"]))
+    unit = (method,)
+    ranges: dict[Unit, tuple[float, float]] = {unit: _saved(found, dense)}
+    return Measured({unit: saved}, "% of the time", (STUDY_TIMES,), ranges=ranges)
+
+
+def _saved(found: Any, dense: Any) -> tuple[float, float]:
+    """Bounds of the time saved, in per cent: the quartiles of repeated passes, each against the
+    other end of the dense model's."""
+    low = 100 * (1 - float(found["q75_ms"]) / float(dense["q25_ms"]))
+    return low, 100 * (1 - float(found["q25_ms"]) / float(dense["q75_ms"]))
 
 
 def shared_encoder_change(evidence: Evidence, method: str) -> Measured:
@@ -106,7 +144,7 @@ def task_storage(evidence: Evidence, method: str) -> Measured:
     rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
     sizes = zip(rows["task"], rows["stored_bytes"], rows["dense_bytes"], strict=True)
     values: dict[Unit, float] = {(task,): 100 * float(a) / float(b) for task, a, b in sizes}
-    return Measured(values, "% of the model", (SHARED_ENCODER,))
+    return Measured(values, "% of the model", (SHARED_ENCODER,), counted=True)
 
 
 def property_value(evidence: Evidence, method: str, column: str, scale: float = 100.0) -> Measured:
@@ -114,7 +152,8 @@ def property_value(evidence: Evidence, method: str, column: str, scale: float = 
     value = _rows(evidence.table(PROPERTIES), method, PROPERTIES)[column].iloc[0]
     if value != value:
         raise MissingEvidenceError(f"no {column} of {method} in {PROPERTIES}")
-    return Measured({(method,): scale * float(value)}, column.replace("_", " "), (PROPERTIES,))
+    values: dict[Unit, float] = {(method,): scale * float(value)}
+    return Measured(values, column.replace("_", " "), (PROPERTIES,), counted=True)
 
 
 def sparsity_gained(evidence: Evidence, method: str) -> Measured:
@@ -129,17 +168,26 @@ def trainable_share(evidence: Evidence, method: str, head: bool = False) -> Meas
     trained = _trained(evidence, method, head)
     whole = _by_run(evidence, method, "parameters")
     values = {unit: 100 * count / whole[unit] for unit, count in trained.items()}
-    return Measured(values, "% of all parameters", _records(method))
+    return Measured(values, "% of all parameters", _records(method), counted=True)
 
 
-def trainable_ratio(evidence: Evidence, method: str, against: str, head: bool = False) -> Measured:
-    """How many times fewer parameters a method trains than another; task heads left out of both
-    unless ``head``."""
+def trainable_ratio(
+    evidence: Evidence, method: str, against: str, head: bool = False, times: float = 1.0
+) -> Measured:
+    """How many times fewer parameters a method trains than another.
+
+    Args:
+        evidence: of a tier.
+        method: label.
+        against: label.
+        head: count task heads, too.
+        times: factor on the other's count: LoRA's is proportional to its rank.
+    """
     few, many = (_trained(evidence, label, head) for label in (method, against))
-    values = {unit: many[unit] / count for unit, count in few.items() if unit in many}
+    values = {unit: times * many[unit] / count for unit, count in few.items() if unit in many}
     if not values:
         raise MissingEvidenceError(f"no task and seed with both {method} and {against}")
-    return Measured(values, "times fewer", _records(method, against))
+    return Measured(values, "times fewer", _records(method, against), counted=True)
 
 
 def half_open(evidence: Evidence, method: str) -> Measured:
@@ -152,7 +200,7 @@ def half_open(evidence: Evidence, method: str) -> Measured:
 def compaction_difference(evidence: Evidence, method: str) -> Measured:
     """Largest difference of a logit between the gated model and the compact one."""
     values = _by_run(evidence, method, "compact_max_abs_logit_difference")
-    return Measured(values, "largest difference of a logit", _records(method))
+    return Measured(values, "largest difference of a logit", _records(method), counted=True)
 
 
 def time_saved(
@@ -184,27 +232,29 @@ def time_saved(
         chosen = chosen[chosen["model"] == model]
     if chosen.empty:
         raise MissingEvidenceError(f"{INFERENCE} has no such case")
-    values: dict[Unit, float] = {
-        (row["model"], row["kept"], row["batch"], row["length"]): 100 * (1 - row["ratio_to_dense"])
-        for row in chosen.to_dict("records")
-    }
-    return Measured(values, "% of the time", (INFERENCE,))
+    dense = table[(table["contender"] == "dense") & (table["backend"] == "eager")]
+    values: dict[Unit, float] = {}
+    ranges: dict[Unit, tuple[float, float]] = {}
+    for row in chosen.to_dict("records"):
+        unit = (row["model"], row["kept"], row["batch"], row["length"])
+        values[unit] = 100 * (1 - row["ratio_to_dense"])
+        alike = ["model", "batch", "length", "decode", "gates", "kept"]
+        same = (dense[alike] == [row[name] for name in alike]).all(axis=1)
+        (other,) = dense[same].to_dict("records")
+        ranges[unit] = _saved(row, other)
+    return Measured(values, "% of the time", (INFERENCE,), ranges=ranges)
 
 
 def theory_claim(evidence: Evidence, claim: str) -> Measured:
-    """The worst and the best verdict of the theory's checks that bear on a claim of the paper.
-
-    Supported is 1, contradicted 0; a check that holds in some of its settings counts as both. So
-    the two values agree only where all checks do.
-    """
+    """The verdicts of the theory's checks that bear on a claim of the paper; the value is the share
+    of checks that support it."""
     table = evidence.table(THEORY)
     found = table[(table["claim"] == claim) & (table["kind"] == "claim")]
     if found.empty:
         raise MissingEvidenceError(f"{THEORY} has no check of the claim {claim!r}")
-    marks = {"supported": (1.0,), "partly": (0.0, 1.0), "contradicted": (0.0,)}
-    met = [mark for verdict in found["verdict"] for mark in marks[verdict]]
-    values: dict[Unit, float] = {("worst",): min(met), ("best",): max(met)}
-    return Measured(values, "worst and best check", (THEORY,))
+    verdicts = tuple(found["verdict"])
+    share = verdicts.count("supported") / len(verdicts)
+    return Measured({(claim,): share}, "of the checks hold", (THEORY,), verdicts=verdicts)
 
 
 def llama_removed(evidence: Evidence, method: str, of: str) -> Measured:
@@ -243,7 +293,7 @@ def pretraining_extra(evidence: Evidence, method: str) -> Measured:
     rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
     shares = 100 * rows["extra_parameters_fraction"]
     values: dict[Unit, float] = {(n,): s for n, s in zip(rows["name"], shares, strict=True)}
-    return Measured(values, "% of all parameters", (LLAMA_PRETRAINING,))
+    return Measured(values, "% of all parameters", (LLAMA_PRETRAINING,), counted=True)
 
 
 def pretraining_faster(evidence: Evidence, method: str) -> Measured:
@@ -280,6 +330,16 @@ MEASURES: dict[str, Callable[..., Measured]] = {
         pretraining_faster,
     )
 }
+
+
+def model_parameters(evidence: Evidence, measure: str) -> int:
+    """Parameters of the largest model that a measure is about."""
+    tables = {"llama": (LLAMA_TASK, "all"), "pretraining": (LLAMA_PRETRAINING, "all")}
+    name, column = tables.get(measure.partition("_")[0], (RUNS, "parameters"))
+    table = evidence.table(name)
+    if column not in table:
+        raise MissingEvidenceError(f"no {column} in {name}")
+    return int(table[column].max())
 
 
 def check_arguments(measure: str, arguments: dict[str, Any]) -> None:

@@ -5,27 +5,62 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from finegates.suite.claims.audit import ClaimResult, TestResult
+from finegates.suite.claims.audit import CONTRADICTED, ClaimResult, TestResult
 from finegates.suite.tables.render import BLANK, Table
 
 DECIMALS = 4
 
 CAPTION = (
-    "A test is supported if the whole 95 % bootstrap interval of its mean keeps the bound, "
-    "contradicted if none of it does, partly otherwise (one value has no interval); a claim is "
-    "supported if all of its tests are, contradicted if all that could be carried out are. Lines "
-    "in parentheses stand beside a claim and do not bear on its verdict. Intervals are over pairs "
-    "of task and seed (of timings: over cases): with few of them, narrower than their level says."
+    "A test compares an interval with a bound fixed in advance: supported if the whole interval "
+    "keeps the bound, contradicted if none of it does, inconclusive otherwise, or without an "
+    "interval; ± is an equivalence test. Intervals are at 95 %: of scores over seeds (where there "
+    "are several) and test rows, for just these tasks (rows drawn independently for both methods: "
+    "an upper bound); of other values Student's t; of counts and sizes the range of all values; of "
+    "single times the quartiles. A claim is contradicted if one of its tests is, supported if all "
+    'are; one that says "up to" is supported if one of them is. What the width of the model alone '
+    "decides is not testable below the stated size. Lines in parentheses are shown with a claim "
+    "and do not bear on its verdict."
 )
 
 
-def verdict_table(results: Sequence[ClaimResult], tier: str, about: str) -> Table:
+SYNTHETIC = (
+    "Models and data of this tier are made by the workflow itself: an outcome in parentheses shows "
+    "that the test can be computed, and says nothing about the paper. "
+)
+
+
+def shown(verdict: str, kind: str) -> str:
+    """A verdict for print: what small models contradict, larger ones may still bear out."""
+    scale = verdict == CONTRADICTED and kind == "claim"
+    return f"{verdict} (at this scale)" if scale else verdict
+
+
+def multiplicity(results: Sequence[ClaimResult]) -> str:
+    """How many tests there are, and how many of them chance alone would decide wrongly."""
+    decided = [
+        test
+        for result in results
+        for test in result.tests
+        if test.interval is not None and test.covers != "all values" and not test.test.beside
+    ]
+    return (
+        f"{len(decided)} tests rest on intervals that chance moves; at 2.5 % a side "
+        f"{0.025 * len(decided):.1f} of them would be wrong by chance, and nothing is corrected "
+        "for that."
+    )
+
+
+def verdict_table(
+    results: Sequence[ClaimResult], tier: str, about: str, synthetic: bool = False
+) -> Table:
     """One line for each claim: verdict, and how many of its tests were supported.
 
     Args:
         results: of :func:`finegates.suite.claims.audit`.
         tier: its name.
         about: what the tier's numbers are numbers of.
+        synthetic: whether models and data were made by the workflow itself, so that verdicts check
+            it and do not judge the paper.
     """
     import pandas as pd
 
@@ -48,7 +83,7 @@ def verdict_table(results: Sequence[ClaimResult], tier: str, about: str) -> Tabl
     cells = tuple(
         (
             row["claim"],
-            f"**{row['verdict']}**",
+            f"({row['verdict']})" if synthetic else f"**{shown(row['verdict'], row['kind'])}**",
             f"{row['supported_tests']}/{row['tests']}" if row["tests"] else BLANK,
             row["statement"],
             row["source"],
@@ -57,13 +92,16 @@ def verdict_table(results: Sequence[ClaimResult], tier: str, about: str) -> Tabl
     )
     return Table(
         name="claims",
-        title=f"Claims and verdicts (tier {tier})",
+        title=f"Checks of the workflow, no judgements of the paper (tier {tier})"
+        if synthetic
+        else f"Claims and verdicts (tier {tier})",
         caption=(
-            "Tests supported of all tests of a claim. After the paper's claims stands what its "
-            f"digest proposes to try, put as statements that could fail. {about} {CAPTION}"
+            f"{SYNTHETIC if synthetic else ''}Tests supported of all tests of a claim. After the "
+            "paper's claims comes what its digest proposes to try, put as statements that could "
+            f"fail. {about} {CAPTION} {multiplicity(results)}"
         ),
         numbers=pd.DataFrame(rows),
-        header=("Claim", "Verdict", "Tests", "Statement", "Said in"),
+        header=("Claim", "Outcome" if synthetic else "Verdict", "Tests", "Statement", "Said in"),
         cells=cells,
         rule_before=tuple(
             place for place in range(1, len(rows)) if rows[place]["kind"] != rows[place - 1]["kind"]
@@ -82,9 +120,9 @@ def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
             row["claim"],
             f"({row['test']})" if row["beside"] else row["test"],
             _measured(row),
-            row["bound"],
+            row["bound"] or BLANK,
             row["claimed"] or BLANK,
-            row["verdict"] if not row["missing"] else f"not tested: {row['missing']}",
+            row["verdict"] if not row["missing"] else f"not testable: {row['missing']}",
             _links(row["files"]),
         )
         for row in rows
@@ -101,20 +139,19 @@ def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
 
 
 def _row(result: ClaimResult, found: TestResult) -> dict[str, Any]:
-    test, summary, measured = found.test, found.summary, found.measured
-    interval = summary.interval if summary else None
-    bound = f"≥ {test.at_least:g}" if test.at_least is not None else f"≤ {test.at_most:g}"
+    test, measured, interval = found.test, found.measured, found.interval
     return {
         "claim": result.claim.id,
         "test": test.label,
         "beside": test.beside,
         "verdict": found.verdict,
-        "mean": _rounded(summary.mean) if summary else None,
+        "mean": None if found.mean is None else _rounded(found.mean),
         "low": _rounded(interval.low) if interval else None,
         "high": _rounded(interval.high) if interval else None,
-        "values": summary.count if summary else None,
+        "covers": found.covers,
+        "values": len(measured.values) if measured else None,
         "unit": measured.unit if measured else "",
-        "bound": bound,
+        "bound": test.bound(),
         "claimed": test.claimed,
         "denominator": result.claim.denominator,
         "missing": found.missing,
@@ -126,9 +163,13 @@ def _measured(row: dict[str, Any]) -> str:
     if row["mean"] is None:
         return BLANK
     number = f"{row['mean']:.3g}"
-    if row["low"] is not None:
+    if row["low"] is not None and row["covers"] != "checks of the theory":
         number += f" [{row['low']:.3g}, {row['high']:.3g}]"
-    return f"{number} {row['unit']} (n = {row['values']})"
+    return f"{number} {row['unit']} (n = {row['values']}{_covered(row['covers'])})"
+
+
+def _covered(covers: str) -> str:
+    return f"; {covers}" if covers in ("test rows", "seeds and test rows", "quartiles") else ""
 
 
 def _links(files: str) -> str:

@@ -28,6 +28,11 @@ class Task:
     validation: str = "validation"
 
     @property
+    def correlates(self) -> bool:
+        """Whether the score is a correlation, in [-1, 1], and not a share of rows."""
+        return bool({"matthews", "pearson", "spearman"} & set(self.metrics))
+
+    @property
     def num_labels(self) -> int:
         """Outputs of the task head: classes, or 1 for regression."""
         return 1 if self.labels is None else len(self.labels)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finegates.suite.claims import ClaimResult
-from finegates.suite.report.summary import summary_lines
+from finegates.suite.claims import ClaimResult, shown
+from finegates.suite.report.summary import summary_lines, synthetic
 from finegates.suite.runs.record import Record
 
 
@@ -85,9 +85,15 @@ def build_report(
         sections=[s for s in (_section(folder, *spec) for spec in SECTIONS) if s.parts],
         runs=[_run(record) for record in _distinct([*records, *studied])],
         environment=_environment(records),
+        shown=_in_parentheses if synthetic(records) else shown,
         number=_number,
         links=_links,
     )
+
+
+def _in_parentheses(verdict: str, kind: str) -> str:
+    """A verdict of a tier whose models and data the workflow makes itself."""
+    return f"({verdict})"
 
 
 def _distinct(records: Sequence[Record]) -> list[Record]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from finegates.suite.claims import ClaimResult
+from finegates.suite.claims import VERDICTS, ClaimResult
 from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean
-
-VERDICTS = ("supported", "partly", "contradicted", "not tested at this tier")
 
 
 def summary_lines(records: Sequence[Record], results: Sequence[ClaimResult]) -> list[str]:
@@ -27,7 +25,7 @@ def summary_lines(records: Sequence[Record], results: Sequence[ClaimResult]) -> 
         f"{_count(len(seeds), 'seed')}; {first.config.get('tier_description') or first.tier}.",
         _verdicts(results),
     ]
-    if all(record.data["source"] == "generated" for record in records):
+    if synthetic(records):
         lines.append(
             "All data are synthetic: the numbers show that the workflow works, nothing about "
             "language or about the paper's models."
@@ -55,6 +53,11 @@ def summary_lines(records: Sequence[Record], results: Sequence[ClaimResult]) -> 
     if len(seeds) == 1:
         lines.append("One seed: no interval over seeds; the tables say what could be detected.")
     return lines
+
+
+def synthetic(records: Sequence[Record]) -> bool:
+    """Whether the workflow made all data of the runs itself."""
+    return all(record.data["source"] == "generated" for record in records)
 
 
 def _verdicts(results: Sequence[ClaimResult]) -> str:

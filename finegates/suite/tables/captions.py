@@ -264,7 +264,7 @@ def _seeds(records: Sequence[Record]) -> str:
         return f"One seed ({seeds[0]}), so no interval."
     listed = ", ".join(str(seed) for seed in seeds)
     return (
-        f"Seeds {listed}: mean ± half the width of a {LEVEL:.0%} bootstrap interval over seeds, "
+        f"Seeds {listed}: mean ± half the width of a {LEVEL:.0%} t interval over seeds, "
         "where there are several."
     )
 

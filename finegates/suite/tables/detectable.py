@@ -19,8 +19,6 @@ from finegates.suite.tables.captions import check_study, metric_title, table_cap
 from finegates.suite.tables.render import BLANK, Table
 from finegates.suite.tables.runs import SCORE_DECIMALS
 
-CORRELATIONS = {"matthews", "pearson", "spearman"}
-
 _LEAD = (
     f"Smallest true difference of two methods that a test at level {1 - LEVEL:.0%} finds with "
     f"probability {POWER:.0%}. By rows: two scores at the height of the best method's mean, on "
@@ -79,8 +77,7 @@ def _row(task: str, runs: Sequence[Record], methods: Sequence[str]) -> dict[str,
     }
     best = max(mean(found.values()) for found in scores.values())
     rows = runs[0].data["validation_rows"]
-    correlation = bool(CORRELATIONS & set(task_named(task).metrics))
-    error = sampling_error(best, rows, correlation=correlation)
+    error = sampling_error(best, rows, correlation=task_named(task).correlates)
     first, *others = scores.values()
     limits = [
         limit

@@ -80,7 +80,7 @@ def _summary(
     """Mean, interval and number of seeds as columns; no interval for fewer than two seeds."""
     if not values:
         return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_seeds": 0}
-    found = summarise(values, name, *names)
+    found = summarise(values)
     low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
     return {
         name: round(found.mean, decimals) + 0.0,

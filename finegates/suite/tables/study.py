@@ -21,7 +21,7 @@ GATES = ("closed", "half_open", "reopened")
 _RULES = (
     "Scores after the last epoch, means over seeds; the average over tasks of each seed stands "
     "beside, in the order of the seeds. Difference: of the score from the first row's, paired by "
-    "task and seed, with a 95 % bootstrap interval over these pairs. Gates: per cent of all that "
+    "task and seed, with a 95 % t interval over these pairs. Gates: per cent of all that "
     "are closed, that are half open (strictly between 0.05 and 0.95), and that were seen closed "
     f"and open again. {BLANK} marks what does not apply or is missing."
 )
@@ -102,7 +102,7 @@ def study_rows(
         runs = [run for task in tasks for run in table.runs(method, task)]
         found = None
         if method != study.methods[0]:
-            found = summarise_differences(_scores(table, method, tasks), first, name, method)
+            found = summarise_differences(_scores(table, method, tasks), first)
         interval = found.interval if found else None
         row |= {
             "x": setting(runs[0].config, study.vary) if runs else None,
