@@ -133,7 +133,7 @@ def finetune(
         raise ValueError(f"this method needs what the run of {method.start!r} kept")
     seeds = {
         "init": derive_seed(data.task, seed, "init"),
-        "method": derive_seed(data.task, seed, label, "method"),
+        "method": derive_seed(data.task, seed, "method"),
         "train": derive_seed(data.task, seed, "train"),
     }
     torch.set_num_threads(tier.threads)

@@ -234,14 +234,13 @@ def prune_runs(
 
 
 def run_seeds(run: Run) -> dict[str, int]:
-    """Seeds by purpose. Initial weights and order of text are shared by all methods of a seed, so
-    that they compare in pairs; noise is the run's own."""
+    """Seeds by purpose, shared by all methods of a seed, so that they compare in pairs."""
     names = (run.experiment, run.name, run.seed)
     return {
         "init": derive_seed("llama", *names, "init"),
         "text": derive_seed("llama", *names, "text"),
-        "gates": derive_seed("llama", *names, run.method, "gates"),
-        "noise": derive_seed("llama", *names, run.method, "noise"),
+        "gates": derive_seed("llama", *names, "gates"),
+        "noise": derive_seed("llama", *names, "noise"),
         "train": derive_seed("llama", *names, "train"),
     }
 

@@ -54,7 +54,7 @@ def deployed(
     method: Method = tier.all_methods[label]
     model = load_classifier(tier, task, derive_seed(task, seed, "init"), method.init)
     plain = method.model_copy(update={"continues": None})
-    prepared = prepare(model, plain, derive_seed(task, seed, label, "method"), matched)
+    prepared = prepare(model, plain, derive_seed(task, seed, "method"), matched)
     read_trained(prepared, kept, whole=method.trains_all)
     prepared.eval()
     if gated_layers(prepared):

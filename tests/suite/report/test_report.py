@@ -74,7 +74,7 @@ def test_the_page_holds_verdicts_scores_figures_and_runs(folder):
         assert f'id="claim-{claim.id}"' in text
     assert "data:image/svg+xml;base64," in text
     assert text.count("runs/cola/gates/seed") >= 2
-    assert "not tested at this tier" in text
+    assert "not testable at this tier" in text
     assert "Matthews correlation" in text
 
 

@@ -66,6 +66,16 @@ def test_the_same_run_gives_the_same_record_but_for_times(tier, data, gated):
     assert again.model_copy(update={"timing": {}}) == gated.model_copy(update={"timing": {}})
 
 
+def test_a_label_decides_nothing(tier, data, gated):
+    """Methods of the same settings are the same run: pairs differ by what their settings say."""
+    methods = {"gates": tier.methods["gates"], "other": tier.methods["gates"]}
+    renamed = tier.model_copy(update={"methods": methods})
+    again = finetune(renamed, data["cola"], "other", 0, progress=False)
+    assert again.seeds == gated.seeds
+    assert [e.score for e in again.epochs] == [e.score for e in gated.epochs]
+    assert again.last.train_loss == gated.last.train_loss
+
+
 def test_another_seed_gives_another_run(tier, data, gated):
     other = finetune(tier, data["cola"], "gates", 1, progress=False)
     assert other.last.train_loss != gated.last.train_loss
