@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from finegates.gates.parts import gate_config
 from finegates.gates.penalty import sparsity_penalty
 from finegates.seeds import derive_seed, seed_everything
 from finegates.suite.config.methods import GateSettings, LoraSettings, Method
-from finegates.suite.config.tier import Tier
+from finegates.suite.config.tier import NetworkLook, Tier
 from finegates.suite.models.sources import load_classifier, load_tokenizer
 from finegates.suite.runs.finetune import TaskData, prepare
 from finegates.training.trainer import parameter_groups
@@ -36,49 +35,21 @@ FREE = "gates, before clipping"
 LORA = "LoRA"
 
 
-@dataclass(frozen=True)
-class Look:
-    """The settings of a look at a network.
-
-    Attributes:
-        task: GLUE's name.
-        steps: of training.
-        looks: points of the training at which the landscape is measured, start and end included.
-        rows: training rows in the loss that is looked at.
-        target: sparsity of the gates.
-        rank: of the low-rank factors.
-        learning_rate: of head and low-rank factors.
-        gate_learning_rate: of gates.
-    """
-
-    task: str
-    steps: int
-    looks: int
-    rows: int
-    target: float
-    rank: int
-    learning_rate: float
-    gate_learning_rate: float
-
-    def methods(self) -> dict[str, Method]:
-        """What is trained: gates of the released code, and LoRA."""
-        return {
-            "gates": Method(
-                title="gates",
-                gates=GateSettings(preset="reference", target=self.target),
-                learning_rate=self.learning_rate,
-                gate_learning_rate=self.gate_learning_rate,
-            ),
-            "lora": Method(
-                title="LoRA",
-                lora=LoraSettings(rank=self.rank, alpha=2.0 * self.rank),
-                learning_rate=self.learning_rate,
-            ),
-        }
-
-    def moments(self) -> list[int]:
-        """The steps before which to look; the last is after the training."""
-        return sorted({round(s) for s in np.linspace(0, self.steps, self.looks)})
+def looked_at_methods(look: NetworkLook) -> dict[str, Method]:
+    """The methods that are trained: gates of the released code, and LoRA."""
+    return {
+        "gates": Method(
+            title="gates",
+            gates=GateSettings(preset="reference", target=look.target),
+            learning_rate=look.learning_rate,
+            gate_learning_rate=look.gate_learning_rate,
+        ),
+        "lora": Method(
+            title="LoRA",
+            lora=LoraSettings(rank=look.rank, alpha=2.0 * look.rank),
+            learning_rate=look.learning_rate,
+        ),
+    }
 
 
 class FreeGate(Gate):
@@ -102,7 +73,9 @@ class FreeGate(Gate):
         return (self.values != 0).to(self.values.dtype)
 
 
-def landscape_frame(tier: Tier, look: Look, *, progress: bool = False) -> pd.DataFrame:
+def landscape_frame(
+    tier: Tier, task: str, look: NetworkLook, *, progress: bool = False
+) -> pd.DataFrame:
     """Trains gates, then LoRA, and measures the task's loss around points of the way.
 
     Columns: ``parameters`` (which are moved: one of ``TRAINED``, ``FREE``, ``LORA``), ``step``,
@@ -112,19 +85,19 @@ def landscape_frame(tier: Tier, look: Look, *, progress: bool = False) -> pd.Dat
     float64, without the penalty.
     """
     torch.set_num_threads(tier.threads)
-    data = TaskData(tier, look.task, load_tokenizer(tier))
+    data = TaskData(tier, task, load_tokenizer(tier))
     if len(data.train) < look.rows:
         raise ValueError(
-            f"theory.network.rows is {look.rows}, but task {look.task!r} has {len(data.train)} "
+            f"theory.network.rows is {look.rows}, but task {task!r} has {len(data.train)} "
             "training rows; lower it"
         )
     collate = DataCollatorWithPadding(data.tokenizer)
     probe = dict(collate(data.train[: look.rows]))
     rows: list[dict[str, Any]] = []
-    moments = look.moments()
+    moments = sorted({round(s) for s in np.linspace(0, look.steps, look.looks)})
     bar = tqdm(total=2 * len(moments), desc="landscape of the encoder", disable=not progress)
-    for name, method in look.methods().items():
-        model = _prepared(tier, look, name, method)
+    for name, method in looked_at_methods(look).items():
+        model = _prepared(tier, task, name, method)
         for step in _train(model, method, data, look, tier, moments):
             for parameters, found, saturated in _measured(model, name, probe, (name, step)):
                 rows.append({"parameters": parameters, "step": step, "saturated": saturated})
@@ -134,17 +107,22 @@ def landscape_frame(tier: Tier, look: Look, *, progress: bool = False) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def _prepared(tier: Tier, look: Look, name: str, method: Method) -> nn.Module:
-    model = load_classifier(tier, look.task, derive_seed("theory", look.task, "init"))
+def _prepared(tier: Tier, task: str, name: str, method: Method) -> nn.Module:
+    model = load_classifier(tier, task, derive_seed("theory", task, "init"))
     # Fused attention has no second derivative.
     model.set_attn_implementation("eager")
-    seed = derive_seed("theory", look.task, name)
+    seed = derive_seed("theory", task, name)
     seed_everything(seed)
     return prepare(model, method, seed)
 
 
 def _train(
-    model: nn.Module, method: Method, data: TaskData, look: Look, tier: Tier, moments: list[int]
+    model: nn.Module,
+    method: Method,
+    data: TaskData,
+    look: NetworkLook,
+    tier: Tier,
+    moments: list[int],
 ) -> Iterator[int]:
     """Trains step by step and stops at every moment, with the moment's number."""
     penalty, config = sparsity_penalty(model), gate_config(model)
@@ -160,7 +138,7 @@ def _train(
         if parameters
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    random = np.random.default_rng(derive_seed("theory", look.task, "order"))
+    random = np.random.default_rng(derive_seed("theory", data.task, "order"))
     collate = DataCollatorWithPadding(data.tokenizer)
     for step in range(look.steps + 1):
         if step in moments:

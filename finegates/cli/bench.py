@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     import finegates as fg
     from finegates.cli import checkpoints
     from finegates.cli.inputs import example_inputs, input_names
-    from finegates.cli.stopwatch import dense_twin, forward_pass, interleaved
+    from finegates.cli.stopwatch import dense_twin, forward_pass
+    from finegates.clock import interleaved
 
     cost = options.cost_model(arguments.cost)
     model = checkpoints.load_model(arguments.model)
@@ -87,7 +88,7 @@ def table(seconds: Mapping[str, np.ndarray]) -> str:
         seconds: arrays (rounds,) by contender; the first is what the others are compared with.
     """
     from finegates.cli.quantities import milliseconds
-    from finegates.cli.stopwatch import quartiles
+    from finegates.clock import quartiles
 
     first = next(iter(seconds.values()))
     rows = [("", "median", "quartiles", "ratio", "quartiles")]
@@ -107,7 +108,7 @@ def verdict(seconds: Mapping[str, np.ndarray]) -> str:
     Args:
         seconds: as of :func:`table`; the second contender is the first one again.
     """
-    from finegates.cli.stopwatch import quartiles
+    from finegates.clock import quartiles
 
     first, again, *_ = seconds.values()
     off = abs(quartiles(again / first)[1] - 1)

@@ -11,7 +11,7 @@ from torch import nn
 
 import finegates as fg
 from finegates.cli.failures import CommandError, message_of
-from finegates.cli.tables import file_digest
+from finegates.files import file_digest
 
 STRUCTURE = "finegates.json"
 """The file by which a folder of this library is known."""

@@ -17,8 +17,9 @@ from finegates.cli.fine_tuning import Recipe, Row, collate, predict
 from finegates.cli.quantities import change, milliseconds
 from finegates.cli.resumption import check_same
 from finegates.cli.scores import measure
-from finegates.cli.stopwatch import dense_twin, forward_pass, interleaved, quartiles
+from finegates.cli.stopwatch import dense_twin, forward_pass
 from finegates.cli.task_data import TaskData
+from finegates.clock import interleaved, quartiles
 from finegates.files import parse_json, whole_folder
 
 SUMMARY = "finegates-shrink.json"

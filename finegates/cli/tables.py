@@ -6,7 +6,6 @@ A table is a column's values by its name. What is missing is None.
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,6 @@ def read_table(path: str | Path) -> Table:
     if not table or not next(iter(table.values())):
         raise CommandError(f"{path}: holds no rows; give a file with some")
     return table
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _csv(path: Path, delimiter: str = ",") -> Table:

@@ -19,7 +19,8 @@ from finegates.cli.examples import (
     read_labels,
 )
 from finegates.cli.glue_tables import task_files, task_named
-from finegates.cli.tables import Table, file_digest, read_table
+from finegates.cli.tables import Table, read_table
+from finegates.files import file_digest
 
 
 @dataclass(frozen=True)

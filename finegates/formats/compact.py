@@ -11,7 +11,6 @@ ever run.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,14 +23,12 @@ from torch import Tensor, nn
 
 from finegates.compaction.graphs import allow_graphs
 from finegates.compaction.peft_targets import teach_peft
-from finegates.files import content_digest, file_digest, parse_json
+from finegates.files import file_digest, parse_json
+from finegates.formats.description import STRUCTURE, TENSORS, write_description
 from finegates.formats.gated import is_gated_folder, load_gated, save_gated
 from finegates.formats.signpost import COMPACT, CONFIG, is_signpost, write_signpost
 from finegates.formats.structure import (
-    DIGEST,
     FORMAT,
-    STRUCTURE,
-    TENSORS,
     CompactFormatError,
     as_written,
     describe,
@@ -127,9 +124,7 @@ def _write(structure: dict[str, Any], tensors: dict[str, Tensor], folder: Path) 
     write_signpost(folder, COMPACT)
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     structure["tensors_sha256"] = file_digest(folder / TENSORS)
-    structure[DIGEST] = content_digest(structure)
-    text = json.dumps(structure, indent=2, sort_keys=True)
-    (folder / STRUCTURE).write_text(text + "\n", encoding="utf-8")
+    write_description(folder, structure)
 
 
 def load(

@@ -10,7 +10,6 @@ one, it takes a default configuration). Neither pickle nor code from the folder 
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finegates.files import (
-    content_digest,
     file_digest,
-    parse_json,
     whole_file,
     whole_folder,
-    write_text,
 )
 from finegates.formats.blueprint import build, draw
 from finegates.formats.bounds import at_most_parameters
+from finegates.formats.description import (
+    STRUCTURE,
+    TENSORS,
+    FolderError,
+    read_description,
+    write_description,
+)
 from finegates.formats.signpost import CONFIG, GATED, is_signpost, said, write_signpost
 from finegates.formats.tensors import fill, unique_tensors
 from finegates.gates.gate import HARDNESS, StochasticGate
@@ -38,10 +41,7 @@ from finegates.modules.tying import forget_untied
 
 FORMAT = GATED
 VERSION = 1
-STRUCTURE = "finegates.json"
-TENSORS = "model.safetensors"
 BUFFERS = "buffers.safetensors"
-DIGEST = "sha256"
 
 # What transformers and peft write of a model, and replace when they write another one there.
 _STOCK = (
@@ -50,13 +50,8 @@ _STOCK = (
 )
 
 
-class GatedFormatError(ValueError):
+class GatedFormatError(FolderError):
     """A folder does not hold a gated model that can be trusted; says which folder and why."""
-
-    def __init__(self, folder: Path, reason: str) -> None:
-        super().__init__(f"{folder}: {reason}")
-        self.folder = folder
-        self.reason = reason
 
 
 def is_gated_folder(folder: str | Path) -> bool:
@@ -221,9 +216,7 @@ def _write(
             with whole_file(folder / name) as aside:
                 save_file(tensors, aside, metadata={"format": "pt"})
             digests[name] = file_digest(folder / name)
-    structure = {**structure, "aliases": aliases, "files_sha256": digests}
-    structure[DIGEST] = content_digest(structure)
-    write_text(folder / STRUCTURE, json.dumps(structure, indent=2, sort_keys=True) + "\n")
+    write_description(folder, {**structure, "aliases": aliases, "files_sha256": digests})
 
 
 def _tensors(
@@ -251,23 +244,7 @@ def _read(
     folder: Path, device: torch.device | str
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     """The structure, the state and the other buffers, every digest checked."""
-    if not folder.is_dir():
-        raise GatedFormatError(folder, "is not a folder")
-    try:
-        structure = parse_json((folder / STRUCTURE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GatedFormatError(folder, f"{STRUCTURE} is missing") from None
-    except ValueError as error:
-        raise GatedFormatError(folder, f"{STRUCTURE} is not JSON: {error}") from error
-    if not isinstance(structure, dict) or structure.get("format") != FORMAT:
-        raise GatedFormatError(folder, f"{STRUCTURE} is not of the format {FORMAT!r}")
-    if structure.get("version") != VERSION:
-        raise GatedFormatError(
-            folder,
-            f"has format version {structure.get('version')!r}; this finegates reads {VERSION}",
-        )
-    if structure.pop(DIGEST, None) != content_digest(structure):
-        raise GatedFormatError(folder, f"{STRUCTURE} is damaged: it has not the digest it names")
+    structure = read_description(folder, FORMAT, VERSION, GatedFormatError)
     if not isinstance(structure.get("aliases"), dict):
         raise GatedFormatError(
             folder, f"{STRUCTURE} does not say which tensors are one and the same"

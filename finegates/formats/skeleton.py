@@ -74,8 +74,8 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
         config._attn_implementation = structure["attention"]
     with torch.device("meta"):
         model = model_class(config)
-    set_implementations(model, structure.get("implementations", {}))
-    drop_modules(model, structure.get("absent", []))
+    set_implementations(model, structure["implementations"])
+    drop_modules(model, structure["absent"])
     # Outside: the few indices that follow from sizes are made here with their numbers, which the
     # stored ones must have, too (fill).
     heads = {path: _sizes(values) for path, values in structure["heads"].items()}
@@ -90,7 +90,7 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
             shape = tuple(values["dense_shape"])
             if linear_shape(dense) != (shape[1], shape[0]):
                 raise ValueError(f"layer {path} is not of the dense shape {shape}")
-            _place(model, path, _empty_layer(values))
+            model.set_submodule(path, _empty_layer(values))
     for owner, attention, sizes in narrowed:
         _check_head_layers(owner, attention, sizes)
     for owner, feed in joined:
@@ -126,7 +126,7 @@ def _narrow(
         owner, adapter = parts[place[0]]
         attention = known[place]
         sizes.check(attention)
-        _place(model, path, adapter.narrow(model.get_submodule(path), attention, sizes))
+        model.set_submodule(path, adapter.narrow(model.get_submodule(path), attention, sizes))
         found.append((owner, attention, sizes))
     return found
 
@@ -146,7 +146,7 @@ def _join(model: nn.Module, parts: _Parts, paths: list[str]) -> list[tuple[nn.Mo
         if place is None or place not in known:
             raise ValueError(f"{path} is no feed-forward part whose gate and up could be joined")
         owner, adapter = parts[place[0]]
-        _place(model, path, adapter.join(model.get_submodule(path)))
+        model.set_submodule(path, adapter.join(model.get_submodule(path)))
         found.append((owner, known[place]))
     return found
 
@@ -181,11 +181,6 @@ def _features(layer: nn.Module) -> tuple[int, int]:
     if isinstance(layer, CompactLinear):
         return layer.in_features, layer.out_features
     return linear_shape(layer)
-
-
-def _place(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _sizes(values: dict[str, Any]) -> HeadSizes:

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from finegates.files import content_digest, parse_json
+from finegates.files import parse_json
 from finegates.formats.absent import absent_modules, drop_modules
 from finegates.formats.bounds import at_most_parameters, check_numbers
 from finegates.formats.chosen_products import chosen_products, take_products
+from finegates.formats.description import STRUCTURE, FolderError, read_description
 from finegates.formats.generation import generation_settings, set_generation
 from finegates.formats.implementations import TORCHS_OWN, implementations
 from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
@@ -25,30 +26,25 @@ from finegates.modules.compact_linear import CompactLinear
 
 FORMAT = COMPACT
 VERSION = 3
-UNSIGNED_VERSION = 2
-"""The version of structures without a digest of their own, which are read as they are."""
-DIGEST = "sha256"
-STRUCTURE = "finegates.json"
-TENSORS = "model.safetensors"
 
-_OPTIONAL: dict[str, type] = {
+_REQUIRED: dict[str, type] = {
+    "class": str,
+    "config": dict,
+    "layers": dict,
+    "heads": dict,
     "joined": list,
     "absent": list,
     "implementations": dict,
     "seen_lengths": dict,
-    "generation_config": dict,
-    "products": dict,
+    "aliases": dict,
+    "tensors_sha256": str,
 }
-"""What folders may lack: what has come later, or what the model has none of."""
+_OPTIONAL: dict[str, type] = {"generation_config": dict, "products": dict}
+"""Entries of models that have such settings."""
 
 
-class CompactFormatError(ValueError):
+class CompactFormatError(FolderError):
     """A folder does not hold a compact model that can be trusted; says which folder and why."""
-
-    def __init__(self, folder: Path, reason: str) -> None:
-        super().__init__(f"{folder}: {reason}")
-        self.folder = folder
-        self.reason = reason
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -207,7 +203,7 @@ def rebuilt(
     """
     try:
         model = _bounded(structure, len(stored) + len(structure["aliases"]))
-        set_seen_lengths(model, structure.get("seen_lengths", {}))
+        set_seen_lengths(model, structure["seen_lengths"])
     except Exception as error:  # any file may come as "configuration"
         raise ValueError(f"{STRUCTURE} describes no model: {error}") from error
     set_generation(model, structure.get("generation_config"))
@@ -222,32 +218,8 @@ def read_structure(folder: Path) -> dict[str, Any]:
     Raises:
         CompactFormatError: it is missing, damaged, or not of this format.
     """
-    if not folder.is_dir():
-        raise CompactFormatError(folder, "is not a folder")
-    try:
-        structure = parse_json((folder / STRUCTURE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CompactFormatError(folder, f"{STRUCTURE} is missing") from None
-    except ValueError as error:
-        raise CompactFormatError(folder, f"{STRUCTURE} is not JSON: {error}") from error
-    if not isinstance(structure, dict) or structure.get("format") != FORMAT:
-        raise CompactFormatError(folder, f"{STRUCTURE} is not of the format {FORMAT!r}")
-    version = structure.get("version")
-    if version not in (VERSION, UNSIGNED_VERSION):
-        raise CompactFormatError(
-            folder, f"has format version {version!r}; this finegates reads version {VERSION}"
-        )
-    if version == VERSION and structure.pop(DIGEST, None) != content_digest(structure):
-        raise CompactFormatError(folder, f"{STRUCTURE} is damaged: it has not the digest it names")
-    kinds: dict[str, type] = {
-        "class": str,
-        "config": dict,
-        "layers": dict,
-        "heads": dict,
-        "aliases": dict,
-        "tensors_sha256": str,
-    }
-    for key, kind in kinds.items():
+    structure = read_description(folder, FORMAT, VERSION, CompactFormatError)
+    for key, kind in _REQUIRED.items():
         if not isinstance(structure.get(key), kind):
             raise CompactFormatError(
                 folder, f"{STRUCTURE}: {key!r} is missing or not a {kind.__name__}"
@@ -255,9 +227,8 @@ def read_structure(folder: Path) -> dict[str, Any]:
     for key, kind in _OPTIONAL.items():
         if not isinstance(structure.get(key, kind()), kind):
             raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is not a {kind.__name__}")
-    structure.setdefault("joined", [])
     for key in ("joined", "absent"):
-        if not all(isinstance(path, str) for path in structure.get(key, [])):
+        if not all(isinstance(path, str) for path in structure[key]):
             raise CompactFormatError(folder, f"{STRUCTURE}: {key!r} is not a list of paths")
     try:
         class_of(structure)

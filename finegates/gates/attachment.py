@@ -213,7 +213,7 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
             untie(inner, f"{name}.base")
             _fold(layer)
     for name, layer in layers.items():
-        _replace(inner, name, layer.base)
+        inner.set_submodule(name, layer.base)
         move_tied_keys(inner, f"{name}.base", name)
     note_untied(inner, separate=True)
     forget_attachment(inner)
@@ -285,7 +285,7 @@ def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear]:
 def _place(inner: nn.Module, layers: dict[str, GatedLinear]) -> None:
     """Puts layers with gates where their bases are, in place."""
     for name, layer in layers.items():
-        _replace(inner, name, layer)
+        inner.set_submodule(name, layer)
         move_tied_keys(inner, name, f"{name}.base")
     adapt_stock_methods()
 
@@ -324,8 +324,3 @@ def _fold(layer: GatedLinear) -> None:
         weight.mul_(rows[:, None])
         if bias is not None:
             bias.mul_(rows)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

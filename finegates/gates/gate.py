@@ -93,10 +93,21 @@ def _resized(vector: Tensor, size: int, added: float) -> Tensor:
 _IMPORTANCE_RATE = 0.01
 
 
+def centre_of(latent: Tensor, preset: GatePreset) -> Tensor:
+    """Mean of the unclipped gates, ``m = tanh(a) + shift`` or ``a + shift``.
+
+    Args:
+        latent: a, of any shape.
+        preset: says which of the two, and the shift.
+    """
+    mean = torch.tanh(latent) if preset.tanh else latent
+    return mean + preset.shift if preset.shift else mean
+
+
 class StochasticGate(Gate):
     """A trainable gate vector.
 
-    With latent a, centre ``m = tanh(a) + shift`` (or ``a + shift``):
+    With latent a and centre m (:func:`centre_of`):
 
     - ``sample() = clip(m + eps, 0, 1)``, ``eps ~ N(0, noise_std^2)``, fresh at every call;
     - ``value() = clip(m, 0, 1)``;
@@ -166,8 +177,7 @@ class StochasticGate(Gate):
 
     def centre(self) -> Tensor:
         """m, shape (n,): the mean of the unclipped gate."""
-        mean = torch.tanh(self.latent) if self.preset.tanh else self.latent
-        return mean + self.preset.shift if self.preset.shift else mean
+        return centre_of(self.latent, self.preset)
 
     @override
     @torch.no_grad()
@@ -356,9 +366,7 @@ class GateDraw:
             return self
         preset = self.gates[0].preset
         latent = torch.cat([gate.latent for gate in self.gates])
-        centre = torch.tanh(latent) if preset.tanh else latent
-        if preset.shift:
-            centre = centre + preset.shift
+        centre = centre_of(latent, preset)
         if preset.noise_std:
             centre = torch.add(centre, torch.randn_like(centre), alpha=preset.noise_std)
         samples = centre.clamp(0.0, 1.0).split([gate.size for gate in self.gates])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import gated_layers
@@ -21,7 +23,8 @@ class KurtosisWeights:
     heavy-tailed content get less of the penalty's weight, hence are pushed less.
 
     Args:
-        model: with gates attached; forward hooks record activations until :meth:`remove`.
+        model: with gates attached; forward hooks record activations until :meth:`remove`, or until
+            these weights are no longer referred to.
         tau: temperature, 100 in the released code.
     """
 
@@ -29,10 +32,13 @@ class KurtosisWeights:
         self.tau = tau
         self._layers = gated_layers(model)
         self._activation: dict[str, Tensor] = {}
-        self._hooks = [
-            layer.register_forward_pre_hook(self._recorder(name))
+        # The hooks hold the activations, not these weights, which may therefore be collected.
+        hooks = [
+            layer.register_forward_pre_hook(_recorder(self._activation, name))
             for name, layer in self._layers.items()
         ]
+        self._remove = weakref.finalize(self, _remove_all, hooks)
+        self._remove.atexit = False
 
     def weights(self, name: str, side: str) -> Tensor | None:
         """Weights over a side's dimensions, summing to one, zero where closed.
@@ -58,17 +64,23 @@ class KurtosisWeights:
 
     def remove(self) -> None:
         """Takes the forward hooks off again."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._remove()
 
-    def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if module.training:
-                x = inputs[0].detach()
-                self._activation[name] = x.reshape(-1, x.shape[-1]).float().mean(0)
 
-        return record
+def _recorder(
+    activation: dict[str, Tensor], name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training:
+            x = inputs[0].detach()
+            activation[name] = x.reshape(-1, x.shape[-1]).float().mean(0)  # (in,)
+
+    return record
+
+
+def _remove_all(hooks: Sequence[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def kurtosis(x: Tensor, mask: Tensor, dim: int) -> Tensor:

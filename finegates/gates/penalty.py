@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from finegates.gates.closing import choose_closed
 from finegates.gates.config import GateConfig, PenaltyName
-from finegates.gates.gate import StochasticGate
+from finegates.gates.gate import StochasticGate, centre_of
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.kurtosis import KurtosisWeights, kurtosis
 from finegates.gates.parts import (
@@ -134,8 +134,8 @@ class SparsityPenalty:
         if self._side_of.device != latent.device:
             self._side_of = self._side_of.to(latent.device)
             self._sizes = self._sizes.to(latent.device)
-        mean = torch.tanh(latent) if first.preset.tanh else latent
-        probability = torch.special.ndtr((mean + first.preset.shift) / first.preset.probability_std)
+        centre = centre_of(latent, first.preset)
+        probability = torch.special.ndtr(centre / first.preset.probability_std)
         sums = probability.new_zeros(len(self._gates)).index_add(0, self._side_of, probability)
         return sums / self._sizes
 

@@ -56,7 +56,7 @@ def _dense_in_place(model: Any, path: str, head: Any) -> Iterator[None]:
     has been."""
     gated = isinstance(head, GatedLayer)
     dense = head.base if gated else _dense(head)
-    _put(model, path, dense)
+    model.set_submodule(path, dense)
     if gated:
         move_tied_keys(model, f"{path}.base", path)
     try:
@@ -69,7 +69,7 @@ def _dense_in_place(model: Any, path: str, head: Any) -> Iterator[None]:
             move_tied_keys(model, path, f"{path}.base")
         elif resized is not dense or dense.weight.shape[0] != head.out_features:
             head = _compacted(head, resized)
-        _put(model, path, head)
+        model.set_submodule(path, head)
 
 
 def _resize_other_bias(model: nn.Module, path: str, resized: Any) -> None:
@@ -170,8 +170,3 @@ def _resize_gates(head: Any, resized: nn.Module) -> None:
     head.out_features = int(resized.weight.shape[0])  # type: ignore[index]
     if head.rows is not None and head.rows.size != head.out_features:
         head.rows.resize(head.out_features)
-
-
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

@@ -116,15 +116,11 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
             now is not then for now, then in zip(bound, self._bound, strict=True)
         ):
             self._counted = self._checkpointed = None
-            penalties = [(config, penalty_of(part, config)) for part, config in parts.values()]
-            for _, penalty in self.penalties:
-                if isinstance(penalty, SparsityPenalty) and penalty.kurtosis is not None:
-                    penalty.kurtosis.remove()
-            self.penalties = penalties
-            self.penalty, self.penalty_weight = _joined(penalties)
+            self.penalties = [(config, penalty_of(part, config)) for part, config in parts.values()]
+            self.penalty, self.penalty_weight = _joined(self.penalties)
             self._schedule.lead(
                 (penalty, config.schedule)
-                for config, penalty in penalties
+                for config, penalty in self.penalties
                 if isinstance(penalty, MacsPenalty)
             )
             self.gated = bool(gates)

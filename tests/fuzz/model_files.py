@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import finegates as fg
 from finegates.files import content_digest, parse_json
+from finegates.formats.description import DIGEST, STRUCTURE, TENSORS
 from finegates.formats.peft import ADAPTER_FILE, PeftGatesError
-from finegates.formats.structure import DIGEST, STRUCTURE, TENSORS, CompactFormatError
+from finegates.formats.structure import CompactFormatError
 from finegates.formats.task import TaskStateError, load_task, save_task, task_state
 from finegates.suite.models.pretrained import ModelError, load_pretrained
 from support.tiny import ARCHITECTURES

@@ -1,14 +1,19 @@
 """Penalties against values computed by hand, and the kurtosis weights against scipy."""
 
+import gc
+
 import pytest
 import torch
 from scipy import stats
 from torch import nn
 
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
 from finegates.gates.gate import StochasticGate
-from finegates.gates.gated_linear import GatedLinear
+from finegates.gates.gated_linear import GatedLinear, gated_layers
 from finegates.gates.kurtosis import KurtosisWeights, kurtosis
-from finegates.gates.penalty import SparsityPenalty
+from finegates.gates.penalty import SparsityPenalty, sparsity_penalty
+from support.tiny import tiny_model
 
 
 def gated(rows: list[float], cols: list[float], preset: str = "paper_v1") -> GatedLinear:
@@ -77,6 +82,21 @@ def test_kurtosis_weights_are_the_stated_softmax_over_open_rows():
     assert cols.sum().item() == pytest.approx(1.0)
     weights.remove()
     assert not layer._forward_pre_hooks
+
+
+def test_a_penalty_that_is_dropped_leaves_no_hooks_on_the_model():
+    config = GateConfig(preset="reference", target=0.2, kurtosis=True)
+    model = attach(tiny_model("bert"), config)
+
+    def hooks() -> int:
+        return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+    before = hooks()
+    penalty = sparsity_penalty(model)
+    assert hooks() == before + len(gated_layers(model))
+    del penalty
+    gc.collect()
+    assert hooks() == before
 
 
 def test_kurtosis_weighting_changes_the_penalty_of_unequal_gates():

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 import finegates as fg
 from finegates.adapters import unwrap
 from finegates.budget import planned_macs
-from finegates.formats.compact import STRUCTURE
+from finegates.formats.description import STRUCTURE
 from finegates.gates.attachment import head_parameters, hold_gates
 from finegates.gates.penalty import sparsity_penalty
 from finegates.training.trainer import parameter_groups

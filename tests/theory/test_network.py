@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from finegates.suite.config.tier import NetworkLook
 from support.tier import tiny_tier
-from theory.finetuned import FREE, LORA, TRAINED, Look, landscape_frame
+from theory.finetuned import FREE, LORA, TRAINED, landscape_frame
 from theory.network import local_landscape
 
 
@@ -51,8 +52,8 @@ def test_a_loss_that_is_not_finite_and_no_parameters_are_refused():
 
 def test_a_tiny_encoder_is_looked_at_along_both_trainings(tmp_path):
     tier = tiny_tier(tmp_path)
-    look = Look("cola", 4, 2, 8, 0.2, 2, 1e-3, 0.2)
-    frame = landscape_frame(tier, look, progress=False)
+    look = NetworkLook(steps=4, looks=2, rank=2, gate_learning_rate=0.2)
+    frame = landscape_frame(tier, "cola", look, progress=False)
     assert set(frame["parameters"]) == {TRAINED, FREE, LORA}
     assert list(frame[frame["parameters"] == LORA]["step"]) == [0, 4]
     start = frame[(frame["step"] == 0) & (frame["parameters"] == TRAINED)].iloc[0]
@@ -63,6 +64,6 @@ def test_a_tiny_encoder_is_looked_at_along_both_trainings(tmp_path):
 
 
 def test_more_rows_than_the_task_has_are_refused(tmp_path):
-    look = Look("cola", 4, 2, 10_000, 0.2, 2, 1e-3, 0.2)
+    look = NetworkLook(rows=10_000)
     with pytest.raises(ValueError, match=r"theory.network.rows is 10000, but task 'cola' has"):
-        landscape_frame(tiny_tier(tmp_path), look, progress=False)
+        landscape_frame(tiny_tier(tmp_path), "cola", look, progress=False)

@@ -8,8 +8,8 @@ with running(job):
     from finegates.suite.config.load import configured_tier
     from finegates.suite.tables import to_csv
     from theory.evidence import rounded
-    from theory.finetuned import Look, landscape_frame
+    from theory.finetuned import landscape_frame
 
     tier = configured_tier(job.config)
-    look = Look(**{**tier.theory.network.model_dump(), "task": job.params.task})
-    write_text(job.output.csv, to_csv(rounded(landscape_frame(tier, look))))
+    frame = landscape_frame(tier, job.params.task, tier.theory.network)
+    write_text(job.output.csv, to_csv(rounded(frame)))

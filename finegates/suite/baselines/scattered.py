@@ -65,6 +65,5 @@ def to_sparse(model: nn.Module) -> nn.Module:
         layer = inner.get_submodule(path)
         if not isinstance(layer, nn.Linear):
             raise TypeError(f"{path} is {type(layer).__name__}; sparse rows replace nn.Linear")
-        parent, _, name = path.rpartition(".")
-        setattr(inner.get_submodule(parent), name, SparseLinear(layer))
+        inner.set_submodule(path, SparseLinear(layer))
     return model

@@ -100,9 +100,7 @@ def attach_masks(model: nn.Module, scale: float = 10.0) -> nn.Module:
     for parameter in inner.parameters():
         parameter.requires_grad_(False)
     for path, layer in layers.items():
-        parent, _, name = path.rpartition(".")
-        masked = MaskedLinear(layer, scale).train(layer.training)
-        setattr(inner.get_submodule(parent), name, masked)
+        inner.set_submodule(path, MaskedLinear(layer, scale).train(layer.training))
     for parameter in head_parameters(inner).values():
         parameter.requires_grad_(True)
     return model
@@ -120,8 +118,7 @@ def fold_masks(model: nn.Module) -> nn.Module:
     for path, layer in masked.items():
         layer.eval()
         layer.base.weight.mul_(layer.mask().to(layer.base.weight.dtype))
-        parent, _, name = path.rpartition(".")
-        setattr(inner.get_submodule(parent), name, layer.base)
+        inner.set_submodule(path, layer.base)
     return model
 
 

@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from finegates.gates.presets import SCHEDULE, check_reachable, check_schedule, preset_named
+from finegates.gates.config import GateConfig
+from finegates.gates.presets import check_reachable, check_schedule, preset_named
+from finegates.suite.config.gates import GateFields, PresetName
 from finegates.suite.config.names import check_label
 from finegates.suite.config.pypi import PypiSource
 from finegates.suite.config.section import Section, exactly_one, pinned
@@ -152,31 +154,21 @@ class CausalTraining(Section):
         return self
 
 
-class CausalGates(Section):
-    """Gates of a method.
+class CausalGates(GateFields):
+    """Gates of a method; ``modules`` and ``random_biases`` are fields of ``finegates.GateConfig``.
 
     Attributes:
         title: for tables.
-        preset: see ``finegates.gates.presets``.
         targets: target sparsities, one run each.
-        penalty_weight: the factor of the penalty.
-        noise_std: another training noise than the preset's.
         start_step: the target is 0 before this step.
-        modules: patterns of the layers to gate; None: every linear layer of every block.
-        schedule: of shared gates, see ``finegates.GateConfig``.
-        random_biases: give layers without a bias a random, frozen one, as the released code does:
-            a defect, here to be measured.
     """
 
     title: str
-    preset: Literal["reference", "paper_v1", "structured"] = "reference"
+    preset: PresetName = "reference"
     targets: list[float] = Field(min_length=1)
-    penalty_weight: float = Field(default=50.0, ge=0)
-    noise_std: float | None = Field(default=None, ge=0)
     start_step: int = Field(default=0, ge=0)
-    modules: tuple[str, ...] | None = None
-    schedule: tuple[float, float, float, float] = SCHEDULE
-    random_biases: bool = False
+    modules: tuple[str, ...] | None = GateConfig.modules
+    random_biases: bool = GateConfig.random_biases
 
     @model_validator(mode="after")
     def _reachable(self) -> CausalGates:

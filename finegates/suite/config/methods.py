@@ -7,40 +7,30 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from finegates.gates.presets import SCHEDULE, check_reachable, check_schedule, preset_named
+from finegates.gates.config import GateConfig, PenaltyName
+from finegates.gates.presets import check_reachable, check_schedule, preset_named
+from finegates.suite.config.gates import GateFields
 from finegates.suite.config.names import check_label
 from finegates.suite.config.section import Section, exactly_one
 from finegates.suite.config.suggest import nearest
 from finegates.suite.config.tasks import TASKS
 
 
-class GateSettings(Section):
-    """Gates of a method; the fields are those of ``finegates.GateConfig``.
+class GateSettings(GateFields):
+    """Gates of a method; every field but ``match`` is one of ``finegates.GateConfig``.
 
     Attributes:
-        preset: which gates, see ``finegates.gates.presets``.
-        target: sparsity to aim at; of preset ``structured``, the share of MACs to remove.
-        match: with preset ``structured``, another gated method in place of a target: the run then
-            keeps as many MACs as that one's run on the same task and seed did.
-        penalty_weight: the factor of the penalty.
-        penalty: another one than the preset's.
-        kurtosis: weigh layers by the kurtosis of their weights.
-        noise_std: another training noise than the preset's.
-        train_weights: train the gated layers' weights, too.
-        sequence_length: tokens at which MACs are counted.
-        schedule: of shared gates, see ``finegates.GateConfig``.
+        target: see ``finegates.GateConfig``; None with ``match``.
+        match: with preset ``structured``, another gated method instead of a target: the run then
+            keeps as many MACs as that method's run on the same task and seed did.
     """
 
-    preset: Literal["reference", "paper_v1", "structured"]
     target: float | None = Field(default=None, ge=0, lt=1)
     match: str | None = None
-    penalty_weight: float = Field(default=50.0, ge=0)
-    penalty: Literal["target", "hinge"] | None = None
-    kurtosis: bool = False
-    noise_std: float | None = Field(default=None, ge=0)
-    train_weights: bool = False
-    sequence_length: int = Field(default=128, gt=0)
-    schedule: tuple[float, float, float, float] = SCHEDULE
+    penalty: PenaltyName | None = GateConfig.penalty
+    kurtosis: bool = GateConfig.kurtosis
+    train_weights: bool = GateConfig.train_weights
+    sequence_length: int = Field(default=GateConfig.sequence_length, gt=0)
 
     @model_validator(mode="after")
     def _reachable(self) -> GateSettings:

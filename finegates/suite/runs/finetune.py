@@ -24,7 +24,6 @@ from finegates.compaction import compact
 from finegates.files import whole_file
 from finegates.formats.task import load_task, save_task
 from finegates.gates.attachment import attach, attach_fixed, hold_gates
-from finegates.gates.config import GateConfig
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.monitor import closed_counts
 from finegates.lora import add_lora
@@ -276,10 +275,9 @@ def prepare(
     if method.lora is not None:
         model = add_lora(model, method.lora.rank, method.lora.alpha, method.lora.dropout)
     if method.gates is not None:
-        settings = method.gates.model_dump(exclude={"match"})
-        if earlier is not None:
-            settings["train_weights"] = False  # as in the run that is continued
-        attach(model, GateConfig(**settings, seed=seed))
+        # As in the run that is continued, which trains no weights.
+        frozen = {} if earlier is None else {"train_weights": False}
+        attach(model, method.gates.gate_config(seed=seed, **frozen))
     if earlier is not None:
         load_task(model, earlier)
         if method.continues is not None and method.continues.hold:

@@ -18,7 +18,6 @@ from finegates.compaction import compact
 from finegates.files import whole_folder
 from finegates.formats.compact import save
 from finegates.gates.attachment import attach, attach_fixed, detach
-from finegates.gates.config import GateConfig
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.monitor import closed_counts
 from finegates.one_shot import (
@@ -295,24 +294,16 @@ def _attach(
 ) -> None:
     assert run.target is not None
     pretraining = run.experiment == "pretraining"
-    attach(
-        model,
-        GateConfig(
-            preset=gates.preset,
-            target=run.target,
-            penalty_weight=gates.penalty_weight,
-            noise_std=gates.noise_std,
-            modules=gates.modules,
-            random_biases=gates.random_biases,
-            train_biases=pretraining,
-            # Without a task there is no head to train: lm_head and embeddings stay as they are.
-            train_head=pretraining,
-            train_weights=pretraining,
-            sequence_length=settings.length,
-            schedule=gates.schedule,
-            seed=seed,
-        ),
+    config = gates.gate_config(
+        run.target,
+        train_biases=pretraining,
+        # Without a task there is no head to train: lm_head and embeddings stay as they are.
+        train_head=pretraining,
+        train_weights=pretraining,
+        sequence_length=settings.length,
+        seed=seed,
     )
+    attach(model, config)
 
 
 def _rates(settings: CausalTraining) -> dict[str, float]:

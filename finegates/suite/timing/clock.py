@@ -1,43 +1,20 @@
-"""Times of several contenders, taken in turn, and their ratios."""
+"""Ratios of times that were taken in turn."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-
-def interleaved(
-    contenders: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3
-) -> dict[str, np.ndarray]:
-    """Times contenders in turn, round after round, so that drift of the machine hits all alike.
-
-    Args:
-        contenders: by name, what to time.
-        repeats: rounds that count.
-        warmup: rounds before them that do not.
-
-    Returns:
-        seconds by contender, shape (repeats,).
-    """
-    seconds = {name: np.empty(repeats) for name in contenders}
-    for turn in tqdm(range(-warmup, repeats), desc="timing", leave=False, disable=None):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            if turn >= 0:
-                seconds[name][turn] = time.perf_counter() - start
-    return seconds
+from finegates.clock import quartiles
 
 
 def ratios(seconds: Mapping[str, np.ndarray], to: str) -> pd.DataFrame:
     """Median and quartiles in ms of each contender, and the median's ratio to that of ``to``."""
     rows = []
     for name, values in seconds.items():
-        low, median, high = np.percentile(values, [25, 50, 75])
+        low, median, high = quartiles(values)
         rows.append(
             {
                 "contender": name,

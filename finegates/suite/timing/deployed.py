@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from finegates.adapters import unwrap
+from finegates.clock import interleaved
 from finegates.compaction import compact
 from finegates.gates.gated_linear import gated_layers
 from finegates.seeds import derive_seed
@@ -21,7 +22,6 @@ from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier
 from finegates.suite.runs.finetune import prepare, read_trained
 from finegates.suite.runs.record import Record
-from finegates.suite.timing.clock import interleaved
 from finegates.suite.timing.inference import random_inputs
 
 COLUMNS = ("method", "title", "task", "seed", "median_ms", "q25_ms", "q75_ms", "ratio_to_dense")

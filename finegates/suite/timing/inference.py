@@ -25,6 +25,7 @@ from torch import nn
 
 from finegates.adapters import adapter_for
 from finegates.budget import macs
+from finegates.clock import interleaved
 from finegates.compaction import CostModel, calibrate, compact, use_products
 from finegates.gates.attachment import attach, attach_fixed
 from finegates.gates.config import GateConfig
@@ -34,7 +35,6 @@ from finegates.modules.linear import linear_shape
 from finegates.seeds import derive_seed
 from finegates.suite.baselines.scattered import scatter_zeros, to_sparse
 from finegates.suite.config.benchmarks import InferenceBenchmark, InferenceCase
-from finegates.suite.timing.clock import interleaved
 from finegates.suite.timing.inference_parts import PARTS, parts_of_time
 
 COLUMNS = (

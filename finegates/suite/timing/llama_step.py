@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from finegates.clock import interleaved
 from finegates.gates.attachment import attach
-from finegates.gates.config import GateConfig
 from finegates.lora import add_lora
 from finegates.seeds import derive_seed, seed_everything
 from finegates.suite.config.llama import CausalGates
@@ -19,7 +19,7 @@ from finegates.suite.config.llama_runs import study
 from finegates.suite.config.llama_task import task_tier
 from finegates.suite.config.tier import Tier
 from finegates.suite.models.llama import load_causal, load_text_tokenizer, make_llama
-from finegates.suite.timing.clock import interleaved, ratios
+from finegates.suite.timing.clock import ratios
 from finegates.suite.timing.memory import peak_tensor_bytes
 from finegates.suite.timing.training_step import task_step_contenders
 from finegates.training.trainer import GateTrainer
@@ -112,17 +112,12 @@ def _contenders(
 def _gated(
     model: nn.Module, gates: CausalGates, length: int, *, train_weights: bool = False
 ) -> nn.Module:
-    config = GateConfig(
-        preset=gates.preset,
-        target=gates.targets[0],
-        penalty_weight=gates.penalty_weight,
-        noise_std=gates.noise_std,
-        modules=gates.modules,
+    config = gates.gate_config(
+        gates.targets[0],
         train_biases=train_weights,
         train_head=train_weights,
         train_weights=train_weights,
         sequence_length=length,
-        schedule=gates.schedule,
     )
     return attach(model, config)
 

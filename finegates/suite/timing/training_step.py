@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from finegates.clock import interleaved
 from finegates.seeds import derive_seed, seed_everything
 from finegates.suite.config.methods import Method, first_of_each_kind
 from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier
 from finegates.suite.runs.finetune import prepare
-from finegates.suite.timing.clock import interleaved, ratios
+from finegates.suite.timing.clock import ratios
 from finegates.training.trainer import GateTrainer
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from finegates.suite.timing.clock import interleaved, ratios
+from finegates.clock import WARMUP, interleaved
+from finegates.suite.timing.clock import ratios
 from finegates.suite.timing.training_step import time_training_step
 from support.tier import tiny_tier
 
@@ -11,9 +12,9 @@ from support.tier import tiny_tier
 def test_contenders_take_turns_and_warm_up_does_not_count():
     order = []
     seconds = interleaved(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warmup=2
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3
     )
-    assert "".join(order) == "ab" * 5
+    assert "".join(order) == "ab" * (WARMUP + 3)
     assert {name: values.shape for name, values in seconds.items()} == {"a": (3,), "b": (3,)}
     assert all((values > 0).all() for values in seconds.values())
 

@@ -1,0 +1,54 @@
+"""Settings of gates are typed once: those of the suite are those of the library's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+
+from finegates.gates.config import GateConfig
+from finegates.gates.presets import PRESETS
+from finegates.suite.config.gates import GateFields, PresetName
+from finegates.suite.config.llama import CausalGates
+from finegates.suite.config.methods import GateSettings
+
+SECTIONS: dict[type[GateFields], dict[str, object]] = {
+    GateSettings: {"preset": "reference", "target": 0.3},
+    CausalGates: {"title": "Gates", "targets": [0.3]},
+}
+OWN = {GateSettings: {"match"}, CausalGates: {"title", "targets", "start_step"}}
+"""Fields that the library's configuration does not have."""
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_default_is_the_librarys_and_every_field_its_own_or_the_librarys(section):
+    library = {field.name: field.default for field in fields(GateConfig)}
+    for name, field in section.model_fields.items():
+        if name in OWN[section]:
+            assert name not in library
+        elif name not in ("preset", "target"):  # which a tier must choose
+            assert field.default == library[name], name
+
+
+def test_a_methods_gates_reach_the_library_as_they_were_asked_for():
+    asked = {
+        **{"preset": "reference", "target": 0.3, "penalty_weight": 7.0, "penalty": "hinge"},
+        **{"kurtosis": True, "noise_std": 0.2, "train_weights": True, "sequence_length": 64},
+        "schedule": (0.0, 0.1, 0.2, 0.3),
+    }
+    assert set(asked) == set(GateSettings.model_fields) - {"match"}
+    found = GateSettings.model_validate(asked).gate_config(seed=3).as_dict()
+    assert {name: found[name] for name in asked} == asked
+    assert found["seed"] == 3
+
+
+def test_gates_of_a_llama_reach_the_library_with_the_target_of_the_run():
+    gates = CausalGates(title="Gates", targets=[0.1, 0.2], modules=("a.*",), random_biases=True)
+    found = gates.gate_config(0.2, train_head=False)
+    assert (found.target, found.modules, found.random_biases) == (0.2, ("a.*",), True)
+    assert (found.preset, found.train_head) == ("reference", False)
+
+
+def test_every_preset_can_be_named_in_a_tier():
+    assert set(get_args(PresetName)) == set(PRESETS)
