@@ -283,7 +283,7 @@ def test_fewer_cores_than_threads_change_no_record(finished, tmp_path):
         status, printed = run(tmp_path / cores, tier, "runs", "--cores", cores)
         assert status == 0, printed
         record = read_record(tmp_path / cores / "results/runs/cola/full/seed0.json")
-        assert record.hardware["threads"] == 2
+        assert record.hardware.threads == 2
     assert differences(*(tmp_path / cores / "results" for cores in ("1", "2"))) == []
 
 

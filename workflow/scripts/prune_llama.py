@@ -6,7 +6,8 @@ job = snakemake
 with running(job):
     from finegates.suite.config.llama_runs import run_named
     from finegates.suite.config.load import configured_tier
-    from finegates.suite.runs.llama_record import read_causal_record, write_causal_record
+    from finegates.suite.runs.llama_record import read_causal_record
+    from finegates.suite.runs.record import write_record
     from finegates.suite.runs.train_llama import prune_runs
 
     tier = configured_tier(job.config)
@@ -19,4 +20,4 @@ with running(job):
     for record, path in zip(
         prune_runs(tier, pairs, code_digest=job.params.code), job.output, strict=True
     ):
-        write_causal_record(record, path)
+        write_record(record, path)

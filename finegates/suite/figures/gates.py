@@ -95,7 +95,7 @@ def _histogram_rows(task: str, runs: Sequence[Record]) -> list[dict[str, Any]]:
                 {
                     "task": task,
                     "method": runs[0].method,
-                    "title": runs[0].config["title"],
+                    "title": runs[0].config.title,
                     "seeds": len(found),
                     "epoch": number,
                     "low": round(place / bins, FRACTION_DECIMALS),

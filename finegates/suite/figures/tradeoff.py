@@ -108,13 +108,12 @@ def draw_tradeoff(
 
 def _tradeoff_row(panel: str, runs: Sequence[Record]) -> dict[str, Any]:
     first = runs[0]
-    config = first.config
-    dense = config.get("gates") is None and config.get("magnitude") is None
+    dense = not first.config.is_pruned
     return {
         "panel": panel,
         "kind": "dense" if dense else "pruned",
         "method": first.method,
-        "title": config["title"],
+        "title": first.config.title,
         "seed": first.seed,
         "realised_sparsity": round(mean(r.realised_sparsity for r in runs), FRACTION_DECIMALS)
         + 0.0,
@@ -124,8 +123,7 @@ def _tradeoff_row(panel: str, runs: Sequence[Record]) -> dict[str, Any]:
 
 
 def _macs_removed(record: Record) -> float:
-    macs = record.budget["macs"]
-    return 1.0 - macs["kept"] / macs["dense"]
+    return 1.0 - record.budget.macs.kept_fraction
 
 
 def _styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:

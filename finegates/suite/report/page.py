@@ -11,6 +11,7 @@ from typing import Any
 from finegates.suite.claims import ClaimResult, shown
 from finegates.suite.report.summary import summary_lines, synthetic
 from finegates.suite.runs.record import Record
+from finegates.suite.runs.run_record import DIGEST_DIGITS
 
 
 class ReportError(ValueError):
@@ -143,20 +144,20 @@ def _figure(folder: Path, path: Path) -> Part:
 
 
 def _run(record: Record) -> dict[str, Any]:
-    macs = record.budget["macs"]
+    macs = record.budget.macs
     return {
         "task": record.task,
         "method": record.method,
-        "title": record.config["title"],
+        "title": record.config.title,
         "seed": record.seed,
         "last": record.last.score,
         "best": record.best.score,
         "realised": 100 * record.realised_sparsity,
-        "macs": 100 * macs["kept"] / macs["dense"],
-        "trainable": record.budget["parameters"]["trainable"],
+        "macs": 100 * macs.kept / macs.dense,
+        "trainable": record.budget.parameters.trainable,
         "minutes": record.timing["wall_s"] / 60,
-        "commit": str(record.code.get("commit") or "unknown")[:12],
-        "dirty": bool(record.code.get("dirty")),
+        "commit": record.code.short_commit,
+        "dirty": bool(record.code.dirty),
         "path": f"runs/{record.task}/{record.method}/seed{record.seed}.json",
     }
 
@@ -169,12 +170,12 @@ def _environment(records: Sequence[Record]) -> list[tuple[str, str]]:
 
     names = sorted({name for record in records for name in record.versions})
     return [
-        ("Model", values(lambda r: f"{r.model['name']} {(r.model.get('sha256') or '')[:12]}")),
-        ("Data", values(lambda r: f"{r.data['name']} ({r.data['source']})")),
-        ("CPU", values(lambda r: r.hardware.get("cpu", "unknown"))),
-        ("GPU", values(lambda r: r.hardware.get("gpu") or "none")),
-        ("Threads", values(lambda r: r.hardware.get("threads"))),
-        ("Commits", values(lambda r: str(r.code.get("commit") or "unknown")[:12])),
+        ("Model", values(lambda r: f"{r.model.name} {(r.model.sha256 or '')[:DIGEST_DIGITS]}")),
+        ("Data", values(lambda r: f"{r.data.name} ({r.data.source})")),
+        ("CPU", values(lambda r: r.hardware.cpu)),
+        ("GPU", values(lambda r: r.hardware.gpu or "none")),
+        ("Threads", values(lambda r: r.hardware.threads)),
+        ("Commits", values(lambda r: r.code.short_commit)),
         *((name, values(lambda r, n=name: r.versions.get(n, "–"))) for name in names),
     ]
 

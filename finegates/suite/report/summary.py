@@ -22,7 +22,7 @@ def summary_lines(records: Sequence[Record], results: Sequence[ClaimResult]) -> 
     seeds = sorted({record.seed for record in records})
     lines = [
         f"{len(records)} runs: {len({r.method for r in records})} methods on {len(tasks)} tasks, "
-        f"{_count(len(seeds), 'seed')}; {first.config.get('tier_description') or first.tier}.",
+        f"{_count(len(seeds), 'seed')}; {first.config.tier_description or first.tier}.",
         _verdicts(results),
     ]
     if synthetic(records):
@@ -81,13 +81,11 @@ def _averages(records: Sequence[Record], tasks: Sequence[str], seeds: int) -> di
 
 
 def _kept(records: Sequence[Record], method: str) -> float:
-    macs = [r.budget["macs"] for r in records if r.method == method]
-    return mean(m["kept"] / m["dense"] for m in macs)
+    return mean(r.budget.macs.kept_fraction for r in records if r.method == method)
 
 
 def _prunes(records: Sequence[Record], method: str) -> bool:
-    config = next(r.config for r in records if r.method == method)
-    return config.get("gates") is not None or config.get("magnitude") is not None
+    return next(r.config for r in records if r.method == method).is_pruned
 
 
 def _removes(records: Sequence[Record], method: str) -> bool:
@@ -95,7 +93,7 @@ def _removes(records: Sequence[Record], method: str) -> bool:
 
 
 def _title(records: Sequence[Record], method: str) -> str:
-    return str(next(r.config["title"] for r in records if r.method == method))
+    return next(r.config.title for r in records if r.method == method)
 
 
 def _count(number: int, noun: str) -> str:

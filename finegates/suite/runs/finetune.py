@@ -47,7 +47,8 @@ from finegates.suite.models.sources import (
 )
 from finegates.suite.runs.machine import code_version, hardware, package_versions, peak_memory_mib
 from finegates.suite.runs.metrics import GlueMetric, predictions_from_logits, score
-from finegates.suite.runs.record import CompactResult, Epoch, GateSummary, Record, budget_entry
+from finegates.suite.runs.record import CompactResult, Epoch, GateSummary, Record
+from finegates.suite.runs.run_record import measured_budget
 from finegates.suite.runs.step_timer import StepTimer
 from finegates.training.distillation import Distillation, with_teacher
 from finegates.training.trainer import GateTrainer
@@ -187,9 +188,9 @@ def finetune(
         write_trained(model, keep, whole=method.trains_all)
     if method.mask is not None:
         fold_masks(model)
-    counted = budget_entry(model, trainable, MACS_BATCH, MACS_LENGTH)
+    counted = measured_budget(model, trainable, MACS_BATCH, MACS_LENGTH)
     if method.mask is not None:
-        counted["masked_fraction"] = zero_fraction(model)
+        counted = counted.model_copy(update={"masked_fraction": zero_fraction(model)})
     shrunk = None
     if gated_layers(model):
         small = compact(model)
@@ -224,7 +225,7 @@ def finetune(
         last=epochs[-1],
         best=max(epochs, key=lambda epoch: epoch.score),
         budget=counted,
-        realised_sparsity=counted["realised_sparsity"],
+        realised_sparsity=counted.realised_sparsity,
         closed=closed_counts(model),  # type: ignore[arg-type]
         compact=shrunk,
         timing={
@@ -250,8 +251,7 @@ def with_target(method: Method, matched: Record | None) -> Method:
         raise ValueError(f"this method needs the record of {method.matched!r}")
     if method.gates is None:
         return method
-    kept = matched.budget["macs"]
-    target = 1 - kept["kept"] / kept["dense"]
+    target = 1 - matched.budget.macs.kept_fraction
     gates = method.gates.model_copy(update={"target": target})
     return method.model_copy(update={"gates": gates})
 

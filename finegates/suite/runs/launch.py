@@ -18,7 +18,7 @@ from typing import Any
 from finegates.suite.config.llama_runs import run_named, training_of
 from finegates.suite.config.load import configured_tier
 from finegates.suite.paths import ROOT
-from finegates.suite.runs.llama_record import write_causal_record
+from finegates.suite.runs.record import write_record
 
 
 class LaunchError(RuntimeError):
@@ -92,7 +92,7 @@ def train_and_write(config: Mapping[str, Any], path: str, code_digest: str | Non
     run = run_named(tier, path)
     record = train_run(tier, run, code_digest=code_digest)
     if record is not None:
-        write_causal_record(record, path)
+        write_record(record, path)
         finish(tier, run)
 
 

@@ -1,18 +1,17 @@
-"""The record of a run on plain text: as of a fine-tuning run, with a curve in place of epochs."""
+"""The record of a run on plain text: as of a fine-tuning run, with a curve instead of epochs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from finegates.suite.config.llama import Experiment
 from finegates.suite.config.names import check_label
 from finegates.suite.config.section import Count, Fraction, Section
-from finegates.suite.runs.record import Closed
-from finegates.suite.runs.signed import FORMAT_VERSION, read_signed, write_signed
+from finegates.suite.runs.run_record import Quoted, RunRecord
+from finegates.suite.runs.signed import read_signed
 
 
 class HeldOutResult(Section):
@@ -63,46 +62,65 @@ class CausalCompact(Section):
     macs: Count
 
 
-class CausalRecord(Section):
-    """One run. Durations in seconds, memory in MiB; ``start`` is before training, with gates."""
+class Text(Section):
+    """The text of a run.
 
-    format_version: int = FORMAT_VERSION
-    tier: str
+    Attributes:
+        name: for captions.
+        source: where it comes from, see ``TextSource``.
+        revision: commit hash on the hub.
+        validation_documents: held out, at most so many; None for all.
+        sha256: of the files, by split; empty for a streamed text.
+        status: what the files say of themselves, by split.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    validation_documents: Count | None
+    sha256: dict[str, str]
+    status: dict[str, str | None]
+
+
+class TextTraining(Quoted):
+    """Settings of a training on text, see ``finegates.suite.config.llama.CausalTraining``."""
+
+    steps: Count
+    batch_size: Count
+    length: Count
+    learning_rate: float
+    final_rate: float
+    precision: str
+
+
+class TextConfig(Quoted):
+    """A run's gates or criterion, its training (None if it was not trained), its tier in words."""
+
+    training: TextTraining | None
+    tier_description: str
+
+
+class CausalRecord(RunRecord):
+    """One run on plain text; ``start`` is before training, with gates."""
+
     experiment: Experiment
     name: str
-    method: str
     title: str
     target: Fraction | None
-    seed: Count
-    config: dict[str, Any]
-    seeds: dict[str, int]
-    code: dict[str, Any]
-    model: dict[str, Any]
-    data: dict[str, Any]
-    versions: dict[str, str]
-    hardware: dict[str, Any]
+    config: TextConfig
+    data: Text
     start: HeldOutResult
     final: HeldOutResult
     curve: list[CurvePoint]
-    budget: dict[str, Any]
-    realised_sparsity: Fraction
-    closed: dict[str, Closed]
     compact: CausalCompact | None
-    timing: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _agrees(self) -> CausalRecord:
-        for what in ("tier", "name", "method"):
-            check_label(getattr(self, what), what)
+        check_label(self.name, "name")
         steps = [point.step for point in self.curve]
         if steps != sorted(set(steps)):
             raise ValueError("the steps of the curve do not increase")
         return self
-
-
-def write_causal_record(record: CausalRecord, path: str | Path) -> None:
-    """Writes a record whole or not at all."""
-    write_signed(record, path)
 
 
 def read_causal_record(path: str | Path) -> CausalRecord:

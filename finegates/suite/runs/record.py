@@ -9,24 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
-from torch import nn
 
-from finegates.budget import (
-    macs,
-    measure_budget,
-    planned_macs,
-)
-from finegates.suite.config.names import check_label
 from finegates.suite.config.section import Count, Fraction, Section
 from finegates.suite.config.tasks import task_named
-from finegates.suite.runs.signed import (
-    FORMAT_VERSION,
-    read_signed,
-    write_signed,
-)
+from finegates.suite.runs.run_record import Quoted, RunRecord
+from finegates.suite.runs.signed import read_signed, write_signed
 
 
 class GateSummary(Section):
@@ -71,47 +61,81 @@ class CompactResult(Section):
     encoder_macs: Count
 
 
-class Closed(Section):
-    """Numbers of closed rows and columns of one gated layer."""
+class Split(Section):
+    """A split of a task's table: digest of its file, and whether it holds the official rows."""
 
-    rows: Count
-    cols: Count
+    sha256: str | None
+    status: str
 
 
-class Record(Section):
-    """One run. Durations in seconds, memory in MiB, MACs at ``budget['macs_batch']`` x
-    ``budget['macs_length']``.
+class TaskTables(Section):
+    """The tables of a run's task.
 
-    Titles, names and the section ``training`` are quoted from the configuration of the day that the
-    run was made. What the run depends on of it, ``finegates.suite.config.dependencies`` says.
+    Attributes:
+        name: for captions.
+        source: where they come from, see ``DataSource``.
+        revision: commit hash on the hub.
+        train_rows, validation_rows: that were used.
+        official_train_rows: of GLUE's own table.
+        validation_split: the one that is reported.
+        splits: by name.
     """
 
-    format_version: int = FORMAT_VERSION
-    tier: str
+    name: str
+    source: str
+    revision: str | None
+    train_rows: Count
+    validation_rows: Count
+    official_train_rows: Count
+    validation_split: str
+    splits: dict[str, Split]
+
+
+class QuotedGates(Quoted):
+    """The gates of a run's method; ``target`` is the one that a matching method took."""
+
+    preset: str
+    target: float | None
+
+
+class QuotedTraining(Quoted):
+    """The training settings of a run, with the numbers of epochs of its task."""
+
+    epochs: Count
+    batch_size: Count
+    precision: str | None = None
+
+
+class RunConfig(Quoted):
+    """A run's method (``finegates.suite.config.methods.Method``), training and tier in words."""
+
+    title: str
+    gates: QuotedGates | None = None
+    magnitude: Quoted | None = None
+    precision: str | None = None
+    training: QuotedTraining
+    tier_description: str
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the method closes rows and columns."""
+        return self.gates is not None or self.magnitude is not None
+
+
+class Record(RunRecord):
+    """One run on a task of GLUE; MACs at ``budget.macs_batch`` x ``budget.macs_length``."""
+
     task: str
-    method: str
-    seed: Count
-    config: dict[str, Any]
-    seeds: dict[str, int]
-    code: dict[str, Any]
-    model: dict[str, Any]
-    data: dict[str, Any]
-    versions: dict[str, str]
-    hardware: dict[str, Any]
+    config: RunConfig
+    data: TaskTables
     epochs: list[Epoch] = Field(min_length=1)
     last: Epoch
     best: Epoch
-    budget: dict[str, Any]
-    realised_sparsity: Fraction
-    closed: dict[str, Closed]
     compact: CompactResult | None
-    timing: dict[str, Annotated[float, Field(ge=0)]]
 
     @model_validator(mode="after")
     def _agrees(self) -> Record:
         task_named(self.task)
-        check_label(self.tier, "tier")
-        check_label(self.method, "method")
         if [epoch.epoch for epoch in self.epochs] != list(range(1, len(self.epochs) + 1)):
             raise ValueError("epochs are not numbered 1, 2, ...")
         if self.last != self.epochs[-1] or self.best not in self.epochs:
@@ -121,8 +145,8 @@ class Record(Section):
         return self
 
 
-def write_record(record: Record, path: str | Path) -> None:
-    """Writes a record whole or not at all."""
+def write_record(record: RunRecord, path: str | Path) -> None:
+    """Writes a record of any run whole or not at all."""
     write_signed(record, path)
 
 
@@ -139,36 +163,3 @@ def read_record(path: str | Path) -> Record:
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
     """Reads many records, in the given order. Raises RecordError as :func:`read_record`."""
     return [read_record(path) for path in paths]
-
-
-def budget_entry(model: nn.Module, trainable: int, batch: int, length: int) -> dict[str, Any]:
-    """The ``budget`` entry of a record: parameters by denominator, and MACs of the encoder.
-
-    Args:
-        model: dense or gated.
-        trainable: parameters that training moved; gates may be at rest by now.
-        batch: of the MACs.
-        length: of the MACs.
-    """
-    counted = measure_budget(model)
-    return {
-        "parameters": {
-            "all": counted.all_parameters,
-            "encoder": counted.encoder_parameters,
-            "gated": counted.gated_weights,
-            "trainable": trainable,
-            "gates": counted.gate_parameters,
-            "biases": counted.gated_biases,
-            "head": counted.head_parameters,
-            "low_rank": counted.low_rank_parameters,
-        },
-        "removable_weights": counted.removable_weights or 0,
-        "removed_weights": counted.removed_weights or 0,
-        "realised_sparsity": counted.realised_sparsity or 0.0,
-        "macs_batch": batch,
-        "macs_length": length,
-        "macs": {
-            "dense": macs(model, batch, length).total,
-            "kept": planned_macs(model, batch, length).total,
-        },
-    }

@@ -53,7 +53,7 @@ from finegates.suite.runs.llama_trainer import (
 )
 from finegates.suite.runs.machine import code_version, hardware, package_versions, peak_memory_mib
 from finegates.suite.runs.perplexity import Prediction, greedy_tokens, held_out_prediction
-from finegates.suite.runs.record import budget_entry
+from finegates.suite.runs.run_record import measured_budget
 from finegates.suite.runs.step_timer import StepTimer
 
 GREEDY_PROMPTS, GREEDY_PROMPT, GREEDY_NEW = 4, 16, 32
@@ -348,7 +348,7 @@ def _describe(
 ) -> CausalRecord:
     """The record of a model as it stands: evaluated, counted, shrunk, compared."""
     final = _evaluate(trained, held_out, settings)
-    budget = budget_entry(trained, trainable, 1, settings.length)
+    budget = measured_budget(trained, trainable, 1, settings.length)
     shrunk = None
     if gated_layers(trained):
         shrunk = _compare(trained, held_out, settings, final, settings.length)
@@ -368,7 +368,7 @@ def _describe(
         start=HeldOutResult(**asdict(before)),
         final=HeldOutResult(**asdict(final)),
         budget=budget,
-        realised_sparsity=budget["realised_sparsity"],
+        realised_sparsity=budget.realised_sparsity,
         closed=closed_counts(trained),  # type: ignore[arg-type]
         compact=shrunk,
         **entries,

@@ -137,8 +137,8 @@ def check_table(local: Tier) -> pd.DataFrame:
             for record in records:
                 if (record.task, record.method) != (task, method):
                     continue
-                linear = record.budget["macs"]["dense"] / record.budget["macs_length"]
-                batch = record.config["training"]["batch_size"]
+                linear = record.budget.macs.dense / record.budget.macs_length
+                batch = record.config.training.batch_size
                 operations = 2 * linear * batch * TOKENS[task] * step_factor(trains_all)
                 rows.append(
                     {

@@ -12,6 +12,7 @@ from typing import Any
 
 from finegates.suite.config.tasks import TASKS
 from finegates.suite.runs.record import Record
+from finegates.suite.runs.run_record import DIGEST_DIGITS
 from finegates.suite.stats import LEVEL
 
 TASK_TITLES = {
@@ -35,8 +36,6 @@ METRIC_TITLES = {
 
 COMPLETE = "official-complete"
 """Status of a split that holds the official rows in the official order."""
-
-DIGEST_DIGITS = 12
 
 
 def task_title(task: str) -> str:
@@ -130,14 +129,14 @@ def figure_footer(
         ]
         if partial:
             parts.append(f"Not the official splits: {'; '.join(partial)}.")
-    rows = max(record.data["train_rows"] for record in ordered)
+    rows = max(record.data.train_rows for record in ordered)
     parts.append(f"At most {rows:,} training rows, the first of each split.")
     parts.append(_seeds(ordered))
     return " ".join(parts)
 
 
 def _tier(records: Sequence[Record]) -> str:
-    description = _joined(record.config.get("tier_description") or "" for record in records)
+    description = _joined(record.config.tier_description for record in records)
     name = records[0].tier
     return f"Tier {name}: {description.rstrip('.')}." if description else f"Tier {name}."
 
@@ -147,27 +146,23 @@ def _models(records: Sequence[Record]) -> str:
 
 
 def _model(record: Record) -> str:
-    model = record.model
-    facts = []
-    if model.get("source") in ("generated", "pretraining"):
-        facts.append("pretrained here on generated text")
-    # The encoder's: heads differ from task to task.
-    if record.budget["parameters"].get("encoder"):
-        facts.append(f"{record.budget['parameters']['encoder']:,} encoder parameters")
-    if model.get("revision"):
-        facts.append(f"revision {model['revision'][:DIGEST_DIGITS]}")
-    elif model.get("sha256"):
-        facts.append(f"digest {model['sha256'][:DIGEST_DIGITS]}")
-    return f"{model['name']} ({', '.join(facts)})" if facts else str(model["name"])
+    here = record.model.source in ("generated", "pretraining")
+    facts = [
+        *(["pretrained here on generated text"] if here else []),
+        # The encoder's: heads differ from task to task.
+        f"{record.budget.parameters.encoder:,} encoder parameters",
+        *record.model.identity,
+    ]
+    return f"{record.model.name} ({', '.join(facts)})"
 
 
 def _synthetic(records: Sequence[Record]) -> bool:
-    return all(record.data["source"] == "generated" for record in records)
+    return all(record.data.source == "generated" for record in records)
 
 
 def _data(records: Sequence[Record]) -> list[str]:
     """One sentence for each data source, with its revision or a digest of all its files."""
-    names = _distinct((r.data["name"], r.data["source"], r.data.get("revision")) for r in records)
+    names = _distinct((r.data.name, r.data.source, r.data.revision) for r in records)
     sentences = []
     for name, source, revision in names:
         if source == "generated":
@@ -179,10 +174,10 @@ def _data(records: Sequence[Record]) -> list[str]:
             sentences.append(f"Data: {name}, revision {revision[:DIGEST_DIGITS]}.")
         else:
             files = sorted(
-                f"{r.task}/{split}:{facts['sha256']}"
+                f"{r.task}/{split}:{facts.sha256}"
                 for r in records
-                if (r.data["name"], r.data["source"]) == (name, source)
-                for split, facts in r.data["splits"].items()
+                if (r.data.name, r.data.source) == (name, source)
+                for split, facts in r.data.splits.items()
             )
             digest = hashlib.sha256("\n".join(dict.fromkeys(files)).encode()).hexdigest()
             sentences.append(f"Data: {name}, digest of its files {digest[:DIGEST_DIGITS]}.")
@@ -193,14 +188,14 @@ def _rows(records: Sequence[Record], tasks: Sequence[str]) -> list[str]:
     official = not _synthetic(records)
 
     def train(task: str) -> str:
-        rows = _joined(f"{r.data['train_rows']:,}" for r in records if r.task == task)
+        rows = _joined(f"{r.data.train_rows:,}" for r in records if r.task == task)
         whole = f"{TASKS[task].train_rows:,}"
         return f"{rows} of {whole}" if official and rows != whole else rows
 
     def validation(task: str) -> str:
         return _joined(
-            f"{r.data['validation_rows']:,}"
-            + (" (matched)" if r.data["validation_split"].endswith("_matched") else "")
+            f"{r.data.validation_rows:,}"
+            + (" (matched)" if r.data.validation_split.endswith("_matched") else "")
             for r in records
             if r.task == task
         )
@@ -214,20 +209,18 @@ def _rows(records: Sequence[Record], tasks: Sequence[str]) -> list[str]:
 def _statuses(records: Sequence[Record], tasks: Sequence[str]) -> list[tuple[str, str, str]]:
     """Task, split and status of every split, without repeats."""
     return [
-        (task, split, facts["status"])
+        (task, split, status)
         for task in tasks
-        for split, facts in _distinct_splits(r for r in records if r.task == task)
+        for split, status in _distinct_splits(r for r in records if r.task == task)
     ]
 
 
-def _distinct_splits(records: Iterable[Record]) -> list[tuple[str, dict[str, Any]]]:
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in records:
-        for split in ("train", "validation"):
-            facts = record.data["splits"][split]
-            name = "train" if split == "train" else record.data["validation_split"]
-            found.setdefault((name, facts["status"]), facts)
-    return [(name, facts) for (name, _), facts in found.items()]
+def _distinct_splits(records: Iterable[Record]) -> list[tuple[str, str]]:
+    return _distinct(
+        (name, record.data.splits[split].status)
+        for record in records
+        for split, name in (("train", "train"), ("validation", record.data.validation_split))
+    )
 
 
 def _partial_splits(records: Sequence[Record], tasks: Sequence[str]) -> list[str]:
@@ -250,10 +243,10 @@ def _training(records: Sequence[Record], tasks: Sequence[str]) -> str:
         return _joined(str(record.last.epoch) for record in records if record.task == task)
 
     def precision(record: Record) -> str:
-        chosen = record.config.get("precision") or record.config["training"].get("precision")
+        chosen = record.config.precision or record.config.training.precision
         return "bfloat16 autocast" if chosen == "bfloat16" else "float32"
 
-    batch = _joined(str(r.config["training"].get("batch_size", "unstated")) for r in records)
+    batch = _joined(str(r.config.training.batch_size) for r in records)
     number = _joined(map(precision, records))
     return f"Epochs: {_grouped(tasks, epochs)}; batch size {batch}; {number}."
 
@@ -270,13 +263,7 @@ def _seeds(records: Sequence[Record]) -> str:
 
 
 def _hardware(records: Sequence[Record]) -> str:
-    def machine(hardware: dict[str, Any]) -> str:
-        threads = hardware.get("threads")
-        count = f"{threads} thread{'' if threads == 1 else 's'}"
-        gpu = f", {hardware['gpu']}" if hardware.get("gpu") else ""
-        return f"{hardware.get('cpu', 'unknown CPU')}, {count}{gpu}"
-
-    return f"Hardware: {_joined(machine(record.hardware) for record in records)}."
+    return f"Hardware: {_joined(str(record.hardware) for record in records)}."
 
 
 def _by_task(tasks: Sequence[str], text: Callable[[str], str]) -> str:

@@ -76,7 +76,7 @@ def _row(task: str, runs: Sequence[Record], methods: Sequence[str]) -> dict[str,
         if (found := {r.seed: r.last.score for r in runs if r.method == method})
     }
     best = max(mean(found.values()) for found in scores.values())
-    rows = runs[0].data["validation_rows"]
+    rows = runs[0].data.validation_rows
     error = sampling_error(best, rows, correlation=task_named(task).correlates)
     first, *others = scores.values()
     limits = [

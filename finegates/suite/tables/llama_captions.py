@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from finegates.suite.runs.llama_record import CausalRecord
-from finegates.suite.tables.captions import DIGEST_DIGITS
+from finegates.suite.runs.llama_record import CausalRecord, TextTraining
+from finegates.suite.runs.run_record import DIGEST_DIGITS
 
 
 def causal_caption(lead: str, records: Sequence[CausalRecord]) -> str:
     """A caption: ``lead``, and what the records say of tier, models, text, training, hardware."""
     first = records[0]
-    description = str(first.config.get("tier_description", "")).rstrip(".")
-    trained = [r for r in records if r.config.get("training")]
+    description = first.config.tier_description.rstrip(".")
+    trained = [r.config.training for r in records if r.config.training is not None]
     parts = [
         lead,
         f"Tier {first.tier}: {description}." if description else f"Tier {first.tier}.",
@@ -23,12 +22,12 @@ def causal_caption(lead: str, records: Sequence[CausalRecord]) -> str:
         f"({_joined(f'{r.final.characters:,} characters' for r in records)}), packed.",
     ]
     if trained:
-        parts.append(f"Training: {_joined(_training(r) for r in trained)}.")
+        parts.append(f"Training: {_joined(map(_training, trained))}.")
     seeds = sorted({r.seed for r in records})
     parts.append(
         f"One seed ({seeds[0]})." if len(seeds) == 1 else f"Seeds {', '.join(map(str, seeds))}."
     )
-    parts.append(f"Hardware: {_joined(_machine(r.hardware) for r in records)}.")
+    parts.append(f"Hardware: {_joined(str(r.hardware) for r in records)}.")
     return " ".join(parts)
 
 
@@ -54,43 +53,30 @@ def check_causal(records: Sequence[CausalRecord], experiment: str) -> str:
 
 def _model(record: CausalRecord) -> str:
     model = record.model
-    facts = [f"{model['parameters']:,} parameters"]
-    if model["source"] == "random weights":
+    facts = [f"{model.parameters:,} parameters"]
+    if model.source == "random weights":
         facts.append("trained here from random weights")
-    elif model["source"] == "dense":
+    elif model.source == "dense":
         facts.append("pretrained here")
-    if model.get("revision"):
-        facts.append(f"revision {model['revision'][:DIGEST_DIGITS]}")
-    elif model.get("sha256"):
-        facts.append(f"digest {model['sha256'][:DIGEST_DIGITS]}")
-    return f"{model['name']} ({', '.join(facts)})"
+    return f"{model.name} ({', '.join([*facts, *model.identity])})"
 
 
 def _text(records: Sequence[CausalRecord]) -> str:
     data = records[0].data
-    if data["source"] == "generated":
-        return f"Text: {data['name']}, synthetic: generated sentences, not English."
-    facts = []
-    if data.get("revision"):
-        facts.append(f"revision {data['revision'][:DIGEST_DIGITS]}")
-    facts += [f"{s} digest {d[:DIGEST_DIGITS]}" for s, d in data.get("sha256", {}).items()]
-    facts += [f"{s} [{status}]" for s, status in data.get("status", {}).items() if status]
-    return f"Text: {data['name']} ({'; '.join(facts)})." if facts else f"Text: {data['name']}."
+    if data.source == "generated":
+        return f"Text: {data.name}, synthetic: generated sentences, not English."
+    facts = [f"revision {data.revision[:DIGEST_DIGITS]}"] if data.revision else []
+    facts += [f"{split} digest {digest[:DIGEST_DIGITS]}" for split, digest in data.sha256.items()]
+    facts += [f"{split} [{status}]" for split, status in data.status.items() if status]
+    return f"Text: {data.name} ({'; '.join(facts)})." if facts else f"Text: {data.name}."
 
 
-def _training(record: CausalRecord) -> str:
-    settings = record.config["training"]
+def _training(settings: TextTraining) -> str:
     return (
-        f"{settings['steps']:,} steps of {settings['batch_size']} x {settings['length']} tokens, "
-        f"learning rate {settings['learning_rate']:g}, cosine to {settings['final_rate']:g} of it, "
-        f"{settings['precision']}"
+        f"{settings.steps:,} steps of {settings.batch_size} x {settings.length} tokens, "
+        f"learning rate {settings.learning_rate:g}, cosine to {settings.final_rate:g} of it, "
+        f"{settings.precision}"
     )
-
-
-def _machine(hardware: dict[str, Any]) -> str:
-    threads = hardware["threads"]
-    gpu = f", {hardware['gpu']}" if hardware.get("gpu") else ""
-    return f"{hardware['cpu']}, {threads} thread{'' if threads == 1 else 's'}{gpu}"
 
 
 def _joined(texts: Iterable[str]) -> str:

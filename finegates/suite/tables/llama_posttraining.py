@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from finegates.suite.runs.llama_record import CausalRecord
 from finegates.suite.tables.llama_captions import causal_caption, check_causal
@@ -15,9 +14,6 @@ from finegates.suite.tables.llama_rows import (
     typed_frame,
 )
 from finegates.suite.tables.render import Table, number, percent
-
-if TYPE_CHECKING:
-    pass
 
 
 def posttraining_table(records: Sequence[CausalRecord]) -> Table:

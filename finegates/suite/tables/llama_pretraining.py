@@ -117,7 +117,7 @@ def curve_table(records: Sequence[CausalRecord]) -> pd.DataFrame:
             "title": record.title,
             "target": record.target,
             "seed": record.seed,
-            "gated_weights": record.budget["parameters"]["gated"],
+            "gated_weights": record.budget.parameters.gated,
             **{
                 key: round(value, FRACTION_DECIMALS) + 0.0 if isinstance(value, float) else value
                 for key, value in point.model_dump().items()

@@ -51,35 +51,33 @@ def causal_row(found: Sequence[CausalRecord]) -> dict[str, Any]:
         return round(mean(map(value, found)), decimals) + 0.0
 
     first = found[0]
-    counts = first.budget["parameters"]
+    counts = first.budget.parameters
     shrunk = [r.compact for r in found if r.compact is not None]
     return {
         "tier": first.tier,
         "name": first.name,
-        "model": first.model["name"],
+        "model": first.model.name,
         "method": first.method,
         "title": first.title,
         "seeds": len(found),
         "target": first.target,
         "realised_sparsity": average(lambda r: r.realised_sparsity, FRACTION_DECIMALS),
-        "removed_weights": average(lambda r: r.budget["removed_weights"], 0),
+        "removed_weights": average(lambda r: r.budget.removed_weights, 0),
         "removed_of_gated": average(
-            lambda r: r.budget["removed_weights"] / r.budget["parameters"]["gated"],
+            lambda r: r.budget.removed_weights / r.budget.parameters.gated,
             FRACTION_DECIMALS,
         )
-        if counts["gated"]
+        if counts.gated
         else None,
         "removed_of_all": average(
-            lambda r: r.budget["removed_weights"] / r.budget["parameters"]["all"],
+            lambda r: r.budget.removed_weights / r.budget.parameters.all,
             FRACTION_DECIMALS,
         ),
-        "macs_kept_fraction": average(
-            lambda r: r.budget["macs"]["kept"] / r.budget["macs"]["dense"], FRACTION_DECIMALS
-        ),
-        "extra_parameters_fraction": round(counts["gates"] / counts["all"], FRACTION_DECIMALS + 2),
-        "gated_weights": counts["gated"],
-        "all": counts["all"],
-        "trainable": counts["trainable"],
+        "macs_kept_fraction": average(lambda r: r.budget.macs.kept_fraction, FRACTION_DECIMALS),
+        "extra_parameters_fraction": round(counts.gates / counts.all, FRACTION_DECIMALS + 2),
+        "gated_weights": counts.gated,
+        "all": counts.all,
+        "trainable": counts.trainable,
         "start_perplexity": average(lambda r: r.start.perplexity, SCORE_DECIMALS),
         "loss": average(lambda r: r.final.loss, FRACTION_DECIMALS),
         "perplexity": average(lambda r: r.final.perplexity, SCORE_DECIMALS),

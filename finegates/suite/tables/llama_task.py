@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean
@@ -11,9 +11,6 @@ from finegates.suite.tables.captions import table_caption, task_title
 from finegates.suite.tables.llama_rows import group_starts, typed_frame
 from finegates.suite.tables.render import Table, number, percent
 from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS, target_sparsity
-
-if TYPE_CHECKING:
-    pass
 
 
 def llama_task_table(
@@ -83,28 +80,28 @@ def _task_row(task: str, method: str, found: list[Record]) -> dict[str, Any]:
         return round(mean(map(value, found)), decimals) + 0.0
 
     def part(name: str) -> Callable[[Record], float]:
-        return lambda r: r.budget["removed_weights"] / r.budget["parameters"][name]
+        return lambda r: r.budget.removed_weights / getattr(r.budget.parameters, name)
 
-    first = found[0].budget["parameters"]
+    first = found[0].budget.parameters
     # Without gates nothing is gated: the denominator is unknown, and nothing was removed.
-    gated = first["gated"] or None
+    gated = first.gated or None
     return {
         "tier": found[0].tier,
         "task": task,
         "method": method,
-        "title": found[0].config["title"],
+        "title": found[0].config.title,
         "seeds": len(found),
         "score": average(lambda r: r.last.score, SCORE_DECIMALS),
         "target": target_sparsity(found[0]),
         "realised_sparsity": average(lambda r: r.realised_sparsity, FRACTION_DECIMALS),
-        "removed_weights": average(lambda r: r.budget["removed_weights"], 0),
+        "removed_weights": average(lambda r: r.budget.removed_weights, 0),
         "removed_of_gated": average(part("gated"), FRACTION_DECIMALS) if gated else None,
         "removed_of_encoder": average(part("encoder"), FRACTION_DECIMALS),
         "removed_of_all": average(part("all"), FRACTION_DECIMALS),
         "gated_weights": gated,
-        "encoder": first["encoder"],
-        "all": first["all"],
-        "trainable": average(lambda r: r.budget["parameters"]["trainable"], 0),
+        "encoder": first.encoder,
+        "all": first.all,
+        "trainable": average(lambda r: r.budget.parameters.trainable, 0),
         "compact_max_abs_logit_difference": None
         if found[0].compact is None
         else max(r.compact.max_abs_logit_difference for r in found if r.compact is not None),

@@ -94,12 +94,12 @@ def _row(method: str, runs: Sequence[Record], times: Mapping[str, float]) -> dic
     removed = [run.compact.score - run.last.score for run in runs if run.compact is not None]
     row = {
         "method": method,
-        "title": runs[0].config["title"],
+        "title": runs[0].config.title,
         "runs": len(runs),
         "score": mean(run.last.score for run in runs),
         "trained": mean(map(_trained, runs)),
         "added": mean(map(_added, runs)),
-        "macs": mean(run.budget["macs"]["kept"] / run.budget["macs"]["dense"] for run in runs),
+        "macs": mean(run.budget.macs.kept_fraction for run in runs),
         "time": times.get(method),
         "zeros": zeros,
         "structured": in_rows / zeros if zeros else None,
@@ -118,18 +118,18 @@ def _row(method: str, runs: Sequence[Record], times: Mapping[str, float]) -> dic
 
 def _zeros(run: Record) -> float:
     """Fraction of the weights of the layers that gates go on that are zero."""
-    masked: float | None = run.budget.get("masked_fraction")
+    masked = run.budget.masked_fraction
     return run.realised_sparsity if masked is None else masked
 
 
 def _trained(run: Record) -> float:
-    parameters = run.budget["parameters"]
-    return float((parameters["trainable"] - parameters["head"]) / parameters["all"])
+    parameters = run.budget.parameters
+    return (parameters.trainable - parameters.head) / parameters.all
 
 
 def _added(run: Record) -> float:
     """Parameters of the deployed model less those of the dense one, relative to these."""
-    whole: int = run.budget["parameters"]["all"]
+    whole = run.budget.parameters.all
     return (run.compact.parameters - whole) / whole if run.compact is not None else 0.0
 
 

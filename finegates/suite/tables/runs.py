@@ -85,13 +85,13 @@ def durations_table(
 
 
 def _row(record: Record) -> dict[str, Any]:
-    parameters, macs = record.budget["parameters"], record.budget["macs"]
+    parameters, macs = record.budget.parameters, record.budget.macs
     gates, compact = record.last.gates, record.compact
     return {
         "tier": record.tier,
         "task": record.task,
         "method": record.method,
-        "title": record.config["title"],
+        "title": record.config.title,
         "seed": record.seed,
         "last_score": _rounded(record.last.score, SCORE_DECIMALS),
         "last_epoch": record.last.epoch,
@@ -103,19 +103,19 @@ def _row(record: Record) -> dict[str, Any]:
         "gates_half_open": _rounded(gates and gates.half_open, FRACTION_DECIMALS),
         "gates_open": _rounded(gates and gates.open, FRACTION_DECIMALS),
         "gates_reopened": _rounded(gates and gates.reopened, FRACTION_DECIMALS),
-        "train_rows": record.data["train_rows"],
-        "validation_rows": record.data["validation_rows"],
-        "parameters": parameters["all"],
-        "encoder_parameters": parameters["encoder"],
-        "gated_parameters": parameters["gated"],
-        "removed_weights": record.budget["removed_weights"],
-        "trainable_parameters": parameters["trainable"],
-        "head_parameters": parameters["head"],
-        "macs_batch": record.budget["macs_batch"],
-        "macs_length": record.budget["macs_length"],
-        "encoder_macs_dense": macs["dense"],
-        "encoder_macs_kept": macs["kept"],
-        "macs_kept_fraction": _rounded(macs["kept"] / macs["dense"], FRACTION_DECIMALS),
+        "train_rows": record.data.train_rows,
+        "validation_rows": record.data.validation_rows,
+        "parameters": parameters.all,
+        "encoder_parameters": parameters.encoder,
+        "gated_parameters": parameters.gated,
+        "removed_weights": record.budget.removed_weights,
+        "trainable_parameters": parameters.trainable,
+        "head_parameters": parameters.head,
+        "macs_batch": record.budget.macs_batch,
+        "macs_length": record.budget.macs_length,
+        "encoder_macs_dense": macs.dense,
+        "encoder_macs_kept": macs.kept,
+        "macs_kept_fraction": _rounded(macs.kept_fraction, FRACTION_DECIMALS),
         "compact_score": _rounded(compact and compact.score, SCORE_DECIMALS),
         "compact_max_abs_logit_difference": compact.max_abs_logit_difference if compact else None,
         "compact_parameters": compact.parameters if compact else None,
@@ -125,8 +125,8 @@ def _row(record: Record) -> dict[str, Any]:
 
 def target_sparsity(record: Record) -> float | None:
     """The sparsity that the run's penalty asked for; None for a method without gates."""
-    gates = record.config.get("gates")
-    return None if gates is None else _rounded(gates["target"], FRACTION_DECIMALS)
+    gates = record.config.gates
+    return None if gates is None else _rounded(gates.target, FRACTION_DECIMALS)
 
 
 def _rounded(value: Any, decimals: int) -> float | None:

@@ -77,7 +77,7 @@ def shared_rows(
             {
                 "tier": tier.tier,
                 "method": label,
-                "title": records[task].config["title"],
+                "title": records[task].config.title,
                 "task": task,
                 "seed": seed,
                 "shared_score": round(found, SCORE_DECIMALS) + 0.0,

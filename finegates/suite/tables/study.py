@@ -104,9 +104,10 @@ def study_rows(
         if method != study.methods[0]:
             found = summarise_differences(_scores(table, method, tasks), first)
         interval = found.interval if found else None
+        config = runs[0].config.model_dump() if runs else {}
         row |= {
-            "x": setting(runs[0].config, study.vary) if runs else None,
-            "line": setting(runs[0].config, study.lines) if runs else None,
+            "x": setting(config, study.vary),
+            "line": setting(config, study.lines),
             "difference": _rounded(found and found.mean, SCORE_DECIMALS),
             "difference_low": _rounded(interval and interval.low, SCORE_DECIMALS),
             "difference_high": _rounded(interval and interval.high, SCORE_DECIMALS),

@@ -8,14 +8,15 @@ when these change.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from finegates.suite.config.llama import CausalModel, TextSource
 from finegates.suite.config.llama_runs import Run, study, title_of
 from finegates.suite.config.section import source_kind
 from finegates.suite.config.tier import DataSource, ModelSource, Tier
-from finegates.suite.runs.llama_record import CausalRecord
-from finegates.suite.runs.record import Record
+from finegates.suite.runs.llama_record import CausalRecord, Text
+from finegates.suite.runs.record import Record, TaskTables
+from finegates.suite.runs.run_record import Model
 
 Words = dict[str, Any]
 
@@ -52,11 +53,12 @@ def reworded(records: Iterable[Record], words: Mapping[str, Any]) -> list[Record
     return [
         record.model_copy(
             update={
-                "config": {
-                    **record.config,
-                    "title": words["titles"].get(record.method, record.config.get("title")),
-                    "tier_description": words["description"],
-                },
+                "config": record.config.model_copy(
+                    update={
+                        "title": words["titles"].get(record.method, record.config.title),
+                        "tier_description": words["description"],
+                    }
+                ),
                 "model": _renamed(record.model, words["model"]),
                 "data": _renamed(record.data, words["data"]),
             }
@@ -71,7 +73,7 @@ def text_reworded(records: Sequence[CausalRecord], words: Mapping[str, Any]) -> 
     for record in records:
         update: dict[str, Any] = {
             "title": words["titles"].get(record.method, record.title),
-            "config": {**record.config, "tier_description": words["description"]},
+            "config": record.config.model_copy(update={"tier_description": words["description"]}),
             "data": _renamed(record.data, words["data"]),
         }
         # A model that is trained from random weights is called by its size, which is in the path.
@@ -85,8 +87,11 @@ def _named(source: ModelSource | DataSource | CausalModel | TextSource) -> dict[
     return {"name": source.name, "source": source_kind(source), "revision": source.revision}
 
 
-def _renamed(described: Mapping[str, Any], words: Mapping[str, str | None]) -> dict[str, Any]:
+_Described = TypeVar("_Described", Model, TaskTables, Text)
+
+
+def _renamed(described: _Described, words: Mapping[str, str | None]) -> _Described:
     """The entry with the name of the words, where both are of one source and revision."""
-    if any(described.get(key) != words[key] for key in ("source", "revision")):
-        return dict(described)
-    return {**described, "name": words["name"]}
+    if (described.source, described.revision) != (words["source"], words["revision"]):
+        return described
+    return described.model_copy(update={"name": words["name"]})

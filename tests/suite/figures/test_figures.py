@@ -26,9 +26,9 @@ def test_the_tradeoff_has_points_for_pruned_runs_and_lines_for_dense_ones():
 def test_the_tradeoff_can_be_against_the_macs_that_went():
     records = make_study()
     frame = tradeoff_frame(records, METHODS, TASKS)
-    macs = next(r for r in records if r.method == "gates").budget["macs"]
+    macs = next(r for r in records if r.method == "gates").budget.macs
     removed = frame[frame["kind"] == "pruned"]["macs_removed"]
-    assert removed.tolist() == pytest.approx([1 - macs["kept"] / macs["dense"]] * 3, abs=1e-4)
+    assert removed.tolist() == pytest.approx([1 - macs.kept / macs.dense] * 3, abs=1e-4)
     axis = draw_tradeoff(frame, against="macs_removed").axes[0]
     assert axis.collections[-1].get_offsets()[0, 0] == pytest.approx(100 * removed.iloc[0])
 

@@ -144,12 +144,12 @@ def test_a_gated_llama_is_fine_tuned_on_a_task_and_counted_by_every_denominator(
     tier = task_tier(causal_tier(folder))
     data = TaskData(tier, "cola", load_tokenizer(tier))
     record = finetune(tier, data, "gates", 0, progress=False)
-    counts = record.budget["parameters"]
-    assert counts["gated"] < counts["encoder"] < counts["all"]
-    assert record.budget["removed_weights"] > 0
-    assert counts["trainable"] == counts["gates"] + counts["head"]
+    counts = record.budget.parameters
+    assert counts.gated < counts.encoder < counts.all
+    assert record.budget.removed_weights > 0
+    assert counts.trainable == counts.gates + counts.head
     assert record.compact.max_abs_logit_difference < 1e-5
-    assert record.config["tier_description"] == "tiny Llama for tests"
+    assert record.config.tier_description == "tiny Llama for tests"
 
 
 def test_without_the_experiment_there_is_no_task_tier(folder):

@@ -50,8 +50,8 @@ def test_two_processes_agree_with_one(tmp_path, method):
         records.append(read_causal_record(record))
         assert not list((results / "llama" / "checkpoints").rglob("checkpoint-*"))
     one, two = records
-    assert one.config["training"]["processes"] == 1
-    assert two.config["training"]["processes"] == 2
+    assert one.config.training.processes == 1
+    assert two.config.training.processes == 2
     # Sums are taken in another order: float32's rounding, grown over eight steps.
     assert two.final.loss == pytest.approx(one.final.loss, rel=1e-5)
     assert two.closed == one.closed
@@ -94,8 +94,8 @@ def test_two_nodes_of_one_process_agree_with_one(tmp_path, monkeypatch):
         records.append(read_causal_record(record))
     assert (tmp_path / "started").read_text().strip() == "2"
     one, two = records
-    assert (one.config["training"]["nodes"], two.config["training"]["nodes"]) == (1, 2)
-    assert two.config["training"]["processes"] == 2
+    assert (one.config.training.nodes, two.config.training.nodes) == (1, 2)
+    assert two.config.training.processes == 2
     assert two.final.loss == pytest.approx(one.final.loss, rel=1e-5)
     assert two.closed == one.closed
 

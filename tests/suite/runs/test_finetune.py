@@ -43,10 +43,10 @@ def test_a_record_holds_what_tables_ask_for(gated, tmp_path):
     assert [e.epoch for e in gated.epochs] == [1, 2]
     assert gated.last == gated.epochs[-1]
     assert gated.best.score == max(e.score for e in gated.epochs)
-    assert gated.budget["parameters"]["trainable"] > gated.budget["parameters"]["gates"] > 0
-    assert gated.data["train_rows"] == 48
-    assert len(gated.data["splits"]["train"]["sha256"]) == 64
-    assert gated.model["sha256"]
+    assert gated.budget.parameters.trainable > gated.budget.parameters.gates > 0
+    assert gated.data.train_rows == 48
+    assert len(gated.data.splits["train"].sha256) == 64
+    assert gated.model.sha256
     assert gated.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert all(v >= 0 for v in gated.timing.values())
     write_record(gated, tmp_path / "r.json")
@@ -56,9 +56,9 @@ def test_a_record_holds_what_tables_ask_for(gated, tmp_path):
 def test_the_compact_model_scores_as_the_gated_one_and_is_smaller(gated):
     assert gated.realised_sparsity == gated.last.gates.realised_sparsity > 0
     assert gated.compact.max_abs_logit_difference < 1e-5
-    assert gated.compact.parameters < gated.model["parameters"]
-    assert gated.compact.encoder_macs == gated.budget["macs"]["kept"]
-    assert gated.budget["macs"]["kept"] < gated.budget["macs"]["dense"]
+    assert gated.compact.parameters < gated.model.parameters
+    assert gated.compact.encoder_macs == gated.budget.macs.kept
+    assert gated.budget.macs.kept < gated.budget.macs.dense
 
 
 def test_the_same_run_gives_the_same_record_but_for_times(tier, data, gated):
@@ -172,9 +172,9 @@ def test_shared_gates_can_keep_the_macs_of_another_run(folder, data, gated):
     }
     tier = tiny_tier(folder, methods=methods)
     record = finetune(tier, data["cola"], "same", 0, matched=gated, progress=False)
-    removed = 1 - gated.budget["macs"]["kept"] / gated.budget["macs"]["dense"]
-    assert record.config["gates"]["target"] == removed
-    assert record.config["gates"]["match"] == "gates"
+    removed = 1 - gated.budget.macs.kept / gated.budget.macs.dense
+    assert record.config.gates.target == removed
+    assert record.config.gates.match == "gates"
     with pytest.raises(ValueError, match="needs the record of 'gates'"):
         finetune(tier, data["cola"], "same", 0, progress=False)
 
@@ -205,10 +205,10 @@ def test_shared_gates_end_closed_or_open_at_the_asked_cost(tier, data, method):
     record = finetune(tier, data["cola"], method, 0, progress=False)
     target = tier.methods[method].gates.target
     assert record.last.gates.half_open == 0.0
-    counted = record.budget["parameters"]
+    counted = record.budget.parameters
     assert counted["trainable"] > counted["gates"] + counted["head"], "they were trained, then rest"
     assert record.last.gates.closed + record.last.gates.open == 1.0
     # At this tiny size a dimension of a head is many points.
-    kept = record.compact.encoder_macs / record.budget["macs"]["dense"]
+    kept = record.compact.encoder_macs / record.budget.macs.dense
     assert abs(kept - (1 - target)) < 0.2
     assert record.compact.max_abs_logit_difference < 1e-4

@@ -33,10 +33,10 @@ from finegates.suite.runs.llama_record import (
     CausalRecord,
     read_causal_record,
     read_causal_records,
-    write_causal_record,
 )
 from finegates.suite.runs.llama_trainer import CausalTrainer, CheckpointError, last_checkpoint
 from finegates.suite.runs.perplexity import greedy_tokens, held_out_prediction
+from finegates.suite.runs.record import write_record
 from finegates.suite.runs.signed import RecordError
 from finegates.suite.runs.train_llama import checkpoint_folder, prune_runs, train_run
 from finegates.training.micro_batches import StepCut
@@ -105,8 +105,8 @@ def test_posttraining_trains_gates_and_nothing_else(folder, tmp_path, monkeypatc
         assert kept.grad is None
         assert not kept.requires_grad
     moved = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    assert record.budget["parameters"]["trainable"] == sum(p.numel() for p in moved)
-    assert record.budget["parameters"]["gates"] == record.budget["parameters"]["trainable"]
+    assert record.budget.parameters.trainable == sum(p.numel() for p in moved)
+    assert record.budget.parameters.gates == record.budget.parameters.trainable
     assert set(trainer.optimizer.state) == set(moved)
     assert record.start.loss != record.final.loss
     assert [point.step for point in record.curve] == [2, 4, 6, 8]
@@ -121,7 +121,7 @@ def test_random_biases_change_the_model_before_any_training(folder):
     dense = prune_runs(tier, [(pruning_runs(tier)[0], None)])[0]
     assert plain.start.loss == pytest.approx(dense.final.loss, rel=1e-6)
     assert abs(biased.start.loss - plain.start.loss) > 1e-5
-    assert biased.budget["parameters"]["biases"] > 0 == plain.budget["parameters"]["biases"]
+    assert biased.budget.parameters.biases > 0 == plain.budget.parameters.biases
     assert biased.compact.perplexity_difference < 1e-5
 
 
@@ -244,8 +244,8 @@ def test_dense_and_gated_pretraining_share_start_and_tokens(folder, tmp_path, mo
     assert len(seen["dense"]) == 8
     assert dense.final.loss < dense.start.loss
     assert "model.layers.0.mlp.down_proj" not in gated.closed
-    counts = gated.budget["parameters"]
-    assert counts["trainable"] == counts["all"] + counts["gates"]
+    counts = gated.budget.parameters
+    assert counts.trainable == counts.all + counts.gates
     # What they leave behind loads: a stock model, and a compact one.
     source = CausalModel(name="tiny", dense="tiny")
     model, _ = load_causal(source, tier.results)
@@ -297,7 +297,7 @@ def test_the_penalty_counts_once_however_a_batch_is_cut(folder, tmp_path, monkey
 def test_bfloat16_trains_and_its_record_is_measured_in_float32(folder, tmp_path):
     tier = causal_tier(folder, precision="bfloat16").model_copy(update={"results": str(tmp_path)})
     record = trained(tier, GATES)
-    assert record.config["training"]["precision"] == "bfloat16"
+    assert record.config.training.precision == "bfloat16"
     assert record.compact.perplexity_difference < 1e-5
 
 
@@ -390,9 +390,9 @@ def test_a_finished_run_is_written_and_its_checkpoints_go(folder, tmp_path, monk
     path = GATES.record(tier.results)
     train_and_write({}, path, "digest")
     record = read_causal_record(path)
-    assert record.code["digest"] == "digest"
+    assert record.code.digest == "digest"
     assert not checkpoint_folder(tier, GATES).exists()
-    write_causal_record(record, tmp_path / "copy.json")
+    write_record(record, tmp_path / "copy.json")
     assert read_causal_records([tmp_path / "copy.json"]) == [record]
 
 
@@ -413,10 +413,10 @@ def test_damaged_records_are_refused(tmp_path):
 
 def test_a_curve_goes_forward(folder, tmp_path):
     record = trained(causal_tier(folder), GATES)
-    write_causal_record(record, tmp_path / "r.json")
+    write_record(record, tmp_path / "r.json")
     assert read_causal_record(tmp_path / "r.json") == record
     backward = record.model_copy(update={"curve": record.curve[::-1]})
-    write_causal_record(backward, tmp_path / "r.json")
+    write_record(backward, tmp_path / "r.json")
     with pytest.raises(RecordError, match="steps of the curve do not increase"):
         read_causal_record(tmp_path / "r.json")
 

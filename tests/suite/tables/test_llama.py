@@ -53,17 +53,18 @@ def test_captions_say_what_the_text_and_the_models_are():
     assert "train [official-subset: some]" in caption
     assert "30 steps of 4 x 16 tokens" in caption
     assert "One seed (0)." in caption
-    data = {"name": "generated", "source": "generated", "revision": None}
-    model = {**POSTTRAINING[0].model, "source": "random weights", "sha256": None}
-    hardware = {"cpu": "Other", "threads": 2, "gpu": "H200"}
+    first = POSTTRAINING[0]
+    data = first.data.model_copy(update={"name": "generated", "source": "generated"})
+    model = first.model.model_copy(update={"source": "random weights", "sha256": None})
+    hardware = first.hardware.model_copy(update={"cpu": "Other", "threads": 2, "gpu": "H200"})
     made = make_causal_record(data=data, model=model, hardware=hardware, seed=1)
     caption = causal_caption("Lead.", [made, make_causal_record()])
     assert "synthetic: generated sentences, not English" in caption
     assert "trained here from random weights" in caption
     assert "Seeds 0, 1." in caption
     assert "Other, 2 threads, H200" in caption
-    hub = {**data, "source": "hub", "revision": "c" * 40}
-    dense = {**model, "source": "dense", "revision": "d" * 40}
+    hub = data.model_copy(update={"source": "hub", "revision": "c" * 40})
+    dense = model.model_copy(update={"source": "dense", "revision": "d" * 40})
     caption = causal_caption("Lead.", [make_causal_record(data=hub, model=dense)])
     assert "revision cccccccccccc" in caption
     assert "pretrained here, revision dddddddddddd" in caption
@@ -116,7 +117,7 @@ def test_parameters_removed_are_given_by_every_denominator():
     assert gates["removed_of_gated"] == pytest.approx(0.25)
     assert gates["removed_of_encoder"] == pytest.approx(0.2)
     assert gates["removed_of_all"] == pytest.approx(
-        20_000 / records[1].budget["parameters"]["all"], abs=1e-6
+        20_000 / records[1].budget.parameters.all, abs=1e-6
     )
     assert 0 < gates["removed_of_all"] < gates["removed_of_encoder"] < gates["removed_of_gated"]
 

@@ -120,7 +120,9 @@ def inference_tables(tier: Tier, folder: Path) -> Made:
     shapes = [folder / "timing" / "inference" / s.label for s in tier.inference_benchmarks]
     if not shapes:
         return
-    machine = joined_machine([json.loads(s.with_name(f"{s.name}.json").read_text()) for s in shapes])
+    machine = joined_machine(
+        [json.loads(s.with_name(f"{s.name}.json").read_text()) for s in shapes]
+    )
     frames = [pd.read_csv(s.with_name(f"{s.name}.csv")) for s in shapes]
     frame = pd.concat(frames, ignore_index=True)
     repeats = sorted({shape.repeats for shape in tier.inference_benchmarks})

@@ -83,13 +83,13 @@ def test_gates_that_are_held_stay_as_the_first_adaptation_left_them(tier, data, 
     assert held.closed == first[0].closed
     assert all(e.gates.histogram == first[0].last.gates.histogram for e in held.epochs)
     assert all(e.gates.penalty is None for e in held.epochs)
-    assert held.budget["parameters"]["trainable"] < first[0].budget["parameters"]["trainable"]
+    assert held.budget.parameters.trainable < first[0].budget.parameters.trainable
 
 
 def test_with_the_weights_trained_too_the_closed_stay_closed(tier, data, first):
     weights = run_on(tier, data, first, "weights")
     assert weights.closed == first[0].closed
-    assert weights.budget["parameters"]["trainable"] > 0.9 * weights.model["parameters"]
+    assert weights.budget.parameters.trainable > 0.9 * weights.model.parameters
     assert weights.compact.max_abs_logit_difference < 1e-4
 
 
@@ -108,9 +108,9 @@ def test_training_on_starts_where_the_first_run_ended(tier, data, first, folder)
 
 def test_a_mask_ends_with_half_of_the_weights_and_no_rows_removed(tier, data):
     record = finetune(tier, data["cola"], "mask", 0, progress=False)
-    assert record.budget["masked_fraction"] == 0.5
+    assert record.budget.masked_fraction == 0.5
     assert record.realised_sparsity == 0.0
-    assert record.budget["macs"]["kept"] == record.budget["macs"]["dense"]
+    assert record.budget.macs.kept == record.budget.macs.dense
 
 
 def test_what_is_deployed_computes_what_the_run_trained(tier, data, first, folder):
@@ -201,8 +201,8 @@ def test_a_study_is_drawn_from_its_table_alone_with_the_same_bytes(tmp_path, var
 
 
 def test_properties_are_means_of_the_runs_and_blank_where_they_do_not_apply():
-    masked = [make_record(method="mask", target=None, seed=0)]
-    masked[0].budget["masked_fraction"] = 0.5
+    budget = make_record(target=None).budget.model_copy(update={"masked_fraction": 0.5})
+    masked = [make_record(method="mask", target=None, seed=0, budget=budget)]
     gated = records_of("gates", {0: 60.0, 1: 70.0}, realised_sparsity=0.25)
     table = properties_table(["mask", "gates"], masked + gated, ["cola"], {"gates": 0.8})
     mask, gates = table.numbers.to_dict("records")

@@ -13,25 +13,25 @@ from support.tier import tiny_tier
 
 def test_a_record_takes_the_words_of_the_configuration_and_keeps_its_results(tmp_path):
     tier = tiny_tier(tmp_path)
-    model = {**make_record().model, "source": "path"}
+    model = make_record().model.model_copy(update={"source": "path"})
     record = make_record(method="gates", title="Old title", model=model)
     (found,) = reworded([record], words_of(tier, ["gates"]))
-    assert found.config["title"] == tier.methods["gates"].title
-    assert found.config["tier_description"] == "tiny files for tests"
-    assert (found.model["name"], found.data["name"]) == ("tiny", "tiny")
+    assert found.config.title == tier.methods["gates"].title
+    assert found.config.tier_description == "tiny files for tests"
+    assert (found.model.name, found.data.name) == ("tiny", "tiny")
     same = found.model_copy(
         update={key: getattr(record, key) for key in ("config", "model", "data")}
     )
     assert same == record
-    assert record.config["title"] == "Old title"
+    assert record.config.title == "Old title"
 
 
 @pytest.mark.parametrize("other", [{"source": "path", "revision": "0" * 40}, {"source": "hub"}])
 def test_a_model_of_another_source_or_revision_keeps_its_name(tmp_path, other):
     tier = tiny_tier(tmp_path)
-    model = {**make_record().model, "name": "the other", **other}
+    model = make_record().model.model_copy(update={"name": "the other", **other})
     (found,) = reworded([make_record(model=model)], words_of(tier, ["gates"]))
-    assert found.model["name"] == "the other"
+    assert found.model.name == "the other"
 
 
 def test_unchanged_words_leave_a_record_as_it_is(tmp_path):
@@ -52,9 +52,9 @@ def test_records_on_text_take_the_words_of_the_configuration(tmp_path):
     ]
     posttrained, pretrained = text_reworded(records, words)
     assert [posttrained.title, pretrained.title] == ["Gates", "Gates"]
-    assert posttrained.model["name"] == "tiny Llama"
-    assert pretrained.model["name"] == records[1].model["name"]
-    assert {r.config["tier_description"] for r in (posttrained, pretrained)} == {
+    assert posttrained.model.name == "tiny Llama"
+    assert pretrained.model.name == records[1].model.name
+    assert {r.config.tier_description for r in (posttrained, pretrained)} == {
         "tiny Llama for tests"
     }
-    assert {r.data["name"] for r in (posttrained, pretrained)} == {"tiny"}
+    assert {r.data.name for r in (posttrained, pretrained)} == {"tiny"}
