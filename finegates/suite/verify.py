@@ -13,6 +13,7 @@ from pathlib import Path
 
 from finegates.suite.config.load import ConfigError, configured_tier
 from finegates.suite.jobs.seals import damaged
+from finegates.suite.runs.predictions import checked_predictions
 from finegates.suite.runs.signed import UNSIGNED_VERSION, RecordError, signed_values
 
 SKEW_S = 60
@@ -33,6 +34,7 @@ def verify(results: str | Path) -> tuple[str, list[str]]:
     for path in sorted(Path(results).rglob("runs/**/seed*.json")):
         try:
             version = signed_values(path)["format_version"]
+            checked_predictions(path)
         except RecordError as error:
             messages.append(str(error))
             continue

@@ -271,6 +271,11 @@ if LLAMA.on_task:
             predecessors=llama_predecessors,
         output:
             records=(outputs_of_task(TASK_RUN, list(ON_TASK.methods)) if PER_TASK else TASK_RUN),
+            predicted=(
+                outputs_of_task(TASK_PREDICTED, list(ON_TASK.methods))
+                if PER_TASK
+                else TASK_PREDICTED
+            ),
         log:
             (
                 f"{RESULTS}/logs/finetune_llama/{{task}}.log"

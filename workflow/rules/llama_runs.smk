@@ -24,6 +24,7 @@ LLAMA_RECORDS = [*PRETRAINING, *POSTTRAINING, *PRUNING]
 if LLAMA.on_task:
     ON_TASK = task_tier(TIER)
     TASK_RUN = f"{L}/runs/task/{{task}}/{{method}}/seed{{seed}}.json"
+    TASK_PREDICTED = f"{L}/runs/task/{{task}}/{{method}}/seed{{seed}}.predictions.parquet"
     TASK_RECORDS = expand(
         TASK_RUN, task=ON_TASK.tasks, method=list(ON_TASK.methods), seed=TIER.seeds
     )

@@ -3,6 +3,9 @@
 PER_TASK = TIER.runs_per_process == "task"
 RUN = f"{RESULTS}/runs/{{task}}/{{method}}/seed{{seed}}.json"
 
+# Its predictions of every validation row.
+PREDICTED = f"{RESULTS}/runs/{{task}}/{{method}}/seed{{seed}}.predictions.parquet"
+
 # What a run trained, for runs that start from it, for timing, for the shared encoder.
 TRAINED = f"{RESULTS}/models/trained/{{task}}/{{method}}/seed{{seed}}.safetensors"
 KEPT = TIER.kept

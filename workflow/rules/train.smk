@@ -9,6 +9,7 @@ rule finetune:
         predecessors=predecessors,
     output:
         records=outputs_of_task(RUN, METHODS) if PER_TASK else RUN,
+        predicted=outputs_of_task(PREDICTED, METHODS) if PER_TASK else PREDICTED,
         trained=(outputs_of_task(TRAINED, [m for m in METHODS if m in KEPT]) if PER_TASK else []),
     log:
         (
@@ -42,6 +43,7 @@ if KEPT and not PER_TASK:
     use rule finetune as finetune_kept with:
         output:
             records=RUN,
+            predicted=PREDICTED,
             trained=TRAINED,
         wildcard_constraints:
             method="|".join(map(re.escape, KEPT)),
@@ -71,6 +73,7 @@ if TIER.studies and PER_TASK:
             predecessors=lambda wildcards: needed(STUDIED, wildcards.task, wildcards.seed),
         output:
             records=expand(RUN, method=STUDIED, allow_missing=True),
+            predicted=expand(PREDICTED, method=STUDIED, allow_missing=True),
             trained=expand(TRAINED, method=[m for m in STUDIED if m in KEPT], allow_missing=True),
         log:
             f"{RESULTS}/logs/finetune/studied/{{task}}_seed{{seed}}.log",
@@ -89,6 +92,7 @@ if TIER.studies and PER_TASK:
         use rule finetune as finetune_again with:
             output:
                 records=expand(RUN, method=STUDIED_AGAIN, allow_missing=True),
+                predicted=expand(PREDICTED, method=STUDIED_AGAIN, allow_missing=True),
                 trained=expand(
                     TRAINED, method=[m for m in STUDIED_AGAIN if m in KEPT], allow_missing=True
                 ),

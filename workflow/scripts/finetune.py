@@ -11,6 +11,7 @@ with running(job):
     from finegates.suite.config.llama_task import task_tier
     from finegates.suite.config.load import configured_tier
     from finegates.suite.runs.finetune import TaskData, finetune, load_tokenizer
+    from finegates.suite.runs.predictions import predictions_path
     from finegates.suite.runs.record import read_record, write_record
 
     tier = configured_tier(job.config)
@@ -36,6 +37,7 @@ with running(job):
             matched=read_record(files[method.matched, path.name]) if method.matched else None,
             start=files[method.start, kept] if method.start else None,
             keep=files.get((label, kept)),
+            predictions=predictions_path(path),
             code_digest=job.params.code,
             startup_s=startup / len(outputs),
         )

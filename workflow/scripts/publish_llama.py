@@ -9,6 +9,7 @@ job = snakemake
 with running(job, sealed=False):
     from finegates.suite.config.load import configured_tier
     from finegates.suite.runs.llama_record import read_causal_record
+    from finegates.suite.runs.predictions import checked_predictions
     from finegates.suite.runs.record import read_record
 
     tier = configured_tier(job.config)
@@ -16,12 +17,14 @@ with running(job, sealed=False):
     for record in map(Path, job.input.records):
         # Refuses to publish what does not fit the schema.
         (read_record if "task" in record.relative_to(source).parts else read_causal_record)(record)
+    predicted = filter(None, map(checked_predictions, job.input.records))
     aside = target.with_name(f".{target.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
-    for path in dict.fromkeys(map(Path, job.input)):
+    files = dict.fromkeys(map(Path, [*job.input, *predicted]))
+    for path in files:
         copy = aside / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
-    print(f"published {len(set(job.input))} files to {target}")
+    print(f"published {len(files)} files to {target}")

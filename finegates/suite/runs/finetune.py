@@ -47,6 +47,7 @@ from finegates.suite.models.sources import (
 )
 from finegates.suite.runs.machine import code_version, hardware, package_versions, peak_memory_mib
 from finegates.suite.runs.metrics import GlueMetric, predictions_from_logits, score
+from finegates.suite.runs.predictions import write_predictions
 from finegates.suite.runs.record import CompactResult, Epoch, GateSummary, Record
 from finegates.suite.runs.run_record import measured_budget
 from finegates.suite.runs.step_timer import StepTimer
@@ -64,7 +65,8 @@ class TaskData:
         task: GLUE's name.
         train: rows of token ids and label, in the source's order.
         validation: the same, longest first, so that evaluation batches hold little padding.
-        labels: of the validation rows, in their order.
+        places: of the validation rows in the source's order, shape (rows,).
+        labels: of the validation rows, in their order, shape (rows,).
         rows: rows used, by split.
     """
 
@@ -72,9 +74,10 @@ class TaskData:
         self.task = task
         self.tokenizer = tokenizer
         self.train = self._encode(tier, "train")
-        self.validation = sorted(
-            self._encode(tier, "validation"), key=lambda row: -len(row["input_ids"])
-        )
+        found = self._encode(tier, "validation")
+        order = sorted(range(len(found)), key=lambda place: -len(found[place]["input_ids"]))
+        self.validation = [found[place] for place in order]
+        self.places = np.asarray(order)
         self.labels = np.asarray([row["labels"] for row in self.validation])
         self.rows = {"train": len(self.train), "validation": len(self.validation)}
 
@@ -98,6 +101,7 @@ def finetune(
     matched: Record | None = None,
     start: str | Path | None = None,
     keep: str | Path | None = None,
+    predictions: str | Path | None = None,
     root: Path = Path(),
     code_digest: str | None = None,
     startup_s: float = 0.0,
@@ -117,6 +121,8 @@ def finetune(
             one with shared gates its MACs.
         start: what an earlier run kept: the weights of a teacher, or the gates to go on with.
         keep: where to write what was trained (safetensors), see :func:`write_trained`.
+        predictions: where to write the predictions of the last and the best epoch, see
+            :func:`finegates.suite.runs.predictions.write_predictions`.
         root: the repository, for the commit in the record.
         code_digest: digest of the source files behind the run, for the record.
         startup_s: start-up time of the process that is this run's share, seconds.
@@ -154,12 +160,14 @@ def finetune(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     metric = GlueMetric(data.task)
+    evaluated: list[np.ndarray] = []
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = (
             np.asarray(given[0] if isinstance(given, tuple) else given)
             for given in (prediction.predictions, prediction.label_ids)
         )
+        evaluated.append(logits)
         return _metrics(data.task, metric, logits, labels)
 
     timer = StepTimer()
@@ -184,6 +192,12 @@ def finetune(
     # Without the trainer's autocast: in float32, gated and compact differ by compaction alone.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     epochs = _epochs(data.task, trainer)
+    best = max(epochs, key=lambda epoch: epoch.score)
+    written = None
+    if predictions is not None:
+        logits_of = dict(zip((epoch.epoch for epoch in epochs), evaluated, strict=True))
+        chosen = {"last": logits_of[epochs[-1].epoch], "best": logits_of[best.epoch]}
+        written = write_predictions(predictions, data.task, data.places, data.labels, chosen)
     if keep is not None:
         write_trained(model, keep, whole=method.trains_all)
     if method.mask is not None:
@@ -223,11 +237,12 @@ def finetune(
         hardware=hardware(tier.threads),
         epochs=epochs,
         last=epochs[-1],
-        best=max(epochs, key=lambda epoch: epoch.score),
+        best=best,
         budget=counted,
         realised_sparsity=counted.realised_sparsity,
         closed=closed_counts(model),  # type: ignore[arg-type]
         compact=shrunk,
+        predictions=written,
         timing={
             "wall_s": time.perf_counter() - began,
             "train_s": train_s,

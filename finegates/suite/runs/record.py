@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from finegates.suite.config.section import Count, Fraction, Section
 from finegates.suite.config.tasks import task_named
+from finegates.suite.runs.predictions import Predictions
 from finegates.suite.runs.run_record import Quoted, RunRecord
 from finegates.suite.runs.signed import read_signed, write_signed
 
@@ -123,7 +124,10 @@ class RunConfig(Quoted):
 
 
 class Record(RunRecord):
-    """One run on a task of GLUE; MACs at ``budget.macs_batch`` x ``budget.macs_length``."""
+    """One run on a task of GLUE; MACs at ``budget.macs_batch`` x ``budget.macs_length``.
+
+    ``predictions`` names the file next to the record; None in records that have none.
+    """
 
     task: str
     config: RunConfig
@@ -132,6 +136,7 @@ class Record(RunRecord):
     last: Epoch
     best: Epoch
     compact: CompactResult | None
+    predictions: Predictions | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Record:
