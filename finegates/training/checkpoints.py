@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from finegates.formats.compact import save_checkpoint
+from finegates.formats.description import TENSORS
 from finegates.formats.gated import (
-    TENSORS,
     is_gated_folder,
     is_stock_folder,
     put_checkpoint,

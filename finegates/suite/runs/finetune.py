@@ -48,8 +48,16 @@ from finegates.suite.models.sources import (
 from finegates.suite.runs.machine import code_version, hardware, package_versions, peak_memory_mib
 from finegates.suite.runs.metrics import GlueMetric, predictions_from_logits, score
 from finegates.suite.runs.predictions import write_predictions
-from finegates.suite.runs.record import CompactResult, Epoch, GateSummary, Record
-from finegates.suite.runs.run_record import measured_budget
+from finegates.suite.runs.record import (
+    CompactResult,
+    Epoch,
+    GateSummary,
+    QuotedTraining,
+    Record,
+    RunConfig,
+    TaskTables,
+)
+from finegates.suite.runs.run_record import Code, Hardware, Model, measured_budget
 from finegates.suite.runs.step_timer import StepTimer
 from finegates.training.distillation import Distillation, with_teacher
 from finegates.training.trainer import GateTrainer
@@ -221,20 +229,19 @@ def finetune(
         task=data.task,
         method=label,
         seed=seed,
-        config={
+        config=RunConfig(
             **method.model_dump(mode="json"),
-            "training": {
-                **tier.training.model_dump(),
-                "epochs": tier.training.epochs_of(data.task),
-            },
-            "tier_description": tier.description,
-        },
+            training=QuotedTraining(
+                **tier.training.model_dump() | {"epochs": tier.training.epochs_of(data.task)}
+            ),
+            tier_description=tier.description,
+        ),
         seeds=seeds,
-        code={**code, "digest": code_digest},
-        model=described,
-        data=describe_data(tier, data.task, data.rows),
+        code=Code(**code, digest=code_digest),
+        model=Model(**described),
+        data=TaskTables(**describe_data(tier, data.task, data.rows)),
         versions=package_versions(),
-        hardware=hardware(tier.threads),
+        hardware=Hardware(**hardware(tier.threads)),
         epochs=epochs,
         last=epochs[-1],
         best=best,

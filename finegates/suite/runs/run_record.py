@@ -184,6 +184,9 @@ def measured_budget(model: nn.Module, trainable: int, batch: int, length: int) -
         length: of the MACs.
     """
     counted = measure_budget(model)
+    # Models of the suite have adapters, which know the encoder and the head.
+    assert counted.encoder_parameters is not None
+    assert counted.head_parameters is not None
     return RunBudget(
         parameters=Parameters(
             all=counted.all_parameters,

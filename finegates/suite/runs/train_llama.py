@@ -43,7 +43,12 @@ from finegates.suite.models.llama import (
     make_llama,
 )
 from finegates.suite.models.sources import dense_model
-from finegates.suite.runs.llama_record import CausalCompact, CausalRecord, HeldOutResult
+from finegates.suite.runs.llama_record import (
+    CausalCompact,
+    CausalRecord,
+    HeldOutResult,
+    TextConfig,
+)
 from finegates.suite.runs.llama_trainer import (
     POSITION_FILE,
     CausalTrainer,
@@ -53,7 +58,7 @@ from finegates.suite.runs.llama_trainer import (
 )
 from finegates.suite.runs.machine import code_version, hardware, package_versions, peak_memory_mib
 from finegates.suite.runs.perplexity import Prediction, greedy_tokens, held_out_prediction
-from finegates.suite.runs.run_record import measured_budget
+from finegates.suite.runs.run_record import Code, Hardware, measured_budget
 from finegates.suite.runs.step_timer import StepTimer
 
 GREEDY_PROMPTS, GREEDY_PROMPT, GREEDY_NEW = 4, 16, 32
@@ -360,11 +365,11 @@ def _describe(
         title=title_of(tier, run),
         target=run.target,
         seed=run.seed,
-        config={**entries.pop("config"), "tier_description": study(tier).description},
+        config=TextConfig(**entries.pop("config"), tier_description=study(tier).description),
         seeds=seeds,
-        code={**code_version(root), "digest": code_digest},
+        code=Code(**code_version(root), digest=code_digest),
         versions=package_versions(),
-        hardware=hardware(tier.threads),
+        hardware=Hardware(**hardware(tier.threads)),
         start=HeldOutResult(**asdict(before)),
         final=HeldOutResult(**asdict(final)),
         budget=budget,
