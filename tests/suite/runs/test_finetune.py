@@ -206,7 +206,7 @@ def test_shared_gates_end_closed_or_open_at_the_asked_cost(tier, data, method):
     target = tier.methods[method].gates.target
     assert record.last.gates.half_open == 0.0
     counted = record.budget.parameters
-    assert counted["trainable"] > counted["gates"] + counted["head"], "they were trained, then rest"
+    assert counted.trainable > counted.gates + counted.head, "they were trained, then rest"
     assert record.last.gates.closed + record.last.gates.open == 1.0
     # At this tiny size a dimension of a head is many points.
     kept = record.compact.encoder_macs / record.budget.macs.dense
