@@ -14,7 +14,9 @@ from pydantic import BaseModel
 
 import finegates as fg
 import finegates.suite.config.tier
+from finegates.gates.config import GateConfig
 from finegates.gates.presets import preset_named
+from finegates.suite.config.gates import GateFields
 from finegates.suite.config.load import CONFIG
 from finegates.suite.config.section import Section
 from finegates.suite.config.tier import Tier
@@ -172,14 +174,23 @@ def sections_of_the_schema() -> list[type[Section]]:
     return found
 
 
-def documented(section: type[BaseModel]) -> set[str]:
-    """The keys that a section's description lists under ``Attributes:``."""
-    listed = (inspect.getdoc(section) or "").partition("Attributes:\n")[2]
+def listed(described: type) -> set[str]:
+    """The names that a description lists under ``Attributes:``."""
+    attributes = inspect.cleandoc(described.__doc__ or "").partition("Attributes:\n")[2]
     return {
         name.strip()
-        for names in re.findall(r"^    (\w[\w, ]*):", listed, re.MULTILINE)
+        for names in re.findall(r"^    (\w[\w, ]*):", attributes, re.MULTILINE)
         for name in names.split(",")
     }
+
+
+def documented(section: type[BaseModel]) -> set[str]:
+    """The keys that a section's description lists, or one that it inherits from; those of gates
+    are described in the library's configuration, once."""
+    found = set().union(*(listed(base) for base in section.__mro__ if issubclass(base, Section)))
+    if issubclass(section, GateFields):
+        found |= listed(GateConfig) & set(section.model_fields)
+    return found
 
 
 @pytest.mark.parametrize("section", sections_of_the_schema(), ids=lambda s: s.__name__)
