@@ -32,7 +32,7 @@ from outcomes import Outcome
 from scratch import Scratch
 
 from finegates.files import write_text
-from finegates.suite.tables import Table
+from finegates.suite.tables import Column, Table
 
 CASES: tuple[Callable[[Path, Scratch], Iterator[Outcome]], ...] = (
     two_runs_at_once,
@@ -116,9 +116,15 @@ def faults_table(kills: Kills, others: Iterable[Outcome]) -> Table:
             "an error that names thing and remedy, and no table is made."
         ),
         numbers=numbers,
-        header=("Fault", "Where", "Times", "Expected", "Found", "What the user reads"),
-        cells=tuple(tuple(str(cell) for cell in row) for row in numbers.to_numpy().tolist()),
-        text=(0, 1, 3, 4, 5),
+        columns=(
+            Column("Fault", "fault", text=True),
+            Column("Where", "where", text=True),
+            Column("Times", "times"),
+            Column("Expected", "expected", text=True),
+            Column("Found", "found", text=True),
+            Column("What the user reads", "message", text=True),
+        ),
+        rows=numbers.to_dict("records"),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finegates.suite.claims.audit import CONTRADICTED, ClaimResult, TestResult
-from finegates.suite.tables.render import BLANK, Table
+from finegates.suite.tables.render import BLANK, Column, Table
 
 DECIMALS = 4
 
@@ -80,15 +80,19 @@ def verdict_table(
                 "why_untested": result.claim.untested,
             }
         )
-    cells = tuple(
-        (
-            row["claim"],
-            f"({row['verdict']})" if synthetic else f"**{shown(row['verdict'], row['kind'])}**",
-            f"{row['supported_tests']}/{row['tests']}" if row["tests"] else BLANK,
-            row["statement"],
-            row["source"],
-        )
-        for row in rows
+
+    def verdict(row: dict[str, Any]) -> str:
+        return f"({row['verdict']})" if synthetic else f"**{shown(row['verdict'], row['kind'])}**"
+
+    columns = (
+        Column("Claim", "claim", text=True),
+        Column("Outcome" if synthetic else "Verdict", verdict, text=True),
+        Column(
+            "Tests",
+            lambda row: f"{row['supported_tests']}/{row['tests']}" if row["tests"] else BLANK,
+        ),
+        Column("Statement", "statement", text=True),
+        Column("Said in", "source", text=True),
     )
     return Table(
         name="claims",
@@ -101,12 +105,11 @@ def verdict_table(
             f"fail. {about} {CAPTION} {multiplicity(results)}"
         ),
         numbers=pd.DataFrame(rows),
-        header=("Claim", "Outcome" if synthetic else "Verdict", "Tests", "Statement", "Said in"),
-        cells=cells,
+        columns=columns,
+        rows=rows,
         rule_before=tuple(
             place for place in range(1, len(rows)) if rows[place]["kind"] != rows[place - 1]["kind"]
         ),
-        text=(0, 1, 3, 4),
     )
 
 
@@ -115,26 +118,26 @@ def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
     import pandas as pd
 
     rows = [_row(result, test) for result in results for test in result.tests]
-    cells = tuple(
-        (
-            row["claim"],
-            f"({row['test']})" if row["beside"] else row["test"],
-            _measured(row),
-            row["bound"] or BLANK,
-            row["claimed"] or BLANK,
-            row["verdict"] if not row["missing"] else f"not testable: {row['missing']}",
-            _links(row["files"]),
-        )
-        for row in rows
+    columns = (
+        Column("Claim", "claim", text=True),
+        Column("Test", lambda r: f"({r['test']})" if r["beside"] else r["test"], text=True),
+        Column("Measured", _measured, text=True),
+        Column("Bound", lambda row: row["bound"] or BLANK),
+        Column("Claimed", lambda row: row["claimed"] or BLANK, text=True),
+        Column(
+            "Verdict",
+            lambda r: r["verdict"] if not r["missing"] else f"not testable: {r['missing']}",
+            text=True,
+        ),
+        Column("Evidence", "files", _links, text=True),
     )
     return Table(
         name="claims-evidence",
         title=f"What the verdicts rest on (tier {tier})",
         caption=CAPTION,
         numbers=pd.DataFrame(rows).astype({"values": "Int64"}),
-        header=("Claim", "Test", "Measured", "Bound", "Claimed", "Verdict", "Evidence"),
-        cells=cells,
-        text=(0, 1, 2, 4, 5, 6),
+        columns=columns,
+        rows=rows,
     )
 
 

@@ -8,18 +8,19 @@ from typing import Any
 import pandas as pd
 
 from finegates.suite.config.tier import Tier
-from finegates.suite.tables.render import Table
+from finegates.suite.tables.render import Column, Table, decimals, percent
 
 
 def times_table(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, Any]) -> Table:
     """The measured times as a table; arguments as :func:`time_deployed` returns and takes them."""
     assert tier.studies is not None
     studies = tier.studies
-    cells = tuple(
-        (row["title"], f"{row['median_ms']:.2f}", f"{row['q25_ms']:.2f} to {row['q75_ms']:.2f}",
-         f"{100 * row['ratio_to_dense']:.1f}")
-        for row in frame.to_dict("records")
-    )  # fmt: skip
+    columns = (
+        Column("Model", "title", text=True),
+        Column("Median (ms)", "median_ms", decimals(2)),
+        Column("Quartiles (ms)", lambda row: f"{row['q25_ms']:.2f} to {row['q75_ms']:.2f}"),
+        Column("To dense (%)", "ratio_to_dense", percent),
+    )
     caption = (
         f"Forward passes of what a run left to deploy, {studies.batch} × {studies.length} random "
         f"tokens, float32, eager; medians of {studies.repeats} interleaved rounds on "
@@ -31,6 +32,6 @@ def times_table(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, Any]) -> 
         title=f"Time of what is deployed (tier {tier.tier})",
         caption=caption,
         numbers=frame,
-        header=("Model", "Median (ms)", "Quartiles (ms)", "To dense (%)"),
-        cells=cells,
+        columns=columns,
+        rows=frame.to_dict("records"),
     )

@@ -16,7 +16,7 @@ from finegates.suite.stats import (
     sampling_error,
 )
 from finegates.suite.tables.captions import check_study, metric_title, table_caption, task_title
-from finegates.suite.tables.render import BLANK, Table
+from finegates.suite.tables.render import BLANK, Column, Table, decimals, number
 from finegates.suite.tables.runs import SCORE_DECIMALS
 
 _LEAD = (
@@ -46,26 +46,23 @@ def detectable_table(
     ordered = check_study(records, methods, tasks)
     present = [task for task in tasks if any(r.task == task for r in ordered)]
     rows = [_row(task, [r for r in ordered if r.task == task], methods) for task in present]
-    cells = tuple(
-        (
-            task_title(row["task"]),
-            metric_title(row["task"]),
-            f"{row['validation_rows']:,}",
-            str(row["seeds"]),
-            *(
-                BLANK if row[name] is None else f"{row[name]:.1f}"
-                for name in ("score", "standard_error", "by_rows", "by_seeds")
-            ),
-        )
-        for row in rows
+    columns = (
+        Column("Task", "task", task_title, text=True),
+        Column("Metric", "task", metric_title),
+        Column("Rows", "validation_rows", decimals(0)),
+        Column("Seeds", "seeds"),
+        Column("Score", "score", number),
+        Column("Std. error", "standard_error", number),
+        Column("By rows", "by_rows", number),
+        Column("By seeds", "by_seeds", number),
     )
     return Table(
         name="detectable",
         title=f"Detectable differences in points (tier {ordered[0].tier})",
         caption=table_caption(_LEAD, records, methods, tasks),
         numbers=pd.DataFrame(rows).astype({"by_seeds": float}),
-        header=("Task", "Metric", "Rows", "Seeds", "Score", "Std. error", "By rows", "By seeds"),
-        cells=cells,
+        columns=columns,
+        rows=rows,
     )
 
 

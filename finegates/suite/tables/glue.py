@@ -15,7 +15,7 @@ from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean
 from finegates.suite.tables.captions import table_caption, task_title
 from finegates.suite.tables.method_rows import AVERAGE, MethodRows
-from finegates.suite.tables.render import BLANK, Table, number, percent
+from finegates.suite.tables.render import BLANK, Column, Table, decimals, percent
 from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
 if TYPE_CHECKING:
@@ -114,36 +114,23 @@ def glue_table(
         *(_reference_row(table.tier, name, scores, tasks) for name, scores in references.items()),
         *(table.row(method, score, SCORE_DECIMALS, epoch) for method in methods),
     ]
-    header = (
-        "Method",
-        *map(task_title, tasks),
-        "Average",
-        "Target (%)",
-        "Realised (%)",
-        "Trainable",
-        "MACs kept (%)",
-        "Seeds",
-    )
-    cells = tuple(
-        (
-            row["title"],
-            *(_mean_and_interval(row, task) for task in tasks),
-            _average_cell(row),
-            percent(row["target_sparsity"]),
-            percent(row["realised_sparsity"]),
-            number(row["trainable_parameters"], 0),
-            percent(row["macs_kept_fraction"]),
-            _seeds_cell(row, tasks),
-        )
-        for row in rows
+    columns = (
+        Column("Method", "title", text=True),
+        *(_task_column(task) for task in tasks),
+        Column("Average", _average_cell),
+        Column("Target (%)", "target_sparsity", percent),
+        Column("Realised (%)", "realised_sparsity", percent),
+        Column("Trainable", "trainable_parameters", decimals(0)),
+        Column("MACs kept (%)", "macs_kept_fraction", percent),
+        Column("Seeds", lambda row: _seeds_cell(row, tasks)),
     )
     return Table(
         name="glue" if epoch == "last" else "glue-best",
         title=f"{_TITLES[epoch]} (tier {table.tier})",
         caption=table_caption(f"{_LEADS[epoch]} {_RULES}", records, methods, tasks),
         numbers=_frame(rows, tasks),
-        header=header,
-        cells=cells,
+        columns=columns,
+        rows=rows,
         rule_before=(len(references),) if references else (),
     )
 
@@ -164,15 +151,12 @@ def sparsity_table(
         table.row(method, lambda record: record.realised_sparsity, FRACTION_DECIMALS, "sparsity")
         for method in methods
     ]
-    cells = tuple(
-        (
-            row["title"],
-            percent(row["target_sparsity"]),
-            *(_mean_and_interval(row, task, 100.0) for task in tasks),
-            _average_cell(row, 100.0),
-            _seeds_cell(row, tasks),
-        )
-        for row in rows
+    columns = (
+        Column("Method", "title", text=True),
+        Column("Target (%)", "target_sparsity", percent),
+        *(_task_column(task, 100.0) for task in tasks),
+        Column("Average", lambda row: _average_cell(row, 100.0)),
+        Column("Seeds", lambda row: _seeds_cell(row, tasks)),
     )
     lead = (
         "Fraction of the gated weights, in per cent, that lie in closed rows or columns after the "
@@ -184,8 +168,8 @@ def sparsity_table(
         title=f"Realised sparsity (tier {table.tier})",
         caption=table_caption(lead, records, methods, tasks),
         numbers=_frame(rows, tasks),
-        header=("Method", "Target (%)", *map(task_title, tasks), "Average", "Seeds"),
-        cells=cells,
+        columns=columns,
+        rows=rows,
     )
 
 
@@ -218,6 +202,10 @@ def _frame(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> pd.DataFr
         elif column not in FACTS:
             frame[column] = frame[column].astype("Float64")
     return frame
+
+
+def _task_column(task: str, scale: float = 1.0) -> Column:
+    return Column(task_title(task), lambda row: _mean_and_interval(row, task, scale))
 
 
 def _mean_and_interval(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:

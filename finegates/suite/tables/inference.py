@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from finegates.suite.tables.render import BLANK, Table
+from finegates.suite.tables.render import BLANK, Column, Table, percent
 
 BACKEND_TITLES = {
     "eager": "eager",
@@ -23,6 +23,18 @@ KINDS = {
 }
 
 
+_CASE = (
+    Column("Model", "model", text=True),
+    Column("Gates", "gates"),
+    Column("Batch", "batch"),
+)
+
+
+def _fixed(places: int) -> Callable[[float | None], str]:
+    """Prints milliseconds and ratios; the blank where nothing was measured."""
+    return lambda value: BLANK if value is None or pd.isna(value) else f"{value:.{places}f}"
+
+
 def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
     """The measured times of eager models as a table of compact models.
 
@@ -31,37 +43,41 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
         repeats: rounds of the shapes, for the caption.
         machine: ``finegates.suite.runs.machine.hardware`` of the measurement.
     """
-    header = (
-        "Model", "Gates", "Batch", "MACs (%)", "Dense (ms)", "Gated (ms)", "Compact (ms)",
-        "To dense", "To limit", "Dense, oneDNN (ms)", "Compact, oneDNN (ms)",
-        "To limit, compact oneDNN", "To limit, both oneDNN", "Reach",
-    )  # fmt: skip
-    cells: list[tuple[str, ...]] = []
-    for names, group in _cases(frame):
+    columns = (
+        *_CASE,
+        Column("MACs (%)", "macs_ratio", percent),
+        Column("Dense (ms)", "dense", _fixed(1)),
+        Column("Gated (ms)", "gated", _fixed(1)),
+        Column("Compact (ms)", "compact", _fixed(1)),
+        Column("To dense", "ratio_to_dense", _fixed(3)),
+        Column("To limit", "ratio_to_limit", _fixed(3)),
+        Column("Dense, oneDNN (ms)", "fast_dense", _fixed(1)),
+        Column("Compact, oneDNN (ms)", "fast_compact", _fixed(1)),
+        Column("To limit, compact oneDNN", "fast_to_limit", _fixed(3)),
+        Column("To limit, both oneDNN", "fast_to_fast_limit", _fixed(3)),
+        Column("Reach", "reach"),
+    )
+    rows = []
+    for case, group in _cases(frame):
         times = group[group["backend"] == "eager"].set_index("contender")
         fast = group[group["backend"] == "onednn"].set_index("contender")
         small = times.loc["compact"]
-        faster = [BLANK] * 4
-        reached = _reached(small)
+        row = {
+            **case,
+            **{name: times.loc[name]["median_ms"] for name in ("dense", "gated", "compact")},
+            **{name: small[name] for name in ("macs_ratio", "ratio_to_dense", "ratio_to_limit")},
+            **dict.fromkeys(("fast_dense", "fast_compact", "fast_to_limit", "fast_to_fast_limit")),
+            "reach": _reached(small),
+        }
         if len(fast):
             best = fast.loc["compact"]
-            milliseconds = [fast.loc[name]["median_ms"] for name in ("dense", "compact")]
-            alike = milliseconds[1] / milliseconds[0] / best["macs_ratio"]
-            faster = [*(f"{ms:.1f}" for ms in milliseconds), f"{best['ratio_to_limit']:.3f}"]
-            faster.append(f"{alike:.3f}")
-            if reached != BLANK:
-                reached += f", with oneDNN {_reached(best).rsplit(' ', 1)[-1]}"
-        cells.append(
-            (
-                *names,
-                f"{100 * small['macs_ratio']:.1f}",
-                *(f"{times.loc[name]['median_ms']:.1f}" for name in ("dense", "gated", "compact")),
-                f"{small['ratio_to_dense']:.3f}",
-                f"{small['ratio_to_limit']:.3f}",
-                *faster,
-                reached,
-            )
-        )
+            dense, compact = (fast.loc[name]["median_ms"] for name in ("dense", "compact"))
+            row |= {"fast_dense": dense, "fast_compact": compact}
+            row["fast_to_limit"] = best["ratio_to_limit"]
+            row["fast_to_fast_limit"] = compact / dense / best["macs_ratio"]
+            if row["reach"] != BLANK:
+                row["reach"] += f", with oneDNN {_reached(best).rsplit(' ', 1)[-1]}"
+        rows.append(row)
     caption = (
         f"{_provenance(repeats, machine)} Eager. MACs are those of the compact model relative to "
         "the dense one, attention products included; sides whose removal would not pay, by prices "
@@ -71,7 +87,7 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
         "dense model with oneDNN."
     )
     title = "Inference time, dense against compact"
-    return Table("inference", title, caption, frame, header, tuple(cells))
+    return Table("inference", title, caption, frame, columns, rows)
 
 
 # What compacting and calibrating may take: seconds, and multiples of the gated model's memory.
@@ -137,24 +153,31 @@ def parts_table(frame: pd.DataFrame, _: list[int], machine: dict[str, Any]) -> T
         "moving_ms": "Moving data",
         "rest_ms": "Rest",
     }
-    header = (
-        "Model", "Gates", "Batch", "Products by", "MACs (%)",
-        *(f"{title}, {kind} (ms)" for title in titles.values() for kind in ("dense", "compact")),
-        "Products and attention, to limit",
-    )  # fmt: skip
-    cells: list[tuple[str, ...]] = []
-    for names, group in _cases(frame[frame["backend"].isin(["eager", "onednn"])]):
+    columns = (
+        *_CASE,
+        Column("Products by", "backend"),
+        Column("MACs (%)", "macs_ratio", percent),
+        *(
+            Column(f"{title}, {kind} (ms)", f"{kind}_{part}", _fixed(1))
+            for part, title in titles.items()
+            for kind in ("dense", "compact")
+        ),
+        Column("Products and attention, to limit", "to_limit", _fixed(3)),
+    )
+    rows = []
+    for case, group in _cases(frame[frame["backend"].isin(["eager", "onednn"])]):
         for backend, times in group.groupby("backend", sort=False):
             dense, small = (times.set_index("contender").loc[k] for k in ("dense", "compact"))
             computed = [row["products_ms"] + row["attention_ms"] for row in (dense, small)]
-            cells.append(
-                (
-                    *names,
-                    "oneDNN" if backend == "onednn" else "torch",
-                    f"{100 * small['macs_ratio']:.1f}",
-                    *(f"{row[part]:.1f}" for part in titles for row in (dense, small)),
-                    f"{computed[1] / computed[0] / small['macs_ratio']:.3f}",
-                )
+            rows.append(
+                {
+                    **case,
+                    "backend": "oneDNN" if backend == "onednn" else "torch",
+                    "macs_ratio": small["macs_ratio"],
+                    **{f"dense_{part}": dense[part] for part in titles},
+                    **{f"compact_{part}": small[part] for part in titles},
+                    "to_limit": computed[1] / computed[0] / small["macs_ratio"],
+                }
             )
     caption = (
         f"The same models run eagerly on {machine['cpu']}, {machine['threads']} threads, a few "
@@ -166,21 +189,24 @@ def parts_table(frame: pd.DataFrame, _: list[int], machine: dict[str, Any]) -> T
         "the same products, with the MACs."
     )
     title = "What the time of inference goes to"
-    return Table("inference_parts", title, caption, frame, header, tuple(cells))
+    return Table("inference_parts", title, caption, frame, columns, rows)
 
 
 def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
     """As many zeros in whole rows and columns and scattered; arguments as
     :func:`inference_table`."""
-    header = ("Model", "Gates", "Batch", "Dense (ms)", *KINDS.values())
-    cells: list[tuple[str, ...]] = []
-    for names, group in _cases(frame[frame["backend"] == "eager"]):
+    columns = (
+        *_CASE,
+        Column("Dense (ms)", "dense", _fixed(1)),
+        *(Column(title, kind, percent) for kind, title in KINDS.items()),
+    )
+    rows = []
+    for case, group in _cases(frame[frame["backend"] == "eager"]):
         times = group.set_index("contender")
         if "scattered" not in times.index:
             continue
-        ratios = (100 * times.loc[kind]["ratio_to_dense"] for kind in KINDS)
-        dense = f"{times.loc['dense']['median_ms']:.1f}"
-        cells.append((*names, dense, *(f"{ratio:.1f}" for ratio in ratios)))
+        ratios = {kind: times.loc[kind]["ratio_to_dense"] for kind in KINDS}
+        rows.append({**case, "dense": times.loc["dense"]["median_ms"], **ratios})
     caption = (
         f"{_provenance(repeats, machine)} Eager; times relative to the dense model, in per cent. "
         "All three have the same share of zero weights in the gated layers: in closed rows and "
@@ -189,39 +215,40 @@ def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
         "(torch)."
     )
     title = "Time of structured and of scattered zeros"
-    return Table("inference_scattered", title, caption, frame, header, tuple(cells))
+    return Table("inference_scattered", title, caption, frame, columns, rows)
 
 
 def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
     """Dense and compact by every backend that was timed; arguments as :func:`inference_table`."""
     backends = [b for b in BACKEND_TITLES if b in set(frame["backend"])]
-    titles = (f"{BACKEND_TITLES[backend]} (ms)" for backend in backends)
-    header = ("Model", "Gates", "Batch", "Contender", *titles)
-    cells: list[tuple[str, ...]] = []
-    for names, group in _cases(frame):
+    columns = (
+        *_CASE,
+        Column("Contender", "contender"),
+        *(Column(f"{BACKEND_TITLES[backend]} (ms)", backend, _fixed(1)) for backend in backends),
+    )
+    rows = []
+    for case, group in _cases(frame):
         if set(group["backend"]) <= {"eager", "onednn"}:
             continue
         for kind in ("dense", "gated", "compact"):
             times = group[group["contender"] == kind].set_index("backend")["median_ms"]
-            shown = (times.get(backend, float("nan")) for backend in backends)
-            printed = (BLANK if pd.isna(ms) else f"{ms:.1f}" for ms in shown)
-            cells.append((*names, kind, *printed))
+            rows.append({**case, "contender": kind, **{b: times.get(b) for b in backends}})
     caption = (
         f"{_provenance(repeats, machine)} Gated: the dense model multiplied by its gates, nothing "
         "removed. int8: weights quantised dynamically by ONNX Runtime, which changes outputs. "
         f"{BLANK} marks what was not asked for, or what this machine could not run."
     )
     title = "Inference time by backend"
-    return Table("inference_backends", title, caption, frame, header, tuple(cells))
+    return Table("inference_backends", title, caption, frame, columns, rows)
 
 
-def _cases(frame: pd.DataFrame) -> Iterable[tuple[tuple[str, str, str], pd.DataFrame]]:
+def _cases(frame: pd.DataFrame) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
     """Printed model, gates and batch of every case, and its rows."""
     keys = ["model", "gates", "kept", "batch", "length", "decode"]
     for (model, gates, kept, batch, length, decode), group in frame.groupby(keys, sort=False):
         closed = "none closed" if kept == 1 else f"{gates}, {kept:g} kept"
         shape = f"{batch} × {length}" + (" + 1, cached" if bool(decode) else "")
-        yield (str(model), closed, shape), group
+        yield {"model": str(model), "gates": closed, "batch": shape}, group
 
 
 def _provenance(repeats: list[int], machine: dict[str, Any]) -> str:

@@ -8,12 +8,15 @@ from finegates.suite.runs.llama_record import CausalRecord
 from finegates.suite.tables.llama_captions import causal_caption, check_causal
 from finegates.suite.tables.llama_rows import (
     COUNTS,
+    PREDICTION,
+    REMOVED_AND_KEPT,
+    TARGET_AND_REALISED,
     causal_row,
     group_starts,
     groups,
     typed_frame,
 )
-from finegates.suite.tables.render import Table, number, percent
+from finegates.suite.tables.render import Column, Table, decimals
 
 
 def posttraining_table(records: Sequence[CausalRecord]) -> Table:
@@ -40,32 +43,14 @@ def posttraining_table(records: Sequence[CausalRecord]) -> Table:
         title=f"Posttraining without a task (tier {tier})",
         caption=causal_caption(lead, records),
         numbers=typed_frame(rows, COUNTS),
-        header=(
-            "Model, method",
-            "Target (%)",
-            "Realised (%)",
-            "Removed",
-            "of all (%)",
-            "MACs kept (%)",
-            "At the start",
-            "Perplexity",
-            "Bits/character",
-            "Seeds",
+        columns=(
+            Column("Model, method", "{0[model]}, {0[title]}".format, text=True),
+            *TARGET_AND_REALISED,
+            *REMOVED_AND_KEPT,
+            Column("At the start", "start_perplexity", decimals(3)),
+            *PREDICTION,
+            Column("Seeds", "seeds"),
         ),
-        cells=tuple(
-            (
-                f"{row['model']}, {row['title']}",
-                percent(row["target"]),
-                percent(row["realised_sparsity"]),
-                number(row["removed_weights"], 0),
-                percent(row["removed_of_all"]),
-                percent(row["macs_kept_fraction"]),
-                number(row["start_perplexity"], 3),
-                number(row["perplexity"], 3),
-                number(row["bits_per_character"], 4),
-                str(row["seeds"]),
-            )
-            for row in rows
-        ),
+        rows=rows,
         rule_before=group_starts([(row["name"], row["method"]) for row in rows]),
     )

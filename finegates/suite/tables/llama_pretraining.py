@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from finegates.suite.runs.llama_record import CausalRecord
 from finegates.suite.stats import mean
 from finegates.suite.tables.llama_captions import causal_caption, check_causal
-from finegates.suite.tables.llama_rows import COUNTS, causal_row, group_starts, groups, typed_frame
-from finegates.suite.tables.render import BLANK, Table, number, percent
+from finegates.suite.tables.llama_rows import (
+    COUNTS,
+    PREDICTION,
+    REMOVED_AND_KEPT,
+    TARGET_AND_REALISED,
+    causal_row,
+    group_starts,
+    groups,
+    typed_frame,
+)
+from finegates.suite.tables.render import BLANK, Column, Table, decimals, percent
 from finegates.suite.tables.runs import FRACTION_DECIMALS
 
 if TYPE_CHECKING:
@@ -47,39 +57,18 @@ def pretraining_table(records: Sequence[CausalRecord]) -> Table:
         title=f"Pretraining with gates (tier {tier})",
         caption=causal_caption(lead, records),
         numbers=typed_frame(rows, (*COUNTS, "tokens", "tokens_to_dense_loss")),
-        header=(
-            "Size, method",
-            "Target (%)",
-            "Realised (%)",
-            "Removed",
-            "of all (%)",
-            "MACs kept (%)",
-            "Extra (%)",
-            "Loss",
-            "Perplexity",
-            "Bits/character",
-            "Tokens",
-            "to dense loss",
-            "Seeds",
+        columns=(
+            Column("Size, method", "{0[name]}, {0[title]}".format, text=True),
+            *TARGET_AND_REALISED,
+            *REMOVED_AND_KEPT,
+            Column("Extra (%)", "extra_parameters_fraction", partial(percent, decimals=3)),
+            Column("Loss", "loss", decimals(4)),
+            *PREDICTION,
+            Column("Tokens", "tokens", decimals(0)),
+            Column("to dense loss", "tokens_to_dense_loss", decimals(0)),
+            Column("Seeds", "seeds"),
         ),
-        cells=tuple(
-            (
-                f"{row['name']}, {row['title']}",
-                percent(row["target"]),
-                percent(row["realised_sparsity"]),
-                number(row["removed_weights"], 0),
-                percent(row["removed_of_all"]),
-                percent(row["macs_kept_fraction"]),
-                number(100 * row["extra_parameters_fraction"], 3),
-                number(row["loss"], 4),
-                number(row["perplexity"], 3),
-                number(row["bits_per_character"], 4),
-                number(row["tokens"], 0),
-                number(row["tokens_to_dense_loss"], 0),
-                str(row["seeds"]),
-            )
-            for row in rows
-        ),
+        rows=rows,
         rule_before=group_starts([row["name"] for row in rows]),
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finegates.suite.runs.llama_record import CausalRecord
 from finegates.suite.stats import mean
+from finegates.suite.tables.render import Column, decimals, percent
 from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
 if TYPE_CHECKING:
@@ -32,6 +33,20 @@ def group_starts(keys: Sequence[object]) -> tuple[int, ...]:
     """Places, after the first, where the key is another than at the place before."""
     return tuple(i for i in range(1, len(keys)) if keys[i] != keys[i - 1])
 
+
+TARGET_AND_REALISED = (
+    Column("Target (%)", "target", percent),
+    Column("Realised (%)", "realised_sparsity", percent),
+)
+REMOVED_AND_KEPT = (
+    Column("Removed", "removed_weights", decimals(0)),
+    Column("of all (%)", "removed_of_all", percent),
+    Column("MACs kept (%)", "macs_kept_fraction", percent),
+)
+PREDICTION = (
+    Column("Perplexity", "perplexity", decimals(3)),
+    Column("Bits/character", "bits_per_character", decimals(4)),
+)
 
 COUNTS = ("removed_weights", "gated_weights", "all", "trainable")
 

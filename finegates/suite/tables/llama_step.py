@@ -9,7 +9,8 @@ import pandas as pd
 
 from finegates.suite.config.llama_runs import study
 from finegates.suite.config.tier import Tier
-from finegates.suite.tables.render import BLANK, Table
+from finegates.suite.tables.llama_rows import group_starts
+from finegates.suite.tables.render import BLANK, Column, Table
 from finegates.suite.timing.llama_step import (
     LORA_RANK,
 )
@@ -38,21 +39,14 @@ def step_table(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, Any]) -> T
         title=f"Training steps of Llama (tier {tier.tier})",
         caption=caption,
         numbers=frame,
-        header=("Experiment, contender", "Step (ms)", "Quartiles", "Time", "Peak (MiB)", "Memory"),
-        cells=tuple(
-            (
-                f"{row['experiment']}, {row['contender']}",
-                f"{row['median_ms']:.1f}",
-                f"{row['q25_ms']:.1f}–{row['q75_ms']:.1f}",
-                ratio(row, "time"),
-                BLANK if pd.isna(row["peak_mib"]) else f"{row['peak_mib']:.1f}",
-                ratio(row, "memory"),
-            )
-            for _, row in frame.iterrows()
+        columns=(
+            Column("Experiment, contender", "{0[experiment]}, {0[contender]}".format, text=True),
+            Column("Step (ms)", "median_ms", "{:.1f}".format),
+            Column("Quartiles", "{0[q25_ms]:.1f}–{0[q75_ms]:.1f}".format),
+            Column("Time", lambda row: ratio(row, "time")),
+            Column("Peak (MiB)", "peak_mib", lambda x: BLANK if pd.isna(x) else f"{x:.1f}"),
+            Column("Memory", lambda row: ratio(row, "memory")),
         ),
-        rule_before=tuple(
-            i
-            for i in range(1, len(frame))
-            if frame["experiment"].iloc[i] != frame["experiment"].iloc[i - 1]
-        ),
+        rows=frame.to_dict("records"),
+        rule_before=group_starts(list(frame["experiment"])),
     )

@@ -8,8 +8,8 @@ from typing import Any
 from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean
 from finegates.suite.tables.captions import table_caption, task_title
-from finegates.suite.tables.llama_rows import group_starts, typed_frame
-from finegates.suite.tables.render import Table, number, percent
+from finegates.suite.tables.llama_rows import TARGET_AND_REALISED, group_starts, typed_frame
+from finegates.suite.tables.render import Column, Table, decimals, number, percent
 from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS, target_sparsity
 
 
@@ -44,33 +44,18 @@ def llama_task_table(
         numbers=typed_frame(
             rows, ("removed_weights", "gated_weights", "encoder", "all", "trainable")
         ),
-        header=(
-            "Task, method",
-            "Score",
-            "Target (%)",
-            "Realised (%)",
-            "Removed",
-            "of gated (%)",
-            "of layers (%)",
-            "of all (%)",
-            "Trainable",
-            "Seeds",
+        columns=(
+            Column("Task, method", lambda r: f"{task_title(r['task'])}, {r['title']}", text=True),
+            Column("Score", "score", number),
+            *TARGET_AND_REALISED,
+            Column("Removed", "removed_weights", decimals(0)),
+            Column("of gated (%)", "removed_of_gated", percent),
+            Column("of layers (%)", "removed_of_encoder", percent),
+            Column("of all (%)", "removed_of_all", percent),
+            Column("Trainable", "trainable", decimals(0)),
+            Column("Seeds", "seeds"),
         ),
-        cells=tuple(
-            (
-                f"{task_title(row['task'])}, {row['title']}",
-                number(row["score"], 1),
-                percent(row["target"]),
-                percent(row["realised_sparsity"]),
-                number(row["removed_weights"], 0),
-                percent(row["removed_of_gated"]),
-                percent(row["removed_of_encoder"]),
-                percent(row["removed_of_all"]),
-                number(row["trainable"], 0),
-                str(row["seeds"]),
-            )
-            for row in rows
-        ),
+        rows=rows,
         rule_before=group_starts([row["task"] for row in rows]),
     )
 

@@ -6,12 +6,13 @@ The paper ticks boxes; here each box is the number that decides it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean
 from finegates.suite.tables.captions import table_caption
-from finegates.suite.tables.render import BLANK, Table, percent
+from finegates.suite.tables.render import BLANK, Column, Table, number, percent
 from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
 _LEAD = (
@@ -47,42 +48,32 @@ def properties_table(
     import pandas as pd
 
     rows = [_row(method, [r for r in records if r.method == method], times) for method in methods]
-    cells = tuple(
-        (
-            row["title"],
-            f"{row['score']:.1f}",
-            f"{100 * row['trained']:.2f}",
-            f"{100 * row['added']:+.1f}",
-            f"{100 * row['macs']:.1f}",
-            percent(row["time"]),
-            f"{100 * row['zeros']:.1f}",
-            percent(row["structured"], 0),
-            BLANK
-            if row["first_epoch"] is None
-            else f"{100 * row['first_epoch']:.1f} to {100 * row['last_epoch']:.1f}",
-            BLANK if row["change"] is None else f"{row['change']:+.2f}",
-        )
-        for row in rows
+    columns = (
+        Column("Method", "title", text=True),
+        Column("Score", "score", number),
+        Column("Trained (%)", "trained", partial(percent, decimals=2)),
+        Column("Added (%)", "added", lambda added: f"{100 * added:+.1f}"),
+        Column("MACs (%)", "macs", percent),
+        Column("Time (%)", "time", percent),
+        Column("Zeros (%)", "zeros", percent),
+        Column("In rows, columns (%)", "structured", partial(percent, decimals=0)),
+        Column("While training (%)", _while_training),
+        Column("Removing afterwards", "change", lambda c: BLANK if c is None else f"{c:+.2f}"),
     )
     return Table(
         name="properties",
         title=f"Properties, measured (tier {records[0].tier})",
         caption=table_caption(_LEAD, records, methods, tasks),
         numbers=pd.DataFrame(rows),
-        header=(
-            "Method",
-            "Score",
-            "Trained (%)",
-            "Added (%)",
-            "MACs (%)",
-            "Time (%)",
-            "Zeros (%)",
-            "In rows, columns (%)",
-            "While training (%)",
-            "Removing afterwards",
-        ),
-        cells=cells,
+        columns=columns,
+        rows=rows,
     )
+
+
+def _while_training(row: Mapping[str, Any]) -> str:
+    if row["first_epoch"] is None:
+        return BLANK
+    return f"{percent(row['first_epoch'])} to {percent(row['last_epoch'])}"
 
 
 def _row(method: str, runs: Sequence[Record], times: Mapping[str, float]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ be found there.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finegates.files import write_text
 
@@ -22,6 +23,27 @@ BLANK = "–"
 
 
 @dataclass(frozen=True)
+class Column:
+    """One printed column.
+
+    Attributes:
+        header: its head.
+        source: key of a row's value, or a function of the row.
+        format: of the value, to what is printed.
+        text: whether it is text, set to the left; numbers are set to the right.
+    """
+
+    header: str
+    source: str | Callable[[Any], Any]
+    format: Callable[[Any], str] = str
+    text: bool = False
+
+    def cell(self, row: Any) -> str:
+        """What is printed of a row."""
+        return self.format(row[self.source] if isinstance(self.source, str) else self.source(row))
+
+
+@dataclass(frozen=True)
 class Table:
     """Numbers and their printed form.
 
@@ -30,20 +52,28 @@ class Table:
         title: one line.
         caption: what the numbers are and where they come from.
         numbers: what the CSV holds, already rounded; blank where there is no number.
-        header: printed column heads.
-        cells: printed rows, as long as ``header``.
+        columns: what is printed of a row, from left to right.
+        rows: what the columns take their values from: mappings, as a rule.
         rule_before: rows that a horizontal rule precedes.
-        text: columns of text, set to the left; the others are numbers.
     """
 
     name: str
     title: str
     caption: str
     numbers: pd.DataFrame
-    header: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
+    columns: Sequence[Column]
+    rows: Sequence[Any]
     rule_before: tuple[int, ...] = ()
-    text: tuple[int, ...] = (0,)
+
+    @cached_property
+    def header(self) -> tuple[str, ...]:
+        """Printed column heads."""
+        return tuple(column.header for column in self.columns)
+
+    @cached_property
+    def cells(self) -> tuple[tuple[str, ...], ...]:
+        """Printed rows, as long as ``header``."""
+        return tuple(tuple(column.cell(row) for column in self.columns) for row in self.rows)
 
     def csv(self) -> str:
         """The numbers; empty cells where there is none."""
@@ -52,27 +82,25 @@ class Table:
     def markdown(self) -> str:
         """A heading, the table in pipes, the caption."""
         rows = [tuple(_pipes(cell) for cell in row) for row in (self.header, *self.cells)]
-        widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(self.header))]
+        widths = [max(3, *map(len, cells)) for cells in zip(*rows, strict=True)]
+        aligned = list(zip(self.columns, widths, strict=True))
 
         def line(row: Sequence[str]) -> str:
             cells = (
-                cell.ljust(width) if place in self.text else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+                cell.ljust(width) if column.text else cell.rjust(width)
+                for cell, (column, width) in zip(row, aligned, strict=True)
             )
             return f"| {' | '.join(cells)} |"
 
         ruler = line(
-            [
-                "-" * width if place in self.text else "-" * (width - 1) + ":"
-                for place, width in enumerate(widths)
-            ]
+            ["-" * width if column.text else "-" * (width - 1) + ":" for column, width in aligned]
         )
         lines = [line(rows[0]), ruler, *(line(row) for row in rows[1:])]
         return f"### {self.title}\n\n" + "\n".join(lines) + f"\n\n{self.caption}\n"
 
     def latex(self) -> str:
         """A floating ``booktabs`` table; needs ``\\usepackage{booktabs}`` and UTF-8."""
-        sides = "".join("l" if place in self.text else "r" for place in range(len(self.header)))
+        sides = "".join("l" if column.text else "r" for column in self.columns)
         lines = [
             r"\begin{table*}[t]",
             r"\centering\small\setlength{\tabcolsep}{4pt}",
@@ -101,6 +129,11 @@ def write_table(table: Table, csv: str | Path, md: str | Path, tex: str | Path) 
 def number(value: float | None, decimals: int = 1) -> str:
     """A number as a cell prints it, thousands apart; the blank for None."""
     return BLANK if value is None else f"{value:,.{decimals}f}"
+
+
+def decimals(places: int) -> Callable[[float | None], str]:
+    """Prints numbers with so many digits behind the point, see :func:`number`."""
+    return partial(number, decimals=places)
 
 
 def percent(fraction: float | None, decimals: int = 1) -> str:

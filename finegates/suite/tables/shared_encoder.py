@@ -19,7 +19,7 @@ from finegates.suite.runs.metrics import GlueMetric, predictions_from_logits, sc
 from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean
 from finegates.suite.tables.captions import table_caption, task_title
-from finegates.suite.tables.render import Table
+from finegates.suite.tables.render import Column, Table, decimals, number
 from finegates.suite.tables.runs import SCORE_DECIMALS
 
 _LEAD = (
@@ -106,39 +106,40 @@ def shared_table(
     """
     import pandas as pd
 
-    cells = []
+    summed = []
     for method in methods:
         own = {row["task"]: row for row in rows if row["method"] == method}
         stored = mean(row["stored_bytes"] for row in own.values())
         dense = sum(row["dense_bytes"] for row in own.values())
         encoder = max(row["dense_bytes"] for row in own.values())
         total = encoder + sum(row["stored_bytes"] for row in own.values())
-        cells.append(
-            (
-                next(iter(own.values()))["title"],
-                *(f"{own[task]['shared_score']:.1f}" for task in tasks),
-                f"{mean(row['shared_score'] for row in own.values()):.1f}",
-                f"{mean(row['run_score'] for row in own.values()):.1f}",
-                f"{stored / 1024:,.1f}",
-                f"{100 * stored / encoder:.2f}",
-                f"{100 * total / dense:.1f}",
-                f"{max(row['changed_on_return'] for row in own.values()):.1g}",
-            )
+        summed.append(
+            {
+                "title": next(iter(own.values()))["title"],
+                **{task: own[task]["shared_score"] for task in tasks},
+                "shared": mean(row["shared_score"] for row in own.values()),
+                "runs": mean(row["run_score"] for row in own.values()),
+                "stored_kib": stored / 1024,
+                "of_the_model": 100 * stored / encoder,
+                "all_tasks": 100 * total / dense,
+                "left_behind": max(row["changed_on_return"] for row in own.values()),
+            }
         )
+    columns = (
+        Column("Method", "title", text=True),
+        *(Column(task_title(task), task, number) for task in tasks),
+        Column("Average", "shared", number),
+        Column("Runs", "runs", number),
+        Column("Stored (KiB)", "stored_kib", number),
+        Column("Of the model (%)", "of_the_model", decimals(2)),
+        Column("All tasks (%)", "all_tasks", number),
+        Column("Left behind", "left_behind", "{:.1g}".format),
+    )
     return Table(
         name="shared-encoder",
         title=f"{len(tasks)} tasks on one frozen encoder (tier {records[0].tier})",
         caption=table_caption(_LEAD, records, methods, tasks),
         numbers=pd.DataFrame([dict(row) for row in rows]),
-        header=(
-            "Method",
-            *map(task_title, tasks),
-            "Average",
-            "Runs",
-            "Stored (KiB)",
-            "Of the model (%)",
-            "All tasks (%)",
-            "Left behind",
-        ),
-        cells=tuple(cells),
+        columns=columns,
+        rows=summed,
     )

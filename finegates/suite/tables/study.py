@@ -10,13 +10,14 @@ from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean, summarise_differences
 from finegates.suite.tables.captions import table_caption, task_title
 from finegates.suite.tables.method_rows import AVERAGE, MethodRows
-from finegates.suite.tables.render import BLANK, Table, number, percent
+from finegates.suite.tables.render import BLANK, Column, Table, decimals, number, percent
 from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-GATES = ("closed", "half_open", "reopened")
+GATES = {"closed": "Closed", "half_open": "Half open", "reopened": "Reopened"}
+"""Printed names of fractions of the gates."""
 
 _RULES = (
     "Scores after the last epoch, means over seeds; the average over tasks of each seed stands "
@@ -54,21 +55,18 @@ def study_table(
     rows = study_rows(name, study, records, tasks, seeds, times)
     tier = records[0].tier
     timed = times is not None
-    cells = tuple(_cells(row, tasks, seeds, timed) for row in rows)
-    header = (
-        "Method",
-        *map(task_title, tasks),
-        "Average",
-        "By seed",
-        "Difference",
-        "Target (%)",
-        "Realised (%)",
-        "MACs kept (%)",
-        "Closed",
-        "Half open",
-        "Reopened",
-        "Trainable",
-        *(("Time (%)",) if timed else ()),
+    columns = (
+        Column("Method", "title", text=True),
+        *(Column(task_title(task), task, number) for task in tasks),
+        Column("Average", AVERAGE, number),
+        Column("By seed", lambda row: " ".join(number(row[f"seed_{s}"]) for s in seeds), text=True),
+        Column("Difference", _difference),
+        Column("Target (%)", "target_sparsity", percent),
+        Column("Realised (%)", "realised_sparsity", percent),
+        Column("MACs kept (%)", "macs_kept_fraction", percent),
+        *(Column(name, f"gates_{kind}", percent) for kind, name in GATES.items()),
+        Column("Trainable", "trainable_parameters", decimals(0)),
+        *([Column("Time (%)", "time_ratio", percent)] if timed else []),
     )
     lead = f"{study.question} {_RULES}"
     if timed:
@@ -78,9 +76,8 @@ def study_table(
         title=f"{study.title} (tier {tier})",
         caption=table_caption(lead, records, study.methods, tasks),
         numbers=pd.DataFrame(rows),
-        header=header,
-        cells=cells,
-        text=(0, 3 + len(tasks) - 1),
+        columns=columns,
+        rows=rows,
     )
 
 
@@ -145,28 +142,13 @@ def _gate_mean(runs: Sequence[Record], kind: str) -> float | None:
     return _rounded(mean(known), FRACTION_DECIMALS) if known else None
 
 
-def _cells(
-    row: Mapping[str, Any], tasks: Sequence[str], seeds: Sequence[int], timed: bool
-) -> tuple[str, ...]:
-    difference = BLANK
-    if row["difference"] is not None:
-        difference = f"{row['difference']:+.1f}"
-        if row["difference_low"] is not None:
-            difference += f" [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]"
-    trained = row["trainable_parameters"]
-    shares = [row[f"gates_{kind}"] for kind in GATES]
-    return (
-        row["title"],
-        *(number(row[task]) for task in (*tasks, AVERAGE)),
-        " ".join(number(row[f"seed_{seed}"]) for seed in seeds),
-        difference,
-        percent(row["target_sparsity"]),
-        percent(row["realised_sparsity"]),
-        percent(row["macs_kept_fraction"]),
-        *map(percent, shares),
-        number(trained, 0),
-        *((percent(row["time_ratio"]),) if timed else ()),
-    )
+def _difference(row: Mapping[str, Any]) -> str:
+    if row["difference"] is None:
+        return BLANK
+    mean_ = f"{row['difference']:+.1f}"
+    if row["difference_low"] is None:
+        return mean_
+    return f"{mean_} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]"
 
 
 def _rounded(value: Any, decimals: int) -> float | None:
