@@ -1,6 +1,5 @@
 """Copies the Llama experiments of a tier to results/published/<tier>/llama."""
 
-import shutil
 from pathlib import Path
 
 from finegates.suite.jobs.job import running
@@ -8,6 +7,7 @@ from finegates.suite.jobs.job import running
 job = snakemake
 with running(job, sealed=False):
     from finegates.suite.config.load import configured_tier
+    from finegates.suite.jobs.publication import publish
     from finegates.suite.runs.llama_record import read_causal_record
     from finegates.suite.runs.predictions import checked_predictions
     from finegates.suite.runs.record import read_record
@@ -18,13 +18,4 @@ with running(job, sealed=False):
         # Refuses to publish what does not fit the schema.
         (read_record if "task" in record.relative_to(source).parts else read_causal_record)(record)
     predicted = filter(None, map(checked_predictions, job.input.records))
-    aside = target.with_name(f".{target.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
-    files = dict.fromkeys(map(Path, [*job.input, *predicted]))
-    for path in files:
-        copy = aside / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
-    print(f"published {len(files)} files to {target}")
+    publish([*job.input, *predicted], source, target)

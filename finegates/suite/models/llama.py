@@ -18,7 +18,6 @@ from transformers import (
 from finegates.files import file_digest
 from finegates.seeds import seed_everything
 from finegates.suite.config.llama import CausalModel, LlamaSizes, TokenizerSource
-from finegates.suite.config.section import source_kind
 from finegates.suite.models.fetch import fetched_folder
 from finegates.suite.models.pretrained import load_pretrained
 from finegates.suite.models.sources import ModelError, dense_model
@@ -119,7 +118,7 @@ def describe_causal(source: CausalModel, results: str, model: PreTrainedModel) -
     weights = None if folder is None else folder / "model.safetensors"
     return {
         "name": source.name,
-        "source": source_kind(source),
+        "source": source.kind,
         "revision": source.revision,
         "sha256": file_digest(weights) if weights is not None and weights.is_file() else None,
         "architecture": model.config.model_type,

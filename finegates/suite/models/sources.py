@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finegates.files import file_digest
-from finegates.suite.config.section import source_kind
 from finegates.suite.config.tasks import DataError, task_named
 from finegates.suite.config.tier import Tier
 from finegates.suite.data.glue import describe_split, read_hub_split, read_split, split_path
@@ -142,7 +141,7 @@ def describe_data(tier: Tier, task: str, rows: dict[str, int]) -> dict[str, Any]
         splits["validation"] = {**splits["train"], "status": "held out of the training rows"}
     return {
         "name": source.name,
-        "source": source_kind(source),
+        "source": source.kind,
         "revision": source.revision,
         "train_rows": rows["train"],
         "validation_rows": rows["validation"],
@@ -158,7 +157,7 @@ def describe_model(tier: Tier, model: PreTrainedModel) -> dict[str, Any]:
     weights = None if folder is None else Path(folder) / "model.safetensors"
     return {
         "name": tier.model.name,
-        "source": source_kind(tier.model),
+        "source": tier.model.kind,
         "revision": tier.model.revision,
         "sha256": file_digest(weights) if weights is not None and weights.is_file() else None,
         "architecture": model.config.model_type,

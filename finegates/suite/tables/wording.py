@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from finegates.suite.config.llama import CausalModel, TextSource
 from finegates.suite.config.llama_runs import Run, study, title_of
-from finegates.suite.config.section import source_kind
 from finegates.suite.config.tier import DataSource, ModelSource, Tier
 from finegates.suite.runs.llama_record import CausalRecord, Text
 from finegates.suite.runs.record import Record, TaskTables
@@ -84,7 +83,7 @@ def text_reworded(records: Sequence[CausalRecord], words: Mapping[str, Any]) -> 
 
 
 def _named(source: ModelSource | DataSource | CausalModel | TextSource) -> dict[str, str | None]:
-    return {"name": source.name, "source": source_kind(source), "revision": source.revision}
+    return {"name": source.name, "source": source.kind, "revision": source.revision}
 
 
 _Described = TypeVar("_Described", Model, TaskTables, Text)
