@@ -57,7 +57,7 @@ def summary_lines(records: Sequence[Record], results: Sequence[ClaimResult]) -> 
 
 def synthetic(records: Sequence[Record]) -> bool:
     """Whether the workflow made all data of the runs itself."""
-    return all(record.data["source"] == "generated" for record in records)
+    return all(record.data.source == "generated" for record in records)
 
 
 def _verdicts(results: Sequence[ClaimResult]) -> str:
