@@ -121,8 +121,9 @@ def main() -> None:
         trainer.train()
         gated = trainer.evaluate()["eval_accuracy"]
 
-    plan = fg.plan_compaction(model, cost=fg.calibrate())
-    small = fg.compact(model, cost=fg.calibrate())
+    cost = fg.calibrate()  # of this machine, measured for about a second
+    plan = fg.plan_compaction(model, cost=cost)
+    small = fg.compact(model, cost=cost)
     batch = tokenizer("a charming film", "dull", return_tensors="pt")
     with torch.no_grad():
         apart = (small(**batch).logits - model.eval()(**batch).logits).abs().max()

@@ -105,6 +105,7 @@ def test_a_compact_model_is_not_compacted_again(places, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_a_compact_model_is_exported_for_programs_that_do_not_know_it(places, tmp_path, capsys):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     import onnxruntime

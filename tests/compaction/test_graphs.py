@@ -26,7 +26,7 @@ def small_model(layers=10):
     return compact(model)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("from_disk", [False, True])
 def test_more_layers_than_torchs_limit_are_compiled_one_by_one(from_disk, tmp_path):

@@ -137,6 +137,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         export_onnx(small, tmp_path / "model.onnx", {"no_input": torch.zeros(2, 2)})
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_gated_model_is_exported_when_it_is_asked_for(tmp_path: Path) -> None:
     model = attach(

@@ -162,6 +162,7 @@ def test_so_it_does_for_all_architectures(architecture: str, tmp_path: Path) -> 
     check("native", "structured", (6, 13), tmp_path, architecture)
 
 
+@pytest.mark.thorough
 def test_a_training_for_more_epochs_keeps_what_was_decided(tmp_path: Path) -> None:
     model = fresh("add_lora", "structured")
     trainer(model, tmp_path, save_steps=STEPS).train()

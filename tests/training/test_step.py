@@ -75,7 +75,7 @@ def check(model, head, rows, tmp_path, cuts=CUTS, smoothing=0.0, task=None, **kw
             assert log["loss"] == pytest.approx(loss + weight * penalty, rel=ROUNDING)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("head", "architecture"),
     [
@@ -99,7 +99,7 @@ def test_so_it_is_with_every_preset(head, architecture, preset, tmp_path):
     check(model, head, rows_for(head, 16), tmp_path)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("accepts", "scaled", "averages"),
     [
@@ -318,6 +318,7 @@ def test_the_weights_of_all_micro_batches_add_up_to_one(items):
     assert sum(cut.even_share for _ in range(3)) == pytest.approx(1.0)
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("head", "architecture"), COMBINATIONS)
 def test_labels_are_those_that_the_loss_of_the_model_counts(head, architecture):
     batch = collate(rows_for(head, 5))
