@@ -176,7 +176,7 @@ class Terminal(logging.Handler):
             spent[rule] += now - begin  # type: ignore[assignment]
         parallel = self.cores or max(1, len(self.running))  # a cluster runs what it is given
         left = self.times.left(self.planned, parallel, spent)
-        about = f"   about {spoken(left)} left" if left and done < total else ""
+        about = f"   about {spoken(left)} left" if left >= 1 and done < total else ""
         yield f"{done:>4} of {total:<4} {label:<44} {spoken(seconds):>12}{about}"
         if done == total:
             self.times.write()
