@@ -18,8 +18,8 @@ with running(job):
     write_text(job.output.csv, table.to_csv(index=False, float_format="%.2f"))
     write_text(
         job.output.md,
-        f"Cost of the jobs behind the tables of tier {records[0].tier}, on {machine['cpu']} "
-        f"({machine['cores']} cores). Start-up (processes starting, imports) is "
+        f"Cost of the jobs behind the tables of tier {records[0].tier}, on {machine.cpu} "
+        f"({machine.cores} cores). Start-up (processes starting, imports) is "
         f"{100 * total['startup_s'] / total['wall_s']:.1f} % of the jobs' time; measured for "
         "fine-tuning and pretraining the encoder, elsewhere taken as long as a fine-tuning "
         "process's. Jobs run side by side, so wall seconds add up to more than the run took."
