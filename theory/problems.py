@@ -166,11 +166,6 @@ def draw_problem(
     return Problem(inputs, weight, inputs @ taught.T + noise, f"{family} {index}")
 
 
-def draw_problems(count: int, seed: int = 0) -> list[Problem]:
-    """The first ``count`` problems of every family."""
-    return [draw_problem(family, index, seed) for family in FAMILIES for index in range(count)]
-
-
 def _taught(teacher: Teacher, weight: Array, random: np.random.Generator) -> Array:
     m, d = weight.shape
     if teacher == "gates":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -244,12 +243,6 @@ def hold_out(examples: Examples, labels: Labels, seed: int) -> tuple[Examples, E
         examples.take([place for place in rows if place not in held]),
         examples.take(sorted(held)),
     )
-
-
-def class_counts(examples: Examples, labels: Labels) -> dict[str, int]:
-    """The number of rows of each class, by name; empty for regression."""
-    counts = Counter(examples.labels)
-    return {name: counts[code] for code, name in enumerate(labels.names or ())}
 
 
 def _texts(values: Sequence[Any], place: str) -> list[str]:

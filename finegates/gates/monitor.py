@@ -142,4 +142,5 @@ def realised_sparsity(model: nn.Module) -> float:
         kept += (layer.out_features - counts[name]["rows"]) * (
             layer.in_features - counts[name]["cols"]
         )
-    return 1.0 - kept / total if total else 0.0
+    # One rounding of an exact quotient, as in finegates.budget: both are the same number.
+    return (total - kept) / total if total else 0.0

@@ -8,14 +8,13 @@ from finegates.suite.tables.captions import figure_footer, metric_title, table_c
 from finegates.suite.tables.detectable import detectable_table
 from finegates.suite.tables.glue import glue_table, read_references, sparsity_table
 from finegates.suite.tables.render import BLANK, Column, Table, escape_latex, to_csv, write_table
-from finegates.suite.tables.runs import durations_table, runs_table
+from finegates.suite.tables.runs import runs_table
 
 __all__ = [
     "BLANK",
     "Column",
     "Table",
     "detectable_table",
-    "durations_table",
     "escape_latex",
     "figure_footer",
     "glue_table",

@@ -1,7 +1,7 @@
 """Every run of a study as one row: the long table that the others are summaries of.
 
-Durations change from run to run, so they have a table of their own: the others keep the same bytes
-when the same study is run again on the same machine.
+Durations change from run to run and are left out: the table keeps its bytes when the same study is
+run again on the same machine.
 """
 
 from __future__ import annotations
@@ -57,31 +57,6 @@ def runs_table(
     for column in INTEGERS:
         frame[column] = frame[column].astype("Int64")
     return frame
-
-
-def durations_table(
-    records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
-) -> pd.DataFrame:
-    """Durations and peak memory of every run: all that the records' ``timing`` holds.
-
-    Raises:
-        ValueError: see :func:`finegates.suite.tables.captions.check_study`.
-    """
-    import pandas as pd
-
-    ordered = check_study(records, methods, tasks)
-    names = sorted({name for record in ordered for name in record.timing})
-    rows = [
-        {
-            "tier": record.tier,
-            "task": record.task,
-            "method": record.method,
-            "seed": record.seed,
-            **{name: _rounded(record.timing.get(name), SCORE_DECIMALS) for name in names},
-        }
-        for record in ordered
-    ]
-    return pd.DataFrame(rows)
 
 
 def _row(record: Record) -> dict[str, Any]:
