@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from finegates.gates.monitor import summarise_gates as summarise_gates
     from finegates.lora import add_lora as add_lora
     from finegates.one_shot import magnitude_gates as magnitude_gates
+    from finegates.pruning.to_budget import prune as prune
     from finegates.training.distillation import Distillation as Distillation
     from finegates.training.distillation import with_teacher as with_teacher
     from finegates.training.trainer import GateTrainer as GateTrainer
@@ -55,6 +56,7 @@ _HOMES = {
     "detach": "gates.attachment",
     "add_lora": "lora",
     "magnitude_gates": "one_shot",
+    "prune": "pruning.to_budget",
     "measure_budget": "budget",
     "macs": "budget",
     "CostModel": "compaction",

@@ -62,6 +62,10 @@ class Gate(nn.Module):
         """The gates that it is made of: itself, unless it is derived from others."""
         yield self
 
+    def combined(self, read: Callable[[Gate], Tensor]) -> Tensor:
+        """The gate, (..., n), where its :meth:`leaves` are what ``read`` gives, (..., sizes)."""
+        return read(self)
+
     def resize(self, size: int) -> None:
         """Cuts the last dimensions off, or adds open ones, in place.
 
@@ -459,13 +463,19 @@ class DerivedGate(Gate):
             assert isinstance(source, Gate)
             yield from source.leaves()
 
+    @override
+    def combined(self, read: Callable[[Gate], Tensor]) -> Tensor:
+        return self._product(lambda gate: gate.combined(read))
+
     def _product(self, read: Callable[[Gate], Tensor]) -> Tensor:
         result: Tensor | None = None
         for number, source in enumerate(self.sources):
             assert isinstance(source, Gate)
             values = read(source)
             # The entry behind the last is 1: that is what index -1 finds.
-            chosen = torch.cat([values, values.new_ones(1)])[getattr(self, f"index_{number}")]
+            ones = values.new_ones((*values.shape[:-1], 1))
+            index = getattr(self, f"index_{number}")
+            chosen = torch.cat([values, ones], dim=-1)[..., index]
             result = chosen if result is None else result * chosen
         assert result is not None
         return result

@@ -1,0 +1,1 @@
+"""One-shot pruning of shared groups to a budget, without training gates."""

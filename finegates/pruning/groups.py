@@ -1,0 +1,174 @@
+"""The groups of rows and columns that are removed together, what they cost, and closing them.
+
+They are the gates of preset ``structured`` (:mod:`finegates.gates.shared`): one for each dimension
+that compaction can remove. Here a gate is a mask of zeros and ones that is never trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from finegates.gates.closing import TOLERANCE, choose_closed
+from finegates.gates.gate import Gate, StochasticGate
+from finegates.gates.penalty import MacsPenalty
+from finegates.gates.shared import AttentionGates, Read, build_structure
+
+Dimensions = Literal["all", "inner"]
+"""Which groups may be closed: all, or heads and feed-forward dimensions alone."""
+
+Vectors = dict[StochasticGate, Tensor]
+"""By gate, a number for each of its dimensions, (n,)."""
+
+
+class SharedGroups:
+    """The groups of a model, all of them open at first; the model is not changed.
+
+    Args:
+        model: plain, without gates.
+        dimensions: the groups that may be closed.
+        length: tokens of a sequence, for the MACs of attention.
+
+    Attributes:
+        structure: the gates by part of the model; they hold nothing.
+        sides: for every layer its row gate and its column gate.
+        gates: those whose dimensions may be closed, by name.
+        open: (n,) of every gate, float32: 1 where open, 0 where closed.
+    """
+
+    def __init__(self, model: nn.Module, dimensions: Dimensions, length: int) -> None:
+        names: dict[StochasticGate, str] = {}
+
+        def make(name: str, size: int) -> StochasticGate:
+            gate = StochasticGate(size, "structured")
+            names[gate] = name
+            return gate
+
+        with torch.random.fork_rng(devices=[]):  # gates draw latents, which nothing reads here
+            self.structure, self.sides = build_structure(model, make)
+        self.length = length
+        self.open: Vectors = {gate: torch.ones(gate.size, device="cpu") for gate in names}
+        inner = set(_inner_gates(self.structure))
+        self.gates = {
+            name: gate for gate, name in names.items() if dimensions == "all" or gate in inner
+        }
+        self.dense = float(self._macs(self.open.__getitem__))
+
+    def values(
+        self, opened: Mapping[StochasticGate, Tensor] | None = None
+    ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+        """By layer, the row gate (out,) and the column gate (in,) of zeros and ones.
+
+        Args:
+            opened: other masks than the present ones, of any of the gates.
+        """
+        masks = {**self.open, **(opened or {})}
+        read: Callable[[Gate], Tensor] = masks.__getitem__  # type: ignore[assignment]
+        return {
+            path: (
+                None if rows is None else rows.combined(read),
+                None if cols is None else cols.combined(read),
+            )
+            for path, (rows, cols) in self.sides.items()
+        }
+
+    def kept(self, opened: Mapping[StochasticGate, Tensor] | None = None) -> float:
+        """The fraction of the dense MACs that compaction keeps.
+
+        Args:
+            opened: other masks than the present ones, of any of the gates.
+        """
+        masks = {**self.open, **(opened or {})}
+        return float(self._macs(masks.__getitem__, packed=True)) / self.dense
+
+    def costs(self) -> Vectors:
+        """The MACs of one token that each dimension stands for at present."""
+        return self.slopes(lambda read: self._macs(read))
+
+    def slopes(self, count: Callable[[Read], Tensor]) -> Vectors:
+        """The derivative of a count by how far each dimension is open, at present.
+
+        Args:
+            count: from what is read of each gate, (n,), to a scalar.
+        """
+        with torch.enable_grad():
+            opened = {gate: mask.clone().requires_grad_() for gate, mask in self.open.items()}
+            found = torch.autograd.grad(
+                count(opened.__getitem__), list(opened.values()), allow_unused=True
+            )
+        return {
+            gate: torch.zeros_like(mask) if slope is None else slope.detach()
+            for (gate, mask), slope in zip(opened.items(), found, strict=True)
+        }
+
+    def check_reachable(self, target: float) -> None:
+        """Raises ValueError, with the largest target in reach, unless the target is."""
+        penalty = MacsPenalty(self.structure, target, self.length, (0.0, 0.0))
+        if len(self.gates) == len(self.open):
+            penalty.check_reachable()
+        floor = self.floor()
+        if 1.0 - target < floor:
+            raise ValueError(
+                f"target {target} cannot be reached with heads and feed-forward dimensions alone: "
+                f"{floor:.4f} of the MACs stay at sequence_length={self.length}, so targets end at "
+                f"{int(1e4 * (1.0 - floor)) / 1e4:.4f}; choose dimensions='all'"
+            )
+
+    def floor(self) -> float:
+        """The least fraction that can be kept by a model that still computes something: one part
+        keeps one dimension of each gate, the part where that costs the least."""
+        least = 1.0
+        for part in self.structure:
+            alive = set(part.gates())
+            masks = {gate: torch.zeros(gate.size, device="cpu") for gate in self.gates.values()}
+            for gate, mask in masks.items():
+                mask[0] = float(gate in alive)
+            least = min(least, self.kept(masks))
+        return least
+
+    def close(
+        self,
+        worth: Mapping[StochasticGate, Tensor],
+        goal: float,
+        kept: Callable[[Mapping[StochasticGate, Tensor]], float] | None = None,
+    ) -> float:
+        """Closes the dimensions that are worth least until a goal is met; returns what is kept.
+
+        Those that are closed already stay so.
+
+        Args:
+            worth: (n,) of each of :attr:`gates`, not negative.
+            goal: the fraction to keep.
+            kept: the fraction that masks keep; None: that of the MACs.
+        """
+        gates = list(self.gates.values())
+        sizes = [gate.size for gate in gates]
+        shut = torch.cat([self.open[gate] for gate in gates]) == 0
+        order = torch.where(shut, -1.0, torch.cat([worth[gate].float() for gate in gates]))
+        measure = kept or self.kept
+
+        def fraction(closed: Tensor) -> float:
+            parts = (~(closed | shut)).float().split(sizes)
+            return measure(dict(zip(gates, parts, strict=True)))
+
+        chosen = choose_closed(order, fraction, goal) | shut
+        for gate, part in zip(gates, chosen.split(sizes), strict=True):
+            self.open[gate] = (~part).float()
+        return fraction(chosen)
+
+    def _macs(self, read: Read, *, packed: bool = False) -> Tensor:
+        counts = [part.macs(read, self.length, packed=packed) for part in self.structure]
+        return torch.stack(counts).sum()
+
+
+def _inner_gates(structure: tuple[object, ...]) -> Iterator[StochasticGate]:
+    for part in structure:
+        gate = part.heads if isinstance(part, AttentionGates) else part.hidden  # type: ignore[attr-defined]
+        if gate is not None:
+            yield gate
+
+
+__all__ = ["TOLERANCE", "Dimensions", "SharedGroups", "Vectors"]

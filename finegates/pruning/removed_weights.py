@@ -1,0 +1,158 @@
+"""What the weights that a group removes amount to: their squares, or what they put out.
+
+Removing a dimension removes rows and columns of several layers. With a score S of every single
+weight, the importance of the dimension is the sum of S over what goes with it at present:
+
+- ``magnitude``: ``S_ij = W_ij^2``, the squared Frobenius norm of what is removed;
+- ``second_moment``: ``S_ij = W_ij^2 E x_j^2``, the expected square of what the weight adds to its
+  output; its root is the score of Wanda (Sun et al., arXiv 2306.11695).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import unwrap
+from finegates.gates.shared import AttentionGates, FeedForwardGates, Read
+from finegates.modules.linear import dense_weight
+from finegates.pruning.calibration import Batch, single_rows, to_device, without_padding
+from finegates.pruning.groups import SharedGroups, Vectors
+from finegates.training.micro_batches import count_items
+
+Masks = dict[str, tuple[Tensor | None, Tensor | None]]
+
+
+def removed_squares(
+    model: nn.Module, groups: SharedGroups, moments: Mapping[str, Tensor] | None = None
+) -> Vectors:
+    """The importance of each dimension by the weights that go with it, float32, (n,) of each gate.
+
+    Args:
+        model: dense; low-rank terms count as merged.
+        groups: of the model.
+        moments: by layer ``E x_j^2`` (in,); None: 1 (``magnitude``).
+    """
+    inner = unwrap(model)
+    squares = {}
+    for path in groups.sides:
+        square = dense_weight(inner.get_submodule(path))[0].float().square()
+        square = square if moments is None else square * moments[path].to(square.device)
+        squares[path] = square.cpu()
+
+    def kept(read: Read) -> Tensor:
+        total = torch.zeros((), device="cpu")
+        for part in groups.structure:
+            masks = (
+                _attention_masks(part, read)
+                if isinstance(part, AttentionGates)
+                else _feed_forward_masks(part, read)
+            )
+            for path, (rows, cols) in masks.items():
+                square = squares[path]
+                by_row = square.sum(1) if cols is None else square @ cols
+                total = total + (by_row.sum() if rows is None else rows @ by_row)
+        return total
+
+    return groups.slopes(kept)
+
+
+def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:
+    inputs, hidden, outputs = (read(g) for g in (gates.inputs, gates.hidden, gates.outputs))
+    wide = [path for path in gates.part.linears() if path != gates.part.down]
+    return {**dict.fromkeys(wide, (hidden, inputs)), gates.part.down: (outputs, hidden)}
+
+
+def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
+    """Which rows and columns of q, k, v and o stay, as products of what is read of the gates."""
+    part = gates.part
+    inputs, outputs = read(gates.inputs), read(gates.outputs)
+    memory = inputs if gates.memory is None else read(gates.memory)
+    if part.projected is not None:
+        return {
+            part.k: (None, memory),
+            part.v: (None, memory),
+            part.q: (None, inputs),
+            part.o: (outputs, None),
+        }
+    each = part.heads // part.kv_heads
+    heads = inputs.new_ones(part.heads) if gates.heads is None else read(gates.heads)
+    grouped = heads.view(part.kv_heads, each, 1)
+    scores = values = inputs.new_ones(part.kv_heads, part.head_dim)
+    if gates.scores is not None:
+        scores = read(gates.scores).view(part.kv_heads, -1)
+        scores = torch.cat([scores, scores], dim=-1) if part.rotary else scores
+    if gates.values is not None:
+        values = read(gates.values).view(part.kv_heads, part.head_dim)
+    used = 1 - (1 - heads.view(part.kv_heads, each)).prod(-1, keepdim=True)
+    queries = (grouped * scores[:, None]).flatten()  # (heads * head_dim,)
+    context = (grouped * values[:, None]).flatten()
+    keys, contents = (used * scores).flatten(), (used * values).flatten()
+    if part.is_fused:
+        fused = torch.cat([queries, keys, contents])
+        return {part.q: (fused, inputs), part.o: (outputs, context)}
+    return {
+        part.q: (queries, inputs),
+        part.k: (keys, memory),
+        part.v: (contents, memory),
+        part.o: (outputs, context),
+    }
+
+
+@torch.no_grad()
+def measure_moments(
+    model: nn.Module, groups: SharedGroups, batches: Sequence[Batch], tick: Callable[[], object]
+) -> dict[str, Tensor]:
+    """``E x_j^2`` of every layer's inputs, float32 (in,), over the positions that are not padding.
+
+    What is closed is as it would be in the pruned model.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+        groups: of the model.
+        batches: labels are not needed.
+        tick: called after each batch.
+    """
+    inner = unwrap(model)
+    device = next(model.parameters()).device
+    encoder_decoder = bool(getattr(getattr(inner, "config", None), "is_encoder_decoder", False))
+    values = groups.values()
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def before(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        cols = values[path][1]
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = inputs[0] if cols is None else inputs[0] * cols.to(inputs[0])
+            flat = x.float().flatten(0, -2)
+            sums[path] = sums.get(path, torch.zeros((), device=device)) + flat.square().sum(0)
+            counts[path] = counts.get(path, 0) + len(flat)
+            return (x, *inputs[1:])
+
+        return hook
+
+    def after(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        rows = values[path][0]
+        return lambda module, inputs, y: y if rows is None else y * rows.to(y)
+
+    handles = []
+    try:
+        for path in groups.sides:
+            layer = inner.get_submodule(path)
+            handles.append(layer.register_forward_pre_hook(before(path)))
+            handles.append(layer.register_forward_hook(after(path)))
+        for batch in batches:
+            placed = to_device(batch, device)
+            for row in single_rows(placed, int(count_items(placed, shifted=False)[1])):
+                model(**without_padding(row, encoder_decoder=encoder_decoder))
+            tick()
+    finally:
+        for handle in handles:
+            handle.remove()
+    unread = [path for path in groups.sides if path not in sums]
+    if unread:
+        raise ValueError(f"no calibration batch reaches layer {unread[0]}, so it has no moments")
+    return {path: (total / counts[path]).cpu() for path, total in sums.items()}

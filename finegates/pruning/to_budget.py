@@ -1,0 +1,225 @@
+"""Pruning to a budget: measure what matters, close what matters least for its cost, repeat."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from finegates.adapters import adapter_for, unwrap
+from finegates.compaction import CostModel, plan_compaction
+from finegates.gates.attachment import attach_fixed
+from finegates.gates.closing import TOLERANCE
+from finegates.gates.gate import FixedGate, StochasticGate
+from finegates.gates.gateable import check_dense, check_gateable, check_trainable
+from finegates.gates.gated_linear import gated_layers
+from finegates.pruning.calibration import Batch, Collator, calibration_batches, left_unchanged
+from finegates.pruning.groups import Dimensions, SharedGroups, Vectors
+from finegates.pruning.removed_weights import measure_moments, removed_squares
+from finegates.pruning.sensitivity import measure_sensitivity
+from finegates.seeds import derive_seed
+from finegates.wrappers import check_undispatched, without_containers
+
+Criterion = Literal["taylor", "fisher", "second_moment", "magnitude", "random"]
+"""What decides which dimensions matter least, see :func:`prune`."""
+
+_WITHOUT_DATA = ("magnitude", "random")
+
+
+def prune(
+    model: nn.Module,
+    data: Iterable[Any] | None = None,
+    *,
+    target: float = 0.4,
+    criterion: Criterion = "taylor",
+    steps: int = 1,
+    dimensions: Dimensions = "all",
+    collator: Collator | None = None,
+    batch_size: int = 16,
+    sequence_length: int = 128,
+    cost: CostModel | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Prunes a model to a budget by the importance of its dimensions, without training, in place.
+
+    Dimensions are those of preset ``structured``: heads and their widths, feed-forward dimensions,
+    inputs and outputs of layers. They are ordered by importance over the MACs that they stand for,
+    and closed from the least on until the budget is met (:mod:`finegates.gates.closing`). What is
+    trained stays as it is; train the result on, gates and all, or its compact form.
+
+    >>> fg.prune(model, data_loader, target=0.4)  # doctest: +SKIP
+    >>> small = fg.compact(model)  # doctest: +SKIP
+
+    Importance of a dimension, with c_i what row i of the calibration set adds to the mean loss and
+    g the gate of the dimension:
+
+    - ``"taylor"``: ``mean |dc_i / dg|``, the expected first-order change of a row's loss if the
+      dimension were removed (Michel et al., arXiv 1905.10650);
+    - ``"fisher"``: ``mean (dc_i / dg)^2``, the diagonal of the gates' empirical Fisher information
+      (Kwon et al., arXiv 2204.09656);
+    - ``"second_moment"``: the sum of ``W_ij^2 E x_j^2`` over the weights that go with it; its rows
+      need no labels;
+    - ``"magnitude"``: the sum of ``W_ij^2``; needs no data;
+    - ``"random"``: a drawn order; needs no data.
+
+    Args:
+        model: a transformers model without gates, or a ``peft`` model around one, of an
+            architecture that has an adapter, already fine-tuned for the task.
+        data: the calibration set: batches, each a mapping of tensors that the model takes (a
+            ``DataLoader``, a list); with a ``collator``, rows (a dataset).
+        target: the fraction of the encoder's MACs to remove, in [0, 1); with ``cost``, of its
+            predicted time.
+        criterion: see above.
+        steps: in how many equal parts of the target to close; importance is measured before each.
+        dimensions: ``"all"``, or ``"inner"`` for heads and feed-forward dimensions alone, whose
+            removal leaves plain layers that gather and scatter nothing.
+        collator: makes a batch of a list of rows, as ``transformers.Trainer`` has it.
+        batch_size: rows of a batch, with a collator.
+        sequence_length: tokens of a sequence, for the share of attention.
+        cost: what multiplying and moving cost (:func:`finegates.calibrate`): the budget is then on
+            the time that :func:`finegates.compact` with the same ``cost`` is predicted to need.
+        seed: of criterion ``"random"``.
+        progress: show a progress bar.
+
+    Returns:
+        the same model, with constant gates of zeros and ones around its layers.
+
+    Raises:
+        ValueError: the model has gates, is compact or has no adapter; the target is out of reach;
+            an option is unknown; the criterion needs data, or labels, and has none. The model is
+            as it was, here and below.
+        TypeError: not a model; a layer is quantised; a batch is not a mapping of tensors.
+        FloatingPointError: a derivative of the loss is not finite.
+    """
+    _check_options(target, criterion, steps, dimensions, sequence_length)
+    inner = unwrap(model)
+    _check_prunable(inner)
+    groups = SharedGroups(inner, dimensions, sequence_length)
+    groups.check_reachable(target)
+    batches: list[Batch] = []
+    runs = without_containers(model)
+    restored = left_unchanged(runs) if criterion not in _WITHOUT_DATA else nullcontext()
+    timed = None if cost is None else _Timed(inner, groups, cost)
+    with restored:
+        if criterion not in _WITHOUT_DATA:
+            batches = calibration_batches(data, collator, batch_size, runs)
+        with tqdm(
+            total=steps * max(1, len(batches)), desc="pruning", disable=not progress, leave=False
+        ) as bar:
+            for step in range(1, steps + 1):
+                worth = _worth(runs, groups, criterion, batches, seed, bar.update)
+                goal = 1.0 - target * step / steps
+                kept = groups.close(worth, goal, None if timed is None else timed.kept)
+    if abs(kept - goal) > TOLERANCE:
+        what = "MACs" if timed is None else "predicted time"
+        warnings.warn(
+            f"{kept:.1%} of the {what} are kept, and target {target:g} asks for {goal:.1%}: the "
+            "dimensions of this model are coarse, so that closing one more, or one fewer, misses "
+            "the target by as much; choose a target that is near what is kept",
+            stacklevel=2,
+        )
+    return attach_fixed(model, groups.values())
+
+
+def _worth(
+    model: nn.Module,
+    groups: SharedGroups,
+    criterion: Criterion,
+    batches: Sequence[Batch],
+    seed: int,
+    tick: Callable[[], object],
+) -> Vectors:
+    """By gate, importance over MACs, (n,)."""
+    if criterion == "random":
+        tick()
+        return _drawn(groups, seed)
+    if criterion == "magnitude":
+        importance = removed_squares(model, groups)
+        tick()
+    elif criterion == "second_moment":
+        importance = removed_squares(model, groups, measure_moments(model, groups, batches, tick))
+    else:
+        found = measure_sensitivity(model, groups, batches, tick)
+        importance = found.absolute if criterion == "taylor" else found.square
+    costs = groups.costs()
+    return {
+        gate: importance[gate] / costs[gate].clamp(min=1e-9 * groups.dense)
+        for gate in groups.gates.values()
+    }
+
+
+def _drawn(groups: SharedGroups, seed: int) -> Vectors:
+    worth = {}
+    for name, gate in groups.gates.items():
+        generator = torch.Generator().manual_seed(derive_seed(seed, "random", name))
+        worth[gate] = torch.rand(gate.size, generator=generator, device="cpu")
+    return worth
+
+
+class _Timed:
+    """Predicts how much of a model's time compaction keeps, by masks.
+
+    Compaction plans from gates; so the masks go onto a copy of the modules, whose tensors are those
+    of the model.
+    """
+
+    def __init__(self, inner: nn.Module, groups: SharedGroups, cost: CostModel) -> None:
+        self._groups, self._cost = groups, cost
+        tensors = [*inner.parameters(), *inner.buffers()]
+        shadow = copy.deepcopy(inner, {id(tensor): tensor for tensor in tensors})
+        self._shadow = attach_fixed(shadow, groups.values())
+        self._dense = self._seconds()
+
+    def kept(self, opened: Mapping[StochasticGate, Tensor]) -> float:
+        """The fraction of the dense model's predicted time."""
+        layers = gated_layers(self._shadow)
+        for path, pair in self._groups.values(opened).items():
+            for side, values in zip(("rows", "cols"), pair, strict=True):
+                gate = getattr(layers[path], side)
+                if isinstance(gate, FixedGate) and values is not None:
+                    gate.values.copy_(values)
+        return self._seconds() / self._dense
+
+    def _seconds(self) -> float:
+        """Of one token: its linear layers, and its products with the tokens of a sequence."""
+        blocks = plan_compaction(self._shadow, cost=self._cost).blocks
+        products = sum(block.attention_macs[1] for block in blocks)
+        linear = sum(block.seconds for block in blocks if block.seconds is not None)
+        return linear + self._cost.product * self._groups.length * products
+
+
+def _check_options(
+    target: float, criterion: str, steps: int, dimensions: str, sequence_length: int
+) -> None:
+    if not 0.0 <= target < 1.0:
+        raise ValueError(f"target must be in [0, 1), got {target}")
+    for name, value, known in (
+        ("criterion", criterion, get_args(Criterion)),
+        ("dimensions", dimensions, get_args(Dimensions)),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; choose one of {list(known)}")
+    for name, number in (("steps", steps), ("sequence_length", sequence_length)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def _check_prunable(inner: nn.Module) -> None:
+    """Raises ValueError or TypeError where shared gates cannot go around the model's layers."""
+    if gated_layers(inner):
+        raise ValueError("the model has gates already: compact it, or call finegates.detach first")
+    check_dense(inner)
+    check_undispatched(inner)
+    check_trainable(inner)
+    blocks = adapter_for(inner).blocks(inner)
+    check_gateable(inner, [path for block in blocks for path in block.linears()])
+
+
+__all__ = ["Criterion", "prune"]
