@@ -69,6 +69,59 @@ class MagnitudeSettings(Section):
     match: str
 
 
+class PruningSettings(Section):
+    """One-shot pruning of shared groups before training, by ``finegates.prune``.
+
+    Attributes:
+        criterion: what decides which dimensions matter least.
+        target: the share of the encoder's MACs to remove.
+        match: a method in place of a target: as many MACs are kept as its run on the same task and
+            seed kept.
+        after: the method of the dense model, fine-tuned on the same task and seed, that is pruned;
+            None: the pretrained model, or the teacher's.
+        steps: parts of the target, with importance measured before each.
+        rows: of the training rows, drawn by seed, that importance is measured on.
+        dimensions: ``all``, or ``inner`` for heads and feed-forward dimensions alone.
+    """
+
+    criterion: Literal["taylor", "fisher", "second_moment", "magnitude", "random"]
+    target: float | None = Field(default=None, ge=0, lt=1)
+    match: str | None = None
+    after: str | None = None
+    steps: int = Field(default=1, gt=0)
+    rows: int = Field(default=1024, gt=0)
+    dimensions: Literal["all", "inner"] = "all"
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> PruningSettings:
+        exactly_one(self, ("target", "match"))
+        return self
+
+
+class LayerSettings(Section):
+    """A smaller dense encoder: some of the layers, the others are left out.
+
+    Attributes:
+        count: layers that stay.
+        which: ``first``, or ``spread`` for layers at even distances, the last included.
+    """
+
+    count: int = Field(gt=0)
+    which: Literal["first", "spread"] = "first"
+
+    def kept(self, layers: int) -> list[int]:
+        """The numbers of the layers that stay, of so many.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        if self.count > layers:
+            raise ValueError(f"layers.count: {self.count} of {layers} layers cannot stay")
+        if self.which == "first":
+            return list(range(self.count))
+        return [(place + 1) * layers // self.count - 1 for place in range(self.count)]
+
+
 class DistillationSettings(Section):
     """Training starts from another run's weights and follows that model's logits.
 
@@ -115,14 +168,18 @@ class Method(Section):
         gates: see :class:`GateSettings`; None: no gates.
         lora: see :class:`LoraSettings`; None: no adapter.
         magnitude: see :class:`MagnitudeSettings`; None: nothing is closed before training.
+        prune: see :class:`PruningSettings`; None: nothing is pruned before training.
+        layers: see :class:`LayerSettings`; None: all of them.
         distillation: see :class:`DistillationSettings`; None: no teacher.
         mask: see :class:`MaskSettings`; None: no mask.
         continues: see :class:`Continuation`; None: starts from the pretrained model.
         init: the encoder's weights at the start.
         learning_rate: AdamW's.
-        gate_learning_rate: another one for gates.
+        gate_learning_rate: another one for gates; 0 with shared gates leaves them untrained, so
+            that importance alone decides.
         head_learning_rate: another one for the task head.
         schedule: another one than the tier's.
+        warmup: share of the steps over which rates rise from 0.
         precision: another one than the tier's.
     """
 
@@ -130,14 +187,17 @@ class Method(Section):
     gates: GateSettings | None = None
     lora: LoraSettings | None = None
     magnitude: MagnitudeSettings | None = None
+    prune: PruningSettings | None = None
+    layers: LayerSettings | None = None
     distillation: DistillationSettings | None = None
     mask: MaskSettings | None = None
     continues: Continuation | None = None
     init: Literal["pretrained", "random"] = "pretrained"
     learning_rate: float = Field(gt=0)
-    gate_learning_rate: float | None = Field(default=None, gt=0)
+    gate_learning_rate: float | None = Field(default=None, ge=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
     schedule: Literal["constant", "linear", "cosine"] | None = None
+    warmup: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] | None = None
 
     @property
@@ -150,21 +210,26 @@ class Method(Section):
     @property
     def is_dense(self) -> bool:
         """Whether its runs end with a plain model of full size."""
-        return self.trains_all and self.gates is None and self.magnitude is None
+        smaller = (self.gates, self.magnitude, self.prune, self.layers)
+        return self.trains_all and all(section is None for section in smaller)
 
     @property
     def matched(self) -> str | None:
-        """The label of the gated method whose run on the same task and seed is to be matched."""
+        """The label of the method whose run on the same task and seed is to be matched."""
         if self.magnitude is not None:
             return self.magnitude.match
+        if self.prune is not None:
+            return self.prune.match
         return None if self.gates is None else self.gates.match
 
     @property
     def start(self) -> str | None:
         """The label of the method whose run on the same task and seed ended where this one starts:
-        a teacher, or what is continued."""
+        a teacher, what is pruned, or what is continued."""
         if self.distillation is not None:
             return self.distillation.teacher
+        if self.prune is not None and self.prune.after is not None:
+            return self.prune.after
         return None if self.continues is None else self.continues.method
 
     @property
@@ -176,6 +241,14 @@ class Method(Section):
     def _one_way(self) -> Method:
         if self.magnitude is not None and self.gates is not None:
             raise ValueError("magnitude closes rows and columns itself; leave gates out")
+        if self.prune is not None and (self.gates or self.magnitude or self.mask or self.layers):
+            raise ValueError(
+                "prune closes its groups itself; leave gates, magnitude, mask and layers out"
+            )
+        if self.prune is not None and self.prune.after is not None and self.distillation:
+            raise ValueError("the teacher of distillation is pruned; leave prune.after out")
+        if self.layers is not None and (self.gates or self.magnitude or self.mask):
+            raise ValueError("layers is a smaller dense model; leave gates, magnitude and mask out")
         if self.mask is not None and (self.magnitude or self.gates or self.lora):
             raise ValueError("mask is a method of its own; leave gates, lora and magnitude out")
         if self.start is not None and self.init == "random":
@@ -194,7 +267,7 @@ def first_of_each_kind(methods: Mapping[str, Method]) -> dict[str, Method]:
     """
     chosen: dict[str, Method] = {}
     for method in methods.values():
-        if method.needs:
+        if method.needs or method.prune is not None or method.layers is not None:
             continue
         kind = {
             (False, False): "full",
@@ -220,7 +293,13 @@ def check_names(tasks: list[str], methods: dict[str, Method]) -> None:
 
 def _check_needs(label: str, method: Method, methods: dict[str, Method]) -> None:
     found = {needed: methods.get(needed) for needed in method.needs}
-    if method.matched is not None:
+    if method.prune is not None and method.prune.match is not None:
+        if found[method.prune.match] is None:
+            raise ValueError(
+                f"methods.{label}.prune.match: {method.prune.match!r} is not a method of this "
+                f"tier{nearest(method.prune.match, methods)}"
+            )
+    elif method.matched is not None:
         gated = found[method.matched]
         if gated is None or gated.gates is None:
             part = "gates" if method.magnitude is None else "magnitude"
@@ -228,13 +307,13 @@ def _check_needs(label: str, method: Method, methods: dict[str, Method]) -> None
                 f"methods.{label}.{part}.match: {method.matched!r} is no gated method of this "
                 f"tier{nearest(method.matched, methods)}"
             )
-    if method.distillation is not None:
-        dense = found[method.distillation.teacher]
+    if method.start is not None and method.continues is None:
+        key = "prune.after" if method.distillation is None else "distillation.teacher"
+        dense = found[method.start]
         if dense is None or not dense.is_dense:
             raise ValueError(
-                f"methods.{label}.distillation.teacher: {method.distillation.teacher!r} is no "
-                "method of this tier that trains every weight of the dense model"
-                f"{nearest(method.distillation.teacher, methods)}"
+                f"methods.{label}.{key}: {method.start!r} is no method of this tier that trains "
+                f"every weight of the dense model{nearest(method.start, methods)}"
             )
     if method.continues is not None:
         earlier = found[method.continues.method]

@@ -243,10 +243,11 @@ class LlamaOnTask(Section):
     def _names(self) -> LlamaOnTask:
         check_names(self.tasks, self.methods)
         for label, method in self.methods.items():
-            if method.start is not None or method.mask is not None:
+            absent = (method.start, method.mask, method.prune, method.layers)
+            if any(section is not None for section in absent):
                 raise ValueError(
-                    f"methods.{label}: distillation, continuation and masks are not offered for "
-                    "Llama"
+                    f"methods.{label}: distillation, continuation, masks, pruning before training "
+                    "and fewer layers are not offered for Llama"
                 )
         return self
 
@@ -341,6 +342,14 @@ class Tier(Section):
             raise ValueError("tasks and seeds must not repeat")
         if self.studies is not None:
             self.studies.check(self.tasks, self.methods)
+            for label in (*self.studies.timed, *self.studies.shared):
+                method = self.all_methods[label]
+                if method.prune is not None or method.layers is not None:
+                    raise ValueError(
+                        f"studies: {label!r} prunes before training or has fewer layers, which "
+                        "the timing of deployed models does not rebuild; leave timed and shared "
+                        "to other methods"
+                    )
         own = self.llama.on_task.data if self.llama and self.llama.on_task else None
         if own and own.generated and own.generated != (self.data.generated or own.generated):
             raise ValueError(

@@ -58,6 +58,7 @@ from finegates.suite.runs.record import (
     TaskTables,
 )
 from finegates.suite.runs.run_record import Code, Hardware, Model, measured_budget
+from finegates.suite.runs.smaller_start import keep_layers, prune_once
 from finegates.suite.runs.step_timer import StepTimer
 from finegates.training.distillation import Distillation, with_teacher
 from finegates.training.trainer import GateTrainer
@@ -126,7 +127,7 @@ def finetune(
         label: the method's label in ``tier.all_methods``.
         seed: one of ``tier.seeds``.
         matched: the record that the method matches: a magnitude method its closed rows and columns,
-            one with shared gates its MACs.
+            one with shared gates or shared groups its MACs.
         start: what an earlier run kept: the weights of a teacher, or the gates to go on with.
         keep: where to write what was trained (safetensors), see :func:`write_trained`.
         predictions: where to write the predictions of the last and the best epoch, see
@@ -153,17 +154,24 @@ def finetune(
     torch.set_num_threads(tier.threads)
     pretrained = load_classifier(tier, data.task, seeds["init"], method.init)
     described = describe_model(tier, pretrained)
+    dense_macs = macs(pretrained, MACS_BATCH, MACS_LENGTH).total
     train_rows: Sequence[Mapping[str, Any]] = data.train
     distillation = None
-    if method.distillation is not None:
-        assert start is not None
+    if start is not None and method.start is not None and method.continues is None:
         load_model(pretrained, start)
+    if method.distillation is not None:
         with torch.autocast("cpu", torch.bfloat16, enabled=_in_bfloat16(tier, method)):
             train_rows = with_teacher(data.train, predict(pretrained, data.tokenizer, data.train))
         distillation = Distillation(method.distillation.weight, method.distillation.temperature)
     seed_everything(seeds["method"])
     earlier = start if method.continues is not None else None
+    if method.layers is not None:
+        keep_layers(pretrained, method.layers.kept)
     model = prepare(pretrained, method, seeds["method"], matched, earlier)
+    if method.prune is not None:
+        collator = DataCollatorWithPadding(data.tokenizer)
+        drawn = derive_seed(data.task, seed, "calibration")
+        prune_once(model, method.prune, data.train, collator, MACS_LENGTH, drawn, progress)
     # Now: gates that were hardened are not trained to the end.
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -211,6 +219,10 @@ def finetune(
     if method.mask is not None:
         fold_masks(model)
     counted = measured_budget(model, trainable, MACS_BATCH, MACS_LENGTH)
+    # Of all layers, also where some are left out.
+    counted = counted.model_copy(
+        update={"macs": counted.macs.model_copy(update={"dense": dense_macs})}
+    )
     if method.mask is not None:
         counted = counted.model_copy(update={"masked_fraction": zero_fraction(model)})
     shrunk = None
@@ -261,8 +273,8 @@ def finetune(
 
 
 def with_target(method: Method, matched: Record | None) -> Method:
-    """The method with the target that its shared gates take from the record of another run: the
-    fraction of the MACs that this run removed.
+    """The method with the target that its shared gates or groups take from another run's record:
+    the fraction of the MACs that this run removed.
 
     Raises:
         ValueError: the method matches another one, and there is no record.
@@ -271,9 +283,13 @@ def with_target(method: Method, matched: Record | None) -> Method:
         return method
     if matched is None:
         raise ValueError(f"this method needs the record of {method.matched!r}")
-    if method.gates is None:
+    if method.gates is None and method.prune is None:
         return method
     target = 1 - matched.budget.macs.kept_fraction
+    if method.prune is not None:
+        pruning = method.prune.model_copy(update={"target": target})
+        return method.model_copy(update={"prune": pruning})
+    assert method.gates is not None
     gates = method.gates.model_copy(update={"target": target})
     return method.model_copy(update={"gates": gates})
 
@@ -371,7 +387,8 @@ def _training_arguments(
         per_device_eval_batch_size=training.eval_batch_size,
         learning_rate=method.learning_rate,
         weight_decay=training.weight_decay,
-        lr_scheduler_type=method.schedule or training.schedule,
+        lr_scheduler_type=_schedule(method, training.schedule),
+        warmup_steps=method.warmup,
         # The protocol names no clipping; Trainer's default would clip the penalty's gradient.
         max_grad_norm=0.0,
         bf16=_in_bfloat16(tier, method),
@@ -389,6 +406,11 @@ def _training_arguments(
         # Rows hold what the model reads, and at times a teacher's logits.
         remove_unused_columns=False,
     )
+
+
+def _schedule(method: Method, default: str) -> str:
+    schedule = method.schedule or default
+    return "constant_with_warmup" if schedule == "constant" and method.warmup else schedule
 
 
 def _in_bfloat16(tier: Tier, method: Method) -> bool:

@@ -113,14 +113,17 @@ class RunConfig(Quoted):
     title: str
     gates: QuotedGates | None = None
     magnitude: Quoted | None = None
+    prune: Quoted | None = None
+    layers: Quoted | None = None
     precision: str | None = None
     training: QuotedTraining
     tier_description: str
 
     @property
     def is_pruned(self) -> bool:
-        """Whether the method closes rows and columns."""
-        return self.gates is not None or self.magnitude is not None
+        """Whether the method closes rows and columns, or leaves layers out."""
+        smaller = (self.gates, self.magnitude, self.prune, self.layers)
+        return any(section is not None for section in smaller)
 
 
 class Record(RunRecord):

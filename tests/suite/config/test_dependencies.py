@@ -76,6 +76,8 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "LoraSettings": {"*": ("runs", "step")},
     "MaskSettings": {"*": ("runs", "step")},
     "MagnitudeSettings": {"*": ("runs",)},
+    "PruningSettings": {"*": ("runs",)},
+    "LayerSettings": {"*": ("runs",)},
     "DistillationSettings": {"*": ("runs",)},
     "Continuation": {"*": ("runs",)},
     "StepBenchmark": {"*": ("step",)},
@@ -253,7 +255,15 @@ def whole(tmp_path_factory) -> Tier:
             "model": {"name": "tiny", "pretraining": PRETRAINING},
             "data": {"name": "made", "generated": {"train_rows": 8, "validation_rows": 8}},
             "methods": {label: m.model_dump() for label, m in base.methods.items()}
-            | {"mask": {"title": "Mask", "mask": {}, "learning_rate": 1e-3}},
+            | {
+                "mask": {"title": "Mask", "mask": {}, "learning_rate": 1e-3},
+                "pruned": {
+                    "title": "Pruned",
+                    "prune": {"criterion": "taylor", "target": 0.4, "after": "full"},
+                    "learning_rate": 1e-3,
+                },
+                "shallow": {"title": "Shallow", "layers": {"count": 1}, "learning_rate": 1e-3},
+            },
             "studies": {
                 "tasks": ["cola"],
                 "seeds": [0, 1],

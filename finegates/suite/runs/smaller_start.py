@@ -1,0 +1,76 @@
+"""Smaller models that training starts from: pruned in one shot, or with fewer layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.adapters import adapter_for, unwrap
+from finegates.pruning.to_budget import prune
+from finegates.suite.config.methods import PruningSettings
+
+
+def prune_once(
+    model: nn.Module,
+    settings: PruningSettings,
+    rows: Sequence[Mapping[str, Any]],
+    collator: Callable[[list[Any]], Any],
+    length: int,
+    seed: int,
+    progress: bool,
+) -> nn.Module:
+    """Prunes a model before its training, in place, by some of the training rows.
+
+    Args:
+        model: a classifier, with low-rank adapters or without.
+        settings: with a target.
+        rows: of training, tokenized.
+        collator: makes a batch of rows.
+        length: tokens at which MACs are counted.
+        seed: draws the rows, and the order of criterion ``random``.
+        progress: show a progress bar.
+    """
+    if settings.target is None:
+        raise ValueError("prune.match needs the record of the run that is matched")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(rows), generator=generator)[: settings.rows].tolist()
+    return prune(
+        model,
+        [rows[place] for place in order],
+        target=settings.target,
+        criterion=settings.criterion,
+        steps=settings.steps,
+        dimensions=settings.dimensions,
+        collator=collator,
+        sequence_length=length,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def keep_layers(model: nn.Module, kept: Callable[[int], Iterable[int]]) -> nn.Module:
+    """Keeps some layers of a model's one stack, in place.
+
+    Args:
+        model: an encoder with its layers in one ``nn.ModuleList``.
+        kept: from the number of layers to the numbers of those that stay, increasing.
+
+    Returns:
+        the same model; its configuration counts the layers that it has.
+
+    Raises:
+        ValueError: the layers are in several lists.
+    """
+    inner = unwrap(model)
+    paths = [block.path.rpartition(".")[0] for block in adapter_for(inner).blocks(inner)]
+    if len(set(paths)) != 1:
+        raise ValueError(f"layers of {type(inner).__name__} are in {sorted(set(paths))}, not one")
+    parent, _, name = paths[0].rpartition(".")
+    stack = inner.get_submodule(paths[0])
+    assert isinstance(stack, nn.ModuleList)
+    setattr(inner.get_submodule(parent), name, nn.ModuleList(stack[i] for i in kept(len(stack))))
+    inner.config.num_hidden_layers = len(inner.get_submodule(paths[0]))  # type: ignore[union-attr,arg-type]
+    return model
