@@ -242,7 +242,7 @@ def finetune(
         method=label,
         seed=seed,
         config=RunConfig(
-            **method.model_dump(mode="json"),
+            **method.model_dump(mode="json") | {"learning_rate": method.rate_of(data.task)},
             training=QuotedTraining(
                 **tier.training.model_dump() | {"epochs": tier.training.epochs_of(data.task)}
             ),
@@ -385,7 +385,7 @@ def _training_arguments(
         num_train_epochs=training.epochs_of(task),
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=training.eval_batch_size,
-        learning_rate=method.learning_rate,
+        learning_rate=method.rate_of(task),
         weight_decay=training.weight_decay,
         lr_scheduler_type=_schedule(method, training.schedule),
         warmup_steps=method.warmup,

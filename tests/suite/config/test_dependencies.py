@@ -71,7 +71,12 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
         "precision": ("runs", "step"),
         "*": ("runs",),
     },
-    "Method": {"title": ("tables", "deployed"), "learning_rate": ("runs", "step"), "*": ("runs",)},
+    "Method": {
+        "learning_rate_by_task": ("runs",),
+        "title": ("tables", "deployed"),
+        "learning_rate": ("runs", "step"),
+        "*": ("runs",),
+    },
     "GateSettings": {"*": ("runs", "step")},
     "LoraSettings": {"*": ("runs", "step")},
     "MaskSettings": {"*": ("runs", "step")},
@@ -361,7 +366,7 @@ def test_a_change_of_a_key_changes_the_parameters_of_the_jobs_whose_outputs_depe
             expected -= {("tables",)}
         if where == "llama.on_task.model.name":
             expected -= {("llama_step",)}
-        if key == "epochs_by_task":
+        if key in ("epochs_by_task", "learning_rate_by_task"):
             expected = {job for job in expected if job[1] == "cola"}
         # Only the first model or size is timed, and no gates with random biases.
         first = named in ("tiny", "gated", "reference", "structured") or owner == "CausalTraining"
