@@ -50,7 +50,9 @@ class SharedGroups:
         with torch.random.fork_rng(devices=[]):  # gates draw latents, which nothing reads here
             self.structure, self.sides = build_structure(model, make)
         self.length = length
-        self.open: Vectors = {gate: torch.ones(gate.size, device="cpu") for gate in names}
+        self.open: Vectors = {
+            gate: torch.ones(gate.size, dtype=torch.float32, device="cpu") for gate in names
+        }
         inner = set(_inner_gates(self.structure))
         self.gates = {
             name: gate for gate, name in names.items() if dimensions == "all" or gate in inner
@@ -123,7 +125,10 @@ class SharedGroups:
         least = 1.0
         for part in self.structure:
             alive = set(part.gates())
-            masks = {gate: torch.zeros(gate.size, device="cpu") for gate in self.gates.values()}
+            masks = {
+                gate: torch.zeros(gate.size, dtype=torch.float32, device="cpu")
+                for gate in self.gates.values()
+            }
             for gate, mask in masks.items():
                 mask[0] = float(gate in alive)
             least = min(least, self.kept(masks))

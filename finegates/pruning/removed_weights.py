@@ -43,7 +43,7 @@ def removed_squares(
         squares[path] = square.cpu()
 
     def kept(read: Read) -> Tensor:
-        total = torch.zeros((), device="cpu")
+        total = torch.zeros((), dtype=torch.float32, device="cpu")
         for part in groups.structure:
             masks = (
                 _attention_masks(part, read)
@@ -128,7 +128,9 @@ def measure_moments(
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = inputs[0] if cols is None else inputs[0] * cols.to(inputs[0])
             flat = x.float().flatten(0, -2)
-            sums[path] = sums.get(path, torch.zeros((), device=device)) + flat.square().sum(0)
+            sums[path] = sums.get(
+                path, torch.zeros((), dtype=torch.float32, device=device)
+            ) + flat.square().sum(0)
             counts[path] = counts.get(path, 0) + len(flat)
             return (x, *inputs[1:])
 

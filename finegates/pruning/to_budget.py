@@ -159,7 +159,7 @@ def _drawn(groups: SharedGroups, seed: int) -> Vectors:
     worth = {}
     for name, gate in groups.gates.items():
         generator = torch.Generator().manual_seed(derive_seed(seed, "random", name))
-        worth[gate] = torch.rand(gate.size, generator=generator, device="cpu")
+        worth[gate] = torch.rand(gate.size, generator=generator, dtype=torch.float32, device="cpu")
     return worth
 
 
