@@ -4,16 +4,19 @@ A search is a tier (``tuning``) on rows held out of the training rows, in which 
 in their learning rate alone are the grid of one contender. The rule: on each task the rate of the
 highest mean score over seeds, after the last epoch; of equal scores the lowest rate. The tables
 that are reported never enter. ``learning_rate_by_task`` of a method carries what is chosen.
+
+    python -m finegates.suite.runs.chosen_rates RECORD... > choices.json
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from finegates.suite.runs.record import Record
+from finegates.suite.runs.record import Record, read_records
 from finegates.suite.stats import mean
 
 # Of a method's settings, what may differ within the grid of one contender.
@@ -112,4 +115,16 @@ def _settings(record: Record) -> str:
     return json.dumps(config, sort_keys=True)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the trials and the chosen rates of records as JSON."""
+    parser = argparse.ArgumentParser(description="Choose learning rates from a rate search.")
+    parser.add_argument("records", nargs="+")
+    trials = choose_rates(read_records(parser.parse_args(arguments).records))
+    chosen = {"chosen": rates_by_task(trials), "trials": [asdict(trial) for trial in trials]}
+    print(json.dumps(chosen, indent=2))
+
+
 __all__ = ["RateTrial", "choose_rates", "rates_by_task"]
+
+if __name__ == "__main__":
+    main()

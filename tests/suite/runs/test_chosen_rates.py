@@ -1,13 +1,14 @@
 """Rates are chosen on held-out training rows, by one rule, among runs that differ in rate alone."""
 
+import json
 from typing import Any
 
 import pytest
 
 from finegates.suite.config.methods import Method
-from finegates.suite.runs.chosen_rates import choose_rates, rates_by_task
+from finegates.suite.runs.chosen_rates import choose_rates, main, rates_by_task
 from finegates.suite.runs.finetune import TaskData, finetune, load_tokenizer
-from finegates.suite.runs.record import Record
+from finegates.suite.runs.record import Record, write_record
 from support.records import make_record
 from support.tier import tiny_tier
 
@@ -38,6 +39,17 @@ def test_the_rate_of_the_highest_mean_score_after_the_last_epoch_is_chosen_by_ta
         (1e-4, 60.0, (0, 1)),
         (1e-3, 59.5, (0, 1)),
     ]
+
+
+def test_the_choices_are_printed_with_all_trials(tmp_path, capsys):
+    records = [trial("lora-a", 1e-4, 60.0), trial("lora-b", 1e-3, 65.0)]
+    paths = [str(tmp_path / f"{record.method}.json") for record in records]
+    for record, path in zip(records, paths, strict=True):
+        write_record(record, path)
+    main(paths)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["chosen"] == {"lora-a": {"cola": 1e-3}}
+    assert [(t["rate"], t["chosen"]) for t in printed["trials"]] == [(1e-4, False), (1e-3, True)]
 
 
 def test_other_settings_make_another_contender():
