@@ -136,7 +136,7 @@ def test_a_circle_of_extensions_is_refused(tmp_path):
         ({"methods__full": {}}, r"methods.full needs the key 'experiment'"),
         ({"methods__full": 3}, r"methods.full must be a mapping"),
         ({"methods": ["full"]}, r"methods must be a mapping"),
-        ({"model": {"name": "m"}}, r"exactly one of pretraining, dense, path, package, hub"),
+        ({"model": {"name": "m"}}, r"exactly one of pretraining, dense, pypi, path, package, hub"),
         ({"model": {"name": "m", "path": "a", "package": "b"}}, r"exactly one of"),
         ({"model": {"name": "m", "hub": "a/b"}}, r"needs a revision pinned"),
         ({"model": {"name": "m", "hub": "a/b", "revision": "main"}}, r"needs a revision pinned"),
