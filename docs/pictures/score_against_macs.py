@@ -17,8 +17,8 @@ import pandas as pd
 
 from finegates.files import write_text
 from finegates.suite.figures.style import COLOURS, save_figure, style
-from support.paths import ROOT
 
+ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "results" / "published" / "structured" / "tables"
 PICTURE = Path(__file__).with_suffix(".svg")
 METHODS = {
@@ -37,7 +37,7 @@ def points(published: Path = PUBLISHED) -> pd.DataFrame:
     """The picture's numbers, one row for each task and method.
 
     Columns: ``task``, ``method``, ``macs_kept`` in per cent of the encoder's, the mean over seeds;
-    ``score``, ``low`` and ``high``, times 100, the mean and its 95 % bootstrap interval over seeds;
+    ``score``, ``low`` and ``high``, times 100, the mean and its 95 % t interval over seeds;
     ``seeds``.
 
     Args:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -175,23 +174,12 @@ MAKERS: list[Callable[[Tier, Path], Made]] = [
 ]
 
 
-STALE = {
-    ("local", study_tables),
-    ("structured", main_tables),
-    ("structured", study_tables),
-}
-"""Published when intervals were bootstraps; strictly, so that the next publication ends it."""
+CASES = [
+    pytest.param(name, make, id=f"{name}-{make.__name__}") for name in TIERS for make in MAKERS
+]
 
 
-def cases() -> Iterator[Any]:
-    for name in TIERS:
-        for make in MAKERS:
-            stale = pytest.mark.xfail(reason="published before intervals were Student's t")
-            marks = [stale] if (name, make) in STALE else []
-            yield pytest.param(name, make, marks=marks, id=f"{name}-{make.__name__}")
-
-
-@pytest.mark.parametrize(("name", "make"), list(cases()))
+@pytest.mark.parametrize(("name", "make"), CASES)
 def test_published_tables_are_made_again_to_the_byte(name, make):
     folder = PUBLISHED / name
     tier = load_tier(ROOT / "config" / f"{name}.yaml")
