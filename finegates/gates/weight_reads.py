@@ -68,7 +68,7 @@ def _uses(module: type[nn.Module]) -> tuple[frozenset[str], frozenset[str]]:
         if name in seen:
             continue
         seen.add(name)
-        for method in (_source(vars(kind)[name]) for kind in kinds if name in vars(kind)):
+        for method in (method_source(vars(kind)[name]) for kind in kinds if name in vars(kind)):
             if method is not None:
                 found = _Reader(method)
                 read.update(found.reads())
@@ -77,7 +77,8 @@ def _uses(module: type[nn.Module]) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(read), frozenset(called)
 
 
-def _source(method: object) -> ast.FunctionDef | None:
+def method_source(method: object) -> ast.FunctionDef | None:
+    """The syntax tree of a method without its decorators, or None where there is no source."""
     if not callable(method):
         return None
     try:

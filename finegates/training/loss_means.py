@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import find_labels
 
-from finegates.training.micro_batches import Batch
+from finegates.training.label_use import LabelUse, without_peft
+from finegates.training.micro_batches import POSITIONS, Batch, answers_within, labels_of
 
-_SAME_ITEMS = (("labels", "shift_labels"), ("start_positions", "end_positions"))
-_POSITIONS = _SAME_ITEMS[1]
+_SAME_ITEMS = (("labels", "shift_labels"), POSITIONS)
 
 
 def labels_of_several_means(
@@ -34,7 +34,7 @@ def labels_of_several_means(
     Returns:
         the names of the inputs, in the order of the batch; empty where the loss is one mean.
     """
-    kind = type(_plain(model))
+    kind = type(without_peft(model))
     names = {*find_labels(kind), *label_names}
     # What forward does not name, models of transformers ignore; others may hand it on.
     handed_on = not kind.__module__.startswith("transformers.") and any(
@@ -45,7 +45,7 @@ def labels_of_several_means(
         key
         for key, value in batch.items()
         if value is not None
-        and (key in names or (handed_on and key.endswith(("label", "labels", *_POSITIONS))))
+        and (key in names or (handed_on and key.endswith(("label", "labels", *POSITIONS))))
     ]
     first = {key: same[0] for same in _SAME_ITEMS for key in same}
     return given if len({first.get(key, key) for key in given}) > 1 else []
@@ -59,45 +59,54 @@ def has_uneven_positions(batch: Batch) -> Tensor:
     Returns:
         a scalar, int64: 1 or 0.
     """
-    starts, ends = (batch.get(name) for name in _POSITIONS)
-    ids = batch.get("input_ids")
-    if not all(isinstance(value, Tensor) for value in (starts, ends, ids)):
+    within = answers_within(batch)
+    if within is None:
         return torch.zeros((), dtype=torch.int64, device="cpu")
-    length = ids.shape[1]  # type: ignore[union-attr]
-    within = ((starts < length).sum(), (ends < length).sum())
-    return (within[0] != within[1]).to(torch.int64)
+    starts, ends = (side.sum() for side in within)
+    return (starts != ends).to(torch.int64)
+
+
+def has_other_mask(batch: Batch, use: LabelUse) -> bool:
+    """Whether the loss reads an attention mask that does not say which of the labels count."""
+    labels, mask = labels_of(batch), batch.get("attention_mask")
+    if not use.masked or labels is None or not isinstance(mask, Tensor):
+        return False
+    return mask.shape != labels.shape
 
 
 def refuse_several_means(names: Iterable[str], model: nn.Module) -> None:
     """Raises ValueError: the loss of a model for these labels cannot be cut into micro-batches."""
-    names = list(names)
-    reason = (
-        "sums means over different items"
-        if set(names) != set(_POSITIONS)
-        else "sums a mean over starts and one over ends, of which different numbers are within "
-        "their sequences (put both outside, or both inside, of each row)"
-    )
-    raise ValueError(
-        f"the loss of {type(_plain(model)).__name__} for {' and '.join(names)} {reason}, so its "
-        "micro-batches cannot be weighed; train with one micro-batch "
-        "(gradient_accumulation_steps=1, one process), or with a compute_loss of one mean"
-    )
+    _refuse(names, model, "sums means over different items")
 
 
 def refuse_uneven_positions(model: nn.Module) -> None:
     """Raises ValueError: starts and ends of a step's answers are not as many."""
-    refuse_several_means(_POSITIONS, model)
+    _refuse(
+        POSITIONS,
+        model,
+        "sums a mean over starts and one over ends, of which different numbers are within their "
+        "sequences (put both outside, or both inside, of each row)",
+    )
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    # Of peft, by its attributes: importing peft is for those who use it.
-    plain: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return plain
+def refuse_other_mask(model: nn.Module) -> None:
+    """Raises ValueError: a loss reads a mask of another shape than its labels."""
+    _refuse(["labels"], model, "reads an attention_mask of another shape than the labels")
+
+
+def _refuse(names: Iterable[str], model: nn.Module, reason: str) -> None:
+    raise ValueError(
+        f"the loss of {type(without_peft(model)).__name__} for {' and '.join(names)} {reason}, so "
+        "its micro-batches cannot be weighed; train with one micro-batch "
+        "(gradient_accumulation_steps=1, one process), or with a compute_loss of one mean"
+    )
 
 
 __all__ = [
+    "has_other_mask",
     "has_uneven_positions",
     "labels_of_several_means",
+    "refuse_other_mask",
     "refuse_several_means",
     "refuse_uneven_positions",
 ]

@@ -13,32 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainingArguments
+
+from finegates.training.label_use import LabelUse
 
 IGNORED = -100
 """The label of what no loss counts."""
 
+POSITIONS = ("start_positions", "end_positions")
+"""The labels of question answering."""
+
 Batch = Mapping[str, Any]
 
 
-def shifts_labels(model: nn.Module) -> bool:
-    """Whether a token's logits are compared with the label of the next token."""
-    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    # Of peft, by its attributes: importing peft is for those who use it.
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    if getattr(getattr(plain, "config", None), "is_encoder_decoder", False):
-        return False
-    kind = getattr(plain, "loss_type", None)
-    if kind in LOSS_MAPPING:
-        return LOSS_MAPPING[kind] is ForCausalLMLoss
-    # Classes such as GPT2LMHeadModel name no loss and get that of causal models.
-    return type(plain).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-
-
-def count_items(batch: Batch, *, shifted: bool) -> Tensor:
+def count_items(batch: Batch, use: LabelUse) -> Tensor:
     """What the loss of a batch is a mean over, and its rows.
 
     Items are labels that are not ``IGNORED``. For question answering they are start and end
@@ -46,28 +35,55 @@ def count_items(batch: Batch, *, shifted: bool) -> Tensor:
 
     Args:
         batch: as the model gets it.
-        shifted: as :func:`shifts_labels` says; the first label of each row is then no target.
+        use: what the model's loss does with its labels.
 
     Returns:
         (2,), int64: items and rows.
     """
     rows = _rows(batch)
     labels = labels_of(batch)
+    within = answers_within(batch)
     if labels is not None:
-        if shifted and labels.ndim > 1 and "shift_labels" not in batch:
-            labels = labels[..., 1:]
-        if labels.is_floating_point():
-            items = torch.full((), labels.numel(), dtype=torch.int64, device=labels.device)
-        else:
-            items = labels.ne(IGNORED).sum()
+        items = _counted(labels, batch, use).sum()
+    elif within is not None:
+        items = torch.stack(within).sum()
+    elif (alone := _label_alone(batch)) is not None:
+        items = alone.ne(IGNORED).sum()
     else:
-        positions = [batch.get(name) for name in ("start_positions", "end_positions")]
-        ids = batch.get("input_ids")
-        if isinstance(ids, Tensor) and all(isinstance(place, Tensor) for place in positions):
-            items = sum((place < ids.shape[1]).sum() for place in positions)  # type: ignore
-        else:
-            items = torch.full((), rows, dtype=torch.int64, device=_device(batch))
+        items = torch.full((), rows, dtype=torch.int64, device=_device(batch))
     return torch.stack([items, torch.full_like(items, rows)])
+
+
+def answers_within(batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """By row, whether an answer's start, and its end, is one that the loss counts.
+
+    Returns:
+        two of shape (rows,), bool; None if the batch has no answers.
+    """
+    ids, starts, ends = (batch.get(name) for name in ("input_ids", *POSITIONS))
+    if not (isinstance(ids, Tensor) and isinstance(starts, Tensor) and isinstance(ends, Tensor)):
+        return None
+    return starts < ids.shape[1], ends < ids.shape[1]
+
+
+def _counted(labels: Tensor, batch: Batch, use: LabelUse) -> Tensor:
+    """Where labels count, bool."""
+    counted = torch.ones_like(labels, dtype=torch.bool)
+    if not labels.is_floating_point():
+        counted = labels.ne(IGNORED)
+    mask = batch.get("attention_mask")
+    if use.masked and isinstance(mask, Tensor) and mask.shape == labels.shape:
+        counted = counted & mask.eq(1).to(labels.device)
+    if use.shifted and labels.ndim > 1 and "shift_labels" not in batch:
+        counted = counted[..., 1:]
+    return counted
+
+
+def _label_alone(batch: Batch) -> Tensor | None:
+    """The only label of a batch, under another name than Trainer counts."""
+    found = [v for k, v in batch.items() if k.endswith(("label", "labels")) and v is not None]
+    alone = found[0] if len(found) == 1 else None
+    return alone if isinstance(alone, Tensor) and not alone.is_floating_point() else None
 
 
 def labels_of(batch: Batch) -> Tensor | None:
@@ -146,11 +162,11 @@ def as_whole_batch(arguments: TrainingArguments) -> Iterator[None]:
         arguments.average_tokens_across_devices = averages
 
 
-def total_items(batches: Iterable[Batch], *, shifted: bool, device: torch.device) -> Tensor:
+def total_items(batches: Iterable[Batch], use: LabelUse, device: torch.device) -> Tensor:
     """The sum of :func:`count_items` over batches, (2,), int64."""
     total = torch.zeros(2, dtype=torch.int64, device=device)
     for batch in batches:
-        total += count_items(batch, shifted=shifted).to(device)
+        total += count_items(batch, use).to(device)
     return total
 
 

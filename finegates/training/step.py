@@ -13,9 +13,12 @@ from transformers import Trainer, TrainerState, TrainingArguments
 
 from finegates.gates.gate import GateDraw
 from finegates.training.distillation import TEACHER_LOGITS, Distillation, logits_of, problem_type
+from finegates.training.label_use import label_use
 from finegates.training.loss_means import (
+    has_other_mask,
     has_uneven_positions,
     labels_of_several_means,
+    refuse_other_mask,
     refuse_several_means,
     refuse_uneven_positions,
 )
@@ -25,7 +28,6 @@ from finegates.training.micro_batches import (
     as_whole_batch,
     count_items,
     labels_of,
-    shifts_labels,
     total_items,
 )
 
@@ -155,8 +157,8 @@ class WeighedStep:
 
     def _cut_into(self, batches: list[dict[str, Any]]) -> StepCut:
         arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
-        shifted = shifts_labels(self.model)  # type: ignore[attr-defined]
-        totals = total_items(batches, shifted=shifted, device=arguments.device)
+        use = label_use(self.model)  # type: ignore[attr-defined]
+        totals = total_items(batches, use, arguments.device)
         uneven = totals.new_zeros(1)
         for batch in batches:
             uneven += has_uneven_positions(batch).to(totals.device)
@@ -182,6 +184,9 @@ class WeighedStep:
         several = labels_of_several_means(inputs, model, self.label_names)  # type: ignore[attr-defined]
         if several:
             refuse_several_means(several, model)
+        use = label_use(model)
+        if has_other_mask(inputs, use):
+            refuse_other_mask(model)
         if cut.uneven or (cut.totals is None and bool(has_uneven_positions(inputs))):
             refuse_uneven_positions(model)
 
@@ -203,7 +208,7 @@ class WeighedStep:
         whether it divides by the number that it is told or ignores it.
         """
         self._check_one_mean(inputs, self._cut or StepCut())
-        counts = count_items(inputs, shifted=shifts_labels(self.model))  # type: ignore[attr-defined]
+        counts = count_items(inputs, label_use(self.model))  # type: ignore[attr-defined]
         labelled = labels_of(inputs) is not None
         names_labels = "labels" in inputs
         with as_whole_batch(self.args):  # type: ignore[attr-defined]

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from finegates.gates.attachment import detach
-from finegates.training.micro_batches import StepCut, count_items, shifts_labels
+from finegates.training.label_use import label_use
+from finegates.training.micro_batches import StepCut, count_items
 from finegates.training.step import WeighedStep
 from finegates.training.trainer import GateTrainer, NonFiniteLossError
 from support.tolerance import gamma
@@ -322,7 +323,7 @@ def test_the_weights_of_all_micro_batches_add_up_to_one(items):
 @pytest.mark.parametrize(("head", "architecture"), COMBINATIONS)
 def test_labels_are_those_that_the_loss_of_the_model_counts(head, architecture):
     batch = collate(rows_for(head, 5))
-    items, rows = count_items(batch, shifted=shifts_labels(model_for(head, architecture))).tolist()
+    items, rows = count_items(batch, label_use(model_for(head, architecture))).tolist()
     assert rows == 5
     if head == "causal":
         assert items == int((batch["labels"][:, 1:] != -100).sum())
