@@ -228,11 +228,17 @@ class MacsPenalty:
         """The expected kept fraction, differentiable."""
         return self._macs(lambda gate: gate.open_probability()) / self.dense
 
-    @torch.no_grad()
     def realised(self, shift: float = 0.0) -> float:
-        """The kept fraction at evaluation, if every centre were moved by ``shift``."""
-        kept = self._macs(lambda gate: (gate.centre() + shift > 0).float(), packed=True)
-        return float(kept) / self.dense
+        """The kept fraction at evaluation, if every centre were moved by ``shift``.
+
+        Waits for the device of the gates.
+        """
+        return float(self._kept(shift)) / self.dense
+
+    @torch.no_grad()
+    def _kept(self, shift: float = 0.0) -> Tensor:
+        """The MACs at evaluation, a scalar (float32) on the device of the gates."""
+        return self._macs(lambda gate: (gate.centre() + shift > 0).float(), packed=True)
 
     @torch.no_grad()
     def floor(self) -> float:
@@ -265,9 +271,9 @@ class MacsPenalty:
             )
 
     def __call__(self) -> Tensor:
-        """The penalty, a differentiable scalar (float32)."""
+        """The penalty, a differentiable scalar (float32); nothing waits for the device."""
         expected = self.expected()
-        return (self.realised() + expected - expected.detach() - self.goal()).abs()
+        return (self._kept() / self.dense + expected - expected.detach() - self.goal()).abs()
 
     @torch.no_grad()
     def close_least(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finegates.budget import macs, planned_macs
 from finegates.compaction import compact
@@ -134,6 +135,26 @@ def test_the_goal_falls_evenly_to_the_target() -> None:
         assert penalty.goal() == pytest.approx(goal)
     penalty.progress = 1.0
     assert float(penalty()) == pytest.approx(abs(penalty.realised() - 0.6), abs=1e-6)
+
+
+class _Waits(TorchDispatchMode):
+    """Counts how often the program asks for a number, for which a GPU would have to finish."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "t5"])
+def test_the_penalty_of_a_micro_batch_waits_for_no_device(architecture: str) -> None:
+    penalty = budget_of(structured_model(architecture))
+    with _Waits() as waits:
+        penalty().backward()
+        assert waits.count == 0
+        penalty.realised()
+        assert waits.count > 0
 
 
 def test_a_budget_may_fall_at_once() -> None:
