@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
@@ -15,6 +19,7 @@ from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from finegates.gates.gate import StochasticGate
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.training.importance import StepImportance
 from finegates.training.trainer import GateTrainer
 from support.tiny import ARCHITECTURES, VOCABULARY, tiny_model
 
@@ -222,6 +227,36 @@ def test_gradients_that_are_gone_before_the_step_stop_the_training_with_the_reas
     ):
         run.train()
     assert run.state.global_step == 0
+
+
+@pytest.fixture
+def alone() -> Iterator[DeviceMesh]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("cut", ["by DTensor", "by FSDP's flat parameters", "not"])
+def test_gradients_that_are_cut_into_shards_stop_the_training_with_the_reason(cut, alone):
+    gates = [StochasticGate(4, "structured"), StochasticGate(6, "structured")]
+    for gate in gates:
+        whole = gate.scale.detach()
+        if cut == "by DTensor":
+            gate.scale = nn.Parameter(distribute_tensor(whole, alone, [Shard(0)]))
+        elif cut != "not":
+            gate.scale = nn.Parameter(whole[:3])
+        (gate.scale * gate.scale).sum().backward()
+    step = StepImportance(gates)
+    if cut == "not":
+        step.read()
+        step.count()
+        assert all(bool((gate.importance > 0).all()) for gate in gates)
+        return
+    with pytest.raises(RuntimeError, match=r"all 2 shared gates are cut into shards .*FSDP keeps"):
+        step.read()
+    step.count()
+    assert not any(bool(gate.importance.any()) for gate in gates)
 
 
 def penalty_of(architecture: str, target: float = 0.3) -> MacsPenalty:
