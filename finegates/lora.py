@@ -6,7 +6,7 @@ import warnings
 
 from torch import nn
 
-from finegates.adapters import adapter_for
+from finegates.adapters import adapter_for, unwrap
 from finegates.compaction.peft_targets import teach_peft
 from finegates.extras import needed_for
 from finegates.gates.attachment import head_parameters
@@ -15,9 +15,12 @@ from finegates.gates.attachment import head_parameters
 def add_lora(
     model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0
 ) -> nn.Module:
-    """Puts a LoRA adapter on every layer that gates would go on, and freezes the rest but the head.
+    """Puts LoRA on every layer that gates would go on; freezes the rest but the task head.
 
-    The low-rank factors are initialised by ``peft`` from torch's default generator.
+    The low-rank factors are initialised by ``peft`` from torch's default generator. The head is
+    trained as a copy (``modules_to_save`` of ``peft``), so that ``save_pretrained`` of the wrapper
+    and the checkpoints of any trainer hold it. Weights that a head shares with the embeddings stay
+    frozen.
 
     Args:
         model: a transformers model that has an architecture adapter; dense or compact. In a compact
@@ -42,11 +45,38 @@ def add_lora(
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=list(adapter_for(model).gated(model)),
+        modules_to_save=_unshared(model) or None,
         bias="none",
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped: nn.Module = peft.get_peft_model(model, config)
-    for parameter in head_parameters(wrapped).values():
-        parameter.requires_grad_(True)
+    left_out = [n for n, p in head_parameters(wrapped).items() if not p.requires_grad]
+    for name in left_out:
+        unwrap(wrapped).get_parameter(name).requires_grad_(True)
+    if left_out:
+        warnings.warn(
+            f"{', '.join(left_out)} are trained, but not in what peft saves: modules around them "
+            "share weights with the embeddings; save the whole model, after merge_and_unload",
+            stacklevel=2,
+        )
     return wrapped
+
+
+def _unshared(model: nn.Module) -> list[str]:
+    """The largest modules of the task head that share no parameter with the rest of the model."""
+    inner = unwrap(model)
+    head = {id(parameter) for parameter in head_parameters(inner).values()}
+    holders: dict[int, list[str]] = {}
+    for name, parameter in inner.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(name)
+    found: list[str] = []
+    for path, module in inner.named_modules():
+        if not path or any(path.startswith(f"{outer}.") for outer in found):
+            continue
+        own = [id(parameter) for parameter in module.parameters()]
+        if own and all(
+            one in head and all(name.startswith(f"{path}.") for name in holders[one]) for one in own
+        ):
+            found.append(path)
+    return found

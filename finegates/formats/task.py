@@ -152,7 +152,14 @@ def _encoder_digest(model: nn.Module) -> str:
     """Digest of all that does not belong to the task."""
     own = task_state(model)
     parameters = unwrap(model).named_parameters()
-    return _digest({name: tensor for name, tensor in parameters if name not in own})
+    return _digest(
+        {
+            name: tensor
+            for name, tensor in parameters
+            # peft keeps the head from before beside the one it trains: nothing computes with it.
+            if name not in own and ".original_module." not in name
+        }
+    )
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
