@@ -9,8 +9,10 @@ read from a file. So the methods of transformers themselves ask, before they wri
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -83,7 +85,11 @@ def guard_stock_checkpoints() -> None:
     Called wherever a layer of this library comes into a model. Further calls change nothing. Models
     without such layers are written as before.
     """
-    # Not imported here: whoever has no model of theirs need not wait for them.
+    # transformers is not imported here: whoever has no model of theirs need not wait for it. peft
+    # may put adapters around these layers later, and would then write the adapters alone.
+    if "transformers.modeling_utils" in sys.modules:
+        with suppress(ImportError):
+            importlib.import_module("peft.peft_model")
     for module, kind in (
         ("transformers.modeling_utils", "PreTrainedModel"),
         ("peft.peft_model", "PeftModel"),

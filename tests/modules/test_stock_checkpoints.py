@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from finegates.gates.config import GateConfig
 from finegates.modules.stock_checkpoints import StockCheckpointError
 from finegates.training.trainer import GateTrainer
 from support import tiny
+from support.paths import ROOT
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 
@@ -189,3 +193,22 @@ def test_a_sentence_transformer_is_refused_and_each_way_of_the_message_works(
     again = library.SentenceTransformer(str(tmp_path / "stock"), device="cpu")
     found = again.encode(texts, convert_to_tensor=True)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_of_peft_that_is_imported_after_the_gates_is_not_written_alone(tmp_path):
+    program = """if True:
+        import sys
+        import finegates
+        from support.tiny import tiny_model
+        model = finegates.attach(tiny_model("bert"))
+        import peft
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["classifier"]))
+        model.save_pretrained(sys.argv[1])
+        """
+    command = [sys.executable, "-c", program, str(tmp_path / "adapter")]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    ran = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert "StockCheckpointError: nothing was written" in ran.stderr
+    assert not (tmp_path / "adapter").exists()
