@@ -243,7 +243,9 @@ def test_rotary_embeddings_that_have_seen_a_long_input_come_back_as_they_are(
 
     fresh = run(small, 30)
     run(small, lengths[0])
-    if kind == "dynamic":
+    # Older transformers keep what was seen under a name that nothing reads.
+    remembers = any(getattr(m, "max_seq_len_cached", 0) == lengths[0] for m in small.modules())
+    if kind == "dynamic" and remembers:
         assert not torch.equal(run(small, 30), fresh), "the table depends on what was seen"
     save(small, tmp_path / "small")
     again, stock = load(tmp_path / "small"), uniform(small)
