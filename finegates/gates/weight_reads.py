@@ -25,6 +25,7 @@ _HARMLESS = (
     "dtype", "device", "shape", "size", "dim", "ndim", "numel", "is_cuda", "element_size",
     "is_meta", "layout", "requires_grad", "stride", "is_contiguous", "is_floating_point",
 )  # fmt: skip
+_QUANTISED = "is_quantized"
 _HARMLESS_CALLS = ("isinstance", "hasattr", "type", "to", "type_as", "id")
 
 
@@ -97,6 +98,16 @@ class _Reader:
         self._parents = {
             child: node for node in ast.walk(method) for child in ast.iter_child_nodes(node)
         }
+        # Ways for quantised layers alone, which get no gates.
+        self._aside = {
+            node
+            for branch in ast.walk(method)
+            if isinstance(branch, ast.If)
+            and not isinstance(branch.test, ast.UnaryOp)
+            and _QUANTISED in ast.unparse(branch.test)
+            for statement in branch.body
+            for node in ast.walk(statement)
+        }
         for node in ast.walk(method):  # other names of layers, in the order of the source
             if isinstance(node, ast.Assign):
                 for target in node.targets:
@@ -114,6 +125,7 @@ class _Reader:
         for node in ast.walk(self._method):
             if (
                 isinstance(node, ast.Attribute)
+                and node not in self._aside
                 and node.attr in _NUMBERS
                 and isinstance(node.ctx, ast.Load)
                 and (path := self._path(node.value))
@@ -124,7 +136,11 @@ class _Reader:
     def calls(self) -> Iterator[str]:
         """Paths of what is called."""
         for node in ast.walk(self._method):
-            if isinstance(node, ast.Call) and (path := self._path(node.func)):
+            if (
+                isinstance(node, ast.Call)
+                and node not in self._aside
+                and (path := self._path(node.func))
+            ):
                 yield path
 
     def _path(self, node: ast.expr) -> str | None:

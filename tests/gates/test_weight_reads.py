@@ -11,6 +11,10 @@ from torch.nn import functional
 from transformers import (
     BloomConfig,
     BloomModel,
+    FalconMambaConfig,
+    FalconMambaModel,
+    JambaConfig,
+    JambaModel,
     MambaConfig,
     MambaModel,
     ReformerConfig,
@@ -43,6 +47,23 @@ def mamba() -> nn.Module:
     return MambaModel(MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, state_size=4))
 
 
+def falcon_mamba() -> nn.Module:
+    """It calls the layer where it is quantised, and there alone."""
+    return FalconMambaModel(
+        FalconMambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, state_size=4)
+    )
+
+
+def jamba() -> nn.Module:
+    return JambaModel(
+        JambaConfig(
+            vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, intermediate_size=12, attn_layer_period=2, attn_layer_offset=1,
+            num_experts=2, use_mamba_kernels=False, mamba_d_state=4,
+        )
+    )  # fmt: skip
+
+
 def detr() -> nn.Module:
     return nn.Sequential(DetrMHAttentionMap(8, 2))
 
@@ -55,6 +76,8 @@ def detr() -> nn.Module:
         (wavlm, "*v_proj", "WavLMAttention"),
         (wavlm, "*attention.out_proj", "WavLMAttention"),
         (mamba, "*dt_proj", "MambaMixer"),
+        (falcon_mamba, "*dt_proj", "FalconMambaMixer"),
+        (jamba, "*dt_proj", "JambaMambaMixer"),
         (detr, "*k_proj", "DetrMHAttentionMap"),
     ],
 )
