@@ -88,7 +88,8 @@ class WeighedStep:
             KeyError: in training with distillation, a batch without a teacher's logits.
             NonFiniteLossError: the loss of a step is NaN or infinite.
             ValueError: in a training step of several micro-batches, a model whose loss is a sum of
-                means over different items.
+                means over different items, or reads an attention mask of another shape than its
+                labels.
         """
         teacher = None
         if self.distillation is not None:
