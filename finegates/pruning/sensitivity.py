@@ -25,8 +25,9 @@ from finegates.adapters import unwrap
 from finegates.gates.gate import Gate, StochasticGate
 from finegates.pruning.calibration import Batch, single_rows, to_device
 from finegates.pruning.groups import SharedGroups, Vectors
+from finegates.training.label_use import LabelUse, label_use
 from finegates.training.loss_means import has_uneven_positions, labels_of_several_means
-from finegates.training.micro_batches import count_items, shifts_labels
+from finegates.training.micro_batches import count_items
 
 # Derivatives of half precision that float16 would round to zero; divided out in float32.
 _LOSS_SCALE = 1024.0
@@ -64,7 +65,7 @@ def measure_sensitivity(
             or the batches hold no labels that count.
         FloatingPointError: a derivative is not finite.
     """
-    shifted = shifts_labels(model)
+    use = label_use(model)
     device = next(model.parameters()).device
     absolute = {gate: torch.zeros_like(mask) for gate, mask in groups.open.items()}
     square = {gate: torch.zeros_like(mask) for gate, mask in groups.open.items()}
@@ -79,17 +80,17 @@ def measure_sensitivity(
                 f"{' and '.join(several or ['start_positions', 'end_positions'])} sums means over "
                 "different items, so its rows cannot be weighed; leave all labels but one out"
             )
-        counted = count_items(placed, shifted=shifted)
+        counted = count_items(placed, use)
         items, rows = items + int(counted[0]), rows + int(counted[1])
         parts: Iterator[Batch] | list[Batch] = [placed]
         if not together:
             parts = single_rows(placed, int(counted[1]))
         try:
-            found = [_row_gradients(model, groups, part, shifted) for part in parts]
+            found = [_row_gradients(model, groups, part, use) for part in parts]
         except _OtherRows:  # a layer reads more than the rows: one row at a time
             together = False
             found = [
-                _row_gradients(model, groups, part, shifted)
+                _row_gradients(model, groups, part, use)
                 for part in single_rows(placed, int(counted[1]))
             ]
         for gradients in found:
@@ -111,10 +112,10 @@ class _OtherRows(Exception):
 
 
 def _row_gradients(
-    model: nn.Module, groups: SharedGroups, batch: Batch, shifted: bool
+    model: nn.Module, groups: SharedGroups, batch: Batch, use: LabelUse
 ) -> dict[StochasticGate, Tensor]:
     """By gate (rows, n): derivatives of each row's sum of losses over its items."""
-    items, rows = (int(count) for count in count_items(batch, shifted=shifted))
+    items, rows = (int(count) for count in count_items(batch, use))
     if items == 0:
         return {}
     half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
