@@ -112,7 +112,8 @@ def interval_of(measured: Measured) -> tuple[Interval | None, str]:
     if measured.counted:
         return Interval(min(values), max(values), level=1.0), "all values"
     if measured.row_errors is not None:
-        return _over_fixed_tasks(measured.values, measured.row_errors)
+        interval, covers = _over_fixed_tasks(measured.values, measured.row_errors)
+        return interval, f"{covers}, paired" if measured.paired else covers
     if measured.ranges is not None and len(values) == 1:
         ((low, high),) = measured.ranges.values()
         return Interval(low, high, level=0.5), "quartiles"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finegates.suite.runs.predictions import read_predictions
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -38,3 +40,15 @@ class Evidence:
                 raise MissingEvidenceError(f"no {name}")
             self._frames[name] = pd.read_csv(path)
         return self._frames[name]
+
+    def predictions(self, record: str) -> pd.DataFrame | None:
+        """A run's predictions of every validation row, or None where there are none.
+
+        Args:
+            record: path of its record, below the tier's results folder.
+
+        Raises:
+            RecordError: the record or the file is damaged.
+        """
+        path = self.folder / record
+        return read_predictions(path) if path.is_file() else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from finegates.suite.claims.evidence import Evidence, MissingEvidenceError
 from finegates.suite.config.suggest import nearest
 from finegates.suite.config.tasks import task_named
+from finegates.suite.paired_rows import paired_error
 from finegates.suite.stats import paired_differences, sampling_error
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Measured:
         row_errors: by unit, the standard error of the value that comes from the draw of test rows;
             None where the value is not computed from test rows. Units are then pairs of task and
             seed, and the mean is one over just these tasks.
+        paired: whether these errors are of differences row by row, and not of independent draws.
         ranges: by unit, bounds of the value from repeated measurements; None where there are none.
         counted: whether values are counts and sizes that no draw of seeds or rows changes.
         verdicts: of checks that judge themselves; empty for numbers.
@@ -52,6 +54,7 @@ class Measured:
     unit: str
     files: tuple[str, ...]
     row_errors: dict[Unit, float] | None = None
+    paired: bool = False
     ranges: dict[Unit, tuple[float, float]] | None = None
     counted: bool = False
     verdicts: tuple[str, ...] = ()
@@ -70,10 +73,31 @@ def score_difference(
         study: whose runs; those of the main table if None.
     """
     found = _difference(evidence, method, against, f"{epoch}_score", 1.0, "points", study)
-    errors = [_row_errors(evidence, label, f"{epoch}_score", study) for label in (method, against)]
+    both = (method, against)
+    paired = {unit: _paired_error(evidence, unit, both, epoch) for unit in found.values}
+    errors = {unit: error for unit, error in paired.items() if error is not None}
+    if len(errors) == len(found.values):
+        return replace(found, row_errors=errors, paired=True)
+    each = [_row_errors(evidence, label, f"{epoch}_score", study) for label in both]
     # On different draws of rows: on the same rows chance is smaller, so this is an upper bound.
-    both = {unit: math.hypot(errors[0][unit], errors[1][unit]) for unit in found.values}
-    return replace(found, row_errors=both)
+    drawn = {unit: math.hypot(each[0][unit], each[1][unit]) for unit in found.values}
+    return replace(found, row_errors=drawn)
+
+
+def _paired_error(
+    evidence: Evidence, unit: Unit, methods: tuple[str, str], epoch: str
+) -> float | None:
+    """The standard error of a difference of scores on the same rows; None without predictions."""
+    task, seed = unit
+    frames = [evidence.predictions(f"runs/{task}/{method}/seed{seed}.json") for method in methods]
+    first, second = frames
+    if first is None or second is None:
+        return None
+    name = f"{epoch}_prediction"
+    if not first["row"].equals(second["row"]) or name not in first or name not in second:
+        return None
+    labels, one, other = (c.to_numpy() for c in (first["label"], first[name], second[name]))
+    return paired_error(str(task), labels, one, other)
 
 
 def _row_errors(

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy
 import pandas as pd
 import pytest
 from scipy import stats
@@ -25,6 +26,9 @@ from finegates.suite.claims.audit import (
 from finegates.suite.claims.ledger import Claim
 from finegates.suite.claims.measures import MEASURES
 from finegates.suite.config.load import ConfigError
+from finegates.suite.runs.predictions import predictions_path, write_predictions
+from finegates.suite.runs.signed import write_signed
+from support.records import make_record
 
 LEDGER = load_ledger()
 TESTS = [(claim, test) for claim in LEDGER for test in claim.tests]
@@ -239,6 +243,39 @@ def test_seeds_add_to_the_interval_of_test_rows(tmp_path):
     freedom = (seeds + drawn) ** 2 / (seeds**2 / 2)
     expected = stats.t.ppf(0.975, freedom) * math.sqrt(seeds + drawn)
     assert interval.half_width == pytest.approx(expected, rel=0.02)
+
+
+def test_scores_with_predictions_are_compared_row_by_row(tmp_path):
+    """The rows on which both models agree add nothing: two of 400 differ, one each way."""
+    labels = numpy.arange(400) % 2
+    one, other = labels.copy(), labels.copy()
+    one[:100] = other[:100] = 1 - labels[:100]
+    one[100], other[101] = 1 - labels[100], 1 - labels[101]
+    rows = []
+    for method, predicted in (("a", one), ("b", other)):
+        record = tmp_path / f"runs/sst2/{method}/seed0.json"
+        record.parent.mkdir(parents=True)
+        logits = {"last": numpy.eye(2, dtype=numpy.float32)[predicted]}
+        named = write_predictions(
+            predictions_path(record), "sst2", numpy.arange(400), labels, logits
+        )
+        write_signed(make_record(task="sst2", method=method, predictions=named), record)
+        score = 100 * float((predicted == labels).mean())
+        row = {"task": "sst2", "seed": 0, "method": method, "last_score": score}
+        rows.append(row | {"validation_rows": 400})
+    (tmp_path / "tables").mkdir()
+    pd.DataFrame(rows).to_csv(tmp_path / "tables" / "runs.csv", index=False)
+    measured = MEASURES["score_difference"](Evidence(tmp_path), method="a", against="b")
+    interval, covers = interval_of(measured)
+    assert covers == "test rows, paired"
+    assert interval.half_width == pytest.approx(1.96 * 100 * math.sqrt(2) / 400, rel=0.01)
+    # As two draws of rows it would be nearly nine times as wide.
+    (tmp_path / "runs/sst2/a/seed0.json").unlink()
+    wide, covers = interval_of(
+        MEASURES["score_difference"](Evidence(tmp_path), method="a", against="b")
+    )
+    assert covers == "test rows"
+    assert wide.half_width > 8 * interval.half_width
 
 
 def test_what_the_width_of_a_model_decides_is_not_tested_on_a_smaller_one(tmp_path):
