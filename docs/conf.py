@@ -12,6 +12,9 @@ sys.path[:0] = [str(ROOT), str(DOCS / "extensions")]
 
 import finegates  # noqa: E402  found from here on
 
+# autodoc imports modules with TYPE_CHECKING on, and pydantic's models would then get other fields.
+import finegates.suite.runs.llama_record  # noqa: E402
+
 project = "finegates"
 author = "The finegates maintainers"
 copyright = f"{author}, Apache-2.0"
