@@ -33,8 +33,9 @@ def run(command: str, words: Sequence[str]) -> int:
         CommandError: a package that the suite needs is not installed.
     """
     module, _, name = SUITE[command][0].partition(":")
+    # Some packages are imported when they are needed, not with the module.
     try:
         function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), name)
-    except ImportError as error:
+        return function(list(words))
+    except ModuleNotFoundError as error:
         raise lacks(error, f"finegates {command}", SUITE_EXTRA) from error
-    return function(list(words))
