@@ -112,7 +112,7 @@ def test_a_wrong_description_is_refused(tmp_path: Path) -> None:
     save(compact(shared("llama")), tmp_path / "small")
     attention = "model.layers.0.self_attn"
     for wrong, message in (
-        ("model.layers.0.mlp", "'joined' is not a list"),
+        ("model.layers.0.mlp", "'joined' is missing or not a list"),
         ([0], "'joined' is not a list of paths"),
         ([attention], f"{attention} is no feed-forward part"),
         ([], "gate_up"),
