@@ -165,10 +165,12 @@ def _dequantise(file: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         file.parent,
         **where,
+        trust_remote_code=False,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, **where).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, **where, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
