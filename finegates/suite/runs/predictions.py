@@ -11,7 +11,6 @@ import numpy as np
 from finegates.files import file_digest, whole_file
 from finegates.suite.config.section import Count, Section
 from finegates.suite.config.tasks import task_named
-from finegates.suite.runs.metrics import predictions_from_logits
 from finegates.suite.runs.signed import RecordError, signed_values
 
 if TYPE_CHECKING:
@@ -54,6 +53,9 @@ def write_predictions(
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    # Here: it brings torch, which whoever reads records does not need.
+    from finegates.suite.runs.metrics import predictions_from_logits
 
     kind = pa.float32() if task_named(task).labels is None else pa.int64()
     order = np.argsort(rows)

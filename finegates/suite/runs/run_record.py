@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field, model_validator
-from torch import nn
 
-from finegates.budget import macs, measure_budget, planned_macs
 from finegates.suite.config.names import check_label
 from finegates.suite.config.section import Count, Fraction, Section
 from finegates.suite.runs.signed import FORMAT_VERSION
+
+if TYPE_CHECKING:
+    from torch import nn
 
 DIGEST_DIGITS = 12
 """Digits of a commit or of a SHA-256 that tables print."""
@@ -183,6 +184,9 @@ def measured_budget(model: nn.Module, trainable: int, batch: int, length: int) -
         batch: of the MACs.
         length: of the MACs.
     """
+    # Here: whoever reads records, for tables and figures, needs no torch.
+    from finegates.budget import macs, measure_budget, planned_macs
+
     counted = measure_budget(model)
     # Models of the suite have adapters, which know the encoder and the head.
     assert counted.encoder_parameters is not None

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -172,3 +174,10 @@ def test_what_could_be_detected_is_said_by_task(tmp_path):
     assert (several["by_seeds"] >= 0).all()
     assert (several["by_rows"] > 3 * several["standard_error"]).all()
     assert (several["validation_rows"] > 0).all()
+
+
+@pytest.mark.parametrize("package", ["tables", "claims", "figures", "tables.wording"])
+def test_reading_records_for_tables_needs_no_torch(package):
+    """Its jobs start at once, and hold a fifth of the memory that torch would take."""
+    code = f"import sys, finegates.suite.{package}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
