@@ -36,7 +36,7 @@ class GateConfig:
         noise_std: another training noise than the preset's.
         rows: gate the outputs of layers.
         cols: gate the inputs of layers.
-        modules: patterns (``fnmatch``) of the module names to gate, in place of the choice of the
+        modules: patterns (``fnmatch``) of the module names to gate, instead of the choice of the
             architecture's adapter; an architecture without one needs them.
         train_biases: train the biases of gated layers; None takes the preset's.
         train_head: train the task head (:func:`head_parameters`). Where none is known, because the

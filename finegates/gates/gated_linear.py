@@ -111,7 +111,7 @@ class GatedLinear(GatedLayer):
 
 class _ScaledRows(torch.autograd.Function):
     """``y = r * u`` that keeps y for its backward pass, which what follows often keeps anyway,
-    in place of u, which nothing else needs.
+    instead of u, which nothing else needs.
 
     ``du = r dy`` and ``dr_i = sum(dy_i u_i) = sum(dy_i y_i) / r_i``. Where r_i = 0, dr_i is given
     as 0, so the rows must come from gates that are clipped there: nothing passes their clipping.

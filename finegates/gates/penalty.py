@@ -189,7 +189,7 @@ class MacsPenalty:
 
     The value counts the dimensions that are open at evaluation, so that the goal is met by the
     model that compaction will make; its gradient is that of the expectation under P(open), which is
-    the same sum of products with probabilities in place of zeros and ones. It reaches gates within
+    the same sum of products with probabilities instead of zeros and ones. It reaches gates within
     a few sigma of zero; the others follow the task alone until :meth:`close_least` closes what the
     goal has no room for.
 

@@ -63,7 +63,7 @@ def test_the_paired_error_is_the_spread_over_draws_of_rows(task):
 
 def test_of_accuracies_it_is_mcnemars():
     """With b and c the rows that one model alone gets right: sqrt(b + c - (b - c)² / n) / n, with
-    n - 1 in place of n under the root's division."""
+    n - 1 instead of n under the root's division."""
     labels, first, second = rows_of("sst2", 300)
     b = int(((first == labels) & (second != labels)).sum())
     c = int(((first != labels) & (second == labels)).sum())
