@@ -11,6 +11,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from finegates.suite.config.load import ConfigError, configured_tier
+from finegates.suite.config.searched import contender_of, searched_tier
 from finegates.suite.config.dependencies import (
     encoder_settings,
     fetch_settings,
@@ -120,6 +121,7 @@ rule all:
 # Trains everything and makes no tables.
 rule runs:
     input:
+        TRIALS,
         RECORDS,
         STUDY_RECORDS,
 

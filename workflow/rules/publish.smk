@@ -8,6 +8,8 @@ rule publish:
         records=RECORDS,
         studied=STUDY_RECORDS,
         llama=LLAMA_RECORDS if TIER.llama else [],
+        trials=TRIALS,
+        rates=expand(CHOSEN_RATES, task=TIER.tasks) if SEARCH else [],
     output:
         directory(f"results/published/{TIER.tier}"),
     log:

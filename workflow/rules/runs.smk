@@ -43,6 +43,31 @@ def needed(labels, task, seed):
     return list(dict.fromkeys(files))
 
 
+# The search for learning rates: runs of the same kind, of another tier.
+SEARCH = searched_tier(TIER) if TIER.rate_search else None
+TRIAL = f"{RESULTS}/search/runs/{{task}}/{{method}}/seed{{seed}}.json"
+TRIAL_PREDICTED = f"{RESULTS}/search/runs/{{task}}/{{method}}/seed{{seed}}.predictions.parquet"
+TRIAL_TRAINED = f"{RESULTS}/models/search/{{task}}/{{method}}/seed{{seed}}.safetensors"
+TRIALS_OF_TASK = (
+    expand(TRIAL, task="{task}", method=SEARCH.methods, seed=SEARCH.seeds) if SEARCH else []
+)
+TRIALS = expand(TRIALS_OF_TASK, task=TIER.tasks)
+CHOSEN_RATES = f"{RESULTS}/search/{{task}}.json"
+
+
+def chosen_rates(wildcards):
+    """The choice that the rates of a run come from."""
+    if PER_TASK or contender_of(TIER, wildcards.method) is None:
+        return []
+    return [CHOSEN_RATES.format(task=wildcards.task)]
+
+
+def start_of_trial(wildcards):
+    task, seed = wildcards.task, wildcards.seed
+    start = SEARCH.methods[wildcards.method].start
+    return [] if start is None else [TRIAL_TRAINED.format(task=task, method=start, seed=seed)]
+
+
 def outputs_of_task(path, methods):
     """That output of all seeds of the methods, the task still a wildcard."""
     return expand(path, task="{task}", method=methods, seed=TIER.seeds)

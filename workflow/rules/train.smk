@@ -7,6 +7,7 @@ rule finetune:
         tables=task_tables,
         encoder=ENCODER,
         predecessors=predecessors,
+        rates=chosen_rates,
     output:
         records=outputs_of_task(RUN, METHODS) if PER_TASK else RUN,
         predicted=outputs_of_task(PREDICTED, METHODS) if PER_TASK else PREDICTED,
@@ -107,3 +108,56 @@ if TIER.studies and PER_TASK:
             params:
                 settings=settings_of(STUDIED_AGAIN),
                 code=code_digest("workflow/scripts/finetune.py"),
+
+
+# The search for learning rates, on rows that are held out of the training rows.
+if SEARCH:
+
+    use rule finetune as try_rate with:
+        input:
+            tables=task_tables,
+            encoder=ENCODER,
+            predecessors=start_of_trial,
+        output:
+            records=TRIAL,
+            predicted=TRIAL_PREDICTED,
+            trained=[],
+        log:
+            f"{RESULTS}/logs/try_rate/{{task}}/{{method}}/seed{{seed}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/try_rate/{{task}}/{{method}}/seed{{seed}}.tsv"
+        priority: 1
+        params:
+            settings=lambda wildcards: run_settings(SEARCH, wildcards.task, [wildcards.method]),
+            is_trial=True,
+            code=code_digest("workflow/scripts/finetune.py"),
+
+    use rule try_rate as try_rate_kept with:
+        output:
+            records=TRIAL,
+            predicted=TRIAL_PREDICTED,
+            trained=TRIAL_TRAINED,
+        wildcard_constraints:
+            method="|".join(map(re.escape, SEARCH.kept)) or "none",
+        priority: 2  # others start from it
+
+    ruleorder: try_rate_kept > try_rate
+
+    rule choose_rates:
+        input:
+            records=TRIALS_OF_TASK,
+        output:
+            CHOSEN_RATES,
+        log:
+            f"{RESULTS}/logs/choose_rates/{{task}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/choose_rates/{{task}}.tsv"
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            code=code_digest("workflow/scripts/choose_rates.py"),
+        script:
+            "../scripts/choose_rates.py"

@@ -10,6 +10,8 @@ with running(job):
 
     from finegates.suite.config.llama_task import task_tier
     from finegates.suite.config.load import configured_tier
+    from finegates.suite.config.searched import searched_tier, with_factors
+    from finegates.suite.runs.chosen_rates import read_choices
     from finegates.suite.runs.finetune import TaskData, finetune, load_tokenizer
     from finegates.suite.runs.predictions import predictions_path
     from finegates.suite.runs.record import read_record, write_record
@@ -17,6 +19,10 @@ with running(job):
     tier = configured_tier(job.config)
     if job.params.get("on_llama"):
         tier = task_tier(tier)
+    if job.params.get("is_trial"):
+        tier = searched_tier(tier)
+    if job.input.get("rates"):
+        tier = with_factors(tier, read_choices(job.input.rates[0]))
     startup = seconds_since_start()
     data = TaskData(tier, job.wildcards.task, load_tokenizer(tier))
     # Every training collects garbage; libraries and rows, which stay to the end, hold none.

@@ -14,7 +14,7 @@ with running(job, sealed=False):
     source, target = Path(job.input.records[0]).parents[3], Path(job.output[0])
     for record in job.input.records:
         read_record(record)  # refuses to publish what does not fit the schema
-    records = [*job.input.records, *job.input.studied, *job.input.llama]
+    records = [*job.input.records, *job.input.studied, *job.input.llama, *job.input.trials]
     predicted = filter(None, map(checked_predictions, records))
     # The report: megabytes that are made again from the rest in seconds.
     files = [path for path in [*job.input, *predicted] if Path(path).name != "report.html"]

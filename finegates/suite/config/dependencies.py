@@ -79,8 +79,7 @@ def run_settings(tier: Tier, task: str, labels: Iterable[str]) -> Settings:
         "data": _plain(tier.data, without=WORDS),
         "methods": {
             label: {
-                **_plain(tier.all_methods[label], without={*WORDS, "learning_rate_by_task"}),
-                "learning_rate": tier.all_methods[label].rate_of(task),
+                **_plain(tier.all_methods[label], without={*WORDS, "rates_of"}),
                 "schedule": tier.all_methods[label].schedule or training.schedule,
                 "precision": tier.all_methods[label].precision or training.precision,
             }

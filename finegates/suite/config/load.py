@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from finegates.suite.config.llama import CausalTraining
+from finegates.suite.config.searched import contender_of
 from finegates.suite.config.strict_yaml import ConfigError as ConfigError
 from finegates.suite.config.strict_yaml import read_yaml as read_yaml
 from finegates.suite.config.suggest import nearest
@@ -63,8 +64,8 @@ def configured_tier(config: Mapping[str, Any], files: Sequence[str | Path] = ())
     tasks = _chosen(config, "tasks", tier.tasks, path)
     methods = _chosen(config, "methods", list(tier.methods), path)
     for label in methods:
-        for needed in tier.methods[label].needs:
-            if needed not in methods:
+        for needed in (*tier.methods[label].needs, contender_of(tier, label)):
+            if needed is not None and needed not in methods:
                 raise ConfigError(f"--config methods: {label!r} needs {needed!r}; name it too")
     _chosen(config, "lock", ["shared"], path)
     chosen: dict[str, Any] = {
@@ -139,9 +140,9 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
     """Reads and checks a tier file.
 
     A tier may extend another with ``extends: other.yaml`` (next to it, or else in this repository's
-    ``config/``): its keys are laid over the other's; ``model``, ``data``, ``methods`` and ``llama``
-    and ``studies`` replace the other's whole. Studies go where methods do: a tier that names
-    methods has its own studies or none.
+    ``config/``): its keys are laid over the other's; ``model``, ``data``, ``methods``, ``llama``,
+    ``studies`` and ``rate_search`` replace the other's whole. Studies and the search for rates go
+    where methods do: a tier that names methods has its own or none.
 
     Args:
         path: the YAML file.
@@ -224,13 +225,14 @@ def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
     base = _extended(configuration_file(str(raw.pop("extends")), path, "extends"), depth + 1)
     kept = {key: value for key, value in base.items() if key not in raw or key not in _WHOLE}
     if "methods" in raw:
-        kept.pop("studies", None)  # they compare the other's methods
+        for key in ("studies", "rate_search"):  # of the other's methods
+            kept.pop(key, None)
     return _merged(kept, raw)
 
 
 # Sections that stand for one thing: half of one and half of another would name a third. A tier that
 # names methods names them all.
-_WHOLE = ("model", "data", "methods", "llama", "studies")
+_WHOLE = ("model", "data", "methods", "llama", "studies", "rate_search")
 
 
 def validated(

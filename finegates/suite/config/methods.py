@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -175,8 +175,9 @@ class Method(Section):
         continues: see :class:`Continuation`; None: starts from the pretrained model.
         init: the encoder's weights at the start.
         learning_rate: AdamW's.
-        learning_rate_by_task: another one for some tasks, as ``finegates.suite.runs.chosen_rates``
-            chooses it from records of held-out training rows.
+        rate_factor: of ``learning_rate`` and ``gate_learning_rate``, not of the head's; a rate
+            search sets it.
+        rates_of: a contender of the tier's rate search, whose factor on each task is this method's.
         gate_learning_rate: another one for gates; 0 with shared gates leaves them untrained, so
             that importance alone decides.
         head_learning_rate: another one for the task head.
@@ -196,16 +197,24 @@ class Method(Section):
     continues: Continuation | None = None
     init: Literal["pretrained", "random"] = "pretrained"
     learning_rate: float = Field(gt=0)
-    learning_rate_by_task: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    rate_factor: float = Field(default=1.0, gt=0)
+    rates_of: str | None = None
     gate_learning_rate: float | None = Field(default=None, ge=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
     schedule: Literal["constant", "linear", "cosine"] | None = None
     warmup: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] | None = None
 
-    def rate_of(self, task: str) -> float:
-        """AdamW's learning rate on a task."""
-        return self.learning_rate_by_task.get(task, self.learning_rate)
+    @property
+    def rate(self) -> float:
+        """AdamW's learning rate, of what has none of its own."""
+        return self.learning_rate * self.rate_factor
+
+    @property
+    def gate_rate(self) -> float | None:
+        """AdamW's learning rate of gates; None: that of everything else."""
+        rate = self.gate_learning_rate
+        return None if rate is None else rate * self.rate_factor
 
     @property
     def trains_all(self) -> bool:
@@ -295,12 +304,6 @@ def check_names(tasks: list[str], methods: dict[str, Method]) -> None:
         raise ValueError("tasks and seeds must not repeat")
     for label, method in methods.items():
         check_label(label, "method label")
-        for task in method.learning_rate_by_task:
-            if task not in TASKS:
-                raise ValueError(
-                    f"methods.{label}.learning_rate_by_task: unknown task {task!r}"
-                    f"{nearest(task, TASKS)}"
-                )
         _check_needs(label, method, methods)
 
 

@@ -19,6 +19,7 @@ from finegates.suite.config.llama import (
 from finegates.suite.config.methods import Method, check_names
 from finegates.suite.config.names import check_label, check_package, check_results
 from finegates.suite.config.pypi import PypiSource
+from finegates.suite.config.rate_search import RateSearch, check_shared_rates
 from finegates.suite.config.section import Count, Source
 from finegates.suite.config.section import Section as Section
 from finegates.suite.config.studies import Studies
@@ -298,6 +299,8 @@ class Tier(Section):
         tasks: of GLUE, in the order of the tables.
         training: see :class:`Training`.
         methods: by label, in the order of the tables; see :class:`Method`.
+        rate_search: see :class:`finegates.suite.config.rate_search.RateSearch`; None: every method
+            has the rates that it is configured with.
         step_benchmark: see :class:`StepBenchmark`; None: no such table.
         inference_benchmarks: see :class:`InferenceBenchmark`; empty: no such tables.
         theory: see :class:`Theory`; None: the theory is left out.
@@ -317,6 +320,7 @@ class Tier(Section):
     tasks: list[str] = Field(min_length=1)
     training: Training
     methods: dict[str, Method] = Field(min_length=1)
+    rate_search: RateSearch | None = None
     step_benchmark: StepBenchmark | None = None
     inference_benchmarks: list[InferenceBenchmark] = Field(default_factory=list)
     theory: Theory | None = Theory()
@@ -332,6 +336,11 @@ class Tier(Section):
                 raise ValueError(f"inference_benchmarks: two shapes are named like {shape.name!r}")
         check_results(self.results)
         check_names([*self.tasks], self.methods)
+        if self.rate_search is not None:
+            self.rate_search.check(self.methods)
+            if self.runs_per_process == "task":
+                raise ValueError("rate_search goes with runs_per_process: run")
+        check_shared_rates(self.all_methods, self.rate_search)
         pretraining = self.llama.pretraining if self.llama else None
         check_dense([self.model.dense], list(pretraining.sizes) if pretraining else [])
         looked_at = self.theory.network.task if self.theory else None

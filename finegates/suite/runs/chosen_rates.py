@@ -1,46 +1,49 @@
-"""Which learning rate each contender gets on each task, chosen from records of a rate search.
+"""Which learning rates each contender gets on a task, chosen from the trials of a rate search.
 
-A search is a tier (``tuning``) on rows held out of the training rows, in which methods that differ
-in their learning rate alone are the grid of one contender. The rule: on each task the rate of the
-highest mean score over seeds, after the last epoch; of equal scores the lowest rate. The tables
-that are reported never enter. ``learning_rate_by_task`` of a method carries what is chosen.
-
-    python -m finegates.suite.runs.chosen_rates RECORD... > choices.json
+A trial is a run on rows held out of the training rows, see
+:class:`finegates.suite.config.rate_search.RateSearch`. The rule: the factor of the highest mean
+score over seeds after the last epoch; of equal scores the smallest factor. Scores that tables
+report never enter.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from finegates.suite.runs.record import Record, read_records
+from finegates.files import parse_json, write_text
+from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean
 
-# Of a method's settings, what may differ within the grid of one contender.
-_FREE = {"title", "learning_rate", "learning_rate_by_task"}
+# Of a method's settings, what may differ among the trials of one contender.
+_FREE = {"title", "rate_factor", "learning_rate", "gate_learning_rate"}
 
 
 @dataclass(frozen=True)
 class RateTrial:
-    """One rate of a contender's grid on one task.
+    """One factor of a contender's rates on one task.
 
     Attributes:
-        contender: label of the grid's first method.
+        contender: label of its method.
         task: of GLUE.
-        rate: AdamW's learning rate.
+        factor: of the method's learning rates.
+        rate: AdamW's learning rate that comes of it.
         score: mean over seeds of the score on held-out rows after the last epoch, times 100.
         seeds: of the runs.
-        chosen: whether it is the contender's rate on this task.
+        rows: that were held out.
+        chosen: whether it is the contender's factor on this task.
     """
 
     contender: str
     task: str
+    factor: float
     rate: float
     score: float
     seeds: tuple[int, ...]
+    rows: int
     chosen: bool
 
 
@@ -51,24 +54,27 @@ def choose_rates(records: Iterable[Record]) -> list[RateTrial]:
         records: of a rate search, contenders in their order.
 
     Returns:
-        every trial, by contender and task in the order of the records, then by rate.
+        every trial, by contender and task in the order of the records, then by factor.
 
     Raises:
-        ValueError: a record is not of held-out training rows, or the rates of a contender have runs
-            with different seeds.
+        ValueError: a record is not of held-out training rows or is not a trial, or the trials of a
+            contender differ in more than their rates.
     """
     grids: dict[tuple[str, str], dict[float, list[Record]]] = {}
-    labels: dict[str, str] = {}
     for record in records:
         if record.data.validation_split != "held out":
             raise ValueError(
                 f"{record.method} on {record.task} was scored on "
                 f"{record.data.validation_split!r}, which tables report; rates are chosen on "
-                "rows held out of the training rows (data.held_out)"
+                "rows held out of the training rows"
             )
-        contender = labels.setdefault(_settings(record), record.method)
-        grid = grids.setdefault((contender, record.task), {})
-        grid.setdefault(float(record.config.model_dump()["learning_rate"]), []).append(record)
+        contender, factor = record.config.rates_of, record.config.rate_factor
+        if contender is None or factor is None:
+            raise ValueError(
+                f"{record.method} on {record.task} is not a trial of a rate search; give the "
+                "records of search/runs alone"
+            )
+        grids.setdefault((contender, record.task), {}).setdefault(factor, []).append(record)
     return [
         trial
         for (contender, task), grid in grids.items()
@@ -76,55 +82,67 @@ def choose_rates(records: Iterable[Record]) -> list[RateTrial]:
     ]
 
 
-def rates_by_task(trials: Iterable[RateTrial]) -> dict[str, dict[str, float]]:
-    """The chosen rates by contender and task, as ``learning_rate_by_task`` takes them."""
-    found: dict[str, dict[str, float]] = {}
-    for trial in trials:
-        if trial.chosen:
-            found.setdefault(trial.contender, {})[trial.task] = trial.rate
-    return found
+def write_choices(trials: Iterable[RateTrial], path: str | Path) -> None:
+    """Writes the chosen factors of one task by contender, and all trials, as JSON."""
+    listed = list(trials)
+    chosen = {trial.contender: trial.factor for trial in listed if trial.chosen}
+    content = {"factors": chosen, "trials": [asdict(trial) for trial in listed]}
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _trials(contender: str, task: str, grid: dict[float, list[Record]]) -> list[RateTrial]:
-    seeds = {rate: tuple(sorted(run.seed for run in runs)) for rate, runs in grid.items()}
+def read_choices(path: str | Path) -> dict[str, float]:
+    """The chosen factors by contender, as :func:`write_choices` wrote them.
+
+    Raises:
+        ValueError: the file is not of that layout.
+    """
+    found = parse_json(Path(path).read_text(encoding="utf-8"))
+    factors = found.get("factors") if isinstance(found, dict) else None
+    if not isinstance(factors, dict) or not all(isinstance(f, float) for f in factors.values()):
+        raise ValueError(f'{path} must map contenders to numbers under "factors"; make it again')
+    return factors
+
+
+def _trials(contender: str, task: str, grid: Mapping[float, list[Record]]) -> list[RateTrial]:
+    runs = [run for found in grid.values() for run in found]
+    if len({_settings(run) for run in runs}) > 1:
+        raise ValueError(
+            f"{contender} on {task}: its trials differ in more than their rates; a rate is chosen "
+            "among equals"
+        )
+    seeds = {factor: tuple(sorted(run.seed for run in found)) for factor, found in grid.items()}
     if len(set(seeds.values())) > 1:
         raise ValueError(
             f"{contender} on {task}: its rates were tried with different seeds ("
-            + ", ".join(f"{rate:g}: {list(tried)}" for rate, tried in sorted(seeds.items()))
+            + ", ".join(f"{factor:g}: {list(tried)}" for factor, tried in sorted(seeds.items()))
             + "); a rate is chosen among equals"
         )
-    scores = {rate: mean(run.last.score for run in runs) for rate, runs in grid.items()}
-    best = min(scores, key=lambda rate: (-scores[rate], rate))
+    scores = {factor: mean(run.last.score for run in found) for factor, found in grid.items()}
+    best = min(scores, key=lambda factor: (-scores[factor], factor))
     return [
-        RateTrial(contender, task, rate, scores[rate], seeds[rate], rate == best)
-        for rate in sorted(grid)
+        RateTrial(
+            contender,
+            task,
+            factor,
+            float(grid[factor][0].config.model_dump()["learning_rate"]),
+            scores[factor],
+            seeds[factor],
+            grid[factor][0].data.validation_rows,
+            factor == best,
+        )
+        for factor in sorted(grid)
     ]
 
 
 def _settings(record: Record) -> str:
-    """What methods of one contender have in common."""
+    """What the trials of one contender have in common, on one task."""
     config: dict[str, Any] = {
         key: value
         for key, value in record.config.model_dump(mode="json").items()
         if key not in _FREE
     }
-    # Epochs differ between tasks.
-    config["training"] = {
-        key: value for key, value in config.get("training", {}).items() if key != "epochs"
-    }
-    return json.dumps(config, sort_keys=True)
+    data = record.data.model_dump(mode="json")
+    return json.dumps([config, data, record.model.sha256], sort_keys=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the trials and the chosen rates of records as JSON."""
-    parser = argparse.ArgumentParser(description="Choose learning rates from a rate search.")
-    parser.add_argument("records", nargs="+")
-    trials = choose_rates(read_records(parser.parse_args(arguments).records))
-    chosen = {"chosen": rates_by_task(trials), "trials": [asdict(trial) for trial in trials]}
-    print(json.dumps(chosen, indent=2))
-
-
-__all__ = ["RateTrial", "choose_rates", "rates_by_task"]
-
-if __name__ == "__main__":
-    main()
+__all__ = ["RateTrial", "choose_rates", "read_choices", "write_choices"]

@@ -242,7 +242,8 @@ def finetune(
         method=label,
         seed=seed,
         config=RunConfig(
-            **method.model_dump(mode="json") | {"learning_rate": method.rate_of(data.task)},
+            **method.model_dump(mode="json")
+            | {"learning_rate": method.rate, "gate_learning_rate": method.gate_rate},
             training=QuotedTraining(
                 **tier.training.model_dump() | {"epochs": tier.training.epochs_of(data.task)}
             ),
@@ -385,7 +386,7 @@ def _training_arguments(
         num_train_epochs=training.epochs_of(task),
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=training.eval_batch_size,
-        learning_rate=method.rate_of(task),
+        learning_rate=method.rate,
         weight_decay=training.weight_decay,
         lr_scheduler_type=_schedule(method, training.schedule),
         warmup_steps=method.warmup,
@@ -418,7 +419,7 @@ def _in_bfloat16(tier: Tier, method: Method) -> bool:
 
 
 def _learning_rates(method: Method) -> dict[str, float]:
-    rates = {"gates": method.gate_learning_rate, "head": method.head_learning_rate}
+    rates = {"gates": method.gate_rate, "head": method.head_learning_rate}
     return {group: rate for group, rate in rates.items() if rate is not None}
 
 

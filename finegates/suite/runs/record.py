@@ -116,6 +116,8 @@ class RunConfig(Quoted):
     prune: Quoted | None = None
     layers: Quoted | None = None
     precision: str | None = None
+    rate_factor: float | None = None
+    rates_of: str | None = None
     training: QuotedTraining
     tier_description: str
 

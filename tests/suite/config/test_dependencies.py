@@ -28,6 +28,7 @@ from finegates.suite.config.dependencies import (
 )
 from finegates.suite.config.llama_runs import posttraining_runs, pretraining_runs, pruning_runs
 from finegates.suite.config.llama_task import task_tier
+from finegates.suite.config.searched import searched_tier
 from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier
 from finegates.suite.runs.finetune import TaskData, finetune, load_tokenizer, predict
@@ -72,11 +73,13 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
         "*": ("runs",),
     },
     "Method": {
-        "learning_rate_by_task": ("runs",),
+        "rates_of": NOTHING,
         "title": ("tables", "deployed"),
         "learning_rate": ("runs", "step"),
         "*": ("runs",),
     },
+    # Factors and contenders name the trials; the choice is an input of the runs.
+    "RateSearch": {**dict.fromkeys(("held_out", "train_rows"), ("trials",)), "*": NOTHING},
     "GateSettings": {"*": ("runs", "step")},
     "LoraSettings": {"*": ("runs", "step")},
     "MaskSettings": {"*": ("runs", "step")},
@@ -151,6 +154,10 @@ def jobs(tier: Tier) -> dict[tuple[str, ...], Any]:
         for task in of.tasks:
             for label in of.all_methods if family == "runs" else of.methods:
                 found[family, task, label] = run_settings(of, task, [label])
+    search = searched_tier(tier)
+    for task in tier.tasks:
+        for label, trial in search.methods.items():
+            found["trials", task, label, str(trial.rates_of)] = run_settings(search, task, [label])
     found["llama_tables",] = words_of(task_tier(tier), task_tier(tier).methods)
     for family, runs in (
         ("pretrain", pretraining_runs(tier)),
@@ -257,6 +264,8 @@ def whole(tmp_path_factory) -> Tier:
     return Tier.model_validate(
         {
             **base.model_dump(),
+            "runs_per_process": "run",
+            "rate_search": {"factors": [1.0, 3.0], "contenders": ["full"], "held_out": 4},
             "model": {"name": "tiny", "pretraining": PRETRAINING},
             "data": {"name": "made", "generated": {"train_rows": 8, "validation_rows": 8}},
             "methods": {label: m.model_dump() for label, m in base.methods.items()}
@@ -320,6 +329,10 @@ def translated(families: tuple[str, ...], place: tuple[Any, ...]) -> set[str]:
     names: dict[str, tuple[str, ...]] = {"causal": ("pretrain", "posttrain")}
     if place[0] == "data":  # Llama's tables are the tier's, where it has none of its own
         names |= {"runs": ("runs", "llama_runs"), "tables": ("tables", "llama_tables")}
+    if place[0] in ("training", "methods", "model", "data", "threads"):
+        names["runs"] = (*names.get("runs", ("runs",)), "trials")
+    if place in (("data", "validation_rows"), ("data", "held_out")):
+        names["runs"] = ("runs", "llama_runs")  # trials have their own
     if place[0] == "llama":
         names |= {"step": ("llama_step",), "tables": ("llama_tables",)}
         names |= {"runs": ("llama_runs",), "look": (), "deployed": ()}
@@ -358,6 +371,8 @@ def test_a_change_of_a_key_changes_the_parameters_of_the_jobs_whose_outputs_depe
             and named not in steps
         ):
             expected -= {("step",), ("llama_step",)}
+        if key == "rate_factor":  # each trial has its own
+            expected = {job for job in expected if job[0] != "trials"}
         if key == "title" and named not in ("full", "lora", "gates", "on"):
             expected -= {("deployed",)}
         if owner == "StepBenchmark" and place[0] == "step_benchmark":
@@ -366,7 +381,7 @@ def test_a_change_of_a_key_changes_the_parameters_of_the_jobs_whose_outputs_depe
             expected -= {("tables",)}
         if where == "llama.on_task.model.name":
             expected -= {("llama_step",)}
-        if key in ("epochs_by_task", "learning_rate_by_task"):
+        if key == "epochs_by_task":
             expected = {job for job in expected if job[1] == "cola"}
         # Only the first model or size is timed, and no gates with random biases.
         first = named in ("tiny", "gated", "reference", "structured") or owner == "CausalTraining"
