@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from finegates.modules.kinds import CompactLayer, GatedLayer, has_gates
+from finegates.wrappers import without_containers
 
 ASKED = ("save_pretrained", "push_to_hub")
 """The methods of ``PreTrainedModel`` and ``PeftModel`` that write a stock checkpoint."""
@@ -79,8 +80,11 @@ def check_stock_checkpoint(model: nn.Module) -> None:
 
 
 def guard_stock_checkpoints() -> None:
-    """Has ``save_pretrained`` and ``push_to_hub`` of ``PreTrainedModel``, and of ``PeftModel``,
-    check a model before they write.
+    """Has methods that write a stock checkpoint check a model before they write.
+
+    They are ``save_pretrained`` and ``push_to_hub`` of ``PreTrainedModel`` and ``PeftModel``, and
+    ``save_model`` of accelerate's ``Accelerator``, which writes the weights without a word of whose
+    they are.
 
     Called wherever a layer of this library comes into a model. Further calls change nothing. Models
     without such layers are written as before.
@@ -99,6 +103,9 @@ def guard_stock_checkpoints() -> None:
             method = getattr(owner, name)
             if not hasattr(method, "finegates_checks"):
                 setattr(owner, name, _checking(method))
+    accelerator = getattr(sys.modules.get("accelerate.accelerator"), "Accelerator", None)
+    if accelerator is not None and not hasattr(accelerator.save_model, "finegates_checks"):
+        accelerator.save_model = _checking_the_argument(accelerator.save_model)
 
 
 def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,6 +113,23 @@ def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
     def checked(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         check_stock_checkpoint(self)
         return method(self, *args, **kwargs)
+
+    checked.finegates_checks = True  # type: ignore[attr-defined]
+    return checked
+
+
+def _checking_the_argument(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Checks the model that a method writes all weights of, adapters or not."""
+
+    @functools.wraps(method)
+    def checked(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        obstacle = stock_obstacle(without_containers(model))
+        if obstacle is not None:
+            raise StockCheckpointError(
+                f"nothing was written: {obstacle}. Accelerator.save_state, which load_state reads "
+                "back into a model of the same gates or sizes, does work"
+            )
+        return method(self, model, *args, **kwargs)
 
     checked.finegates_checks = True  # type: ignore[attr-defined]
     return checked

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator, load_checkpoint_in_model
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -21,6 +22,7 @@ from finegates.formats.compact import load, save
 from finegates.formats.stock import uniform
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
+from finegates.lora import add_lora
 from finegates.modules.stock_checkpoints import StockCheckpointError
 from finegates.training.trainer import GateTrainer
 from support import tiny
@@ -160,6 +162,46 @@ def test_the_stock_trainer_says_what_to_do_instead(tmp_path: Path) -> None:
     save(small, tmp_path / "small")
     with pytest.raises(StockCheckpointError, match=r"finegates\.GateTrainer"):
         trainer.save_model()
+
+
+@pytest.mark.parametrize("kind", ["gated", "compact", "compact with an adapter"])
+def test_accelerate_writes_no_weights_that_from_pretrained_would_mix_with_random_ones(
+    kind: str, tmp_path: Path
+) -> None:
+    """It writes weights without a configuration, which from_pretrained takes by the default one."""
+    if kind == "gated":
+        model = attach(tiny.tiny_model("bert"), GateConfig())
+    else:
+        model = with_closed_inputs("bert", "classifier")
+    if kind == "compact with an adapter":
+        model = add_lora(model, rank=2)
+    accelerator = Accelerator(cpu=True)
+    with pytest.raises(StockCheckpointError, match=r"finegates\.save\(.*Accelerator\.save_state"):
+        accelerator.save_model(accelerator.prepare(model), tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_states_of_accelerate_come_back_into_the_same_gates(tmp_path: Path) -> None:
+    model = attach(tiny.tiny_model("llama"), GateConfig())
+    tiny.scatter_gates(model)
+    expected = tiny.output(model.eval(), tiny.tokens())
+    accelerator = Accelerator(cpu=True)
+    prepared = accelerator.prepare(model)
+    accelerator.save_state(str(tmp_path / "state"))
+    tiny.scatter_gates(model, seed=1)
+    assert not torch.equal(tiny.output(prepared, tiny.tokens()), expected)
+    accelerator.load_state(str(tmp_path / "state"))
+    assert torch.equal(tiny.output(prepared, tiny.tokens()), expected)
+
+
+def test_accelerate_writes_a_model_without_gates_as_before(tmp_path: Path) -> None:
+    attach(tiny.tiny_model("bert"), GateConfig())
+    dense = tiny.tiny_model("gpt2")
+    accelerator = Accelerator(cpu=True)
+    accelerator.save_model(accelerator.prepare(dense), tmp_path)
+    again = tiny.tiny_model("gpt2", seed=1)
+    load_checkpoint_in_model(again, tmp_path)
+    assert torch.equal(tiny.output(again, tiny.tokens()), tiny.output(dense, tiny.tokens()))
 
 
 def test_a_sentence_transformer_is_refused_and_each_way_of_the_message_works(
