@@ -32,6 +32,7 @@ from finegates.suite.config.dependencies import (
 from finegates.suite.jobs.lock import LockError, check_writable, hold
 from finegates.suite.jobs.provenance import code_digest
 from finegates.suite.jobs.terminal import show_jobs
+from finegates.suite.runs.predictions import expected_predictions
 from finegates.suite.models.fetch import FILES as CHECKPOINT_FILES, fetched_folder, is_fetched
 from finegates.suite.models.sources import SPLITS, ModelError, data_files, model_folder
 from finegates.suite.config.tasks import TASKS, DataError

@@ -237,6 +237,14 @@ def test_a_finished_workflow_trains_again_what_depends_on_a_change(finished, cha
 
 
 @pytest.mark.thorough
+def test_claims_are_judged_again_when_predictions_change_that_they_read(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    assert planned(tmp_path, TINY) == {}
+    (tmp_path / "results/runs/stsb/lora/seed0.predictions.parquet").touch()
+    assert planned(tmp_path, TINY)["audit_claims"] == 1
+
+
+@pytest.mark.thorough
 def test_new_words_stand_in_the_tables_and_no_record_is_written_again(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     record = tmp_path / "results/runs/cola/lora/seed0.json"

@@ -11,6 +11,7 @@ rule audit_claims:
         LLAMA_RESULTS if TIER.llama else [],
         STUDY_RESULTS if TIER.studies else [],
         ledger=LEDGER,
+        predicted=expected_predictions([*RECORDS, *STUDY_RECORDS]),
     output:
         report(
             multiext(f"{RESULTS}/claims", ".csv", ".md", ".tex"),

@@ -16,6 +16,7 @@ with running(job):
     from finegates.suite.runs.record import read_record
     from finegates.suite.tables import write_table
     from finegates.suite.tables.deployed import times_table
+    from finegates.suite.timing.control import load_average
     from finegates.suite.timing.deployed import DENSE, deployed, time_deployed
 
     tier = configured_tier(job.config)
@@ -30,6 +31,8 @@ with running(job):
         matched = tier.all_methods[label].matched
         record = read_record(records[matched]) if matched else None
         models[label] = deployed(tier, label, task, seed, kept[label], record, cost)
+    before = load_average()
     frame = time_deployed(tier, models, task, seed)
-    table = times_table(frame, tier, hardware(job.threads))
+    machine = {**hardware(job.threads), "load": [before, load_average()]}
+    table = times_table(frame, tier, machine)
     write_table(table, job.output.csv, job.output.md, job.output.tex)

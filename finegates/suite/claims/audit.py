@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finegates.suite.claims.evidence import Evidence, MissingEvidenceError
+from finegates.suite.claims.evidence import Evidence, MissingEvidenceError, NoisyEvidenceError
 from finegates.suite.claims.ledger import Claim, ClaimTest
 from finegates.suite.claims.measures import MEASURES, Measured, Unit, model_parameters
 from finegates.suite.stats import (
@@ -29,7 +29,8 @@ from finegates.suite.stats import (
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_TESTABLE = "not testable at this tier"
-VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE)
+NOT_MEASURABLE = "not measurable here"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE, NOT_MEASURABLE)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def audit(claims: Sequence[Claim], evidence: Evidence) -> list[ClaimResult]:
 
     A test is supported if the whole interval keeps the bound, contradicted if none of it does, and
     inconclusive otherwise, or without an interval. Of a claim that is a conjunction one
-    contradicted test contradicts all; of one that says "up to", one supported test is enough.
+    contradicted test contradicts all; of one that says "up to", one supported test is enough. A
+    time is not measurable where its control (:mod:`finegates.suite.timing.control`) is off.
     """
     results = []
     for claim in claims:
@@ -85,6 +87,8 @@ def _judge(test: ClaimTest, evidence: Evidence) -> TestResult:
         if test.parameters is not None:
             _check_size(test, test.parameters, evidence)
         measured = MEASURES[test.measure](evidence, **test.of)
+    except NoisyEvidenceError as error:
+        return TestResult(test, NOT_MEASURABLE, missing=str(error))
     except MissingEvidenceError as error:
         return TestResult(test, NOT_TESTABLE, missing=str(error))
     centre = _mean(measured)
@@ -166,8 +170,8 @@ def _verdict(test: ClaimTest, interval: Interval | None) -> str:
 
 def _overall(claim: Claim, tests: Sequence[TestResult]) -> str:
     verdicts = [result.verdict for result in tests if not result.test.beside]
-    if all(verdict == NOT_TESTABLE for verdict in verdicts):
-        return NOT_TESTABLE
+    if set(verdicts) <= {NOT_TESTABLE, NOT_MEASURABLE}:
+        return NOT_MEASURABLE if NOT_MEASURABLE in verdicts else NOT_TESTABLE
     decisive, other = SUPPORTED, CONTRADICTED
     if claim.combine == "all":
         decisive, other = other, decisive

@@ -15,6 +15,10 @@ class MissingEvidenceError(LookupError):
     """What a measure needs is not among the results; the message says what."""
 
 
+class NoisyEvidenceError(MissingEvidenceError):
+    """A time was measured while the machine was too restless to tell; the message says how."""
+
+
 class Evidence:
     """Tables of a tier by their path below its results folder, each read once.
 

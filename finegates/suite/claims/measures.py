@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from finegates.suite.claims.evidence import Evidence, MissingEvidenceError
+from finegates.suite.claims.evidence import Evidence, MissingEvidenceError, NoisyEvidenceError
 from finegates.suite.config.suggest import nearest
 from finegates.suite.config.tasks import task_named
 from finegates.suite.paired_rows import paired_error
 from finegates.suite.stats import paired_differences, sampling_error
+from finegates.suite.timing.control import CONTROL, is_noisy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,11 +142,23 @@ def deployed_time_saved(evidence: Evidence, method: str) -> Measured:
     """Time of a forward pass that a trained and deployed model saves against the dense model, in
     per cent."""
     table = evidence.table(STUDY_TIMES)
+    _check_control(table[table["method"] == CONTROL], STUDY_TIMES)
     found, dense = (_rows(table, name, STUDY_TIMES).iloc[0] for name in (method, "dense"))
     saved = 100 * (1 - float(found["ratio_to_dense"]))
     unit = (method,)
     ranges: dict[Unit, tuple[float, float]] = {unit: _saved(found, dense)}
     return Measured({unit: saved}, "% of the time", (STUDY_TIMES,), ranges=ranges)
+
+
+def _check_control(control: pd.DataFrame, name: str) -> None:
+    """Raises NoisyEvidenceError where the dense model, timed twice, differs from itself."""
+    off = [ratio - 1 for ratio in control["ratio_to_dense"] if is_noisy(ratio)]
+    if off:
+        worst = max(off, key=abs)
+        raise NoisyEvidenceError(
+            f"in {name} the dense model, timed twice, differs from itself by {100 * worst:+.0f} %; "
+            "measure again on a quiet machine"
+        )
 
 
 def _saved(found: Any, dense: Any) -> tuple[float, float]:
@@ -257,13 +270,17 @@ def time_saved(
     if chosen.empty:
         raise MissingEvidenceError(f"{INFERENCE} has no such case")
     dense = table[(table["contender"] == "dense") & (table["backend"] == "eager")]
+    control = table[table["contender"] == CONTROL]
     values: dict[Unit, float] = {}
     ranges: dict[Unit, tuple[float, float]] = {}
     for row in chosen.to_dict("records"):
         unit = (row["model"], row["kept"], row["batch"], row["length"])
         values[unit] = 100 * (1 - row["ratio_to_dense"])
         alike = ["model", "batch", "length", "decode", "gates", "kept"]
-        same = (dense[alike] == [row[name] for name in alike]).all(axis=1)
+        case = [row[name] for name in alike]
+        again = (control[alike] == case).all(axis=1)
+        _check_control(control[again], INFERENCE)
+        same = (dense[alike] == case).all(axis=1)
         (other,) = dense[same].to_dict("records")
         ranges[unit] = _saved(row, other)
     return Measured(values, "% of the time", (INFERENCE,), ranges=ranges)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from finegates.suite.claims.audit import CONTRADICTED, ClaimResult, TestResult
+from finegates.suite.claims.audit import (
+    CONTRADICTED,
+    NOT_MEASURABLE,
+    ClaimResult,
+    TestResult,
+)
 from finegates.suite.tables.render import BLANK, Column, Table
 
 DECIMALS = 4
@@ -126,7 +131,7 @@ def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
         Column("Claimed", lambda row: row["claimed"] or BLANK, text=True),
         Column(
             "Verdict",
-            lambda r: r["verdict"] if not r["missing"] else f"not testable: {r['missing']}",
+            _reasoned,
             text=True,
         ),
         Column("Evidence", "files", _links, text=True),
@@ -139,6 +144,14 @@ def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
         columns=columns,
         rows=rows,
     )
+
+
+def _reasoned(row: dict[str, Any]) -> str:
+    """The verdict of a test, or why there is none."""
+    if not row["missing"]:
+        return str(row["verdict"])
+    noisy = row["verdict"] == NOT_MEASURABLE
+    return f"{'not measurable here' if noisy else 'not testable'}: {row['missing']}"
 
 
 def _row(result: ClaimResult, found: TestResult) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,27 @@ class Predictions(Section):
 def predictions_path(record: str | Path) -> Path:
     """Where the predictions of a run are stored, by the path of its record."""
     return Path(record).with_suffix(SUFFIX)
+
+
+def expected_predictions(records: Iterable[str | Path]) -> list[str]:
+    """The files of predictions that runs leave, for jobs that read them.
+
+    Args:
+        records: paths of records, of runs that are still to be made, too.
+
+    Returns:
+        a path a record, in their order, without those of records that name no file.
+    """
+    return [str(predictions_path(path)) for path in records if not _names_none(Path(path))]
+
+
+def _names_none(record: Path) -> bool:
+    if not record.is_file():
+        return False
+    try:
+        return signed_values(record).get("predictions") is None
+    except RecordError:
+        return False  # whoever reads it says so
 
 
 def write_predictions(

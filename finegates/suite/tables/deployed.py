@@ -9,22 +9,26 @@ import pandas as pd
 
 from finegates.suite.config.tier import Tier
 from finegates.suite.tables.render import Column, Table, decimals, percent
+from finegates.suite.timing.control import CONTROL, is_noisy, load_note
 
 
 def times_table(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, Any]) -> Table:
     """The measured times as a table; arguments as :func:`time_deployed` returns and takes them."""
     assert tier.studies is not None
     studies = tier.studies
+    control = frame[frame["method"] == CONTROL]
+    mark = " (noisy)" if any(map(is_noisy, control["ratio_to_dense"])) else ""
     columns = (
         Column("Model", "title", text=True),
         Column("Median (ms)", "median_ms", decimals(2)),
         Column("Quartiles (ms)", lambda row: f"{row['q25_ms']:.2f} to {row['q75_ms']:.2f}"),
-        Column("To dense (%)", "ratio_to_dense", percent),
+        Column("To dense (%)", "ratio_to_dense", lambda x: f"{percent(x)}{mark}"),
     )
     caption = (
         f"Forward passes of what a run left to deploy, {studies.batch} × {studies.length} random "
         f"tokens, float32, eager; medians of {studies.repeats} interleaved rounds on "
-        f"{machine['cpu']}, {machine['threads']} threads. Tier {tier.tier}: {tier.description}. "
+        f"{machine['cpu']}, {machine['threads']} threads. {load_note(machine)}"
+        f"Tier {tier.tier}: {tier.description}. "
         "The models are small: a fixed part of the time does not shrink with the products."
     )
     return Table(

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from finegates.suite.tables.render import BLANK, Column, Table, percent
+from finegates.suite.timing.control import CONTROL, is_noisy, load_note
 
 BACKEND_TITLES = {
     "eager": "eager",
@@ -43,18 +44,20 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
         repeats: rounds of the shapes, for the caption.
         machine: ``finegates.suite.runs.machine.hardware`` of the measurement.
     """
+    controlled = bool((frame["contender"] == CONTROL).any())
     columns = (
         *_CASE,
         Column("MACs (%)", "macs_ratio", percent),
         Column("Dense (ms)", "dense", _fixed(1)),
         Column("Gated (ms)", "gated", _fixed(1)),
         Column("Compact (ms)", "compact", _fixed(1)),
-        Column("To dense", "ratio_to_dense", _fixed(3)),
-        Column("To limit", "ratio_to_limit", _fixed(3)),
+        Column("To dense", _ratio("ratio_to_dense")),
+        Column("To limit", _ratio("ratio_to_limit")),
         Column("Dense, oneDNN (ms)", "fast_dense", _fixed(1)),
         Column("Compact, oneDNN (ms)", "fast_compact", _fixed(1)),
         Column("To limit, compact oneDNN", "fast_to_limit", _fixed(3)),
         Column("To limit, both oneDNN", "fast_to_fast_limit", _fixed(3)),
+        *([Column("Dense again, to dense", "control", _control)] if controlled else []),
         Column("Reach", "reach"),
     )
     rows = []
@@ -66,6 +69,7 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
             **case,
             **{name: times.loc[name]["median_ms"] for name in ("dense", "gated", "compact")},
             **{name: small[name] for name in ("macs_ratio", "ratio_to_dense", "ratio_to_limit")},
+            "control": times.loc[CONTROL]["ratio_to_dense"] if CONTROL in times.index else None,
             **dict.fromkeys(("fast_dense", "fast_compact", "fast_to_limit", "fast_to_fast_limit")),
             "reach": _reached(small),
         }
@@ -81,7 +85,8 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
     caption = (
         f"{_provenance(repeats, machine)} Eager. MACs are those of the compact model relative to "
         "the dense one, attention products included; sides whose removal would not pay, by prices "
-        "measured on the spot, stay dense. The limit is the time of the dense model as "
+        "measured on the spot, stay dense. "
+        f"{_CONTROLLED if controlled else ''}The limit is the time of the dense model as "
         "transformers runs it, times that ratio. oneDNN: products by oneDNN instead of torch's "
         "default, where it measured faster on the spot; for both oneDNN the limit is that of the "
         "dense model with oneDNN."
@@ -109,8 +114,32 @@ def joined_machine(machines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "cpu": " / ".join(dict.fromkeys(str(machine["cpu"]) for machine in machines)),
         "threads": " / ".join(dict.fromkeys(str(machine["threads"]) for machine in machines)),
         "compaction": {k: v for machine in machines for k, v in machine["compaction"].items()},
+        **_load(machines),
         "calibration": max((m["calibration"] for m in machines), key=lambda c: c["seconds"]),
     }
+
+
+_CONTROLLED = (
+    "The dense model is timed a second time in each round: where that is off by more than 5 %, the "
+    "case is noisy, and none of its ratios counts. "
+)
+
+
+def _ratio(name: str) -> Callable[[dict[str, Any]], str]:
+    """Prints a ratio of a case, and that it is noisy where the control is off."""
+
+    def printed(row: dict[str, Any]) -> str:
+        noisy = row["control"] is not None and is_noisy(row["control"])
+        return f"{_fixed(3)(row[name])}{' (noisy)' if noisy else ''}"
+
+    return printed
+
+
+def _control(ratio: float | None) -> str:
+    """The control's median, relative to the same model's."""
+    if ratio is None:
+        return BLANK
+    return f"{ratio:.3f} (noisy)" if is_noisy(ratio) else f"{ratio:.3f}"
 
 
 def machine_notes(machine: dict[str, Any]) -> list[str]:
@@ -251,11 +280,18 @@ def _cases(frame: pd.DataFrame) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]
         yield {"model": str(model), "gates": closed, "batch": shape}, group
 
 
+def _load(machines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The least and the most of all load averages; nothing where none was recorded."""
+    loads = [load for machine in machines for load in machine.get("load", ()) if load is not None]
+    return {"load": [min(loads), max(loads)]} if loads else {}
+
+
 def _provenance(repeats: list[int], machine: dict[str, Any]) -> str:
     rounds = " to ".join(str(number) for number in dict.fromkeys((min(repeats), max(repeats))))
     return (
         "Forward passes of classifiers with random weights of the named shape and random gates, "
         f"float32; medians of {rounds} interleaved rounds on {machine['cpu']}, "
-        f"{machine['threads']} threads. Random gates keep each row and column of each layer with "
-        "the given probability, structured ones the given fraction of the MACs."
+        f"{machine['threads']} threads. {load_note(machine)}"
+        "Random gates keep each row and column of each layer with the given probability, "
+        "structured ones the given fraction of the MACs."
     )

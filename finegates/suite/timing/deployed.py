@@ -22,6 +22,7 @@ from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier
 from finegates.suite.runs.finetune import prepare, read_trained
 from finegates.suite.runs.record import Record
+from finegates.suite.timing.control import CONTROL, with_control
 from finegates.suite.timing.inference import random_inputs
 
 COLUMNS = ("method", "title", "task", "seed", "median_ms", "q25_ms", "q75_ms", "ratio_to_dense")
@@ -80,19 +81,20 @@ def time_deployed(
         seed: as well.
 
     Returns:
-        a row a model, columns ``COLUMNS``; times in milliseconds.
+        a row a model and one of the control, columns ``COLUMNS``; times in milliseconds.
     """
     assert tier.studies is not None
     dense = models[DENSE]
     torch.manual_seed(derive_seed("time_studies"))
     inputs = random_inputs(dense, tier.studies.batch, tier.studies.length)
     runs = {label: _runner(model, inputs) for label, model in models.items()}
-    seconds = interleaved(runs, tier.studies.repeats)
+    seconds = interleaved(with_control(runs, DENSE), tier.studies.repeats)
     base = float(np.median(seconds[DENSE]))
     rows = []
-    for label in models:
+    titles = {DENSE: "Dense", CONTROL: "Dense, timed again (control)"}
+    for label in seconds:
         low, middle, high = np.percentile(seconds[label], [25, 50, 75])
-        title = "Dense" if label == DENSE else tier.all_methods[label].title
+        title = titles.get(label) or tier.all_methods[label].title
         milliseconds = [round(1e3 * float(value), 4) for value in (middle, low, high)]
         rows.append((label, title, task, seed, *milliseconds, round(float(middle) / base, 6)))
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -35,6 +35,7 @@ from finegates.modules.linear import linear_shape
 from finegates.seeds import derive_seed
 from finegates.suite.baselines.scattered import scatter_zeros, to_sparse
 from finegates.suite.config.benchmarks import InferenceBenchmark, InferenceCase
+from finegates.suite.timing.control import CONTROL
 from finegates.suite.timing.inference_parts import PARTS, parts_of_time
 
 COLUMNS = (
@@ -50,9 +51,10 @@ Shape = tuple[int, int, bool]
 
 @dataclass(frozen=True)
 class _Contender:
-    """Who is timed: ``dense``, ``gated``, ``compact``, or with scattered zeros ``scattered`` (dense
-    products) and ``sparse`` (compressed rows); of which case (None: all), by what: ``eager``,
-    ``onednn`` (eager with oneDNN's products), or a backend of the configuration."""
+    """Who is timed: ``dense``, its ``control``, ``gated``, ``compact``, or with scattered zeros
+    ``scattered`` (dense products) and ``sparse`` (compressed rows); of which case (None: all), by
+    what: ``eager``, ``onednn`` (eager with oneDNN's products), or a backend of the
+    configuration."""
 
     kind: str
     case: int | None
@@ -97,10 +99,11 @@ def time_inference(
     Returns:
         a row a contender, columns ``COLUMNS``; ``macs_ratio`` is MACs(contender) / MACs(dense), and
         ratios are to the dense model run eagerly. ``reach`` and ``against`` are the case's, at the
-        compact model. A backend that this machine cannot run has no times; where oneDNN's products
-        are no faster than torch's, it has no rows. The parts of the time, by
-        :func:`finegates.suite.timing.inference_parts.parts_of_time` in further runs, are those of
-        dense and compact models run eagerly.
+        compact model. Contender ``control`` is the dense model a second time
+        (:mod:`finegates.suite.timing.control`). A backend that this machine cannot run has no
+        times; where oneDNN's products are no faster than torch's, it has no rows. The parts of the
+        time, by :func:`finegates.suite.timing.inference_parts.parts_of_time` in further runs, are
+        those of dense and compact models run eagerly.
     """
     torch.set_num_threads(threads)
     prices = prices or measure_prices(threads)
@@ -142,6 +145,8 @@ def time_inference(
                 contender: _runner(model, shape, contender.backend, threads, Path(folder))
                 for contender, model in models.items()
             }
+            # Last, so that a round has everything else between the two.
+            runs[_Contender(CONTROL, None, "eager")] = runs[_Contender("dense", None, "eager")]
             able = {str(c): run for c, run in runs.items() if run is not None}
             seconds = interleaved(able, benchmark.repeats)
             unit = float(np.median(seconds[str(_Contender("dense", None, "eager"))]))
@@ -153,7 +158,8 @@ def time_inference(
                 and contender.backend in eager
             }
             for number, case in enumerate(cases):
-                for contender, model in models.items():
+                for contender in runs:
+                    model = models.get(contender, dense)
                     if contender.case not in (None, number):
                         continue
                     if contender.backend not in (*eager, *case.backends):

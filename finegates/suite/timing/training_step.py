@@ -18,6 +18,7 @@ from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier
 from finegates.suite.runs.finetune import prepare
 from finegates.suite.timing.clock import ratios
+from finegates.suite.timing.control import with_control
 from finegates.training.trainer import GateTrainer
 
 
@@ -28,7 +29,7 @@ def time_training_step(tier: Tier, threads: int) -> pd.DataFrame:
     random; their values do not matter to the time.
 
     Returns:
-        a row a contender; see :func:`ratios`.
+        a row a contender, LoRA's control the last; see :func:`ratios`.
     """
     if tier.step_benchmark is None:
         raise ValueError(f"tier {tier.tier!r} has no step_benchmark")
@@ -36,7 +37,8 @@ def time_training_step(tier: Tier, threads: int) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         contenders = task_step_contenders(tier, folder)
         steps = {label: step for label, (_, step) in contenders.items()}
-        seconds = interleaved(steps, tier.step_benchmark.repeats)
+        timed = with_control(steps, "lora")
+        seconds = interleaved(timed, tier.step_benchmark.repeats)
     return ratios(seconds, to="lora")
 
 

@@ -19,6 +19,7 @@ from finegates.suite.claims import (
 from finegates.suite.claims.audit import (
     CONTRADICTED,
     INCONCLUSIVE,
+    NOT_MEASURABLE,
     NOT_TESTABLE,
     SUPPORTED,
     interval_of,
@@ -403,6 +404,31 @@ def test_results_that_lack_a_case_are_not_judged(tmp_path):
         MEASURES["time_saved"](evidence, kept=0.7)
     with pytest.raises(MissingEvidenceError, match="no theory/checks.csv"):
         MEASURES["theory_claim"](evidence, claim="x")
+
+
+@pytest.mark.parametrize(
+    ("measure", "of", "file"),
+    [
+        ("time_saved", {"kept": 0.8}, "timing/inference.csv"),
+        ("deployed_time_saved", {"method": "reference-s0.4"}, "timing/deployed.csv"),
+    ],
+)
+@pytest.mark.parametrize(("ratio", "counts"), [(1.04, True), (1.06, False), (0.94, False)])
+def test_times_count_where_the_dense_model_timed_twice_agrees_with_itself(
+    tmp_path, measure, of, file, ratio, counts
+):
+    plant(tmp_path, measure, of, [30.0, 31.0, 32.0])
+    frame = pd.read_csv(tmp_path / file)
+    key = "contender" if "contender" in frame else "method"
+    control = frame[frame[key] == "dense"].assign(**{key: "control", "ratio_to_dense": ratio})
+    pd.concat([frame, control]).to_csv(tmp_path / file, index=False)
+    test = {"label": "t", "measure": measure, "of": of, "at_least": 0}
+    (result,) = audit([Claim(**CLAIM, tests=[test])], Evidence(tmp_path))
+    assert result.verdict == (SUPPORTED if counts else NOT_MEASURABLE)
+    if not counts:
+        printed = evidence_table([result], "t").markdown()
+        assert f"not measurable here: in {file} the dense model, timed twice, differs" in printed
+        assert f"{100 * (ratio - 1):+.0f} %" in printed
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from finegates.suite.runs.finetune import TaskData, finetune
 from finegates.suite.runs.predictions import (
     Predictions,
     checked_predictions,
+    expected_predictions,
     predictions_path,
     read_predictions,
     write_predictions,
@@ -108,3 +109,14 @@ def test_a_run_leaves_the_predictions_that_its_scores_are_of(tmp_path):
     assert record.predictions == Predictions(
         sha256=record.predictions.sha256, rows=len(table["label"])
     )
+
+
+def test_files_are_expected_of_runs_to_come_and_of_records_that_name_one(tmp_path):
+    named = written(tmp_path)
+    nameless = tmp_path / "runs" / "cola" / "old" / "seed0.json"
+    write_record(make_record(), nameless)
+    coming = tmp_path / "runs" / "cola" / "new" / "seed0.json"
+    damaged = tmp_path / "runs" / "cola" / "gates" / "seed1.json"
+    damaged.write_text("{")
+    expected = expected_predictions([named, nameless, coming, damaged])
+    assert expected == [str(predictions_path(path)) for path in (named, coming, damaged)]

@@ -13,6 +13,7 @@ from finegates.suite.tables.deployed import times_table
 from finegates.suite.tables.properties import properties_table
 from finegates.suite.tables.shared_encoder import shared_rows, shared_table
 from finegates.suite.tables.study import read_times, setting, study_table
+from finegates.suite.timing.control import CONTROL
 from finegates.suite.timing.deployed import DENSE, deployed, time_deployed
 from support.records import make_record
 from support.tier import tiny_tier
@@ -129,7 +130,7 @@ def test_what_is_deployed_computes_what_the_run_trained(tier, data, first, folde
             predict(models[label], data["cola"].tokenizer, data["cola"].train)
         ).all()
     frame = time_deployed(tier, models, "cola", 0)
-    assert list(frame["method"]) == [DENSE, "gates", "lora", "mask", "magnitude"]
+    assert list(frame["method"]) == [DENSE, "gates", "lora", "mask", "magnitude", CONTROL]
     assert read_times(frame)[DENSE] == 1.0
     table = times_table(frame, tier, {"cpu": "a processor", "threads": 1})
     assert "a processor" in table.caption

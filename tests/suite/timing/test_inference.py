@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from finegates.budget import macs, planned_macs
+from finegates.clock import WARMUP, interleaved
 from finegates.compaction import CostModel, compact
 from finegates.gates.monitor import realised_sparsity
 from finegates.suite.baselines.scattered import to_sparse
@@ -22,6 +23,7 @@ from finegates.suite.tables.inference import (
     parts_table,
     scattered_table,
 )
+from finegates.suite.timing.control import with_control
 from finegates.suite.timing.inference import (
     COLUMNS,
     gated_copy,
@@ -64,7 +66,8 @@ def fast_frame():
 def test_where_onednn_is_the_faster_dense_and_compact_are_timed_with_it_too(fast_frame):
     rows = list(zip(fast_frame["contender"], fast_frame["backend"], strict=True))
     case = [("dense", "eager"), ("dense", "onednn"), ("gated", "eager")]
-    assert rows == [*case, ("compact", "eager"), ("compact", "onednn")] * 3
+    small = [("compact", "eager"), ("compact", "onednn")]
+    assert rows == [*case, *small, ("control", "eager")] * 3
     both = fast_frame[fast_frame["contender"] == "compact"].groupby("backend")["reach"]
     assert len(set(map(tuple, (both.get_group(b).dropna() for b in ("eager", "onednn"))))) == 1
 
@@ -91,7 +94,7 @@ def test_the_table_tells_the_products_apart(fast_frame):
 
 def test_every_case_is_timed_dense_gated_and_compact(frame):
     assert tuple(frame.columns) == COLUMNS
-    assert frame["contender"].tolist() == ["dense", "gated", "compact"] * 3
+    assert frame["contender"].tolist() == ["dense", "gated", "compact", "control"] * 3
     assert (frame["median_ms"] > 0).all()
     dense = frame[frame["contender"] == "dense"]
     assert (dense["ratio_to_dense"] == 1).all()
@@ -142,7 +145,7 @@ def test_the_parts_of_a_run_are_told_apart_by_operator():
 
 
 def test_dense_and_compact_models_run_eagerly_have_parts(fast_frame):
-    eager = fast_frame[fast_frame["contender"] != "gated"]
+    eager = fast_frame[fast_frame["contender"].isin(["dense", "compact"])]
     assert (eager["products_ms"] > 0).all()
     assert eager[list(PARTS)].notna().all(axis=None)
     assert fast_frame.loc[fast_frame["contender"] == "gated", list(PARTS)].isna().all(axis=None)
@@ -175,7 +178,7 @@ def test_decoding_times_one_token_after_a_cached_prompt():
     case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "decode": True}
     shape = {**TINY_SHAPE, "model_type": "llama", "sizes": sizes, "cases": [case]}
     frame = time_inference(InferenceBenchmark(**shape), threads=1)
-    assert frame["contender"].tolist() == ["dense", "gated", "compact"]
+    assert frame["contender"].tolist() == ["dense", "gated", "compact", "control"]
     assert (frame["median_ms"] > 0).all()
     assert "2 × 8 + 1, cached" in inference_table(frame, [2], MACHINE).markdown()
 
@@ -199,7 +202,8 @@ def test_scattered_zeros_are_as_many_as_the_gates_make_and_sparse_rows_compute_t
 def test_scattered_zeros_stand_beside_the_removed_ones():
     case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "scattered": True}
     frame = time_inference(InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]}), threads=1)
-    assert frame["contender"].tolist() == ["dense", "gated", "compact", "scattered", "sparse"]
+    removed = ["dense", "gated", "compact"]
+    assert frame["contender"].tolist() == [*removed, "scattered", "sparse", "control"]
     (row,) = scattered_table(frame, [2], MACHINE).cells
     assert len(row) == 7
     assert scattered_table(frame[:3], [2], MACHINE).cells == ()
@@ -300,3 +304,35 @@ def test_compaction_is_measured_in_time_and_memory():
 def test_decoding_has_no_other_backends():
     with pytest.raises(ValueError, match="eagerly only"):
         InferenceCase(gates="random", kept=0.5, batch=1, length=8, decode=True, backends=["onnx"])
+
+
+@pytest.mark.parametrize(("ratio", "noisy"), [(1.0, False), (1.06, True), (0.94, True)])
+def test_a_case_whose_control_is_off_is_noisy(frame, ratio, noisy):
+    changed = frame.copy()
+    changed.loc[changed["contender"] == "control", "ratio_to_dense"] = ratio
+    table = inference_table(changed, [2], {**MACHINE, "load": [0.2, 1.3]})
+    titles = [column.header for column in table.columns]
+    for row in table.cells:
+        cells = dict(zip(titles, row, strict=True))
+        assert cells["Dense again, to dense"] == f"{ratio:.3f}{' (noisy)' if noisy else ''}"
+        assert cells["To dense"].endswith("(noisy)") is noisy
+        assert cells["To limit"].endswith("(noisy)") is noisy
+    assert "load average was between 0.2 and 1.3" in table.caption
+    assert "timed a second time in each round" in table.caption
+
+
+def test_times_without_a_control_say_nothing_of_one(frame):
+    table = inference_table(frame[frame["contender"] != "control"], [2], MACHINE)
+    assert "Dense again, to dense" not in [column.header for column in table.columns]
+    assert "second time" not in table.caption
+    assert "load" not in table.caption
+
+
+def test_the_control_is_the_same_model_at_the_end_of_a_round():
+    order = []
+    runs = with_control({"dense": lambda: order.append("d"), "small": lambda: order.append("s")},
+                        "dense")  # fmt: skip
+    interleaved(runs, rounds=1)
+    assert "".join(order) == "dsd" * (WARMUP + 1)
+    with pytest.raises(ValueError, match="'control'"):
+        with_control(runs, "dense")

@@ -28,7 +28,7 @@ def test_ratios_are_of_medians():
 
 def test_the_step_benchmark_times_every_kind_of_method_on_the_same_model(tmp_path):
     table = time_training_step(tiny_tier(tmp_path), threads=1)
-    assert table["contender"].tolist() == ["full", "lora", "gates", "gates and lora"]
+    assert table["contender"].tolist() == ["full", "lora", "gates", "gates and lora", "control"]
     assert (table["median_ms"] > 0).all()
 
 
