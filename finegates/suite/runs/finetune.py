@@ -141,7 +141,7 @@ def finetune(
         NonFiniteLossError: the loss became NaN or infinite.
         ValueError: a method that matches without ``matched``, or needs a ``start`` without one.
     """
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     code = code_version(root)  # now: the checkout may move on while the run trains
     method = with_target(tier.all_methods[label], matched)
     if method.start is not None and start is None:
@@ -265,6 +265,7 @@ def finetune(
         predictions=written,
         timing={
             "wall_s": time.perf_counter() - began,
+            "cpu_s": time.process_time() - cpu_began,
             "train_s": train_s,
             "startup_s": startup_s,
             "step_ms": 1e3 * timer.median(),
