@@ -113,6 +113,8 @@ rule all:
         THEORY_RESULTS if TIER.theory else [],
         TIMINGS,
         rules.tabulate_cost.output,
+        rules.tabulate_method_cost.output,
+        RATES,
         rules.audit_claims.output,
         rules.write_report.output,
         LLAMA_RESULTS if TIER.llama else [],

@@ -37,6 +37,61 @@ rule tabulate_glue:
         "../scripts/tabulate_glue.py"
 
 
+# Times differ from run to run, so this is no table of results.
+rule tabulate_method_cost:
+    input:
+        records=RECORDS,
+    output:
+        report(
+            multiext(f"{RESULTS}/timing/methods", ".csv", ".md", ".tex"),
+            caption="../report/tabulate_method_cost.rst",
+            category="Tables",
+        ),
+    log:
+        f"{RESULTS}/logs/tabulate_method_cost.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate_method_cost.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        study=STUDY,
+        words=WORDS,
+        starts={label: method.start for label, method in TIER.methods.items()},
+        code=code_digest("workflow/scripts/tabulate_method_cost.py"),
+    script:
+        "../scripts/tabulate_method_cost.py"
+
+
+RATES = multiext(f"{TABLES}/rates", ".csv", ".md", ".tex") if SEARCH else []
+
+if SEARCH:
+
+    rule tabulate_rates:
+        input:
+            records=TRIALS,
+        output:
+            report(RATES, caption="../report/tabulate_rates.rst", category="Tables"),
+        log:
+            f"{RESULTS}/logs/tabulate_rates.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/tabulate_rates.tsv"
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=memory(1000),
+            runtime=10,
+        params:
+            tier=TIER.tier,
+            titles={label: method.title for label, method in TIER.methods.items()},
+            shared={l: m.rates_of for l, m in TIER.methods.items() if m.rates_of},
+            code=code_digest("workflow/scripts/tabulate_rates.py"),
+        script:
+            "../scripts/tabulate_rates.py"
+
+
 rule draw_tradeoff:
     input:
         records=RECORDS,

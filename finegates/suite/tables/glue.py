@@ -117,7 +117,7 @@ def glue_table(
     columns = (
         Column("Method", "title", text=True),
         *(_task_column(task) for task in tasks),
-        Column("Average", _average_cell),
+        Column("Average", average_cell),
         Column("Target (%)", "target_sparsity", percent),
         Column("Realised (%)", "realised_sparsity", percent),
         Column("Trainable", "trainable_parameters", decimals(0)),
@@ -155,7 +155,7 @@ def sparsity_table(
         Column("Method", "title", text=True),
         Column("Target (%)", "target_sparsity", percent),
         *(_task_column(task, 100.0) for task in tasks),
-        Column("Average", lambda row: _average_cell(row, 100.0)),
+        Column("Average", lambda row: average_cell(row, 100.0)),
         Column("Seeds", lambda row: _seeds_cell(row, tasks)),
     )
     lead = (
@@ -216,7 +216,8 @@ def _mean_and_interval(row: Mapping[str, Any], name: str, scale: float = 1.0) ->
     return text if low is None else f"{text} ± {scale * (high - low) / 2:.1f}"
 
 
-def _average_cell(row: Mapping[str, Any], scale: float = 1.0) -> str:
+def average_cell(row: Mapping[str, Any], scale: float = 1.0) -> str:
+    """The average over tasks with its interval, or how many runs it lacks."""
     cell = _mean_and_interval(row, AVERAGE, scale)
     missing = row["runs_missing"]
     return f"{cell} ({missing} missing)" if cell == BLANK and missing else cell
