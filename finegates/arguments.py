@@ -1,4 +1,4 @@
-"""What public functions are given: models and configurations, and the remedy for anything else."""
+"""Type checks for the arguments of public functions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import nn
 
 
 def check_model(model: object) -> None:
-    """Raises TypeError, with the remedy, unless it is a module."""
+    """Raises TypeError unless the argument is a module."""
     if isinstance(model, nn.Module):
         return
     raise TypeError(f"a model (torch.nn.Module) is needed, got {_named(model)}; {_remedy(model)}")
 
 
 def check_config(config: object, kind: type) -> None:
-    """Raises TypeError, with the remedy, unless it is a configuration of this kind, or None."""
+    """Raises TypeError unless the argument is a configuration of this class, or None."""
     if config is None or isinstance(config, kind):
         return
     name = kind.__name__

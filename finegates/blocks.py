@@ -1,4 +1,4 @@
-"""The parts of one transformer layer: attention and feed-forward, and the sizes of heads."""
+"""Descriptions of a transformer layer: attention, feed-forward, head sizes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Attention:
-    """The linear layers of one attention and what happens between them.
+    """Linear layers of one attention and the operations between them.
 
     Attributes:
         path: the module that splits its projections into heads.
         q: path of the query projection, output size ``heads * head_dim``.
         k: path of the key projection, output size ``kv_heads * head_dim``.
-        v: path of the value projection, output size ``kv_heads * head_dim``. The same path three
-            times is one layer whose outputs are those of q, k and v one after another.
+        v: path of the value projection, output size ``kv_heads * head_dim``. If all three paths are
+            equal, they are one layer whose outputs are q, k and v, concatenated.
         o: path of the output projection, input size ``heads * head_dim``.
         heads: number of query heads.
         kv_heads: number of key and value heads; below ``heads`` with grouped queries.
         head_dim: width of a head.
         rotary: whether rotary embeddings mix dimension i with i + head_dim / 2 of queries and keys.
         qk_norm: whether queries and keys are normalised over dimensions before the dot product.
-        fixed_heads: whether something outside counts the heads, so that none may go whole.
-        cross: whether keys and values are of another sequence than queries.
+        fixed_heads: whether other modules depend on the number of heads, so that no head may be
+            removed.
+        cross: whether keys and values come from another sequence than queries.
         narrows: whether :meth:`Adapter.narrow` can make its heads narrower.
-        joint: the letters of those of q, k and v that :meth:`Adapter.narrow` can make one product
-            of, which is then the submodule of that name ("qkv", "kv"); empty where it can not.
-        projected: output sizes of q, k and v in a model where they are not those of heads of one
-            width; None where they are. Such an attention does not narrow.
+        joint: the projections among q, k and v that :meth:`Adapter.narrow` can fuse into one
+            matmul, which is then the submodule of that name ("qkv", "kv"); empty if it cannot.
+        projected: output sizes of q, k and v in a model whose heads do not have one width; None if
+            they have. Such an attention does not narrow.
     """
 
     path: str
@@ -54,18 +55,18 @@ class Attention:
 
     @property
     def products(self) -> int:
-        """Multiply-accumulates of a token and a token that it attends to, nothing removed."""
+        """Dense multiply-accumulates per pair of a token and a token it attends to."""
         if self.projected is not None:
             return self.projected[0] + self.projected[2]
         return 2 * self.heads * self.head_dim
 
     @property
     def joint_path(self) -> str:
-        """Path of the product that ``joint`` names, in a model that has it."""
+        """Path of the fused projection that ``joint`` names."""
         return f"{self.path}.{self.joint}"
 
     def joint_linears(self) -> tuple[str, ...]:
-        """Paths of the layers that can become that product, in its order."""
+        """Paths of the layers that can be fused, in order."""
         return tuple(getattr(self, letter) for letter in self.joint)
 
     def linears(self) -> tuple[str, ...]:
@@ -74,27 +75,27 @@ class Attention:
 
 
 def _increase(numbers: tuple[int, ...]) -> bool:
-    """Whether they are increasing numbers from 0 on, at least one."""
+    """Whether the numbers are increasing, non-negative and at least one."""
     return bool(numbers) and numbers[0] >= 0 and all(a < b for a, b in pairwise(numbers))
 
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """The heads that a narrowed attention keeps, all padded to one width.
+    """Heads that a narrowed attention keeps, all padded to one width.
 
     Attributes:
-        heads: the kept query heads, by their number in the dense model.
+        heads: indices of the kept query heads in the dense model.
         groups: for each of them, the position of its key-value head among the kept ones.
-        kv_heads: the kept key-value heads, by their number in the dense model.
+        kv_heads: indices of the kept key-value heads in the dense model.
         head_dim: width of a head in the dense model; scores keep its scale.
-        width: width of every kept head, unused dimensions being zero.
-        pairs: with rotary embeddings, for each kept key-value head the ``width / 2`` rotated pairs
-            that it keeps (pair i holds dimensions i and i + head_dim / 2); None if every head keeps
-            all of them, or without such embeddings.
-        fused: whether the projections that can (``Attention.joint``) are one product.
+        width: width of every kept head; unused dimensions are zero.
+        pairs: with rotary embeddings, the ``width / 2`` rotated pairs that each kept key-value head
+            keeps (pair i consists of dimensions i and i + head_dim / 2); None if every head keeps
+            all pairs, or without rotary embeddings.
+        fused: whether the projections of ``Attention.joint`` are one matmul.
 
     Raises:
-        ValueError: the numbers do not fit together.
+        ValueError: the numbers are inconsistent.
     """
 
     heads: tuple[int, ...]
@@ -120,10 +121,10 @@ class HeadSizes:
             fits = fits and all(2 * len(kept) == self.width for kept in self.pairs)
             fits = fits and all(0 <= pair < half for kept in self.pairs for pair in kept)
         if not fits:
-            raise ValueError(f"head sizes do not fit together: {self}")
+            raise ValueError(f"head sizes are inconsistent: {self}")
 
     def check(self, part: Attention) -> None:
-        """Raises ValueError unless the sizes can be those of a narrowed ``part``."""
+        """Raises ValueError unless the sizes fit a narrowed ``part``."""
         each = part.heads // part.kv_heads
         of_group = [self.kv_heads[group] for group in self.groups]
         if (
@@ -134,11 +135,11 @@ class HeadSizes:
             or (self.fused and not part.joint)
             or not part.narrows
         ):
-            raise ValueError(f"{part.path}: {self} are no sizes of {part.heads} heads")
+            raise ValueError(f"{part.path}: {self} do not fit its {part.heads} heads")
 
     @property
     def repeats(self) -> int | None:
-        """Query heads per key-value head where that is one number in order, else None."""
+        """Query heads per key-value head if uniform and in order, else None."""
         each, rest = divmod(len(self.heads), len(self.kv_heads))
         regular = tuple(index // each for index in range(len(self.heads))) if each else ()
         return each if not rest and self.groups == regular else None
@@ -146,17 +147,16 @@ class HeadSizes:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """``down(phi(up(x)))``, or ``down(phi(gate(x)) * up(x))`` where there is a gate projection.
+    """``down(phi(up(x)))``, or ``down(phi(gate(x)) * up(x))`` with a gate.
 
     Attributes:
         up: path of the layer that widens.
-        down: path of the layer that narrows; it alone reads the intermediate values.
+        down: path of the layer that narrows, the only reader of the intermediate values.
         gate: path of the gate projection, or None.
-        activation: the name of phi in transformers' ``ACT2FN``; it acts on each number alone.
-        path: the module that :meth:`Adapter.join` can replace by one with a single product for gate
-            and up; None where it can not.
-        phi: path of the attribute that is called for phi, which decides what phi is; None where
-            only the name is known.
+        activation: the name of phi in transformers' ``ACT2FN``; it acts elementwise.
+        path: the module that :meth:`Adapter.join` can replace by one with a single matmul for gate
+            and up; None if it cannot.
+        phi: path of the attribute that computes phi; None if only the name is known.
     """
 
     up: str
@@ -177,8 +177,8 @@ class Block:
 
     Attributes:
         path: the layer's own module path.
-        attentions: self-attention, then cross-attention; empty where the layer has neither.
-        feed_forward: None where the layer has none.
+        attentions: self-attention, then cross-attention; empty if the layer has neither.
+        feed_forward: None if the layer has none.
     """
 
     path: str

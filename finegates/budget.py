@@ -1,7 +1,7 @@
-"""Parameters and multiply-accumulates, each with its denominator in its name.
+"""Parameters and multiply-accumulates, each with a named denominator.
 
-"40 % of the model" means nothing until one says of what: of the gated weights, of the encoder, or
-of all parameters; and a cost means nothing without batch and length.
+"40 % of the model" is ambiguous: of the gated weights, of the encoder, or of all parameters. A cost
+needs a batch size and a length.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from finegates.modules.compact_linear import CompactLinear
 
 @dataclass(frozen=True)
 class Budget:
-    """Counts of numbers (not bytes); tied parameters and shared gates count once.
+    """Parameter counts; tied parameters and shared gates count once.
 
     Attributes:
         all_parameters: the model's, without gates and low-rank factors.
@@ -32,19 +32,19 @@ class Budget:
         gated_weights: weights (no biases) of the gated layers, before any removal.
         gated_biases: biases of the gated layers.
         gate_parameters: trainable or frozen parameters of gates; constant gates have none.
-        low_rank_parameters: parameters that peft has put beside linear layers.
-        trainable_parameters: whatever requires a gradient, of any kind.
+        low_rank_parameters: parameters of peft's adapters on linear layers.
+        trainable_parameters: all parameters that require a gradient.
         removable_weights: weights of gated layers in a closed row or a closed column,
             out * in - open rows * open columns, over the layers.
-        removed_weights: weights that compaction leaves out; more than removable where feed-forward
-            pairs free each other's sides.
+        removed_weights: weights that compaction removes; more than removable where the two sides of
+            a feed-forward pair remove each other's dimensions.
         realised_sparsity: removable_weights / gated_weights.
         closed_row_fraction: closed rows of all rows that have gates.
         closed_col_fraction: closed columns of all columns that have gates.
 
-    The last five are None where gates have no values (meta device), the two fractions also where
-    nothing has gates. Of a compact model, ``gated_weights`` counts the dense sizes of its compact
-    layers, and what is missing from them is both ``removable`` and ``removed``.
+    The last five are None if gates have no values (meta device); the two fractions are also None
+    without gates. For a compact model, ``gated_weights`` counts the dense sizes of its compact
+    layers, and the missing weights are both ``removable`` and ``removed``.
     """
 
     all_parameters: int
@@ -70,9 +70,9 @@ class Budget:
 class MACs:
     """Multiply-accumulates of the encoder's layers for one batch.
 
-    The denominator is "encoder linear layers and attention products at batch x length". Embeddings,
-    norms, activations, softmax, gathers, scatters, and the head are not in it, nor are the products
-    with relative positions that DeBERTa adds to its scores.
+    They cover the linear layers and attention products of the encoder at batch x length.
+    Embeddings, norms, activations, softmax, gathers, scatters and the head are excluded, and so are
+    the products with relative positions that DeBERTa adds to its scores.
 
     Attributes:
         batch: number of sequences B.
@@ -97,8 +97,8 @@ def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
     """Counts the parameters of a dense, gated, or compact model, plain or in a peft wrapper.
 
     Args:
-        model: may lie on the meta device.
-        adapter: looked up by model type if None; without one, encoder and head stay None.
+        model: may be on the meta device.
+        adapter: looked up by model type if None; without one, encoder and head are None.
     """
     plain = unwrap(model)
     if adapter is None:
@@ -141,7 +141,7 @@ def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
 
 
 def macs(model: nn.Module, batch: int, length: int, *, adapter: Adapter | None = None) -> MACs:
-    """The cost of a model as it stands: dense sizes if gated, kept sizes if compact.
+    """Counts the MACs of a model: dense sizes if gated, kept sizes if compact.
 
     Args:
         model: dense, gated or compact.
@@ -158,9 +158,10 @@ def macs(model: nn.Module, batch: int, length: int, *, adapter: Adapter | None =
 def planned_macs(
     model: nn.Module, batch: int, length: int, *, adapter: Adapter | None = None
 ) -> MACs:
-    """The cost that the model will have once compact, from its gates alone; nothing is built.
+    """Counts the MACs of the compacted model from its gates alone.
 
-    Equal to ``macs(compact(model), batch, length)``. Arguments as of :func:`macs`.
+    Equal to ``macs(compact(model), batch, length)``, without building that model. The arguments are
+    those of :func:`macs`.
 
     Raises:
         ValueError: the model type has no adapter, or a gate has no values (meta device).
@@ -201,7 +202,7 @@ def _below(sizes: dict[str, int], paths: Sequence[str]) -> int:
 
 
 def _peft_parameters(model: nn.Module) -> tuple[set[int], set[int]]:
-    """Ids of the low-rank parameters, and of the originals that peft's trained copies replace."""
+    """Ids of low-rank parameters, and of originals that peft's copies replace."""
     low_rank: set[int] = set()
     unused: set[int] = set()
     for module in model.modules():
@@ -232,7 +233,7 @@ def _removal(
 
 
 def _closed(layer: GatedLinear, side: str) -> int:
-    # In the layer's precision, as compaction sees it.
+    # In the layer's precision, as in compaction.
     values = gate_values(dict(layer.gates()).get(side), layer.weight.dtype)
     return 0 if values is None else int((values == 0).sum())
 

@@ -1,4 +1,4 @@
-"""Times of several contenders on this machine, taken in turn."""
+"""Interleaved timing of several functions on this machine."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from tqdm import tqdm
 
 WARMUP = 3
-"""Rounds that do not count."""
+"""Rounds that are discarded."""
 
 
 def interleaved(
     contenders: Mapping[str, Callable[[], object]], rounds: int
 ) -> dict[str, np.ndarray]:
-    """Times contenders in turn, round after round, so that drift of the machine hits all alike.
+    """Times functions in turn, round after round, to share the machine's drift.
 
     Args:
-        contenders: by name, what to time.
-        rounds: that count, after :data:`WARMUP` that do not.
+        contenders: functions to time, by name.
+        rounds: measured rounds, after :data:`WARMUP` discarded ones.
 
     Returns:
         seconds by contender, shape (rounds,).
@@ -35,6 +35,6 @@ def interleaved(
 
 
 def quartiles(values: np.ndarray) -> tuple[float, float, float]:
-    """The lower quartile, the median and the upper quartile."""
+    """Lower quartile, median and upper quartile."""
     low, middle, high = np.percentile(values, [25, 50, 75])
     return float(low), float(middle), float(high)

@@ -1,4 +1,4 @@
-"""Packages that the library needs for a part of what it does, installed as extras of finegates."""
+"""Optional packages, installed as extras of finegates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 def missing(what: str, package: str, extra: str) -> str:
-    """The message for a package that is not installed: what needs it, and the remedy."""
+    """Message for a missing package: what needs it, and how to install it."""
     return (
         f"{what} needs the package {package!r}, which is not installed; install it with "
         f"pip install 'finegates[{extra}]'"
@@ -16,14 +16,14 @@ def missing(what: str, package: str, extra: str) -> str:
 
 @contextmanager
 def needed_for(what: str, extra: str) -> Iterator[None]:
-    """Within the block, the import of a package that is missing says what needs it and the remedy.
+    """Within the block, the error for a missing package names the extra to install.
 
     Args:
-        what: needs what is imported in the block.
+        what: the feature that needs the package.
         extra: of finegates that installs it.
 
     Raises:
-        ImportError: in the block a package was not found.
+        ImportError: a package was not found in the block.
     """
     try:
         yield

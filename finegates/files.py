@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and texts that are read strictly."""
+"""Atomic writes of files and folders, and strict reading of JSON."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from typing import Any
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a path beside ``path`` to write to, and renames it when the block ends without error.
+    """Yields a temporary path, and renames it to ``path`` if the block succeeds.
 
-    Makes the folder if needed. After an error ``path`` is as it was, and nothing lies beside it.
+    Makes the folder if needed. After an error ``path`` is unchanged and the temporary file is
+    deleted.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Keeps the suffix: some libraries choose the format by it.
+    # Keeps the suffix, because some libraries infer the format from it.
     aside = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield aside
@@ -33,11 +34,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Gives an empty folder beside ``path`` to fill, which replaces it when the block ends without
-    error.
+    """Yields an empty folder, which replaces ``path`` if the block succeeds.
 
-    Makes the folder above if needed. After an error ``path`` is as it was, and nothing lies beside
-    it; a kill between the two leaves the old folder or none.
+    Makes the parent folder if needed. After an error ``path`` is unchanged and the new folder is
+    deleted; a process killed during the replacement leaves the old folder or none.
     """
     path = Path(path)
     aside = path.with_name(f".{os.getpid()}.{path.name}")
@@ -53,9 +53,9 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def remove_fragments(path: str | Path) -> None:
-    """Deletes what killed processes left beside ``path`` while they wrote it.
+    """Deletes temporary files that killed processes left for ``path``.
 
-    Nobody else may be writing it: see ``finegates.suite.jobs.lock``.
+    No other process may be writing it: see ``finegates.suite.jobs.lock``.
     """
     path = Path(path)
     name = re.compile(rf"\.\d+\.{re.escape(path.name)}")
@@ -65,17 +65,17 @@ def remove_fragments(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file (UTF-8) whole or not at all, making its folder if needed."""
+    """Writes a text file (UTF-8) atomically, making its folder if needed."""
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def parse_json(text: str) -> Any:
-    """A JSON text as plain values, more strictly than ``json.loads``.
+    """Parses a JSON text, more strictly than ``json.loads``.
 
     Raises:
-        ValueError: no JSON; a key that stands twice in an object; NaN or an infinity, which JSON
-            does not have; nested more deeply than can be read.
+        ValueError: it is not JSON, repeats a key in an object, contains NaN or an infinity, or is
+            nested too deeply.
     """
     try:
         return json.loads(
@@ -89,13 +89,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"the key {key!r} appears twice")
         found[key] = value
     return found
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -112,7 +112,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def content_digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 of plain values, whatever the order of keys and the layout of the file they are in.
+    """SHA-256 of plain values, independent of key order and file layout.
 
     Raises:
         ValueError: NaN or an infinity.

@@ -1,7 +1,7 @@
-"""Models whose numbers are there already: nothing of transformers starts them at random again.
+"""Protects existing weights from random initialisation by transformers.
 
-A class that takes a model in and calls ``post_init`` initialises whatever has no mark, as it must
-for its own new layers.
+A class that wraps a model and calls ``post_init`` initialises every module without a mark, as it
+must for its own new layers.
 """
 
 from __future__ import annotations

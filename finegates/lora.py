@@ -1,4 +1,4 @@
-"""What gates are compared with: LoRA by ``peft``, and magnitude pruning of rows and columns."""
+"""LoRA through ``peft`` on the layers that gates would go on."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from finegates.gates.attachment import head_parameters
 def add_lora(
     model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0
 ) -> nn.Module:
-    """Puts LoRA on every layer that gates would go on; freezes the rest but the task head.
+    """Adds LoRA to every layer that gates would go on; trains the task head, too.
 
     The low-rank factors are initialised by ``peft`` from torch's default generator. The head is
     trained as a copy (``modules_to_save`` of ``peft``), so that ``save_pretrained`` of the wrapper
     and the checkpoints of any trainer hold it. Weights that a head shares with the embeddings stay
-    frozen.
+    frozen, like all other parameters.
 
     Args:
         model: a transformers model that has an architecture adapter; dense or compact. In a compact
-            one the factors have the sizes of what is kept, and layers that became one product with
-            others get one pair of factors with them.
+            model the factors have the kept sizes, and fused layers get one pair of factors.
         rank: of the low-rank factors.
         alpha: the update is scaled by ``alpha / rank``.
         dropout: before the low-rank factors.
@@ -56,15 +55,15 @@ def add_lora(
         unwrap(wrapped).get_parameter(name).requires_grad_(True)
     if left_out:
         warnings.warn(
-            f"{', '.join(left_out)} are trained, but not in what peft saves: modules around them "
-            "share weights with the embeddings; save the whole model, after merge_and_unload",
+            f"{', '.join(left_out)} are trained, but peft does not save them: their parent modules "
+            "share weights with the embeddings; save the whole model after merge_and_unload",
             stacklevel=2,
         )
     return wrapped
 
 
 def _unshared(model: nn.Module) -> list[str]:
-    """The largest modules of the task head that share no parameter with the rest of the model."""
+    """Largest modules of the task head that share no parameter with other modules."""
     inner = unwrap(model)
     head = {id(parameter) for parameter in head_parameters(inner).values()}
     holders: dict[int, list[str]] = {}

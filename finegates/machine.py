@@ -1,4 +1,4 @@
-"""The machine that computes, as far as speed depends on it."""
+"""Properties of the machine that determine its speed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-    """The model of the CPU as the system names it, or its architecture."""
+    """The CPU model that the system reports, or its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -18,7 +18,7 @@ def cpu_name() -> str:
 
 
 def arithmetic() -> dict[str, str | int]:
-    """What decides which of two products is the faster: CPU, threads, and the version of torch."""
+    """Properties that decide which matmul is faster: CPU, threads, torch version."""
     import torch
 
     return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}

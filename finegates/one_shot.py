@@ -1,7 +1,8 @@
-"""One-shot pruning of rows and columns: by chance, by magnitude, by activation-aware magnitude.
+"""One-shot pruning of rows and columns: random, magnitude, Wanda-like.
 
-Every criterion scores the rows and the columns of each layer; the least are closed, layer by layer
-as many as a gated run closed. What differs between two such models is the choice alone.
+Every criterion scores the rows and columns of each layer. In each layer those with the lowest
+scores are closed, as many as a gated run closed. Two such models differ only in the choice of rows
+and columns.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from finegates.modules.linear import dense_weight, linear_shape
 from finegates.seeds import derive_seed
 
 Scores = dict[str, tuple[Tensor, Tensor]]
-"""By layer: scores of its rows (out,) and of its columns (in,)."""
+"""Scores by layer: of its rows (out,) and of its columns (in,)."""
 
 
 def random_scores(model: nn.Module, layers: Iterable[str], seed: int) -> Scores:
-    """Scores that mean nothing; each layer's derive from its name."""
+    """Random scores, seeded by each layer's name."""
     scores = {}
     for name in layers:
         columns, rows = linear_shape(unwrap(model).get_submodule(name))
@@ -43,7 +44,7 @@ def magnitude_scores(model: nn.Module, layers: Iterable[str]) -> Scores:
 def second_moment_scores(
     model: nn.Module, layers: Iterable[str], moments: Mapping[str, Tensor]
 ) -> Scores:
-    """Sums over rows and columns of ``|W_ij| sqrt(E x_j^2)``, how much W_ij moves the output.
+    """Sums of ``|W_ij| sqrt(E x_j^2)`` over rows and over columns.
 
     The score of a single weight is that of Wanda (Sun et al. 2024).
 
@@ -67,7 +68,7 @@ def second_moments(
     """``E x_j^2`` over all tokens for the inputs of every layer, float32.
 
     Args:
-        model: causal, dense; run in evaluation mode, its mode restored.
+        model: causal, dense; runs in evaluation mode, its mode is restored.
         layers: names.
         batches: token ids (batch, length).
 
@@ -107,7 +108,7 @@ def second_moments(
 def closing_gates(
     scores: Scores, closed: Mapping[str, Mapping[str, int]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Binary gates that close the least of each layer's rows and columns.
+    """Binary gates that close the lowest-scored rows and columns of each layer.
 
     Args:
         scores: by layer.
@@ -115,7 +116,7 @@ def closing_gates(
             ``finegates.gates.monitor.closed_counts`` gives them.
 
     Returns:
-        for ``finegates.attach_fixed``. Of equal scores the later index is closed first.
+        gates for ``finegates.attach_fixed``. Of equal scores the later index is closed first.
     """
     return {
         name: (
@@ -132,10 +133,10 @@ def gated_names(model: nn.Module) -> list[str]:
 
 
 def keep_largest(scores: Tensor, closed: int) -> Tensor:
-    """A gate (n,) of ones, but zeros at the ``closed`` least of the scores (n,).
+    """A gate (n,) of ones, with zeros at the ``closed`` lowest of the scores (n,).
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: ``closed`` is not in [0, n].
     """
     if not 0 <= closed <= scores.numel():
         raise ValueError(f"cannot close {closed} of {scores.numel()} dimensions")
@@ -149,14 +150,14 @@ def keep_largest(scores: Tensor, closed: int) -> Tensor:
 def magnitude_gates(
     model: nn.Module, closed: dict[str, dict[str, int]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Binary gates that close each layer's rows and columns of least Euclidean norm.
+    """Binary gates that close the rows and columns of least Euclidean norm.
 
     Args:
         model: a transformers model without gates.
         closed: how many rows and columns to close, by layer name, as
-            ``finegates.gates.monitor.closed_counts`` gives them for a gated model. Matching them
-            layer by layer removes exactly as many weights as the gated model lost, and tests the
-            choice of rows and columns alone.
+            ``finegates.gates.monitor.closed_counts`` gives them for a gated model. With the same
+            numbers in each layer, exactly as many weights are removed as by the gates, so that a
+            comparison tests only the choice of rows and columns.
 
     Returns:
         row gates (out,) and column gates (in,) of zeros and ones, for

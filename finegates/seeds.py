@@ -1,4 +1,4 @@
-"""Seeds derived from names: a result depends on what was run, never on when or in which order.
+"""Seeds derived from names, so that results do not depend on the order of runs.
 
 A run's seed is a hash of its names (task, method, repetition, ...). Adding, removing or reordering
 other runs therefore leaves it unchanged.

@@ -1,4 +1,4 @@
-"""What trainers put around a model, and how to get at the model inside.
+"""Removes the wrappers that trainers put around a model.
 
 Distributed training and compilation wrap the model in another module. accelerate replaces its
 ``forward`` by one under autocast, and spreads a model over devices by hooks on its modules.
@@ -13,16 +13,16 @@ from typing import Any
 
 from torch import nn
 
-# accelerate's names for what it keeps of the forward that it replaced, and for its device hooks.
+# accelerate's attributes for the forward that it replaced, and for its device hooks.
 _ORIGINAL = "_original_forward"
 _HOOK = "_hf_hook"
 
 
 def without_containers(model: nn.Module) -> nn.Module:
-    """The model inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``.
+    """Unwraps ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``.
 
     Args:
-        model: any; one without such a container is returned as it is.
+        model: any; without such a container it is returned unchanged.
     """
     containers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while True:
@@ -33,13 +33,13 @@ def without_containers(model: nn.Module) -> nn.Module:
 
 
 def remove_autocast(model: nn.Module) -> None:
-    """Gives the model and its modules back the forward that mixed precision has replaced, in place.
+    """Restores the forward that mixed precision replaced, in place.
 
-    ``TrainingArguments(bf16=True)`` and ``Accelerator.prepare`` leave an instance's own ``forward``
-    behind, which computes under autocast. Compiled calls go, too.
+    ``TrainingArguments(bf16=True)`` and ``Accelerator.prepare`` leave a ``forward`` on the
+    instance, which computes under autocast. Compiled calls are removed, too.
 
     Args:
-        model: any; modules without such a forward stay as they are.
+        model: any; modules without such a forward do not change.
     """
     for module in model.modules():
         original = module.__dict__.pop(_ORIGINAL, None)
@@ -50,10 +50,10 @@ def remove_autocast(model: nn.Module) -> None:
 
 
 def _reset_forward(module: nn.Module) -> None:
-    """Removes wrappers from an instance's forward down to that of the class, or the innermost."""
+    """Removes an instance's forward wrappers down to the class's, or the innermost."""
     own = module.__dict__.pop("forward", None)
     function: Any = getattr(own, "__func__", own)
-    # A model that was prepared twice has two wrappers. Those of the class itself must stay.
+    # A model that was prepared twice has two wrappers. Those of the class must remain.
     while function is not type(module).forward and hasattr(function, "__wrapped__"):
         function = function.__wrapped__
         function = getattr(function, "__func__", function)
@@ -64,7 +64,7 @@ def _reset_forward(module: nn.Module) -> None:
 
 @contextmanager
 def autocast_removed(model: nn.Module) -> Iterator[None]:
-    """Within the block, the model has the forward of its class (:func:`remove_autocast`)."""
+    """Within the block, the model has its class's forward (:func:`remove_autocast`)."""
     names = ("forward", _ORIGINAL, "_compiled_call_impl")
     before = [
         (module, {name: vars(module)[name] for name in names if name in vars(module)})
@@ -79,19 +79,19 @@ def autocast_removed(model: nn.Module) -> Iterator[None]:
 
 
 def check_undispatched(model: nn.Module) -> None:
-    """Refuses a model whose modules have hooks of accelerate (``device_map``).
+    """Raises for a model whose modules have hooks of accelerate (``device_map``).
 
-    Such hooks hold the replaced forward of each module and may keep its weights elsewhere.
+    Such hooks hold the original forward of each module and may have moved its weights.
 
     Raises:
-        ValueError: a module has one, which the message names.
+        ValueError: a module has such a hook; the message names it.
     """
     for path, module in model.named_modules():
         if _HOOK in module.__dict__:
             raise ValueError(
                 f"module {path or '(the model)'} has a hook of accelerate "
                 f"({type(module.__dict__[_HOOK]).__name__}), as models loaded with device_map or "
-                "offloading do: load the model without device_map, or take the hooks off by "
+                "offloading have: load the model without device_map, or remove the hooks with "
                 "accelerate.hooks.remove_hook_from_submodules(model), once its weights fit on one "
                 "device"
             )

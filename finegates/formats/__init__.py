@@ -1,1 +1,1 @@
-"""Models on disk and in other hands: own folders, stock models, ONNX, peft."""
+"""Saving and exporting models: own folders, stock models, ONNX, peft."""

@@ -1,7 +1,7 @@
-"""Modules that a model was made without, of which its configuration has no word.
+"""Optional modules that a model lacks, which its configuration does not record.
 
-A class may leave out a part if it is told so when it is made (``add_pooling_layer=False``); the
-attribute is None then.
+A class may omit a part through an argument of its constructor (``add_pooling_layer=False``); the
+attribute is then None.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from finegates.adapters import has_module
 
 
 def absent_modules(model: nn.Module, rebuilt: nn.Module) -> list[str]:
-    """Paths of modules that another form of the model has where the model has None.
+    """Paths of modules that are None in a model but not in its rebuilt form.
 
     Args:
         model: may lack modules.
-        rebuilt: what its class and configuration give.
+        rebuilt: the model that its class and configuration give.
 
     Returns:
-        the outermost paths, in the order of the modules.
+        the outermost paths, in module order.
     """
     found: list[str] = []
     for path, _ in rebuilt.named_modules():
@@ -37,7 +37,7 @@ def drop_modules(model: nn.Module, paths: list[str]) -> None:
     """Sets modules to None, in place.
 
     Raises:
-        ValueError: a path of no module.
+        ValueError: a path does not name a module.
     """
     for path in paths:
         parent, _, name = path.rpartition(".")

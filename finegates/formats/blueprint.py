@@ -1,8 +1,9 @@
-"""A gated model as plain values, and the same model made from them without its numbers.
+"""Blueprint of a gated model: plain values from which it can be rebuilt.
 
-What is described is the class and configuration of transformers, the LoRA adapters of ``peft``
-(around the model or inside it), and where gates are and of which kind. A blueprint is checked by
-making the model from it: what it does not give, tensor by tensor, is refused when it is drawn.
+A blueprint contains the class and configuration of transformers, the LoRA adapters of ``peft``
+(around the model or inside it), and the places and kinds of gates. It has no tensors. A new
+blueprint is checked by rebuilding the model: models whose tensors it does not reproduce in name and
+size are refused.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from finegates.gates.gated_linear import gated_layers, leaf_gates
 from finegates.gates.presets import GatePreset
 from finegates.modules.linear import linear_shape
 
-# What peft makes from these is plain: other settings load files, name modules to import, or put
-# something else than low-rank factors in.
+# With these settings peft builds plain LoRA. Others load files, import modules, or add something
+# other than low-rank factors.
 _LORA = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias"),
     *("fan_in_fan_out", "modules_to_save", "task_type", "inference_mode", "use_rslora"),
@@ -39,19 +40,19 @@ _LORA = (
     *("lora_bias", "trainable_token_indices", "ensure_weight_tying", "peft_type"),
     *("peft_version", "base_model_name_or_path", "revision", "init_lora_weights"),
 )
-# They say what was or whence it came, and nothing of what is made.
+# Provenance only: these settings do not affect the modules.
 _SAID = ("peft_version", "base_model_name_or_path", "revision", "init_lora_weights")
 
 
 def draw(model: nn.Module) -> dict[str, Any]:
-    """The blueprint of a gated model: plain values that JSON can hold.
+    """Makes the blueprint of a gated model, as plain values that JSON can hold.
 
     Args:
-        model: of a class of transformers that its auto-classes list, with gates, in a ``peft``
-            wrapper or not.
+        model: gated, plain or wrapped by ``peft``, of a class that the auto-classes of transformers
+            list.
 
     Raises:
-        ValueError: the model cannot be made from a blueprint; says what prevents it.
+        ValueError: the model cannot be rebuilt from a blueprint; the message says why.
     """
     plain = unwrap(model)
     config = getattr(plain, "config", None)
@@ -70,7 +71,7 @@ def draw(model: nn.Module) -> dict[str, Any]:
     built = build(values)
     for gate, other in zip(leaf_gates(model), leaf_gates(built), strict=False):
         if isinstance(gate, StochasticGate) and isinstance(other, StochasticGate):
-            # The one is stored with the tensors, the other is of this process.
+            # The first is stored with the tensors, the second belongs to this process.
             other.hardness, other.led = gate.hardness, gate.led
     _check_tensors(model, built)
     check_modules(model, built)
@@ -78,15 +79,15 @@ def draw(model: nn.Module) -> dict[str, Any]:
 
 
 def build(values: dict[str, Any], largest: int | None = None) -> nn.Module:
-    """The model of a blueprint, its parameters without storage (meta device), in evaluation mode.
+    """Builds the model of a blueprint on the meta device, in evaluation mode.
 
     Args:
-        values: of :func:`draw`.
-        largest: the largest size of a dimension among the stored tensors; a blueprint that asks for
-            more is refused before anything of that size is made.
+        values: from :func:`draw`.
+        largest: the largest dimension among the stored tensors; a blueprint that asks for more is
+            refused before such a module is made.
 
     Raises:
-        ValueError: the values do not fit together.
+        ValueError: the values are inconsistent.
     """
     base = values["plain"]
     check_numbers(base["config"])
@@ -95,7 +96,7 @@ def build(values: dict[str, Any], largest: int | None = None) -> nn.Module:
     if largest is not None:
         for name, parameter in plain.named_parameters():
             if max(parameter.shape, default=0) > largest:
-                raise ValueError(f"{name} would be larger than every tensor that is stored")
+                raise ValueError(f"{name} would be larger than every stored tensor")
     set_generation(plain, base["generation_config"])
     model = _with_adapters(plain, values["adapters"])
     for path, config in values["gates"]["configs"].items():
@@ -112,7 +113,7 @@ def build(values: dict[str, Any], largest: int | None = None) -> nn.Module:
 
 
 def _check_tensors(model: nn.Module, built: nn.Module) -> None:
-    """Raises ValueError unless both have tensors of the same names and sizes."""
+    """Raises ValueError unless both models have tensors of the same names and sizes."""
     ours, theirs = (
         {
             name: tuple(tensor.shape)
@@ -124,13 +125,13 @@ def _check_tensors(model: nn.Module, built: nn.Module) -> None:
     differing = [n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n)]
     if differing:
         raise ValueError(
-            f"{type(unwrap(model)).__name__}, its configuration, its adapters and how gates were "
-            f"attached do not give {differing[0]} as it is in this model"
+            f"{type(unwrap(model)).__name__}, its configuration, adapters and gate placement "
+            f"do not reproduce {differing[0]} of this model"
         )
 
 
 def _gates(plain: nn.Module) -> dict[str, Any]:
-    """Where gates were attached by a configuration, and the others layer by layer."""
+    """Gates attached by a configuration, and all other gates layer by layer."""
     configs = {
         path: vars(module)["finegates_config"].as_dict()
         for path, module in plain.named_modules()
@@ -151,7 +152,7 @@ def _kind(gate: Gate) -> dict[str, Any]:
         return {"kind": "fixed"}
     if type(gate) is StochasticGate:
         return {"kind": "stochastic", "preset": asdict(gate.preset)}
-    raise ValueError(f"a {type(gate).__name__} was put in without finegates.attach")
+    raise ValueError(f"a {type(gate).__name__} was added without finegates.attach")
 
 
 def _gate(values: dict[str, Any] | None, size: int) -> Gate | None:
@@ -190,7 +191,7 @@ def _adapters(model: nn.Module) -> dict[str, Any] | None:
 def _active(model: nn.Module) -> list[str]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    # The layers say it themselves: the wrapper that peft returned may be gone.
+    # Read from the layers, because the wrapper that peft returned may be gone.
     layers = (m for m in model.modules() if isinstance(m, BaseTunerLayer))
     if unwrap(model) is model and (layer := next(layers, None)) is not None:
         return list(layer.active_adapters)
@@ -203,15 +204,15 @@ def _lora_values(name: str, config: Any) -> dict[str, Any]:
     from peft import LoraConfig
 
     if type(config) is not LoraConfig:
-        raise ValueError(f"adapter {name!r} is of {type(config).__name__}, not plain LoRA")
+        raise ValueError(f"adapter {name!r} has a {type(config).__name__}, not plain LoRA")
     plain = LoraConfig().to_dict()
     given = config.to_dict()
     for key, value in given.items():
         if key not in _LORA and key != "auto_mapping" and value != plain.get(key):
-            raise ValueError(f"adapter {name!r} sets {key}, which is not described")
+            raise ValueError(f"adapter {name!r} sets {key}, which a blueprint cannot describe")
     values = {key: _plain(given[key]) for key in _LORA if key in given}
     if not isinstance(values["init_lora_weights"], bool | str | None):
-        raise ValueError(f"adapter {name!r} starts in a way that is not described")
+        raise ValueError(f"adapter {name!r} has an initialisation that a blueprint cannot describe")
     return values
 
 
@@ -263,7 +264,9 @@ def _lora_configs(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, given in values.items():
         unknown = sorted(given.keys() - set(_LORA))
         if unknown or given.get("peft_type") != "LORA":
-            raise ValueError(f"adapter {name!r} is not described as plain LoRA is: {unknown}")
+            raise ValueError(
+                f"adapter {name!r} has settings that plain LoRA does not have: {unknown}"
+            )
         known = {k: copy.deepcopy(v) for k, v in given.items() if k not in (*_SAID, "peft_type")}
         yield name, LoraConfig(**known)
 

@@ -1,7 +1,7 @@
-"""Bounds on what a description of a model may ask for before it is compared with its tensors.
+"""Bounds on the sizes in a model's description, checked before it is built.
 
-A few digits in a file can ask for a billion layers or labels; a class of transformers would make
-them one by one.
+A few digits in a file can ask for a billion layers or labels, which a class of transformers would
+make one by one.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 LARGEST = 2**40
-"""Of any number in a configuration: beyond it, sizes overflow when they are multiplied."""
+"""Largest number in a configuration: beyond it, products of sizes overflow."""
 
 LARGEST_LABELS = 100_000
-"""Labels have a name each, made before anything else."""
+"""Largest number of labels: their names are made before anything else."""
 
 
 def check_numbers(config: Any) -> None:
-    """Raises ValueError for a whole number that no model has, at any depth.
+    """Raises ValueError for an integer larger than any model's, at any depth.
 
-    Keys that the class of a configuration does not know may hold any number: no model is made by
+    Keys that the configuration's class does not know may hold any number, because no module uses
     them.
     """
     if isinstance(config, list):
@@ -48,12 +48,12 @@ def _largest(key: str, config: dict[str, Any]) -> int:
     if key not in _LABELS:
         return LARGEST
     names = config.get("id2label")
-    # Labels that have a name each in the file are no surprise.
+    # Labels that are all named in the file are accepted.
     return max(LARGEST_LABELS, len(names) if isinstance(names, dict) else 0)
 
 
 def _known_keys(model_type: Any) -> set[str] | None:
-    """The keys that a type of configuration has a meaning for; None if the type is unknown."""
+    """Keys that a type of configuration knows; None if the type is unknown."""
     from transformers import CONFIG_MAPPING
 
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
@@ -67,10 +67,10 @@ def _known_keys(model_type: Any) -> set[str] | None:
 
 @contextmanager
 def at_most_parameters(limit: int) -> Iterator[None]:
-    """Within the block, modules that are made get at most so many parameters, names counted.
+    """Within the block, new modules may get at most ``limit`` named parameters.
 
     Raises:
-        ValueError: in place of the one too many.
+        ValueError: instead of registering one parameter too many.
     """
     made = 0
 
@@ -88,11 +88,11 @@ def at_most_parameters(limit: int) -> Iterator[None]:
 
 
 def check_index_buffers(model: nn.Module) -> None:
-    """Raises ValueError where an embedding would be asked for a row that it may not have.
+    """Raises ValueError if index buffers could exceed their embedding tables.
 
-    transformers keeps the numbers of positions, increasing by one, and token types, all 0, as
-    buffers. Positions begin at 0; some architectures begin later, in a table that is as much
-    longer.
+    transformers stores position ids, increasing by one, and token type ids, all 0, as buffers.
+    Positions start at 0; some architectures start later, with a table that is longer by the same
+    amount.
     """
     for name, buffer in model.named_buffers():
         path, _, kind = name.rpartition(".")
@@ -104,11 +104,11 @@ def check_index_buffers(model: nn.Module) -> None:
         else:
             sound = kind != "token_type_ids" or not buffer.any()
         if not sound:
-            raise ValueError(f"tensor {name} holds other numbers than transformers gives it")
+            raise ValueError(f"tensor {name} has other values than transformers gives it")
 
 
 def _position_rows(module: nn.Module) -> list[int]:
-    """The sizes of the tables of positions next to their numbers."""
+    """Sizes of the position tables of the modules that hold position ids."""
     return [
         child.num_embeddings
         for name, child in module.named_children()

@@ -1,4 +1,4 @@
-"""Which product each layer multiplies by, kept with a model and taken up where it was measured."""
+"""Stores which matmul each layer uses, and restores it on the same machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from finegates.modules.kernels import has_onednn
 
 
 def chosen_products(model: nn.Module) -> dict[str, Any] | None:
-    """The choice of :func:`finegates.compaction.use_products` as plain values, with this machine.
+    """The choice of :func:`finegates.compaction.use_products` as plain values.
 
     Returns:
-        ``machine``, and by layer ``onednn_from``; None if all layers take torch's default.
+        ``machine``, and ``onednn_from`` by layer; None if all layers use torch's default.
     """
     chosen = {
         path: layer.onednn_from
@@ -29,21 +29,21 @@ def chosen_products(model: nn.Module) -> dict[str, Any] | None:
 
 
 def take_products(model: nn.Module, stored: Mapping[str, Any], *, take: bool) -> None:
-    """Gives layers the stored choice if it was made on a machine like this one.
+    """Restores a stored choice if it was made on a machine like this one.
 
-    Elsewhere they take torch's default product, and a warning says how to choose again.
+    On other machines layers use torch's default matmul, and a warning says how to choose again.
 
     Args:
         model: its compact layers are changed.
-        stored: of :func:`chosen_products`; empty for none.
-        take: whether to; the choice is checked in any case.
+        stored: from :func:`chosen_products`; empty for none.
+        take: whether to restore it; the choice is checked in any case.
 
     Raises:
-        ValueError: not such a choice, or not of this model's layers.
+        ValueError: it is not such a choice, or not for this model's layers.
     """
     chosen, machine = stored.get("onednn_from", {}), stored.get("machine")
     if not isinstance(chosen, dict):
-        raise ValueError(f"products: {chosen!r} does not say of which layer it is")
+        raise ValueError(f"products: {chosen!r} does not name its layer")
     layers = {path: m for path, m in model.named_modules() if isinstance(m, CompactLinear)}
     for path, rows in chosen.items():
         if path not in layers:
@@ -54,8 +54,8 @@ def take_products(model: nn.Module, stored: Mapping[str, Any], *, take: bool) ->
         return
     if machine != arithmetic() or not has_onednn():
         warnings.warn(
-            f"this model's products were chosen on another machine ({machine}; here "
-            f"{arithmetic()}), so torch's default is taken; choose again with "
+            f"this model's matmuls were chosen on another machine ({machine}; here "
+            f"{arithmetic()}), so torch's default is used; choose again with "
             "finegates.use_products(model, finegates.calibrate())",
             stacklevel=4,
         )

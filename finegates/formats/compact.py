@@ -1,12 +1,11 @@
 """Compact models on disk: a folder with ``finegates.json`` and ``model.safetensors``.
 
-The JSON holds the transformers class and configuration, the settings of ``generate`` where the
-model has it, the sizes of every compact layer, the products that were chosen for them and on which
-machine, which tensors are one and the same, the digest of the tensor file, and its own. The tensor
-file holds every parameter and every buffer, also those that transformers leaves out of its state
-dict, so loading computes nothing again. A ``config.json`` turns ``from_pretrained`` away
-(:mod:`finegates.formats.signpost`), and is not read. Neither pickle nor code from the folder is
-ever run.
+The JSON contains the transformers class and configuration, the generation settings if the model has
+any, the sizes of every compact layer, the matmuls chosen for them and the machine, the names of
+tied tensors, the SHA-256 of the tensor file, and its own. The tensor file contains every parameter
+and every buffer, including those outside the state dict, so that loading recomputes nothing. A
+``config.json`` makes ``from_pretrained`` fail with the remedy (:mod:`finegates.formats.signpost`);
+it is not read. Neither pickle nor code from the folder is ever run.
 """
 
 from __future__ import annotations
@@ -43,23 +42,25 @@ from finegates.modules.tying import forget_untied
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
-    """Writes a compact or a gated model. The folder appears whole or not at all.
+    """Saves a compact or a gated model to a folder, atomically.
 
-    Everything is written aside and renamed. An earlier save in the same place is replaced; files of
-    others in it (a tokenizer, say) are kept. ``from_pretrained`` refuses the folder and names
-    :func:`load`, unless others have put a ``config.json`` there.
+    Everything is written to a temporary folder, which is then renamed. An earlier save is replaced;
+    other files in the folder (such as a tokenizer) are kept. ``from_pretrained`` refuses the folder
+    and names :func:`load`, unless another ``config.json`` was put there.
+
+    Every model that can be saved can be loaded.
 
     Args:
-        model: a result of :func:`finegates.compaction.compact`, of a class of transformers, or a
-            model of transformers that has such a one inside. Or a model with gates, in a ``peft``
-            wrapper or not, to be trained or compacted later.
-        folder: where to; its parent is made if need be.
+        model: a compact model (:func:`finegates.compaction.compact`) of a class of transformers, or
+            a model of transformers with a compact one inside. Or a gated model, plain or wrapped by
+            ``peft``, to be trained or compacted later.
+        folder: destination; its parent is made if needed.
 
     Raises:
-        ValueError: the model is not of a class that transformers can look up, or has layers, or
-            settings in its modules, that its class and configuration do not give it, or settings
-            of generation that could not be loaded. What can be saved, can be loaded.
-        FileExistsError: the path is in use and is not an earlier save of such a model.
+        ValueError: transformers cannot look up the model's class; layers or settings of modules
+            differ from what its class and configuration give; or its generation settings could not
+            be loaded.
+        FileExistsError: the path exists and is not an earlier save of such a model.
     """
     if gated_layers(model):
         save_gated(model, folder)
@@ -72,7 +73,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
         )
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, so that the final rename stays on one file system.
+    # A sibling folder, so that the final rename stays on one file system.
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         written = aside / "new"
@@ -97,22 +98,22 @@ def save(model: nn.Module, folder: str | Path) -> None:
 
 
 def save_checkpoint(model: nn.Module, folder: str | Path) -> None:
-    """Writes the files of :func:`save` into a trainer's folder, next to what it has there.
+    """Writes the files of :func:`save` into a trainer's folder.
 
     Args:
-        model: as :func:`save` takes it.
-        folder: an existing folder with any files; those of an earlier save are replaced, and the
-            ``config.json`` of a model that was there.
+        model: as for :func:`save`.
+        folder: an existing folder with any files; those of an earlier save and the ``config.json``
+            of an earlier model are replaced.
 
     Raises:
-        ValueError: as :func:`save`.
+        ValueError: as for :func:`save`.
     """
     folder = Path(folder)
     structure, tensors = _checked(model)
     aside = Path(tempfile.mkdtemp(prefix=".finegates.", dir=folder))
     try:
         _write(structure, tensors, aside)
-        # The structure last: it holds the digest of the tensors, and load compares.
+        # The structure is written last: it holds the SHA-256 of the tensors, which load checks.
         for name in (CONFIG, TENSORS, STRUCTURE):
             (aside / name).replace(folder / name)
     finally:
@@ -120,7 +121,7 @@ def save_checkpoint(model: nn.Module, folder: str | Path) -> None:
 
 
 def _write(structure: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
-    """Writes the three files into an empty folder; adds the digests to the structure."""
+    """Writes the three files into an empty folder and adds their SHA-256."""
     write_signpost(folder, COMPACT)
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     structure["tensors_sha256"] = file_digest(folder / TENSORS)
@@ -130,29 +131,29 @@ def _write(structure: dict[str, Any], tensors: dict[str, Tensor], folder: Path) 
 def load(
     folder: str | Path, *, device: torch.device | str = "cpu", products: bool = True
 ) -> nn.Module:
-    """Reads a compact or a gated model; needs neither the original weights nor a network.
+    """Loads a compact or a gated model, without original weights or a network.
 
-    The products that were chosen for the layers (:func:`finegates.compaction.use_products`) are
-    taken up if CPU, number of threads and version of torch are those of the saving process. On
-    another machine torch's default is taken, with a warning; outputs differ by rounding then.
+    The matmuls that were chosen for the layers (:func:`finegates.compaction.use_products`) are
+    restored if CPU, number of threads and version of torch are those of the saving process. On
+    another machine torch's default is used, with a warning; outputs then differ by rounding.
 
     Args:
-        folder: written by :func:`save`, or a checkpoint of :class:`finegates.GateTrainer`. Files of
-            others in it are ignored.
-        device: where the tensors go.
-        products: False takes torch's default product for all layers, without a warning.
+        folder: written by :func:`save`, or a checkpoint of :class:`finegates.GateTrainer`. Other
+            files in it are ignored.
+        device: of the tensors.
+        products: False uses torch's default matmul for all layers, without a warning.
 
     Returns:
-        the model in evaluation mode, with the outputs of the one that was saved, bit for bit by the
-        same products, and its settings of generation (a folder from before they were kept leaves
-        those that the configuration gives). No class of transformers that takes it in initialises
-        its tensors.
+        the model in evaluation mode, with its generation settings; with the same matmuls its
+        outputs equal those of the saved model bit for bit. If the folder has no generation
+        settings, those of the configuration apply. A class of transformers that wraps the model
+        does not initialise its tensors again.
 
     Raises:
-        CompactFormatError: a file is missing or damaged, the format's version is unknown, the class
-            is not one that transformers maps to the configuration's type, sizes or indices
-            disagree, or a setting of generation is none.
-        GatedFormatError: the same, of a folder that holds a gated model.
+        CompactFormatError: a file is missing or corrupt, the format's version is unknown,
+            transformers does not map the configuration's type to the class, sizes or indices are
+            inconsistent, or a generation setting is invalid.
+        GatedFormatError: the same, for a folder with a gated model.
     """
     if is_gated_folder(folder):
         return load_gated(folder, device=device)
@@ -163,7 +164,7 @@ def load(
     digest = file_digest(folder / TENSORS)
     if digest != structure["tensors_sha256"]:
         raise CompactFormatError(
-            folder, f"{TENSORS} is damaged: its sha256 is {digest}, not as {STRUCTURE} says"
+            folder, f"{TENSORS} is corrupt: its SHA-256 {digest} does not match {STRUCTURE}"
         )
     try:
         stored = load_file(folder / TENSORS, device=str(device))
@@ -181,10 +182,10 @@ def load(
 
 
 def _checked(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Structure and tensors of a model, from which it has been rebuilt as loading does.
+    """Structure and tensors of a model, checked by rebuilding it as loading does.
 
     Raises:
-        ValueError: it could not be.
+        ValueError: it cannot be rebuilt.
     """
     structure = describe(model)
     tensors, structure["aliases"] = unique_tensors(model)

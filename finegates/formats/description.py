@@ -1,4 +1,4 @@
-"""The file ``finegates.json``, which describes what a folder holds and carries its own SHA-256."""
+"""Reads and writes ``finegates.json``, which contains its own SHA-256."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from finegates.files import content_digest, parse_json, write_text
 STRUCTURE = "finegates.json"
 TENSORS = "model.safetensors"
 DIGEST = "sha256"
-"""The key of a description's own digest: of all other keys."""
+"""Key of a description's SHA-256, over all other keys."""
 
 
 class FolderError(ValueError):
-    """A folder does not hold a model that can be trusted; says which folder and why."""
+    """A folder does not contain a valid model."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"{folder}: {reason}")
@@ -24,11 +24,11 @@ class FolderError(ValueError):
 
 
 def write_description(folder: Path, structure: dict[str, Any]) -> None:
-    """Writes a description with its digest, whole or not at all.
+    """Writes a description with its SHA-256, atomically.
 
     Args:
         folder: an existing one.
-        structure: plain values; gets the digest.
+        structure: plain values; the SHA-256 is added to them.
     """
     structure[DIGEST] = content_digest(structure)
     write_text(folder / STRUCTURE, json.dumps(structure, indent=2, sort_keys=True) + "\n")
@@ -37,16 +37,16 @@ def write_description(folder: Path, structure: dict[str, Any]) -> None:
 def read_description(
     folder: Path, form: str, version: int, error: type[FolderError]
 ) -> dict[str, Any]:
-    """Reads the description in a folder, without its digest, which is checked.
+    """Reads the description in a folder, checks its SHA-256 and drops it.
 
     Args:
         folder: of the model.
-        form: the format that it must be of.
+        form: the required format.
         version: of that format.
-        error: what is raised.
+        error: the class of errors to raise.
 
     Raises:
-        FolderError: it is missing, damaged, of another format or version; of the class ``error``.
+        FolderError: it is missing, corrupt, or of another format or version; of class ``error``.
     """
     if not folder.is_dir():
         raise error(folder, "is not a folder")
@@ -62,5 +62,5 @@ def read_description(
     if found != version:
         raise error(folder, f"has format version {found!r}; this finegates reads version {version}")
     if structure.pop(DIGEST, None) != content_digest(structure):
-        raise error(folder, f"{STRUCTURE} is damaged: its {DIGEST} is not the one of what it says")
+        raise error(folder, f"{STRUCTURE} is corrupt: its content does not match its {DIGEST}")
     return structure

@@ -1,11 +1,12 @@
-"""Gated models on disk: checkpoints of a training, and what :func:`finegates.save` makes of one.
+"""Gated models on disk: training checkpoints, and folders of :func:`finegates.save`.
 
-A folder holds ``model.safetensors``, the state dict of the gated model with shared tensors written
-once; ``buffers.safetensors``, where the model has buffers that its state dict leaves out; and
-``finegates.json``: the model's blueprint, the digests of the tensor files, and its own. Gates lie
-between the names that transformers and ``peft`` know, and what these do not find they start at
-random; so ``config.json`` is a signpost, which ``from_pretrained`` refuses with the remedy (without
-one, it takes a default configuration). Neither pickle nor code from the folder is ever run.
+A folder contains ``model.safetensors``, the state dict of the gated model with shared tensors
+written once; ``buffers.safetensors``, if the model has buffers outside its state dict; and
+``finegates.json`` with the model's blueprint, the SHA-256 of the tensor files, and its own. Gates
+change the parameter names that transformers and ``peft`` expect, and these would initialise missing
+names at random. So ``config.json`` is a signpost that ``from_pretrained`` refuses with the remedy
+(without one, it would use a default configuration). Neither pickle nor code from the folder is ever
+run.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ FORMAT = GATED
 VERSION = 1
 BUFFERS = "buffers.safetensors"
 
-# What transformers and peft write of a model, and replace when they write another one there.
+# Files of a model that transformers and peft write, and replace when they save another one.
 _STOCK = (
     *(CONFIG, "generation_config.json", "adapter_config.json", "adapter_model.safetensors"),
     *("model.safetensors.index.json", "model-*-of-*.safetensors"),
@@ -51,34 +52,33 @@ _STOCK = (
 
 
 class GatedFormatError(FolderError):
-    """A folder does not hold a gated model that can be trusted; says which folder and why."""
+    """A folder does not contain a valid gated model."""
 
 
 def is_gated_folder(folder: str | Path) -> bool:
-    """Whether a folder says of itself that it holds a gated model, sound or damaged."""
+    """Whether a folder claims to contain a gated model, valid or corrupt."""
     return said(Path(folder) / STRUCTURE, "format") == FORMAT
 
 
 def is_stock_folder(folder: str | Path) -> bool:
-    """Whether a folder holds what ``from_pretrained`` would take for a model."""
+    """Whether ``from_pretrained`` would take a folder for a model."""
     folder = Path(folder)
     return said(folder / CONFIG, "model_type") is not None and not is_signpost(folder)
 
 
 def save_gated(model: nn.Module, folder: str | Path) -> None:
-    """Writes a gated model so that :func:`load_gated` makes it again. The folder appears whole or
-    not at all.
+    """Saves a gated model to a folder, atomically.
 
-    An earlier save of a gated model in the same place is replaced; files of others in it (a
-    tokenizer, say) are kept.
+    :func:`load_gated` rebuilds it. An earlier save of a gated model is replaced; other files in the
+    folder (such as a tokenizer) are kept.
 
     Args:
         model: with gates; a transformers model, or a ``peft`` model around one.
-        folder: where to; its parent is made if need be.
+        folder: destination; its parent is made if needed.
 
     Raises:
-        ValueError: the model could not be made again (:func:`finegates.formats.blueprint.draw`).
-        FileExistsError: the path is in use and is not an earlier save of a gated model.
+        ValueError: the model could not be rebuilt (:func:`finegates.formats.blueprint.draw`).
+        FileExistsError: the path exists and is not an earlier save of a gated model.
     """
     folder = Path(folder)
     structure = _structure(draw(model))
@@ -98,17 +98,17 @@ def save_gated(model: nn.Module, folder: str | Path) -> None:
 def write_checkpoint(
     model: nn.Module, folder: str | Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
-    """Writes a gated model into a folder that may hold other files of a training.
+    """Writes a gated model into a folder that may contain other training files.
 
-    Files of a model that transformers or ``peft`` wrote there are replaced, as those would replace
-    each other's. The structure is written last: until then, readers refuse the folder.
+    Model files that transformers or ``peft`` wrote there are replaced. The structure is written
+    last: until then, readers refuse the folder.
 
     Args:
-        model: with gates. One that could not be made again, because its class is not one of
-            transformers, say, is written all the same: its tensors can be put into a model that was
+        model: with gates. A model that could not be rebuilt, for example because its class is not
+            one of transformers, is written, too: its tensors can be loaded into a model that was
             made in the same way (:func:`put_checkpoint`).
-        folder: made if need be.
-        state_dict: instead of the model's own, where its tensors are spread over devices.
+        folder: made if needed.
+        state_dict: replaces the model's own if its tensors are spread over devices.
     """
     folder = Path(folder)
     try:
@@ -123,21 +123,21 @@ def write_checkpoint(
 
 
 def load_gated(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.Module:
-    """Makes a gated model from a folder; needs neither the original weights nor a network.
+    """Loads a gated model, without original weights or a network.
 
     Args:
-        folder: of :func:`save_gated` or a checkpoint of :class:`finegates.GateTrainer`. Files of
-            others in it are ignored.
-        device: where the tensors go.
+        folder: of :func:`save_gated` or a checkpoint of :class:`finegates.GateTrainer`. Other files
+            in it are ignored.
+        device: of the tensors.
 
     Returns:
-        the gated model, in its ``peft`` wrapper if it had one, in evaluation mode, with the outputs
-        of the one that was saved, bit for bit, ready for :func:`finegates.compact` or for more
+        the gated model in evaluation mode, in its ``peft`` wrapper if it had one. Its outputs equal
+        those of the saved model bit for bit. It is ready for :func:`finegates.compact` or for more
         training.
 
     Raises:
-        GatedFormatError: a file is missing or damaged, the format's version is unknown, or the
-            structure describes no model, or not the one whose tensors are stored.
+        GatedFormatError: a file is missing or corrupt, the format's version is unknown, or the
+            structure is invalid or does not match the stored tensors.
     """
     folder = Path(folder)
     structure, state, buffers = _read(folder, device)
@@ -145,16 +145,18 @@ def load_gated(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.
     if blueprint is None:
         raise GatedFormatError(
             folder,
-            f"the model cannot be made from its description: {structure.get('reason')}; make and "
-            "gate it as you did for the training, and resume with GateTrainer, or load "
+            f"the model cannot be rebuilt from its description: {structure.get('reason')}; make "
+            "and gate it as you did for the training, and resume with GateTrainer, or load "
             f"{TENSORS} with load_state_dict(..., strict=False)",
         )
     sizes = [size for tensor in state.values() for size in tensor.shape]
     try:
         with at_most_parameters(4 * len(state) + 64):
             model = build(blueprint, max(sizes, default=0))
-    except Exception as error:  # any file may come as "blueprint"; say which folder it was
-        raise GatedFormatError(folder, f"{STRUCTURE} describes no model: {error}") from error
+    except (
+        Exception
+    ) as error:  # the blueprint may be invalid in any way; the error must name the folder
+        raise GatedFormatError(folder, f"{STRUCTURE} does not describe a model: {error}") from error
     try:
         _fill(model, {**state, **buffers}, structure["aliases"], set(blueprint["trainable"]))
     except ValueError as error:
@@ -164,15 +166,15 @@ def load_gated(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.
 
 
 def put_checkpoint(model: nn.Module, folder: str | Path) -> None:
-    """Puts the tensors of a folder into a model that was made and gated in the same way, in place.
+    """Loads the tensors of a folder into an equally gated model, in place.
 
     Args:
-        model: with gates.
+        model: with gates, made and gated like the saved one.
         folder: of :func:`write_checkpoint` or :func:`save_gated`.
 
     Raises:
-        GatedFormatError: a file is missing or damaged, or holds tensors of other names or sizes
-            than the model's. The model is then as it was.
+        GatedFormatError: a file is missing or corrupt, or names or sizes of its tensors differ from
+            the model's. The model does not change.
     """
     folder = Path(folder)
     _, state, _ = _read(folder, "cpu")
@@ -185,7 +187,7 @@ def put_checkpoint(model: nn.Module, folder: str | Path) -> None:
             f"was written by a model with other gates, adapters or layers: the first difference is "
             f"{differing[0]}; attach gates as for that training, or load it with finegates.load",
         )
-    model.load_state_dict(state, strict=False)  # further names of shared tensors are not stored
+    model.load_state_dict(state, strict=False)  # aliases of shared tensors are not stored
 
 
 def _structure(blueprint: dict[str, Any] | None) -> dict[str, Any]:
@@ -222,7 +224,7 @@ def _write(
 def _tensors(
     model: nn.Module,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
-    """The state dict with every tensor once, the other buffers, and the further names of either."""
+    """The state dict with every tensor once, the other buffers, and the aliases."""
     tensors, aliases = unique_tensors(model)
     kept = model.state_dict().keys()
     state = {name: tensor for name, tensor in tensors.items() if name in kept}
@@ -232,7 +234,7 @@ def _tensors(
 
 
 def _stochastic(model: nn.Module) -> dict[str, StochasticGate]:
-    """The gates by the names of their hardness, each once."""
+    """The gates by the name of their hardness, each once."""
     return {
         f"{path}.{HARDNESS}": module
         for path, module in model.named_modules()
@@ -243,15 +245,13 @@ def _stochastic(model: nn.Module) -> dict[str, StochasticGate]:
 def _read(
     folder: Path, device: torch.device | str
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """The structure, the state and the other buffers, every digest checked."""
+    """The structure, the state and the other buffers, with every SHA-256 checked."""
     structure = read_description(folder, FORMAT, VERSION, GatedFormatError)
     if not isinstance(structure.get("aliases"), dict):
-        raise GatedFormatError(
-            folder, f"{STRUCTURE} does not say which tensors are one and the same"
-        )
+        raise GatedFormatError(folder, f"{STRUCTURE} does not list the tied tensors")
     digests = structure.get("files_sha256")
     if not isinstance(digests, dict) or not {TENSORS} <= digests.keys() <= {TENSORS, BUFFERS}:
-        raise GatedFormatError(folder, f"{STRUCTURE} does not say which files belong to it")
+        raise GatedFormatError(folder, f"{STRUCTURE} does not list its tensor files")
     found: dict[str, dict[str, Tensor]] = {TENSORS: {}, BUFFERS: {}}
     for name, expected in digests.items():
         if not (folder / name).is_file():
@@ -259,7 +259,7 @@ def _read(
         digest = file_digest(folder / name)
         if digest != expected:
             raise GatedFormatError(
-                folder, f"{name} is damaged: its sha256 is {digest}, not as {STRUCTURE} says"
+                folder, f"{name} is corrupt: its SHA-256 {digest} does not match {STRUCTURE}"
             )
         try:
             found[name] = load_file(folder / name, device=str(device))
@@ -271,10 +271,10 @@ def _read(
 def _fill(
     model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str], trainable: set[str]
 ) -> None:
-    """Puts everything that is stored into a model without storage.
+    """Fills a model on the meta device with the stored tensors.
 
     Raises:
-        ValueError: something is missing, or is not the model's.
+        ValueError: a tensor is missing or does not belong to the model.
     """
     for name, gate in _stochastic(model).items():
         if name not in stored:

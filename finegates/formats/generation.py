@@ -1,4 +1,4 @@
-"""The settings of ``generate`` as plain values: written with a model, checked and given back."""
+"""Generation settings as plain values: saved with a model, checked, restored."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from finegates.files import parse_json
 
 
 def generation_settings(model: nn.Module) -> dict[str, Any] | None:
-    """What ``generate`` does when it is told nothing, as plain values; None for a model without it.
+    """The model's default settings of ``generate``, or None if it cannot generate.
 
     Raises:
-        ValueError: a value that JSON does not have.
+        ValueError: JSON cannot hold a value.
     """
     config = getattr(model, "generation_config", None)
     if config is None:
         return None
     config = copy.deepcopy(config)
-    config.compile_config = None  # a matter of the machine; transformers does not write it either
+    config.compile_config = None  # depends on the machine; transformers does not write it either
     try:
         settings: dict[str, Any] = parse_json(config.to_json_string(ignore_metadata=True))
     except (TypeError, ValueError) as error:
@@ -32,10 +32,10 @@ def generation_settings(model: nn.Module) -> dict[str, Any] | None:
 
 
 def set_generation(model: nn.Module, settings: dict[str, Any] | None) -> None:
-    """Gives a model that can generate its stored settings; any other is left as it is.
+    """Restores the stored settings if the model can generate.
 
     Raises:
-        ValueError: a setting that this transformers does not have, or a value that it cannot take.
+        ValueError: this version of transformers does not have a setting, or refuses its value.
     """
     made: Any = getattr(model, "generation_config", None)
     if made is None or settings is None:
@@ -43,10 +43,10 @@ def set_generation(model: nn.Module, settings: dict[str, Any] | None) -> None:
     _check_settings(model, settings)
     try:
         config = type(made).from_dict(settings)
-    except Exception as error:  # any value may have come; say which part it was
+    except Exception as error:  # a value may be invalid in any way; the error must name the part
         raise ValueError(f"generation_config: {error}") from error
-    # As transformers notes it for one that it has read: else save_pretrained would refuse what it
-    # warns of in a model as published.
+    # As transformers marks settings read from a file: otherwise save_pretrained would raise for
+    # settings that it only warns of in published models.
     config._original_object_hash = hash(config)
     model.generation_config = config
 
@@ -85,26 +85,28 @@ _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "output_attentions output_hidden_states output_scores output_logits",
     ),
 }
-"""What a setting of ``generate`` is if it does not pass the test, for those that transformers takes
-as they come. None is no setting, and passes."""
+"""Tests of settings that transformers does not check, with the text of the error.
+
+None means unset, and passes.
+"""
 
 
 def _check_settings(model: nn.Module, settings: dict[str, Any]) -> None:
-    """Raises ValueError unless they are settings of the model's ``generate``, of the right kind."""
+    """Raises ValueError unless all are valid settings of the model's ``generate``."""
     from transformers import GenerationMixin, __version__
 
     made: Any = model.generation_config
     known = {key for key in vars(type(made)()) if not key.startswith("_")}
     known.discard("transformers_version")
-    # What a class generates by itself it may also tell by settings of its own, as Whisper does.
+    # A class with its own generate method may have its own settings, as Whisper has.
     own = getattr(type(model), "generate", None) is not GenerationMixin.generate
     for key in settings:
         free = own and not key.startswith("_") and not hasattr(made, key)
         if key not in known and not free:
             raise ValueError(
-                f"generation_config: {key!r} is no setting of generation of "
+                f"generation_config: {key!r} is not a generation setting of "
                 f"{type(model).__name__} in transformers {__version__}; remove it from the model's "
-                "generation_config before saving, or take the version that has it"
+                "generation_config before saving, or use the version that has it"
             )
     for fault, (fits, names) in _SETTINGS.items():
         for name in names.split():

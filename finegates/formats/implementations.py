@@ -1,7 +1,6 @@
-"""Which functions compute attention and experts: by name, and only those that torch itself has.
+"""Names of the functions that compute attention and experts, torch's own only.
 
-Any other name could make transformers fetch code. Every model inside another one has names of its
-own.
+Any other name could make transformers fetch code. Nested models have their own names.
 """
 
 from __future__ import annotations
@@ -15,17 +14,19 @@ TORCHS_OWN: dict[str, tuple[str, ...]] = {
     "attention": ("eager", "sdpa"),
     "experts": ("eager", "batched_mm"),
 }
-"""The names that are kept, by what the functions compute. Experts by ``grouped_mm`` are what
-transformers takes by itself, wherever torch has it."""
+"""Allowed names, by what the functions compute.
+
+``grouped_mm`` is the default of transformers for experts if torch has it.
+"""
 
 _ATTRIBUTES = {"attention": "_attn_implementation", "experts": "_experts_implementation"}
 
 
 def implementations(model: nn.Module) -> dict[str, dict[str, str]]:
-    """The names by which a model and those inside compute, as plain values; others are left out.
+    """Allowed implementation names of a model and its nested models.
 
     Returns:
-        by the path of the model (``""``, ``"decoder"``), names by what the functions compute.
+        names by what the functions compute, by the path of the model (``""``, ``"decoder"``).
     """
     found = {}
     for path, config in _configs(model):
@@ -40,16 +41,18 @@ def implementations(model: nn.Module) -> dict[str, dict[str, str]]:
 
 
 def set_implementations(model: nn.Module, stored: Any) -> None:
-    """Gives a model, and those inside, the names of :func:`implementations`.
+    """Restores the names of :func:`implementations`.
 
     Raises:
-        ValueError: not such names, or a model that is not there.
+        ValueError: a name is not allowed, or a path does not name a model.
     """
-    # A model inside may have had a configuration of its own which is the outer one's here.
+    # A nested model may have had its own configuration, which it shares with the outer one here.
     configs = dict(_all_configs(model))
-    for path, names in sorted(dict(stored).items()):  # the outermost first: it passes its names on
+    for path, names in sorted(
+        dict(stored).items()
+    ):  # outermost first, because it passes its names on
         if path not in configs:
-            raise ValueError(f"{path!r} is not a model that could name its functions")
+            raise ValueError(f"{path!r} is not a model with a choice of implementations")
         for kind, name in dict(names).items():
             if name not in TORCHS_OWN.get(kind, ()):
                 raise ValueError(f"{name!r} is not a function of torch for {kind}")
@@ -57,7 +60,7 @@ def set_implementations(model: nn.Module, stored: Any) -> None:
 
 
 def _configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The configurations of a model and of those inside, each once."""
+    """Configurations of a model and its nested models, each once."""
     seen: list[Any] = []
     for path, config in _all_configs(model):
         if all(config is not other for other in seen):
@@ -66,8 +69,8 @@ def _configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _all_configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The configurations of a model and of those inside, by the path of each model."""
+    """Configurations of a model and its nested models, by path."""
     for path, module in model.named_modules():
-        # A layer keeps its model's configuration; a model has a class for it.
+        # Layers refer to their model's configuration, too; only models have a config_class.
         if hasattr(type(module), "config_class"):
             yield path, getattr(module, "config", None)

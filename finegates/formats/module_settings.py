@@ -1,8 +1,8 @@
-"""What modules compute by besides tensors: their classes, and plain values among their attributes.
+"""Compares the settings of modules with those that a configuration gives.
 
-A file holds tensors and a configuration. A module whose activation, scale or epsilon was changed by
-hand says so only itself, and would be rebuilt without the change. So the modules of a model are
-compared with those that its class and configuration give.
+A file contains tensors and a configuration. An activation, scale or epsilon that was changed by
+hand is in neither, and would be lost on loading. So the classes and plain attributes of a model's
+modules are compared with those that its class and configuration give.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from finegates.formats.bounds import LARGEST
 
-# Of training, of this process, noted elsewhere, or without effect on what a module computes.
+# Of training, of this process, stored elsewhere, or without effect on outputs.
 _FREE = frozenset(
     (
         "training",
@@ -36,15 +36,15 @@ _UNKNOWN = object()
 
 
 class ModuleSettingsError(ValueError):
-    """A module is not what the model's class and configuration give; says which and how."""
+    """A module differs from what the model's class and configuration give."""
 
 
 def check_modules(model: nn.Module, rebuilt: nn.Module) -> None:
-    """Raises ModuleSettingsError unless two models have modules of the same classes and settings.
+    """Raises ModuleSettingsError if modules differ in class or settings.
 
     Args:
         model: whose modules may have been changed.
-        rebuilt: the same model as its class and configuration give it, with or without storage.
+        rebuilt: the model that its class and configuration give, with or without storage.
     """
     expected = dict(rebuilt.named_modules(remove_duplicate=False))
     for path, module in model.named_modules(remove_duplicate=False):
@@ -83,10 +83,10 @@ def check_modules(model: nn.Module, rebuilt: nn.Module) -> None:
 
 
 def seen_lengths(model: nn.Module) -> dict[str, dict[str, int]]:
-    """The longest inputs that rotary embeddings have seen which adapt their table to them.
+    """Longest inputs seen by rotary embeddings that grow their tables.
 
     Returns:
-        by module path and attribute; empty for models without such embeddings.
+        lengths by module path and attribute; empty for models without such embeddings.
     """
     found: dict[str, dict[str, int]] = {}
     for path, module in model.named_modules():
@@ -101,10 +101,10 @@ def seen_lengths(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def set_seen_lengths(model: nn.Module, stored: Any) -> None:
-    """Gives rotary embeddings the lengths of :func:`seen_lengths`.
+    """Restores the lengths of :func:`seen_lengths`.
 
     Raises:
-        ValueError: a module that has none, or what is not a length.
+        ValueError: a module has no such length, or a value is not a length.
     """
     for path, lengths in dict(stored).items():
         module = model.get_submodule(path)
@@ -126,13 +126,13 @@ def _differences(module: nn.Module, other: nn.Module) -> Iterator[tuple[str, tup
         if _is_without_storage(own, value):
             continue
         mine, theirs = _plain(own), _plain(value)
-        # What is unknown on both sides is an object of its own each time, as a configuration is.
+        # Values unknown on both sides are distinct objects, such as configurations.
         if mine != theirs:
             yield name, (_shown(own, mine), _shown(value, theirs))
 
 
 def _is_without_storage(*values: Any) -> bool:
-    """Whether all are tensors, and one of them has no values to compare."""
+    """Whether all are tensors, at least one of them on the meta device."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     return len(tensors) == len(values) and any(tensor.is_meta for tensor in tensors)
 
@@ -146,7 +146,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic) or (
         isinstance(value, Tensor) and value.dim() == 0 and not value.is_meta
     ):
-        value = value.item()  # a module computes with it as with a number
+        value = value.item()  # modules use it like a number
     if isinstance(value, float) and value != value:
         return "nan"
     if value is None or isinstance(value, bool | int | float | str):

@@ -1,4 +1,4 @@
-"""Compact models as ONNX graphs, checked against ONNX Runtime when they are written."""
+"""ONNX export of compact models, checked against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from finegates.wrappers import autocast_removed, without_containers
 
 OUTPUT = "output"
 LARGEST_FILE = 1536 * 2**20
-"""Bytes of weights beyond which they lie in a file of their own. A graph in one file may have 2 GiB
-at most (protobuf), and torch writes two files beyond this, whatever it is asked for."""
+"""Bytes of weights beyond which they get their own file.
+
+A graph in one file may have at most 2 GiB (protobuf), and torch always writes two files beyond this
+size.
+"""
 
 
 class OnnxExportError(RuntimeError):
-    """The graph could not be made, or computes something else; says which model and why."""
+    """The graph could not be made, or its outputs differ from the model's."""
 
 
 @torch.no_grad()
@@ -36,36 +39,35 @@ def export_onnx(
     tolerance: float = 1e-4,
     gated: bool = False,
 ) -> float:
-    """Writes a model as an ONNX graph whose batch and length are free, and checks it.
+    """Exports a model as an ONNX graph with dynamic batch and length, and checks it.
 
-    The graph takes the named inputs and gives ``output``: logits, or the last hidden state of a
-    model without a head; keys and values are not cached. It appears at ``path`` only after ONNX
-    Runtime computed the model's output from it, for ``inputs`` and for a part of them.
+    The graph maps the named inputs to ``output``: logits, or the last hidden state of a model
+    without a head; keys and values are not cached. It appears at ``path`` only after ONNX Runtime
+    reproduced the model's output, for ``inputs`` and for a part of them.
 
-    Weights of more than 1.5 GiB (:data:`LARGEST_FILE`) lie beside the graph, in
-    ``<name of the graph>.data`` (``model.onnx.data``), which must stay there; both files appear
-    after the check, the graph last. An earlier export at ``path`` is replaced, its weights' file
-    included.
+    Weights of more than 1.5 GiB (:data:`LARGEST_FILE`) are stored next to the graph, in ``<name of
+    the graph>.data`` (``model.onnx.data``), which must stay there. Both files appear after the
+    check, the graph last. An earlier export at ``path`` is replaced, weights included.
 
     Args:
         model: compact or dense, float32, on the CPU. The autocast that mixed-precision training
-            has left on it is not exported.
-        path: the file, by custom with the suffix ``.onnx``.
+            leaves on it is not exported.
+        path: the file, usually with the suffix ``.onnx``.
         inputs: example inputs, (batch, length) each, at least 2 x 2, on the CPU.
-        tolerance: largest absolute difference of outputs that passes.
-        gated: take a model with gates, too, which become factors in the graph as they are in
-            evaluation mode: for comparisons, since nothing gets smaller.
+        tolerance: largest accepted absolute difference of outputs.
+        gated: accept a model with gates, too. They become factors in the graph, so nothing gets
+            smaller; for comparisons.
 
     Returns:
-        the largest difference seen.
+        the largest absolute difference of outputs.
 
     Raises:
-        ValueError: the model has gates and ``gated`` is not set, or it is not of float32 on the
-            CPU, or an input is not of two dimensions or elsewhere.
+        ValueError: the model has gates and ``gated`` is not set; it is not float32 on the CPU; or
+            an input is not two-dimensional or not on the CPU.
         ImportError: the packages of the extra ``onnx`` are missing.
-        OnnxExportError: the model gives neither logits nor a last hidden state, torch cannot make
-            the graph, ONNX Runtime cannot run it, or its output has another shape than the model's
-            or differs from it by more than ``tolerance``, or by what is no number.
+        OnnxExportError: the model returns neither logits nor a last hidden state, torch cannot make
+            the graph, ONNX Runtime cannot run it, or its output differs from the model's in shape
+            or by more than ``tolerance``, or is not finite.
     """
     if gated_layers(model) and not gated:
         raise ValueError("the model has gates; compact it first")
@@ -74,7 +76,9 @@ def export_onnx(
         if tensor.ndim != 2 or min(tensor.shape) < 2:
             raise ValueError(f"input {name!r} must be at least 2 x 2, got {tuple(tensor.shape)}")
         if tensor.device.type != "cpu":
-            raise ValueError(f"input {name!r} is on {tensor.device}; bring it to the CPU: .cpu()")
+            raise ValueError(
+                f"input {name!r} is on {tensor.device}; move it to the CPU with .cpu()"
+            )
     with needed_for("finegates.export_onnx", "onnx"):
         import onnxruntime  # noqa: F401  wanted below
         import onnxscript  # noqa: F401  torch's exporter needs it
@@ -93,22 +97,24 @@ def export_onnx(
 
 
 def _check_precision(model: nn.Module) -> None:
-    """Raises ValueError for a tensor of another precision than float32, or not on the CPU."""
+    """Raises ValueError unless all tensors are float32 on the CPU."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         wrong_type = tensor.is_floating_point() and tensor.dtype != torch.float32
         if wrong_type or tensor.device.type != "cpu":
             raise ValueError(
-                f"{name} is {tensor.dtype} on {tensor.device}, and graphs are made and checked in "
+                f"{name} is {tensor.dtype} on {tensor.device}, but graphs are made and checked in "
                 "float32 on the CPU; export model.float().cpu()"
             )
 
 
 def _exported(plain: _OutputOnly, inputs: Mapping[str, Tensor]) -> Any:
-    """torch's ONNX program of the model with free batch and length."""
+    """torch's ONNX program of the model with dynamic batch and length."""
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         with torch.no_grad():
-            plain(*inputs.values())  # what is wrong with it or them, before the exporter says it
+            plain(
+                *inputs.values()
+            )  # errors of the model or its inputs, before those of the exporter
         program = torch.onnx.export(
             plain,
             tuple(inputs.values()),
@@ -119,7 +125,7 @@ def _exported(plain: _OutputOnly, inputs: Mapping[str, Tensor]) -> Any:
             output_names=[OUTPUT],
             verbose=False,
         )
-    except Exception as error:  # the exporter raises many kinds
+    except Exception as error:  # the exporter raises many classes
         raise OnnxExportError(
             f"torch.onnx cannot export this {type(plain.model).__name__}: "
             f"{type(error).__name__}: {error}"
@@ -136,11 +142,13 @@ def _write_and_check(
     inputs: Mapping[str, Tensor],
     tolerance: float,
 ) -> float:
-    """Writes a program to ``aside``, for ``path``, and compares what ONNX Runtime computes from it
-    with the model; returns the largest difference.
+    """Writes a program to ``aside`` and compares ONNX Runtime with the model.
+
+    Returns:
+        the largest absolute difference of outputs.
 
     Raises:
-        OnnxExportError: it cannot be written or run, or computes something else.
+        OnnxExportError: it cannot be written or run, or its outputs differ.
     """
     import onnxruntime
 
@@ -152,9 +160,9 @@ def _write_and_check(
         for part in parts:
             feeds = {name: tensor.contiguous().numpy() for name, tensor in part.items()}
             results.append(torch.from_numpy(session.run([OUTPUT], feeds)[0]))
-    except OSError:  # no room on the disk, say: nothing is wrong with the model
+    except OSError:  # for example a full disk, which is not the model's fault
         raise
-    except Exception as error:  # protobuf and ONNX Runtime have kinds of their own
+    except Exception as error:  # protobuf and ONNX Runtime have their own classes
         raise OnnxExportError(
             f"{path}: the graph cannot be written, or ONNX Runtime cannot run it: "
             f"{type(error).__name__}: {error}; nothing was written"
@@ -166,14 +174,16 @@ def _write_and_check(
 
 
 def _weights_size(program: Any) -> int:
-    """Bytes of the weights that the graph holds; a weight that two layers share may be in it twice,
-    once transposed."""
+    """Bytes of the weights in the graph.
+
+    A weight that two layers share may be in it twice, once transposed.
+    """
     values = (value.const_value for value in program.model.graph.initializers.values())
     return sum(value.nbytes for value in values if value is not None)
 
 
 def _difference(found: Tensor, expected: Tensor, path: Path, tolerance: float) -> float:
-    """The largest difference of an output; raises OnnxExportError if it is not within tolerance."""
+    """Largest difference of an output; raises OnnxExportError above the tolerance."""
     if found.shape != expected.shape:
         raise OnnxExportError(
             f"{path}: {OUTPUT!r} of ONNX Runtime has shape {tuple(found.shape)}, the model's "
@@ -182,24 +192,24 @@ def _difference(found: Tensor, expected: Tensor, path: Path, tolerance: float) -
     if not expected.isfinite().all():
         raise OnnxExportError(
             f"{path}: the model's own {OUTPUT!r} is not finite, so the graph's cannot be compared "
-            "with it; nothing was written; look at the weights and the example inputs"
+            "with it; nothing was written; check the weights and the example inputs"
         )
     difference = float((found - expected).abs().max())
-    # Also of NaN, which compares with nothing.
+    # Also true for NaN.
     if not difference <= tolerance:
         raise OnnxExportError(
             f"{path}: {OUTPUT!r} of ONNX Runtime differs from the model's by {difference:.2e}, "
-            f"more than {tolerance:.0e}; nothing was written; if so much is rounding for this "
+            f"more than {tolerance:.0e}; nothing was written; if this is rounding for this "
             "model, raise the tolerance, else use the model in torch"
         )
     return difference
 
 
 def _put_in_place(new: Path, path: Path) -> None:
-    """Moves a graph, and the weights beside it if there are any, to where they belong.
+    """Moves a graph and its weights file, if any, to their destination.
 
-    One file replaces another at once. Two cannot: a kill meanwhile leaves no graph rather than one
-    with another's weights, an error leaves the earlier ones.
+    A single file replaces another atomically. Two files cannot: a process killed meanwhile leaves
+    no graph rather than one with the wrong weights, an error restores the earlier files.
     """
     names = (path.name, f"{path.name}.data")
     if not any((folder / names[1]).is_file() for folder in (new.parent, path.parent)):
@@ -223,7 +233,7 @@ def _move(names: tuple[str, ...], source: Path, target: Path) -> None:
 
 
 class _OutputOnly(nn.Module):
-    """A model as a function of tensors in order, to one tensor."""
+    """A model as a function from tensors, in order, to one tensor."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -241,6 +251,6 @@ class _OutputOnly(nn.Module):
                 output: Tensor = result[name]
                 return output
         raise ValueError(
-            f"{type(self.model).__name__} gives {', '.join(result)}; exported are models that give "
-            "logits or last_hidden_state"
+            f"{type(self.model).__name__} returns {', '.join(result)}; only models that return "
+            "logits or last_hidden_state can be exported"
         )

@@ -1,4 +1,4 @@
-"""What padding a compact model to sizes that all layers share brings back of what was removed."""
+"""Cost of padding a compact model to one size for all layers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from finegates.modules.linear import linear_shape
 LOGGER = logging.getLogger(__name__)
 
 MUCH = 0.5
-"""The fraction of the removed weights that comes back, from which a report is a warning."""
+"""Fraction of the removed weights that comes back at which the report is a warning."""
 
 
 @dataclass(frozen=True)
 class UniformCost:
-    """Weights of the transformer layers, which are the multiply-accumulates (MACs) of one token.
+    """Weights of the transformer layers, equal to the MACs of one token.
 
     Attributes:
-        dense: before anything was removed.
+        dense: of the dense model.
         compact: of the compact model.
-        uniform: once every layer has the sizes of the widest.
-        widest: path of the layer whose feed-forward part is the widest; None without one.
-        width: of that part, which all get.
-        dense_width: of that part before anything was removed.
+        uniform: of the stock model, in which every layer has the sizes of the widest.
+        widest: path of the layer with the widest feed-forward part; None without one.
+        width: of that part, which all layers get.
+        dense_width: of that part in the dense model.
     """
 
     dense: int
@@ -41,7 +41,7 @@ class UniformCost:
 
     @property
     def returned(self) -> float:
-        """The fraction of the removed weights that comes back, 0 where none was removed."""
+        """Fraction of the removed weights that comes back, 0 if none was removed."""
         removed = self.dense - self.compact
         return (self.uniform - self.compact) / removed if removed else 0.0
 
@@ -82,13 +82,13 @@ def padding_cost(model: nn.Module, stock: nn.Module, blocks: Sequence[Block]) ->
 
 
 def report(cost: UniformCost) -> None:
-    """Logs a cost: as a warning where much of what was removed comes back."""
+    """Logs a cost, as a warning if many of the removed weights come back."""
     much = cost.returned > MUCH
     LOGGER.log(logging.WARNING if much else logging.INFO, "uniform: %s", cost)
 
 
 def _inputs(model: nn.Module, path: str) -> tuple[int, int]:
-    """Inputs of a layer, now and before anything was removed."""
+    """Inputs of a layer, kept and dense."""
     layer = model.get_submodule(path)
     if isinstance(layer, CompactLinear):
         return layer.in_features, layer.dense_shape[1]
@@ -96,7 +96,7 @@ def _inputs(model: nn.Module, path: str) -> tuple[int, int]:
 
 
 def _dense_weights(model: nn.Module, block: Block) -> int:
-    """Weights of a block before anything was removed."""
+    """Dense weights of a block."""
     paths = list(block.linears())
     paths += [part.joint_path for part in block.attentions if part.joint]
     if block.feed_forward is not None and block.feed_forward.path is not None:

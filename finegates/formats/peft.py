@@ -1,6 +1,6 @@
-"""Gates trained by the FineGates adapter proposed for ``peft``: read its file, compact as usual.
+"""Imports gates of the FineGates adapter proposed for ``peft``.
 
-The proposal (huggingface/peft pull request 3517) keeps two vectors a layer, ``finegates_rows``
+The proposal (huggingface/peft pull request 3517) has two vectors per layer, ``finegates_rows``
 (out,) and ``finegates_columns`` (in,): latents a of the gate clip(tanh(a) + 1/2, 0, 1), which is
 the preset ``reference``.
 """
@@ -26,15 +26,15 @@ _KEYS = {"finegates_rows": "rows", "finegates_columns": "cols"}
 
 
 class PeftGatesError(ValueError):
-    """An adapter file that does not fit the model; says which key and why."""
+    """An adapter file does not fit the model."""
 
 
 @torch.no_grad()
 def attach_from_peft(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Module:
     """Attaches gates that were trained with the FineGates adapter of ``peft``, in place.
 
-    Other tensors of the adapter (a trained task head) are written into the model. Nothing is
-    changed if anything does not fit.
+    Other tensors of the adapter (a trained task head) are written into the model. If a tensor does
+    not fit, the model does not change.
 
     Args:
         model: the base model that the adapter was trained on, without gates.
@@ -44,8 +44,9 @@ def attach_from_peft(model: nn.Module, source: str | Path | Mapping[str, Tensor]
         the same model, ready for :func:`finegates.compact`.
 
     Raises:
-        PeftGatesError: no file, no gates in it, a layer that the model does not have or that is not
-            linear-like, wrong sizes, half of a pair, or a tensor that the model does not have.
+        PeftGatesError: the file is missing or has no gates, a layer is missing in the model or not
+            linear-like, a size is wrong, one vector of a pair is missing, or the model does not
+            have a tensor.
         ValueError: the model has gates already.
     """
     inner = unwrap(model)
@@ -55,7 +56,7 @@ def attach_from_peft(model: nn.Module, source: str | Path | Mapping[str, Tensor]
     others: dict[str, Tensor] = {}
     for name, tensor in _read(source).items():
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise PeftGatesError(f"tensor {name!r} of the adapter holds no finite numbers")
+            raise PeftGatesError(f"tensor {name!r} of the adapter has values that are not finite")
         path, key = _split(name)
         if key in _KEYS:
             latents.setdefault(path, {})[_KEYS[key]] = tensor
@@ -75,7 +76,7 @@ def attach_from_peft(model: nn.Module, source: str | Path | Mapping[str, Tensor]
                 f"tensor {name!r} has shape {tuple(tensor.shape)}, the model's has "
                 f"{tuple(parameters[name].shape)}"
             )
-    attach_gates(inner, sides)  # refuses before it changes anything
+    attach_gates(inner, sides)  # raises before any change
     for name, tensor in others.items():
         parameters[name].copy_(tensor)
     return model
@@ -98,12 +99,12 @@ def _read(source: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Module path in the plain model and the tensor's own name, adapter names left out."""
+    """Module path in the plain model and the tensor's name, without adapter names."""
     path, _, key = name.removeprefix(_PREFIX).rpartition(".")
-    # A bias that peft trained beside its own tensors lies in the layer that it wrapped.
+    # A bias that peft trained is stored under the wrapped base layer.
     path = path.removesuffix(".base_layer")
     parent, _, above = path.rpartition(".")
-    # A state dict that was not saved by peft still holds the adapter's name behind the key.
+    # In a state dict that peft did not save, the adapter's name follows the key.
     return (parent, above) if above in _KEYS else (path, key)
 
 

@@ -1,7 +1,7 @@
-"""The ``config.json`` of folders that ``from_pretrained`` cannot read, which names the remedy.
+"""A ``config.json`` that makes ``from_pretrained`` fail with the remedy.
 
-Without one, a class of transformers takes its default configuration, makes that model, which may
-have billions of parameters, and only then misses the tensors.
+Without it, a class of transformers would use its default configuration, build that model, which may
+have billions of parameters, and only then miss the tensors.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from finegates.files import parse_json, write_text
 
 CONFIG = "config.json"
-"""What ``from_pretrained`` reads first."""
+"""The file that ``from_pretrained`` reads first."""
 
 GATED = "finegates-gated"
 COMPACT = "finegates-compact"
-"""The formats, which a signpost has as its ``model_type``."""
+"""The formats, used as ``model_type`` of a signpost."""
 
 _KINDS = {GATED: "gated", COMPACT: "compact"}
 
@@ -33,12 +33,12 @@ def write_signpost(folder: Path, form: str) -> None:
         f"this folder holds a {_KINDS[form]} model: finegates.load(folder) reads it, "
         "from_pretrained cannot"
     )
-    # Auto-classes refuse the type; the others do not look at it, and refuse what is not a size.
+    # Auto-classes refuse the type; other classes ignore it, but refuse an invalid size.
     signpost = {
         "model_type": form,
         **dict.fromkeys(("vocab_size", "hidden_size", "tie_word_embeddings"), remedy),
-        # What AutoTokenizer takes, which asks for a configuration of no type. Without it, the
-        # tokenizer in the folder is read all the same, with a warning about the model's type.
+        # Satisfies AutoTokenizer, which reads a configuration of unknown type. Without it, the
+        # tokenizer in the folder is still read, with a warning about the model's type.
         "tokenizer": {"model_type": ""},
     }
     write_text(folder / CONFIG, json.dumps(signpost, indent=2) + "\n")
@@ -50,7 +50,7 @@ def is_signpost(folder: Path) -> bool:
 
 
 def said(file: Path, key: str) -> Any:
-    """A value of a JSON file; None where there is none."""
+    """A value of a JSON file, or None."""
     try:
         values = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

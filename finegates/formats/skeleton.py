@@ -1,4 +1,4 @@
-"""The model that a stored structure describes, without its numbers."""
+"""Rebuilds an empty model from a stored structure, rejecting inconsistent ones."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from finegates.formats.implementations import TORCHS_OWN, set_implementations
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.linear import linear_shape
 
-# What JSON has no numbers for, as transformers 5 writes it.
+# Numbers that JSON does not have, as transformers 5 writes them.
 _FLOAT = "__float__"
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 def class_of(structure: dict[str, Any]) -> type[nn.Module]:
-    """The class of transformers that its auto-model tables give to the configuration's type.
+    """Looks up a class in the auto-model tables of transformers by its configuration.
 
     Raises:
-        ValueError: the named class is none of these, or the type is no name.
+        ValueError: the tables do not list the class for this type, or the type is not a name.
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -56,14 +56,14 @@ def class_of(structure: dict[str, Any]) -> type[nn.Module]:
 
 
 def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None = None) -> nn.Module:
-    """The model without storage (meta device), its compact layers in place.
+    """Builds the model on the meta device, with its compact layers.
 
     Args:
-        structure: what was described of the model.
-        model_class: its class; by default the one of transformers that the structure names.
+        structure: the stored description of the model.
+        model_class: its class; by default the class of transformers that the structure names.
 
     Raises:
-        ValueError: class, heads, joined parts or sizes do not fit together.
+        ValueError: class, heads, fused parts or sizes are inconsistent.
     """
     from transformers import CONFIG_MAPPING
 
@@ -76,12 +76,12 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
         model = model_class(config)
     set_implementations(model, structure["implementations"])
     drop_modules(model, structure["absent"])
-    # Outside: the few indices that follow from sizes are made here with their numbers, which the
-    # stored ones must have, too (fill).
+    # Not on the meta device: index buffers that follow from sizes get their values here, and fill
+    # compares the stored ones with them.
     heads = {path: _sizes(values) for path, values in structure["heads"].items()}
     parts = adapted_parts(model) if heads or structure["joined"] else {}
     if (heads or structure["joined"]) and not parts:
-        adapter_for(model)  # says why there is none
+        adapter_for(model)  # raises if there is none
     narrowed = _narrow(model, parts, heads)
     joined = _join(model, parts, structure["joined"])
     with torch.device("meta"):
@@ -89,7 +89,7 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
             dense = model.get_submodule(path)
             shape = tuple(values["dense_shape"])
             if linear_shape(dense) != (shape[1], shape[0]):
-                raise ValueError(f"layer {path} is not of the dense shape {shape}")
+                raise ValueError(f"layer {path} does not have the dense shape {shape}")
             model.set_submodule(path, _empty_layer(values))
     for owner, attention, sizes in narrowed:
         _check_head_layers(owner, attention, sizes)
@@ -102,7 +102,7 @@ _Parts = dict[str, tuple[nn.Module, Adapter]]
 
 
 def _inside(parts: _Parts, path: str) -> tuple[str, str] | None:
-    """The path of the part that a path leads into, and the rest of it."""
+    """Splits a path into that of the enclosing part and the rest."""
     for prefix in parts:
         if not prefix or path.startswith(f"{prefix}."):
             return prefix, path.removeprefix(f"{prefix}." if prefix else "")
@@ -112,7 +112,7 @@ def _inside(parts: _Parts, path: str) -> tuple[str, str] | None:
 def _narrow(
     model: nn.Module, parts: _Parts, heads: dict[str, HeadSizes]
 ) -> list[tuple[nn.Module, Attention, HeadSizes]]:
-    """Gives the attentions at these paths their heads; returns them with the parts they are in."""
+    """Narrows the attentions at these paths; returns them with their parts."""
     known = {
         (prefix, path): attention
         for prefix, (owner, adapter) in parts.items()
@@ -132,8 +132,7 @@ def _narrow(
 
 
 def _join(model: nn.Module, parts: _Parts, paths: list[str]) -> list[tuple[nn.Module, FeedForward]]:
-    """Makes one product of gate and up in the feed-forward parts at these paths; returns them with
-    the parts they are in."""
+    """Fuses gate and up in the feed-forward parts at these paths; returns them."""
     known = {
         (prefix, block.feed_forward.path): block.feed_forward
         for prefix, (owner, adapter) in parts.items()
@@ -144,7 +143,7 @@ def _join(model: nn.Module, parts: _Parts, paths: list[str]) -> list[tuple[nn.Mo
     for path in paths:
         place = _inside(parts, path)
         if place is None or place not in known:
-            raise ValueError(f"{path} is no feed-forward part whose gate and up could be joined")
+            raise ValueError(f"{path} is not a feed-forward part whose gate and up can be joined")
         owner, adapter = parts[place[0]]
         model.set_submodule(path, adapter.join(model.get_submodule(path)))
         found.append((owner, known[place]))
@@ -152,7 +151,7 @@ def _join(model: nn.Module, parts: _Parts, paths: list[str]) -> list[tuple[nn.Mo
 
 
 def _check_joined(model: nn.Module, feed: FeedForward) -> None:
-    """Raises ValueError unless gate and up give as many numbers each as down takes."""
+    """Raises ValueError unless gate and up each have as many outputs as down inputs."""
     outputs = _features(model.get_submodule(f"{feed.path}.gate_up"))[1]
     inputs = _features(model.get_submodule(feed.down))[0]
     if outputs != 2 * inputs:
@@ -162,7 +161,7 @@ def _check_joined(model: nn.Module, feed: FeedForward) -> None:
 
 
 def _check_head_layers(model: nn.Module, part: Attention, sizes: HeadSizes) -> None:
-    """Raises ValueError unless the projections have the sizes that the heads need."""
+    """Raises ValueError unless the projections have the sizes of the heads."""
     queries, keys = (len(heads) * sizes.width for heads in (sizes.heads, sizes.kv_heads))
     expected = {part.q: queries, part.k: keys, part.v: keys}
     if sizes.fused:
@@ -184,7 +183,7 @@ def _features(layer: nn.Module) -> tuple[int, int]:
 
 
 def _sizes(values: dict[str, Any]) -> HeadSizes:
-    """Head sizes from plain values, lists as tuples."""
+    """Head sizes from plain values, with lists as tuples."""
     if values.get("pairs") is not None:
         values = {**values, "pairs": tuple(map(tuple, values["pairs"]))}
     frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
@@ -205,7 +204,7 @@ def _empty_layer(sizes: dict[str, Any]) -> CompactLinear:
 
 
 def config_values(config: Any) -> Any:
-    """A configuration's values as JSON can hold them, numbers that are not finite included."""
+    """A configuration's values for JSON, including numbers that are not finite."""
     return _named_floats(json.loads(json.dumps(config.to_dict())))
 
 
@@ -220,8 +219,7 @@ def _named_floats(values: Any) -> Any:
 
 
 def _without_code(config: Any) -> Any:
-    """A configuration of :func:`config_values` without the keys by which it could ask for code from
-    elsewhere."""
+    """A configuration of :func:`config_values` without keys that request remote code."""
     if isinstance(config, dict):
         if config.keys() == {_FLOAT} and config[_FLOAT] in _FLOATS:
             return _FLOATS[config[_FLOAT]]

@@ -1,9 +1,9 @@
-"""Compact models as stock transformers models: every kind of dimension padded to one size.
+"""Stock transformers models from compact ones, padded to one size for all layers.
 
-A stock configuration has one feed-forward width and one number of heads for all layers. What
-compaction left different from layer to layer is padded with zeros to the largest, where the
-configuration can say that size at all; the residual stream has its full width again. The result is
-larger than the compact model and loads anywhere with ``from_pretrained``.
+A stock configuration has one feed-forward width and one number of heads for all layers. Sizes that
+differ from layer to layer are padded with zeros to the largest, as far as the configuration can
+express it; the residual stream is padded to its full width. The result is larger than the compact
+model and loads anywhere with ``from_pretrained``.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ from finegates.modules.tying import shares_embeddings
 
 
 class NotUniformError(ValueError):
-    """The stock configuration cannot express the model; says where and why."""
+    """The stock configuration cannot express the model."""
 
 
 @torch.no_grad()
 def uniform(model: nn.Module) -> nn.Module:
-    """A stock model of the same class with the outputs of a compact one.
+    """Pads a compact model to a stock model of the same class.
 
     Args:
-        model: a result of :func:`finegates.compact`; it is not changed.
+        model: a result of :func:`finegates.compact`; it does not change.
 
     Returns:
-        a model on the CPU in evaluation mode without any layer of this library, every tensor in the
-        precision that it has in ``model``, with the same settings of generation;
-        ``save_pretrained`` writes it, and ``from_pretrained`` of its class loads it. Equal up to
-        rounding: sums hold more zeros. What comes back of what was removed is logged: as a warning
-        where it is more than half (:func:`uniform_cost`).
+        a model on the CPU in evaluation mode without layers of this library, with the dtypes and
+        generation settings of ``model``. ``save_pretrained`` writes it, and ``from_pretrained`` of
+        its class loads it. Its outputs are equal up to rounding, because sums contain more zeros.
+        The fraction of removed weights that comes back is logged, as a warning if it is more than
+        half (:func:`uniform_cost`).
 
     Raises:
         NotUniformError: a layer needs a bias that the architecture does not have, or the output
-            layer a weight besides the embeddings' that the architecture cannot give it.
-        ValueError: the model has gates or unmerged adapters, or its architecture has no adapter,
-            or the configuration describes a weight that the model does not have, or a module
-            computes by another setting than the configuration gives it.
+            layer needs its own weight, but the architecture ties it to the embeddings.
+        ValueError: the model has gates or unmerged adapters; its architecture has no adapter; the
+            configuration describes a weight that the model does not have; or a setting of a module
+            differs from the configuration.
     """
     model = unwrap(model)
     if gated_layers(model):
@@ -74,13 +74,13 @@ def uniform(model: nn.Module) -> nn.Module:
     blocks = adapter.blocks(model)
     sizes = {part.path: _sizes(model, part) for block in blocks for part in block.attentions}
     config, layout = _stock_config(model, adapter, blocks, sizes)
-    with torch.device("cpu"):  # whatever the default device is
+    with torch.device("cpu"):  # independent of the default device
         stock: nn.Module = type(model)(config)
     drop_modules(stock, structure["absent"])
     if shares_embeddings(stock) and not shares_embeddings(model):
         raise NotUniformError(
             f"the output layer of {type(model).__name__} always shares the embeddings' weight, and "
-            "gates have changed it here; leave that layer without gates"
+            "gates changed it here; do not gate that layer"
         )
     report(padding_cost(model, stock, blocks))
     described = {path for block in blocks for path in block.linears()}
@@ -103,14 +103,14 @@ def uniform(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def uniform_cost(model: nn.Module) -> UniformCost:
-    """What :func:`uniform` would make of a compact model: MACs of a token, and the widest layer.
+    """Predicts the MACs per token and the widest layer after :func:`uniform`.
 
     Args:
-        model: a result of :func:`finegates.compact`; it is not changed.
+        model: a result of :func:`finegates.compact`; it does not change.
 
     Returns:
-        the weights of the transformer layers, dense, compact and uniform, and which part is the
-        widest; as text, one line that says so.
+        the weights of the transformer layers, dense, compact and uniform, and the widest part; its
+        ``str`` is one line.
 
     Raises:
         ValueError: the model has gates, or its architecture has no adapter.
@@ -128,21 +128,21 @@ def uniform_cost(model: nn.Module) -> UniformCost:
 
 
 def _compact_layers(model: nn.Module, stock: nn.Module) -> set[str]:
-    """Paths of compact layers that the stock model has, too."""
+    """Paths of compact layers that are also in the stock model."""
     there = {path for path, _ in stock.named_modules()}
     return {path for path, m in model.named_modules() if isinstance(m, CompactLinear)} & there
 
 
 def _take_over(model: nn.Module, stock: nn.Module, filled: set[str]) -> None:
-    """Gives a stock model every tensor that the model has under the same name in the same shape, in
-    the model's precision: some architectures keep some of them wider than the rest.
+    """Copies every tensor of the same name and shape into a stock model.
+
+    Each keeps the model's dtype: some architectures keep some tensors in a wider one.
 
     Args:
-        filled: paths of the layers that get their numbers otherwise.
+        filled: paths of the layers that are filled separately.
 
     Raises:
-        ValueError: a tensor of the stock model's state would keep the random numbers that it was
-            made with.
+        ValueError: a tensor of the stock model would keep its random initial values.
     """
     mine = _tensors(model)
     wanted = stock.state_dict().keys()
@@ -160,16 +160,16 @@ def _take_over(model: nn.Module, stock: nn.Module, filled: set[str]) -> None:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under all their names, also those outside the state dict."""
+    """Parameters and buffers under all their names, including non-persistent ones."""
     parameters = model.named_parameters(remove_duplicate=False)
     return {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 class _Layout:
-    """Where heads and their dimensions lie in the stock model.
+    """Positions of heads and their dimensions in the stock model.
 
     Attributes:
-        each: query heads of a group; None where heads keep their dense numbers.
+        each: query heads of a group; None if heads keep their dense indices.
         heads: number of query heads.
         kv_heads: number of key-value heads.
         width: of a head.
@@ -195,7 +195,7 @@ def _stock_config(
     if "heads" in keys:
         each = max(max(_counts(found)) for found in sizes.values())
         groups = max(len(found.kv_heads) for found in sizes.values())
-        # Without it the width would follow from the number of heads.
+        # Without it the width would be derived from the number of heads.
         config.head_dim = first.head_dim
         layout = _head_layout(config, keys, first, (each, groups))
     return config, layout
@@ -204,12 +204,14 @@ def _stock_config(
 def _head_layout(
     config: Any, keys: dict[str, str], part: Attention, least: tuple[int, int]
 ) -> _Layout:
-    """Sets the fewest heads that the configuration admits: Llama's has to divide the hidden size.
+    """Sets the smallest number of heads that the configuration accepts.
+
+    For example, Llama's number of heads must divide the hidden size.
 
     Args:
         config: is changed.
         keys: of the numbers of heads in it.
-        part: an attention of the dense model, whose numbers are admitted.
+        part: an attention of the dense model, whose numbers are accepted.
         least: query heads of a group, and groups, that some layer needs.
     """
     each, groups = (
@@ -226,10 +228,10 @@ def _head_layout(
 
 
 def _is_valid(config: Any) -> bool:
-    """Whether a configuration's values fit together, as far as its class checks that."""
+    """Whether a configuration's values are consistent, as far as its class checks."""
     try:
         config.validate()
-    except Exception:  # of huggingface_hub, by a name that it has had for a few versions only
+    except Exception:  # from huggingface_hub, where only recent versions have it
         return False
     return True
 
@@ -301,7 +303,7 @@ def _fill_attention(
 
 
 def _places(sizes: HeadSizes, layout: _Layout, *, keys: bool, rotated: bool = True) -> Tensor:
-    """For every position of the compact heads, the position in the stock model."""
+    """Stock position of every position in the compact heads."""
     count = len(sizes.kv_heads if keys else sizes.heads)
     groups = list(range(count)) if keys else list(sizes.groups)
     if layout.each is None:
@@ -334,14 +336,13 @@ def _fill(
     start: int = 0,
     scale: float = 1.0,
 ) -> None:
-    """Writes a layer's numbers into the stock layer at a path, zeros elsewhere.
+    """Writes a layer's weights into the stock layer at a path, zeros elsewhere.
 
     Args:
-        rows: for the layer's outputs from ``start`` on, their rows in the stock weight; None: as
-            they are.
-        cols: for the layer's inputs, their columns in the stock weight; None: as they are.
-        start: where in the layer's outputs those of this stock layer begin.
-        scale: of all numbers.
+        rows: stock rows of the layer's outputs from ``start`` on; None for the same order.
+        cols: stock columns of the layer's inputs; None for the same order.
+        start: first output of the layer that belongs to this stock layer.
+        scale: factor of all values.
     """
     if isinstance(layer, CompactLinear):
         weight, bias = layer.weight, layer.bias

@@ -1,4 +1,4 @@
-"""What ``finegates.json`` says of a model: written from it, checked, made into a model again."""
+"""The structure of a compact model in ``finegates.json``: describe, check, rebuild."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ _REQUIRED: dict[str, type] = {
     "tensors_sha256": str,
 }
 _OPTIONAL: dict[str, type] = {"generation_config": dict, "products": dict}
-"""Entries of models that have such settings."""
+"""Optional entries, for models that have such settings."""
 
 
 class CompactFormatError(FolderError):
-    """A folder does not hold a compact model that can be trusted; says which folder and why."""
+    """A folder does not contain a valid compact model."""
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """The structure of a model as plain values, but for its tensors.
+    """Describes a model as plain values, without its tensors.
 
     Raises:
-        ValueError: the model is not a compact one of transformers, or has modules or tensors that
-            its class and configuration do not give it.
+        ValueError: the model is not a compact model of transformers, or its modules or tensors
+            differ from what its class and configuration give.
     """
     if gated_layers(model):
         raise ValueError("the model has gates; save what finegates.compact returns")
@@ -71,8 +71,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
         )
     if not _is_known(model):
         raise ValueError(
-            f"class {type(model).__name__!r} is not a model that transformers knows (it is of "
-            f"{type(model).__module__}), so it could not be loaded{_remedy(model)}"
+            f"class {type(model).__name__!r} is not a model that transformers knows (it is defined "
+            f"in {type(model).__module__}), so it could not be loaded{_remedy(model)}"
         )
     empty = bare_model(structure, model)
     settings = generation_settings(model)
@@ -98,19 +98,19 @@ def _is_known(model: nn.Module) -> bool:
 
 
 def _remedy(model: nn.Module) -> str:
-    """What can be saved of a model of which the class is not known; empty if there is nothing."""
+    """Names the part of a model of unknown class that can be saved, if any."""
     for path, module in model.named_modules():
         compact = any(isinstance(layer, CompactLinear) for layer in module.modules())
         if path and compact and hasattr(type(module), "config_class") and _is_known(module):
             return (
-                f"; save {path} by itself, finegates.save(model.{path}, folder), and put what "
-                "finegates.load(folder) gives in its place"
+                f"; save {path} by itself, finegates.save(model.{path}, folder), and replace "
+                "it by finegates.load(folder)"
             )
     return ""
 
 
 def parts_of(model: nn.Module) -> dict[str, Any]:
-    """Class, configuration, and what compaction made of the layers; ``absent`` is not known yet."""
+    """Class, configuration and compacted layers; without ``absent``."""
     import transformers
 
     config: Any = model.config
@@ -151,23 +151,23 @@ def parts_of(model: nn.Module) -> dict[str, Any]:
 
 
 def bare_model(structure: dict[str, Any], model: nn.Module) -> nn.Module:
-    """The model that a structure of a model describes, without storage; notes what is absent.
+    """Builds the model of a structure on the meta device; records absent modules.
 
     Args:
-        structure: of :func:`parts_of`; gets the modules that the model was made without.
+        structure: from :func:`parts_of`; absent modules are added to it.
         model: the model itself, of any class.
 
     Raises:
-        ValueError: the configuration describes no model that could be loaded.
+        ValueError: the configuration does not describe a model that could be loaded.
     """
     try:
         empty = _bounded(structure, sum(1 for _ in named_tensors(model)), type(model))
         structure["absent"] = absent_modules(model, empty)
         drop_modules(empty, structure["absent"])
         set_seen_lengths(empty, structure["seen_lengths"])
-    except Exception as error:  # a configuration may have been changed to anything
+    except Exception as error:  # a configuration may have any values
         raise ValueError(
-            f"the configuration of {type(model).__name__} describes no model that could be "
+            f"the configuration of {type(model).__name__} does not describe a model that could be "
             f"loaded: {error}"
         ) from error
     return empty
@@ -176,9 +176,9 @@ def bare_model(structure: dict[str, Any], model: nn.Module) -> nn.Module:
 def _bounded(
     structure: Mapping[str, Any], tensors: int, model_class: type[nn.Module] | None = None
 ) -> nn.Module:
-    """The model of a structure without storage, unless it is far larger than its tensors."""
+    """Builds the model of a structure, unless it is far larger than its tensors."""
     check_numbers(structure["config"])
-    # A layer that became compact had two parameters, and has at least one tensor.
+    # A compact layer had two parameters and has at least one tensor.
     with at_most_parameters(4 * tensors + 64):
         return empty_model(dict(structure), model_class)
 
@@ -190,22 +190,22 @@ def rebuilt(
     copy: bool = True,
     products: bool = False,
 ) -> nn.Module:
-    """The model that a structure and tensors describe.
+    """Rebuilds a model from its structure and tensors.
 
     Args:
-        structure: as :func:`describe` gives it, with ``aliases``.
-        stored: of :func:`finegates.formats.tensors.unique_tensors`.
-        copy: give the model tensors of its own.
-        products: take up the choice of products that was made on a machine like this one.
+        structure: from :func:`describe`, with ``aliases``.
+        stored: from :func:`finegates.formats.tensors.unique_tensors`.
+        copy: copy the tensors.
+        products: restore the choice of matmuls made on a machine like this one.
 
     Raises:
-        ValueError: they do not fit together, or ask for more than a model has.
+        ValueError: they are inconsistent, or a size is larger than any model's.
     """
     try:
         model = _bounded(structure, len(stored) + len(structure["aliases"]))
         set_seen_lengths(model, structure["seen_lengths"])
-    except Exception as error:  # any file may come as "configuration"
-        raise ValueError(f"{STRUCTURE} describes no model: {error}") from error
+    except Exception as error:  # the configuration may be invalid in any way
+        raise ValueError(f"{STRUCTURE} does not describe a model: {error}") from error
     set_generation(model, structure.get("generation_config"))
     fill(model, stored, structure["aliases"], copy=copy)
     take_products(model, structure.get("products", {}), take=products)
@@ -213,10 +213,10 @@ def rebuilt(
 
 
 def read_structure(folder: Path) -> dict[str, Any]:
-    """The structure in a folder.
+    """Reads the structure in a folder.
 
     Raises:
-        CompactFormatError: it is missing, damaged, or not of this format.
+        CompactFormatError: it is missing, corrupt, or not of this format.
     """
     structure = read_description(folder, FORMAT, VERSION, CompactFormatError)
     for key, kind in _REQUIRED.items():
@@ -238,13 +238,13 @@ def read_structure(folder: Path) -> dict[str, Any]:
 
 
 def as_written(structure: dict[str, Any]) -> dict[str, Any]:
-    """A structure as it is read back once it is written."""
+    """A structure as it is read back after writing."""
     found: dict[str, Any] = parse_json(json.dumps(structure))
     return found
 
 
 def _check_tensors(model: nn.Module, empty: nn.Module) -> None:
-    """Raises ValueError unless a model has the tensors that it would be rebuilt with."""
+    """Raises ValueError unless the rebuilt model would have the model's tensors."""
     mine, theirs = dict(named_tensors(model)), dict(named_tensors(empty))
     differing = sorted(
         name

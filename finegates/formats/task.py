@@ -1,8 +1,8 @@
-"""Several tasks on one frozen encoder: what belongs to a task, saved and put in again.
+"""Several tasks on one frozen encoder: save and load the tensors of a task.
 
 Gates, the biases and low-rank factors trained with them, and the task head are a fraction of a
 model; everything else is the same for all tasks. One encoder in memory can therefore serve many
-tasks, each of them a small file.
+tasks, each stored in a small file.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from finegates.gates.gate import HARDNESS, StochasticGate
 
 FORMAT = "finegates-task-3"
 WITHOUT_HARDNESS = "finegates-task-2"
-"""The format of files from before hardness was kept, which are read as they are."""
+"""Earlier format of files without hardness, which can still be read."""
 METADATA = "finegates"
 
 
 class TaskStateError(ValueError):
-    """A file does not hold a task of this model; says which file and why."""
+    """A file does not contain a task of this model."""
 
 
 def task_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that belong to the task: gates, and whatever else is trained.
+    """Tensors that belong to the task: gates, and all trained parameters.
 
     Args:
-        model: with gates (:func:`finegates.attach`), low-rank adapters or both, its encoder frozen.
+        model: with gates (:func:`finegates.attach`), low-rank adapters or both, and a frozen
+            encoder.
 
     Returns:
-        by name, the parameters themselves, not copies.
+        the parameters by name, not copies.
 
     Raises:
         ValueError: nothing is trained, or every weight is, so that there is no encoder to share.
     """
     inner = unwrap(model)
-    # Gates that were hardened are not trained any more, but are the task's.
+    # Hardened gates are frozen, but belong to the task.
     gates = {
         id(parameter)
         for module in inner.modules()
@@ -60,40 +61,40 @@ def task_state(model: nn.Module) -> dict[str, Tensor]:
     if not own:
         raise ValueError("nothing of the model is trained, and it has no gates")
     if len(own) == len(list(inner.named_parameters())):
-        raise ValueError("every weight of the model is trained: there is no encoder to share")
+        raise ValueError("every weight of the model is trained, so there is no encoder to share")
     return own
 
 
 def save_task(model: nn.Module, path: str | Path) -> int:
-    """Writes a task's tensors (safetensors), whole or not at all.
+    """Writes a task's tensors (safetensors), atomically.
 
     Args:
         model: as for :func:`task_state`.
         path: of the file.
 
     Returns:
-        its size in bytes: what one more task costs to store.
+        the size of the file in bytes, the storage cost of one more task.
     """
     tensors = {name: t.detach().contiguous() for name, t in task_state(model).items()}
     tensors |= {name: gate.get_extra_state() for name, gate in _gates(model).items()}
     said = {"format": FORMAT, "encoder": _encoder_digest(model), "tensors": _digest(tensors)}
     path = Path(path)
     with whole_file(path) as aside:
-        # One entry: of several, safetensors writes another order at every start of a process.
+        # One entry only: safetensors writes several in an order that differs between processes.
         save_file(tensors, aside, metadata={METADATA: json.dumps(said)})
     return path.stat().st_size
 
 
 def load_task(model: nn.Module, path: str | Path) -> None:
-    """Puts a task into a model, in place: afterwards it computes what the saved one did.
+    """Loads a task into a model, in place; its outputs become those of the saved model.
 
     Args:
-        model: gated as the saved one was, on the same encoder; whatever task it holds is replaced.
-        path: of :func:`save_task`.
+        model: gated like the saved one, on the same encoder; its present task is replaced.
+        path: written by :func:`save_task`.
 
     Raises:
-        TaskStateError: no such file, a damaged one, one of another format or encoder, or tensors of
-            other names or shapes. The model is then as it was.
+        TaskStateError: the file is missing, corrupt, of another format or encoder, or has tensors
+            of other names or shapes. The model does not change.
     """
     check_model(model)
     path = Path(path)
@@ -104,9 +105,9 @@ def load_task(model: nn.Module, path: str | Path) -> None:
     except (OSError, SafetensorError) as error:
         raise TaskStateError(f"{path}: cannot be read as a task ({error})") from error
     if metadata.get("format") not in (FORMAT, WITHOUT_HARDNESS):
-        raise TaskStateError(f"{path}: is no task of the format {FORMAT!r}")
+        raise TaskStateError(f"{path}: is not a task of the format {FORMAT!r}")
     if metadata.get("tensors") != _digest(found):
-        raise TaskStateError(f"{path}: is damaged: its tensors are not those that were saved")
+        raise TaskStateError(f"{path}: is corrupt: its tensors do not match their SHA-256")
     own, gates = task_state(model), _gates(model)
     hardness = {name: torch.zeros((), dtype=torch.float64, device="cpu") for name in gates}
     if metadata["format"] == FORMAT:
@@ -131,7 +132,7 @@ def load_task(model: nn.Module, path: str | Path) -> None:
 
 
 def _gates(model: nn.Module) -> dict[str, StochasticGate]:
-    """The stochastic gates by the names under which files hold their hardness, each once."""
+    """The stochastic gates by the name of their hardness in files, each once."""
     return {
         f"{path}.{HARDNESS}": module
         for path, module in unwrap(model).named_modules()
@@ -140,7 +141,7 @@ def _gates(model: nn.Module) -> dict[str, StochasticGate]:
 
 
 def _said(metadata: dict[str, str]) -> dict[str, Any]:
-    """What a task's file says of itself; nothing where it is another kind of file."""
+    """The metadata of a task's file; empty for another kind of file."""
     try:
         said = parse_json(metadata[METADATA])
     except (KeyError, ValueError):
@@ -149,21 +150,21 @@ def _said(metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _encoder_digest(model: nn.Module) -> str:
-    """Digest of all that does not belong to the task."""
+    """SHA-256 of all tensors that do not belong to the task."""
     own = task_state(model)
     parameters = unwrap(model).named_parameters()
     return _digest(
         {
             name: tensor
             for name, tensor in parameters
-            # peft keeps the head from before beside the one it trains: nothing computes with it.
+            # peft also keeps the original head, which is not used.
             if name not in own and ".original_module." not in name
         }
     )
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    """Digest of names, types, shapes and bytes."""
+    """SHA-256 of names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""The tensors of a model by name: each written once, and put back into a model without storage."""
+"""The tensors of a model by name: written once, and restored with their ties."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from finegates.modules.compact_linear import CompactLinear
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and buffers under all their names, also buffers outside the state dict; not
-    what compact layers make from their indices.
+    """All parameters and buffers under all their names.
 
-    A compact layer's weight and bias have the layer's own name, whatever it keeps them in.
+    Non-persistent buffers are included, buffers that compact layers derive from their indices are
+    not. A compact layer's weight and bias have the layer's own name, independent of how it stores
+    them.
     """
     layers = [
         path
@@ -34,7 +35,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor once, ready for safetensors, and the further names of those that are tied."""
+    """Every tensor once, ready for safetensors, and the aliases of tied tensors."""
     first: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -46,7 +47,7 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
         first[id(tensor)] = name
         plain = tensor.detach().contiguous()
         pointer = plain.untyped_storage().data_ptr()
-        # Views of one storage (an expanded buffer, a slice) are written as tensors of their own.
+        # Views of one storage (an expanded buffer, a slice) are written as separate tensors.
         if plain.numel() and pointer in storages:
             plain = plain.clone()
         storages.add(pointer)
@@ -57,21 +58,22 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
 def fill(
     model: nn.Module, stored: dict[str, Tensor], aliases: dict[str, str], *, copy: bool = True
 ) -> None:
-    """Puts stored tensors into a model without storage; tied names get one and the same object.
+    """Fills a model on the meta device with stored tensors; ties are restored.
 
     Args:
         model: all its tensors are replaced.
         stored: each tensor under one of its names.
-        aliases: its further names, each with the one that is stored.
-        copy: give the model tensors of its own.
+        aliases: maps further names of a tensor to the stored one.
+        copy: copy the tensors.
 
     Raises:
-        ValueError: a tensor is missing, or not the model's in name, shape, kind or indices.
+        ValueError: a tensor is missing, or differs from the model's in name, shape, dtype or
+            indices.
     """
     expected = dict(named_tensors(model))
     unknown = sorted((stored.keys() | aliases.keys()) - expected.keys())
     if unknown:
-        raise ValueError(f"a tensor is stored for {unknown[0]}, which the model does not have")
+        raise ValueError(f"tensor {unknown[0]} is stored, but the model does not have it")
     objects: dict[str, Tensor] = {}
     for name, empty in expected.items():
         source = aliases.get(name, name)
@@ -81,8 +83,8 @@ def fill(
         _check(name, tensor, empty)
         is_parameter = isinstance(empty, nn.Parameter)
         if source not in objects:
-            # Tensors of a mapped file lie at odd addresses, where matrix products take other paths
-            # and round differently; a copy lies where torch allocates.
+            # Tensors of a memory-mapped file are unaligned, so that matmuls may take other code
+            # paths and round differently; a copy is aligned.
             tensor = tensor.clone() if copy else tensor
             objects[source] = nn.Parameter(tensor) if is_parameter else tensor
         parent, _, child = name.rpartition(".")
@@ -100,17 +102,19 @@ def fill(
                 raise ValueError(f"layer {path}: {error}") from None
         for name, value in vars(layer).items():
             if isinstance(value, Tensor) and value.is_meta:
-                raise ValueError(f"{path}.{name} is neither parameter nor buffer and was not saved")
+                raise ValueError(
+                    f"{path}.{name} is neither a parameter nor a buffer and was not saved"
+                )
 
 
 def _check(name: str, tensor: Tensor, empty: Tensor) -> None:
-    """Raises ValueError unless a stored tensor can be the model's of that name."""
+    """Raises ValueError unless a stored tensor fits the model's tensor of that name."""
     if tensor.shape != empty.shape:
         raise ValueError(
             f"tensor {name} has shape {tuple(tensor.shape)}, the model needs {tuple(empty.shape)}"
         )
     is_float = tensor.is_floating_point()
     if is_float != empty.is_floating_point() or not (is_float or tensor.dtype == empty.dtype):
-        raise ValueError(f"tensor {name} is of {tensor.dtype}, the model needs {empty.dtype}")
+        raise ValueError(f"tensor {name} is {tensor.dtype}, the model needs {empty.dtype}")
     if not (empty.is_meta or is_float or torch.equal(tensor, empty.to(tensor.device))):
-        raise ValueError(f"tensor {name} holds other indices than its heads' sizes give")
+        raise ValueError(f"tensor {name} has other indices than its heads' sizes give")

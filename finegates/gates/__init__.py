@@ -1,1 +1,1 @@
-"""Stochastic gates on rows and columns: what they are, where they go, what they are charged."""
+"""Stochastic gates on rows and columns: values, placement and penalties."""

@@ -1,4 +1,4 @@
-"""Putting gates onto a model and taking them off again."""
+"""Attach gates to a model and detach them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     """Wraps the model's linear layers with stochastic gates, in place.
 
-    What is trained afterwards is what the preset says: the gates, the biases of gated layers, the
-    task head, and low-rank factors that ``peft`` has put inside; everything else is frozen. Other
-    methods of ``peft`` than plain LoRA must be merged, by ``peft``, before the model is compacted.
+    The preset decides what is trained afterwards: the gates, the biases of gated layers, the task
+    head, and low-rank factors of ``peft``; everything else is frozen. Methods of ``peft`` other
+    than plain LoRA must be merged by ``peft`` before the model is compacted.
 
     Args:
         model: a transformers model, or a ``peft`` model around one.
@@ -48,12 +48,12 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         the same model.
 
     Raises:
-        ValueError: gates are attached already, a pattern matches no layer or one whose weight the
-            module around it reads itself, or the architecture has no adapter and no patterns are
-            given; or a layer is missing or used twice; or the target is out of reach; or the model
-            is compact, or spread over several devices. The model is as it was.
-        TypeError: a layer to be gated is not linear-like, or quantised; or what is given is not a
-            model, or not a configuration. The model is as it was.
+        ValueError: gates are attached already; a pattern matches no layer, or a layer whose weight
+            its parent module reads directly; the architecture has no adapter and no patterns are
+            given; a layer is missing or used twice; the target cannot be reached; the model is
+            compact or spread over several devices. The model does not change.
+        TypeError: a layer to be gated is not linear-like, or quantised; ``model`` is not a model,
+            or ``config`` not a configuration. The model does not change.
     """
     check_config(config, GateConfig)
     config = config or GateConfig()
@@ -73,7 +73,7 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     layers = _gated(inner, sides)
     head = head_parameters(inner) if config.train_head else {}
 
-    # From here on nothing is refused any more: a model that is refused is as it was.
+    # All checks are done: from here on the model changes.
     for name, parameter in inner.named_parameters():
         parameter.requires_grad_(
             (config.train_weights and parameter.is_floating_point()) or _is_low_rank(name)
@@ -90,7 +90,7 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         inner.finegates_structure = structure  # type: ignore[assignment]
     inner.finegates_config = config  # type: ignore[assignment]
     logger.info(
-        "attached %d gates to %d layers of %s (preset %s); target: %g %% of %s go",
+        "attached %d gates to %d layers of %s (preset %s); target: remove %g %% of %s",
         sum(gate.latent.numel() for gate in leaf_gates(inner) if isinstance(gate, StochasticGate)),
         len(layers),
         type(inner).__name__,
@@ -124,11 +124,11 @@ def add_random_biases(model: nn.Module, seed: int) -> None:
 def attach_fixed(
     model: nn.Module, gates: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]]
 ) -> nn.Module:
-    """Wraps layers with constant gates, in place; what is trained stays as it is.
+    """Wraps layers with constant gates, in place; ``requires_grad`` does not change.
 
     Args:
         model: a transformers model, or a ``peft`` model around one.
-        gates: by module name, the values of the row gate (out,) and the column gate (in,), either
+        gates: by module name, the values of the row gate (out,) and the column gate (in,); either
             may be None.
 
     Returns:
@@ -142,7 +142,7 @@ def attach_fixed(
 
 
 def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
-    """Wraps layers with given gates, in place; what is trained stays as it is.
+    """Wraps layers with given gates, in place; ``requires_grad`` does not change.
 
     Args:
         model: a transformers model, or a ``peft`` model around one.
@@ -152,10 +152,10 @@ def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
         the same model.
 
     Raises:
-        ValueError: the model has no such layer, or two names are one layer, or a module reads the
-            weight of one of them itself, or a gate has another size than its layer; nothing is
-            changed.
-        TypeError: a layer is not linear-like, or quantised; nothing is changed.
+        ValueError: the model has no such layer, two names are the same layer, a module reads the
+            weight of such a layer directly, or the sizes of a gate and its layer differ. The model
+            does not change.
+        TypeError: a layer is not linear-like, or quantised. The model does not change.
     """
     inner = unwrap(model)
     check_gateable(inner, sides)
@@ -165,13 +165,13 @@ def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
 
 @torch.no_grad()
 def hold_gates(model: nn.Module) -> nn.Module:
-    """Makes every gate a constant, its evaluation value, in place; there is no penalty any more.
+    """Replaces every gate by its evaluation value, in place, and drops the penalty.
 
     Args:
         model: with or without gates.
 
     Returns:
-        the same model; in evaluation mode it computes what it did before.
+        the same model; its outputs in evaluation mode do not change.
     """
     inner = unwrap(model)
     for layer in gated_layers(inner).values():
@@ -182,18 +182,18 @@ def hold_gates(model: nn.Module) -> nn.Module:
 
 
 def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
-    """Takes the gates off, in place.
+    """Removes the gates, in place.
 
     Args:
         model: with or without gates.
-        fold: multiply the evaluation gates into weights and biases, so that the model without gates
-            computes what the gated one did in evaluation mode (up to rounding). Needs plain linear
-            layers: merge low-rank adapters first, or use ``finegates.compact``. A layer that shares
-            its weight with the embeddings gets one of its own.
+        fold: multiply the evaluation gates into weights and biases, so that the outputs in
+            evaluation mode do not change (up to rounding). Needs plain linear layers: merge
+            low-rank adapters first, or use ``finegates.compact``. A layer that shares its weight
+            with the embeddings gets its own copy.
 
     Returns:
-        the same model; with ``fold=False`` it computes what it did before gates were attached, but
-        for what training changed in biases, head and low-rank factors.
+        the same model; with ``fold=False`` it computes the same as before gates were attached,
+        except for trained biases, head and low-rank factors.
 
     Raises:
         ValueError: ``fold`` and a layer holds an unmerged low-rank adapter.
@@ -223,9 +223,9 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The task head's parameters by name, as the architecture's adapter says.
 
-    Without an adapter it is what stands beside the base model that the class names
-    (``base_model_prefix``), and that one's pooler. A model without such a base model has no known
-    head: the result is empty.
+    Without an adapter, the head is every module outside the base model (``base_model_prefix`` of
+    the class), and the pooler. A model without such a base model has no known head: the result is
+    empty.
     """
     inner = unwrap(model)
     try:
@@ -236,13 +236,13 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         name: parameter
         for name, parameter in inner.named_parameters()
         if any(name == p or name.startswith(p + ".") for p in prefixes)
-        # peft keeps an unused copy of modules that it trains whole.
+        # peft keeps an unused copy of the modules in modules_to_save.
         and ".original_module." not in name
     }
 
 
 def _independent_gates(inner: nn.Module, config: GateConfig) -> Sides:
-    """A gate for every side of every layer."""
+    """Makes a gate for each side of each layer."""
     make = _gate_maker(inner, config)
     sides: Sides = {}
     largest = 1
@@ -258,11 +258,11 @@ def _independent_gates(inner: nn.Module, config: GateConfig) -> Sides:
 
 
 def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Sides]:
-    """Gates along the dependencies of the blocks, by part and by layer."""
+    """Makes gates that follow the dependencies of the blocks, by part and by layer."""
     adapter = adapter_for(inner)
     check_gateable(inner, [path for block in adapter.blocks(inner) for path in block.linears()])
     structure, sides = build_structure(inner, _gate_maker(inner, config))
-    # Without storage there is nothing to count with; such a model is made of one that was checked.
+    # On the meta device nothing can be counted; such a model is a copy of one that was checked.
     if next(inner.parameters()).device.type != "meta":
         MacsPenalty(
             structure, config.target, config.sequence_length, config.schedule[:2]
@@ -271,7 +271,7 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Side
 
 
 def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear]:
-    """Layers, which have been checked, with their gates by name; the model is not changed."""
+    """Wraps checked layers with their gates, by name; the model does not change."""
     layers = {}
     for name, (rows, cols) in sides.items():
         base = inner.get_submodule(name)
@@ -283,7 +283,7 @@ def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear]:
 
 
 def _place(inner: nn.Module, layers: dict[str, GatedLinear]) -> None:
-    """Puts layers with gates where their bases are, in place."""
+    """Replaces base layers by gated ones, in place."""
     for name, layer in layers.items():
         inner.set_submodule(name, layer)
         move_tied_keys(inner, name, f"{name}.base")

@@ -1,4 +1,4 @@
-"""Which dimensions are closed so that a goal is met: the least worthy first, none too many."""
+"""Choice of the dimensions to close for a budget, least important first."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 0.01
-"""Of what is kept, as a fraction of the dense model: nearer to the goal need not be."""
+"""Tolerance of the goal, as a fraction of the dense model."""
 
-# Of dimensions that are left open because closing one would miss the goal by too much.
+# Most dimensions that stay open because closing one would overshoot the goal.
 _SKIPS = 32
 
 
 def choose_closed(worth: Tensor, kept: Callable[[Tensor], float], goal: float) -> Tensor:
-    """Chooses what to close for a goal.
+    """Chooses the dimensions to close for a goal.
 
-    The least worthy dimensions are closed, in their order, as many as come nearest to the goal.
-    Where one of them costs so much more than is left to remove that the goal would be missed (the
-    last value of a head takes the head with it), it stays open, and the next ones are closed.
+    Dimensions are closed in order of increasing worth, as many as come nearest to the goal. A
+    dimension whose removal would overshoot the goal stays open (the last value of a head removes
+    the whole head), and the next ones are closed.
 
     Args:
         worth: (n,), of every dimension.
-        kept: from a mask of closed dimensions, (n,), to the fraction of the dense model that stays;
-            it falls as more are closed.
+        kept: maps a mask of closed dimensions, (n,), to the kept fraction of the dense model; it
+            decreases as more are closed.
         goal: the fraction to keep.
 
     Returns:
@@ -37,7 +37,7 @@ def choose_closed(worth: Tensor, kept: Callable[[Tensor], float], goal: float) -
     for _ in range(1 + _SKIPS):
         if kept(closed) <= goal + TOLERANCE or start >= len(order):
             break
-        # The most of those that follow whose closing leaves at least the goal.
+        # Largest number of the following dimensions that can close above the goal.
         low, high = start, len(order) + 1
         while high - low > 1:
             middle = (low + high) // 2

@@ -14,7 +14,7 @@ from finegates.gates.presets import (
 )
 
 PenaltyName = Literal["hinge", "target"]
-"""The penalties of independent gates, see :mod:`finegates.gates.penalty`."""
+"""Penalties of independent gates, see :mod:`finegates.gates.penalty`."""
 
 
 @dataclass(frozen=True)
@@ -23,36 +23,36 @@ class GateConfig:
 
     Attributes:
         preset: ``"structured"`` (shared gates under a budget on MACs), ``"reference"`` (the paper's
-            released code) or ``"paper_v1"``; see ``finegates.gates.presets.PRESETS``. None takes
-            ``"structured"``, or ``"reference"`` where ``penalty``, ``kurtosis``, ``rows``, ``cols``
-            or ``modules`` asks for what only independent gates have. Read back, it is the name.
+            released code) or ``"paper_v1"``; see ``finegates.gates.presets.PRESETS``. None selects
+            ``"structured"``, or ``"reference"`` if ``penalty``, ``kurtosis``, ``rows``, ``cols`` or
+            ``modules`` is set, which only independent gates have. The attribute holds the resolved
+            name.
         target: target sparsity s in [0, 1): the fraction of rows, and of columns, to close. It is
             not the realised sparsity; ``finegates.budget`` measures that. With ``"structured"``,
             the fraction of the encoder's MACs to remove, which is met.
         penalty_weight: lambda, the factor of the penalty in the loss.
-        penalty: ``"target"`` or ``"hinge"``; None takes the preset's, and ``"structured"`` has no
-            other.
-        kurtosis: weight the penalty by the kurtosis of what flows through rows and columns.
-        noise_std: another training noise than the preset's.
+        penalty: ``"target"`` or ``"hinge"``; None selects the preset's. Not with ``"structured"``.
+        kurtosis: weight the penalty by the kurtosis of the activations in rows and columns.
+        noise_std: overrides the preset's training noise.
         rows: gate the outputs of layers.
         cols: gate the inputs of layers.
-        modules: patterns (``fnmatch``) of the module names to gate, instead of the choice of the
-            architecture's adapter; an architecture without one needs them.
+        modules: patterns (``fnmatch``) of the module names to gate, instead of the adapter's
+            choice; required for an architecture without an adapter.
         train_biases: train the biases of gated layers; None takes the preset's.
-        train_head: train the task head (:func:`head_parameters`). Where none is known, because the
-            model is not laid out as those of transformers are, nothing is trained for it: set
-            ``requires_grad`` after attaching.
-        train_weights: train every weight beside the gates.
+        train_head: train the task head (:func:`head_parameters`). If no head is found, because the
+            model does not have the layout of transformers, set ``requires_grad`` after attaching.
+        train_weights: train all weights together with the gates.
         sequence_length: with ``"structured"``, tokens of a sequence, for the MACs of attention.
-        schedule: with ``"structured"``, four parts of the training in [0, 1]: when the budget
-            begins to fall; when it has reached its target; when it is decided who is closed; when
-            every gate is zero or one. While the budget falls, what matters least for its cost is
-            closed, a hundredth of the training at a time. Between the last two the gates move
-            evenly to zero or one; afterwards the rest is trained.
-        random_biases: give gated layers that have no bias a random, frozen one, drawn as torch
-            draws biases. The released code does this to every linear layer of a Llama, by mistake:
-            the model computes something else from the first step on. For audits only.
-        seed: of the gates' initial latents; each gate's stream is named by its module.
+        schedule: with ``"structured"``, four fractions of the training in [0, 1]: the budget starts
+            to fall; it reaches its target; the choice of closed gates is final; every gate is zero
+            or one. While the budget falls, the dimensions with the least importance per MAC are
+            closed, once per hundredth of the training. Between the last two fractions the gates
+            move linearly to zero or one; afterwards only the other parameters train.
+        random_biases: give gated layers without a bias a random, frozen one, drawn as torch
+            initialises biases. The released code does this to every linear layer of a Llama, by
+            mistake, which changes the outputs from the first step on. For audits only.
+        seed: of the gates' initial latents; each gate's random stream is derived from its module's
+            name.
     """
 
     preset: str | None = None
@@ -75,7 +75,7 @@ class GateConfig:
     def __post_init__(self) -> None:
         asked = self._only_independent()
         if self.preset is None:
-            # The class is frozen for its users; what None stands for is settled once, here.
+            # The class is frozen for its users; None is resolved once, here.
             object.__setattr__(self, "preset", "reference" if asked else "structured")
         preset = self.gate_preset()
         if self.penalty is not None and self.penalty not in get_args(PenaltyName):
@@ -85,7 +85,7 @@ class GateConfig:
         if not self.penalty_weight >= 0:
             raise ValueError(f"penalty_weight must be at least 0, got {self.penalty_weight}")
         if not (self.rows or self.cols):
-            raise ValueError("rows and cols are both off: there would be no gates")
+            raise ValueError("rows and cols are both off, so there are no gates; turn one on")
         check_reachable(preset, self.target)
         if preset.penalty == "macs":
             if asked:
@@ -96,12 +96,12 @@ class GateConfig:
             self._check_structured()
 
     def gate_preset(self) -> GatePreset:
-        """The constants of the gates, with the noise that was asked for."""
+        """The preset's constants, with the noise of the configuration."""
         assert self.preset is not None
         return preset_named(self.preset, self.noise_std)
 
     def _only_independent(self) -> list[str]:
-        """The options given that shared gates do not have, by name."""
+        """Names of the given options that shared gates do not have."""
         given = {
             "penalty": self.penalty is not None,
             "kurtosis": self.kurtosis,

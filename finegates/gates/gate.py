@@ -1,11 +1,10 @@
-"""Stochastic gates: Gaussian relaxations of Bernoulli variables, one per row or column of a weight.
+"""Stochastic gates: Gaussian relaxations of Bernoulli variables.
 
-A gate vector holds one latent number per dimension. From it follow a *centre* m (its shift
-included), a noisy training value ``clip(m + eps, 0, 1)`` with ``eps ~ N(0, noise_std^2)``, a
-deterministic evaluation value ``clip(m, 0, 1)``, and the probability of being open that the penalty
-sees, ``Phi(m / probability_std)``. The presets of the two versions of the paper differ only in the
-numbers of :class:`finegates.gates.presets.GatePreset`; gates of our own have a trained factor
-besides.
+A gate vector has one latent number per row or column of a weight. The latent defines a *centre* m
+(shift included), a noisy training value ``clip(m + eps, 0, 1)`` with ``eps ~ N(0, noise_std^2)``, a
+deterministic evaluation value ``clip(m, 0, 1)``, and the open probability in the penalty, ``Phi(m /
+probability_std)``. The presets of the two versions of the paper differ only in the numbers of
+:class:`finegates.gates.presets.GatePreset`; our preset also has a trained factor.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing_extensions import override
 from finegates.gates.presets import GatePreset, preset_named
 
 CLOSED_TO, OPEN_FROM = 0.05, 0.95
-"""Evaluation gates strictly between count as half open."""
+"""Evaluation gates strictly between these bounds count as half open."""
 
 
 HARDNESS = "_extra_state"
@@ -30,11 +29,11 @@ HARDNESS = "_extra_state"
 
 
 class Gate(nn.Module):
-    """What every gate vector offers; ``forward`` is a sample in training, else the value.
+    """Interface of gate vectors; ``forward`` samples in training mode.
 
     Attributes:
         size: the number n of dimensions that it gates.
-        clips_at_zero: whether no gradient passes where a gate is 0, so that none need be computed.
+        clips_at_zero: whether no gradient passes where a gate is 0.
         can_resize: whether :meth:`resize` works.
     """
 
@@ -43,7 +42,7 @@ class Gate(nn.Module):
     can_resize: bool = False
 
     def value(self) -> Tensor:
-        """Evaluation gate, shape (n,), in [0, 1] but for a factor."""
+        """Evaluation gate, shape (n,), in [0, 1] times a factor."""
         raise NotImplementedError
 
     def openness(self) -> Tensor:
@@ -51,28 +50,30 @@ class Gate(nn.Module):
         return self.value()
 
     def sample(self) -> Tensor:
-        """Training gate, shape (n,), in [0, 1] but for a factor."""
+        """Training gate, shape (n,), in [0, 1] times a factor."""
         raise NotImplementedError
 
     def open_probability(self) -> Tensor:
-        """P(open) as the penalty sees it, shape (n,)."""
+        """P(open) in the penalty, shape (n,)."""
         raise NotImplementedError
 
     def leaves(self) -> Iterator[Gate]:
-        """The gates that it is made of: itself, unless it is derived from others."""
+        """The gates it is computed from: itself, unless it is derived."""
         yield self
 
     def combined(self, read: Callable[[Gate], Tensor]) -> Tensor:
-        """The gate, (..., n), where its :meth:`leaves` are what ``read`` gives, (..., sizes)."""
+        """The gate, (..., n), with ``read`` giving those of its :meth:`leaves`."""
         return read(self)
 
     def resize(self, size: int) -> None:
-        """Cuts the last dimensions off, or adds open ones, in place.
+        """Truncates the gate or appends open dimensions, in place.
 
         Raises:
-            NotImplementedError: the gate is made of others.
+            NotImplementedError: the gate is derived from others.
         """
-        raise NotImplementedError(f"{type(self).__name__} has the size of what it is made of")
+        raise NotImplementedError(
+            f"a {type(self).__name__} cannot be resized; resize the gates that it is derived from"
+        )
 
     def closed(self) -> Tensor:
         """Boolean mask, shape (n,): the evaluation gate is exactly zero."""
@@ -88,7 +89,7 @@ class Gate(nn.Module):
 
 
 def _resized(vector: Tensor, size: int, added: float) -> Tensor:
-    """The first entries of a vector, filled up to a size."""
+    """Truncates a vector or fills it up to a size."""
     more = vector.new_full((max(0, size - vector.numel()),), added)
     return torch.cat([vector[:size], more])
 
@@ -102,7 +103,7 @@ def centre_of(latent: Tensor, preset: GatePreset) -> Tensor:
 
     Args:
         latent: a, of any shape.
-        preset: says which of the two, and the shift.
+        preset: decides which of the two, and gives the shift.
     """
     mean = torch.tanh(latent) if preset.tanh else latent
     return mean + preset.shift if preset.shift else mean
@@ -118,26 +119,26 @@ class StochasticGate(Gate):
     - ``open_probability() = Phi(m / probability_std)``;
     - ``closed()`` iff ``m <= 0``, where P(open) is at most one half.
 
-    Scaled presets multiply sample and value by a trained factor f >= ``OPEN_FROM``, at first 1:
-    what is decided to be open stays so, and can still say how much. The factor's gradient also says
-    what the loss would miss without the dimension; :meth:`observe` keeps it.
+    Scaled presets multiply sample and value by a trained factor f >= ``OPEN_FROM``, initially 1: a
+    gate that was hardened to open keeps a trainable magnitude. The gradient of the factor also
+    measures the importance of the dimension; :meth:`observe` accumulates it.
 
     Args:
         size: number n of gated dimensions, at least 1.
         preset: a preset or its name.
         generator: source of the initial latents; the default generator when None.
-        device: of the latents, the CPU if None. They are float32 whatever the model's precision:
-            steps of a half-precision gate would be lost to rounding.
+        device: of the latents, the CPU if None. They are always float32: the steps of a
+            half-precision gate would be lost to rounding.
 
     Attributes:
         latent: (n,), trained.
         scale: (n,), the factors, trained; None without.
         importance: (n,), see :meth:`observe`; None without factors.
-        hardness: t in [0, 1], see :meth:`harden`; the state dict holds it (as the extra state of
-            the module), because it decides what the gate computes and whether its latents train.
-        led: whether a penalty has been made of it, or a trainer has said that none was. Gates of a
-            preset with a budget (``structured``) that are trained without one warn once, for they
-            would never close.
+        hardness: t in [0, 1], see :meth:`harden`; stored in the state dict (as the module's extra
+            state), because it decides the gate's value and whether its latents train.
+        led: whether a penalty covers the gate, or a trainer has warned that none does. Gates of a
+            preset with a budget (``structured``) that train without a penalty warn once, because
+            they would never close.
     """
 
     clips_at_zero = True
@@ -168,9 +169,9 @@ class StochasticGate(Gate):
         self._drawn: Tensor | None = None
 
     def _start(self, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
-        if torch.device(device).type == "meta":  # drawn for nobody
+        if torch.device(device).type == "meta":  # a draw without a reader
             return torch.empty(self.size, dtype=torch.float32, device=device)
-        # Drawn where the generator is: the same numbers on every device, whatever the default is.
+        # Drawn on the generator's device, so that the numbers do not depend on the default device.
         start = torch.randn(
             self.size,
             generator=generator,
@@ -186,7 +187,7 @@ class StochasticGate(Gate):
     @override
     @torch.no_grad()
     def resize(self, size: int) -> None:
-        target = 1.0 - self.preset.shift  # of the function of the latent, where the gate is open
+        target = 1.0 - self.preset.shift  # the mean of an open gate
         latent = math.atanh(min(target, 0.99)) if self.preset.tanh else target
         self.latent.data = _resized(self.latent.data, size, latent)
         if self.scale is not None:
@@ -207,7 +208,7 @@ class StochasticGate(Gate):
     @override
     def sample(self) -> Tensor:
         if self._drawn is not None:
-            return self._drawn.to(self.latent.device)  # a replica may be on another one
+            return self._drawn.to(self.latent.device)  # a replica may be on another device
         if not self.led:
             self._warn_unless_led()
         centre = noisy = self.centre()
@@ -232,7 +233,7 @@ class StochasticGate(Gate):
     def _times_factor(self, gate: Tensor) -> Tensor:
         if self.scale is None:
             return gate
-        # The gradient passes the bound: a factor that steps below it finds back.
+        # Straight-through gradient at the bound, so that a factor below it can recover.
         bounded = self.scale + (self.scale.clamp(min=OPEN_FROM) - self.scale).detach()
         return gate * bounded
 
@@ -243,17 +244,17 @@ class StochasticGate(Gate):
 
     @torch.no_grad()
     def harden(self, hardness: float) -> None:
-        """Moves the gate towards what it is closest to: closed (m <= 0) or fully open.
+        """Moves the gate toward its nearer end: closed (m <= 0) or fully open.
 
         Args:
             hardness: t in [0, 1]; the gate becomes (1 - t) times itself plus t times 1[m > 0]. At 1
-                that is written into the latents, which are not trained any further; a factor is.
+                this is written into the latents, which are frozen; a factor still trains.
 
         Raises:
             ValueError: not in [0, 1], or the preset's mean is bounded (tanh).
         """
         if not 0.0 <= hardness <= 1.0:
-            raise ValueError(f"hardness must lie in [0, 1], got {hardness}")
+            raise ValueError(f"hardness must be in [0, 1], got {hardness}")
         if self.preset.tanh:
             raise ValueError(f"gates of preset {self.preset.name!r} cannot be hardened")
         self._set_hardness(hardness)
@@ -261,19 +262,19 @@ class StochasticGate(Gate):
             self.latent.copy_(torch.where(self.latent > 0, 1.0, -1.0))
 
     def _set_hardness(self, hardness: float) -> None:
-        # A latent that its owner froze by hand stays frozen while nothing changes.
+        # A latent that the user froze stays frozen while the hardness does not change.
         if (hardness == 0.0) != (self.hardness == 0.0):
             self.latent.requires_grad_(hardness == 0.0)
         self.hardness = hardness
 
     @override
     def get_extra_state(self) -> Tensor:
-        """The hardness as a float64 tensor of no dimensions, which safetensors can hold."""
+        """The hardness as a zero-dimensional float64 tensor, which safetensors can hold."""
         return torch.tensor(self.hardness, dtype=torch.float64, device="cpu")
 
     @override
     def set_extra_state(self, state: Any) -> None:
-        """Takes a hardness over; latents train from then on if it is 0, and else do not.
+        """Restores a hardness; latents train if it is 0, and are frozen otherwise.
 
         Raises:
             ValueError: it is not in [0, 1].
@@ -296,7 +297,7 @@ class StochasticGate(Gate):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """As of ``nn.Module``; a state dict from before hardness was kept leaves it as it is."""
+        """Overrides ``nn.Module``; a state dict without hardness leaves it unchanged."""
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -305,13 +306,15 @@ class StochasticGate(Gate):
             missing_keys.remove(key)
 
     def observe(self) -> None:
-        """Takes the present gradient of the factors f into the importance of open dimensions:
-        0.99 of what it was and 0.01 (dL/df)^2.
+        """Updates the importance of open dimensions with the factors' gradients.
 
-        With f at 1, dL/df is the first-order change of the loss L if the dimension were removed;
-        squared, it is the importance of Molchanov et al. (arXiv 1906.10771, equation 8). Call it
-        between the backward pass and the next step, with gradients that are neither scaled nor
-        clipped, and only if the step is taken. A penalty on openness does not enter.
+        The update is a moving average, ``0.99 importance + 0.01 (dL/df)^2``. With f at 1, dL/df is
+        the first-order change of the loss L if the dimension were removed; squared, it is the
+        importance of Molchanov et al. (arXiv 1906.10771, equation 8).
+
+        Call it between the backward pass and the optimizer step, with gradients that are neither
+        scaled nor clipped, and only if the step is taken. A penalty on openness has no gradient
+        here.
         """
         seen = self.observed()
         if seen is not None and self.importance is not None:
@@ -319,15 +322,14 @@ class StochasticGate(Gate):
 
     @torch.no_grad()
     def observed(self, loss_scale: float = 1.0) -> Tensor | None:
-        """What :meth:`observe` makes of the importance, which stays as it is.
+        """Computes the importance after :meth:`observe` without storing it.
 
         Args:
-            loss_scale: what the loss was multiplied by before the backward pass, at least in this
-                gradient (``torch.amp.GradScaler.get_scale``).
+            loss_scale: factor of the loss in this gradient (``torch.amp.GradScaler.get_scale``).
 
         Returns:
-            (n,), float32, equal to the importance where a dimension is closed, and everywhere if
-            the gradient is not finite; None without factors or without a gradient.
+            (n,), float32, unchanged where a dimension is closed, and everywhere if the gradient is
+            not finite; None without factors or without a gradient.
         """
         if self.scale is None or self.importance is None or self.scale.grad is None:
             return None
@@ -345,16 +347,15 @@ class StochasticGate(Gate):
 
 
 class GateDraw:
-    """Draws the training samples of many gates at once: a few operations on one long vector in
-    place of as many for each gate.
+    """Draws the training samples of many gates as one long vector.
 
-    Inside ``with draw:`` the ``sample()`` of each gate is its part of the draw, however often it is
-    asked for; so the block holds one training step, its backward pass included. Gates that are
-    being hardened draw for themselves.
+    This takes a few operations instead of a few for each gate. Inside ``with draw:`` every call of
+    a gate's ``sample()`` returns its part of the draw, so the block should contain one training
+    step, backward pass included. Gates that are being hardened draw independently.
 
     Args:
-        gates: of any kind, each with one use in a step; those that cannot be drawn with the first
-            one (constants, gates of another preset or on another device) are left alone.
+        gates: of any kind, each used once in a step; those that cannot be drawn with the first one
+            (constants, gates of another preset or on another device) are ignored.
     """
 
     def __init__(self, gates: Sequence[Gate]) -> None:
@@ -423,12 +424,13 @@ class FixedGate(Gate):
 
 
 class DerivedGate(Gate):
-    """A gate vector made of others: entry i is the product over sources of ``source[index[i]]``.
+    """A gate vector computed from others: ``g[i] = prod_s s[index_s[i]]``.
 
-    Sources may serve several gates; each is asked anew, so that noise differs between uses.
+    A source may be used by several gates; each samples it again, so that noise differs between
+    uses.
 
     Args:
-        sources: gates, each with an int64 index (n,) into it; -1 stands for the constant 1.
+        sources: gates s, each with an int64 index (n,) into it; -1 means the constant 1.
 
     Raises:
         ValueError: no sources, or indices of different lengths.
@@ -472,7 +474,7 @@ class DerivedGate(Gate):
         for number, source in enumerate(self.sources):
             assert isinstance(source, Gate)
             values = read(source)
-            # The entry behind the last is 1: that is what index -1 finds.
+            # A one is appended: index -1 selects it.
             ones = values.new_ones((*values.shape[:-1], 1))
             index = getattr(self, f"index_{number}")
             chosen = torch.cat([values, ones], dim=-1)[..., index]

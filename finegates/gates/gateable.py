@@ -1,4 +1,4 @@
-"""Which layers of a model gates can go around; everything else is refused before any change."""
+"""Checks which layers of a model can be gated, before any change."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from finegates.modules.linear import find_linear, looks_linear
 
 
 def matching_layers(model: nn.Module, patterns: Iterable[str]) -> list[str]:
-    """The linear layers that patterns name, also those that no gates can go around.
+    """Finds the linear layers that match patterns, gateable or not.
 
     Args:
-        model: plain or with LoRA layers, of which the outermost counts.
+        model: plain or with LoRA layers; of nested linear layers only the outermost is listed.
         patterns: of ``fnmatch``.
 
     Raises:
@@ -27,7 +27,7 @@ def matching_layers(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     """
     names: list[str] = []
     linear = [name for name, m in model.named_modules() if looks_linear(m)]
-    # Compact layers are not gated, and neither is the product inside one.
+    # Neither compact layers nor the linear layers inside them are gated.
     compact = _compact_layers(model)
     linear = [n for n in linear if not any(n.startswith(f"{path}.") for path in compact)]
     # A LoRA layer contains linears of its own; the outermost one is the layer to gate.
@@ -41,15 +41,15 @@ def matching_layers(model: nn.Module, patterns: Iterable[str]) -> list[str]:
 
 
 def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuses layers around which gates would not work; the model is not changed.
+    """Raises for layers that cannot be gated; the model does not change.
 
     Args:
         model: plain or with LoRA layers.
         names: paths of the layers to gate.
 
     Raises:
-        ValueError: a path leads nowhere, two paths lead to one layer, or the module around a layer
-            reads the layer's weight itself.
+        ValueError: a path does not exist, two paths name the same layer, or the parent module reads
+            the layer's weight directly.
         TypeError: a layer is not linear-like, or quantised.
     """
     uses = Counter(id(child) for m in model.modules() for child in m._modules.values())
@@ -70,23 +70,25 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def check_dense(model: nn.Module) -> None:
-    """Raises ValueError for a compact model, whose parts are not what adapters describe."""
+    """Raises ValueError for a compact model, which adapters do not describe."""
     for name in _compact_layers(model):
         raise ValueError(
-            f"{name} is compact already; put gates around what finegates.uniform(model) gives, or "
-            "around named plain layers (GateConfig(preset='reference', modules=...))"
+            f"{name} is compact already; attach gates to the model of finegates.uniform(model), or "
+            "to named plain layers (GateConfig(preset='reference', modules=...))"
         )
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Raises ValueError where gates cannot be trained: parameters on several devices, or tensors
-    of inference mode."""
+    """Raises ValueError if gates could not be trained.
+
+    That is, if parameters are on several devices or were made in inference mode.
+    """
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1:
         raise ValueError(
             f"the model is spread over {', '.join(devices)}, but the penalty joins all gates on "
-            "one device; load it without device_map, and use several devices by torchrun, each "
-            "with a whole model"
+            "one device; load it without device_map, and use several devices through torchrun, "
+            "each with the whole model"
         )
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
@@ -112,26 +114,26 @@ def _check_used_once(
         other = next(path for path in paths if path != name)
     if other != name:
         raise ValueError(
-            f"{other} and {name} are one and the same layer, which gates cannot serve twice; give "
-            "each place a layer of its own (copy.deepcopy), or leave both without gates by naming "
+            f"{other} and {name} are the same layer, which cannot be gated twice; give "
+            "each place its own layer (copy.deepcopy), or leave both without gates by naming "
             "the others: GateConfig(preset='reference', modules=...)"
         )
 
 
 def _check_weight_is_left_alone(model: nn.Module, name: str) -> None:
-    # peft's layer in a layer's place leaves what the module around reads as it was.
+    # A layer of peft passes the base layer's weight on to the parent module.
     found = weight_reader(model, name)
     if found is None:
         return
     reader, always = type(found[0]).__name__, found[1]
     if always:
         raise ValueError(
-            f"{name}: {reader} reads the weight of this layer itself, so gates around the layer "
-            "would be passed over; exclude it: let each pattern match the other layers only"
+            f"{name}: {reader} reads the weight of this layer directly, so gates around the layer "
+            "would be bypassed; exclude it: let each pattern match the other layers only"
         )
     warnings.warn(
-        f"{name}: {reader} reads the weight of this layer itself in some of the ways that it can "
-        "compute, in which gates around the layer are passed over; make sure that it computes in "
-        "another, or exclude the layer",
+        f"{name}: {reader} reads the weight of this layer directly in some of the branches of its "
+        "forward, where gates around the layer are bypassed; make sure that it takes "
+        "another branch, or exclude the layer",
         stacklevel=5,
     )

@@ -1,7 +1,7 @@
-"""A linear-like layer between row and column gates: ``y = w_r * base(w_c * x)``.
+"""A linear-like layer between row and column gates.
 
-The base may be ``nn.Linear``, transformers' ``Conv1D`` or a LoRA layer of ``peft``; gates around a
-low-rank adapter are therefore a composition, not a class of their own.
+``y = w_r * base(w_c * x)``, where the base is ``nn.Linear``, transformers' ``Conv1D`` or a LoRA
+layer of ``peft``. Gates around a low-rank adapter therefore need no class of their own.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class GatedLinear(GatedLayer):
 
     Args:
         base: the layer, from (..., in) to (..., out).
-        rows: gate over the outputs, size out; None leaves them alone.
-        cols: gate over the inputs, size in; None leaves them alone.
+        rows: gate over the outputs, size out, or None.
+        cols: gate over the inputs, size in, or None.
 
     Raises:
         TypeError: the base is not linear-like.
@@ -50,11 +50,11 @@ class GatedLinear(GatedLayer):
         self.cols = cols
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in the dtype of the base layer's output.
+        """Maps (..., in) to (..., out), in the dtype of the base layer's output.
 
-        Where the weight itself is trained, the gates go into it, ``(w_r W w_c) x + w_r b``: the
-        same function, at a cost and with a memory that do not grow with the number of tokens. A
-        frozen weight is left alone: its gradient would be computed for the gates' sake only.
+        Where the weight is trained, the gates scale it, ``(w_r W w_c) x + w_r b``: the same
+        function, whose extra time and memory do not grow with the number of tokens. A frozen weight
+        is not scaled, because that would need its gradient.
         """
         if self.training and self._trains_weight(x):
             return self._forward_folded(x)
@@ -71,7 +71,7 @@ class GatedLinear(GatedLayer):
         base = self.base
         if type(base) is not nn.Linear or not base.weight.requires_grad:
             return False
-        # Hooks of others on the base must see its call; few tokens are cheaper to scale than W.
+        # Hooks on the base must see its call; few tokens are cheaper to scale than W.
         hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
         tokens = x.numel() // self.in_features
         return not hooked and tokens * (self.in_features + self.out_features) > base.weight.numel()
@@ -89,7 +89,7 @@ class GatedLinear(GatedLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The base's weight as the base stores it; some models read its dtype."""
+        """The base's weight as stored; some models read its dtype."""
         weight = find_linear(self.base).weight
         assert isinstance(weight, Tensor)
         return weight
@@ -102,7 +102,7 @@ class GatedLinear(GatedLayer):
         return bias
 
     def gates(self) -> Iterator[tuple[str, Gate]]:
-        """Yields ``("rows", gate)`` and ``("cols", gate)``, those that exist."""
+        """Yields ``("rows", gate)`` and ``("cols", gate)`` where they exist."""
         if self.rows is not None:
             yield "rows", self.rows
         if self.cols is not None:
@@ -110,11 +110,11 @@ class GatedLinear(GatedLayer):
 
 
 class _ScaledRows(torch.autograd.Function):
-    """``y = r * u`` that keeps y for its backward pass, which what follows often keeps anyway,
-    instead of u, which nothing else needs.
+    """``y = r * u``, saving y instead of u for the backward pass.
 
-    ``du = r dy`` and ``dr_i = sum(dy_i u_i) = sum(dy_i y_i) / r_i``. Where r_i = 0, dr_i is given
-    as 0, so the rows must come from gates that are clipped there: nothing passes their clipping.
+    The next operation often saves y anyway, whereas nothing else needs u. ``du = r dy`` and ``dr_i
+    = sum(dy_i u_i) = sum(dy_i y_i) / r_i``. Where r_i = 0, dr_i is returned as 0, so the rows must
+    come from gates that are clipped there and pass no gradient.
     """
 
     @staticmethod
@@ -127,13 +127,13 @@ class _ScaledRows(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         y, rows = ctx.saved_tensors
         sums = (dy * y).flatten(0, -2).sum(0)
-        # Never divide by 0, whatever becomes of the quotient: its own gradient would be no number.
+        # Avoid dividing by 0 even where the quotient is discarded: its gradient would be NaN.
         drows = torch.where(rows != 0, sums / torch.where(rows != 0, rows, 1.0), 0.0)
         return dy * rows, drows.to(rows.dtype)
 
 
 def gated_layers(model: nn.Module) -> dict[str, GatedLinear]:
-    """Every gated layer of a model by its module name, in the model's order.
+    """All gated layers of a model by module name, in the model's order.
 
     Raises:
         TypeError: it is not a model.
@@ -145,7 +145,7 @@ def gated_layers(model: nn.Module) -> dict[str, GatedLinear]:
 
 
 def leaf_gates(model: nn.Module) -> list[Gate]:
-    """The gates of a model's layers, each once; of derived gates, what they are made of."""
+    """The gates of a model's layers, each once; derived gates give their sources."""
     layers = gated_layers(model).values()
     found = (leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
     return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""Weights of the penalty by the kurtosis of what flows through rows and columns."""
+"""Weights of the penalty from the kurtosis of rows and columns."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from finegates.modules.linear import dense_weight
 
 
 class KurtosisWeights:
-    """Weights of a layer's open rows and columns from the kurtosis of what flows through them.
+    """Weights of a layer's open rows and columns from their kurtosis.
 
     With the mean input activation a (in,) of the last forward pass and ``M = a * W`` (out, in), the
     weight of an open row i is the softmax over open rows of ``-sqrt(kurt_i) / tau``, where kurt_i
-    is the fourth standardised moment of row i of M over open columns; columns likewise. Rows of
-    heavy-tailed content get less of the penalty's weight, hence are pushed less.
+    is the fourth standardised moment of row i of M over open columns; columns likewise.
+    Heavy-tailed rows get less of the penalty's weight, so they are pushed less toward zero.
 
     Args:
-        model: with gates attached; forward hooks record activations until :meth:`remove`, or until
-            these weights are no longer referred to.
+        model: with gates attached; forward hooks record activations until :meth:`remove` is called,
+            or until this object is garbage-collected.
         tau: temperature, 100 in the released code.
     """
 
@@ -32,7 +32,7 @@ class KurtosisWeights:
         self.tau = tau
         self._layers = gated_layers(model)
         self._activation: dict[str, Tensor] = {}
-        # The hooks hold the activations, not these weights, which may therefore be collected.
+        # The hooks refer to the activations, not to self, so that self can be collected.
         hooks = [
             layer.register_forward_pre_hook(_recorder(self._activation, name))
             for name, layer in self._layers.items()
@@ -63,7 +63,7 @@ class KurtosisWeights:
         return torch.softmax(scores, dim=0)
 
     def remove(self) -> None:
-        """Takes the forward hooks off again."""
+        """Removes the forward hooks."""
         self._remove()
 
 
@@ -84,7 +84,7 @@ def _remove_all(hooks: Sequence[RemovableHandle]) -> None:
 
 
 def kurtosis(x: Tensor, mask: Tensor, dim: int) -> Tensor:
-    """Fourth standardised moment ``m4 / m2^2`` along ``dim`` over entries where ``mask`` is one.
+    """Fourth standardised moment ``m4 / m2^2`` of masked entries.
 
     Args:
         x: shape (a, b).
@@ -92,7 +92,7 @@ def kurtosis(x: Tensor, mask: Tensor, dim: int) -> Tensor:
         dim: the dimension to reduce.
 
     Returns:
-        the other dimension's shape; zero where fewer than one entry or no variance is left.
+        the shape of the other dimension; zero where there is no entry or no variance.
     """
     count = mask.sum(dim, keepdim=True).clamp(min=1.0)
     centred = (x - (x * mask).sum(dim, keepdim=True) / count) * mask

@@ -1,4 +1,4 @@
-"""Summaries of a model's gates: how many are closed, open, in between."""
+"""Summaries of a model's gates: how many are closed, open or half open."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ BINS = 20
 def summarise_gates(
     model: nn.Module, penalty: Callable[[], torch.Tensor] | None = None
 ) -> dict[str, Any]:
-    """The fields of ``finegates.suite.runs.record.GateSummary`` for a model with gates.
+    """Summarises the gates of a model as a dictionary.
 
-    Fractions are over all gate entries, a gate shared between layers counted once; the realised
-    sparsity is the fraction of the gated layers' weights in a closed row or column.
+    Its keys are the fields of ``finegates.suite.runs.record.GateSummary``. Fractions are over all
+    gate entries, where a gate shared between layers counts once. The realised sparsity is the
+    fraction of the gated layers' weights in a closed row or column.
     """
     layers = gated_layers(model)
     gates = leaf_gates(model)
@@ -51,7 +52,7 @@ def summarise_gates(
 
 @torch.no_grad()
 def closed_fraction(model: nn.Module) -> float:
-    """Fraction of all gate entries that are closed, a shared gate counted once; 0 without gates."""
+    """Fraction of closed gate entries, shared gates counted once; 0 without gates."""
     closed = [gate.closed() for gate in leaf_gates(model)]
     count = sum(mask.numel() for mask in closed)
     return sum(int(mask.sum()) for mask in closed) / count if count else 0.0
@@ -74,17 +75,17 @@ class GateWatch:
         self._reopened = torch.zeros_like(self._was_closed)
 
     def look(self) -> None:
-        """Takes the gates' present state in."""
+        """Records the current state of the gates."""
         closed = self._closed()
         self._reopened |= self._was_closed & ~closed
         self._was_closed |= closed
 
     def reopened(self) -> float:
-        """Fraction of all gates that were seen closed and, at a later look, not."""
+        """Fraction of all gates that were closed at one look and not at a later one."""
         return float(self._reopened.double().mean())
 
     def state(self) -> dict[str, Any]:
-        """What has been seen, as plain values that JSON can hold."""
+        """The recorded state, as plain values that JSON can hold."""
         return {
             "gates": self._was_closed.numel(),
             "was_closed": _packed(self._was_closed),
@@ -92,13 +93,13 @@ class GateWatch:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what was seen before.
+        """Restores a recorded state.
 
         Args:
-            state: of :meth:`state`, of a model with the same gates.
+            state: from :meth:`state`, of a model with the same gates.
 
         Raises:
-            ValueError: it is of another number of gates.
+            ValueError: the number of gates differs.
         """
         size = self._was_closed.numel()
         if state["gates"] != size:
@@ -142,5 +143,5 @@ def realised_sparsity(model: nn.Module) -> float:
         kept += (layer.out_features - counts[name]["rows"]) * (
             layer.in_features - counts[name]["cols"]
         )
-    # One rounding of an exact quotient, as in finegates.budget: both are the same number.
+    # Rounded once, as in finegates.budget, so that both give the same number.
     return (total - kept) / total if total else 0.0

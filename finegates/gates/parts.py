@@ -1,4 +1,4 @@
-"""Which models within a model have gates, and the configuration that each was given."""
+"""Gated models inside a model, and their configurations."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ CONFIG, STRUCTURE = "finegates_config", "finegates_structure"
 
 
 def gated_parts(model: nn.Module) -> dict[str, tuple[nn.Module, GateConfig]]:
-    """The models inside a model, itself included, that gates were attached to.
+    """Finds the gated models inside a model, itself included.
 
     Args:
-        model: any; one may have been attached to before it was put into another.
+        model: any; gates may have been attached to a part of it before it was assembled.
 
     Returns:
-        by module path, each such model and the configuration that its gates were attached with;
-        none is within another.
+        each such model and its gate configuration, by module path; they are not nested.
 
     Raises:
-        ValueError: one is within another, so that its gates would be under two penalties.
+        ValueError: they are nested, so that some gates would be under two penalties.
         TypeError: it is not a model.
     """
     check_model(model)
@@ -43,7 +42,7 @@ def gated_parts(model: nn.Module) -> dict[str, tuple[nn.Module, GateConfig]]:
 
 
 def gate_config(model: nn.Module) -> GateConfig | None:
-    """The configuration that gates in the model were attached with, or None.
+    """The configuration of the model's gates, or None.
 
     Raises:
         ValueError: gates were attached to several models within it (:func:`gated_parts`).
@@ -53,7 +52,7 @@ def gate_config(model: nn.Module) -> GateConfig | None:
 
 
 def only_part(model: nn.Module) -> tuple[nn.Module, GateConfig] | None:
-    """The one model inside a model that gates were attached to, and its configuration, or None.
+    """The only gated model inside a model, with its configuration, or None.
 
     Raises:
         ValueError: there are several.
@@ -68,7 +67,7 @@ def only_part(model: nn.Module) -> tuple[nn.Module, GateConfig] | None:
 
 
 def forget_attachment(model: nn.Module) -> None:
-    """Drops what :func:`attach` has left on a model, or on models within it."""
+    """Removes the attributes that :func:`attach` set on a model and its parts."""
     for module in model.modules():
         for name in (CONFIG, STRUCTURE):
             module.__dict__.pop(name, None)

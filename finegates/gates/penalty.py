@@ -2,8 +2,9 @@
 
 For a gate vector with mean open probability p and a target sparsity s:
 
-- ``target``: ``|p - (1 - s)|``, the released code's;
-- ``hinge``: ``max(p, 1 - s)``, version 1's: no reward for closing more than asked.
+- ``target``: ``|p - (1 - s)|``, in the released code;
+- ``hinge``: ``max(p, 1 - s)``, in version 1 of the paper: no reward for closing more than the
+  target.
 
 A layer's penalty is the mean over its gated sides, the model's the mean over its gated layers. With
 kurtosis weighting, p becomes a weighted mean over the dimensions that are still open.
@@ -62,7 +63,7 @@ class SparsityPenalty:
         kurtosis: a :class:`KurtosisWeights` of the same model, or None for plain means.
 
     Raises:
-        ValueError: no trainable gates, an unknown kind, or a target out of reach.
+        ValueError: no trainable gates, an unknown kind, or an unreachable target.
     """
 
     def __init__(
@@ -87,8 +88,8 @@ class SparsityPenalty:
             raise ValueError("the model has no trainable gates; call finegates.attach first")
         for gate in gates:
             check_reachable(gate.preset, sparsity)
-        # The flat form below serves gates of one preset; it costs three operations, not three a
-        # gate. Each side weighs 1 / (its layer's sides * layers).
+        # Gates of one preset are concatenated: three operations instead of three per gate. Each
+        # side has weight 1 / (its layer's sides * layers).
         preset = gates[0].preset
         self._flat = all(gate.preset == preset for gate in gates)
         self._gates = gates
@@ -128,7 +129,7 @@ class SparsityPenalty:
         return probability.mean() if weights is None else (weights * probability).sum()
 
     def _open_fractions_flat(self) -> Tensor:
-        """Mean P of every side, shape (sides,), in three operations on one long vector."""
+        """Mean P of every side, shape (sides,), computed on one concatenated vector."""
         first = self._gates[0]
         latent = torch.cat([gate.latent for gate in self._gates])
         if self._side_of.device != latent.device:
@@ -141,10 +142,10 @@ class SparsityPenalty:
 
 
 class JointPenalty:
-    """The weighted sum of the penalties of several gated models, two towers of one model, say.
+    """Weighted sum of the penalties of several gated models.
 
     Args:
-        parts: each a weight and a penalty, at least one.
+        parts: pairs of a weight and a penalty, at least one.
     """
 
     def __init__(self, parts: Sequence[tuple[float, Callable[[], Tensor]]]) -> None:
@@ -168,10 +169,10 @@ __all__ = [
 
 
 def sparsity_penalty(model: nn.Module) -> SparsityPenalty | MacsPenalty | None:
-    """The penalty that the attached configuration asks for, or None without one.
+    """The penalty of the attached configuration, or None without one.
 
     Args:
-        model: gates were attached to it, or to one model within it.
+        model: gated, or with one gated model inside.
 
     Raises:
         ValueError: gates were attached to several models within it (:func:`gated_parts`).
@@ -180,28 +181,27 @@ def sparsity_penalty(model: nn.Module) -> SparsityPenalty | MacsPenalty | None:
     return None if part is None else penalty_of(*part)
 
 
-# Where dimensions are put that are closed, and opened again, in sigmas of the penalty.
+# Centres given to dimensions that are closed, and reopened, in sigmas of the penalty.
 _SHUT, _REOPENED = 0.2, 3.0
 
 
 class MacsPenalty:
     """|kept MACs - goal|, both as fractions of the dense model's.
 
-    The value counts the dimensions that are open at evaluation, so that the goal is met by the
-    model that compaction will make; its gradient is that of the expectation under P(open), which is
-    the same sum of products with probabilities instead of zeros and ones. It reaches gates within
-    a few sigma of zero; the others follow the task alone until :meth:`close_least` closes what the
-    goal has no room for.
+    The value counts the dimensions that are open at evaluation, so that the compacted model meets
+    the goal. The gradient is that of the expectation under P(open), which is the same sum of
+    products with probabilities instead of zeros and ones. It reaches gates within a few sigma of
+    zero; the others follow only the task until :meth:`close_least` closes the excess.
 
     Args:
         structure: the gates of a model.
         target: the fraction of the dense MACs to remove.
         length: tokens of a sequence, for the attention products.
-        ramp: the parts of the training between which the goal falls evenly from 1 to
-            ``1 - target``.
+        ramp: the fractions of the training between which the goal falls linearly from 1 to ``1 -
+            target``.
 
     Attributes:
-        progress: the part of the training that is over, in [0, 1]; the trainer sets it.
+        progress: the fraction of the training that is over, in [0, 1]; the trainer sets it.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class MacsPenalty:
             self.dense = float(self._macs(lambda gate: torch.ones_like(gate.latent)))
 
     def goal(self) -> float:
-        """The fraction of the dense MACs to keep now."""
+        """The fraction of the dense MACs to keep at the current progress."""
         begin, end = self.ramp
         if self.progress >= end:
             return 1.0 - self.target
@@ -229,9 +229,9 @@ class MacsPenalty:
         return self._macs(lambda gate: gate.open_probability()) / self.dense
 
     def realised(self, shift: float = 0.0) -> float:
-        """The kept fraction at evaluation, if every centre were moved by ``shift``.
+        """The kept fraction at evaluation, with ``shift`` added to every centre.
 
-        Waits for the device of the gates.
+        Synchronises with the device.
         """
         return float(self._kept(shift)) / self.dense
 
@@ -242,10 +242,10 @@ class MacsPenalty:
 
     @torch.no_grad()
     def floor(self) -> float:
-        """The least fraction that can be kept by a model that still computes something.
+        """The smallest fraction that can be kept without closing the whole model.
 
-        One part keeps one dimension of each gate, the one where that costs the least. The rest is
-        what no gate can remove: the products of heads that keep their sizes.
+        The part where this is cheapest keeps one dimension of each gate. The rest is out of reach
+        of gates: the products of heads that keep their sizes.
         """
         least = []
         for part in self.structure:
@@ -264,31 +264,35 @@ class MacsPenalty:
         floor = self.floor()
         if 1.0 - self.target < floor:
             raise ValueError(
-                f"target {self.target} cannot be reached: with all closed that can be, {floor:.4f} "
-                f"of the MACs stay at sequence_length={self.length}, so targets end at "
-                f"{math.floor(1e4 * (1.0 - floor)) / 1e4:.4f}. What stays are the products of "
-                "attention heads that cannot become narrower, and grows with sequence_length"
+                f"target {self.target} cannot be reached: with every possible gate closed, "
+                f"{floor:.4f} of the MACs stay at sequence_length={self.length}, so targets end at "
+                f"{math.floor(1e4 * (1.0 - floor)) / 1e4:.4f}. The rest are products of "
+                "attention heads that cannot become narrower; it grows with sequence_length"
             )
 
     def __call__(self) -> Tensor:
-        """The penalty, a differentiable scalar (float32); nothing waits for the device."""
+        """The penalty, a differentiable scalar (float32); no device synchronisation."""
         expected = self.expected()
         return (self._kept() / self.dense + expected - expected.detach() - self.goal()).abs()
 
     @torch.no_grad()
     def close_least(self) -> float:
-        """Closes what matters least for what it costs, until the goal is met; returns the kept
-        fraction.
+        """Closes the dimensions of least importance per MAC to meet the goal.
 
-        All dimensions are ordered by importance (:meth:`StochasticGate.observe`) over the MACs that
-        one of them stands for at present. Those in front are closed, by a little, so that noise may
-        still open them in training; others that were closed are opened again. Nothing else moves.
-        A dimension in front that would take too much with it stays open
-        (:func:`finegates.gates.closing.choose_closed`).
+        1. Dimensions are ordered by importance (:meth:`StochasticGate.observe`) divided by the MACs
+           that one of them saves at present.
+        2. The first ones are closed as far as the goal asks; a dimension that would overshoot it
+           stays open (:func:`finegates.gates.closing.choose_closed`).
+        3. Closed centres are put slightly below zero, so that noise can still open them in
+           training. Closed dimensions that were not chosen again are reopened. All other latents
+           keep their values.
+
+        Returns:
+            the kept fraction.
 
         Raises:
-            ValueError: something has to be closed, and the importances do not say what: gates have
-                no factor, or were never observed, or an importance is not finite. Nothing moves.
+            ValueError: dimensions must be closed, but their order is unknown: gates have no factor,
+                were never observed, or have an importance that is not finite. No latent changes.
         """
         gates = list(self.gates())
         importance = [gate.importance for gate in gates if gate.importance is not None]
@@ -296,49 +300,51 @@ class MacsPenalty:
             raise ValueError("gates without a factor have no importance; choose 'structured'")
         if self.goal() < 1.0:
             self._check_importance()
-        costs = [cost.clamp(min=1e-9 * self.dense) for cost in self._costs(gates)]
+        # Rule 1: a dimension that saves nothing at present still gets a finite ratio.
+        costs = [cost.clamp(min=1e-9 * self.dense) for cost in self._costs(gates)]  # (n,) by gate
         sizes = [gate.size for gate in gates]
 
-        def kept(closed: Tensor) -> float:
+        # Rule 2: the kept fraction if exactly the masked dimensions of all gates were closed.
+        def kept(closed: Tensor) -> float:  # (all dimensions,)
             parts = zip(gates, (~closed).float().split(sizes), strict=True)
             alive = {id(gate): part for gate, part in parts}
             return float(self._macs(lambda gate: alive[id(gate)], packed=True)) / self.dense
 
         chosen = choose_closed(torch.cat(importance) / torch.cat(costs), kept, self.goal())
-        for gate, shut in zip(gates, chosen.split(sizes), strict=True):
-            # The penalty's sigma is the noise's, and there without noise, too.
+        for gate, shut in zip(gates, chosen.split(sizes), strict=True):  # rule 3
+            # The penalty's sigma equals the noise's, but is also defined without noise.
             sigma, centre = gate.preset.probability_std, gate.centre()
             gate.latent[shut & (centre > 0)] = -_SHUT * sigma
             gate.latent[~shut & (centre <= 0)] = _REOPENED * sigma
         return self.realised()
 
     def is_observed(self) -> bool:
-        """Whether the gates' importances hold anything yet."""
+        """Whether any importance has been observed yet."""
         known = [gate.importance for gate in self.gates() if gate.importance is not None]
         return any(bool(importance.any()) for importance in known)
 
     def _check_importance(self) -> None:
-        """Raises ValueError, with the place and the remedy, where importances say nothing."""
+        """Raises ValueError if importances are missing or not finite."""
         for part in self.structure:
             path = part.part.path if isinstance(part, AttentionGates) else part.part.up
             for gate in part.gates():
                 if gate.importance is not None and not bool(gate.importance.isfinite().all()):
                     raise ValueError(
-                        f"an importance at {path} is not finite, so it cannot be decided what to "
-                        "close: a gradient overflowed or was NaN when it was observed; observe the "
-                        "steps alone that are taken, and set the gates' importance buffers "
+                        f"an importance at {path} is not finite, so the dimensions to close are "
+                        "unknown: a gradient overflowed or was NaN when observed; observe only "
+                        "steps that the optimizer takes, and set the gates' importance buffers "
                         "to zero before training again"
                     )
         if not self.is_observed():
             raise ValueError(
-                "the importance of every gate is zero, so it cannot be decided what to close: no "
+                "the importance of every gate is zero, so the dimensions to close are unknown: no "
                 "gradient has been observed; train with GateTrainer, or call "
                 "StochasticGate.observe of each gate between the backward pass and the step. "
                 "DeepSpeed, FSDP and LOMO take gradients away before that"
             )
 
     def _costs(self, gates: list[StochasticGate]) -> list[Tensor]:
-        """By gate, the derivative of the kept MACs by how far each dimension is open."""
+        """By gate, the derivative of the kept MACs by the openness of each dimension."""
         with torch.enable_grad():
             opened = {id(g): (g.centre() > 0).float().requires_grad_() for g in gates}
             counted = self._macs(lambda gate: opened[id(gate)])
@@ -355,7 +361,7 @@ class MacsPenalty:
 
 
 def penalty_of(part: nn.Module, config: GateConfig) -> SparsityPenalty | MacsPenalty:
-    """The penalty on one of :func:`gated_parts`."""
+    """The penalty of one of :func:`gated_parts`."""
     kind = config.penalty or config.gate_preset().penalty
     if kind == "macs":
         structure: Structure = vars(part)[STRUCTURE]

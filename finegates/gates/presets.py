@@ -1,4 +1,4 @@
-"""The constants of the gate families: the released code's, and those of version 1 of the paper."""
+"""Constants of the gate families: released code, version 1 of the paper, ours."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class GatePreset:
-    """The constants that define one family of gates.
+    """Constants that define one family of gates.
 
     Attributes:
         name: the preset's name.
         tanh: whether the mean is ``tanh(latent)`` (bounded) or the latent itself.
         shift: what is added to the mean to give the centre m.
         noise_std: standard deviation of the training noise.
-        probability_std: the sigma in ``P(open) = Phi(m / sigma)``; in the released code it is not
-            the noise's.
+        probability_std: the sigma in ``P(open) = Phi(m / sigma)``; in the released code it differs
+            from ``noise_std``.
         init_mean: mean of the latent at the start.
         init_std: standard deviation of the latent at the start.
-        penalty: which penalty belongs to the preset, ``"target"``, ``"hinge"`` or ``"macs"``; the
-            last goes with gates shared along the dependencies of a block.
+        penalty: the preset's default penalty, ``"target"``, ``"hinge"`` or ``"macs"``; the last is
+            for gates shared along the dependencies of a block.
         train_biases: whether the biases of gated layers are trained with the gates.
-        scaled: whether a gate is multiplied by a trained factor besides, so that gates that have
-            been decided (open or closed) can still say how much.
+        scaled: whether a gate is also multiplied by a trained factor, so that hardened gates keep a
+            trainable magnitude.
     """
 
     name: str
@@ -38,7 +38,7 @@ class GatePreset:
     scaled: bool = False
 
     def open_probability_range(self) -> tuple[float, float]:
-        """The infimum and supremum of P(open); a sparsity above 1 - infimum is out of reach."""
+        """Infimum and supremum of P(open); a sparsity above 1 - infimum is unreachable."""
         if not self.tanh:
             return 0.0, 1.0
         low, high = (self.shift + bound for bound in (-1.0, 1.0))
@@ -51,9 +51,9 @@ PRESETS: dict[str, GatePreset] = {
     # Version 1 of the paper: mu itself, from 1.0. It leaves sigma open; 0.5 is the value of the
     # stochastic-gates literature that it builds on.
     "paper_v1": GatePreset("paper_v1", False, 0.0, 0.5, 0.5, 1.0, 0.0, "hinge", False),
-    # Ours: shared gates with one sigma under a budget on MACs (finegates.gates.shared). Of the
-    # sigmas 0.05, 0.1 and 0.3 this one was chosen, before gates had a factor and were closed by
-    # importance, on rows held out of SST-2's training table (tier tuning).
+    # Ours: shared gates with one sigma under a budget on MACs (finegates.gates.shared). Sigma was
+    # chosen from 0.05, 0.1 and 0.3 on rows held out of SST-2's training table (tier tuning), before
+    # gates had a factor and were closed by importance.
     "structured": GatePreset(
         "structured", False, 0.0, 0.1, 0.1, 1.0, 0.05, "macs", True, scaled=True
     ),
@@ -61,11 +61,11 @@ PRESETS: dict[str, GatePreset] = {
 
 
 SCHEDULE = (0.1, 0.5, 0.6, 0.75)
-"""The parts of a training between which shared gates are closed, see ``GateConfig.schedule``."""
+"""Default of ``GateConfig.schedule``, fractions of the training."""
 
 
 def preset_named(name: str, noise_std: float | None = None) -> GatePreset:
-    """Looks a preset up, if asked with another noise.
+    """Looks up a preset, optionally with another noise.
 
     Args:
         name: a key of ``PRESETS``.
@@ -88,28 +88,31 @@ def preset_named(name: str, noise_std: float | None = None) -> GatePreset:
 
 
 def check_schedule(schedule: tuple[float, ...]) -> None:
-    """Raises ValueError unless the parts of a training follow one another within [0, 1], and who
-    is closed is decided (the third) after something has been learnt of what matters."""
+    """Raises ValueError unless the fractions increase within [0, 1].
+
+    The third, when the choice of closed gates is final, must be above 0: importances are observed
+    before it.
+    """
     if sorted((0.0, *schedule, 1.0)) != [0.0, *schedule, 1.0]:
         raise ValueError(f"schedule must increase within [0, 1], got {schedule}")
     if schedule[2] == 0.0:
-        raise ValueError(f"schedule decides who is closed before the first step: {schedule}")
+        raise ValueError(f"schedule closes gates before any importance was observed: {schedule}")
 
 
 def check_reachable(preset: GatePreset, sparsity: float, size: int | None = None) -> None:
-    """Raises ValueError unless some value of the latents meets the target sparsity.
+    """Raises ValueError unless some latents meet the target sparsity.
 
     Args:
         preset: of the gates.
         sparsity: the target s, to be met by a mean open probability of 1 - s.
-        size: dimensions of the largest gate vector of a model, of which one at least must be able
-            to stay open, where P(open) is a half or more; None if the model is not known.
+        size: dimensions of the largest gate vector of a model, at least one of which must be able
+            to stay open, with P(open) of a half or more; None if the model is unknown.
     """
     if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"target sparsity must lie in [0, 1), got {sparsity}")
+        raise ValueError(f"target sparsity must be in [0, 1), got {sparsity}")
     infimum, _ = preset.open_probability_range()
     low = infimum if size is None else infimum + (0.5 - infimum) / size
-    # The infimum itself is not met: latents would have to be infinite.
+    # The infimum itself is not attained: latents would have to be infinite.
     if 1.0 - sparsity < low or (1.0 - sparsity == infimum > 0.0):
         within = "" if size is None else f" while one of {size} dimensions is open"
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Gates that are shared along the dependencies of a block, and a budget on what they cost.
+"""Gates shared along the dependencies of a block, and their MACs.
 
-Independent row and column gates leave most of a block standing: a dimension between two layers goes
-only if both close it, and a residual dimension is read by three projections. Here every dimension
-that compaction can remove has one gate:
+Independent row and column gates leave most of a block in place: a dimension between two layers is
+removed only if both close it, and a residual dimension is read by three projections. Here every
+dimension that compaction can remove has one gate:
 
 - ``inputs`` of queries, keys and values together, and of the feed-forward layers;
 - ``scores``, the dimensions of queries and keys (of a rotated pair together);
@@ -11,8 +11,8 @@ that compaction can remove has one gate:
 - ``hidden``, the feed-forward dimensions;
 - ``outputs`` of o and of down.
 
-The penalty is on the multiply-accumulates that remain, over the whole model, so that the cheapest
-dimensions to lose go first wherever they are.
+The penalty is on the remaining multiply-accumulates of the whole model, so that the least important
+dimensions close first in any layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Read = Callable[[StochasticGate], Tensor]
 
 @dataclass(frozen=True)
 class AttentionGates:
-    """The gates of one attention; ``None`` where a dimension cannot go.
+    """Gates of one attention; ``None`` where a dimension cannot be removed.
 
     Attributes:
         part: the attention.
@@ -53,37 +53,44 @@ class AttentionGates:
     outputs: StochasticGate
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
-        """Multiply-accumulates of one token, if ``read`` gives how far each dimension is kept.
+        """Multiply-accumulates of one token.
 
-        With ``packed``, what is read are zeros and ones, and heads are padded to one width, as
-        compaction does.
+        1. Inputs and outputs of the four projections count as far as their gates are open.
+        2. Keys and values of a group are kept while one of its query heads is.
+        3. With ``packed``, a head without values is removed, and the remaining heads are padded to
+           the width of the widest, as compaction does. The width is even with rotary embeddings,
+           and unchanged where a norm or the architecture needs it.
+
+        Args:
+            read: gives the openness of each gate's dimensions, in [0, 1]; with ``packed`` zeros and
+                ones.
         """
         part = self.part
         reference = read(self.inputs)
         inputs, outputs = reference.sum(), read(self.outputs).sum()
         memory = inputs if self.memory is None else read(self.memory).sum()
-        if part.projected is not None:  # nothing between the projections has a gate
+        if part.projected is not None:  # no gate between the projections
             q, k, v = part.projected
             return inputs * q + memory * (k + v) + v * outputs + length * part.products
         grouped = (part.kv_heads, part.heads // part.kv_heads)
-        heads = reference.new_ones(grouped)
+        heads = reference.new_ones(grouped)  # (kv_heads, group)
         if self.heads is not None:
             heads = read(self.heads).view(grouped)
-        scores = values = reference.new_ones(part.kv_heads, part.head_dim)
+        scores = values = reference.new_ones(part.kv_heads, part.head_dim)  # (kv_heads, head_dim)
         if self.scores is not None:
             scores = read(self.scores).view(part.kv_heads, -1)
             scores = torch.cat([scores, scores], dim=-1) if part.rotary else scores
         if self.values is not None:
             values = read(self.values).view(part.kv_heads, part.head_dim)
-        if packed:  # a head without values goes, and its queries and keys with it
+        if packed:  # rule 3
             heads = heads * (values.sum(-1, keepdim=True) > 0)
-        group = 1 - (1 - heads).prod(-1)  # keys and values stay while one of their heads does
-        queries = (heads.sum(-1) * scores.sum(-1)).sum()
-        context = (heads.sum(-1) * values.sum(-1)).sum()
-        keyed = (group * (scores.sum(-1) + values.sum(-1))).sum()
-        linear = inputs * queries + memory * keyed + context * outputs
-        products = queries + context
-        if packed:
+        group = 1 - (1 - heads).prod(-1)  # (kv_heads,), rule 2
+        queries = (heads.sum(-1) * scores.sum(-1)).sum()  # outputs of q
+        context = (heads.sum(-1) * values.sum(-1)).sum()  # inputs of o
+        keyed = (group * (scores.sum(-1) + values.sum(-1))).sum()  # outputs of k and v
+        linear = inputs * queries + memory * keyed + context * outputs  # rule 1
+        products = queries + context  # per token attended to: q k^T and the weighted sum of v
+        if packed:  # rule 3
             alive = (group[:, None] > 0).to(scores.dtype)
             width = torch.maximum((alive * scores).sum(-1), (alive * values).sum(-1)).max()
             width = width.clamp(min=1)
@@ -96,15 +103,21 @@ class AttentionGates:
         return linear + length * products
 
     def gates(self) -> Iterator[StochasticGate]:
-        """Those that exist."""
+        """The gates that exist."""
         named = (self.inputs, self.memory, self.scores, self.values, self.heads, self.outputs)
         yield from (gate for gate in named if gate is not None)
 
 
 @dataclass(frozen=True)
 class FeedForwardGates:
-    """The gates of one feed-forward part: ``inputs`` (hidden,), ``hidden`` (intermediate,),
-    ``outputs`` (hidden,)."""
+    """Gates of one feed-forward part.
+
+    Attributes:
+        part: the feed-forward part.
+        inputs: (hidden,).
+        hidden: (intermediate,).
+        outputs: (hidden,).
+    """
 
     part: FeedForward
     inputs: StochasticGate
@@ -112,13 +125,13 @@ class FeedForwardGates:
     outputs: StochasticGate
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
-        """As :meth:`AttentionGates.macs`."""
+        """Multiply-accumulates of one token, see :meth:`AttentionGates.macs`."""
         widening = 1 if self.part.gate is None else 2
         width = read(self.hidden).sum()
         return width * (widening * read(self.inputs).sum() + read(self.outputs).sum())
 
     def gates(self) -> Iterator[StochasticGate]:
-        """All three."""
+        """All three gates."""
         yield from (self.inputs, self.hidden, self.outputs)
 
 
@@ -129,14 +142,14 @@ Sides = dict[str, tuple[Gate | None, Gate | None]]
 def build_structure(
     model: nn.Module, make: Callable[[str, int], StochasticGate]
 ) -> tuple[Structure, Sides]:
-    """The shared gates of a model and where they go; the model is not changed.
+    """Builds the shared gates of a model; the model does not change.
 
     Args:
         model: a plain transformers model whose architecture has an adapter.
-        make: from a name (block path and role) and a size to a gate.
+        make: makes a gate from a name (block path and role) and a size.
 
     Returns:
-        the gates by part, and for every gated layer its row and column gates.
+        the gates by part, and the row and column gates of every gated layer.
 
     Raises:
         ValueError: the architecture has no adapter.
@@ -196,7 +209,7 @@ def _attention_gates(
     if gates.scores is not None:
         width = part.head_dim // (1 + part.rotary)
         index = group * width + dimension % width
-        if part.is_fused:  # behind the queries come keys and values, which have no gates here
+        if part.is_fused:  # the rows of keys and values follow the queries; they have no gates here
             index = torch.cat([index, index.new_full((2 * size,), -1)])
         rows = DerivedGate([(gates.scores, index)])
     cols: Gate | None = None

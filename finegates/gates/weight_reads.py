@@ -1,8 +1,8 @@
-"""Modules that compute with the weight of a layer inside them without calling the layer.
+"""Detects modules that use ``layer.weight`` without calling the layer.
 
-Gates around such a layer would be passed over: they train without an effect, and the layer made
-smaller has a weight that its reader does not expect. What a module reads is found in the source of
-its forward and of the methods that this calls.
+A gate around such a layer would be bypassed: it would train without effect, and the compact layer's
+weight would have a size that the reader does not expect. Reads are found in the source of the
+module's forward and of the methods that it calls.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 _NUMBERS = ("weight", "bias")
-# They multiply by their layers' weights in code that is not Python, the second in evaluation only.
+# These use `layer.weight` in code that is not Python, the second in evaluation only.
 _KNOWN = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-# What says something about a tensor, and nothing of its numbers.
+# Attributes of a tensor that do not read its values.
 _HARMLESS = (
     "dtype", "device", "shape", "size", "dim", "ndim", "numel", "is_cuda", "element_size",
     "is_meta", "layout", "requires_grad", "stride", "is_contiguous", "is_floating_point",
@@ -30,18 +30,18 @@ _HARMLESS_CALLS = ("isinstance", "hasattr", "type", "to", "type_as", "id")
 
 
 def weight_reader(model: nn.Module, name: str) -> tuple[nn.Module, bool] | None:
-    """The module around a layer that reads the layer's weight or bias itself, or None.
+    """Finds the parent module that reads a layer's weight or bias directly, or None.
 
     Args:
-        model: holds the layer.
+        model: contains the layer.
         name: the layer's path.
 
     Returns:
-        the module, and whether it never calls the layer; if it does, it is one way among others
-        that reads.
+        the module, and whether it never calls the layer; if it does, only some of its branches read
+        the weight.
     """
     around = model.get_submodule(name.rpartition(".")[0])
-    # torch marks by this class what its attention reads, also where others have copied that.
+    # torch marks the output projection of its attention by this class, and copies of it do, too.
     marked = isinstance(model.get_submodule(name), NonDynamicallyQuantizableLinear)
     if marked or isinstance(around, _KNOWN):
         return around, True
@@ -57,9 +57,9 @@ def weight_reader(model: nn.Module, name: str) -> tuple[nn.Module, bool] | None:
 
 @cache
 def _uses(module: type[nn.Module]) -> tuple[frozenset[str], frozenset[str]]:
-    """Paths, relative to a module of this class, of what its forward reads, and of what it calls.
+    """Paths that the forward of a module class reads, and those that it calls.
 
-    Where a layer is chosen by an index, its path holds ``*``.
+    Paths are relative to the module. A layer chosen by an index has ``*`` in its path.
     """
     kinds = module.__mro__[: module.__mro__.index(nn.Module)]
     read, called = set[str](), set[str]()
@@ -74,23 +74,23 @@ def _uses(module: type[nn.Module]) -> tuple[frozenset[str], frozenset[str]]:
                 found = _Reader(method)
                 read.update(found.reads())
                 called.update(found.calls())
-                wanted.extend(found.calls())  # a method of self is called as a layer is
+                wanted.extend(found.calls())  # a method of self has the same syntax as a layer
     return frozenset(read), frozenset(called)
 
 
 def method_source(method: object) -> ast.FunctionDef | None:
-    """The syntax tree of a method without its decorators, or None where there is no source."""
+    """The syntax tree of a method without its decorators, or None without source."""
     if not callable(method):
         return None
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method))))
-    except (OSError, TypeError, SyntaxError):  # made without a source
+    except (OSError, TypeError, SyntaxError):  # generated code
         return None
     return next((node for node in tree.body if isinstance(node, ast.FunctionDef)), None)
 
 
 class _Reader:
-    """Finds in one method what it reads of the layers of ``self``."""
+    """Collects the layers of ``self`` that one method reads or calls."""
 
     def __init__(self, method: ast.FunctionDef) -> None:
         self._method = method
@@ -98,7 +98,7 @@ class _Reader:
         self._parents = {
             child: node for node in ast.walk(method) for child in ast.iter_child_nodes(node)
         }
-        # Ways for quantised layers alone, which get no gates.
+        # Branches for quantised layers only, which get no gates.
         self._aside = {
             node
             for branch in ast.walk(method)
@@ -108,7 +108,7 @@ class _Reader:
             for statement in branch.body
             for node in ast.walk(statement)
         }
-        for node in ast.walk(method):  # other names of layers, in the order of the source
+        for node in ast.walk(method):  # aliases of layers, in source order
             if isinstance(node, ast.Assign):
                 for target in node.targets:
                     self._bind(target, node.value, "")
@@ -121,7 +121,7 @@ class _Reader:
             self._paths[target.id] = f"{path}{inside}"
 
     def reads(self) -> Iterator[str]:
-        """Paths of layers whose numbers are read."""
+        """Paths of layers whose values are read."""
         for node in ast.walk(self._method):
             if (
                 isinstance(node, ast.Attribute)
@@ -134,7 +134,7 @@ class _Reader:
                 yield path
 
     def calls(self) -> Iterator[str]:
-        """Paths of what is called."""
+        """Paths that are called."""
         for node in ast.walk(self._method):
             if (
                 isinstance(node, ast.Call)
@@ -144,7 +144,7 @@ class _Reader:
                 yield path
 
     def _path(self, node: ast.expr) -> str | None:
-        """The path from ``self`` that an expression names; None for anything else."""
+        """The path from ``self`` that an expression names, or None."""
         if isinstance(node, ast.Name):
             return self._paths.get(node.id)
         if isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""The calibration set: batches of any cut, and a model that is as before once they were seen."""
+"""Batches of the calibration set, and a model left unchanged by them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from finegates.training.micro_batches import IGNORED
 Batch = dict[str, Any]
 Collator = Callable[[list[Any]], Any]
 
-# As transformers.Trainer keeps them, next to what forward names.
+# Kept by transformers.Trainer in addition to the arguments of forward.
 _LABELS = {"label", "label_ids", "labels"}
 
 
 def calibration_batches(
     data: Iterable[Any] | None, collator: Collator | None, batch_size: int, model: nn.Module
 ) -> list[Batch]:
-    """The calibration set as batches that a model takes.
+    """Makes batches of the calibration set for a model.
 
     Args:
         data: batches, each a mapping of tensors; with a collator, rows.
-        collator: from a list of rows to a batch; columns that ``forward`` does not name are left
-            out of the rows, as ``transformers.Trainer`` does.
+        collator: makes a batch from a list of rows; columns that are not arguments of ``forward``
+            are removed first, as in ``transformers.Trainer``.
         batch_size: rows of a batch, with a collator.
         model: whose ``forward`` gets the batches.
 
@@ -60,7 +60,7 @@ def _collated(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     named = set(inspect.signature(unwrap(model).forward).parameters) | _LABELS
-    # Datasets need not be iterable: PyTorch's have a length and an index.
+    # PyTorch's datasets need not be iterable: they have a length and an index.
     rows: Iterable[Any] = data
     if not hasattr(data, "__iter__") and isinstance(data, Sequence | torch.utils.data.Dataset):
         rows = (data[place] for place in range(len(data)))
@@ -92,11 +92,11 @@ def single_rows(batch: Batch, rows: int) -> Iterator[Batch]:
 
 
 def without_padding(row: Batch, *, encoder_decoder: bool) -> Batch:
-    """A batch of one row without the positions that its masks leave out.
+    """Removes the padding from a batch of one row.
 
     Args:
-        row: of one row, with ``attention_mask`` (1, length) where there is padding.
-        encoder_decoder: its labels are of another sequence, padded with ``IGNORED``.
+        row: batch of one row, with ``attention_mask`` (1, length) if padded.
+        encoder_decoder: whether labels belong to another sequence, padded with ``IGNORED``.
     """
     found = dict(row)
     mask = row.get("attention_mask")
@@ -115,9 +115,9 @@ def without_padding(row: Batch, *, encoder_decoder: bool) -> Batch:
 
 @contextmanager
 def left_unchanged(model: nn.Module) -> Iterator[None]:
-    """Within the block a model is in evaluation mode and its parameters want no gradient.
+    """Within the block, a model is in evaluation mode and needs no gradients.
 
-    Afterwards modes, ``requires_grad`` and the random numbers of torch are as they were.
+    Afterwards modes, ``requires_grad`` and the random state of torch are restored.
     """
     training = {module: module.training for module in model.modules()}
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,7 +1,7 @@
-"""The groups of rows and columns that are removed together, what they cost, and closing them.
+"""Groups of rows and columns that are removed together, and their costs.
 
-They are the gates of preset ``structured`` (:mod:`finegates.gates.shared`): one for each dimension
-that compaction can remove. Here a gate is a mask of zeros and ones that is never trained.
+They are the gates of preset ``structured`` (:mod:`finegates.gates.shared`), one for each dimension
+that compaction can remove. Here a gate is an untrained mask of zeros and ones.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from finegates.gates.penalty import MacsPenalty
 from finegates.gates.shared import AttentionGates, Read, build_structure
 
 Dimensions = Literal["all", "inner"]
-"""Which groups may be closed: all, or heads and feed-forward dimensions alone."""
+"""Groups that may be closed: all, or only heads and feed-forward dimensions."""
 
 Vectors = dict[StochasticGate, Tensor]
-"""By gate, a number for each of its dimensions, (n,)."""
+"""A number for each dimension, (n,), by gate."""
 
 
 class SharedGroups:
-    """The groups of a model, all of them open at first; the model is not changed.
+    """The groups of a model, initially all open; the model does not change.
 
     Args:
         model: plain, without gates.
@@ -33,8 +33,8 @@ class SharedGroups:
         length: tokens of a sequence, for the MACs of attention.
 
     Attributes:
-        structure: the gates by part of the model; they hold nothing.
-        sides: for every layer its row gate and its column gate.
+        structure: the gates by part of the model; their values are not used.
+        sides: row and column gate of every layer.
         gates: those whose dimensions may be closed, by name.
         open: (n,) of every gate, float32: 1 where open, 0 where closed.
     """
@@ -47,7 +47,7 @@ class SharedGroups:
             names[gate] = name
             return gate
 
-        with torch.random.fork_rng(devices=[]):  # gates draw latents, which nothing reads here
+        with torch.random.fork_rng(devices=[]):  # gates draw latents, which are not used here
             self.structure, self.sides = build_structure(model, make)
         self.length = length
         self.open: Vectors = {
@@ -62,10 +62,10 @@ class SharedGroups:
     def values(
         self, opened: Mapping[StochasticGate, Tensor] | None = None
     ) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-        """By layer, the row gate (out,) and the column gate (in,) of zeros and ones.
+        """Row gate (out,) and column gate (in,) of zeros and ones, by layer.
 
         Args:
-            opened: other masks than the present ones, of any of the gates.
+            opened: masks that replace the present ones of some gates.
         """
         masks = {**self.open, **(opened or {})}
         read: Callable[[Gate], Tensor] = masks.__getitem__  # type: ignore[assignment]
@@ -81,20 +81,20 @@ class SharedGroups:
         """The fraction of the dense MACs that compaction keeps.
 
         Args:
-            opened: other masks than the present ones, of any of the gates.
+            opened: masks that replace the present ones of some gates.
         """
         masks = {**self.open, **(opened or {})}
         return float(self._macs(masks.__getitem__, packed=True)) / self.dense
 
     def costs(self) -> Vectors:
-        """The MACs of one token that each dimension stands for at present."""
+        """The MACs of one token that closing each dimension saves at present."""
         return self.slopes(lambda read: self._macs(read))
 
     def slopes(self, count: Callable[[Read], Tensor]) -> Vectors:
-        """The derivative of a count by how far each dimension is open, at present.
+        """The derivative of a count by the openness of each dimension, at present.
 
         Args:
-            count: from what is read of each gate, (n,), to a scalar.
+            count: maps the values read from each gate, (n,), to a scalar.
         """
         with torch.enable_grad():
             opened = {gate: mask.clone().requires_grad_() for gate, mask in self.open.items()}
@@ -120,8 +120,10 @@ class SharedGroups:
             )
 
     def floor(self) -> float:
-        """The least fraction that can be kept by a model that still computes something: one part
-        keeps one dimension of each gate, the part where that costs the least."""
+        """The smallest fraction that can be kept without closing the whole model.
+
+        The part where this is cheapest keeps one dimension of each gate.
+        """
         least = 1.0
         for part in self.structure:
             alive = set(part.gates())
@@ -140,14 +142,17 @@ class SharedGroups:
         goal: float,
         kept: Callable[[Mapping[StochasticGate, Tensor]], float] | None = None,
     ) -> float:
-        """Closes the dimensions that are worth least until a goal is met; returns what is kept.
+        """Closes the dimensions of least worth until a goal is met.
 
-        Those that are closed already stay so.
+        Closed dimensions stay closed.
 
         Args:
             worth: (n,) of each of :attr:`gates`, not negative.
             goal: the fraction to keep.
-            kept: the fraction that masks keep; None: that of the MACs.
+            kept: computes the kept fraction from masks; by default that of the MACs.
+
+        Returns:
+            the kept fraction.
         """
         gates = list(self.gates.values())
         sizes = [gate.size for gate in gates]

@@ -1,11 +1,12 @@
-"""What the weights that a group removes amount to: their squares, or what they put out.
+"""Importance of groups from the weights that they remove.
 
-Removing a dimension removes rows and columns of several layers. With a score S of every single
-weight, the importance of the dimension is the sum of S over what goes with it at present:
+Removing a dimension removes rows and columns of several layers. With a score S for every single
+weight, the importance of the dimension is the sum of S over the weights that are removed with it at
+present:
 
-- ``magnitude``: ``S_ij = W_ij^2``, the squared Frobenius norm of what is removed;
-- ``second_moment``: ``S_ij = W_ij^2 E x_j^2``, the expected square of what the weight adds to its
-  output; its root is the score of Wanda (Sun et al., arXiv 2306.11695).
+- ``magnitude``: ``S_ij = W_ij^2``, the squared Frobenius norm of the removed weights;
+- ``second_moment``: ``S_ij = W_ij^2 E x_j^2``, the expected squared contribution of the weight to
+  its output; its root is the score of Wanda (Sun et al., arXiv 2306.11695).
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ Masks = dict[str, tuple[Tensor | None, Tensor | None]]
 def removed_squares(
     model: nn.Module, groups: SharedGroups, moments: Mapping[str, Tensor] | None = None
 ) -> Vectors:
-    """The importance of each dimension by the weights that go with it, float32, (n,) of each gate.
+    """Importance of each dimension from its removed weights, float32, (n,) by gate.
 
     Args:
         model: dense; low-rank terms count as merged.
         groups: of the model.
-        moments: by layer ``E x_j^2`` (in,); None: 1 (``magnitude``).
+        moments: ``E x_j^2`` (in,) by layer; None means 1 (``magnitude``).
     """
     inner = unwrap(model)
     squares = {}
@@ -67,7 +68,7 @@ def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:
 
 
 def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
-    """Which rows and columns of q, k, v and o stay, as products of what is read of the gates."""
+    """Masks of the rows and columns of q, k, v and o, as products of gates."""
     part = gates.part
     inputs, outputs = read(gates.inputs), read(gates.outputs)
     memory = inputs if gates.memory is None else read(gates.memory)
@@ -106,14 +107,14 @@ def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
 def measure_moments(
     model: nn.Module, groups: SharedGroups, batches: Sequence[Batch], tick: Callable[[], object]
 ) -> dict[str, Tensor]:
-    """``E x_j^2`` of every layer's inputs, float32 (in,), over the positions that are not padding.
+    """Measures ``E x_j^2`` of every layer's inputs, float32 (in,), without padding.
 
-    What is closed is as it would be in the pruned model.
+    Closed dimensions have the values that they would have in the pruned model.
 
     Args:
-        model: in evaluation mode; it is not changed.
+        model: in evaluation mode; it does not change.
         groups: of the model.
-        batches: labels are not needed.
+        batches: need no labels.
         tick: called after each batch.
     """
     inner = unwrap(model)

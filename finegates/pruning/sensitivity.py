@@ -1,13 +1,14 @@
-"""First derivatives of the loss of each row of a calibration set by every shared gate.
+"""Derivatives of each calibration row's loss by every shared gate.
 
-With c_i what row i adds to the mean loss, ``L = mean_i c_i``, and g the gate of a dimension, at 1:
+With c_i the contribution of row i to the mean loss, ``L = mean_i c_i``, and g the gate of a
+dimension, at 1:
 
 - ``taylor``: ``mean_i |dc_i / dg|``, the expected sensitivity of Michel et al. (arXiv 1905.10650,
   equation 2), the first-order change of a row's loss if the dimension were removed;
 - ``fisher``: ``mean_i (dc_i / dg)^2``, the diagonal of the empirical Fisher information of the
-  gates, as of Kwon et al. (arXiv 2204.09656, section 4).
+  gates, as in Kwon et al. (arXiv 2204.09656, section 4).
 
-The derivative of L itself is of no use: of a trained model it is about zero.
+The derivative of L itself is not useful: for a trained model it is about zero.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from finegates.training.label_use import LabelUse, label_use
 from finegates.training.loss_means import has_uneven_positions, labels_of_several_means
 from finegates.training.micro_batches import count_items
 
-# Derivatives of half precision that float16 would round to zero; divided out in float32.
+# Loss scale against underflow in float16; divided out in float32.
 _LOSS_SCALE = 1024.0
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What rows say of the gates, float32, (n,) of each.
+    """Means over rows of the gates' derivatives, float32, (n,) by gate.
 
     Attributes:
         absolute: ``mean_i |dc_i / dg|``.
@@ -49,20 +50,20 @@ class Sensitivity:
 def measure_sensitivity(
     model: nn.Module, groups: SharedGroups, batches: Sequence[Batch], tick: Callable[[], object]
 ) -> Sensitivity:
-    """Derivatives of the loss at what the groups are now.
+    """Measures derivatives of the loss at the present state of the groups.
 
     Each row is weighted by its items (its labels), so that L is the mean over the items of all
-    batches and no result depends on how rows are cut into batches, up to rounding.
+    batches. Up to rounding, the result does not depend on how rows are cut into batches.
 
     Args:
-        model: in evaluation mode; it is not changed.
+        model: in evaluation mode; it does not change.
         groups: of the model.
         batches: with labels.
         tick: called after each batch.
 
     Raises:
-        ValueError: the model returns no loss, or one that is a sum of means over different items,
-            or the batches hold no labels that count.
+        ValueError: the model returns no loss, or a sum of means over different items, or the
+            batches have no labels that count.
         FloatingPointError: a derivative is not finite.
     """
     use = label_use(model)
@@ -78,7 +79,7 @@ def measure_sensitivity(
             raise ValueError(
                 f"the loss of {type(unwrap(model)).__name__} for "
                 f"{' and '.join(several or ['start_positions', 'end_positions'])} sums means over "
-                "different items, so its rows cannot be weighed; leave all labels but one out"
+                "different items, so its rows cannot be weighted; leave out all labels but one"
             )
         counted = count_items(placed, use)
         items, rows = items + int(counted[0]), rows + int(counted[1])
@@ -87,7 +88,7 @@ def measure_sensitivity(
             parts = single_rows(placed, int(counted[1]))
         try:
             found = [_row_gradients(model, groups, part, use) for part in parts]
-        except _OtherRows:  # a layer reads more than the rows: one row at a time
+        except _OtherRows:  # a layer mixes rows, so they are passed one at a time
             together = False
             found = [
                 _row_gradients(model, groups, part, use)
@@ -108,13 +109,13 @@ def measure_sensitivity(
 
 
 class _OtherRows(Exception):
-    """A layer's input does not have the rows of the batch in its first dimension."""
+    """The first dimension of a layer's input is not that of the batch."""
 
 
 def _row_gradients(
     model: nn.Module, groups: SharedGroups, batch: Batch, use: LabelUse
 ) -> dict[StochasticGate, Tensor]:
-    """By gate (rows, n): derivatives of each row's sum of losses over its items."""
+    """Derivatives of each row's sum of losses over its items, (rows, n) by gate."""
     items, rows = (int(count) for count in count_items(batch, use))
     if items == 0:
         return {}
@@ -142,7 +143,7 @@ def _row_gradients(
 def _gates_in_place(
     model: nn.Module, groups: SharedGroups, leaves: Mapping[StochasticGate, Tensor], rows: int
 ) -> Iterator[None]:
-    """Within the block, layers multiply inputs and outputs by gates, one vector for each row."""
+    """Within the block, layers apply gates to inputs and outputs, one vector per row."""
     read: Callable[[Gate], Tensor] = leaves.__getitem__  # type: ignore[assignment]
     inner = unwrap(model)
     handles: list[RemovableHandle] = []
@@ -188,6 +189,7 @@ def _check_finite(groups: SharedGroups, found: Vectors) -> None:
     for name, gate in groups.gates.items():
         if not bool(found[gate].isfinite().all()):
             raise FloatingPointError(
-                f"a derivative of the loss at {name} is not finite, so it cannot be decided what "
-                "to close; measure in float32 or bfloat16, or look for NaN in weights and batches"
+                f"a derivative of the loss at {name} is not finite, so the dimensions to "
+                "close are unknown; measure in float32 or bfloat16, or look for NaN in weights and "
+                "batches"
             )

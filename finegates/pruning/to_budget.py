@@ -1,4 +1,4 @@
-"""Pruning to a budget: measure what matters, close what matters least for its cost, repeat."""
+"""One-shot pruning to a budget: measure importance, close, repeat."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from finegates.seeds import derive_seed
 from finegates.wrappers import check_undispatched, without_containers
 
 Criterion = Literal["taylor", "fisher", "second_moment", "magnitude", "random"]
-"""What decides which dimensions matter least, see :func:`prune`."""
+"""Importance of a dimension, see :func:`prune`."""
 
 _WITHOUT_DATA = ("magnitude", "random")
 
@@ -47,44 +47,44 @@ def prune(
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
-    """Prunes a model to a budget by the importance of its dimensions, without training, in place.
+    """Prunes a model to a budget without training, in place.
 
     Dimensions are those of preset ``structured``: heads and their widths, feed-forward dimensions,
-    inputs and outputs of layers. They are ordered by importance over the MACs that they stand for,
-    and closed from the least on until the budget is met (:mod:`finegates.gates.closing`). What is
-    trained stays as it is; train the result on, gates and all, or its compact form.
+    inputs and outputs of layers. They are ordered by importance divided by the MACs that they cost,
+    and closed from the least on until the budget is met (:mod:`finegates.gates.closing`).
+    ``requires_grad`` does not change; the result can be trained further, gated or compact.
 
     >>> fg.prune(model, data_loader, target=0.4)  # doctest: +SKIP
     >>> small = fg.compact(model)  # doctest: +SKIP
 
-    Importance of a dimension, with c_i what row i of the calibration set adds to the mean loss and
-    g the gate of the dimension:
+    With c_i the contribution of row i of the calibration set to the mean loss, and g the gate of a
+    dimension, the importance of the dimension is
 
     - ``"taylor"``: ``mean |dc_i / dg|``, the expected first-order change of a row's loss if the
       dimension were removed (Michel et al., arXiv 1905.10650);
     - ``"fisher"``: ``mean (dc_i / dg)^2``, the diagonal of the gates' empirical Fisher information
       (Kwon et al., arXiv 2204.09656);
-    - ``"second_moment"``: the sum of ``W_ij^2 E x_j^2`` over the weights that go with it; its rows
-      need no labels;
+    - ``"second_moment"``: the sum of ``W_ij^2 E x_j^2`` over the weights removed with it; needs no
+      labels;
     - ``"magnitude"``: the sum of ``W_ij^2``; needs no data;
-    - ``"random"``: a drawn order; needs no data.
+    - ``"random"``: a random number; needs no data.
 
     Args:
         model: a transformers model without gates, or a ``peft`` model around one, of an
             architecture that has an adapter, already fine-tuned for the task.
-        data: the calibration set: batches, each a mapping of tensors that the model takes (a
-            ``DataLoader``, a list); with a ``collator``, rows (a dataset).
+        data: the calibration set: batches, each a mapping of the model's inputs (a ``DataLoader``,
+            a list); with a ``collator``, rows (a dataset).
         target: the fraction of the encoder's MACs to remove, in [0, 1); with ``cost``, of its
             predicted time.
         criterion: see above.
-        steps: in how many equal parts of the target to close; importance is measured before each.
-        dimensions: ``"all"``, or ``"inner"`` for heads and feed-forward dimensions alone, whose
-            removal leaves plain layers that gather and scatter nothing.
-        collator: makes a batch of a list of rows, as ``transformers.Trainer`` has it.
+        steps: number of equal steps toward the target; importance is measured before each.
+        dimensions: ``"all"``, or ``"inner"`` for only heads and feed-forward dimensions, whose
+            removal leaves plain layers without gathers and scatters.
+        collator: makes a batch from a list of rows, as in ``transformers.Trainer``.
         batch_size: rows of a batch, with a collator.
-        sequence_length: tokens of a sequence, for the share of attention.
-        cost: what multiplying and moving cost (:func:`finegates.calibrate`): the budget is then on
-            the time that :func:`finegates.compact` with the same ``cost`` is predicted to need.
+        sequence_length: tokens of a sequence, for the MACs of attention.
+        cost: measured costs of matmuls and data movement (:func:`finegates.calibrate`). The budget
+            is then on the predicted time after :func:`finegates.compact` with the same ``cost``.
         seed: of criterion ``"random"``.
         progress: show a progress bar.
 
@@ -92,9 +92,9 @@ def prune(
         the same model, with constant gates of zeros and ones around its layers.
 
     Raises:
-        ValueError: the model has gates, is compact or has no adapter; the target is out of reach;
-            an option is unknown; the criterion needs data, or labels, and has none. The model is
-            as it was, here and below.
+        ValueError: the model has gates, is compact or has no adapter; the target cannot be reached;
+            an option is unknown; the criterion needs data or labels and gets none. After an error
+            the model is unchanged.
         TypeError: not a model; a layer is quantised; a batch is not a mapping of tensors.
         FloatingPointError: a derivative of the loss is not finite.
     """
@@ -136,7 +136,7 @@ def _worth(
     seed: int,
     tick: Callable[[], object],
 ) -> Vectors:
-    """By gate, importance over MACs, (n,)."""
+    """Importance divided by MACs, (n,) by gate."""
     if criterion == "random":
         tick()
         return _drawn(groups, seed)
@@ -164,10 +164,10 @@ def _drawn(groups: SharedGroups, seed: int) -> Vectors:
 
 
 class _Timed:
-    """Predicts how much of a model's time compaction keeps, by masks.
+    """Predicts the fraction of a model's time that compaction keeps, from masks.
 
-    Compaction plans from gates; so the masks go onto a copy of the modules, whose tensors are those
-    of the model.
+    Compaction plans from gates, so the masks are attached to a copy of the modules that shares the
+    model's tensors.
     """
 
     def __init__(self, inner: nn.Module, groups: SharedGroups, cost: CostModel) -> None:
@@ -188,7 +188,7 @@ class _Timed:
         return self._seconds() / self._dense
 
     def _seconds(self) -> float:
-        """Of one token: its linear layers, and its products with the tokens of a sequence."""
+        """Seconds of one token: linear layers, and attention over a sequence."""
         blocks = plan_compaction(self._shadow, cost=self._cost).blocks
         products = sum(block.attention_macs[1] for block in blocks)
         linear = sum(block.seconds for block in blocks if block.seconds is not None)
@@ -212,7 +212,7 @@ def _check_options(
 
 
 def _check_prunable(inner: nn.Module) -> None:
-    """Raises ValueError or TypeError where shared gates cannot go around the model's layers."""
+    """Raises ValueError or TypeError if shared gates cannot be attached."""
     if gated_layers(inner):
         raise ValueError("the model has gates already: compact it, or call finegates.detach first")
     check_dense(inner)

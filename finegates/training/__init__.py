@@ -1,1 +1,1 @@
-"""Training with gates: the trainer, its schedule, its checkpoints, distillation."""
+"""Training with gates: trainer, schedule, checkpoints and distillation."""

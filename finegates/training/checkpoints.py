@@ -1,9 +1,9 @@
-"""What a training with gates keeps, and takes up again: all of the gated model, whatever is in it.
+"""Checkpoints of a training with gates, which hold the whole gated model.
 
-``transformers.Trainer`` writes of a model with adapters the adapters alone, and reads them back so;
-and what it writes of one with gates, ``from_pretrained`` would fill with random numbers. Here a
-checkpoint, a saved model and the best model are of one form (:mod:`finegates.formats.gated`), which
-:func:`finegates.load` reads without the original weights.
+For a model with adapters, ``transformers.Trainer`` saves and restores only the adapters. For a
+model with gates, ``from_pretrained`` would fill the renamed weights of its checkpoint with random
+numbers. Here a checkpoint, a saved model and the best model have one format
+(:mod:`finegates.formats.gated`), which :func:`finegates.load` reads without the original weights.
 """
 
 from __future__ import annotations
@@ -30,25 +30,29 @@ from finegates.training.gate_history import GateHistory
 
 
 class GatedCheckpoints:
-    """The part of a trainer that writes and reads checkpoints; for ``transformers.Trainer`` to the
-    right of it among the bases.
+    """Mixin that writes and reads a trainer's checkpoints.
+
+    It precedes ``transformers.Trainer`` among the base classes.
 
     Attributes:
-        history: of the gates; it is part of a checkpoint.
-        resumed: the checkpoint that the present training continues from; None if none.
+        history: of the gates; part of each checkpoint.
+        resumed: the checkpoint that the current training continues from, or None.
     """
 
     history: GateHistory
     resumed: Path | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As of ``transformers.Trainer``."""
+        """Overrides ``transformers.Trainer``; remembers the checkpoint to resume from."""
         self.resumed = None
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Saves the model: a gated one whole, a compact one as finegates.save does, any other one
-        as Trainer does."""
+        """Saves the model.
+
+        A gated model is saved whole, a compact one as finegates.save does, any other as Trainer
+        does.
+        """
         model = self._plain_model()
         gated = bool(gated_layers(model))
         compact = not gated and bool(stock_obstacle(model)) and isinstance(model, PreTrainedModel)
@@ -74,22 +78,22 @@ class GatedCheckpoints:
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """As of Trainer; a gated model is read whole, or refused before anything changes."""
+        """Overrides Trainer; a gated model is read whole, or refused unchanged."""
         self.resumed = Path(resume_from_checkpoint)
         if not self._put(self.resumed):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _load_best_model(self) -> None:
-        """As of Trainer; a gated model is read whole, low-rank factors, gates, biases and head."""
+        """Overrides Trainer; a gated model is read whole, adapters and head included."""
         best = self.state.best_model_checkpoint  # type: ignore[attr-defined]
         if not self._put(Path(best)):
             super()._load_best_model()  # type: ignore[misc]
 
     def _put(self, folder: Path) -> bool:
-        """Puts a gated checkpoint into the model; says whether it was one.
+        """Loads a gated checkpoint into the model; returns whether it was one.
 
         Raises:
-            ValueError: the checkpoint and the model do not fit, or the checkpoint is unfinished.
+            ValueError: the checkpoint does not match the model, or is incomplete.
         """
         model = self._plain_model()
         if is_gated_folder(folder):
@@ -97,14 +101,14 @@ class GatedCheckpoints:
             return True
         if gated_layers(model) and folder.is_dir() and not is_stock_folder(folder):
             raise ValueError(
-                f"{folder} holds no gates: it has neither a finegates.json nor a {TENSORS} of a "
-                "gated model, because it was left unfinished or is of adapters alone; resume from "
+                f"{folder} has no gates: it contains neither a finegates.json nor a {TENSORS} of a "
+                "gated model, because it is incomplete or holds adapters only; resume from "
                 "another checkpoint"
             )
         return False
 
     def _plain_model(self) -> nn.Module:
-        """The model without what torch.compile and accelerate put around it."""
+        """The model without the wrappers of torch.compile and accelerate."""
         model: nn.Module = self.accelerator.unwrap_model(  # type: ignore[attr-defined]
             self.model,  # type: ignore[attr-defined]
             keep_torch_compile=False,

@@ -1,8 +1,7 @@
-"""Learning from a teacher's logits beside the labels (Hinton, Vinyals and Dean 2015).
+"""Knowledge distillation from stored logits (Hinton, Vinyals and Dean 2015).
 
-A dense model that was fine-tuned first says, for every training row, how likely it finds each
-class; the smaller model follows it where labels alone would say less. The teacher's logits are
-computed once and travel with the rows.
+A dense model that was fine-tuned first is the teacher. Its logits for every training row are
+computed once and stored with the row, and the smaller model learns from them and from the labels.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 TEACHER_LOGITS = "teacher_logits"
-"""The key of a row, and of a batch, that holds them: (outputs,) and (batch, outputs)."""
+"""Key of the teacher's logits in a row, (outputs,), and a batch, (batch, outputs)."""
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """How much a training follows the teacher.
+    """Weight and temperature of knowledge distillation.
 
     The task loss becomes ``(1 - weight) * task + weight * distance`` (:meth:`distance`).
 
     Attributes:
         weight: in [0, 1].
-        temperature: T > 0; above 1 the teacher's second choices count for more.
+        temperature: T > 0; above 1 the teacher's less likely classes count for more.
     """
 
     weight: float = 0.5
@@ -35,21 +34,21 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.weight <= 1.0:
-            raise ValueError(f"weight must lie in [0, 1], got {self.weight}")
+            raise ValueError(f"weight must be in [0, 1], got {self.weight}")
         if not self.temperature > 0.0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
     def distance(self, logits: Tensor, teacher: Tensor, problem_type: str | None = None) -> Tensor:
-        """How far logits are from the teacher's, a scalar, zero where they are equal.
+        """Distance of logits from the teacher's, a scalar, zero if they are equal.
 
-        A mean over rows of
+        It is a mean over rows of
 
         - for regression the mean squared difference;
         - for classification ``T^2 KL(softmax(teacher / T) || softmax(logits / T))``;
         - for several labels at once the mean over labels of ``T^2 KL`` of the two Bernoulli
           distributions with logits ``teacher / T`` and ``logits / T``.
 
-        T^2 keeps the size of its gradient when T changes.
+        The factor T^2 keeps the scale of the gradient independent of T.
 
         Args:
             logits: (batch, outputs), floating point; a single output also as (batch,).
@@ -59,15 +58,15 @@ class Distillation:
                 regression for one output and classification for several.
 
         Raises:
-            ValueError: the shapes differ, or there is not one vector for each row.
+            ValueError: the shapes differ, or are not one vector per row.
         """
         given = tuple(logits.shape), tuple(teacher.shape)
         logits, teacher = _rows(logits).float(), _rows(teacher).float()
         if logits.ndim != 2 or teacher.ndim != 2:
             raise ValueError(
                 f"logits are {given[0]}, the teacher's {given[1]}: distillation compares one "
-                "vector of outputs for each row, (batch, outputs), as heads for classification and "
-                "regression of whole sequences have it"
+                "vector of outputs per row, (batch, outputs), as heads for sequence "
+                "classification and regression return"
             )
         if logits.shape != teacher.shape:
             raise ValueError(
@@ -78,7 +77,7 @@ class Distillation:
         T = self.temperature
         if problem_type == "multi_label_classification":
             logits, teacher = logits / T, teacher / T
-            # KL of Bernoulli distributions is cross-entropy less entropy.
+            # KL of Bernoulli distributions is cross-entropy minus entropy.
             goal = teacher.sigmoid()
             crossed = F.binary_cross_entropy_with_logits(logits, goal)
             return T**2 * (crossed - F.binary_cross_entropy_with_logits(teacher, goal))
@@ -87,14 +86,14 @@ class Distillation:
 
 
 def logits_of(outputs: Any, *, behind_loss: bool) -> Tensor:
-    """The logits in what a model returned.
+    """Extracts the logits from a model's outputs.
 
     Args:
         outputs: a mapping or a tuple.
-        behind_loss: whether a tuple begins with the loss, as it does where the model got labels.
+        behind_loss: whether a tuple begins with the loss, as it does if the model got labels.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no logits.
     """
     if isinstance(outputs, Mapping):
         logits, found = outputs.get("logits"), f"only {', '.join(map(str, outputs))}"
@@ -105,36 +104,39 @@ def logits_of(outputs: Any, *, behind_loss: bool) -> Tensor:
     if not isinstance(logits, Tensor):
         raise ValueError(
             f"distillation needs the model's logits, and it returned {found}: it is for heads for "
-            "classification and regression of whole sequences"
+            "sequence classification and regression"
         )
     return logits
 
 
 def problem_type(model: nn.Module) -> str | None:
-    """What the configuration of a model says that its outputs are, as far as it does."""
+    """The ``problem_type`` of a model's configuration, or None."""
     return getattr(getattr(model, "config", None), "problem_type", None)
 
 
 def _rows(logits: Tensor) -> Tensor:
-    # Some heads drop the dimension of a single output, or that of a single row with it.
+    # Some heads squeeze a single output, and a single row with it.
     return logits.reshape(-1, 1) if logits.ndim < 2 else logits
 
 
 def with_teacher(rows: Sequence[Mapping[str, Any]], logits: Tensor) -> list[dict[str, Any]]:
-    """The rows of a data set, each with its teacher's logits, for a trainer with ``distillation``.
+    """Adds the teacher's logits to the rows of a data set.
 
     Args:
         rows: n of them.
-        logits: (n, outputs), in their order; a single output also as (n,).
+        logits: (n, outputs), in the order of the rows; a single output also as (n,).
+
+    Returns:
+        rows for a trainer with ``distillation``.
 
     Raises:
-        ValueError: not one row of logits for each row, logits of other shapes, or logits that are
+        ValueError: the number of rows and logits differs, or the logits have another shape or are
             not finite.
     """
     if logits.ndim not in (1, 2):
         raise ValueError(
             f"the teacher's logits are {tuple(logits.shape)}; they must be (rows, outputs), one "
-            "vector for each row"
+            "vector per row"
         )
     if len(rows) != len(logits):
         raise ValueError(f"{len(rows)} rows, but logits of {len(logits)}")

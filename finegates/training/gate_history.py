@@ -1,5 +1,4 @@
-"""What became of the gates in a training: a summary before it and after each epoch, kept with its
-checkpoints."""
+"""History of the gates in a training, stored with its checkpoints."""
 
 from __future__ import annotations
 
@@ -17,21 +16,21 @@ from finegates.gates.gated_linear import gated_layers
 from finegates.gates.monitor import GateWatch, summarise_gates
 
 HISTORY = "gate_history.json"
-"""The file of a checkpoint that a resumed training continues the history from."""
+"""File of a checkpoint that holds the history for a resumed training."""
 
 logger = logging.getLogger(__name__)
 
 
 class GateHistory(TrainerCallback):
-    """Summarises the gates before training and after each epoch, and counts those that open again.
+    """Summarises the gates before training and after each epoch.
 
-    Gates are looked at every ``INTERVAL`` steps; a gate that closes and opens between two looks
-    is missed.
+    It also counts gates that reopen. Gates are checked every ``INTERVAL`` steps; a gate that closes
+    and reopens between two checks is missed.
 
     Attributes:
-        entries: one an epoch, with the key ``epoch`` and those of
+        entries: one per epoch, with the key ``epoch`` and those of
             :func:`finegates.gates.monitor.summarise_gates`.
-        unlogged: numbers of the last summary that have not been logged yet.
+        unlogged: values of the last summary that have not been logged yet.
     """
 
     INTERVAL = 10
@@ -46,11 +45,11 @@ class GateHistory(TrainerCallback):
     def watch(
         self, model: nn.Module, penalty: Callable[[], Tensor] | None, resumed: Path | None
     ) -> None:
-        """Says which model the next training is of.
+        """Sets the model of the next training.
 
         Args:
-            model: with gates or without.
-            penalty: on them.
+            model: with or without gates.
+            penalty: on the gates.
             resumed: the checkpoint that the training continues from.
         """
         self._watch = GateWatch(model) if gated_layers(model) else None
@@ -70,7 +69,7 @@ class GateHistory(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begins the history, or goes on with that of the checkpoint."""
+        """Starts the history, or continues that of the checkpoint."""
         if self._resumed is None or not self._restore(self._resumed):
             self._record(0)
             return
@@ -82,14 +81,14 @@ class GateHistory(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Looks at the gates from time to time."""
+        """Checks the gates every ``INTERVAL`` steps."""
         if self._watch is not None and state.global_step % self.INTERVAL == 0:
             self._watch.look()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Summarises them."""
+        """Summarises the gates."""
         self._end_epoch(round(state.epoch or 0))
 
     def _end_epoch(self, epoch: int) -> None:
@@ -107,17 +106,17 @@ class GateHistory(TrainerCallback):
         return summary
 
     def _restore(self, checkpoint: Path) -> bool:
-        """Takes the history of a checkpoint over; says so if there is none for these gates."""
+        """Restores the history of a checkpoint; warns if it has none for these gates."""
         if self._watch is None:
             return True
         try:
             kept = parse_json((checkpoint / HISTORY).read_text(encoding="utf-8"))
             self._watch.restore(kept["watch"])
-            # In place: whoever has the list keeps the history.
+            # In place, because others refer to the list.
             self.entries[:], self.unlogged = kept["entries"], kept["unlogged"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning(
-                "%s holds no history of these gates (%s); gate_history begins at this checkpoint",
+                "%s has no history of these gates (%s); gate_history starts at this checkpoint",
                 checkpoint,
                 error,
             )

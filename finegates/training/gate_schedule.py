@@ -1,8 +1,10 @@
-"""How shared gates are led through a training.
+"""Schedules structured gates: lower the budget, choose which to close, harden.
 
-The budget falls, and what matters least for its cost is closed with it; then it is decided who is
-closed; then the gates move to zero or one. A model may hold several gated ones, each with a budget
-and a schedule of its own.
+1. While the budget falls, the dimensions with the least importance per MAC are closed.
+2. At the third fraction of the schedule the choice of closed gates becomes final.
+3. Then the gates move linearly to zero or one.
+
+A model can contain several gated models, each with its own budget and schedule.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from finegates.gates.penalty import MacsPenalty
 from finegates.training.importance import StepImportance
 
 Parts = tuple[float, float, float, float]
-"""Of a training, see ``GateConfig.schedule``."""
+"""Fractions of a training, see ``GateConfig.schedule``."""
 
 
 class GateSchedule(TrainerCallback):
-    """Leads the shared gates of the model that is trained; without such gates it does nothing."""
+    """Schedules the shared gates of the trained model, if it has any."""
 
     def __init__(self) -> None:
         self._led: list[_LedGates] = []
@@ -31,28 +33,28 @@ class GateSchedule(TrainerCallback):
         self._loss_scale = 1.0
 
     def lead(self, penalties: Iterable[tuple[MacsPenalty, Parts]]) -> None:
-        """Leads the gates of these penalties from now on, and no others."""
+        """Schedules the gates of these penalties from now on, and no others."""
         self._led = [_LedGates(penalty, parts) for penalty, parts in penalties]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Continues where a checkpoint was made, or a training ended."""
+        """Continues from a checkpoint or from an earlier training."""
         for led in self._led:
             led.begin(state.global_step, max(1, state.max_steps))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Sets the goal, and closes or hardens what it is time for."""
+        """Sets the goal and closes or hardens gates when due."""
         for led in self._led:
             led.step(state.global_step, max(1, state.max_steps))
 
     def on_gradients(self, scaler: torch.amp.GradScaler | None) -> None:
-        """Sees which gates matter, until it is decided who is closed.
+        """Observes importances until the choice of closed gates is final.
 
         Args:
-            scaler: of the loss; None where it is not scaled.
+            scaler: of the loss; None if it is not scaled.
         """
         self._scaler, self._loss_scale = scaler, _scale_of(scaler)
         for led in self._led:
@@ -62,8 +64,8 @@ class GateSchedule(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Counts what was seen in the step, unless it was skipped because a gradient overflowed."""
-        # Fused optimizers skip a step within, which only the scale of the next one tells.
+        """Counts the step's importances, unless the optimizer skipped the step."""
+        # Fused optimizers skip a step internally, which shows only in the next step's scale.
         skipped = getattr(kwargs.get("optimizer"), "step_was_skipped", False)
         skipped = skipped or _scale_of(self._scaler) < self._loss_scale
         for led in self._led:
@@ -75,21 +77,21 @@ class GateSchedule(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leaves every gate closed or open; warns of budgets that are missed."""
+        """Hardens every gate fully and warns of missed budgets."""
         for led in self._led:
             led.advance(1.0)
             led.warn_of_miss()
 
 
 class _LedGates:
-    """The gates of one penalty on their way.
+    """State of the gates of one penalty within the schedule.
 
     Attributes:
-        hardness: of the gates; above zero it has been decided who is closed.
+        hardness: of the gates; above zero the choice of closed gates is final.
         importance: of the steps.
     """
 
-    # Decisions while the budget falls, if the whole training were of that kind.
+    # Closing decisions per training, if the budget fell during all of it.
     DECISIONS = 100
 
     def __init__(self, penalty: MacsPenalty, parts: Parts) -> None:
@@ -99,8 +101,10 @@ class _LedGates:
         self.importance = StepImportance(penalty.gates())
 
     def begin(self, step: int, steps: int) -> None:
-        """What had been decided is not decided again: the gates themselves say how far they were,
-        also to a longer training."""
+        """Resumes from the gates' own hardness, so that a final choice stays final.
+
+        This holds for a longer training, too.
+        """
         self.hardness = max(gate.hardness for gate in self._penalty.gates())
         if step:
             self._set_progress((step - 1) / steps)
@@ -111,15 +115,17 @@ class _LedGates:
         if not self._begin <= progress < self._decide or self.hardness:
             return
         part, before = (done * self.DECISIONS // steps for done in (step, step - 1))
-        # Before the first step that is taken nothing is known of what matters.
+        # Before the first optimizer step no importance is known.
         if part > before and self._penalty.is_observed():
             self._penalty.close_least()
 
     def advance(self, progress: float) -> None:
-        """Sets the goal of this part of the training; decides, and hardens, when it is time."""
+        """Sets the goal at this progress; closes and hardens gates when due."""
         self._set_progress(progress)
         hardness = self._hardness_at(progress)
-        if hardness <= self.hardness:  # never back, if this training is longer than the last
+        if (
+            hardness <= self.hardness
+        ):  # never decreases, even if this training is longer than the last
             return
         if self.hardness == 0.0:
             self._penalty.close_least()
@@ -128,19 +134,19 @@ class _LedGates:
             gate.harden(hardness)
 
     def warn_of_miss(self) -> None:
-        """Warns if other than the MACs of the budget are kept, by more than a point."""
+        """Warns if the kept MACs miss the budget by more than a percentage point."""
         kept, goal = self._penalty.realised(), 1.0 - self._penalty.target
         if abs(kept - goal) > TOLERANCE:
             warnings.warn(
                 f"the gates keep {kept:.1%} of the MACs, and target {self._penalty.target:g} asks "
-                f"for {goal:.1%}: the dimensions of this model are coarse, so that closing one "
+                f"for {goal:.1%}: the dimensions of this model are so coarse that closing one "
                 "more, or one fewer, misses the target by as much; choose a target that is near "
                 "what is kept, or a wider model",
                 stacklevel=2,
             )
 
     def _set_progress(self, progress: float) -> None:
-        # What has been decided met its budget: the goal of a further training is not above it.
+        # A final choice met its budget: the goal of a further training is not above it.
         self._penalty.progress = 1.0 if self.hardness else progress
 
     def _hardness_at(self, progress: float) -> float:
@@ -148,7 +154,7 @@ class _LedGates:
             return 0.0
         length = self._harden - self._decide
         passed = (progress - self._decide) / length if length else 1.0
-        # Above zero from the first such step on: the latents rest from then.
+        # Above zero from the first such step on, from which the latents are frozen.
         return min(1.0, max(passed, 1e-6))
 
 

@@ -1,9 +1,9 @@
-"""What a training step says about the importance of gates, counted once the step is taken.
+"""Importance of gates from training steps.
 
-Between the backward pass and the clipping of gradients, the gradients of a step are whole and in
-one unit, save for the scale of the loss. Whether the optimizer takes the step is known later:
-training in half precision skips the steps whose gradients overflow. So gradients are read at the
-one moment and count at the other.
+Gradients are read between the backward pass and gradient clipping, where they are complete and
+differ from the true ones only by the loss scale. Whether the optimizer takes the step is known
+later: training in half precision skips steps whose gradients overflow. So gradients are read first
+and counted once the step is taken.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from finegates.gates.gate import StochasticGate
 
 
 class StepImportance:
-    """Takes the gradients of training steps into the importances of gates.
+    """Accumulates gradients of training steps into the importances of gates.
 
     Args:
-        gates: any; those without factors have no importance.
+        gates: any; gates without factors have no importance.
     """
 
     def __init__(self, gates: Iterable[StochasticGate]) -> None:
@@ -30,10 +30,10 @@ class StepImportance:
         """Reads the gradients of a step, after its last backward pass and before clipping.
 
         Args:
-            loss_scale: what the loss was multiplied by before the backward pass.
+            loss_scale: factor of the loss in the backward pass.
 
         Raises:
-            RuntimeError: the gradients are gone already, or cut into shards.
+            RuntimeError: the gradients are missing or sharded.
         """
         gradients = [gate.scale.grad for gate in self._gates if gate.scale is not None]
         there = [gradient for gradient in gradients if gradient is not None]
@@ -44,22 +44,22 @@ class StepImportance:
         if sharded or (self._gates and not there):
             raise RuntimeError(
                 f"the gradients of all {len(self._gates)} shared gates are "
-                f"{'cut into shards' if sharded else 'missing'} after the backward pass, so it "
-                "cannot be seen which gates matter: DeepSpeed, LOMO and layer-wise GaLore step "
-                "within the backward pass, FSDP keeps shards; train on one device or by "
+                f"{'sharded' if sharded else 'missing'} after the backward pass, so their "
+                "importance is unknown: DeepSpeed, LOMO and layer-wise GaLore step "
+                "within the backward pass, FSDP keeps shards; train on one device or with "
                 "DistributedDataParallel, with an optimizer that steps afterwards"
             )
         self._seen = [gate.observed(loss_scale) for gate in self._gates]
 
     def count(self) -> None:
-        """Takes what was read last into the importances: the optimizer has taken the step."""
+        """Adds the last gradients to the importances, after the optimizer step."""
         for gate, seen in zip(self._gates, self._seen, strict=False):
             if seen is not None and gate.importance is not None:
                 gate.importance.copy_(seen)
         self.forget()
 
     def forget(self) -> None:
-        """Drops what was read last: the optimizer has skipped the step."""
+        """Drops the last gradients, because the optimizer skipped the step."""
         self._seen = []
 
 

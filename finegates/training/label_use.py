@@ -1,7 +1,7 @@
-"""Which of its labels the loss of a head counts: of what is it a mean?
+"""Detects which labels the loss of a head averages over.
 
-Most heads take the mean over the labels that are not ``IGNORED``. Some shift them, and some leave
-out what the attention mask leaves out. The source of a head's ``forward`` says which it does.
+Most heads average over the labels that are not ``IGNORED``. Some shift the labels, and some exclude
+masked tokens. The source of the head's ``forward`` shows which.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import nn
 
 from finegates.gates.weight_reads import method_source
 
-# What says something about a mask, and nothing of its numbers.
+# Attributes of a mask that do not read its values.
 _HARMLESS = ("device", "dtype", "dim", "ndim", "shape", "size")
 
 
 @dataclass(frozen=True)
 class LabelUse:
-    """What the loss of a head does with its labels.
+    """How the loss of a head uses its labels.
 
     Attributes:
         shifted: a token's logits are compared with the label of the next token, so that the first
-            label of each row is no target.
+            label of each row is not a target.
         masked: labels count only where the attention mask is 1.
     """
 
@@ -33,7 +33,7 @@ class LabelUse:
 
 
 def label_use(model: nn.Module) -> LabelUse:
-    """How the loss of a model, in a wrapper of ``peft`` or not, uses its labels."""
+    """How the loss of a model, plain or wrapped by ``peft``, uses its labels."""
     plain = without_peft(model)
     if getattr(getattr(plain, "config", None), "is_encoder_decoder", False):
         return LabelUse()  # the mask is the encoder's, the labels are the decoder's
@@ -44,7 +44,7 @@ def label_use(model: nn.Module) -> LabelUse:
 def without_peft(model: nn.Module) -> nn.Module:
     """The model inside the wrapper of ``peft``, if there is one.
 
-    It is found by its attributes: importing peft is for those who use it.
+    It is detected by its attributes, so that peft need not be installed.
     """
     plain: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return plain
@@ -57,7 +57,7 @@ def _takes_causal_loss(model: nn.Module) -> bool:
     kind = getattr(model, "loss_type", None)
     if kind in LOSS_MAPPING:
         return LOSS_MAPPING[kind] is ForCausalLMLoss
-    # Classes such as GPT2LMHeadModel name no loss and get that of causal models.
+    # Classes such as GPT2LMHeadModel do not name a loss and use the causal one.
     return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
@@ -73,7 +73,7 @@ def _from_source(kind: type[nn.Module]) -> LabelUse:
 
 
 def _begins_at_one(node: ast.AST) -> bool:
-    """Whether a part of a source is ``labels[..., 1:]``."""
+    """Whether a syntax node is ``labels[..., 1:]``."""
     if not (isinstance(node, ast.Subscript) and _is_named(node.value, "labels")):
         return False
     places = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
@@ -87,7 +87,7 @@ def _begins_at_one(node: ast.AST) -> bool:
 
 
 def _reads_mask(node: ast.AST) -> bool:
-    """Whether a part of a source is ``if labels ...:`` with the numbers of the mask within."""
+    """Whether a syntax node is ``if labels ...:`` and reads the mask's values inside."""
     if not (isinstance(node, ast.If) and any(_is_named(n, "labels") for n in ast.walk(node.test))):
         return False
     harmless = set[ast.AST]()

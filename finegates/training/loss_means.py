@@ -1,8 +1,8 @@
-"""Whether the loss of a model is one mean over the items of its batch, or a sum of several.
+"""Detects losses that sum several means over different items.
 
-The mean over a micro-batch can be weighed by its items. A sum of means over different items (tokens
-and sentences, start and end positions) cannot: each would need a weight of its own, and the model
-returns their sum only.
+The mean over a micro-batch can be weighted by its number of items. A sum of means over different
+items (tokens and sentences, start and end positions) cannot: each mean would need its own weight,
+and the model returns only the sum.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ _SAME_ITEMS = (("labels", "shift_labels"), POSITIONS)
 def labels_of_several_means(
     batch: Batch, model: nn.Module, label_names: Iterable[str] = ()
 ) -> list[str]:
-    """The labels of a batch for which a model sums several means.
+    """Labels of a batch for which a model sums several means.
 
     Args:
-        batch: as the model gets it.
-        model: whose ``forward`` says which of its inputs are labels, in a wrapper of ``peft`` or
-            not.
-        label_names: more inputs that are labels.
+        batch: the model's inputs.
+        model: plain or wrapped by ``peft``; its ``forward`` tells which inputs are labels.
+        label_names: further inputs that are labels.
 
     Returns:
-        the names of the inputs, in the order of the batch; empty where the loss is one mean.
+        the names of the inputs, in the order of the batch; empty if the loss is one mean.
     """
     kind = type(without_peft(model))
     names = {*find_labels(kind), *label_names}
-    # What forward does not name, models of transformers ignore; others may hand it on.
+    # Models of transformers ignore what forward does not name; others may pass it on.
     handed_on = not kind.__module__.startswith("transformers.") and any(
         parameter.kind is inspect.Parameter.VAR_KEYWORD
         for parameter in inspect.signature(kind.forward).parameters.values()
@@ -52,9 +51,10 @@ def labels_of_several_means(
 
 
 def has_uneven_positions(batch: Batch) -> Tensor:
-    """Whether other many starts than ends of answers are within the sequences of a batch.
+    """Whether the numbers of answer starts and ends in a batch differ.
 
-    Starts and ends have a mean each, over those within. One weight fits both if they are as many.
+    Starts and ends have one mean each, over those inside their sequences. One weight fits both if
+    their numbers are equal.
 
     Returns:
         a scalar, int64: 1 or 0.
@@ -67,7 +67,7 @@ def has_uneven_positions(batch: Batch) -> Tensor:
 
 
 def has_other_mask(batch: Batch, use: LabelUse) -> bool:
-    """Whether the loss reads an attention mask that does not say which of the labels count."""
+    """Whether the loss reads an attention mask of another shape than the labels."""
     labels, mask = labels_of(batch), batch.get("attention_mask")
     if not use.masked or labels is None or not isinstance(mask, Tensor):
         return False
@@ -75,30 +75,30 @@ def has_other_mask(batch: Batch, use: LabelUse) -> bool:
 
 
 def refuse_several_means(names: Iterable[str], model: nn.Module) -> None:
-    """Raises ValueError: the loss of a model for these labels cannot be cut into micro-batches."""
+    """Raises ValueError for a loss that cannot be split into micro-batches."""
     _refuse(names, model, "sums means over different items")
 
 
 def refuse_uneven_positions(model: nn.Module) -> None:
-    """Raises ValueError: starts and ends of a step's answers are not as many."""
+    """Raises ValueError for a step with unequal numbers of answer starts and ends."""
     _refuse(
         POSITIONS,
         model,
-        "sums a mean over starts and one over ends, of which different numbers are within their "
-        "sequences (put both outside, or both inside, of each row)",
+        "sums a mean over starts and one over ends, and their numbers within the sequences differ "
+        "(put both inside, or both outside, of each row)",
     )
 
 
 def refuse_other_mask(model: nn.Module) -> None:
-    """Raises ValueError: a loss reads a mask of another shape than its labels."""
+    """Raises ValueError for a loss with a mask of another shape than its labels."""
     _refuse(["labels"], model, "reads an attention_mask of another shape than the labels")
 
 
 def _refuse(names: Iterable[str], model: nn.Module, reason: str) -> None:
     raise ValueError(
         f"the loss of {type(without_peft(model)).__name__} for {' and '.join(names)} {reason}, so "
-        "its micro-batches cannot be weighed; train with one micro-batch "
-        "(gradient_accumulation_steps=1, one process), or with a compute_loss of one mean"
+        "its micro-batches cannot be weighted; train with one micro-batch "
+        "(gradient_accumulation_steps=1, one process), or with a compute_loss that is one mean"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the training loss is made of, added up for the log."""
+"""Terms of the training loss, averaged for the log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 class LossTerms:
     """Means over optimizer steps of the terms of a loss.
 
-    A step adds the share of each of its micro-batches. Nothing waits for the device before
+    A step adds the share of each of its micro-batches. There is no device synchronisation before
     :meth:`take`.
     """
 
@@ -20,7 +20,7 @@ class LossTerms:
         self._since = 0
 
     def reset(self) -> None:
-        """Forgets what was added."""
+        """Drops all terms."""
         self._sums = {}
 
     def add(self, step: int, **terms: Tensor) -> None:
@@ -37,11 +37,11 @@ class LossTerms:
             self._sums[name] = self._sums[name] + share if name in self._sums else share
 
     def take(self, step: int, mean: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The mean of each term over the steps since the last call, which are forgotten then.
+        """Returns the mean of each term since the last call, and resets.
 
         Args:
-            step: optimizer steps until now.
-            mean: over processes; from and to (terms,).
+            step: optimizer steps so far.
+            mean: averages over processes; maps (terms,) to (terms,).
         """
         if not self._sums:
             return {}

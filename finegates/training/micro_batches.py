@@ -1,8 +1,9 @@
-"""How the batch of an optimizer step is cut into micro-batches, and what each of them weighs.
+"""Weights of the micro-batches of an optimizer step.
 
-The loss of a step is a mean over the items of its whole batch: its labels, or its rows where it has
-none. A micro-batch that returns its own mean therefore weighs what its items are of the step's,
-over all processes; what does not depend on the rows, such as the penalty, is shared evenly.
+The loss of a step is a mean over the items of its whole batch: its labels, or its rows if it has
+none. A micro-batch that returns its own mean is therefore weighted by its share of the step's
+items, over all processes. Terms that do not depend on the rows, such as the penalty, are split
+evenly.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from transformers import TrainingArguments
 from finegates.training.label_use import LabelUse
 
 IGNORED = -100
-"""The label of what no loss counts."""
+"""The label that losses ignore."""
 
 POSITIONS = ("start_positions", "end_positions")
-"""The labels of question answering."""
+"""Label names of question answering."""
 
 Batch = Mapping[str, Any]
 
 
 def count_items(batch: Batch, use: LabelUse) -> Tensor:
-    """What the loss of a batch is a mean over, and its rows.
+    """Counts the items that the loss of a batch averages over, and its rows.
 
-    Items are labels that are not ``IGNORED``. For question answering they are start and end
-    positions within the sequence. Without either they are rows.
+    Items are the labels that are not ``IGNORED``. For question answering they are the start and end
+    positions within the sequence. Without labels they are the rows.
 
     Args:
-        batch: as the model gets it.
-        use: what the model's loss does with its labels.
+        batch: the model's inputs.
+        use: how the model's loss uses its labels.
 
     Returns:
         (2,), int64: items and rows.
@@ -55,10 +56,10 @@ def count_items(batch: Batch, use: LabelUse) -> Tensor:
 
 
 def answers_within(batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """By row, whether an answer's start, and its end, is one that the loss counts.
+    """Marks the rows whose answer start, and whose end, the loss counts.
 
     Returns:
-        two of shape (rows,), bool; None if the batch has no answers.
+        two masks of shape (rows,), bool; None if the batch has no answers.
     """
     ids, starts, ends = (batch.get(name) for name in ("input_ids", *POSITIONS))
     if not (isinstance(ids, Tensor) and isinstance(starts, Tensor) and isinstance(ends, Tensor)):
@@ -67,7 +68,7 @@ def answers_within(batch: Batch) -> tuple[Tensor, Tensor] | None:
 
 
 def _counted(labels: Tensor, batch: Batch, use: LabelUse) -> Tensor:
-    """Where labels count, bool."""
+    """Mask of the labels that count."""
     counted = torch.ones_like(labels, dtype=torch.bool)
     if not labels.is_floating_point():
         counted = labels.ne(IGNORED)
@@ -80,7 +81,7 @@ def _counted(labels: Tensor, batch: Batch, use: LabelUse) -> Tensor:
 
 
 def _label_alone(batch: Batch) -> Tensor | None:
-    """The only label of a batch, under another name than Trainer counts."""
+    """The only label of a batch, under a name that Trainer does not count."""
     found = [v for k, v in batch.items() if k.endswith(("label", "labels")) and v is not None]
     alone = found[0] if len(found) == 1 else None
     return alone if isinstance(alone, Tensor) and not alone.is_floating_point() else None
@@ -98,11 +99,11 @@ class StepCut:
 
     Attributes:
         micro_batches: of one process.
-        totals: (2,), int64: items and rows of the step; None where nobody has counted them, and
-            micro-batches count alike.
+        totals: (2,), int64: items and rows of the step; None if they were not counted, then
+            micro-batches have equal weights.
         processes: over which ``totals`` are sums and gradients are means.
-        uneven: whether a micro-batch of the step has positions of answers that one weight does not
-            fit, see :func:`finegates.training.loss_means.has_uneven_positions`.
+        uneven: whether one weight does not fit the answers of some micro-batch, see
+            :func:`finegates.training.loss_means.has_uneven_positions`.
     """
 
     micro_batches: int = 1
@@ -112,35 +113,35 @@ class StepCut:
 
     @property
     def is_whole(self) -> bool:
-        """Whether one micro-batch is all of the step."""
+        """Whether the step is a single micro-batch."""
         return self.micro_batches * self.processes == 1
 
     @property
     def even_share(self) -> float:
-        """What a micro-batch carries of a term that does not depend on its rows."""
+        """A micro-batch's share of a term that does not depend on its rows."""
         return 1.0 / self.micro_batches
 
     def with_items(self, items: Tensor | int, counts: Tensor, processes: int) -> StepCut:
-        """The cut of a caller that counted the step's items itself, but not its rows.
+        """The step of a caller that counted its items, but not its rows.
 
         Args:
-            items: of the step, over so many processes.
+            items: of the step, over all processes.
             counts: (2,), of one micro-batch.
-            processes: see ``items``.
+            processes: number of processes.
         """
         total = torch.as_tensor(items, device=counts.device).reshape(-1)[0].to(counts.dtype)
         rows = counts[1] * self.micro_batches * processes
         return StepCut(self.micro_batches, torch.stack([total, rows]), processes)
 
     def weights(self, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """By how much a micro-batch's mean over items, and that over rows, enter the step's loss.
+        """Weights of a micro-batch's means over items and over rows in the step's loss.
 
         Args:
             counts: (2,), of the micro-batch, as :func:`count_items` gives them.
             dtype: of the loss.
 
         Returns:
-            two scalars, at least float32; not a number where the whole step has no items.
+            two scalars, at least float32; NaN if the whole step has no items.
         """
         dtype = torch.promote_types(dtype, torch.float32)
         totals = counts * self.micro_batches if self.totals is None else self.totals
@@ -150,9 +151,10 @@ class StepCut:
 
 @contextmanager
 def as_whole_batch(arguments: TrainingArguments) -> Iterator[None]:
-    """Keeps Trainer from scaling the loss by the processes: :class:`StepCut` does that already.
+    """Keeps Trainer from scaling the loss by the number of processes.
 
-    Trainer does it for some models only, by a rule that differs between versions.
+    :class:`StepCut` does that already. Trainer does it only for some models, by a rule that differs
+    between versions.
     """
     averages = arguments.average_tokens_across_devices
     arguments.average_tokens_across_devices = False

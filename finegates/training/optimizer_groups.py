@@ -1,4 +1,4 @@
-"""Kinds of trainable parameters, and optimizers with a learning rate for each of them."""
+"""Kinds of trainable parameters, and a learning rate for each kind."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
     ``gates`` are latents and factors of stochastic gates, ``low_rank`` LoRA factors, ``head`` the
     task head, ``biases`` other biases, ``weights`` the rest. Every trainable parameter is in
-    exactly one. Latents that rest because their gate has been hardened are among the gates, so that
-    the state of an optimizer fits the same model at any part of its training.
+    exactly one. Latents that are frozen because their gate was hardened count as gates, so that an
+    optimizer's state fits the model at any stage of its training.
     """
     head = {id(p) for p in head_parameters(model).values()}
     gates = {id(p) for gate in _gates(model) for p in gate.parameters()}
@@ -46,7 +46,7 @@ def parameter_groups(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
 @contextmanager
 def all_trained(model: nn.Module) -> Iterator[None]:
-    """Shows resting latents as trained ones to what makes an optimizer, for the same reason."""
+    """Within the block, hardened latents require gradients, as optimizers expect."""
     resting = [latent for latent in _resting(model) if not latent.requires_grad]
     for latent in resting:
         latent.requires_grad_(True)
@@ -70,16 +70,16 @@ def split_by_kind(
 ) -> None:
     """Splits the groups of a new optimizer by kind, each with its learning rate.
 
-    Other settings stay those of the group that a parameter was in, but gates do not decay. A new
-    group has the kind under ``"kind"``.
+    A parameter keeps the other settings of its group, except that gates have no weight decay. A new
+    group stores its kind under ``"kind"``.
 
     Args:
-        optimizer: that has not made a step.
+        optimizer: before its first step.
         model: whose parameters it trains.
-        rates: by kind; others keep theirs.
+        rates: by kind; other kinds keep their rate.
 
     Raises:
-        ValueError: the optimizer does not show the parameters that a rate is for.
+        ValueError: the optimizer hides parameters that a rate is for.
     """
     kinds = {
         id(parameter): kind
@@ -95,7 +95,7 @@ def split_by_kind(
     hidden = sorted({kind for p, kind in kinds.items() if p not in shown and kind in rates})
     if hidden:
         raise ValueError(
-            f"{type(optimizer).__name__} keeps parameters out of its param_groups, so that the "
+            f"{type(optimizer).__name__} hides parameters from its param_groups, so that the "
             f"learning_rates of {hidden} would not be used; choose another optim, or leave "
             "learning_rates out"
         )
@@ -105,8 +105,10 @@ def split_by_kind(
 def _part(
     group: dict[str, Any], kind: str | None, kinds: Mapping[int, str], rates: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Of an optimizer's group, what is of one kind; None is for parameters that are not of the
-    model."""
+    """The part of an optimizer's group that has one kind.
+
+    The kind None selects parameters that are not in the model.
+    """
     chosen = [i for i, p in enumerate(group["params"]) if kinds.get(id(p)) == kind]
     part = {**group, "params": [group["params"][i] for i in chosen]}
     if "param_names" in group:

@@ -1,4 +1,4 @@
-"""One training step: task loss, distillation and penalty in balance, however its batch is cut."""
+"""One training step: task loss, distillation and penalty, correctly weighted."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from finegates.training.micro_batches import (
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss became NaN or infinite; the message says when, and what to try."""
+    """The loss became NaN or infinite."""
 
 
 class WeighedStep:
-    """The training step of a Trainer whose loss has several terms.
+    """Mixin for the training step of a Trainer whose loss has several terms.
 
     Trainer has several conventions for a loss under gradient accumulation and several processes,
-    and not every model keeps to the one that it is taken to follow. Here every micro-batch gives
-    the mean over itself, and :class:`StepCut` says what it weighs in the step.
+    and not every model follows the one assumed for it. Here every micro-batch returns its own mean,
+    and :class:`StepCut` gives its weight in the step.
 
     Attributes:
         gated: whether the model has gates.
         penalty: on the gates, or None.
         penalty_weight: its factor.
-        distillation: how much to follow a teacher, or None.
-        loss_terms: what the loss is made of, for the log.
+        distillation: its settings, or None.
+        loss_terms: the terms of the loss, for the log.
     """
 
     gated: bool
@@ -65,7 +65,7 @@ class WeighedStep:
         super().__init__(*args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As of Trainer; counts what the step's micro-batches hold."""
+        """Overrides Trainer; counts the items of the step's micro-batches."""
         batches, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         self._refuse_data_parallel()
         self._step_loss = None
@@ -79,15 +79,15 @@ class WeighedStep:
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Task loss + penalty_weight * penalty in training, the task loss alone in evaluation.
+        """Returns task loss + penalty_weight * penalty; in evaluation the task loss.
 
         With distillation, the task loss in training is mixed with the distance to the teacher. In a
         training step the result is a micro-batch's share of the step's loss.
 
         Raises:
-            KeyError: in training with distillation, a batch without a teacher's logits.
+            KeyError: a training batch without the teacher's logits, with distillation.
             NonFiniteLossError: the loss of a step is NaN or infinite.
-            ValueError: in a training step of several micro-batches, a model whose loss is a sum of
+            ValueError: in a training step of several micro-batches, the model's loss is a sum of
                 means over different items, or reads an attention mask of another shape than its
                 labels.
         """
@@ -97,7 +97,7 @@ class WeighedStep:
             teacher = inputs.pop(TEACHER_LOGITS, None)
             if teacher is None and model.training:
                 raise KeyError(
-                    f"the batch holds no {TEACHER_LOGITS}: make the rows of the training set with "
+                    f"the batch has no {TEACHER_LOGITS}: make the rows of the training set with "
                     "finegates.with_teacher, and set remove_unused_columns=False"
                 )
         if not model.training or self.is_plain():
@@ -115,12 +115,15 @@ class WeighedStep:
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As of Trainer, with all gates drawn at once, unless layers are computed again in a
-        backward pass of their own (reentrant checkpoints): then each gate draws for itself."""
+        """Overrides Trainer; draws all gates at once.
+
+        With reentrant gradient checkpointing, which recomputes layers in their own backward pass,
+        each gate draws independently.
+        """
         if self.is_plain():
             plain: torch.Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
             return plain
-        if self._checkpointed is None:  # the model is not searched at every step
+        if self._checkpointed is None:  # avoids a search of the model at every step
             self._checkpointed = [
                 m for m in model.modules() if hasattr(m, "gradient_checkpointing")
             ]
@@ -131,7 +134,7 @@ class WeighedStep:
         alone = self._cut is None
         if self._cut is None:
             self._cut = StepCut(parts)
-        # The loss is this micro-batch's share: no convention shall divide it again.
+        # The loss is this micro-batch's share already; Trainer must not divide it again.
         self.current_gradient_accumulation_steps = 1
         try:
             with draw:
@@ -143,17 +146,17 @@ class WeighedStep:
         return loss
 
     def is_plain(self) -> bool:
-        """Whether there is nothing to add to what Trainer does."""
+        """Whether Trainer's own step suffices."""
         return not self.gated and self.distillation is None
 
     def _refuse_data_parallel(self) -> None:
-        """Refuses the copies of ``nn.DataParallel``: noise would be theirs, means of means too."""
+        """Raises ValueError for ``nn.DataParallel``, whose replicas draw their own noise."""
         arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
         if arguments.n_gpu > 1 and not self.is_plain():
             raise ValueError(
-                f"Trainer would train on {arguments.n_gpu} GPUs by nn.DataParallel, whose copies of"
-                " a model draw other gates and weigh their rows otherwise; start the program with"
-                " torchrun --nproc-per-node, or let it see one GPU (CUDA_VISIBLE_DEVICES=0)"
+                f"Trainer would train on {arguments.n_gpu} GPUs with nn.DataParallel, whose copies "
+                "of a model draw different gates and weight their rows wrongly; start the program "
+                "with torchrun --nproc-per-node, or let it see one GPU (CUDA_VISIBLE_DEVICES=0)"
             )
 
     def _cut_into(self, batches: list[dict[str, Any]]) -> StepCut:
@@ -164,16 +167,16 @@ class WeighedStep:
         for batch in batches:
             uneven += has_uneven_positions(batch).to(totals.device)
         processes = self._averaging_processes()
-        if processes > 1:  # every process refuses what one must, so that none waits for it
+        if processes > 1:  # all processes raise if one does, so that none waits for it
             together = torch.cat([totals, uneven])
             together = self.accelerator.reduce(together, reduction="sum")  # type: ignore[attr-defined]
             totals, uneven = together[:2], together[2:]
         return StepCut(max(1, len(batches)), totals, processes, uneven=bool(uneven))
 
     def _check_one_mean(self, inputs: dict[str, Any], cut: StepCut) -> None:
-        """Raises ValueError if no one weight fits the loss of a micro-batch.
+        """Raises ValueError if the loss of a micro-batch needs several weights.
 
-        A loss that the model does not take, the user's or the label smoother's, is one mean.
+        A loss outside the model (of the user, or of label smoothing) is one mean.
         """
         if cut.is_whole or self.compute_loss_func is not None:  # type: ignore[attr-defined]
             return
@@ -192,7 +195,7 @@ class WeighedStep:
             refuse_uneven_positions(model)
 
     def _averaging_processes(self) -> int:
-        """Those whose items are counted together."""
+        """Number of processes whose items are counted together."""
         averages = self.args.average_tokens_across_devices  # type: ignore[attr-defined]
         return self.accelerator.num_processes if averages else 1  # type: ignore[attr-defined]
 
@@ -203,10 +206,10 @@ class WeighedStep:
         teacher: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> tuple[torch.Tensor, Any]:
-        """A micro-batch's share of a step's loss, and the model's outputs.
+        """Returns a micro-batch's share of the step's loss, and the model's outputs.
 
-        The model is told that its micro-batch is all there is. It then returns the mean over it,
-        whether it divides by the number that it is told or ignores it.
+        The model gets the micro-batch's own item count. It then returns the mean over the
+        micro-batch, whether it divides by this count or ignores it.
         """
         self._check_one_mean(inputs, self._cut or StepCut())
         counts = count_items(inputs, label_use(self.model))  # type: ignore[attr-defined]
@@ -224,7 +227,7 @@ class WeighedStep:
         if cut.totals is None and num_items_in_batch is not None:
             cut = cut.with_items(num_items_in_batch, counts, self._averaging_processes())
         of_items, of_rows = cut.weights(counts, task.dtype)
-        # The mean over no items is not a number, where a model takes it.
+        # A model's mean over no items is NaN.
         loss = task = of_items * torch.where(counts[0] > 0, task, 0.0)
         terms = {"task_loss": task}
         if teacher is not None:
@@ -245,11 +248,11 @@ class WeighedStep:
         return loss, outputs
 
     def _check_finite(self, loss: torch.Tensor) -> None:
-        """Raises NonFiniteLossError in the last micro-batch of a step, before its backward pass.
+        """Raises NonFiniteLossError before the last backward pass of a step.
 
-        Every process does if one of them must: the gradients of all are spoiled.
+        All processes raise if one of them must, because it spoils the gradients of all.
         """
-        share = loss.detach().sum()  # of several where nn.DataParallel is
+        share = loss.detach().sum()  # several values with nn.DataParallel
         total = share if self._step_loss is None else self._step_loss + share
         self._step_loss = total
         accelerator = self.accelerator  # type: ignore[attr-defined]

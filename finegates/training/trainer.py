@@ -1,4 +1,4 @@
-"""Training with gates: a mixin on ``transformers.Trainer`` and the trainer made of it."""
+"""Training with gates: a mixin for ``transformers.Trainer``, and the trainer."""
 
 from __future__ import annotations
 
@@ -37,35 +37,34 @@ logger = logging.getLogger(__name__)
 
 
 class GateTrainerMixin(GatedCheckpoints, WeighedStep):
-    """Adds the sparsity penalty, learning rates by parameter group, and gate metrics to a Trainer.
+    """Adds penalty, learning rates by kind, and gate metrics to a Trainer.
 
-    Without gates and without these arguments it changes nothing but the NaN check, and warns. The
-    penalty is the one that ``finegates.attach`` was configured with. Task loss, teacher and penalty
-    keep their balance however a step's batch is cut into micro-batches and spread over processes.
-    After each epoch ``gate_history`` gains a summary of the gates, which is also logged under
-    ``gates/...``.
+    Without gates and without these arguments it adds only the NaN check, and warns. The penalty
+    follows the configuration of ``finegates.attach``. The weights of task loss, teacher and penalty
+    do not depend on how a step's batch is split into micro-batches and over processes. After each
+    epoch a summary of the gates is appended to ``gate_history`` and logged under ``gates/...``.
 
     Args:
-        learning_rates: rates of parameter groups (a subset of ``GROUPS``) that differ from
-            the optimizer's; the schedule scales them all alike.
-        distillation: how much to follow a teacher, whose logits are in the rows of the training
-            set (``finegates.with_teacher``); needs ``remove_unused_columns=False``.
-        expect_gates: warn when a training begins and the model has no gates; False for baselines.
+        learning_rates: rates of parameter groups (a subset of ``GROUPS``) that differ from the
+            optimizer's; the scheduler scales all of them.
+        distillation: settings of the distillation from a teacher, whose logits are in the rows of
+            the training set (``finegates.with_teacher``); needs ``remove_unused_columns=False``.
+        expect_gates: warn if the model has no gates when a training begins; False for baselines.
 
-    Penalty, draws and schedule are those of the gates that the model has when a training begins,
-    wherever in it they were attached. Several gated models within one have a penalty each, added
-    up. Checkpoints and saved models hold all of a gated model, adapters of ``peft`` included;
-    :func:`finegates.load` reads them without the original weights.
+        Penalty, draws and schedule cover the gates that the model has when a training begins, in
+        any of its parts. The penalties of several gated parts are summed. Checkpoints and saved
+        models hold the whole gated model, adapters of ``peft`` included; :func:`finegates.load`
+        reads them without the original weights.
 
-    With shared gates the budget is met, and who is closed is decided, at the parts of the training
-    that ``GateConfig.schedule`` names. What has been decided stays so when the model is trained on.
+        With shared gates, ``GateConfig.schedule`` sets when the budget is met and when the choice
+        of closed gates is final. A final choice stays final in a further training.
 
     Raises:
-        ValueError: an unknown group; ``learning_rates`` next to ``optimizers``; shared gates with
-            ``load_best_model_at_end``; gates or distillation on several GPUs of one process; when a
-            training begins, an optimizer that was made before the gates; when one is resumed, a
-            checkpoint of other gates, or a damaged one (``GatedFormatError``).
-        KeyError: in training with distillation, rows without a teacher's logits.
+        ValueError: an unknown group; ``learning_rates`` together with ``optimizers``; shared gates
+            with ``load_best_model_at_end``; gates or distillation on several GPUs of one process;
+            an optimizer that was made before the gates; on resuming, a checkpoint of other gates,
+            or a corrupt one (``GatedFormatError``).
+        KeyError: in training with distillation, rows without the teacher's logits.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -103,7 +102,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         self.add_callback(_TermsLog(self))  # type: ignore[attr-defined]
 
     def _bind(self) -> None:
-        """Takes penalty, schedule and draws from the model that is to be trained, as it is now.
+        """Sets penalty, schedule and draws from the current model.
 
         Raises:
             ValueError: shared gates with ``load_best_model_at_end``.
@@ -131,8 +130,11 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
             self._prepare(self.args)  # type: ignore[attr-defined]
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As of Trainer, of the gates that the model has by now: ``model_init`` may have made
-        another one, and gates may have been attached, or taken off, since the last look."""
+        """Overrides Trainer; binds the gates of the current model first.
+
+        ``model_init`` may have made another model, and gates may have been attached or detached
+        since the trainer was made.
+        """
         self._bind()
         self._check_optimizer()
         self._has_warned = False
@@ -144,7 +146,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         return output
 
     def _what_came_of_it(self) -> str:
-        """One line at the end of a training: steps, closed gates, MACs."""
+        """One line for the log after a training: steps, closed gates, MACs."""
         model: nn.Module = self.model  # type: ignore[attr-defined]
         steps: int = self.state.global_step  # type: ignore[attr-defined]
         text = (
@@ -158,7 +160,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         return text
 
     def _check_optimizer(self) -> None:
-        """Raises ValueError if there is an optimizer already that would not train the gates."""
+        """Raises ValueError if an existing optimizer would not train the gates."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # type: ignore[attr-defined]
         if self.optimizer is None or sharded:
             return
@@ -168,25 +170,27 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
             if parameter.requires_grad and id(parameter) not in held:
                 raise ValueError(
                     f"the optimizer was made before {name} was in the model and would not train "
-                    "it; make a new trainer, or the optimizer, after gates are attached"
+                    "it; make the trainer, or the optimizer, after attaching gates"
                 )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As of :class:`WeighedStep`; the first of a training warns of what will not be closed."""
-        if not self._has_warned:  # callbacks may have changed the model when the training began
+        """Overrides :class:`WeighedStep`; the first call warns of gates that cannot close."""
+        if (
+            not self._has_warned
+        ):  # callbacks may have changed the model at the start of the training
             self._has_warned = True
             self._warn_of_nothing_to_close()
         return super().get_batch_samples(*args, **kwargs)
 
     def _warn_of_nothing_to_close(self) -> None:
-        """Warns of a training from which :func:`finegates.compact` would have nothing to gain."""
+        """Warns if :func:`finegates.compact` could remove nothing after this training."""
         model: nn.Module = self.model  # type: ignore[attr-defined]
         bound = {id(part) for part in self._bound}
         late = [gate for gate in leaf_gates(model) if id(gate) not in bound]
         if late:
             for gate in late:
                 if isinstance(gate, StochasticGate):
-                    gate.led = True  # it would warn by itself, with the remedy for another Trainer
+                    gate.led = True  # a gate's own warning gives the remedy for another Trainer
             warnings.warn(
                 f"{len(late)} gates of {type(model).__name__} were attached after the training had "
                 "begun, so neither penalty nor schedule nor optimizer knows them and none of them "
@@ -195,10 +199,12 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
             )
             return
         if not gated_layers(model):
-            if self.expect_gates and stock_obstacle(model) is None:  # compact ones train on, too
+            if (
+                self.expect_gates and stock_obstacle(model) is None
+            ):  # compact models train further, too
                 warnings.warn(
                     f"{type(model).__name__} has no gates, so GateTrainer trains it as Trainer "
-                    "does and nothing can be removed afterwards; call finegates.attach before "
+                    "does, and nothing can be removed afterwards; call finegates.attach before "
                     "training, or pass expect_gates=False for a baseline without gates",
                     stacklevel=2,
                 )
@@ -207,21 +213,21 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         alone = [g for g in leaf_gates(model) if isinstance(g, StochasticGate) and id(g) not in led]
         if any(gate.latent.requires_grad for gate in alone):
             warnings.warn(
-                f"{len(alone)} gates of {type(model).__name__} were put in without a GateConfig, "
+                f"{len(alone)} gates of {type(model).__name__} were attached without a GateConfig, "
                 "so no penalty closes them; attach them with finegates.attach(model, config), or "
                 "freeze their latents",
                 stacklevel=2,
             )
 
     def _prepare(self, arguments: TrainingArguments) -> None:
-        """Refuses arguments that miss the budget; tells several devices what to wait for."""
+        """Checks the arguments, and prepares training on several devices."""
         if arguments.load_best_model_at_end:
             raise ValueError(
-                "load_best_model_at_end may bring back a checkpoint whose gates had not met the "
+                "load_best_model_at_end may restore a checkpoint whose gates had not met the "
                 "budget; leave it off, and compare checkpoints of the last part of the training, "
-                "in which it is decided who is closed"
+                "in which the choice of closed gates is final"
             )
-        # Once it is decided, their latents have no gradient that processes could wait for.
+        # Latents of a final choice have no gradient that processes could wait for.
         arguments.ddp_find_unused_parameters = True
         # transformers 5 has read the arguments already.
         handler = getattr(self.accelerator, "ddp_handler", None)  # type: ignore[attr-defined]
@@ -229,9 +235,9 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
             handler.find_unused_parameters = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As of Trainer; with gates or ``learning_rates`` its groups are split by kind.
+        """Overrides Trainer; with gates or ``learning_rates`` groups are split by kind.
 
-        What decays is what decays with Trainer, gates left out.
+        Weight decay is that of Trainer, except that gates have none.
 
         Raises:
             ValueError: every parameter is frozen, or the optimizer cannot have these rates.
@@ -249,7 +255,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As of :class:`WeighedStep`; the last micro-batch shows its gradients to the schedule."""
+        """Overrides :class:`WeighedStep`; passes the step's gradients to the schedule."""
         loss = super().training_step(*args, **kwargs)
         accelerator: Any = self.accelerator  # type: ignore[attr-defined]
         if self._schedule is not None and accelerator.sync_gradients:
@@ -257,7 +263,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """As of Trainer, which counts the model's parameters again at every step."""
+        """Overrides Trainer, which would count the model's parameters at every step."""
         model: nn.Module = self.model  # type: ignore[attr-defined]
         tokens = inputs.get(getattr(model, "main_input_name", "input_ids"))
         if tokens is None or not tokens.numel():
@@ -267,7 +273,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         return int(self._counted * tokens.numel())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs; next to a training loss what it is made of, and the gates as they now are.
+        """Logs; adds the terms of a training loss and the state of the gates.
 
         ``loss`` is ``task_loss + penalty_weight * penalty``, with distillation
         ``(1 - weight) * task_loss + weight * teacher_distance + penalty_weight * penalty``: means
@@ -299,7 +305,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
 def _joined(
     penalties: list[tuple[GateConfig, SparsityPenalty | MacsPenalty]],
 ) -> tuple[SparsityPenalty | MacsPenalty | JointPenalty | None, float]:
-    """One penalty and its weight for all."""
+    """Combines the penalties into one, with its weight."""
     if not penalties:
         return None, 0.0
     if len(penalties) == 1:
@@ -309,14 +315,14 @@ def _joined(
 
 
 def _gates_used_once(model: nn.Module) -> list[Gate]:
-    """The gates behind one side of one layer; shared ones have noise of their own at each use."""
+    """Gates with exactly one use; shared gates draw new noise at each use."""
     layers = gated_layers(model).values()
     uses = Counter(leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
     return [gate for gate, count in uses.items() if count == 1]
 
 
 class _TermsLog(TrainerCallback):
-    """Has what the loss is made of logged from the first step of a training to its last."""
+    """Callback that resets the terms of the loss at the start and logs the last ones."""
 
     def __init__(self, trainer: GateTrainerMixin) -> None:
         self._trainer = trainer
@@ -329,7 +335,7 @@ class _TermsLog(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # The steps since the last full interval are logged, too.
+        # Logs the steps since the last full interval.
         last = control.should_training_stop or state.global_step >= state.max_steps
         if last and args.logging_strategy == "steps" and not self._trainer.is_plain():
             control.should_log = True

@@ -96,9 +96,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no absent modules": (lambda f: edit(f, lambda s: s.pop("absent")), "'absent'"),
     "no version": (lambda f: edit(f, lambda s: s.pop("version")), "version None"),
     "no digest": (lambda f: edit(f, lambda s: s.pop("tensors_sha256")), "'tensors_sha256'"),
-    "another number": (another_number, "finegates.json is damaged"),
-    "flipped bit": (flip, "damaged: its sha256"),
-    "truncated": (truncate, "damaged: its sha256"),
+    "another number": (another_number, "finegates.json is corrupt"),
+    "flipped bit": (flip, "corrupt: its SHA-256"),
+    "truncated": (truncate, "corrupt: its SHA-256"),
     "truncated, digest renewed": (lambda f: (truncate(f), seal(f)), "cannot be read"),
     "class of torch": (lambda f: edit(f, lambda s: s.update({"class": "Linear"})), "'Linear'"),
     "function of transformers": (
@@ -123,24 +123,24 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "impossible configuration": (
         lambda f: edit(f, lambda s: s["config"].update(hidden_size="wide")),
-        "describes no model",
+        "does not describe a model",
     ),
     "layer that does not exist": (
         lambda f: edit(f, lambda s: s["layers"].update({"a.b": first_layer(s)})),
-        "describes no model",
+        "does not describe a model",
     ),
     "negative size": (
         lambda f: edit(f, lambda s: first_layer(s).update(kept_in=-1)),
-        "describes no model",
+        "does not describe a model",
     ),
     "size missing": (
         lambda f: edit(f, lambda s: first_layer(s).pop("kept_in")),
-        "describes no model",
+        "does not describe a model",
     ),
     "missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop(WEIGHT)), f"{WEIGHT} is missing"),
     "tensor too many": (
         lambda f: edit_tensors(f, lambda t: t.update(more=torch.zeros(1))),
-        "more, which the model does not have",
+        "more is stored, but the model does not have it",
     ),
     "another shape": (
         lambda f: edit_tensors(f, lambda t: t.update({WEIGHT: t[WEIGHT][:-1].clone()})),
@@ -353,18 +353,18 @@ def head_entry(structure: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda h: h.update(width=0), "do not fit together"),
-        (lambda h: h.update(width=h["width"] + 2), "do not fit together"),
-        (lambda h: h.update(width="2"), "describes no model"),
-        (lambda h: h.update(heads=h["heads"][::-1]), "do not fit together"),
-        (lambda h: h.update(groups=h["groups"][:-1]), "do not fit together"),
-        (lambda h: h["heads"].__setitem__(-1, 99), "are no sizes of 4 heads"),
-        (lambda h: h.update(head_dim=8), "are no sizes of 4 heads"),
+        (lambda h: h.update(width=0), "head sizes are inconsistent"),
+        (lambda h: h.update(width=h["width"] + 2), "head sizes are inconsistent"),
+        (lambda h: h.update(width="2"), "does not describe a model"),
+        (lambda h: h.update(heads=h["heads"][::-1]), "head sizes are inconsistent"),
+        (lambda h: h.update(groups=h["groups"][:-1]), "head sizes are inconsistent"),
+        (lambda h: h["heads"].__setitem__(-1, 99), "do not fit its 4 heads"),
+        (lambda h: h.update(head_dim=8), "do not fit its 4 heads"),
         (lambda h: h.update(pairs=None, width=6), "outputs, its heads need"),
-        (lambda h: h.update(pairs=None), "which the model does not have"),
-        (lambda h: h.update(pairs=[[9] * (h["width"] // 2)] * 2), "do not fit together"),
-        (lambda h: h.update(fused=not h["fused"]), "describes no model"),
-        (lambda h: h.update(surprise=1), "describes no model"),
+        (lambda h: h.update(pairs=None), "is stored, but the model does not have it"),
+        (lambda h: h.update(pairs=[[9] * (h["width"] // 2)] * 2), "head sizes are inconsistent"),
+        (lambda h: h.update(fused=not h["fused"]), "does not describe a model"),
+        (lambda h: h.update(surprise=1), "does not describe a model"),
     ],
 )
 def test_wrong_head_sizes_are_refused(
@@ -427,7 +427,7 @@ def test_stored_indices_that_the_head_sizes_do_not_imply_are_refused(
     load(tmp_path / "small")  # sound before
     place = f"model.layers.1.self_attn.{name}"
     edit_tensors(tmp_path / "small", lambda t: t[place].copy_(torch.tensor(wrong)))
-    with pytest.raises(CompactFormatError, match=f"tensor {place} holds other indices than"):
+    with pytest.raises(CompactFormatError, match=f"tensor {place} has other indices than"):
         load(tmp_path / "small")
 
 
@@ -438,7 +438,7 @@ def test_a_structure_with_one_value_changed_is_refused(folder: Path, key: str, v
     structure = json.loads(text)
     structure["config"][key] = value
     (folder / "finegates.json").write_text(json.dumps(structure))
-    with pytest.raises(CompactFormatError, match=r"finegates.json is damaged"):
+    with pytest.raises(CompactFormatError, match=r"finegates.json is corrupt"):
         load(folder)
     (folder / "finegates.json").write_text(json.dumps(json.loads(text)))  # other blanks only
     load(folder)

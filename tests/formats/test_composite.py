@@ -229,5 +229,5 @@ def test_functions_that_are_not_torchs_own_are_not_taken_from_a_file(
 ) -> None:
     save(mixture(), tmp_path / "small")
     edit(tmp_path / "small", lambda s: s.update(implementations=stored))
-    with pytest.raises(CompactFormatError, match="describes no model"):
+    with pytest.raises(CompactFormatError, match="does not describe a model"):
         load(tmp_path / "small")

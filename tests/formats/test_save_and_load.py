@@ -116,7 +116,7 @@ def test_a_number_that_the_class_knows_is_bounded_when_it_is_saved(
 ) -> None:
     small = compact_bert()
     setattr(small.config, key, 2**60)
-    with pytest.raises(ValueError, match=f"describes no model.*{key} = {2**60} is larger"):
+    with pytest.raises(ValueError, match=f"does not describe a model.*{key} = {2**60} is larger"):
         save(small, tmp_path / "small")
     assert not list(tmp_path.iterdir())
 

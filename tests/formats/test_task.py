@@ -94,7 +94,7 @@ def test_files_that_hold_no_task_are_refused(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(TaskStateError, match="is no task"):
+    with pytest.raises(TaskStateError, match="is not a task"):
         load_task(model, path)
 
 

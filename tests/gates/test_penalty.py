@@ -116,7 +116,7 @@ def test_a_target_out_of_reach_is_refused_with_the_limit():
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5])
 def test_a_target_outside_the_unit_interval_is_refused(sparsity):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
         SparsityPenalty(gated([1.0], [1.0]), sparsity)
 
 

@@ -125,7 +125,7 @@ def bloom() -> nn.Module:
 def test_a_layer_that_is_read_in_one_way_of_several_is_gated_with_a_warning(make, pattern):
     model = make()
     skip_unless(model, pattern, read=True)
-    with pytest.warns(UserWarning, match="reads the weight of this layer itself in some") as said:
+    with pytest.warns(UserWarning, match="reads the weight of this layer directly in some") as said:
         attach(model, GateConfig(preset="reference", modules=(pattern,)))
     assert len(said) == len(gated_layers(model)) > 0
 

@@ -186,7 +186,7 @@ def test_an_optimizer_from_before_the_gates_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, model, expect_gates=False)
     run.create_optimizer()
     attach(model, GateConfig(preset="structured"))
-    with pytest.raises(ValueError, match=r"optimizer was made before .*latent .*new trainer"):
+    with pytest.raises(ValueError, match=r"optimizer was made before .*latent .*attaching gates"):
         run.train()
 
 

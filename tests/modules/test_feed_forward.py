@@ -114,7 +114,7 @@ def test_a_wrong_description_is_refused(tmp_path: Path) -> None:
     for wrong, message in (
         ("model.layers.0.mlp", "'joined' is missing or not a list"),
         ([0], "'joined' is not a list of paths"),
-        ([attention], f"{attention} is no feed-forward part"),
+        ([attention], f"{attention} is not a feed-forward part"),
         ([], "gate_up"),
     ):
         edit(tmp_path / "small", lambda s, wrong=wrong: s.update(joined=wrong))

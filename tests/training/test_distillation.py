@@ -90,7 +90,7 @@ def test_rows_without_a_teacher_are_named_as_such(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"weight": 1.5}, r"weight must lie in \[0, 1\]"), ({"temperature": 0.0}, "above 0")],
+    [({"weight": 1.5}, r"weight must be in \[0, 1\]"), ({"temperature": 0.0}, "above 0")],
 )
 def test_settings_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -167,7 +167,7 @@ def test_logits_of_tokens_are_refused():
     tokens = torch.zeros(2, 7, 3)
     with pytest.raises(ValueError, match=r"\(2, 7, 3\).*one vector of outputs for each row"):
         Distillation().distance(tokens, tokens)
-    with pytest.raises(ValueError, match=r"\(2, 7, 3\).*one vector for each row"):
+    with pytest.raises(ValueError, match=r"\(2, 7, 3\).*one vector per row"):
         with_teacher([{}, {}], tokens)
 
 

@@ -184,5 +184,5 @@ def test_uneven_answers_of_one_process_are_refused_by_all(tmp_path, monkeypatch)
         trainer.data_collator = stacked
         trainer.accelerator.reduce = lambda ours, reduction: ours + other
 
-    with pytest.raises(ValueError, match="put both outside, or both inside"):
+    with pytest.raises(ValueError, match="put both inside, or both outside"):
         trained(model, rows, tmp_path, 8, 1, prepare=of_two)

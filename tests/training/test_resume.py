@@ -211,7 +211,7 @@ def test_a_resumed_run_whose_history_is_gone_says_so(
     (stopped / "gate_history.json").unlink()
     run = trainer(fresh("peft", "structured"), tmp_path / "again", max_steps=7, save_strategy="no")
     run.train(resume_from_checkpoint=str(stopped))
-    assert "gate_history begins at this checkpoint" in caplog.text
+    assert "gate_history starts at this checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize(
