@@ -119,7 +119,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another hidden size": (
         lambda f: edit(f, lambda s: s["config"].update(hidden_size=24)),
-        "are no sizes of 3 heads",
+        "do not fit its 3 heads",
     ),
     "impossible configuration": (
         lambda f: edit(f, lambda s: s["config"].update(hidden_size="wide")),

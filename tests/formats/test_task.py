@@ -105,7 +105,7 @@ def test_a_task_with_one_bit_changed_is_refused_and_changes_nothing(tmp_path):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(TaskStateError, match="is damaged"):
+    with pytest.raises(TaskStateError, match="is corrupt"):
         load_task(model, path)
     assert torch.equal(outputs(model), before)
 
