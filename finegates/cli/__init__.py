@@ -1,7 +1,7 @@
 """The command line: ``finegates``, or ``python -m finegates``.
 
-Each command is a module of its own with two functions: ``add`` describes it to argparse, ``run``
-does the work and returns the exit status. ``finegates.cli.program`` puts them together.
+Each command is a module with two functions: ``add`` registers it with argparse, ``run`` executes it
+and returns the exit status. ``finegates.cli.program`` combines them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``finegates bench``: the time of a compact model against the dense one, on this machine."""
+"""``finegates bench``: time a compact model against the dense one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 NOISE = 0.05
-"""How far the dense model may be from itself before times are called noisy."""
+"""Relative difference between two timings of the dense model that counts as noise."""
 
 _TEXT = """\
-Time forward passes of a model against the dense one, in turn, round after round, so that what else
-the machine does meets both alike. The dense model is timed twice: how far it is from itself tells
-what a difference means here. Without --dense it is a model of the same class and configuration with
-random weights, which take as long to multiply. A model with gates is compacted first.
+Time forward passes of a model against the dense one in interleaved rounds, so that other load on
+the machine affects both alike. The dense model is timed twice: the difference between its two times
+shows the noise. Without --dense it is a model of the same class and configuration with random
+weights, which take as long to multiply. A model with gates is compacted first.
 
 example:
   finegates bench small/ --batch 8 --length 128 --threads 2
@@ -28,7 +28,7 @@ example:
 
 
 def add(commands: options.Commands) -> None:
-    """Describes the command."""
+    """Registers the command."""
     parser = options.command(commands, "bench", "time dense against compact on this machine", _TEXT)
     options.add_model(parser)
     parser.add_argument("--dense", metavar="MODEL", help="the dense model to compare with")
@@ -41,7 +41,7 @@ def add(commands: options.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the work; see the module."""
+    """Runs the command; see the module."""
     threads = options.use_threads(arguments)
     import finegates as fg
     from finegates.cli import checkpoints
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         checkpoints.check_length(each, arguments.length)
     names = input_names(checkpoints.find_tokenizer(arguments.model))
     inputs = example_inputs(model, names, arguments.batch, arguments.length)
-    if cost is not None:  # to both alike, so that removal alone makes the difference
+    if cost is not None:  # for both models, so that they differ only by the removal
         model, dense = fg.use_products(model, cost), fg.use_products(dense, cost)
     seconds = interleaved(
         {
@@ -85,7 +85,7 @@ def table(seconds: Mapping[str, np.ndarray]) -> str:
     """Median and quartiles of each contender, and of its ratio to the dense model round by round.
 
     Args:
-        seconds: arrays (rounds,) by contender; the first is what the others are compared with.
+        seconds: arrays (rounds,) by contender; the others are compared with the first.
     """
     from finegates.cli.quantities import milliseconds
     from finegates.clock import quartiles
@@ -103,10 +103,10 @@ def table(seconds: Mapping[str, np.ndarray]) -> str:
 
 
 def verdict(seconds: Mapping[str, np.ndarray]) -> str:
-    """Whether the times can be trusted: the dense model has to be as fast as itself.
+    """Says whether the times are reliable: the dense model must be as fast as itself.
 
     Args:
-        seconds: as of :func:`table`; the second contender is the first one again.
+        seconds: as for :func:`table`; the second contender repeats the first.
     """
     from finegates.clock import quartiles
 
@@ -115,7 +115,7 @@ def verdict(seconds: Mapping[str, np.ndarray]) -> str:
     if off > NOISE:
         return (
             f"noisy: the dense model differs from itself by {100 * off:.1f} %, more than "
-            f"{100 * NOISE:.0f} %; run again when the machine does nothing else, or with more "
+            f"{100 * NOISE:.0f} %; run again on an idle machine, or with more "
             "--rounds"
         )
     return f"steady: the dense model differs from itself by {100 * off:.1f} %"
@@ -127,6 +127,6 @@ def _macs(dense: nn.Module, model: nn.Module, arguments: argparse.Namespace) -> 
 
     try:
         costs = [fg.macs(each, arguments.batch, arguments.length).total for each in (dense, model)]
-    except ValueError as error:  # no adapter: times are all there is
+    except ValueError as error:  # no adapter, so only times are known
         return f"MACs are not known: {error}"
     return f"MACs of the batch: {change(*costs)}"

@@ -1,4 +1,4 @@
-"""MODEL on the command line: what it names, and the model and tokenizer that are there."""
+"""Resolves MODEL on the command line to a model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finegates.cli.failures import CommandError, message_of
 from finegates.files import file_digest
 
 STRUCTURE = "finegates.json"
-"""The file by which a folder of this library is known."""
+"""The file that identifies a folder of this library."""
 
 _DECIDING = (
     *("config.json", STRUCTURE, "*.safetensors"),
@@ -29,16 +29,17 @@ def is_own(where: str) -> bool:
 
 
 def load_model(where: str) -> nn.Module:
-    """The model as it was saved: dense, gated or compact, in float32 unless it is one of this
-    library's, on the CPU, in evaluation mode.
+    """Loads a dense, gated or compact model on the CPU, in evaluation mode.
+
+    A model that is not from this library is loaded in float32.
 
     Args:
-        where: a folder, or a hub id. The class is the one that the configuration names, else the
+        where: a folder, or a hub id. The class is the one named in the configuration, or else the
             model without a head.
 
     Raises:
-        CommandError: there is no such model, or it cannot be loaded.
-        ValueError: a folder of this library is damaged.
+        CommandError: the model does not exist or cannot be loaded.
+        ValueError: a folder of this library is corrupt.
     """
     if is_own(where):
         return fg.load(where)
@@ -50,17 +51,17 @@ def load_model(where: str) -> nn.Module:
 
 
 def load_classifier(where: str, labels: tuple[str, ...] | None) -> tuple[nn.Module, bool]:
-    """A model with a head for a task, float32, on the CPU.
+    """Loads a model with a task head in float32 on the CPU.
 
     Args:
         where: a folder in Hugging Face layout, or a hub id.
         labels: names of the classes; None for regression, which has one output.
 
     Returns:
-        the model, and whether its head was there already, for as many outputs.
+        the model, and whether the checkpoint had a head with this number of outputs.
 
     Raises:
-        CommandError: as :func:`load_model`, or there is a model of this library.
+        CommandError: as for :func:`load_model`, or the folder contains a model of this library.
     """
     if is_own(where):
         raise CommandError(
@@ -93,10 +94,10 @@ def load_classifier(where: str, labels: tuple[str, ...] | None) -> tuple[nn.Modu
 
 
 def load_tokenizer(where: str) -> Any:
-    """The tokenizer that is saved with a model.
+    """Loads the tokenizer that is saved with a model.
 
     Raises:
-        CommandError: there is none.
+        CommandError: there is no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -104,7 +105,7 @@ def load_tokenizer(where: str) -> Any:
     if tokenizer is not None:
         return tokenizer
     if Path(where).is_dir():
-        raise CommandError(f"{where}: holds no tokenizer; save the model's there (save_pretrained)")
+        raise CommandError(f"{where}: has no tokenizer; save the model's there (save_pretrained)")
     return _loaded(AutoTokenizer, where)
 
 
@@ -122,7 +123,7 @@ def find_tokenizer(where: str) -> Any | None:
 
 
 def check_length(model: nn.Module, length: int) -> None:
-    """Raises CommandError if the model has fewer positions than a sequence is to have."""
+    """Raises CommandError if sequences would be longer than the model's positions."""
     most = positions(model)
     if most is not None and length > most:
         raise CommandError(
@@ -132,20 +133,22 @@ def check_length(model: nn.Module, length: int) -> None:
 
 
 def positions(model: nn.Module) -> int | None:
-    """The longest sequence that a model takes; None if its positions have no table."""
+    """The longest sequence of a model; None if it has no position table."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(
             module, nn.Embedding
         ):
-            # RoBERTa counts positions from the padding's on.
+            # RoBERTa's positions start after that of padding.
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - first
     return None
 
 
 def digest(where: str, model: nn.Module) -> str:
-    """What tells one pretrained model with its tokenizer from another: the SHA-256 of the files
-    that decide what it computes, or the commit of a hub id."""
+    """Identifies a pretrained model with its tokenizer.
+
+    It is the SHA-256 of the files that determine the outputs, or the commit of a hub id.
+    """
     if not Path(where).is_dir():
         return f"{where}@{getattr(model.config, '_commit_hash', None)}"
     return digest_of_files(
@@ -160,7 +163,7 @@ def digest_of_files(files: Iterable[Path]) -> str:
 
 
 def _config(where: str) -> Any:
-    """The configuration of a folder or hub id, after a look at what kind of place it is."""
+    """The configuration of a folder or hub id."""
     from transformers import AutoConfig
 
     path = Path(where)
@@ -177,7 +180,7 @@ def _config(where: str) -> Any:
 
 
 def _named_class(config: Any) -> Any | None:
-    """The class of transformers that a configuration names, if it is one of a model."""
+    """The model class of transformers that a configuration names, or None."""
     import transformers
 
     for name in getattr(config, "architectures", None) or ():
@@ -189,11 +192,13 @@ def _named_class(config: Any) -> Any | None:
 
 def _loaded(loader: Any, where: str, **settings: Any) -> Any:
     """``loader.from_pretrained(where)``, with no code of the model's own run."""
-    if issubclass(loader, nn.Module) or hasattr(loader, "from_config"):  # others have no weights
+    if issubclass(loader, nn.Module) or hasattr(
+        loader, "from_config"
+    ):  # configurations and tokenizers have no weights
         settings["use_safetensors"] = True
     try:
         return loader.from_pretrained(where, trust_remote_code=False, **settings)
-    except Exception as error:  # any file may come as config.json
+    except Exception as error:  # config.json may be invalid in any way
         remedy = (
             "check the folder; weights are read from .safetensors files only"
             if Path(where).is_dir()

@@ -1,4 +1,4 @@
-"""``finegates compact``: from a gated checkpoint to the smaller model."""
+"""``finegates compact``: compact a gated checkpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from finegates.cli import options
 from finegates.cli.failures import CommandError
 
 _TEXT = """\
-Remove what the gates of a trained model have closed. The result computes what the gated model did,
-up to rounding, and is written to a new folder for finegates.load, with the tokenizer if there is
-one in the folder of the gated model.
+Remove the rows and columns that the gates of a trained model have closed. The outputs equal those
+of the gated model, up to rounding. The result is written to a new folder for finegates.load, with
+the tokenizer of the gated model's folder, if any.
 
 example:
   finegates compact out/checkpoint-400 --out small/
@@ -20,10 +20,8 @@ example:
 
 
 def add(commands: options.Commands) -> None:
-    """Describes the command."""
-    parser = options.command(
-        commands, "compact", "remove what a gated checkpoint has closed, and save it", _TEXT
-    )
+    """Registers the command."""
+    parser = options.command(commands, "compact", "compact a gated checkpoint and save it", _TEXT)
     options.add_model(parser, "; with gates")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="a new folder")
     options.add_cost(parser)
@@ -33,7 +31,7 @@ def add(commands: options.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the work; see the module."""
+    """Runs the command; see the module."""
     options.check_new(arguments.out, "--out")
     options.use_threads(arguments)
     import finegates as fg

@@ -1,4 +1,4 @@
-"""Labelled text out of tables: which columns, which labels, and which rows are held out."""
+"""Labelled text from tables: choice of columns, labels and held-out rows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SINGLE = ("text", "sentence", "review", "content")
 LABEL = ("label", "labels", "target", "class")
 
 HELD_OUT = 0.1
-"""The part of the rows that is evaluated on where no table for it is given."""
+"""Fraction of the rows held out for evaluation if no table is given for it."""
 
 _Value = str | int | float | bool
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns with the text, its second part (or None), and the label."""
+    """Names of the columns with the text, its second part (or None), and the label."""
 
     text: str
     pair: str | None
@@ -41,11 +41,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels of a task are.
+    """Labels of a task.
 
     Attributes:
         names: of the classes, in the order of their codes; None for regression.
-        values: what stands for each class in the tables, in that order.
+        values: the value of each class in the tables, in that order.
     """
 
     names: tuple[str, ...] | None
@@ -69,7 +69,7 @@ class Examples:
 
     Attributes:
         texts: n of them.
-        pairs: their second parts; None where there are none.
+        pairs: their second parts, or None.
         labels: a class code, or a number, for each.
     """
 
@@ -92,16 +92,15 @@ class Examples:
 def choose_columns(
     table: Table, place: str, text: str | None, pair: str | None, label: str | None
 ) -> Columns:
-    """The columns of a table that are meant.
+    """Chooses the columns of a table.
 
     Args:
         table: of the training rows.
-        place: what the table is called in messages.
-        text, pair, label: as given; None where not, and they are guessed if only one guess is
-            possible.
+        place: name of the table in messages.
+        text, pair, label: the given names; None is guessed if the guess is unique.
 
     Raises:
-        CommandError: the table has no such column, or it is not clear which ones are meant.
+        CommandError: the table has no such column, or the choice is ambiguous.
     """
     has = f"{place} has the columns {', '.join(map(repr, table))}"
     for name, option in ((text, "--text"), (pair, "--text-pair"), (label, "--label")):
@@ -112,9 +111,7 @@ def choose_columns(
     if label is None:
         found = [name for name in LABEL if name in table]
         if len(found) != 1:
-            raise CommandError(
-                f"cannot tell which column holds the label: name it; {has} (--label)"
-            )
+            raise CommandError(f"cannot tell which column has the label: name it; {has} (--label)")
         label = found[0]
     if text is None:
         text, pair = _guess_text({name for name in table if name != label}, has)
@@ -132,23 +129,23 @@ def _guess_text(names: set[str], has: str) -> tuple[str, str | None]:
     if len(single) == 1 and not pairs:
         return single[0], None
     raise CommandError(
-        f"cannot tell which column holds the text: name it; {has} (--text, --text-pair)"
+        f"cannot tell which column has the text: name it; {has} (--text, --text-pair)"
     )
 
 
 def read_labels(values: Sequence[Any], place: str) -> Labels:
-    """What kind of labels a column holds.
+    """Determines the labels of a column.
 
-    Numbers with a decimal point are regression. Whole numbers, true and false, and texts are
-    classes, in increasing order. The texts of CSV are read as numbers where all of them are.
+    Numbers with a decimal point mean regression. Integers, booleans and strings are classes, in
+    increasing order. The strings of a CSV file are read as numbers if all of them are numbers.
 
     Args:
         values: of the training rows.
-        place: what the column is called in messages.
+        place: name of the column in messages.
 
     Raises:
-        CommandError: a value is missing or of another kind than the rest, there is only one class,
-            or nearly each row has a class of its own.
+        CommandError: a value is missing or differs in type from the rest, there is only one class,
+            or nearly every row has its own class.
     """
     plain = [_plain(value, row, place) for row, value in enumerate(_typed(values), 1)]
     kinds = {"number" if type(value) in (int, float) else type(value).__name__ for value in plain}
@@ -173,17 +170,17 @@ def read_labels(values: Sequence[Any], place: str) -> Labels:
 
 
 def make_examples(table: Table, columns: Columns, labels: Labels, place: str) -> Examples:
-    """The rows of a table as examples.
+    """Makes examples from the rows of a table.
 
     Args:
         table: of any split.
         columns: its text and labels.
-        labels: what the training rows' are.
-        place: what the table is called in messages.
+        labels: of the training rows.
+        place: name of the table in messages.
 
     Raises:
-        CommandError: a column is missing, a text is missing or not a text, or a label is none that
-            the training rows have.
+        CommandError: a column is missing, a text is missing or not a string, or a label does not
+            occur in the training rows.
     """
     for name in (columns.text, columns.pair, columns.label):
         if name is not None and name not in table:
@@ -206,18 +203,18 @@ def make_examples(table: Table, columns: Columns, labels: Labels, place: str) ->
     for row, value in enumerate(plain, 1):
         if value not in codes:
             raise CommandError(
-                f"{where}, row {row}: the label {value!r} is none of the training rows' "
+                f"{where}, row {row}: the label {value!r} is not among the training rows' "
                 f"({', '.join(labels.names[:10])}); remove the row, or train on such rows too"
             )
     return Examples(texts, pairs, [codes[value] for value in plain])
 
 
 def hold_out(examples: Examples, labels: Labels, seed: int) -> tuple[Examples, Examples]:
-    """Splits rows into those to train on and a tenth to evaluate on, of each class a tenth.
+    """Splits rows into a training set and a tenth for evaluation, stratified by class.
 
     Args:
         examples: all rows.
-        labels: what their labels are.
+        labels: of the rows.
         seed: of the choice; both parts keep the order of the rows.
 
     Raises:
@@ -259,7 +256,7 @@ def _texts(values: Sequence[Any], place: str) -> list[str]:
 
 
 def _typed(values: Sequence[Any]) -> Sequence[Any]:
-    """Texts as whole numbers where all of them are, or as numbers where all are."""
+    """Converts strings to integers if all are integers, or to floats if all are numbers."""
     if all(isinstance(value, str) for value in values):
         for kind in (int, float):
             try:

@@ -1,4 +1,4 @@
-"""``finegates export``: a compact model for programs that do not know this library."""
+"""``finegates export``: write a compact model for other programs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from finegates.cli import options
 from finegates.cli.failures import CommandError
 
 _TEXT = """\
-Write a model for programs that do not know finegates: as an ONNX graph with free batch and length,
-checked by ONNX Runtime before it appears, or as a stock transformers model for from_pretrained,
-padded to one size for all layers, with the tokenizer if there is one next to the model.
+Write a model for programs that do not know finegates: as an ONNX graph with dynamic batch and
+length, checked by ONNX Runtime before it appears, or as a stock transformers model for
+from_pretrained, padded to one size for all layers, with the tokenizer if there is one next to the model.
 
 examples:
   finegates export small/ --onnx small.onnx
@@ -20,7 +20,7 @@ examples:
 
 
 def add(commands: options.Commands) -> None:
-    """Describes the command."""
+    """Registers the command."""
     parser = options.command(commands, "export", "write an ONNX graph or a stock checkpoint", _TEXT)
     options.add_model(parser, "; compact or dense")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="write an ONNX graph")
@@ -36,7 +36,7 @@ def add(commands: options.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the work; see the module."""
+    """Runs the command; see the module."""
     if arguments.onnx is None and arguments.stock is None:
         arguments.usage_error("say what to write: --onnx FILE, --stock DIR, or both")
     if arguments.stock is not None:
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     tokenizer = checkpoints.find_tokenizer(arguments.model)
     if arguments.onnx is not None:
-        # A model that finegates.load reads has the precision that it was saved in.
+        # finegates.load keeps the dtype of the saved model.
         inputs = example_inputs(model, input_names(tokenizer), batch=2, length=8)
         worst = fg.export_onnx(model.float(), arguments.onnx, inputs, tolerance=arguments.tolerance)
         print(f"wrote {arguments.onnx}: its output differs from the model's by {worst:.1e} at most")

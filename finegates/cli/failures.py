@@ -1,34 +1,34 @@
-"""What the command line says when the work fails: one line that names thing, place and remedy."""
+"""One-line error messages of the command line."""
 
 from __future__ import annotations
 
 from finegates.extras import missing
 
 SUITE_EXTRA = "suite"
-"""The extra of the package with what tables in Parquet and the commands of the suite need."""
+"""The extra that Parquet tables and the commands of the suite need."""
 
 
 class CommandError(Exception):
-    """The work cannot be done; the message names the thing, the place and the remedy."""
+    """The command failed; the message names the problem, its place and the remedy."""
 
 
 _EXPLAINED = (
     *(CommandError, ValueError, TypeError, KeyError),
     *(OSError, ImportError, RuntimeError, ArithmeticError),
 )
-"""Kinds that this library and those below it raise with a message for people."""
+"""Exception classes whose messages are meant for users."""
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line; its kind as well where the message alone says little."""
+    """The message of an error on one line, with its class unless meant for users."""
     if isinstance(error, _EXPLAINED) and message_of(error):
         return message_of(error)
     told = ": ".join(filter(None, (type(error).__name__, message_of(error))))
-    return f"{told}; --traceback shows where"
+    return f"{told}; --traceback shows the traceback"
 
 
 def message_of(error: BaseException) -> str:
-    """The message of an error on one line, as it is."""
+    """The message of an error, on one line."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split())
 
@@ -38,7 +38,7 @@ def lacks(error: ImportError, what: str, extra: str) -> CommandError:
 
     Args:
         error: of the import.
-        what: needs the package.
+        what: the feature that needs the package.
         extra: of finegates that installs it.
     """
     return CommandError(missing(what, error.name or str(error), extra))

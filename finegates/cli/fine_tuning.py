@@ -1,4 +1,4 @@
-"""Fine-tuning with gates: the model with its gates, its training, its predictions."""
+"""Fine-tuning with gates for ``finegates shrink``."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is shrunk.
+    """Settings of ``finegates shrink``.
 
     Attributes:
-        target: the part of the MACs to remove, in (0, 1).
+        target: the fraction of the MACs to remove, in (0, 1).
         epochs: over the training rows.
         batch_size: sequences of a step.
-        max_length: tokens beyond which a text is cut; also the length at which MACs are counted.
-        learning_rate: at the start, from which it falls evenly to zero.
-        gate_learning_rate: the same, of the gates.
+        max_length: tokens after which a text is truncated; also the length at which MACs are
+            counted.
+        learning_rate: initial value, which decays linearly to zero.
+        gate_learning_rate: the same for the gates.
         seed: of the head, the gates, the order of the rows, dropout and noise.
-        lora: the rank of the LoRA adapters that are trained inside the gates; None: none.
+        lora: rank of the LoRA adapters inside the gates, or None.
     """
 
     target: float
@@ -57,7 +58,7 @@ class Recipe:
     lora: int | None
 
     def seed_of(self, what: str) -> int:
-        """The seed of one of the things that are drawn."""
+        """The seed of one random stream."""
         return derive_seed("shrink", what, self.seed)
 
     def steps(self, rows: int) -> int:
@@ -66,11 +67,11 @@ class Recipe:
 
 
 def device() -> torch.device:
-    """Where a model is trained and evaluated: the one GPU, or the CPU.
+    """The device for training and evaluation: the only GPU, or the CPU.
 
     Raises:
-        CommandError: several GPUs are visible. The trainer would cut each batch between copies of
-            the model, whose gates would not be the same.
+        CommandError: several GPUs are visible. The trainer would split each batch between copies of
+            the model, whose gates would differ.
     """
     count = torch.cuda.device_count()
     if count > 1:
@@ -91,10 +92,10 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> list[Row]:
 
 
 def fit_tokenizer(tokenizer: Any, model: Any) -> None:
-    """Sees to it that both agree on the vocabulary and on the padding; changes both.
+    """Aligns the padding of tokenizer and model, and checks the vocabulary.
 
     Raises:
-        CommandError: the tokenizer has more tokens than the model, or none to pad with.
+        CommandError: the tokenizer has more tokens than the model, or no padding token.
     """
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
@@ -105,15 +106,17 @@ def fit_tokenizer(tokenizer: Any, model: Any) -> None:
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise CommandError(
-                "the tokenizer has no token to pad with; set tokenizer.pad_token and save it"
+                "the tokenizer has no padding token; set tokenizer.pad_token and save it"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:  # decoders look for the last token that is not padding
+    if (
+        model.config.pad_token_id is None
+    ):  # classifiers on decoders read the last token that is not padding
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def with_gates(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Puts LoRA, if asked for, and gates on a model, in place; returns the same model."""
+    """Adds LoRA, if requested, and gates to a model, in place; returns the model."""
     set_seed(recipe.seed_of("adapters"))
     if recipe.lora is not None:
         model = fg.add_lora(model, rank=recipe.lora)
@@ -123,7 +126,7 @@ def with_gates(model: nn.Module, recipe: Recipe) -> nn.Module:
         sequence_length=recipe.max_length,
         seed=recipe.seed_of("gates"),
     )
-    # Without the wrapper of peft, whose checkpoints would hold the adapters and not the gates.
+    # Without the wrapper of peft, whose checkpoints would contain adapters but no gates.
     return unwrap(fg.attach(model, config))
 
 
@@ -138,17 +141,17 @@ def train(
     every: int | None,
     distillation: fg.Distillation | None,
 ) -> nn.Module:
-    """Trains a model with gates to the end; afterwards it meets its budget.
+    """Trains a model with gates until it meets its budget.
 
     Args:
         model: with gates.
         tokenizer: of the rows.
-        rows: of :func:`encode`, with a teacher's logits where there is one.
-        recipe: see there.
-        folder: gets the checkpoints.
-        checkpoint: to continue from; None from the start.
-        every: steps between checkpoints; None: one at the end of each epoch.
-        distillation: how much to follow the teacher.
+        rows: from :func:`encode`, with the teacher's logits if there is one.
+        recipe: the settings.
+        folder: for the checkpoints.
+        checkpoint: to continue from, or None.
+        every: steps between checkpoints; None saves at the end of each epoch.
+        distillation: its settings, or None.
 
     Returns:
         the same model, in evaluation mode.
@@ -164,7 +167,7 @@ def train(
         data_seed=seed,
         save_strategy="epoch" if every is None else "steps",
         save_steps=500 if every is None else every,
-        # The last may be cut short by the kill that makes it needed.
+        # A kill can leave the last checkpoint incomplete, so the one before is kept.
         save_total_limit=2,
         logging_strategy="steps",
         logging_steps=10,
@@ -173,7 +176,7 @@ def train(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
-        # Rows hold what the model reads, and at times a teacher's logits.
+        # Rows contain the model's inputs, and the teacher's logits if there is one.
         remove_unused_columns=False,
     )
     trainer = fg.GateTrainer(
@@ -196,10 +199,10 @@ def train(
 
 @torch.inference_mode()
 def predict(model: nn.Module, tokenizer: Any, rows: Sequence[Row], batch_size: int) -> np.ndarray:
-    """Evaluation logits (rows, outputs), float32, in the rows' order."""
+    """Evaluation logits (rows, outputs), float32, in the order of the rows."""
     model.eval()
     device = next(model.parameters()).device
-    # By length, so that batches hold little padding.
+    # Sorted by length, so that batches need little padding.
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
     collected = []
     for start in tqdm(
@@ -223,8 +226,10 @@ def collate(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, torc
 
 
 class _Progress(TrainerCallback):
-    """Shows the loss and what the gates leave of the MACs: a bar over all steps at a terminal, a
-    line after each epoch elsewhere."""
+    """Shows the loss and the kept MACs.
+
+    A terminal gets a bar over all steps, other outputs a line after each epoch.
+    """
 
     def __init__(self, length: int) -> None:
         self._length = length

@@ -1,4 +1,4 @@
-"""GLUE's tasks as folders of Parquet tables: their columns, labels and measures."""
+"""GLUE tasks as folders of Parquet tables: columns, labels and metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GlueTask:
     Attributes:
         text: the columns of the text, one or two.
         names: of the classes, in the order of their codes; None for regression.
-        measures: by which it is judged, of :mod:`finegates.cli.scores`.
+        measures: its metrics, names of :mod:`finegates.cli.scores`.
         validation: the split that is reported.
     """
 
@@ -54,16 +54,16 @@ TASKS = {
 
 
 def task_named(name: str) -> GlueTask:
-    """A task of GLUE by name.
+    """Looks up a task of GLUE.
 
     Raises:
-        CommandError: there is no such task; suggests the nearest.
+        CommandError: there is no such task; the message suggests the nearest.
     """
     if name not in TASKS:
         close = difflib.get_close_matches(name, TASKS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise CommandError(
-            f"--task {name}: {hint}known are {', '.join(TASKS)}; for data of your own use --train"
+            f"--task {name}: {hint}known are {', '.join(TASKS)}; for your own data use --train"
         )
     return TASKS[name]
 
@@ -73,11 +73,11 @@ def task_files(name: str, folder: str | Path) -> tuple[list[Path], list[Path]]:
 
     Args:
         name: of the task.
-        folder: holds them, or a folder of the task's name that does. A split is one file
+        folder: contains them, or a folder named after the task that does. A split is one file
             (``train.parquet``) or several (``train-00000-of-00002.parquet``).
 
     Raises:
-        CommandError: the folder or a split is not there.
+        CommandError: the folder or a split is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():

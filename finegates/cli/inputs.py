@@ -11,17 +11,17 @@ from finegates.cli.failures import CommandError
 
 
 def example_inputs(model: Any, names: list[str], batch: int, length: int) -> dict[str, Tensor]:
-    """Random token ids, each attended to, with whatever else the names ask for.
+    """Random token ids without padding, with the other named inputs.
 
     Args:
         model: of transformers, with a vocabulary.
-        names: what its tokenizer gives (``model_input_names``).
+        names: the inputs that its tokenizer makes (``model_input_names``).
         batch: sequences.
         length: tokens of each.
 
     Returns:
-        by name, int64 (batch, length), on the CPU. A model that decodes what it encodes
-        gets ``decoder_input_ids`` as well, unless it classifies; a sequence then ends as it should.
+        int64 (batch, length) by name, on the CPU. An encoder-decoder model also gets
+        ``decoder_input_ids``, unless it classifies; then each sequence ends with the end token.
 
     Raises:
         CommandError: the configuration has no vocabulary.
@@ -49,5 +49,5 @@ def example_inputs(model: Any, names: list[str], batch: int, length: int) -> dic
 
 
 def input_names(tokenizer: Any | None) -> list[str]:
-    """What a tokenizer gives; the least that models read where there is none."""
+    """The inputs that a tokenizer makes, or a minimal set without one."""
     return ["input_ids", "attention_mask"] if tokenizer is None else tokenizer.model_input_names

@@ -1,4 +1,4 @@
-"""Tables of text, for people."""
+"""Plain-text tables."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Rows of cells as lines with columns of one width.
+    """Aligns rows of cells into columns.
 
     Args:
         rows: with the same number of cells each.
-        left: the columns that are set to the left; the others are set to the right.
+        left: the left-aligned columns; the others are right-aligned.
     """
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return "\n".join(

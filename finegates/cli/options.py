@@ -1,4 +1,4 @@
-"""What the commands' options have in common: their kinds of values, and how help is laid out."""
+"""Shared options of the commands: value types and help layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from finegates import CostModel
 
 Commands = Any
-"""What ``ArgumentParser.add_subparsers`` returns; argparse has no public name for it."""
+"""The type that ``ArgumentParser.add_subparsers`` returns, private in argparse."""
 
 
 def command(commands: Commands, name: str, does: str, text: str) -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def command(commands: Commands, name: str, does: str, text: str) -> argparse.Arg
         commands: see :data:`Commands`.
         name: of the command.
         does: one line for the list of commands.
-        text: the description and, after an empty line, the examples, as they are to be printed.
+        text: the description and, after an empty line, the examples, printed verbatim.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -37,13 +37,13 @@ def command(commands: Commands, name: str, does: str, text: str) -> argparse.Arg
         "--traceback",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="show where an error came from",
+        help="show the traceback of an error",
     )
     return parser
 
 
 def add_model(parser: argparse.ArgumentParser, what: str = "") -> None:
-    """The MODEL that a command is about."""
+    """Adds the argument MODEL."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -53,20 +53,20 @@ def add_model(parser: argparse.ArgumentParser, what: str = "") -> None:
 
 
 def add_length(parser: argparse.ArgumentParser) -> None:
-    """The length of a sequence."""
+    """Adds the option for the length of a sequence."""
     parser.add_argument(
         "--length", type=positive, default=128, metavar="N", help="tokens of a sequence (128)"
     )
 
 
 def check_new(path: Path, option: str) -> None:
-    """Raises CommandError if there is something at the path of a folder that is to be made."""
+    """Raises CommandError if the path of a new folder exists."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise CommandError(f"{option} {path}: exists already; choose another folder, or move it")
 
 
 def add_threads(parser: argparse._ActionsContainer) -> None:
-    """The number of CPU threads."""
+    """Adds the option for the number of CPU threads."""
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="CPU threads of torch (default: its own)"
     )
@@ -82,23 +82,23 @@ def use_threads(arguments: argparse.Namespace) -> int:
 
 
 def add_cost(parser: argparse._ActionsContainer) -> None:
-    """What decides whether removing the side of a layer pays."""
+    """Adds the option for the cost model of compaction."""
     parser.add_argument(
         "--cost",
         default="smallest",
         metavar="smallest|measured|FILE",
-        help="'smallest' removes all that can go (default); 'measured' times this machine for a "
-        "second and leaves dense what would be slower without; FILE holds such a measurement "
+        help="'smallest' removes all that it can (default); 'measured' times this machine for a "
+        "second and keeps sides whose removal would be slower; FILE is such a measurement "
         "(CostModel.save)",
     )
 
 
 def cost_model(choice: str) -> CostModel | None:
-    """What ``--cost`` asks for.
+    """The cost model that ``--cost`` selects.
 
     Raises:
         CommandError: the file does not exist.
-        ValueError: the file holds something else.
+        ValueError: the file is not a cost model.
     """
     import finegates as fg
 
@@ -115,10 +115,10 @@ def cost_model(choice: str) -> CostModel | None:
 
 
 def cost_settings(choice: str) -> Any:
-    """What ``--cost`` asks for as plain values: of a file, the numbers that it holds.
+    """The choice of ``--cost`` as plain values; the content of a file.
 
     Raises:
-        CommandError, ValueError: as :func:`cost_model`.
+        CommandError, ValueError: as for :func:`cost_model`.
     """
     if choice in ("smallest", "measured"):
         return choice
@@ -128,7 +128,7 @@ def cost_settings(choice: str) -> Any:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
+    """Parses an integer of at least 1, for argparse."""
     value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
@@ -136,7 +136,7 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
+    """Parses an integer of at least 0, for argparse."""
     value = _whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
@@ -144,15 +144,15 @@ def seed(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """A number in (0, 1), for argparse."""
+    """Parses a number in (0, 1), for argparse."""
     value = _number(text)
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text}")
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
     return value
 
 
 def rate(text: str) -> float:
-    """A finite number above 0, for argparse."""
+    """Parses a finite number above 0, for argparse."""
     value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")

@@ -1,4 +1,4 @@
-"""What comes out of ``finegates shrink``: scores, costs and times, and the folder that holds it."""
+"""Results of ``finegates shrink``: scores, costs, times, and their folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUMMARY = "finegates-shrink.json"
 FORMAT = "finegates-shrink"
 VERSION = 1
 ROUNDS = 15
-"""Rounds of the timing, which is a first look; ``finegates bench`` looks more closely."""
+"""Rounds of the short timing; ``finegates bench`` measures more."""
 
 
 class Scores:
@@ -34,8 +34,8 @@ class Scores:
 
     Args:
         tokenizer: of the rows.
-        rows: to evaluate on, of :func:`finegates.cli.fine_tuning.encode`.
-        data: where they come from.
+        rows: evaluation rows, from :func:`finegates.cli.fine_tuning.encode`.
+        data: their source.
         batch_size: of the evaluation and of the timing.
 
     Attributes:
@@ -68,12 +68,12 @@ def write(
     settings: Mapping[str, Any],
     recipe: Recipe,
 ) -> None:
-    """Writes the compact model, its tokenizer and the summary; the folder appears whole.
+    """Writes the compact model, its tokenizer and the summary, atomically.
 
     Args:
-        out: a path that is not in use.
+        out: a path that does not exist.
         gated: the trained model.
-        small: what it became.
+        small: its compact form.
         scores: with ``gated`` and ``compact``.
         settings: of the run.
         recipe: of the run.
@@ -103,7 +103,7 @@ def write(
 
 
 def _timing(small: Any, scores: Scores) -> dict[str, Any]:
-    """Medians of a forward pass of one batch, dense and compact."""
+    """Median times of a forward pass of one batch, dense and compact."""
     device = next(small.parameters()).device
     batch = collate(scores.tokenizer, scores.rows[: scores.batch_size])
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
@@ -123,7 +123,7 @@ def _timing(small: Any, scores: Scores) -> dict[str, Any]:
 
 
 def check_finished(out: Path, settings: Mapping[str, Any]) -> None:
-    """Raises CommandError unless a path is the result of a run with these settings."""
+    """Raises CommandError unless a folder is the result of these settings."""
     summary = _read(out)
     if summary is None:
         raise CommandError(

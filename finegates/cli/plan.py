@@ -1,4 +1,4 @@
-"""``finegates plan``: what of a model could go, block by block, and what it costs."""
+"""``finegates plan``: what could be removed from a model, and its costs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from finegates import CostModel
 
 _TEXT = """\
-Say what a model costs and what of it could go; nothing is written. Of a dense model: what each
-block multiplies, the dimensions that gates would decide on, and what a target leaves. Of a model
-with gates: what compaction would remove, layer by layer, and why. Of a compact one: what is left.
+Print what a model costs and what could be removed; nothing is written. For a dense model: the MACs
+of each block, the dimensions that would get gates, and the MACs that a target leaves. For a model
+with gates: what compaction would remove, layer by layer, and why. For a compact one: what is left.
 
 examples:
   finegates plan MODEL --target 0.4
@@ -33,15 +33,17 @@ _DIMENSIONS = {
     "memory": "read (encoder)",
     "outputs": "written",
 }
-"""What the gates of a block decide on, in the order of the report."""
+"""Kinds of gated dimensions of a block, in the order of the report."""
 
 
 def add(commands: options.Commands) -> None:
-    """Describes the command."""
-    parser = options.command(commands, "plan", "say what could go and what it costs", _TEXT)
+    """Registers the command."""
+    parser = options.command(
+        commands, "plan", "print what could be removed and what it costs", _TEXT
+    )
     options.add_model(parser)
     parser.add_argument(
-        "--target", type=options.fraction, default=0.4, help="part of the MACs to remove (0.4)"
+        "--target", type=options.fraction, default=0.4, help="fraction of the MACs to remove (0.4)"
     )
     options.add_length(parser)
     options.add_cost(parser)
@@ -50,7 +52,7 @@ def add(commands: options.Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the work; see the module."""
+    """Runs the command; see the module."""
     options.use_threads(arguments)
     import finegates as fg
     from finegates.cli import checkpoints
@@ -119,14 +121,14 @@ def _of_dense(model: nn.Module, arguments: argparse.Namespace, cost: CostModel |
         f"MACs of a sequence of {length} tokens: {large(total.total)} in {len(blocks)} blocks "
         f"({large(total.linear)} in linear layers, {large(total.attention)} in attention)\n\n"
         f"{aligned(rows, left=(0, len(rows[0]) - 1))}\n\n"
-        f"a target of {arguments.target:g} leaves {large(left)} MACs; which dimensions go is "
-        "learnt from your data:\n"
+        f"a target of {arguments.target:g} leaves {large(left)} MACs; which dimensions are "
+        "removed is learnt from your data:\n"
         f"finegates shrink {arguments.model} --train FILE --target {arguments.target:g} --out DIR"
     )
 
 
 def _closable(model: Any, path: str) -> str:
-    """The dimensions of a block that have gates, by what they are."""
+    """Number of gated dimensions of a block, by kind."""
     counts: dict[str, int] = {}
     for part in model.finegates_structure:
         if not _is_below(part.part, path):

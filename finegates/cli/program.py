@@ -1,4 +1,4 @@
-"""The program: its commands, its help, and how it ends."""
+"""The program: commands, help and exit status."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ One command makes a smaller model for your task out of a pretrained one:
 
   finegates shrink MODEL --train reviews.csv --target 0.4 --out small/
 
-MODEL is a folder in Hugging Face layout or a hub id; 40 % of the multiply-accumulates (MACs) of its
-layers go. What is left is a physically smaller model in small/ for finegates.load, with its
-tokenizer and a summary. Each command explains itself: finegates COMMAND --help.
+MODEL is a folder in Hugging Face layout or a hub id. This removes 40 % of the multiply-accumulates
+(MACs) of its layers. The result is a physically smaller model in small/ for finegates.load, with
+its tokenizer and a summary. Each command has its own help: finegates COMMAND --help.
 """
 
 _END = """\
-Results go to the standard output, progress and errors to the standard error. A file or folder that
-a command writes appears whole or not at all.
+Results go to standard output, progress and errors to standard error. A file or folder that a
+command writes appears whole or not at all.
 
 exit status:
-  0    done
-  1    the work failed; one line says what, where, and the remedy (of verify and compare: something
-       is damaged or differs)
-  2    the command line is wrong, or compare cannot read a tree
-  130  interrupted; shrink goes on if the same command is given again
+  0    success
+  1    failure; one line names the problem, its place and the remedy (verify and compare: a file is
+       corrupt or results differ)
+  2    wrong usage, or compare cannot read a folder
+  130  interrupted; shrink continues if the same command is given again
 """
 
 
@@ -62,11 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("finegates: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader has seen enough
-        # Python writes what is left of the standard output when it ends.
+    except BrokenPipeError:  # the reader closed the pipe
+        # Python flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except Exception as error:  # whoever runs a command is helped by one line
+    except Exception as error:  # users get one line; --traceback shows the rest
         if shows:
             traceback.print_exc()
         print(f"finegates: error: {one_line(error)}", file=sys.stderr)
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    # Commands of the suite read their own words; argparse would take some of them for its own.
+    # Commands of the suite parse their own arguments; argparse would intercept some of them.
     own = [word for word in words if word != "--traceback"]
     if own and own[0] in suite.SUITE:
         return suite.run(own[0], own[1:])
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("--version", action="version", version=f"finegates {fg.__version__}")
-    made.add_argument("--traceback", action="store_true", help="show where an error came from")
+    made.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     commands = made.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for module in COMMANDS:
         module.add(commands)

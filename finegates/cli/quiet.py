@@ -1,4 +1,4 @@
-"""Silence of transformers while a command runs: what is worth a line, the command says itself."""
+"""Silences transformers while a command runs, which prints its own lines."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leaves transformers its errors alone, and none of its bars, until the block ends; what
-    packages warn programmers of is not shown either."""
+    """Within the block, shows only errors of transformers, and no progress bars.
+
+    Warnings for programmers are hidden, too.
+    """
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
-"""A run that may be killed at any moment: its folder aside, which remembers what the run is.
+"""Resumable runs: a folder for checkpoints and settings.
 
-While a run is at work, its checkpoints and its settings are in ``OUT.partial``. The same run begun
-again continues there; a run of other settings is refused. One process at a time may be at work.
+An unfinished run has its checkpoints and settings in ``OUT.partial``. The same command continues
+there; a run with other settings is refused, and so is a second process.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from finegates.files import parse_json, write_text
 SETTINGS = "settings.json"
 LOCK = ".lock"
 WHOLE = "whole"
-"""An empty file that a checkpoint gets last."""
+"""An empty file, written last, that marks a complete checkpoint."""
 
 
 def partial_folder(out: Path) -> Path:
-    """Where an unfinished run keeps its checkpoints."""
+    """The folder for the checkpoints of an unfinished run."""
     return out.with_name(f"{out.name}.partial")
 
 
 def check_same(kept: Mapping[str, Any], settings: Mapping[str, Any], place: Path) -> None:
-    """Raises CommandError that names the settings in which two runs differ."""
+    """Raises CommandError, naming them, if the settings of two runs differ."""
     plain = json.loads(json.dumps(dict(settings)))
     differing = [
         f"{name.replace('_', ' ')}: {_shown(kept.get(name))} there, {_shown(plain.get(name))} here"
@@ -54,19 +54,18 @@ def _shown(value: Any) -> str:
 
 @contextmanager
 def at_work(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path | None]:
-    """Works in the folder of an unfinished run, alone.
+    """Locks the folder of an unfinished run within the block.
 
     Args:
-        folder: is made if it is not there.
-        settings: plain values that decide what comes out.
+        folder: made if missing.
+        settings: plain values that determine the result.
 
     Yields:
-        the last whole checkpoint to continue from, None if there is none. Checkpoints that a kill
-        cut short are deleted.
+        the last complete checkpoint, or None. Incomplete checkpoints are deleted.
 
     Raises:
-        CommandError: the folder is another run's, or holds something else, or another process is at
-            work in it.
+        CommandError: the folder belongs to another run, contains other files, or another process is
+            using it.
     """
     kept = _remembered(folder) if folder.exists() else {}
     if kept:
@@ -79,27 +78,29 @@ def at_work(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path | None]:
 
 
 def remembered(folder: Path) -> bool:
-    """Whether a folder is one of an unfinished run."""
+    """Whether a folder belongs to an unfinished run."""
     return (folder / SETTINGS).is_file()
 
 
 def remove(folder: Path) -> None:
-    """Deletes the folder of a finished run; the settings last, so that a kill meanwhile leaves one
-    that is known."""
+    """Deletes the folder of a finished run.
+
+    The settings are deleted last, so that a folder left by a kill is still recognised.
+    """
     for path in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
         shutil.rmtree(path, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 class SealedCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once all of it is written, and takes out what nobody reads."""
+    """Marks a checkpoint as complete, and deletes files that are not read."""
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After a checkpoint was written."""
+        """Called after a checkpoint was written."""
         place = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        # A pickle of any objects; the settings are kept as JSON.
+        # A pickle; the settings are stored as JSON.
         (place / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         for file in place.iterdir():
             with open(file, "rb") as opened:
@@ -119,7 +120,7 @@ def _remembered(folder: Path) -> dict[str, Any]:
     if not isinstance(kept, dict):
         raise CommandError(
             f"{folder} is not the folder of an unfinished run: its {SETTINGS} is missing or "
-            "damaged; move or delete it, or choose another --out"
+            "corrupt; move or delete it, or choose another --out"
         )
     return kept
 
@@ -139,7 +140,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Holds a lock that the kernel lets go of when the process ends."""
+    """Holds a lock that the kernel releases when the process ends."""
     try:
         import fcntl
     except ImportError:  # Windows: start one run at a time
@@ -150,7 +151,7 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CommandError(
-                f"{folder}: another process is at work there; wait for it, or end it"
+                f"{folder}: another process is using it; wait for it, or end it"
             ) from None
         except OSError:
             pass  # a file system without locks

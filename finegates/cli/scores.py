@@ -1,4 +1,4 @@
-"""How well predictions agree with labels: accuracy and its kin, correlations."""
+"""Metrics of predictions: accuracy, F1, Matthews and other correlations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def measure(
     """Measures by name.
 
     Args:
-        names: ``accuracy``; ``f1``, of class 1 where there are two, else the mean over the classes;
+        names: ``accuracy``; ``f1``, of class 1 for two classes, else the mean over classes;
             ``matthews``, the correlation of two classes; ``pearson`` and ``spearman`` correlations.
         logits: (rows, outputs), floating point; one output for regression.
         labels: class codes, or numbers, (rows,).
@@ -31,7 +31,7 @@ def measure(
     values = {
         "accuracy": lambda: float((found == truth).mean()),
         "f1": lambda: _f1(found, truth, outputs),
-        "matthews": lambda: _pearson(found, truth),  # for two classes they are the same
+        "matthews": lambda: _pearson(found, truth),  # equal for two classes
         "pearson": lambda: _pearson(found, truth),
         "spearman": lambda: _pearson(_ranks(found), _ranks(truth)),
     }
@@ -55,7 +55,7 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Ranks from 1; ties get their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
     ranks: np.ndarray = (last - (counts - 1) / 2)[inverse]

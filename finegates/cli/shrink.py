@@ -1,4 +1,4 @@
-"""``finegates shrink``: from a pretrained model and labelled text to a smaller one."""
+"""``finegates shrink``: fine-tune on labelled text, prune and compact."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ examples:
       --text-pair hypothesis --label verdict --out small/
   finegates shrink MODEL --task mrpc --data glue/ --target 0.4 --out small/
 
-The text is in CSV, TSV, JSON, JSON lines or Parquet, a row an example. Labels with a decimal point
-make a regression, others classes. Without --eval, a tenth of the rows is held out. MACs are the
-multiply-accumulates of the layers for one sequence of --max-length tokens; from a tenth to the half
-of the training the gates close what matters least for its cost, until the target is met.
+The text is in CSV, TSV, JSON, JSON lines or Parquet, one example a row. Labels with a decimal point
+mean regression, all others classes. Without --eval, a tenth of the rows is held out. MACs are the
+multiply-accumulates of the layers for one sequence of --max-length tokens. Between 10 and 50 % of
+the training, the dimensions with the least importance per MAC are closed until the target is met.
 
-Until the end, checkpoints are in OUT.partial. If the run is interrupted, the same command goes on
-from the last of them and ends with the same tensors. OUT appears whole or not at all; use it with
+During the run, checkpoints are in OUT.partial. If it is interrupted, the same command continues
+from the last checkpoint and ends with the same tensors. OUT appears whole or not at all; use it with
 
   model = finegates.load("small/")
   tokenizer = transformers.AutoTokenizer.from_pretrained("small/")
@@ -38,7 +38,7 @@ from the last of them and ends with the same tensors. OUT appears whole or not a
 
 
 def add(commands: options.Commands) -> None:
-    """Describes the command."""
+    """Registers the command."""
     parser = options.command(
         commands, "shrink", "fine-tune, prune, compact, evaluate and save a model", _TEXT
     )
@@ -55,7 +55,7 @@ def add(commands: options.Commands) -> None:
     recipe = parser.add_argument_group("what is made")
     recipe.add_argument("--out", type=Path, required=True, metavar="OUT", help="a new folder")
     recipe.add_argument(
-        "--target", type=options.fraction, default=0.4, help="part of the MACs to remove (0.4)"
+        "--target", type=options.fraction, default=0.4, help="fraction of the MACs to remove (0.4)"
     )
     recipe.add_argument("--epochs", type=options.positive, default=4, help="(4)")
     recipe.add_argument("--batch-size", type=options.positive, default=16, help="(16)")
@@ -77,7 +77,7 @@ def add(commands: options.Commands) -> None:
     recipe.add_argument(
         "--distill",
         metavar="TEACHER",
-        help="follow the logits of a dense model that was fine-tuned on the same labels",
+        help="learn from the logits of a dense model that was fine-tuned on the same labels",
     )
     recipe.add_argument("--seed", type=options.seed, default=0, help="(0)")
     options.add_cost(recipe)
@@ -89,14 +89,14 @@ def add(commands: options.Commands) -> None:
         help="(default: after each epoch)",
     )
     run_group.add_argument(
-        "--dry-run", action="store_true", help="say what would be done, and do nothing"
+        "--dry-run", action="store_true", help="print what would be done, and do nothing"
     )
     options.add_threads(run_group)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the work; see the module."""
+    """Runs the command; see the module."""
     _check(arguments)
     out: Path = arguments.out
     options.use_threads(arguments)
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """All that a run needs, read and checked before anything is written."""
+    """Inputs of a run, read and checked before anything is written."""
 
     model: Any
     tokenizer: Any
@@ -138,7 +138,7 @@ class _Prepared:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuses options that do not go together, before the slow part of the program is loaded."""
+    """Checks the options before slow modules are imported."""
     if arguments.task is not None:
         if arguments.data is None:
             raise CommandError(
@@ -176,11 +176,11 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         seed=arguments.seed,
         lora=arguments.lora,
     )
-    device()  # refuses several, before the data are read
+    device()  # raises for several GPUs, before the data are read
     data = read_task_data(arguments)
     set_seed(recipe.seed_of("head"))
     model, has_head = checkpoints.load_classifier(arguments.model, data.labels.names)
-    adapter_for(model)  # refuses architectures that it does not know, by name
+    adapter_for(model)  # raises for unknown architectures, by name
     checkpoints.check_length(model, recipe.max_length)
     tokenizer = checkpoints.load_tokenizer(arguments.model)
     fit_tokenizer(tokenizer, model)
@@ -212,7 +212,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
 
 
 def _describe(arguments: argparse.Namespace, started: _Prepared) -> None:
-    """Prints what is about to be done."""
+    """Prints the settings of the run."""
     import finegates as fg
     from finegates.cli.quantities import large
 

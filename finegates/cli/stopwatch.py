@@ -1,4 +1,4 @@
-"""What ``finegates bench`` times: forward passes, and a dense model of the same sizes."""
+"""Forward passes for ``finegates bench``, and a dense twin of a model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 
 def forward_pass(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Callable[[], None]:
-    """A forward pass in evaluation mode without gradients, finished when it returns.
+    """Makes a synchronous forward pass in evaluation mode, without gradients.
 
     Args:
         model: any, on one device.
-        inputs: of it, on the same device.
+        inputs: of the model, on the same device.
     """
 
     def run() -> None:
@@ -28,7 +28,9 @@ def forward_pass(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Callab
 
 
 def dense_twin(model: Any) -> nn.Module:
-    """A dense model of the same class and configuration with random weights, which take as long to
-    multiply as trained ones; on the CPU, in evaluation mode."""
+    """A dense model of the same class and configuration with random weights.
+
+    Random weights take as long to multiply as trained ones. It is on the CPU, in evaluation mode.
+    """
     twin: nn.Module = type(model)(model.config)
     return twin.eval()

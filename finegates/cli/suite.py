@@ -1,6 +1,6 @@
-"""Commands that belong to the suite, which reproduces and audits the paper.
+"""Commands of the suite, which reproduces and audits the paper.
 
-The library does not import the suite: a command's function is looked up when it is asked for.
+The library does not import the suite: a command's function is imported when it runs.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 from finegates.cli.failures import SUITE_EXTRA, lacks
 
 SUITE = {
-    "verify": ("finegates.suite.verify:main", "check that results are as their jobs wrote them"),
-    "compare": ("finegates.suite.compare:main", "set two trees of results against each other"),
+    "verify": ("finegates.suite.verify:main", "check the SHA-256 digests of results"),
+    "compare": ("finegates.suite.compare:main", "compare two folders of results"),
     "quote": ("finegates.suite.readme:main", "bring the tables quoted in the README up to date"),
-    "scaling": ("finegates.suite.scaling.command:main", "write what the paper tier costs"),
+    "scaling": ("finegates.suite.scaling.command:main", "write the costs of the paper tier"),
 }
-"""By command: the function that runs it, and what it does."""
+"""Function and description of each command."""
 
 
 def run(command: str, words: Sequence[str]) -> int:
-    """Runs a command of the suite, which reads its own words.
+    """Runs a command of the suite, which parses its own arguments.
 
     Args:
         command: of :data:`SUITE`.
-        words: what was written after it.
+        words: its arguments.
 
     Returns:
         its exit status.
@@ -33,7 +33,7 @@ def run(command: str, words: Sequence[str]) -> int:
         CommandError: a package that the suite needs is not installed.
     """
     module, _, name = SUITE[command][0].partition(":")
-    # Some packages are imported when they are needed, not with the module.
+    # Some packages are imported inside functions, not with the module.
     try:
         function: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), name)
         return function(list(words))

@@ -1,6 +1,6 @@
 """Tables of labelled text from files: CSV, TSV, JSON, JSON lines, Parquet.
 
-A table is a column's values by its name. What is missing is None.
+A table maps column names to lists of values. Missing values are None.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from finegates.files import parse_json
 Table = dict[str, list[Any]]
 
 LONGEST_FIELD = 2**27
-"""Characters of one field of CSV; Python's own limit, 128 Ki, is less than a long document."""
+"""Characters in a CSV field; Python's limit, 128 Ki, is less than a long document."""
 
 
 def read_table(path: str | Path) -> Table:
-    """Reads a file by its suffix: ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` (or ``.ndjson``),
-    ``.parquet``.
+    """Reads a table in the format of the file's suffix.
 
-    CSV and TSV are UTF-8 with a line of names, and fields are quoted with ``"`` where needed. JSON
-    is a list of objects, JSON lines an object a line.
+    The suffixes are ``.csv``, ``.tsv``, ``.json``, ``.jsonl`` (or ``.ndjson``) and ``.parquet``.
+    CSV and TSV are UTF-8 with a header line, and fields are quoted with ``"`` if needed. JSON is a
+    list of objects, JSON lines one object per line.
 
     Returns:
         columns of one length, at least one row.
 
     Raises:
-        CommandError: there is no such file, its suffix is another one, it cannot be read, or holds
+        CommandError: the file does not exist, its suffix is unknown, it cannot be read, or it has
             no rows.
     """
     path = Path(path)
     read = READERS.get(path.suffix.lower())
     if read is None:
         raise CommandError(
-            f"{path}: cannot tell the kind of the file by {path.suffix or 'its name'!r}; give it "
+            f"{path}: cannot tell the file's format from {path.suffix or 'its name'!r}; give it "
             f"one of the suffixes {', '.join(READERS)}"
         )
     if not path.is_file():
@@ -47,9 +47,9 @@ def read_table(path: str | Path) -> Table:
     except UnicodeDecodeError as error:
         raise CommandError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except (ValueError, csv.Error) as error:
-        raise CommandError(f"{path}: {error}; mend the file") from error
+        raise CommandError(f"{path}: {error}; correct the file") from error
     if not table or not next(iter(table.values())):
-        raise CommandError(f"{path}: holds no rows; give a file with some")
+        raise CommandError(f"{path}: has no rows; give a file with at least one")
     return table
 
 
@@ -57,7 +57,7 @@ def _csv(path: Path, delimiter: str = ",") -> Table:
     limit = csv.field_size_limit(LONGEST_FIELD)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            # Strict: a quotation mark that is never closed would swallow the rest of the file.
+            # Strict: an unclosed quotation mark would swallow the rest of the file.
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             names = next(reader, [])
             _check_names(names)
@@ -82,7 +82,7 @@ def _tsv(path: Path) -> Table:
 def _check_names(names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"the column {twice[0]!r} is there twice")
+        raise ValueError(f"the column {twice[0]!r} appears twice")
 
 
 def _json(path: Path) -> Table:

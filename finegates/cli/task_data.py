@@ -1,4 +1,4 @@
-"""The data of a task as the command line names them: files, or a task of GLUE."""
+"""Loads the data that the command line names: files, or a task of GLUE."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class TaskData:
     """The rows of a task.
 
     Attributes:
-        train: to train on.
-        held_out: to evaluate on.
-        held_out_is: what these are, in words.
+        train: training rows.
+        held_out: evaluation rows.
+        held_out_is: description of the evaluation rows.
         labels: of both.
         columns: of the tables.
-        measures: by which predictions are judged.
-        digest: SHA-256 of each file, with a word on its part.
+        measures: metrics of predictions.
+        digest: SHA-256 of each file, by its role.
     """
 
     train: Examples
@@ -47,10 +47,10 @@ class TaskData:
 
 
 def read_task_data(arguments: argparse.Namespace) -> TaskData:
-    """Reads what ``--train`` and ``--eval``, or ``--task`` and ``--data``, name.
+    """Reads the data of ``--train`` and ``--eval``, or of ``--task`` and ``--data``.
 
     Raises:
-        CommandError: a file or column is missing or wrong; names it and the remedy.
+        CommandError: a file or column is missing or wrong; the message names it and the remedy.
     """
     if arguments.task is not None:
         return _of_glue(arguments.task, arguments.data)

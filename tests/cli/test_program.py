@@ -41,7 +41,7 @@ def test_the_installed_program_is_the_module(tmp_path):
     assert done.stderr == ""
     for command in (*COMMANDS, *suite.SUITE):
         assert f"\n    {command} " in done.stdout
-    for status in ("0    done", "1    the work failed", "2    ", "130  interrupted"):
+    for status in ("0    success", "1    failure", "2    ", "130  interrupted"):
         assert status in done.stdout
 
 
@@ -79,7 +79,7 @@ def test_the_examples_of_a_command_are_read_by_its_parser(command, capsys):
         (["shrink", "m", "--train", "f", "--task", "rte", "--out", "o"], "not allowed with"),
         (
             ["shrink", "m", "--train", "f", "--out", "o", "--target", "1"],
-            "must lie between 0 and 1",
+            "must be between 0 and 1",
         ),
         (["shrink", "m", "--train", "f", "--out", "o", "--epochs", "0"], "must be at least 1"),
         (["shrink", "m", "--train", "f", "--out", "o", "--seed", "-1"], "must be at least 0"),

@@ -239,7 +239,7 @@ def test_two_processes_do_not_work_in_one_folder(places, tmp_path, monkeypatch, 
     with open(resumption.partial_folder(out) / resumption.LOCK, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert shrink(places, out) == 1
-    assert "another process is at work there; wait for it" in capsys.readouterr().err
+    assert "another process is using it; wait for it" in capsys.readouterr().err
     assert shrink(places, out) == 0
 
 
@@ -406,7 +406,7 @@ def test_a_model_without_a_tokenizer_or_with_a_larger_one_is_refused(places, tmp
         path.unlink()
     capsys.readouterr()
     assert shrink({**places, "model": bare}, tmp_path / "small") == 1
-    assert "holds no tokenizer; save the model's there" in capsys.readouterr().err
+    assert "has no tokenizer; save the model's there" in capsys.readouterr().err
     larger = tokenizer()
     larger.add_tokens(["new"])
     larger.save_pretrained(bare)

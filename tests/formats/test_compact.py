@@ -148,7 +148,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another kind": (
         lambda f: edit_tensors(f, lambda t: t.update({WEIGHT: t[WEIGHT].long()})),
-        "is of torch.int64",
+        "is torch.int64",
     ),
     "index out of range": (
         lambda f: edit_tensors(f, lambda t: t[ROWS].add_(100)),
