@@ -11,7 +11,8 @@ from finegates.cli.failures import CommandError
 _TEXT = """\
 Write a model for programs that do not know finegates: as an ONNX graph with dynamic batch and
 length, checked by ONNX Runtime before it appears, or as a stock transformers model for
-from_pretrained, padded to one size for all layers, with the tokenizer if there is one next to the model.
+from_pretrained, padded to one size for all layers, with the tokenizer if there is one next to the
+model.
 
 examples:
   finegates export small/ --onnx small.onnx

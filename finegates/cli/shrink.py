@@ -30,7 +30,8 @@ multiply-accumulates of the layers for one sequence of --max-length tokens. Betw
 the training, the dimensions with the least importance per MAC are closed until the target is met.
 
 During the run, checkpoints are in OUT.partial. If it is interrupted, the same command continues
-from the last checkpoint and ends with the same tensors. OUT appears whole or not at all; use it with
+from the last checkpoint and ends with the same tensors. OUT appears whole or not at all; use it
+with
 
   model = finegates.load("small/")
   tokenizer = transformers.AutoTokenizer.from_pretrained("small/")
