@@ -1,4 +1,4 @@
-"""What the architectures look like: one small adapter for each, so that nothing else reads names.
+"""Adapters: one description per architecture, the only place with module names.
 
 To add an architecture, write a module with a subclass of :class:`Adapter`, list it in ``ADAPTERS``,
 and add a tiny configuration to ``ARCHITECTURES`` in ``tests/support/tiny.py``, which takes it
@@ -58,14 +58,14 @@ ADAPTERS: tuple[Adapter, ...] = (
 
 
 def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter of a transformers model, chosen by ``model.config.model_type``.
+    """Looks up the adapter of a transformers model by ``model.config.model_type``.
 
     Args:
         model: a transformers model, or a ``peft`` model around one.
 
     Raises:
-        ValueError: the model has no configuration, or its type has no adapter, or its layers are
-            not where that type has them.
+        ValueError: the model has no configuration, its type has no adapter, or its layers are not
+            at the paths of that type.
     """
     model_type = getattr(getattr(unwrap(model), "config", None), "model_type", None)
     known = {name: adapter for adapter in ADAPTERS for name in adapter.model_types}
@@ -84,25 +84,25 @@ def adapter_for(model: nn.Module) -> Adapter:
     if not stacks or not all(has_module(plain, path) for path in stacks):
         raise ValueError(
             f"{type(plain).__name__} has the configuration of model type {model_type!r}, but not "
-            f"its layers in their place; give the model inside that has, or, {_REMEDY}"
+            f"its layers; give the inner model that has them, or, {_REMEDY}"
         )
     return adapter
 
 
 def adapted_parts(model: nn.Module) -> dict[str, tuple[nn.Module, Adapter]]:
-    """The parts of a model that have an adapter, each by its own configuration.
+    """The parts of a model that have an adapter.
 
     Args:
         model: a transformers model, plain.
 
     Returns:
-        by module path the part and its adapter: the model itself, with the path ``""``, or else the
-        outermost models inside (the text model of a vision-language one). Empty if there are none.
+        parts and adapters by module path: the model itself at ``""``, or else the outermost models
+        inside (such as the text model of a vision-language model). Empty if there are none.
     """
     found: dict[str, tuple[nn.Module, Adapter]] = {}
     for path, module in model.named_modules():
         inside = any(not outer or path.startswith(f"{outer}.") for outer in found)
-        # A layer keeps its model's configuration; a model has a class for it.
+        # Layers refer to their model's configuration, too; only models have a config_class.
         if inside or not hasattr(module, "config") or not hasattr(type(module), "config_class"):
             continue
         try:

@@ -1,4 +1,4 @@
-"""The description of a transformer that attaching, budgeting and compaction work from.
+"""Descriptions of transformers, used by attaching, budgets and compaction.
 
 A :class:`Block` names the linear layers of one transformer layer by module path and gives the sizes
 and properties that decide which removals are exact. Paths are relative to the plain transformers
@@ -20,18 +20,18 @@ from finegates.wrappers import without_containers
 class Adapter(ABC):
     """Describes one architecture. Every method takes the plain or the ``peft``-wrapped model.
 
-    To add an architecture, implement :meth:`blocks` and :meth:`encoder`; override the others where
-    the defaults do not hold. A description holds sizes of the weights that are there, not those of
+    To add an architecture, implement :meth:`blocks` and :meth:`encoder`; override the other methods
+    if their defaults do not fit. Descriptions contain the sizes of the actual weights, not those of
     the configuration (:func:`finegates.adapters.fit.fitted`).
 
     Attributes:
-        model_types: the values of ``config.model_type`` that it serves.
+        model_types: the supported values of ``config.model_type``.
         attention_classes: of transformers (``"llama.LlamaAttention"``), whose code :meth:`narrow`
-            stands for. The heads of any other class keep their sizes. Empty: any will do.
-        feed_forward_classes: the same of the modules at ``FeedForward.path``.
-        uniform: the configuration's keys for sizes that every layer shares: ``intermediate``, and
-            where they can differ from the dense model's, ``heads`` with ``kv_heads``, or ``width``.
-        head_width: the attribute of an attention module that holds the width of its heads.
+            replaces. The heads of other classes keep their sizes. Empty allows any class.
+        feed_forward_classes: the same for the modules at ``FeedForward.path``.
+        uniform: the configuration's keys for sizes that all layers share: ``intermediate`` and, if
+            they can differ from the dense model's, ``heads`` with ``kv_heads``, or ``width``.
+        head_width: the attribute of an attention module with the width of its heads.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -49,17 +49,17 @@ class Adapter(ABC):
         """Module paths of the layer stacks; the parameters below them count as the encoder's."""
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
-        """The attention module (at ``Attention.path``) for heads of other sizes.
+        """Makes the attention module (at ``Attention.path``) for other head sizes.
 
-        Called by compaction and by loading, with or without storage (meta device).
+        Called by compaction and by loading, also on the meta device.
 
         Args:
-            module: as transformers makes it, its projections replaced by narrowed ones or not yet.
+            module: as transformers makes it; its projections may be narrowed already.
             part: the description of the module.
             sizes: see :class:`HeadSizes`.
 
         Returns:
-            a module that takes its place; it may be the same one, changed.
+            its replacement, which may be the same module, changed.
 
         Raises:
             NotImplementedError: the architecture has no narrow form (``Attention.narrows`` is
@@ -68,13 +68,14 @@ class Adapter(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no attention with narrower heads")
 
     def join(self, module: nn.Module) -> nn.Module:
-        """The feed-forward module (at ``FeedForward.path``) with one product for gate and up, in
-        its submodule ``gate_up`` and an attribute ``finegates_joined`` of any value.
+        """Fuses gate and up of the feed-forward module at ``FeedForward.path``.
 
-        Called by compaction and by loading, with or without storage (meta device).
+        The result has the fused layer in its submodule ``gate_up``, and an attribute
+        ``finegates_joined`` of any value. Called by compaction and by loading, also on the meta
+        device.
 
         Args:
-            module: as transformers makes it, its layers replaced by narrowed ones or not yet.
+            module: as transformers makes it; its layers may be narrowed already.
 
         Raises:
             NotImplementedError: the architecture has no such form (``FeedForward.path`` is None).
@@ -82,12 +83,15 @@ class Adapter(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no joined feed-forward part")
 
     def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
-        """What the query projection is multiplied by, where the module's forward takes the scale of
-        scores from the width that it finds. Called before :meth:`narrow`."""
+        """Factor of the query projection that corrects the scale of scores.
+
+        It differs from 1 if the module's forward derives the scale from the narrowed width. Called
+        before :meth:`narrow`.
+        """
         return 1.0
 
     def gated(self, model: nn.Module) -> list[str]:
-        """The paths that get gates by the released protocol: every linear layer of every block."""
+        """Paths of the layers to gate: every linear layer of every block."""
         return [path for block in self.blocks(model) for path in block.linears()]
 
     def head(self, model: nn.Module) -> list[str]:
@@ -108,12 +112,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     layers that they replaced.
 
     Raises:
-        TypeError: it is not a model at all.
-        ValueError: the peft method adds prompts, which no plain model can express.
+        TypeError: it is not a model.
+        ValueError: the peft method adds prompts, which a plain model cannot express.
     """
     check_model(model)
     model = without_containers(model)
-    # By its attributes: importing peft is for those who use it.
+    # Detected by its attributes, so that peft need not be installed.
     if not (hasattr(model, "get_base_model") and hasattr(model, "peft_config")):
         return model
     for name, config in model.peft_config.items():  # type: ignore[operator, union-attr]
@@ -128,13 +132,13 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def head_paths(model: nn.Module) -> list[str]:
-    """Module paths of the task head of a transformers model, as their classes are usually laid out.
+    """Module paths of the task head, for the usual layout of transformers.
 
-    That is whatever stands beside the base model (``classifier``, ``lm_head``, ``cls``), and the
-    base model's pooler, which nothing but a head reads. Empty for a model without either.
+    These are the modules next to the base model (``classifier``, ``lm_head``, ``cls``), and the
+    base model's pooler, which only a head reads. Empty for a model without either.
 
     Args:
-        model: plain or in a ``peft`` wrapper.
+        model: plain or wrapped by ``peft``.
     """
     plain = unwrap(model)
     prefix = base_prefix(plain)
@@ -165,5 +169,5 @@ def has_module(model: nn.Module, path: str) -> bool:
 
 
 def _has_parameters(model: nn.Module, path: str) -> bool:
-    # A pooler that was left out is None or absent.
+    # An omitted pooler is None or absent.
     return has_module(model, path) and any(True for _ in model.get_submodule(path).parameters())

@@ -16,12 +16,12 @@ from finegates.modules.likeness import check_like
 class DebertaV2Adapter(LayerStackAdapter):
     """DeBERTa's encoder layers.
 
-    Every term of a score is a product of one row of q with one of k, whether of tokens or of
-    relative positions, as long as both share the projections (``config.share_att_key``, true of all
-    released models). With projections of their own for positions, heads keep their sizes.
+    Every term of a score is a product of one row of q with one of k, for tokens and for relative
+    positions, as long as both share the projections (``config.share_att_key``, true for all
+    released models). With separate projections for positions, heads keep their sizes.
 
-    Queries, keys and values stay three products: one would multiply the relative positions, which
-    are often as many as the tokens, for values that they do not have.
+    Queries, keys and values remain three matmuls: a fused one would also compute values of the
+    relative positions, which are often as many as the tokens and have no values.
     """
 
     model_types = ("deberta-v2",)

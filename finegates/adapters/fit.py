@@ -1,7 +1,7 @@
-"""A description from the configuration, fitted to the modules that the model really has.
+"""Fits a description from the configuration to the model's actual modules.
 
-Tools that prune, and users, change modules without a word in the configuration: heads are gone, a
-layer or a part of it is taken out. Sizes are therefore read from the weights.
+Pruning tools and users change modules without changing the configuration: they remove heads, a
+layer, or a part of it. Sizes are therefore read from the weights.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from finegates.modules.linear import is_linear, linear_shape
 
 
 def fitted(model: nn.Module, block: Block, head_width: str) -> Block | None:
-    """The block as it is in the model.
+    """Fits a block to the model.
 
-    Parts that the model does not have are left out. Attentions have the heads that their weights
-    give; where these are not heads of one width, they stay as they are (``narrows=False``).
+    Missing parts are dropped. The heads of attentions follow from the sizes of their weights; if
+    these are not heads of one width, they are kept (``narrows=False``).
 
     Args:
         model: plain; dense, gated or compact.
-        block: as the configuration has it.
-        head_width: attribute of an attention module that holds the width of its heads, by which its
+        block: from the configuration.
+        head_width: attribute of an attention module with the width of its heads, by which its
             forward splits them.
 
     Returns:
-        None if nothing of the block is left.
+        the block, or None if it has no parts left.
     """
     attentions = tuple(
         _fitted_attention(model, part, head_width)
@@ -44,7 +44,7 @@ def fitted(model: nn.Module, block: Block, head_width: str) -> Block | None:
 
 
 def _is_there(model: nn.Module, part: Attention | FeedForward) -> bool:
-    """Whether the model has any layer of the part, be it joined with others."""
+    """Whether the model has any layer of the part, fused or not."""
     paths = list(part.linears())
     if isinstance(part, Attention) and part.joint:
         paths.append(part.joint_path)
@@ -75,7 +75,7 @@ def _fitted_attention(model: nn.Module, part: Attention, head_width: str) -> Att
 
 
 def _projected(model: nn.Module, part: Attention) -> tuple[int, int, int, int] | None:
-    """Dense output sizes of q, k and v and the input size of o; None where they are unknown."""
+    """Dense output sizes of q, k and v and input size of o; None if unknown."""
     o = _dense_shape(model, part.o)
     if o is None:
         return None
@@ -100,7 +100,7 @@ def _projected(model: nn.Module, part: Attention) -> tuple[int, int, int, int] |
 
 
 def _dense_shape(model: nn.Module, path: str) -> tuple[int, int] | None:
-    """(in, out) of a layer before anything was removed from it; None where there is no such."""
+    """Dense (in, out) of a layer, or None if it does not exist."""
     if not has_module(model, path):
         return None
     layer = model.get_submodule(path)

@@ -1,4 +1,4 @@
-"""MPNet: BERT's layers with relative positions, one score per head, that all layers share."""
+"""MPNet: BERT's layers with relative position scores shared by all layers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from finegates.modules.likeness import check_like
 class MpnetAdapter(LayerStackAdapter):
     """MPNet's encoder layers.
 
-    The encoder computes the position scores of all heads once and hands them to every layer. A
-    layer that has lost heads takes the scores of those that it keeps.
+    The encoder computes the position scores of all heads once and passes them to every layer. A
+    layer without some heads selects the scores of its kept heads.
 
     Of a classifier, the head is ``classifier`` (it has no pooler).
     """
@@ -73,7 +73,7 @@ class MpnetAdapter(LayerStackAdapter):
 
 
 def _index(heads: tuple[int, ...], module: nn.Module) -> torch.Tensor:
-    """The kept heads as int64, on the module's device, or on the CPU if that has no storage yet."""
+    """The kept heads as int64, on the module's device; on the CPU if that is meta."""
     device = next(module.parameters()).device
     return torch.tensor(heads, dtype=torch.int64, device="cpu" if device.type == "meta" else device)
 
@@ -93,4 +93,4 @@ def _keep_biases(
 
 
 _POSITION_BIAS = 2
-"""Its place among the arguments of the module, after states and mask."""
+"""Position of the scores among the module's arguments, after states and mask."""

@@ -6,7 +6,7 @@ from finegates.adapters.llama import LlamaAdapter
 
 
 class Qwen3Adapter(LlamaAdapter):
-    """As :class:`LlamaAdapter`; no dimension of a score can go, for the norms read all of them."""
+    """As :class:`LlamaAdapter`; score dimensions are kept, because norms read all."""
 
     model_types = ("qwen3",)
     qk_norm = True

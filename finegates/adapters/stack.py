@@ -13,7 +13,7 @@ from finegates.blocks import Block
 
 
 class LayerStackAdapter(Adapter):
-    """An architecture whose layers stand in one list, described alike from the configuration.
+    """An architecture whose layers are in one list, with equal descriptions.
 
     Attributes:
         stack: path of the list, below the base model.
@@ -30,11 +30,11 @@ class LayerStackAdapter(Adapter):
         return (f"{base_prefix(unwrap(model))}{self.stack.partition('.')[0]}",)
 
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
-        """Those in the list, however many the configuration names."""
+        """The blocks in the list, independent of the number in the configuration."""
         plain = unwrap(model)
         config: Any = plain.config
         stack = f"{base_prefix(plain)}{self.stack}"
-        names = list(plain.get_submodule(stack)._modules)  # with layers that are there twice
+        names = list(plain.get_submodule(stack)._modules)  # including layers that appear twice
         blocks = (self.block(f"{stack}.{name}", config) for name in names)
         found = (fitted(plain, block, self.head_width) for block in blocks)
         return tuple(block for block in found if block is not None)

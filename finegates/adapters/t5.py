@@ -1,4 +1,4 @@
-"""T5: an encoder and a decoder without biases, relative positions shared by all layers of each."""
+"""T5: encoder and decoder without biases, each sharing relative positions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from finegates.modules.likeness import check_like
 class T5Adapter(Adapter):
     """T5's encoder and, where the model has one, its decoder.
 
-    The position scores of the first layer serve all layers, head by head: heads become narrower but
-    none goes whole.
+    All layers use the position scores of the first, head by head: heads can become narrower, but
+    none can be removed.
     """
 
     model_types = ("t5",)
@@ -67,7 +67,7 @@ class T5Adapter(Adapter):
         return module
 
     def join(self, module: nn.Module) -> nn.Module:
-        """The same module, whose layers for gate and up are parts of one product."""
+        """The same module, with gate and up fused."""
         check_like(module, self.feed_forward_classes)
         take_apart(module, ("wi_0", "wi_1"), "gate_up")
         module.finegates_joined = True  # type: ignore[assignment]
@@ -76,7 +76,7 @@ class T5Adapter(Adapter):
 
 
 def _multiply_encoded(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-    """Keys and values in place of the encoder's states, unless a cache has them."""
+    """Replaces the encoder's states by keys and values, unless a cache has them."""
     updated = getattr(kwargs.get("past_key_values"), "is_updated", {})
     if updated.get(module.layer_idx):
         return None
@@ -84,7 +84,7 @@ def _multiply_encoded(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | 
 
 
 def _widen(module: Any, args: Any) -> Any:
-    """Gate and up in place of the states that the feed-forward part gets."""
+    """Replaces the input states of the feed-forward part by gate and up."""
     return module.gate_up(args[0])
 
 

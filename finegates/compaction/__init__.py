@@ -1,7 +1,7 @@
-"""Compaction: a gated model becomes a physically smaller one with the same outputs.
+"""Compaction: make a gated model physically smaller, with the same outputs.
 
-:func:`compact` folds evaluation gates and low-rank adapters into weights and removes what is
-closed; :func:`plan_compaction` says beforehand what would go, and why.
+:func:`compact` folds evaluation gates and low-rank adapters into weights and removes closed rows
+and columns; :func:`plan_compaction` lists the removals and their reasons beforehand.
 """
 
 from __future__ import annotations

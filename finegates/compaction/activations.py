@@ -1,7 +1,7 @@
-"""What a feed-forward part calls for its activation, and what that makes of zeros.
+"""The activation that a feed-forward part calls, and its value at zero.
 
-The module decides, not the configuration: whoever changes an activation changes the attribute that
-is called.
+The module decides, not the configuration: a changed activation is a changed attribute of the
+module.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ _MODULES = (
 
 
 def activation_of(part: FeedForward, model: nn.Module) -> Any:
-    """What a feed-forward part of a model calls for phi; what the name means where it is not known
-    what is called. None for a name without a meaning."""
+    """The activation that a feed-forward part calls.
+
+    If the called attribute is unknown, the name decides; None for an unknown name.
+    """
     from transformers.activations import ACT2FN
 
     if part.phi is not None:
@@ -59,13 +61,13 @@ def activation_of(part: FeedForward, model: nn.Module) -> Any:
         return getattr(model.get_submodule(path), name)
     if part.activation not in ACT2FN:
         return None
-    return ACT2FN[part.activation]  # made at this moment; .get gives its recipe
+    return ACT2FN[part.activation]  # ACT2FN makes the module on access; .get returns its class
 
 
 def acts_on_numbers(phi: Any) -> bool:
-    """Whether an activation is known to act on each number alone, and on all alike.
+    """Whether an activation is known to act elementwise.
 
-    None counts as such: a part is described so.
+    None counts as elementwise, because descriptions require it.
     """
     if isinstance(phi, nn.Module):
         alike = all(parameter.numel() == 1 for parameter in phi.parameters())
@@ -74,7 +76,7 @@ def acts_on_numbers(phi: Any) -> bool:
 
 
 def activation_at_zero(phi: Any) -> float | None:
-    """phi(0), or None where it depends on parameters or is not known."""
+    """phi(0), or None if it depends on parameters or is unknown."""
     if phi is None or (isinstance(phi, nn.Module) and next(phi.parameters(), None) is not None):
         return None
     return float(phi(torch.zeros(1, dtype=torch.float64, device="cpu")))
@@ -82,7 +84,7 @@ def activation_at_zero(phi: Any) -> float | None:
 
 @functools.cache
 def _named_classes() -> frozenset[type]:
-    """The classes of the activations that transformers has names for."""
+    """Classes of the activations that transformers names."""
     from transformers.activations import ACT2FN
 
     return frozenset(type(ACT2FN[name]) for name in ACT2FN)

@@ -1,10 +1,9 @@
-"""What a layer's product costs against the moving of data, and whether removing a side pays; which
-product is the faster.
+"""Cost model: when is a smaller matmul worth the gather and scatter around it?
 
-A closed input column can be left out by gathering the others first, a closed output row by
-scattering the rest between zeros. Both move data, which costs about as much as some tens of
-multiply-accumulates a number. Where that is more than the smaller product saves, the side stays
-dense and holds zeros.
+A closed input column is removed by gathering the other columns first, a closed output row by
+scattering the other rows between zeros. Moving a number costs as much as some tens of
+multiply-accumulates. If that is more than the smaller matmul saves, the side stays dense, with
+zeros.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from finegates.modules.kernels import has_onednn, onednn_linear, select_columns
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of one token: linear in the numbers that are multiplied and moved.
+    """Seconds per token, linear in the numbers of MACs and moved values.
 
-    The defaults are those of two cores of an x86 server CPU in float32; only their ratios matter to
-    decisions. :func:`calibrate` measures this machine's.
+    The defaults were measured on two cores of an x86 server CPU in float32; only their ratios
+    matter for decisions. :func:`calibrate` measures this machine.
 
     Attributes:
-        product: of a multiply-accumulate.
-        gather: of a gathered number.
-        scatter: of an output, kept or zero, that a scatter gives.
-        onednn_from: number of tokens from which oneDNN's float32 product is faster than torch's
-            default, and taken (:func:`finegates.compaction.use_products`); None: never.
-        head_multiple: heads are widened with zeros to the next multiple of it, where attention over
-            whole vectors is faster than over fewer, odd numbers; 1: never.
+        product: seconds per multiply-accumulate.
+        gather: seconds per gathered value.
+        scatter: seconds per output of a scatter, kept or zero.
+        onednn_from: number of tokens from which oneDNN's float32 matmul is faster than torch's
+            default, and is used (:func:`finegates.compaction.use_products`); None means never.
+        head_multiple: heads are padded with zeros to the next multiple of it, for machines on which
+            attention over full vectors is faster; 1 means no padding.
     """
 
     product: float = 1.1e-11
@@ -62,10 +61,10 @@ class CostModel:
         """Predicted time of one token.
 
         Args:
-            outputs: rows of the product.
-            inputs: columns of the product.
-            gathers: whether its inputs are gathered.
-            scatters_to: the size that its outputs are scattered to; None if they are not.
+            outputs: rows of the weight.
+            inputs: columns of the weight.
+            gathers: whether the inputs are gathered.
+            scatters_to: size of the scattered output; None without a scatter.
         """
         moved = self.gather * inputs if gathers else 0.0
         if scatters_to is not None:
@@ -73,7 +72,7 @@ class CostModel:
         return self.product * outputs * inputs + moved
 
     def save(self, path: str | Path) -> None:
-        """Writes the numbers as JSON, whole or not at all."""
+        """Writes the numbers as JSON, atomically."""
         write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
@@ -81,7 +80,7 @@ class CostModel:
         """Reads what :meth:`save` wrote.
 
         Raises:
-            ValueError: not such a file; names it.
+            ValueError: the file is not a cost model; the message names it.
         """
         try:
             values = parse_json(Path(path).read_text(encoding="utf-8"))
@@ -94,7 +93,7 @@ class CostModel:
             }
             return cls(**numbers)
         except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} holds no cost model: {error}") from error
+            raise ValueError(f"{path} is not a cost model: {error}") from error
 
 
 def calibrate(
@@ -105,14 +104,16 @@ def calibrate(
     dtype: torch.dtype = torch.float32,
     onednn: bool = True,
 ) -> CostModel:
-    """Measures this machine's costs with torch's current number of threads; about a second.
+    """Measures this machine's costs with torch's current number of threads.
+
+    It takes about a second.
 
     Args:
-        width: inputs and outputs of the layer that stands for all.
+        width: inputs and outputs of the measured layer.
         tokens: rows of its input.
-        repeats: rounds; the medians count.
+        repeats: rounds, of which the medians are used.
         dtype: of the layer.
-        onednn: try oneDNN's product in float32, too; otherwise torch's default is taken always.
+        onednn: also try oneDNN's matmul in float32; otherwise torch's default is always used.
     """
     half = width // 2
     here: dict[str, Any] = {"dtype": dtype, "device": "cpu"}
@@ -144,7 +145,7 @@ def calibrate(
 
 
 def _head_multiple(tokens: int, repeats: int, dtype: torch.dtype) -> int:
-    """8, the numbers of a vector, if attention over heads of width 48 is faster than over 45."""
+    """8, the size of a vector, if attention is faster with heads of 48 than of 45."""
     heads, length = 12, min(tokens, 128)
 
     def attend(width: int) -> float:
@@ -158,7 +159,7 @@ def _head_multiple(tokens: int, repeats: int, dtype: torch.dtype) -> int:
 
 
 def _onednn_from(x: torch.Tensor, weight: torch.Tensor, repeats: int) -> int | None:
-    """The smallest number of rows of x, by powers of four, from which oneDNN is always faster."""
+    """The smallest power of four of rows from which oneDNN is always faster."""
     first, rows = None, x.shape[0]
     while rows >= 1:
         part = x[:rows]

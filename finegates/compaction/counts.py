@@ -1,4 +1,4 @@
-"""What one transformer layer multiplies for a token, as it stands or as a plan leaves it."""
+"""MACs and parameters of transformer layers, now or after a plan."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from finegates.modules.linear import find_linear, linear_shape
 
 
 def block_weights(model: nn.Module, block: Block, layers: Mapping[str, LayerPlan]) -> int:
-    """Weights of the block's linear layers, which are the multiply-accumulates of one token.
+    """Weights of the block's linear layers, equal to the MACs of one token.
 
     Args:
         model: plain; dense, gated or compact.
         block: of the model.
-        layers: plans of layers that are to be made smaller, by path.
+        layers: plans of the layers to compact, by path.
     """
     weights = 0
     for path in block.linears():
         if path in layers:
             weights += layers[path].kept_weights
-        elif has_module(model, path):  # else one product with others, counted below
+        elif has_module(model, path):  # otherwise fused with others, counted below
             weights += present_weights(model.get_submodule(path))
     for part in block.attentions:
         if part.joint and has_module(model, part.joint_path):
@@ -37,13 +37,14 @@ def block_weights(model: nn.Module, block: Block, layers: Mapping[str, LayerPlan
 
 
 def block_products(model: nn.Module, block: Block, heads: Mapping[str, HeadSizes]) -> int:
-    """Multiply-accumulates of the block's attentions for a token and a token that it attends to:
-    the width of queries and keys and that of values, over the heads.
+    """MACs of the block's attentions per pair of a token and an attended token.
+
+    They are the widths of queries and of values, summed over the heads.
 
     Args:
-        model: as of :func:`block_weights`.
+        model: as for :func:`block_weights`.
         block: of the model.
-        heads: sizes that heads are to have, by path of the attention.
+        heads: planned head sizes, by path of the attention.
     """
     return sum(_products(model, part, heads) for part in block.attentions)
 
@@ -55,11 +56,11 @@ def _products(model: nn.Module, part: Attention, heads: Mapping[str, HeadSizes])
 
 
 def model_parameters(model: nn.Module, layers: Mapping[str, LayerPlan]) -> tuple[int, int]:
-    """Counts parameters before and after: tensors used twice once, gates not at all.
+    """Counts parameters before and after; shared tensors once, without gates.
 
     Args:
         model: plain; dense, gated or compact.
-        layers: plans of layers that are to be made smaller, by path.
+        layers: plans of the layers to compact, by path.
     """
     gates = {id(p) for gate in leaf_gates(model) for p in gate.parameters()}
     before = sum(p.numel() for p in model.parameters() if id(p) not in gates)
@@ -75,7 +76,7 @@ def model_parameters(model: nn.Module, layers: Mapping[str, LayerPlan]) -> tuple
 
 
 def present_weights(layer: nn.Module) -> int:
-    """Weights of a linear layer as it stands: dense if gated, kept if compact."""
+    """Weights of a linear layer: dense if gated, kept if compact."""
     if isinstance(layer, CompactLinear):
         return layer.weight.numel()
     columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)

@@ -1,4 +1,4 @@
-"""The plan of a layer: finished, and as a draft on which rules still work."""
+"""Mutable drafts of layer plans, which the rules of compaction narrow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finegates.modules.linear import linear_shape
 
 @dataclass
 class Draft:
-    """A layer plan while rules still work on it; masks are True where kept."""
+    """A layer plan that rules can still narrow; masks are True where kept."""
 
     path: str
     rows: Tensor
@@ -31,7 +31,7 @@ class Draft:
 
     @classmethod
     def open(cls, path: str, layer: nn.Module) -> Draft:
-        """All rows and columns kept."""
+        """A draft that keeps all rows and columns."""
         columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)
         return cls(
             path,
@@ -41,7 +41,7 @@ class Draft:
 
     @classmethod
     def of(cls, path: str, layer: nn.Module) -> Draft:
-        """What the layer's own gates leave."""
+        """A draft that keeps what the layer's own gates leave open."""
         draft = cls.open(path, layer)
         if isinstance(layer, GatedLinear):
             dtype = layer.weight.dtype
@@ -53,22 +53,25 @@ class Draft:
         return draft
 
     def remove_rows(self, kept: Tensor, why: str) -> None:
-        """Narrows the rows to ``kept``, a mask within those kept so far."""
+        """Narrows the rows to ``kept``, a mask over the rows kept so far."""
         freed = int((self.rows & ~kept).sum())
         if freed:
             self.reasons.append(f"{freed} rows {why}")
         self.rows = kept
 
     def remove_cols(self, kept: Tensor, why: str) -> None:
-        """As :meth:`remove_rows`, columns."""
+        """Narrows the columns, see :meth:`remove_rows`."""
         freed = int((self.cols & ~kept).sum())
         if freed:
             self.reasons.append(f"{freed} columns {why}")
         self.cols = kept
 
     def finish(self, cost: CostModel | None = None, *, gathered: bool = False) -> LayerPlan:
-        """The plan, once no rule changes it any more; with a cost model, its predicted time, in
-        which the gathering of its inputs is another layer's if they are ``gathered`` already."""
+        """Makes the final plan, with a predicted time if there is a cost model.
+
+        The time of the gather is not included if the inputs are ``gathered`` already for another
+        layer.
+        """
         seconds = None
         if cost is not None:
             narrow = self.output_width is not None
@@ -108,5 +111,5 @@ def _open(gate: Gate | None, dtype: torch.dtype, default: Tensor, path: str) -> 
 
 
 def gate_values(gate: Gate | None, dtype: torch.dtype) -> Tensor | None:
-    """The evaluation gate (n,) as the layer applies it: rounded to the layer's dtype."""
+    """The evaluation gate (n,) in the layer's dtype, as the layer applies it."""
     return None if gate is None else gate.value().detach().to(dtype)

@@ -1,7 +1,7 @@
-"""How many graphs torch may compile of one function: a compact model needs one for each layer.
+"""Raises torch's limit of compiled graphs: a compact model needs one per layer.
 
-The layers of a dense model share their sizes, so that one graph serves all. Those of a compact
-model have sizes of their own. torch stops compiling a function after eight graphs.
+The layers of a dense model have equal sizes and share one graph. The layers of a compact model have
+different sizes, and torch stops compiling a function after eight graphs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from finegates.modules.compact_linear import CompactLinear
 
 
 def allow_graphs(model: nn.Module) -> None:
-    """Raises torch's limits of recompilation to what compiling a model layer by layer takes.
+    """Raises torch's recompilation limits for compiling a model layer by layer.
 
-    The limits are torch's own for the whole process and are never lowered. A model whose layers
-    are compiled as one needs none of this.
+    The limits apply to the whole process and are never lowered. A model that is compiled as a whole
+    does not need this.
 
     Args:
         model: compact. Without a list of compact layers nothing changes.
@@ -28,7 +28,7 @@ def allow_graphs(model: nn.Module) -> None:
     if dynamo is None or layers < 2:
         return
     config: Any = dynamo.config
-    # As many for each layer as torch gives to a function.
+    # torch's limit for a function, times the number of layers.
     config.recompile_limit = max(config.recompile_limit, _GRAPHS * layers)
     config.accumulated_recompile_limit = max(
         config.accumulated_recompile_limit, config.recompile_limit

@@ -1,8 +1,8 @@
-"""Names of dense layers as targets of peft in a compact model.
+"""Lets peft adapt compact models by the names of dense layers.
 
-peft finds the layers that it adapts by their names, and puts itself around ``nn.Linear``. In a
-compact model a layer of that name holds its product inside, or is part of one product with others.
-Adapters belong around that product, where they have the sizes of what is kept and can be merged.
+peft finds layers by name and wraps ``nn.Linear``. In a compact model a layer of that name contains
+its ``nn.Linear``, or is fused with others. Adapters go around the inner ``nn.Linear``, where they
+have the kept sizes and can be merged.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from finegates.modules.compact_linear import CompactLinear
 
 
 def product_paths(model: nn.Module) -> dict[str, str]:
-    """The paths of products in a compact model, by the paths of the dense layers they serve.
+    """Maps paths of dense layers to those of the inner ``nn.Linear``.
 
     Args:
-        model: plain. A dense one has none.
+        model: plain; for a dense model the result is empty.
 
     Returns:
-        for every compact layer, and every layer that is part of one product with others, the path
-        of an ``nn.Linear``, or of what adapters have put in its place.
+        for every compact or fused layer the path of its ``nn.Linear``, or of the adapter that wraps
+        it.
     """
 
     def product(path: str) -> str:
@@ -42,7 +42,7 @@ def product_paths(model: nn.Module) -> dict[str, str]:
 
 
 def _joint_products(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The dense layers of each product that serves several, by its path."""
+    """The dense layers of each fused layer, by its path."""
     changed = ("finegates_heads", "finegates_joined")
     if not any(hasattr(module, name) for module in model.modules() for name in changed):
         return {}
@@ -60,9 +60,9 @@ def _joint_products(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def teach_peft() -> None:
-    """Has the tuners of peft find the products of compact models by the names of dense layers.
+    """Patches the tuners of peft to translate names of dense layers.
 
-    Called wherever a compact model is made or read, if peft is installed. Further calls change
+    Called whenever a compact model is made or loaded, if peft is installed. Further calls change
     nothing, and models without compact layers are adapted as before.
     """
     try:
@@ -86,9 +86,9 @@ def _translating(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _translate(tuner: Any, model: nn.Module, name: str, products: Mapping[str, str]) -> None:
-    """Names the products themselves in the configuration of an adapter, where it means them."""
+    """Replaces dense names by inner paths in the configuration of an adapter."""
     config = tuner.peft_config[name]
-    # What the configuration leaves open, peft fills in by the architecture.
+    # peft chooses by architecture if the configuration names no targets.
     config = tuner._prepare_adapter_config(config, tuner.get_model_config(model))
     tuner.peft_config[name] = config
     targets = getattr(config, "target_modules", None)
@@ -121,7 +121,7 @@ def _translate(tuner: Any, model: nn.Module, name: str, products: Mapping[str, s
 
 
 def _names(patterns: Any, path: str) -> bool:
-    """Whether names of layers, or an expression for them, are of a path."""
+    """Whether names of layers, or a regular expression, match a path."""
     if isinstance(patterns, str):
         return re.fullmatch(patterns, path) is not None
     return any(path == name or path.endswith(f".{name}") for name in patterns)

@@ -1,9 +1,8 @@
-"""What compaction keeps of each layer, and why; decided from gates alone, before any weight moves.
+"""Plans compaction from gates alone: what is kept of each layer, and why.
 
-Each layer starts with its own closed rows and columns (a ``Draft``). The rules over the adapter's
-blocks then remove more where that is exact. A new rule is a function that takes a part of a block
-and the drafts of its layers; the transformation and the budget only read the finished
-:class:`Plan`.
+Each layer starts with its own closed rows and columns (a ``Draft``). Rules over the adapter's
+blocks then remove more where that is exact. A rule is a function of a part of a block and the
+drafts of its layers; transformation and budget only read the final :class:`Plan`.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ __all__ = ["BlockPlan", "LayerPlan", "Plan", "plan_compaction"]
 def plan_compaction(
     model: nn.Module, adapter: Adapter | None = None, cost: CostModel | None = None
 ) -> Plan:
-    """Decides what compaction keeps. Reads gate values only; the model is not changed.
+    """Plans what compaction keeps, from gate values; the model does not change.
 
     Args:
-        model: with or without gates, plain or in a ``peft`` wrapper.
+        model: with or without gates, plain or wrapped by ``peft``.
         adapter: describes the blocks; looked up by model type if None. A model of unknown type is
-            planned layer by layer, which is exact but leaves the feed-forward pairs wide.
-        cost: what multiplying and moving cost; sides whose removal would not pay stay dense, heads
-            get widths that the machine likes, and the plan predicts times. None removes all that
-            can go: the smallest model.
+            planned layer by layer, which is exact but does not narrow feed-forward pairs.
+        cost: costs of matmuls and data movement. Sides whose removal would not pay stay dense,
+            heads are padded to efficient widths, and the plan predicts times. None gives the
+            smallest model.
 
     Returns:
-        a plan of the gated layers and of plain layers that a rule over a block narrows.
+        a plan of the gated layers and of plain layers that a rule narrows.
 
     Raises:
-        ValueError: a gate lies on the meta device and has no values.
+        ValueError: a gate is on the meta device and has no values.
     """
     plain = unwrap(model)
     drafts = {name: Draft.of(name, layer) for name, layer in gated_layers(plain).items()}
@@ -69,7 +68,7 @@ def plan_compaction(
             members = joint.get(path, (path,))
             if path == members[0]:
                 choose_sides([drafts[name] for name in members], cost)
-    # In the model's order, for those who read it.
+    # In the model's order, for readers.
     order = {name: index for index, (name, _) in enumerate(plain.named_modules())}
     layers = {
         name: drafts[name].finish(cost, gathered=name != joint.get(name, (name,))[0])
@@ -87,7 +86,7 @@ def plan_compaction(
 def _joint_products(
     adapter: Adapter | None, model: nn.Module, heads: dict[str, HeadSizes], joined: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """For each layer that becomes one product with others: all of these, in their order."""
+    """Maps each layer that will be fused to all layers of its group, in order."""
     joint: dict[str, tuple[str, ...]] = {}
     if adapter is not None:
         for block in adapter.blocks(model):

@@ -1,4 +1,4 @@
-"""What a compaction will remove: of layers, of blocks, of a model."""
+"""Plans of a compaction: of layers, blocks and a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finegates.adapters import HeadSizes
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What is kept of one linear layer.
+    """Rows and columns that are kept of one linear layer.
 
     Attributes:
         path: module path in the unwrapped model; empty if the model is the layer itself.
@@ -20,16 +20,16 @@ class LayerPlan:
         out_features: rows of the dense weight.
         cols: int64, increasing: the kept columns. None keeps all.
         rows: int64, increasing: the kept rows. None keeps all.
-        input_width: size of the input where a narrowed layer delivers it; None if it is dense.
-        read: int64 (kept columns,), increasing: where in a narrow input they lie; None if they are
+        input_width: size of a narrow input; None if the input is dense.
+        read: int64 (kept columns,), increasing: their positions in a narrow input; None if they are
             all of it. A dense input is read at ``cols``.
-        output_width: size of the output where a narrowed layer takes it; None if it is dense.
-        write: int64 (kept rows,), increasing: where in a narrow output they go; None if they fill
+        output_width: size of a narrow output; None if the output is dense.
+        write: int64 (kept rows,), increasing: their positions in a narrow output; None if they fill
             it. A dense output is written at ``rows``.
-        scale: what the weight and the bias are multiplied by besides.
-        constants: float64 (in_features,), the constant that each removed column's input would have
-            held, which moves into the bias; None where all are zero.
-        reasons: what was removed by which rule, in words.
+        scale: extra factor of weight and bias.
+        constants: float64 (in_features,), the constant inputs of removed columns, which move into
+            the bias; None if all are zero.
+        reasons: descriptions of the removals.
         seconds: predicted time of one token; None without a cost model.
     """
 
@@ -59,12 +59,12 @@ class LayerPlan:
 
     @property
     def kept_weights(self) -> int:
-        """Weights kept; also the multiply-accumulates of one token."""
+        """Kept weights, equal to the MACs of one token."""
         return self.kept_out * self.kept_in
 
     @property
     def removed_weights(self) -> int:
-        """Weights that are not kept."""
+        """Removed weights."""
         return self.out_features * self.in_features - self.kept_weights
 
     def __str__(self) -> str:
@@ -77,15 +77,15 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What one transformer layer multiplies before and after, and which plans belong to it.
+    """MACs of one transformer layer before and after, and its layer plans.
 
     Attributes:
         path: the layer's own module path.
         layers: paths of its planned linear layers, in order of use.
         attentions: paths of its attentions.
-        feed_forward: the module of its feed-forward part, where gate and up can become one product.
-        macs: multiply-accumulates of a token in its linear layers, before and after.
-        attention_macs: those of a token and a token that it attends to, before and after.
+        feed_forward: path of its feed-forward module, if gate and up can be fused.
+        macs: MACs per token in its linear layers, before and after.
+        attention_macs: MACs per pair of a token and an attended token, before and after.
         seconds: predicted time of a token in the planned layers; None without a cost model.
     """
 
@@ -119,21 +119,20 @@ def _counted(
 
 @dataclass(frozen=True)
 class Plan:
-    """The layers that compaction rewrites, by path; all others stay as they are.
+    """The layers that compaction rewrites, by path; all others do not change.
 
-    ``print(plan)`` gives what all blocks multiply before and after, then block by block the same
-    and its layers: sizes, multiply-accumulates, predicted times, and why. Its last line is
-    :meth:`summary`.
+    ``print(plan)`` shows the MACs of all blocks before and after, then of each block with its
+    layers: sizes, MACs, predicted times and reasons. Its last line is :meth:`summary`.
 
     Attributes:
-        layers: by module path.
-        heads: the attentions whose heads change, by module path.
-        notes: what could not be done, and why.
-        blocks: the model's transformer layers; empty where no adapter describes them.
-        joined: the feed-forward modules in which gate and up become one product.
-        parameters: of the model before and after, gates not counted.
-        dense_seconds: predicted time of a token in the planned layers before; None without a cost
-            model.
+        layers: plans by module path.
+        heads: sizes of the attentions whose heads change, by module path.
+        notes: removals that are not possible, and why.
+        blocks: plans of the transformer layers; empty without an adapter.
+        joined: paths of the feed-forward modules whose gate and up are fused.
+        parameters: of the model before and after, without gates.
+        dense_seconds: predicted time per token of the planned layers before compaction; None
+            without a cost model.
     """
 
     layers: dict[str, LayerPlan]
@@ -171,8 +170,10 @@ class Plan:
         return f"{len(self.blocks)} blocks: {_counted(*self._counts())}"
 
     def _counts(self) -> tuple[tuple[int, int], tuple[int, int], float | None]:
-        """MACs of a token, of a token and one that it attends to, and seconds; of all blocks, of
-        the layers alone where no adapter describes blocks."""
+        """MACs per token, per pair of tokens, and seconds, over all blocks.
+
+        Without an adapter they are those of the planned layers.
+        """
         if not self.blocks:
             dense = sum(p.out_features * p.in_features for p in self.layers.values())
             kept = sum(p.kept_weights for p in self.layers.values())

@@ -1,4 +1,4 @@
-"""The product by which each layer of a model multiplies fastest on this machine."""
+"""Choice of the fastest matmul for each layer on this machine."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from finegates.modules.stock_methods import adapt_stock_methods
 
 
 def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
-    """Lets a model multiply by the product that is the faster on this machine; changes the model.
+    """Makes a model use the fastest matmul on this machine, in place.
 
-    The choice is the machine's: :func:`finegates.save` keeps it with the name of the machine, and
-    :func:`finegates.load` takes it up on one like it. It serves a dense model as well.
+    The choice depends on the machine: :func:`finegates.save` stores it with the machine's name, and
+    :func:`finegates.load` restores it on a similar one. It works for dense models, too.
 
     Args:
-        model: dense or compact. Its plain linear layers become :class:`CompactLinear` ones with the
-            same parameters, which removes nothing.
-        cost: of this machine, by :func:`finegates.calibrate`.
+        model: dense or compact. Its plain linear layers become :class:`CompactLinear` with the same
+            parameters, which removes nothing.
+        cost: of this machine, from :func:`finegates.calibrate`.
 
     Returns:
-        the model; the layer itself, replaced, if the model is a single linear layer.
+        the model; a new layer if the model is a single linear layer.
 
     Raises:
-        ValueError: the model has gates, which go around ordinary linear layers only.
+        ValueError: the model has gates, which need ordinary linear layers.
     """
     gated = next(iter(gated_layers(model)), None)
     if gated is not None:
         raise ValueError(
             f"layer {gated or 'given'} has gates; compact the model first (finegates.compact), "
-            "then choose its products"
+            "then choose its matmuls"
         )
 
     def fast(layer: nn.Module) -> nn.Module:
@@ -39,7 +39,7 @@ def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
             plain = layer
             layer = CompactLinear(plain.weight, plain.bias)
             layer.train(plain.training)
-            # The parameters themselves: they may be tied, or frozen.
+            # The same parameters, which may be tied or frozen.
             layer.weight, layer.bias = plain.weight, plain.bias  # type: ignore[misc]
             layer.keeps_stock_layout = True
         if isinstance(layer, CompactLinear):
@@ -48,7 +48,7 @@ def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
 
     for parent in list(model.modules()):
         if isinstance(parent, CompactLinear):
-            continue  # its product is part of it
+            continue  # its inner nn.Linear belongs to it
         for name, child in parent._modules.items():
             if child is not None:
                 parent._modules[name] = fast(child)

@@ -1,4 +1,4 @@
-"""The removals that are exact because of what stands between the layers of a block."""
+"""Exact removals from the structure of a block."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def pair_feed_forward(
     drafts: dict[str, Draft],
     notes: list[str],
 ) -> bool:
-    """Removes the intermediate dimensions that cannot vary, from every layer that holds them.
+    """Removes constant and unread intermediate dimensions from all their layers.
 
-    Without a gate projection, a closed row of ``up`` makes the value phi(0) whatever the input, so
-    it moves into the bias of ``down``. With one, phi(gate) * up is zero if ``up`` is closed, or if
-    ``gate`` is closed and phi(0) = 0. A closed column of ``down`` makes the value unread.
+    1. Without a gate projection, a closed row of ``up`` makes the value phi(0) for every input;
+       this constant moves into the bias of ``down``.
+    2. With a gate projection, phi(gate) * up is zero if ``up`` is closed, or if ``gate`` is closed
+       and phi(0) = 0.
+    3. A closed column of ``down`` makes the value unread.
 
     Returns:
-        whether ``gate`` and ``up`` read the same inputs, so that they are to become one product.
+        whether ``gate`` and ``up`` read the same inputs, so that they can be fused.
     """
     paths = part.linears()
     if not any(path in drafts for path in paths):
@@ -51,20 +53,20 @@ def pair_feed_forward(
     if not acts_on_numbers(phi):
         notes.append(
             f"{part.up}, {part.down}: they keep their width, since {type(phi).__name__} between "
-            "them is not known to act on each number alone"
+            "them is not known to act elementwise"
         )
         return False
     at_zero = activation_at_zero(phi)
 
-    unread = ~down.cols
+    unread = ~down.cols  # (intermediate,), rule 3
     constants = None
-    if gate is not None:
+    if gate is not None:  # rule 2
         constant = ~up.rows
         if at_zero == 0.0:
             constant = constant | ~gate.rows
     elif at_zero is None:
         constant = torch.zeros_like(up.rows)
-    else:
+    else:  # rule 1
         constant = ~up.rows
         if at_zero != 0.0 and bool((constant & ~unread).any()):
             constants = (constant & ~unread).to(torch.float64) * at_zero
@@ -87,7 +89,7 @@ def pair_feed_forward(
 
 
 def _alike(up: Draft, gate: Draft, layers: dict[str, nn.Module]) -> bool:
-    """Whether two layers read the same columns and both have a bias or neither has."""
+    """Whether two layers read the same columns, and both or neither have a bias."""
     biases = [layers[draft.path].bias is None for draft in (up, gate)]
     return biases[0] == biases[1] and torch.equal(up.cols, gate.cols)
 
@@ -100,22 +102,22 @@ def narrow_attention(
     notes: list[str],
     multiple: int = 1,
 ) -> HeadSizes | None:
-    """Removes dimensions of heads, and heads, that cannot bear on the output.
+    """Removes heads and their dimensions that cannot affect the output.
 
-    Let g count key-value heads, h the query heads of g, and d dimensions.
+    Let g be a key-value head, h a query head of its group, and d a dimension.
 
-    - A value (g, d) counts iff its row of v is open and some head h has its column of o open.
-    - A head none of whose values counts gives zero whatever its scores: its rows of q go.
-    - A score dimension (g, d) counts iff its row of k and the row of q of some head h are open.
-      Rotary embeddings mix dimension d with d + head_dim / 2: a pair goes only if both its rows of
-      k, or both those of q in every h, are closed. Norms over the dimensions of q or k keep all.
-    - A key-value head without heads goes with them.
-
-    What counts is packed to one common width per module, rounded up to the next multiple of
-    ``multiple`` (at most to the dense one) with dimensions of zeros; scores keep their scale.
+    1. A value (g, d) is used iff its row of v is open and some head h has its column of o open.
+    2. A head without used values outputs zero for all scores, so its rows of q are removed.
+    3. A score dimension (g, d) is used iff its row of k and the row of q of some head h are open.
+    4. Rotary embeddings mix dimensions d and d + head_dim / 2: a pair is removed only if both its
+       rows of k, or both its rows of q in every h, are closed.
+    5. Norms over the dimensions of q and k keep all of them.
+    6. A key-value head is removed with the last of its query heads.
+    7. Used dimensions are packed to one width per module, rounded up to a multiple of ``multiple``
+       (at most the dense width) and padded with zeros; scores keep their scale.
 
     Returns:
-        the new sizes; None if the module stays as it is (its layers may still lose rows).
+        the new sizes; None if the module does not change (its layers may still lose rows).
     """
     paths = part.linears()
     if not any(path in drafts for path in paths):
@@ -133,22 +135,23 @@ def narrow_attention(
     own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
     q, k, v, o = _head_masks(part, own)
 
-    counts = v[:, None] & o
-    alive = counts.any(-1)
+    counts = v[:, None] & o  # (kv_heads, group, head_dim), rule 1
+    alive = counts.any(-1)  # (kv_heads, group), rule 2
     q = q & alive[..., None]
-    scored = k & q.any(1)
-    if part.rotary:
+    scored = k & q.any(1)  # (kv_heads, head_dim), rule 3
+    if part.rotary:  # rule 4
         half = part.head_dim // 2
         turned = (k[:, :half] | k[:, half:]) & (q[..., :half] | q[..., half:]).any(1)
         scored = torch.cat([turned, turned], dim=-1)
-    if part.qk_norm:
+    if part.qk_norm:  # rule 5
         scored = alive.any(1, keepdim=True).expand_as(k)
-    valued = counts.any(1)
+    valued = counts.any(1)  # (kv_heads, head_dim)
 
     kept = torch.ones_like(alive) if part.fixed_heads else alive.clone()
     if not bool(kept.any()):
-        kept[0, 0] = True  # the module, and a cache in it, need one head, be it empty
-    groups = kept.any(1)
+        kept[0, 0] = True  # the module, and a cache in it, need at least one head
+    groups = kept.any(1)  # (kv_heads,), rule 6
+    # Rule 7: one width for scores and values of all kept heads.
     width = max(1, int(scored.sum(-1).max()), int(valued.sum(-1).max()))
     width = -(-width // multiple) * multiple
     if part.rotary:
@@ -200,7 +203,7 @@ def narrow_attention(
 
 
 def _obstacle(part: Attention, adapter: Adapter, model: nn.Module) -> str | None:
-    """Why the module of an attention is not the one that its adapter narrows, or None."""
+    """The reason why an adapter cannot narrow an attention's module, or None."""
     module = model.get_submodule(part.path)
     if not adapter.attention_classes:
         return None
@@ -214,8 +217,10 @@ def _obstacle(part: Attention, adapter: Adapter, model: nn.Module) -> str | None
 
 
 def _head_masks(part: Attention, own: dict[str, Draft]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What is kept so far: q and o (kv_heads, heads of each, head_dim), k and v without the
-    middle."""
+    """Masks of the kept dimensions of q, k, v and o.
+
+    Those of q and o are (kv_heads, group, head_dim), those of k and v (kv_heads, head_dim).
+    """
     queries, keys = part.heads * part.head_dim, part.kv_heads * part.head_dim
     if part.is_fused:
         q, k, v = own[part.q].rows.split((queries, keys, keys))
@@ -227,14 +232,14 @@ def _head_masks(part: Attention, own: dict[str, Draft]) -> tuple[Tensor, Tensor,
 
 
 def _same_input(part: Attention, own: dict[str, Draft], layers: dict[str, nn.Module]) -> bool:
-    """Whether those that can be one product read the same columns and all have a bias or none."""
+    """Whether fusible layers read the same columns, and all or none have a bias."""
     first, *others = paths = part.joint_linears()
     biases = {layers[path].bias is None for path in paths}
     return len(biases) == 1 and all(torch.equal(own[path].cols, own[first].cols) for path in others)
 
 
 def _slots(used: Tensor, width: int, packed: bool, rotary: bool) -> Tensor:
-    """For every dimension, where it lies in its head of the new width; (kv_heads, head_dim)."""
+    """Position of every dimension in its head of the new width, (kv_heads, head_dim)."""
     if not packed:
         return torch.arange(used.shape[-1], device=used.device).expand(used.shape)
     if not rotary:
@@ -244,14 +249,16 @@ def _slots(used: Tensor, width: int, packed: bool, rotary: bool) -> Tensor:
 
 
 def _pairs(used: Tensor, width: int) -> tuple[tuple[int, ...], ...]:
-    """The kept pairs of every kept key-value head, filled up with pair 0, whose numbers are zero
-    there."""
+    """The kept pairs of every kept key-value head, padded with pair 0.
+
+    The values of padded pairs are zero.
+    """
     lists = [row.nonzero().flatten().tolist() for row in used[:, : used.shape[-1] // 2]]
     return tuple(tuple(kept + [0] * (width // 2 - len(kept))) for kept in lists)
 
 
 def _starts(kept: Tensor, width: int) -> Tensor:
-    """Where every kept one of a row of heads begins."""
+    """First position of every kept head in a sequence of heads."""
     return (kept.cumsum(0) - 1) * width
 
 
@@ -292,7 +299,7 @@ def _unless_all(index: Tensor, size: int) -> Tensor | None:
 
 
 def _all_linear(model: nn.Module, paths: tuple[str, ...]) -> bool:
-    """Whether the model still has these layers, none compact or part of a product."""
+    """Whether the model still has these layers, none of them compact or fused."""
     return all(
         has_module(model, path) and is_linear(_base(model.get_submodule(path))) for path in paths
     )
@@ -303,18 +310,20 @@ def _base(layer: nn.Module) -> nn.Module:
 
 
 def choose_sides(drafts: Sequence[Draft], cost: CostModel) -> None:
-    """Keeps a side dense where leaving it out would not pay; changes the drafts.
+    """Keeps a side dense if removing it would not pay; changes the drafts.
 
     Args:
-        drafts: one layer, or several with the same kept columns that become one product.
-        cost: the prices.
+        drafts: one layer, or several with the same kept columns that will be fused.
+        cost: the cost model.
     """
     first = drafts[0]
+    # Options for the inputs: (gather?, columns). A narrow input leaves no choice.
     inputs = [(False, first.cols.numel() if first.input_width is None else first.input_width)]
     if first.input_width is not None or bool(first.cols.all()):
         inputs = [(first.read is not None, int(first.cols.sum()))]
     else:
         inputs.append((True, int(first.cols.sum())))
+    # Options for the outputs: (scattered size or None, rows). Fused layers do not scatter.
     kept = sum(int(draft.rows.sum()) for draft in drafts)
     narrow = any(draft.output_width is not None for draft in drafts)
     total = sum(
@@ -325,6 +334,7 @@ def choose_sides(drafts: Sequence[Draft], cost: CostModel) -> None:
         outputs = [(total if kept < total else None, kept)]
     elif len(drafts) == 1:
         outputs.append((total, kept))
+    # The cheapest combination; sides that it keeps dense become dense in every draft.
     _, gathers, scatters = min(
         (cost.seconds(rows, columns, gathers=g, scatters_to=s), g, s is not None)
         for g, columns in inputs

@@ -1,4 +1,4 @@
-"""From gated to compact: gates and low-rank terms are folded in, closed sides are cut away."""
+"""Transforms gated models to compact ones: fold gates and LoRA, cut closed sides."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from finegates.wrappers import check_undispatched, remove_autocast
 
 logger = logging.getLogger(__name__)
 
-# What peft leaves on the model object, or on a model inside it that it was given.
+# Attributes that peft leaves on a model, or on a part that it wrapped.
 _LEFTOVERS = ("peft_config", "_hf_peft_config_loaded")
 
 
@@ -40,40 +40,39 @@ def compact(
     adapter: Adapter | None = None,
     cost: CostModel | None = None,
 ) -> nn.Module:
-    """Makes a gated model physically smaller without changing what it computes in evaluation mode.
+    """Makes a gated model physically smaller, with the same evaluation outputs.
 
-    A gated layer ``y = w_r * (W (w_c * x) + b)`` becomes a :class:`CompactLinear` with
-    ``W' = w_r W w_c`` and ``b' = w_r b``, less its closed rows and columns; feed-forward pairs
-    are narrowed on both sides, attention heads to what their scores and values need
-    (:func:`finegates.compaction.plan_compaction`). Outputs are equal
-    bit for bit where the arithmetic is exact, and otherwise within rounding of the two orders of
-    multiplication: with n inputs and unit roundoff u, each layer's output differs by at most
-    2 (n + 4) u / (1 - (n + 4) u) times ``|w_r| (|W| |w_c| |x| + |b|)``.
+    A gated layer ``y = w_r * (W (w_c * x) + b)`` becomes a :class:`CompactLinear` with ``W' = w_r W
+    w_c`` and ``b' = w_r b`` without its closed rows and columns. Feed-forward pairs are narrowed on
+    both sides, attention heads to the dimensions that their scores and values need
+    (:func:`finegates.compaction.plan_compaction`). Outputs are equal bit for bit if the arithmetic
+    is exact. Otherwise they differ by the rounding of the two orders of multiplication: with n
+    inputs and unit roundoff u, each layer's output differs by at most 2 (n + 4) u / (1 - (n + 4) u)
+    times ``|w_r| (|W| |w_c| |x| + |b|)``.
 
     Args:
-        model: gated, in any mode; LoRA inside the gates or next to them is merged. Compacting a
-            compact model again changes nothing. Containers of trainers are taken off
+        model: gated, in any mode; LoRA inside or next to the gates is merged. Compacting a compact
+            model again changes nothing. Wrappers of trainers are removed
             (``DistributedDataParallel``, ``torch.compile``).
-        inplace: rewrite the given model layer by layer, so that dense and compact weights never
-            stand side by side; the given model must not be used any more.
+        inplace: rewrite the given model layer by layer, so that dense and compact weights are never
+            in memory together; the given model must not be used afterwards.
         adapter: describes the blocks; looked up by model type if None.
-        cost: leave a side dense where removing it would cost more time than it saves, and multiply
-            by the faster product (``CostModel()``, or :func:`finegates.calibrate` for this
-            machine's). None gives the smallest model, and torch's default product but for layers
-            that are compact already, which keep theirs.
+        cost: keep a side dense if removing it would cost more time than it saves, and use the
+            faster matmul (``CostModel()``, or :func:`finegates.calibrate` for this machine). None
+            gives the smallest model with torch's default matmul; layers that are compact already
+            keep theirs.
 
     Returns:
-        a plain model (no gates, no peft) in evaluation mode whose parameters are all trainable. It
-        computes in the precision of its weights, without the autocast of mixed-precision training.
-        Hooks are on the module that takes the place of theirs; those of gated layers, and of layers
-        that became one product, are gone.
-        With ``inplace=False`` it shares nothing with the given one.
+        a plain model (without gates and peft) in evaluation mode whose parameters are all
+        trainable. It computes in the dtype of its weights, without autocast. Hooks move to the new
+        modules; those of gated and fused layers are dropped. With ``inplace=False`` it shares no
+        tensors with the given model.
 
     Raises:
-        ValueError: the model has neither gates nor compact layers, or holds something of peft that
-            cannot be merged into a linear layer: all but plain LoRA must have been merged by peft
-            (:func:`finegates.modules.linear.unmergeable`), or has the device hooks of accelerate
-            (``device_map``). The given model is as it was.
+        ValueError: the model has neither gates nor compact layers; it has an adapter of peft that
+            cannot be merged into a linear layer (:func:`finegates.modules.linear.unmergeable`; peft
+            must merge anything but plain LoRA first); or it has device hooks of accelerate
+            (``device_map``). The given model does not change.
     """
     plain = unwrap(model)
     check_undispatched(plain)
@@ -82,11 +81,11 @@ def compact(
             f"{type(plain).__name__} has no gates, so there is nothing to compact; call "
             "finegates.attach and train first"
         )
-    plan = plan_compaction(plain, adapter, cost)  # refuses gates without values
+    plan = plan_compaction(plain, adapter, cost)  # raises for gates without values
     gates = leaf_gates(plain)
     if gates and not any(bool(gate.closed().any()) for gate in gates):
         warnings.warn(
-            f"no gate of {type(plain).__name__} is closed, so the compact model is of the full "
+            f"no gate of {type(plain).__name__} is closed, so the compact model has the full "
             "size; finegates.GateTrainer closes gates while it trains",
             stacklevel=3,
         )
@@ -103,7 +102,7 @@ def compact(
             layer = result.get_submodule(path)
             result = _replace(result, path, _take_hooks(layer, _shrink(layer, kept)))
     else:
-        # deepcopy takes what its memo holds for copied: dense weights are never doubled.
+        # deepcopy skips objects in its memo, so that dense weights are not copied.
         memo: dict[int, object] = {}
         for path in merged:
             layer = plain.get_submodule(path)
@@ -147,10 +146,10 @@ def compact(
 
 
 def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:
-    """The compact form of a gated or plain linear layer, in new tensors."""
+    """Makes the compact form of a gated or plain linear layer, with new tensors."""
     gated = layer if isinstance(layer, GatedLinear) else None
     base = layer if gated is None else gated.base
-    # Half precision is merged and folded in float32 and rounded once.
+    # Half-precision weights are merged and folded in float32 and rounded once.
     weight, bias = dense_weight(base, rounded=False)
     device = weight.device
     dtype: torch.dtype = find_linear(base).weight.dtype  # type: ignore[assignment]
@@ -192,14 +191,14 @@ def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:
 
 
 def _on(index: Tensor | None, device: torch.device) -> Tensor | None:
-    """An index of the layer's own, whatever the plan does with its."""
+    """A copy of an index, independent of the plan."""
     return None if index is None else index.to(device, copy=True)
 
 
 def _constant_shift(
     weight: Tensor, constants: Tensor | None, col_gate: Tensor | None
 ) -> Tensor | None:
-    """What removed columns with constant input add to the output: W (w_c * c), float64 (rows,)."""
+    """Contribution of constant inputs of removed columns, W (w_c * c), float64 (rows,)."""
     if constants is None:
         return None
     constants = constants.to(weight.device)
@@ -214,7 +213,7 @@ def _select(tensor: Tensor, dimension: int, index: Tensor | None) -> Tensor:
 
 
 def _low_rank_layers(model: nn.Module) -> list[str]:
-    """Paths of low-rank layers outside gates; refuses whatever of peft no linear layer can hold."""
+    """Paths of low-rank layers outside gates; raises for adapters that cannot be merged."""
     paths = []
     for path, module in _outermost_peft(model):
         if _is_training_wrapper(module):
@@ -227,10 +226,10 @@ def _low_rank_layers(model: nn.Module) -> list[str]:
                 "one; merge it with peft (merge_and_unload) before compacting"
             ) from None
         if getattr(module, "disable_adapters", False):
-            # Also where it is merged: peft takes it out of the weight again at the next call.
+            # Also if it is merged: peft unmerges it at the next call.
             raise ValueError(
-                f"{path}: its low-rank adapter is switched off; switch it on or unload it before "
-                "compacting, so that it is clear what the model computes"
+                f"{path}: its low-rank adapter is disabled; enable it or unload it before "
+                "compacting, because it is unclear whether to merge it"
             )
         reason = unmergeable(module)
         if reason is not None:
@@ -244,10 +243,10 @@ def _low_rank_layers(model: nn.Module) -> list[str]:
 
 
 def _outermost_peft(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules of peft in which no other module of peft lies around, training wrappers apart."""
+    """Outermost modules of peft, ignoring training wrappers."""
     seen: list[str] = []
     for path, module in model.named_modules():
-        # The layers of others who build on peft are known by their method.
+        # Layers of third parties that build on peft are recognised by their method.
         if not (type(module).__module__.startswith("peft.") or hasattr(module, "get_base_layer")):
             continue
         if any(path.startswith(f"{outer}.") for outer in seen):
@@ -258,7 +257,7 @@ def _outermost_peft(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_training_wrapper(module: nn.Module) -> bool:
-    # peft's modules_to_save: a trained copy of a module beside the original one.
+    # peft's modules_to_save: a trained copy of a module next to the original.
     return hasattr(module, "original_module") and hasattr(module, "modules_to_save")
 
 
@@ -278,14 +277,14 @@ def _without_training_wrappers(model: nn.Module) -> nn.Module:
 
 
 def _merge(layer: nn.Module) -> nn.Module:
-    """A low-rank layer without gates as a plain layer."""
+    """Merges a low-rank layer without gates into a plain layer."""
     weight, bias = dense_weight(layer)
     weight = weight.clone(memory_format=torch.contiguous_format)
     bias = None if bias is None else bias.clone()
     if not isinstance(find_linear(layer), nn.Linear):
         return CompactLinear(weight, bias)
     outputs, columns = weight.shape
-    # No memory, no random start: both are replaced at once.
+    # On the meta device without initialisation: both parameters are replaced next.
     plain = nn.Linear(columns, outputs, bias=bias is not None, device="meta", dtype=weight.dtype)
     plain.weight = nn.Parameter(weight)
     plain.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
@@ -293,21 +292,21 @@ def _merge(layer: nn.Module) -> nn.Module:
 
 
 def _take_hooks(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Calls on the new module what was to be called on the old one; returns the new one.
+    """Moves the hooks of the old module to the new one, and returns the new one.
 
-    Hooks of gated layers go with the gates: training put some of them there.
+    Hooks of gated layers are dropped with the gates: training added some of them.
     """
     if new is old or isinstance(old, GatedLinear):
         return new
     for name, hooks in vars(old).items():
-        # Hooks, and how each is to be called.
+        # Dictionaries of hooks, and of their options.
         if name.startswith(("_forward_", "_backward_")) or name == "_is_full_backward_hook":
             setattr(new, name, hooks.copy() if hasattr(hooks, "copy") else hooks)
     return new
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """Puts a module wherever the one at the path is used; returns the model, or its successor."""
+    """Replaces the module at a path everywhere; returns the model, or its replacement."""
     if not path:
         return module
     old = model.get_submodule(path)

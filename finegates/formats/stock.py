@@ -303,21 +303,29 @@ def _fill_attention(
 
 
 def _places(sizes: HeadSizes, layout: _Layout, *, keys: bool, rotated: bool = True) -> Tensor:
-    """Stock position of every position in the compact heads."""
+    """Stock position of every position in the compact heads.
+
+    1. A head starts at its dense index times the width, if heads keep their dense indices.
+    2. Otherwise groups are numbered in order, and so are the query heads within their group.
+    3. Inside a head, dimensions keep their order; rotated pairs get their dense positions.
+
+    Returns:
+        int64 (heads * width,).
+    """
     count = len(sizes.kv_heads if keys else sizes.heads)
     groups = list(range(count)) if keys else list(sizes.groups)
-    if layout.each is None:
+    if layout.each is None:  # rule 1
         starts = list(sizes.kv_heads if keys else sizes.heads)
-    elif keys:
+    elif keys:  # rule 2
         starts = list(range(count))
     else:
         starts = [
             group * layout.each + groups[:number].count(group)
             for number, group in enumerate(groups)
         ]
-    inside = torch.arange(sizes.width, device="cpu").repeat(count, 1)
+    inside = torch.arange(sizes.width, device="cpu").repeat(count, 1)  # (heads, width), rule 3
     if rotated and sizes.pairs is not None:
-        pairs = _index(sizes.pairs)[_index(groups)]
+        pairs = _index(sizes.pairs)[_index(groups)]  # (heads, width / 2)
         inside = torch.cat([pairs, pairs + sizes.head_dim // 2], dim=-1)
     return (_index(starts)[:, None] * layout.width + inside).flatten()
 

@@ -121,7 +121,7 @@ def prune(
         what = "MACs" if timed is None else "predicted time"
         warnings.warn(
             f"{kept:.1%} of the {what} are kept, and target {target:g} asks for {goal:.1%}: the "
-            "dimensions of this model are coarse, so that closing one more, or one fewer, misses "
+            "dimensions of this model are so coarse that closing one more, or one fewer, misses "
             "the target by as much; choose a target that is near what is kept",
             stacklevel=2,
         )

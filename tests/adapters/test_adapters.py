@@ -304,7 +304,7 @@ def test_lora_that_peft_has_merged(architecture: str) -> None:
 
 def test_lora_that_is_switched_off_is_refused(architecture: str) -> None:
     model = attach(lora_model(architecture), GateConfig(preset="reference"))
-    with model.disable_adapter(), pytest.raises(ValueError, match="switched off"):
+    with model.disable_adapter(), pytest.raises(ValueError, match="disabled"):
         compact(model)
 
 

@@ -113,7 +113,7 @@ def test_what_peft_has_merged_and_switched_off_is_refused() -> None:
     model.merge_adapter()  # type: ignore[operator]
     with (
         model.disable_adapter(),  # type: ignore[operator]
-        pytest.raises(ValueError, match="switched off"),
+        pytest.raises(ValueError, match="disabled"),
     ):
         compact(model)
 

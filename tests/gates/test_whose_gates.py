@@ -178,7 +178,7 @@ def test_a_budget_that_coarse_dimensions_miss_is_said_with_both_numbers(
     assert len(said) == missed
     if coarse:
         assert f"keep {kept(model):.1%}" in said[0]
-        assert "target 0.5 asks for 50.0%: the dimensions of this model are coarse" in said[0]
+        assert "target 0.5 asks for 50.0%: the dimensions of this model are so coarse" in said[0]
 
 
 def test_an_optimizer_from_before_the_gates_is_refused(tmp_path: Path) -> None:
