@@ -63,8 +63,8 @@ def test_a_byte_order_mark_and_empty_lines_are_no_data(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.xlsx", b"", "cannot tell the kind of the file by '.xlsx'; give it one of the suffixes"),
-        ("a", b"", "cannot tell the kind of the file by 'its name'"),
+        ("a.xlsx", b"", "cannot tell the file's format from '.xlsx'; give it one of the suffixes"),
+        ("a", b"", "cannot tell the file's format from 'its name'"),
         ("a.csv", b"", "has no rows; give a file with at least one"),
         ("a.csv", b"text,label\n", "holds no rows"),
         ("a.csv", b"text,text\na,b\n", "the column 'text' is there twice; correct the file"),
