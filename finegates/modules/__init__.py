@@ -1,1 +1,1 @@
-"""The layers of a model, dense, gated and narrowed, and how they multiply."""
+"""Layers of compact models, and shared helpers for dense and gated ones."""

@@ -1,9 +1,9 @@
-"""Caches of keys and values that were sized from the configuration, in attentions with fewer heads.
+"""Fits key-value caches of dense size to attentions with fewer or narrower heads.
 
-transformers makes some caches before it has seen any key: static ones for compiled prefill and for
-export, paged ones for batches of requests, learned prefixes. All have the heads and the width of
-the dense model. A narrowed attention fills the places it has, zeros the others, and reads back its
-own; the numbers are the same.
+transformers allocates some caches before it has seen any key: static caches for compiled prefill
+and for export, paged caches for continuous batching, and learned prefixes. All have the heads and
+the width of the dense model. A narrowed attention fills its part, pads the rest with zeros, and
+reads back its part; the values do not change.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from finegates.blocks import HeadSizes
 
 
 def fit_cache(cache: Any, layer_idx: int, sizes: HeadSizes) -> None:
-    """Lets a cache of transformers take the keys and values of a narrowed attention, in place.
+    """Makes a cache of transformers accept a narrowed attention's keys, in place.
 
     Args:
-        cache: of one kind of attention; None, and one whose layer has no storage yet, need nothing.
+        cache: of one kind of attention; None, or a cache whose layer is not allocated, needs no
+            change.
         layer_idx: of the attention.
         sizes: its heads.
 
     Raises:
-        ValueError: the cache holds keys of fewer or narrower heads than the attention has.
+        ValueError: the cache has fewer or narrower heads than the attention.
     """
     layers = getattr(cache, "layers", ())
     layer = layers[layer_idx] if layer_idx < len(layers) else None
@@ -43,7 +44,7 @@ def fit_cache(cache: Any, layer_idx: int, sizes: HeadSizes) -> None:
 def _update(
     layer: Any, heads: int, width: int, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """The update of a layer's class, for keys and values of the given heads and width."""
+    """Wraps the update of a layer's class for keys and values of other sizes."""
     key, value = (
         _padded(states, held.shape[1], held.shape[3])
         for states, held in ((key, layer.keys), (value, layer.values))
@@ -53,7 +54,7 @@ def _update(
 
 
 def _padded(states: Tensor, heads: int, width: int) -> Tensor:
-    """(B, fewer heads, L, narrower) as (B, heads, L, width), zeros behind."""
+    """Pads (B, fewer heads, L, narrower) with zeros to (B, heads, L, width)."""
     missing = (0, width - states.shape[3], 0, 0, 0, heads - states.shape[1])
     return functional.pad(states, missing)
 
@@ -61,21 +62,21 @@ def _padded(states: Tensor, heads: int, width: int) -> Tensor:
 def _check_room(heads: int, width: int, sizes: HeadSizes) -> None:
     if heads < len(sizes.kv_heads) or width < sizes.width:
         raise ValueError(
-            f"the cache holds keys of {heads} heads of width {width}, this attention has "
-            f"{len(sizes.kv_heads)} of width {sizes.width}: it is another model's; make a cache "
-            "for this one"
+            f"the cache has {heads} heads of width {width}, this attention has "
+            f"{len(sizes.kv_heads)} of width {sizes.width}: it belongs to another model; make a "
+            "cache for this one"
         )
 
 
 def fitted_paged(cache: Any, config: Any, sizes: HeadSizes, groups: Tensor | None) -> Any:
-    """A paged cache of continuous batching as a narrowed attention may update it.
+    """A paged cache of continuous batching that a narrowed attention can update.
 
     Args:
         cache: of transformers; shared by all layers.
-        config: of the model, from which the cache has its sizes.
+        config: of the model, which determines the cache's sizes.
         sizes: the attention's heads.
-        groups: int64 (heads,), the key-value head of each query head where that is irregular.
-            Updates then give keys and values once for each query head.
+        groups: int64 (heads,), the key-value head of each query head if groups are irregular.
+            Updates then return keys and values once for each query head.
 
     Returns:
         an instance of the cache's own class with the same pages.
@@ -92,7 +93,7 @@ def fitted_paged(cache: Any, config: Any, sizes: HeadSizes, groups: Tensor | Non
 
 
 class _Paged:
-    """What a fitted paged cache does otherwise; its attributes are those of the cache it is of."""
+    """Overrides of a fitted paged cache, which shares the attributes of the original."""
 
     _of: Any
     _room: tuple[int, int]
@@ -102,15 +103,15 @@ class _Paged:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, **where: Any
     ) -> tuple[Tensor, Tensor]:
-        """As of the cache, from keys and values (1, kv_heads, L, width).
+        """Updates the cache with keys and values (1, kv_heads, L, width).
 
         Args:
-            where: the cache's own arguments: a dictionary ``kwargs`` in newer transformers, indices
+            where: the cache's own arguments: a dictionary ``kwargs`` in newer transformers; indices
                 in older ones, whose caches return (L, kv_heads, width).
         """
         if where.get("kwargs", where).get("block_table") is not None:
             raise ValueError(
-                "this attention reads its pages by a block table, whose heads are the dense "
+                "this attention reads its pages through a block table with the heads of the dense "
                 "model's; use finegates.uniform(model) for continuous batching with it, or "
                 "another attention implementation (sdpa)"
             )
@@ -131,10 +132,10 @@ _PAGED: dict[tuple[type, type], type] = {}
 
 
 def fit_calls(module: nn.Module, cross: bool = False) -> None:
-    """Has a narrowed attention of transformers fit the caches that it is called with, in place.
+    """Makes a narrowed attention of transformers fit its caches, in place.
 
     Args:
-        module: with ``finegates_heads`` and ``layer_idx``; takes caches by name.
+        module: with ``finegates_heads`` and ``layer_idx``; gets caches by keyword.
         cross: whether it attends to an encoder's states.
     """
     module.register_forward_pre_hook(partial(_fit_call, cross=cross), with_kwargs=True)

@@ -1,7 +1,7 @@
-"""The linear layer of a compact model: a small product between a gather and a scatter.
+"""The linear layer of a compact model: a small matmul between gather and scatter.
 
-The product is an ``nn.Linear`` of its own inside, so that whatever looks for such layers finds it:
-low-rank adapters, quantisation, hooks.
+The matmul is an inner ``nn.Linear``, so that tools which look for such layers find it: low-rank
+adapters, quantisation, hooks.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from finegates.modules.kernels import onednn_linear, runs_plainly, select_column
 from finegates.modules.kinds import CompactLayer
 from finegates.modules.stock_methods import adapt_stock_methods
 
-# Products write whole vectors: into rows that begin at multiples of as many float32 numbers they
-# are up to a fifth faster than into rows of an odd size.
+# Matmuls write full vectors: into rows aligned to this many float32 numbers they are up to a fifth
+# faster than into rows of an odd size.
 _ALIGNED = 16
 
 
@@ -27,7 +27,7 @@ _TENSORS = ("weight", "bias")
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """The layer of these numbers, which draws none of its own first."""
+    """Makes an ``nn.Linear`` from tensors, without random initialisation."""
     linear = nn.Linear.__new__(nn.Linear)
     nn.Module.__init__(linear)
     linear.out_features, linear.in_features = weight.shape
@@ -37,7 +37,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _is_bare(layer: nn.Module) -> bool:
-    """Whether it is a linear layer whose call nobody has asked to see."""
+    """Whether a layer is a plain nn.Linear without hooks."""
     return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
@@ -48,31 +48,31 @@ class CompactLinear(CompactLayer):
 
         y[..., R] = x[..., C] W^T + b,    y = 0 elsewhere.
 
-    Without ``cols`` the input is taken as it comes, without ``rows`` the product is the output;
-    either happens when nothing is removed there, or when the neighbouring layer is narrowed too.
+    Without ``cols`` the input is not gathered, without ``rows`` the output is not scattered. This
+    is the case if nothing is removed on that side, or if the neighbouring layer is narrowed, too.
 
     Args:
         weight: (kept out, kept in).
         bias: (kept out,) or None.
         in_features: size of the last dimension of the input; defaults to kept in.
         out_features: size of the last dimension of the output; defaults to kept out.
-        cols: int64 (kept in,), increasing, where the kept columns are read; None reads all.
-        rows: int64 (kept out,), increasing, where the kept rows are written; None writes all.
+        cols: int64 (kept in,), increasing, positions of the kept columns; None reads all.
+        rows: int64 (kept out,), increasing, positions of the kept rows; None writes all.
         dense_shape: (out, in) of the layer that this one replaces, for budgets; defaults to
             (out_features, in_features).
 
     Attributes:
-        linear: the product alone, kept in to kept out: ``nn.Linear``, or what others have put in
-            its place. In state dicts its weight and bias have the names of this layer's own.
-        onednn_from: number of input rows from which oneDNN multiplies
-            (:func:`finegates.compaction.use_products`); None: never.
-        slots: int64 (out_features,), where each output lies in the product's; kept out, one beyond
-            its last, where the output is zero. Made from ``rows``, and None without.
-        keeps_stock_layout: whether weight and bias are those of an ``nn.Linear`` in its place, so
-            that a stock checkpoint may hold them.
+        linear: the matmul from kept inputs to kept outputs: an ``nn.Linear``, or an adapter around
+            it. In state dicts its weight and bias have this layer's name.
+        onednn_from: number of input rows from which oneDNN's matmul is used
+            (:func:`finegates.compaction.use_products`); None means never.
+        slots: int64 (out_features,), position of each output in those of ``linear``; an output that
+            is zero has the position after the last. Derived from ``rows``, and None without.
+        keeps_stock_layout: whether weight and bias are those of a stock ``nn.Linear``, so that a
+            stock checkpoint can contain them.
 
     Raises:
-        ValueError: the sizes do not fit together, or an index does not increase strictly within its
+        ValueError: the sizes are inconsistent, or an index does not increase strictly within its
             range.
     """
 
@@ -123,12 +123,12 @@ class CompactLinear(CompactLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The product's weight (kept out, kept in)."""
+        """The inner weight (kept out, kept in)."""
         return self.linear.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        """The product's bias (kept out,), or None."""
+        """The inner bias (kept out,), or None."""
         return self.linear.bias  # type: ignore[return-value]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -144,10 +144,10 @@ class CompactLinear(CompactLayer):
         return self.linear.out_features, self.linear.in_features  # type: ignore[return-value]
 
     def check_plain(self, path: str) -> None:
-        """Raises ValueError, which names the layer, unless the product is an ``nn.Linear``."""
+        """Raises ValueError, naming the layer, unless the inner layer is ``nn.Linear``."""
         if type(self.linear) is not nn.Linear:
             raise ValueError(
-                f"layer {path}: its product is {type(self.linear).__module__}."
+                f"layer {path}: its inner layer is {type(self.linear).__module__}."
                 f"{type(self.linear).__name__}, not nn.Linear; merge adapters first "
                 "(merge_and_unload of peft), and quantise a copy"
             )
@@ -163,7 +163,7 @@ class CompactLinear(CompactLayer):
         if plainly:
             y = self._product(flat, linear)  # type: ignore[arg-type]
         elif flat.shape[-1] == 0 and callable(linear.bias):
-            # torch's int8 product of no inputs gives numbers from elsewhere in memory.
+            # torch's int8 matmul without inputs returns uninitialised memory.
             y = flat.new_zeros(flat.shape[0], linear.out_features)
             bias = linear.bias()
             y = y if bias is None else y + bias
@@ -174,10 +174,10 @@ class CompactLinear(CompactLayer):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _placed(self, y: Tensor, plainly: bool) -> Tensor:
-        """The product's columns in their places, (n, out_features), and zeros in the others.
+        """Scatters the kept outputs between zeros, (n, out_features).
 
-        Reading each output from its place, the zeros from one further column, takes half the time
-        of writing the kept ones into zeros. Compiled code is faster at writing.
+        Gathering every output, with the zeros from one further column, takes half the time of
+        writing the kept ones into zeros. Compiled code is faster at writing.
         """
         assert self.rows is not None
         assert self.slots is not None
@@ -189,13 +189,13 @@ class CompactLinear(CompactLayer):
         return zeros.index_copy(1, self.rows, y)
 
     def _product(self, x: Tensor, linear: nn.Linear) -> Tensor:
-        """x W^T + b in inference, (n, kept out); with ``slots`` and zeros beyond that."""
+        """x W^T + b in inference, (n, kept out); with ``slots`` padded with zeros."""
         weight, bias, padded = linear.weight, linear.bias, self.slots is not None
         kept = weight.shape[0]
         onednn = self.onednn_from is not None and x.numel() >= self.onednn_from * x.shape[-1] > 0
         if onednn and not padded:
             return onednn_linear(x, weight, bias)
-        # What takes a narrowed output is known; others may want it in one piece.
+        # The reader of a narrow output accepts strides; others may need contiguous memory.
         narrowed = self.out_features < self.dense_shape[0]
         if not padded and (kept % _ALIGNED == 0 or not narrowed):
             return functional.linear(x, weight, bias)
@@ -215,13 +215,13 @@ class CompactLinear(CompactLayer):
 
     @classmethod
     def stacked(cls, layers: Sequence[CompactLinear]) -> CompactLinear:
-        """One layer whose outputs are those of the given ones, one after another.
+        """Makes one layer with the concatenated outputs of several.
 
         Args:
-            layers: at least one; all read the same columns, and all have a bias or none has.
+            layers: at least one; all read the same columns, and all or none have a bias.
 
         Raises:
-            ValueError: they do not.
+            ValueError: columns or biases differ.
         """
         first = layers[0]
         same_cols = all(
@@ -233,9 +233,9 @@ class CompactLinear(CompactLayer):
             for layer in layers
         )
         if not same_cols or len({layer.in_features for layer in layers}) > 1:
-            raise ValueError("layers that read different columns cannot be one product")
+            raise ValueError("layers that read different columns cannot be fused")
         if len({layer.bias is None for layer in layers}) > 1:
-            raise ValueError("layers with and without bias cannot be one product")
+            raise ValueError("layers with and without bias cannot be fused")
         written, offset = [], 0
         for layer in layers:
             kept = layer.weight.shape[0]
@@ -255,13 +255,13 @@ class CompactLinear(CompactLayer):
         )
 
     def place_outputs(self) -> None:
-        """Makes :attr:`slots` again; wanted after the values of ``rows`` changed in place.
+        """Rebuilds :attr:`slots`, after the values of ``rows`` changed in place.
 
         Raises:
             ValueError: the indices do not increase strictly within their ranges.
         """
         self.check_indices()
-        # No buffer in place of None: tools that move buffers expect tensors.
+        # None is not registered as a buffer: tools that move buffers expect tensors.
         for where in (self.__dict__, self._buffers):
             where.pop("slots", None)
         if self.rows is None:
@@ -278,7 +278,7 @@ class CompactLinear(CompactLayer):
         adapt_stock_methods()  # a pickled model may be the first of its process
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As of every module, the product's weight and bias under this layer's own name."""
+        """Overrides ``nn.Module``; the inner weight and bias get this layer's name."""
         before = kwargs.get("destination")
         prefix = kwargs.get("prefix", "")
         state = super().state_dict(*args, **kwargs)

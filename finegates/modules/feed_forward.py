@@ -1,4 +1,4 @@
-"""The feed-forward module of compact models with one product for gate and up."""
+"""The feed-forward module of compact models with gate and up fused."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from finegates.modules.likeness import check_like
 
 
 class JoinedFeedForward(nn.Module):
-    """``down(phi(gate(x)) * up(x))``, gate and up one product.
+    """``down(phi(gate(x)) * up(x))`` with gate and up fused.
 
     Args:
         module: the feed-forward part of transformers with ``gate_proj``, ``up_proj``, ``down_proj``
-            and ``act_fn``, which are taken over; the first two read the same inputs and have as
-            many outputs.
+            and ``act_fn``, which are reused; the first two have the same inputs and equally many
+            outputs.
 
     Attributes:
-        classes: of transformers, which compute that.
+        classes: of transformers with this forward.
 
     Raises:
-        ValueError: the module's class computes something else.
+        ValueError: the module's class has another forward.
     """
 
     classes: ClassVar[tuple[str, ...]] = ("llama.LlamaMLP",)

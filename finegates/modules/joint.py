@@ -1,4 +1,4 @@
-"""Several layers with the same inputs as one product."""
+"""Fuses several layers with the same inputs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from finegates.modules.compact_linear import CompactLinear
 
 
 def fuse(layers: list[nn.Module]) -> nn.Module:
-    """One layer whose outputs are those of several with the same inputs, one after another.
+    """Fuses layers with the same inputs: their outputs are concatenated.
 
     Args:
-        layers: ``CompactLinear`` with equal kept columns, or ``nn.Linear``; a bias in all or none.
+        layers: ``CompactLinear`` with equal kept columns, or ``nn.Linear``; all or none have a
+            bias.
     """
     plain = [layer for layer in layers if isinstance(layer, nn.Linear)]
     if len(plain) < len(layers):
@@ -40,11 +41,11 @@ def fuse(layers: list[nn.Module]) -> nn.Module:
 
 @dataclass(frozen=True)
 class Part:
-    """Stands in a module for one of its layers, and finds its outputs among those of the product.
+    """Placeholder for one fused layer, which selects its outputs.
 
     Attributes:
-        index: of the layer among those that became the product.
-        count: how many these are; all have equally many outputs.
+        index: of the layer among the fused layers.
+        count: number of fused layers; all have equally many outputs.
     """
 
     index: int
@@ -56,32 +57,32 @@ class Part:
 
 
 def take_apart(module: nn.Module, names: Sequence[str], joint: str) -> None:
-    """Makes one product, in the submodule ``joint``, of layers with the same inputs.
+    """Fuses layers with the same inputs into the submodule ``joint``.
 
-    The module's forward, which calls each layer, then has to be given the product in place of their
-    inputs: a hook before it does that.
+    The module's forward still calls each layer. A pre-forward hook must replace their inputs by the
+    output of the fused layer.
 
     Args:
-        module: is changed; at the layers' names it has a :class:`Part` of the product.
-        names: of its layers, equally many outputs each, otherwise as :func:`fuse` takes them.
-        joint: the name of the product.
+        module: is changed; its layers are replaced by a :class:`Part` each.
+        names: of its layers, with equally many outputs, otherwise as for :func:`fuse`.
+        joint: name of the fused layer.
     """
     product = fuse([module.get_submodule(name) for name in names])
     for index, name in enumerate(names):
-        delattr(module, name)  # a name of submodules holds nothing else
+        delattr(module, name)  # a submodule's name must not be an attribute yet
         setattr(module, name, Part(index, len(names)))
     module.add_module(joint, product)
 
 
 def multiply_states(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Replaces the states that an attention gets by their queries, keys and values.
+    """Replaces the input states of an attention by queries, keys and values.
 
-    A hook before the forward of a module whose ``q``, ``k`` and ``v`` were taken apart.
+    A pre-forward hook of a module whose ``q``, ``k`` and ``v`` are fused.
 
     Args:
-        module: has the product in its submodule ``qkv``.
-        args: the states come first, if they are not the keyword ``hidden_states``.
-        kwargs: the keywords of the call.
+        module: has the fused layer in its submodule ``qkv``.
+        args: the states come first, unless they are the keyword ``hidden_states``.
+        kwargs: keywords of the call.
     """
     if args:
         return (module.qkv(args[0]), *args[1:]), kwargs

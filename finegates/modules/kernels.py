@@ -1,9 +1,8 @@
-"""Ways to multiply and to move data that only inference takes, above all oneDNN's float32 product
-where it is faster than torch's default one.
+"""Faster matmuls and gathers for inference, such as oneDNN's float32 matmul.
 
-torch multiplies float32 matrices by the BLAS library that it was built with. On CPUs of another
-maker than the library's that one may leave half of the arithmetic unused, while oneDNN, which torch
-carries for other types, does not. Both round: results differ in the last bits.
+torch multiplies float32 matrices with the BLAS library that it was built with. On CPUs of another
+vendor than the library's, that may use half of the arithmetic units, while oneDNN, which torch
+includes for other dtypes, uses all. Both round: results differ in the last bits.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from torch.autograd import forward_ad
 
 
 def has_onednn() -> bool:
-    """Whether this torch has the product at all."""
+    """Whether this build of torch has oneDNN's matmul."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b by oneDNN, without a gradient.
+    """Computes x W^T + b with oneDNN, without a gradient.
 
     Args:
         x: float32 (..., in) on the CPU.
@@ -31,10 +30,10 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def runs_plainly(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer may take the ways that only inference has.
+    """Whether a layer can use the functions for inference.
 
-    That is in float32 on the CPU, without gradients, and while nothing records or rewrites the
-    call: no compiler, no exporter, no trace, no transform of ``torch.func``, no autocast.
+    They need float32 on the CPU, no gradients, and a call that is not recorded or rewritten: no
+    compiler, exporter, trace, transform of ``torch.func`` or autocast.
     """
     return (
         not torch.is_grad_enabled()
@@ -52,21 +51,24 @@ def select_columns(x: Tensor, index: Tensor, plainly: bool | None = None) -> Ten
     Args:
         x: (n, columns).
         index: (m,), of columns.
-        plainly: what :func:`runs_plainly` says, where it has been asked already.
+        plainly: the result of :func:`runs_plainly`, if known.
     """
     if torch.onnx.is_in_onnx_export():
-        # ONNX Runtime copies a selected row at once and a selected column number by number.
+        # ONNX Runtime copies a selected row as a block, but a selected column element by element.
         return x.t().index_select(0, index).t()
     plainly = runs_plainly(x, x) if plainly is None else plainly
     if plainly and torch.get_num_threads() > 1:
-        # torch selects columns on one thread; this gives the same numbers on all.
+        # torch selects columns on one thread; this uses all threads, with the same result.
         return x.gather(1, index.expand(x.shape[0], -1))
     return x.index_select(1, index)
 
 
 def is_rewritten() -> bool:
-    """Whether a trace, a transform of ``torch.func``, a forward-mode derivative or a dispatch mode
-    (fake tensors, ``make_fx``) sees each operation, so that none may write into a given tensor."""
+    """Whether operations are recorded or rewritten, so that none may write in place.
+
+    That is by a trace, a transform of ``torch.func``, a forward-mode derivative or a dispatch mode
+    (fake tensors, ``make_fx``).
+    """
     return bool(
         torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None

@@ -1,4 +1,4 @@
-"""What the library's own layers are, for modules that must know them without importing them."""
+"""Base classes of the library's layers, for modules that must not import them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class CompactLayer(nn.Module):
     """A linear layer whose removed rows and columns are not stored.
 
     Attributes:
-        keeps_stock_layout: whether weight and bias are those of an ``nn.Linear`` in its place.
+        keeps_stock_layout: whether weight and bias are those of a stock ``nn.Linear``.
     """
 
     keeps_stock_layout: bool
 
 
 def between_gates(layer: nn.Module) -> nn.Module:
-    """The layer itself where there are gates around it, else what is given."""
+    """The layer between gates, or the given module if it has no gates."""
     return layer.base if isinstance(layer, GatedLayer) else layer
 
 

@@ -1,7 +1,7 @@
-"""Whether a module of transformers computes what its narrow form does, by its code.
+"""Compares the code of a module with the classes that a narrow form replaces.
 
-Many architectures have a class of their own for the same attention, word for word. Others look
-alike and cap scores, leave positions out, or add sinks. What is compared is the code that runs.
+Many architectures have their own class with an identical attention. Others look similar, but cap
+scores, omit positions, or add sinks. So the executed code is compared.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from typing import Any
 
 from torch import nn
 
-# The narrow attentions call that of the module's own file.
+# The narrow attentions call the function of the module's own file.
 _TAKEN_OVER = "eager_attention_forward"
 
 
 def unlikeness(module: nn.Module, classes: Sequence[str]) -> str | None:
-    """Why a module computes something else than all of some classes of transformers, or None.
+    """The reason why a module's code differs from all given classes, or None.
 
     Args:
-        module: of any class. Its parameters and sizes do not matter.
-        classes: as ``"llama.LlamaAttention"``, of ``transformers.models``.
+        module: of any class; its parameters and sizes do not matter.
+        classes: such as ``"llama.LlamaAttention"``, of ``transformers.models``.
 
     Returns:
-        a sentence that names the module's class and, where there are some, the attributes that its
-        forward uses and theirs do not.
+        a sentence that names the module's class and the attributes that only its forward uses.
     """
     name = type(module).__name__
     if "forward" in vars(module):
@@ -43,10 +42,10 @@ def unlikeness(module: nn.Module, classes: Sequence[str]) -> str | None:
 
 
 def check_like(module: nn.Module, classes: Sequence[str]) -> None:
-    """Raises ValueError, which names class and attributes, where :func:`unlikeness` finds some."""
+    """Raises ValueError with the reason that :func:`unlikeness` finds, if any."""
     reason = unlikeness(module, classes)
     if reason is not None:
-        raise ValueError(f"{reason}, so its heads cannot be made narrower; leave them as they are")
+        raise ValueError(f"{reason}, so its heads cannot be made narrower; keep their sizes")
 
 
 def _class_of(path: str) -> Any:
@@ -64,7 +63,7 @@ def _alike(one: Any, other: Any) -> bool:
 def _same(
     one: FunctionType, other: FunctionType, of_one: Any, of_other: Any, seen: set[FunctionType]
 ) -> bool:
-    """Whether two functions, and those that they call in their files and classes, are alike."""
+    """Whether two functions, and those they call in their files and classes, are equal."""
     if one is other or one in seen:
         return True
     seen.add(one)
@@ -88,7 +87,7 @@ def _code(function: Any) -> CodeType:
 
 
 def _same_code(one: CodeType, other: CodeType) -> bool:
-    """Whether they are the same instructions; where they were written does not matter."""
+    """Whether two code objects have the same instructions, regardless of location."""
     if one.co_code != other.co_code or len(one.co_consts) != len(other.co_consts):
         return False
     if (one.co_names, one.co_varnames) != (other.co_names, other.co_varnames):
@@ -100,5 +99,5 @@ def _same_code(one: CodeType, other: CodeType) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    # Docstrings are constants, too, and may speak of another architecture.
+    # Docstrings are constants, too, and may name another architecture.
     return type(one) is type(other) and (one == other or isinstance(one, str))

@@ -1,4 +1,4 @@
-"""Linear-like layers: nn.Linear, Conv1D, LoRA layers of peft, as one kind."""
+"""A common view of linear-like layers: nn.Linear, Conv1D, LoRA layers of peft."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Other types hold the codes of quantisation, which mean something only to their own layer.
+# Other dtypes are codes of quantisation, which only their own layer can interpret.
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def find_linear(layer: nn.Module) -> nn.Module:
-    """The layer that holds the original weight: the layer itself, or what a LoRA layer wraps.
+    """Returns the layer with the original weight, inside a LoRA layer if there is one.
 
     Raises:
-        TypeError: neither nn.Linear, nor Conv1D, nor a peft layer around one; or its weight is
-            quantised; or it is of a subclass of nn.Linear that computes in a way of its own.
+        TypeError: the layer is not nn.Linear, Conv1D, or a peft layer around one; its weight is
+            quantised; or it is a subclass of nn.Linear with another forward.
     """
     inner = _innermost(layer)
     if not _looks_linear(inner):
@@ -28,12 +28,12 @@ def find_linear(layer: nn.Module) -> nn.Module:
         raise TypeError(
             f"the weight of {type(inner).__name__} is {_weight_dtype(inner)}, not floating point "
             "of 16, 32 or 64 bits: gates and compaction need its numbers; load the model without "
-            "quantisation, or leave this layer alone"
+            "quantisation, or exclude this layer"
         )
     if not _multiplies_plainly(inner):
         raise TypeError(
-            f"{type(inner).__name__} is an nn.Linear with a forward of its own, which need not be "
-            "x W^T + b: compaction could change what it computes; leave this layer alone"
+            f"{type(inner).__name__} is a subclass of nn.Linear with its own forward, which may not "
+            "be x W^T + b: compaction could change its outputs; exclude this layer"
         )
     return inner
 
@@ -48,31 +48,31 @@ def is_linear(layer: nn.Module) -> bool:
 
 
 def looks_linear(layer: nn.Module) -> bool:
-    """Whether it is linear-like by its class, whatever its weight holds and its forward does."""
+    """Whether the layer's class is linear-like, ignoring its weight and forward."""
     return _looks_linear(_innermost(layer))
 
 
 def is_quantised(layer: nn.Module) -> bool:
-    """Whether a layer would be linear-like if its weight held numbers in place of codes."""
+    """Whether a layer is linear-like but for its quantised weight."""
     return looks_linear(layer) and _weight_dtype(_innermost(layer)) not in _PRECISIONS
 
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear-like layer. Raises TypeError as :func:`find_linear` does."""
+    """(in, out) of a linear-like layer; raises as :func:`find_linear`."""
     linear = find_linear(layer)
     rows, columns = linear.weight.shape  # type: ignore[misc]
     return (int(rows), int(columns)) if _is_conv1d(linear) else (int(columns), int(rows))
 
 
 def unmergeable(layer: nn.Module) -> str | None:
-    """Why what peft has put into a layer cannot be merged by :func:`dense_weight`, or None.
+    """The reason why :func:`dense_weight` cannot merge a layer's adapters, or None.
 
-    Plain low-rank terms can be (LoRA, AdaLoRA), and whatever peft itself has merged already is part
-    of the weight. Other methods (IA3, LoHa, OFT, ...) and variants of LoRA (DoRA, ...) compute
-    something else than ``W + scale B A``.
+    Plain low-rank terms (LoRA, AdaLoRA) can be merged, and terms that peft has merged already are
+    part of the weight. Other methods (IA3, LoHa, OFT, ...) and variants of LoRA (DoRA, ...) are not
+    of the form ``W + scale B A``.
 
     Args:
-        layer: any; one that is not of peft has nothing to merge.
+        layer: any; a layer that is not of peft has nothing to merge.
     """
     if not hasattr(layer, "get_base_layer"):
         return None
@@ -82,35 +82,35 @@ def unmergeable(layer: nn.Module) -> str | None:
     if getattr(layer, "merged", False):
         return None
     if not hasattr(layer, "lora_A"):
-        return f"its adapter ({kind}.{type(layer).__name__} of peft) is no LoRA"
+        return f"its adapter ({kind}.{type(layer).__name__} of peft) is not LoRA"
     for adapter in getattr(layer, "active_adapters", ()):
         variant = getattr(layer, "lora_variant", {}).get(adapter)
         if getattr(layer, "use_dora", {}).get(adapter):
-            return f"its adapter {adapter!r} is no plain LoRA but DoRA, with magnitudes of its own"
+            return f"its adapter {adapter!r} is not plain LoRA but DoRA, which has magnitudes"
         if variant is not None:
-            return f"its adapter {adapter!r} is no plain LoRA ({type(variant).__name__} of peft)"
+            return f"its adapter {adapter!r} is not plain LoRA ({type(variant).__name__} of peft)"
         if getattr(layer, "lora_bias", {}).get(adapter):
-            return f"its adapter {adapter!r} has a bias of its own (lora_bias)"
+            return f"its adapter {adapter!r} has its own bias (lora_bias)"
     return None
 
 
 @torch.no_grad()
 def dense_weight(layer: nn.Module, *, rounded: bool = True) -> tuple[Tensor, Tensor | None]:
-    """The weight (out, in) and bias (out,) that a linear-like layer applies, low-rank terms merged.
+    """The weight (out, in) and bias (out,) of a layer, with low-rank terms merged.
 
-    Terms are merged in at least float32, whatever the layer's precision.
+    Terms are merged in at least float32, for any dtype of the layer.
 
     Args:
-        layer: see :func:`find_linear`; it is not changed.
-        rounded: round a merged weight to the precision that the layer stores. False leaves that to
-            those who compute on: a half-precision weight with merged terms is float32 then.
+        layer: see :func:`find_linear`; it does not change.
+        rounded: round a merged weight to the dtype of the layer. With False, a half-precision
+            weight with merged terms is returned in float32.
 
     Returns:
         new tensors or views.
 
     Raises:
         TypeError: the layer is not linear-like.
-        ValueError: what peft has put into it cannot be written so (:func:`unmergeable`).
+        ValueError: its adapters cannot be merged (:func:`unmergeable`).
     """
     linear = find_linear(layer)
     weight = linear.weight.detach()  # type: ignore[operator]
@@ -122,7 +122,7 @@ def dense_weight(layer: nn.Module, *, rounded: bool = True) -> tuple[Tensor, Ten
     reason = unmergeable(layer)
     if reason is not None:
         raise ValueError(
-            f"this layer's weight is not known: {reason}; merge it with peft (merge_and_unload)"
+            f"this layer's weight is unknown: {reason}; merge it with peft (merge_and_unload)"
         )
     if not getattr(layer, "merged", False):
         stored = weight.dtype
@@ -134,7 +134,7 @@ def dense_weight(layer: nn.Module, *, rounded: bool = True) -> tuple[Tensor, Ten
 def _with_low_rank_terms(layer: nn.Module, weight: Tensor) -> Tensor:
     """W + sum of the active terms, (out, in), in at least float32."""
     for adapter in layer.active_adapters:  # type: ignore[union-attr]
-        # An adapter of other layers is active here, too, and has nothing here.
+        # An active adapter may belong to other layers only.
         if adapter in layer.lora_A:  # type: ignore[operator]
             wide = torch.promote_types(weight.dtype, torch.float32)
             weight = weight.to(wide) + _low_rank_term(layer, adapter).to(wide)
@@ -145,15 +145,15 @@ def _low_rank_term(layer: Any, adapter: str) -> Tensor:
     """scale B A (out, in), in at least float32."""
     left, right = layer.lora_B[adapter], layer.lora_A[adapter]
     if isinstance(left, nn.Linear) and isinstance(right, nn.Linear):
-        # As peft does, which rounds it to half precision where the factors are of that.
+        # As in peft, which rounds the term to half precision if the factors are.
         wide = torch.promote_types(left.weight.dtype, torch.float32)
         return (left.weight.to(wide) @ right.weight.to(wide)) * layer.scaling[adapter]
-    term: Tensor = layer.get_delta_weight(adapter)  # AdaLoRA, with a scale for every rank
+    term: Tensor = layer.get_delta_weight(adapter)  # AdaLoRA, with one scale per rank
     return term.T if _is_conv1d(layer.get_base_layer()) else term
 
 
 def _innermost(layer: nn.Module) -> nn.Module:
-    """What all layers of peft lie around, or the layer itself."""
+    """The layer inside all layers of peft, or the layer itself."""
     if not hasattr(layer, "get_base_layer"):
         return layer
     inner = layer.get_base_layer()  # type: ignore[operator]
@@ -167,14 +167,14 @@ def _looks_linear(layer: nn.Module) -> bool:
 
 def _multiplies_plainly(linear: nn.Module) -> bool:
     own = isinstance(linear, nn.Linear) and type(linear).forward is not nn.Linear.forward
-    return not own or type(linear).__name__ == "FalconLinear"  # the same, rounded in its own way
+    return not own or type(linear).__name__ == "FalconLinear"  # equal up to its own rounding
 
 
 def _weight_dtype(layer: nn.Module) -> torch.dtype | None:
-    # Some keep their codes under other names and have no weight at all.
+    # Some store their codes under other names and have no weight.
     return getattr(getattr(layer, "weight", None), "dtype", None)
 
 
 def _is_conv1d(layer: nn.Module) -> bool:
-    # By name: importing transformers here would cost seconds to those who only need gates.
+    # By name, because importing transformers takes seconds.
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")

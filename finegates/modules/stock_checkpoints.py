@@ -1,9 +1,9 @@
-"""What ``save_pretrained`` must not write: weights that ``from_pretrained`` would not find again.
+"""Stops ``save_pretrained`` from writing what ``from_pretrained`` could not read.
 
-A configuration of transformers knows one size for all layers. Next to weights of other sizes or
-names it describes another model, and ``from_pretrained`` starts at random what it does not find.
-The weights alone do not tell whose they are: the model may be a part of another one, a copy, or
-read from a file. So the methods of transformers themselves ask, before they write anything.
+A configuration of transformers has one size for all layers. With weights of other sizes or names,
+``from_pretrained`` would initialise the missing ones at random. A gated or compact model may be a
+part of another model, a copy, or loaded from a file. So the methods of transformers themselves
+check for it before they write anything.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from finegates.modules.kinds import CompactLayer, GatedLayer, has_gates
 from finegates.wrappers import without_containers
 
 ASKED = ("save_pretrained", "push_to_hub")
-"""The methods of ``PreTrainedModel`` and ``PeftModel`` that write a stock checkpoint."""
+"""Methods of ``PreTrainedModel`` and ``PeftModel`` that write a stock checkpoint."""
 
 
 class StockCheckpointError(ValueError):
-    """A model that ``save_pretrained`` cannot write so that ``from_pretrained`` reads it back."""
+    """``save_pretrained`` cannot write a model that ``from_pretrained`` could read."""
 
 
 def stock_obstacle(model: nn.Module) -> str | None:
-    """Says which part of a model a stock checkpoint cannot hold, or None.
+    """Names the part of a model that a stock checkpoint cannot hold, or None.
 
     Args:
-        model: any; its parts are looked at, too.
+        model: any; its parts are checked, too.
 
     Returns:
         a sentence that names the part and the ways that work.
@@ -41,8 +41,8 @@ def stock_obstacle(model: nn.Module) -> str | None:
     for path, module in model.named_modules():
         if isinstance(module, GatedLayer):
             return (
-                f"{path or 'the model'} has gates, which lie between the names that "
-                "from_pretrained knows, so that it would start the layer at random. Write the "
+                f"{path or 'the model'} has gates, which change the names that "
+                "from_pretrained expects, so it would initialise the layer at random. Write the "
                 "gated model with finegates.save(model, folder) and read it with "
                 "finegates.load(folder), or write the small one, "
                 "finegates.save(finegates.compact(model), folder). A trainer around "
@@ -54,8 +54,8 @@ def stock_obstacle(model: nn.Module) -> str | None:
         if compact or changed:
             return (
                 f"{path or 'the model'} is compact, which the configuration of "
-                f"{type(model).__name__} cannot describe, so from_pretrained would start it at "
-                "random. Write it with finegates.save(model, folder) and read it with "
+                f"{type(model).__name__} cannot describe, so from_pretrained would initialise it "
+                "at random. Write it with finegates.save(model, folder) and read it with "
                 "finegates.load(folder), or write the stock model "
                 "finegates.uniform(model).save_pretrained(folder). A trainer or a "
                 "SentenceTransformer around it: give it finegates.uniform(model), or train with "
@@ -66,10 +66,10 @@ def stock_obstacle(model: nn.Module) -> str | None:
 
 
 def check_stock_checkpoint(model: nn.Module) -> None:
-    """Raises StockCheckpointError unless ``from_pretrained`` could read what would be written.
+    """Raises StockCheckpointError unless ``from_pretrained`` could read the checkpoint.
 
-    A model with adapters, of ``peft`` or of transformers' own, writes these alone. That is right
-    for a compact model, but not where gates stand between the adapters and their layers.
+    A model with adapters, of ``peft`` or of transformers, writes only these. That is right for a
+    compact model, but not if gates are between the adapters and their layers.
     """
     adapters = hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False)
     if adapters and not has_gates(model):

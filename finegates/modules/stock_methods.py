@@ -1,4 +1,4 @@
-"""Methods of transformers that models with layers of this library are asked by."""
+"""Patches of transformers for models with layers of this library."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from finegates.modules.vocabulary import keep_output_layers
 
 
 def adapt_stock_methods() -> None:
-    """Has methods of ``PreTrainedModel`` know the layers of this library.
+    """Patches methods of ``PreTrainedModel`` to handle the layers of this library.
 
-    Called wherever such a layer comes into a model. Further calls change nothing, and other models
+    Called whenever such a layer is added to a model. Further calls change nothing, and other models
     are treated as before.
     """
     guard_stock_checkpoints()

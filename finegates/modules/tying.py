@@ -1,8 +1,8 @@
 """Weights that the output layer of a language model shares with its embeddings.
 
-Gates in front of and behind such a weight are the layer's alone. While they are trained, the weight
-stays shared; once they are folded in, the layer needs a weight of its own, and what transformers
-believes about the sharing must follow, or saving and loading would undo it.
+Gates around such a weight belong to the output layer only. While they are trained, the weight stays
+shared. Once they are folded in, the layer needs its own weight, and transformers must know that it
+is no longer tied, or saving and loading would tie it again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from finegates.modules.linear import find_linear, is_linear
 
 
 def move_tied_keys(model: nn.Module, old: str, new: str) -> None:
-    """Tells a transformers model that a module, of which a weight may be tied, has another path.
+    """Updates the tied keys of a transformers model after a module moved.
 
     Args:
         model: its ``_tied_weights_keys`` and those of models inside are changed where they name a
@@ -32,7 +32,7 @@ def move_tied_keys(model: nn.Module, old: str, new: str) -> None:
         for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
             keys: Any = getattr(module, attribute, None)
             if keys and any(key.startswith(here) for key in keys):
-                # A mapping from each to what it is tied to.
+                # A mapping from each name to the one it is tied to.
                 renamed = {_moved(key, here, there): source for key, source in keys.items()}
                 setattr(module, attribute, renamed)
 
@@ -42,7 +42,7 @@ def _moved(key: str, here: str, there: str) -> str:
 
 
 def untie(model: nn.Module, path: str) -> None:
-    """Gives a linear layer a weight of its own where it shares one with another module, in place.
+    """Copies the weight of a linear layer if another module shares it, in place.
 
     Args:
         model: owns the layer.
@@ -57,7 +57,7 @@ def untie(model: nn.Module, path: str) -> None:
 
 
 def shares_embeddings(model: nn.Module) -> bool:
-    """Whether the output layer of a language model has the very weight of the embeddings."""
+    """Whether the output layer of a language model shares the embeddings' weight."""
     find: Any = getattr(model, "get_output_embeddings", None)
     head = None if find is None else find()
     words: Any = model.get_input_embeddings() if head is not None else None  # type: ignore[operator]
@@ -69,17 +69,16 @@ def shares_embeddings(model: nn.Module) -> bool:
 
 
 def note_untied(model: nn.Module, *, separate: bool = False) -> None:
-    """Has a model of transformers say so if its output layer no longer shares the embeddings'
-    weight, so that neither saving nor initialising ties them again.
+    """Records in a model that its output layer is no longer tied to the embeddings.
 
-    One word of the configuration is about all shared tensors at once, and that of T5 cannot say it:
-    it takes that for a word about the scale of its outputs.
+    Then neither saving nor initialisation ties them again. ``tie_word_embeddings`` of the
+    configuration applies to all shared tensors at once; T5 uses it for the scale of its outputs, so
+    it cannot be changed there.
 
     Args:
-        model: its configuration and its lists of tied tensors are changed; so are those of models
-            inside.
-        separate: give every tensor that is tied still one of its own, since ``from_pretrained``
-            will not tie it.
+        model: its configuration and its lists of tied tensors are changed; so are those of nested
+            models.
+        separate: copy every tensor that is still tied, because ``from_pretrained`` will not tie it.
     """
     config: Any = getattr(model, "config", None)
     if (
@@ -95,10 +94,10 @@ def note_untied(model: nn.Module, *, separate: bool = False) -> None:
 
 
 def forget_untied(model: nn.Module) -> None:
-    """Takes tensors that are not one and the same off the lists by which transformers ties them.
+    """Removes untied tensors from the lists by which transformers ties them.
 
     Args:
-        model: the lists are its own and those of models inside.
+        model: its lists and those of nested models are changed.
     """
     for module in model.modules():
         keys: Any = getattr(module, "all_tied_weights_keys", None)
@@ -114,7 +113,7 @@ def forget_untied(model: nn.Module) -> None:
 
 
 def _can_say(model: nn.Module) -> bool:
-    """Whether the configuration decides if the output layer shares the embeddings' weight."""
+    """Whether the configuration decides if the output layer is tied."""
     find: Any = getattr(model, "get_output_embeddings", None)
     model_type = getattr(getattr(model, "config", None), "model_type", "t5")
     return model_type != "t5" and find is not None and find() is not None
@@ -125,7 +124,7 @@ def _without(keys: dict[str, str], gone: set[str]) -> Any:
 
 
 def _are_apart(module: nn.Module, *names: str) -> bool:
-    """Whether a module has tensors of these names that are not one and the same."""
+    """Whether a module's tensors of these names are distinct."""
     found = [_tensor(module, name) for name in names]
     return None not in found and len({id(tensor) for tensor in found}) > 1
 
@@ -139,7 +138,7 @@ def _tensor(module: nn.Module, name: str) -> Any:
 
 
 def _separate(module: nn.Module, name: str) -> None:
-    """Gives a parameter a copy of its own."""
+    """Replaces a parameter by a copy."""
     tensor = _tensor(module, name)
     if isinstance(tensor, nn.Parameter):
         path, _, key = name.rpartition(".")

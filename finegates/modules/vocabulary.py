@@ -1,8 +1,8 @@
-"""Output layers of this library while the vocabulary of their model changes its size.
+"""Resizes the vocabulary of models whose output layer is gated or compact.
 
-transformers resizes an output layer that is an ``nn.Linear`` and refuses any other. Here a dense
-one takes the layer's place meanwhile; what had been made of the layer is then made of the resized
-one. Rows of new tokens are open, and of no token that stays does a logit change.
+transformers resizes only an output layer that is an ``nn.Linear``. Here a dense layer temporarily
+replaces the gated or compact one, which is then rebuilt from the resized layer. Rows of new tokens
+are open, and the logits of kept tokens do not change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ METHOD = "resize_token_embeddings"
 
 
 def keep_output_layers() -> None:
-    """Has ``PreTrainedModel.resize_token_embeddings`` keep output layers of this library.
+    """Patches ``resize_token_embeddings`` to keep output layers of this library.
 
     Further calls change nothing. Models with other output layers are resized as before.
     """
@@ -52,8 +52,7 @@ def _keeping(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _dense_in_place(model: Any, path: str, head: Any) -> Iterator[None]:
-    """Within the block, the output layer is a dense one; then again what it was, resized as that
-    has been."""
+    """Within the block, the output layer is dense; afterwards it is rebuilt, resized."""
     gated = isinstance(head, GatedLayer)
     dense = head.base if gated else _dense(head)
     model.set_submodule(path, dense)
@@ -73,9 +72,9 @@ def _dense_in_place(model: Any, path: str, head: Any) -> Iterator[None]:
 
 
 def _resize_other_bias(model: nn.Module, path: str, resized: Any) -> None:
-    """Gives the bias that the head keeps under a name of its own the size of the layer's.
+    """Resizes a second bias of the head to the size of the layer's.
 
-    RoBERTa has one that is not used once the layer's is no longer tied to it.
+    RoBERTa has such a bias, which is unused once the layer's is no longer tied to it.
     """
     source = (getattr(type(model), "_tied_weights_keys", None) or {}).get(f"{path}.bias")
     if source is None or resized.bias is None:
@@ -88,11 +87,11 @@ def _resize_other_bias(model: nn.Module, path: str, resized: Any) -> None:
 
 
 def _check_resizable(path: str, head: Any) -> None:
-    """Raises ValueError unless the layer's numbers are those of one matrix and of gates alone."""
+    """Raises ValueError unless the layer consists of one matrix and its own gates."""
     inner = head.base if isinstance(head, GatedLayer) else head.linear
     if type(inner) is not nn.Linear:
         raise ValueError(
-            f"the output layer {path} holds {type(inner).__name__}, which cannot get other tokens; "
+            f"the output layer {path} contains {type(inner).__name__}, which cannot be resized; "
             "merge adapters first (merge_and_unload of peft), then resize"
         )
     if isinstance(head, GatedLayer) and head.rows is not None and not head.rows.can_resize:
@@ -103,8 +102,7 @@ def _check_resizable(path: str, head: Any) -> None:
 
 
 def _dense(layer: Any) -> nn.Linear:
-    """A compact layer as the dense one that it computes like; its own product if nothing is
-    removed."""
+    """The dense equivalent of a compact layer; its inner layer if nothing is removed."""
     if layer.rows is None and layer.cols is None:
         inner: nn.Linear = layer.linear
         return inner
@@ -113,7 +111,7 @@ def _dense(layer: Any) -> nn.Linear:
     )
     rows, cols = _indices(layer)
     weight[rows[:, None], cols] = layer.weight.detach()
-    # Its parameters are replaced at once.
+    # Its parameters are replaced next.
     dense = nn.Linear(1, 1, bias=layer.bias is not None, device="meta", dtype=weight.dtype)
     dense.out_features, dense.in_features = weight.shape
     dense.weight = nn.Parameter(weight, layer.weight.requires_grad)
@@ -125,7 +123,7 @@ def _dense(layer: Any) -> nn.Linear:
 
 
 def _indices(layer: Any) -> tuple[Tensor, Tensor]:
-    """Where a compact layer's kept rows and columns are in the dense one."""
+    """Positions of a compact layer's kept rows and columns in the dense one."""
     kept_out, kept_in = layer.kept
     device = layer.weight.device
     rows = torch.arange(kept_out, device=device) if layer.rows is None else layer.rows
@@ -134,7 +132,7 @@ def _indices(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def _compacted(layer: Any, resized: Any) -> nn.Module:
-    """A compact layer of the kept rows and columns of a resized dense one, and of all new rows."""
+    """Compacts a resized dense layer again, keeping all new rows."""
     tokens, before = resized.weight.shape[0], layer.out_features
     rows, cols = None, layer.cols
     weight, bias = resized.weight, resized.bias
@@ -155,7 +153,7 @@ def _compacted(layer: Any, resized: Any) -> nn.Module:
         rows=rows,
         dense_shape=(tokens, layer.dense_shape[1]),
     )
-    if not removed:  # the very parameters: the embeddings may share them
+    if not removed:  # the same parameters, which the embeddings may share
         made.weight, made.bias = weight, bias
     for mine, theirs in ((made.weight, resized.weight), (made.bias, resized.bias)):
         if mine is not None:
@@ -165,7 +163,7 @@ def _compacted(layer: Any, resized: Any) -> nn.Module:
 
 
 def _resize_gates(head: Any, resized: nn.Module) -> None:
-    """Puts a resized layer between the gates; rows of new tokens are open."""
+    """Puts a resized layer between its gates; rows of new tokens are open."""
     head.base = resized
     head.out_features = int(resized.weight.shape[0])  # type: ignore[index]
     if head.rows is not None and head.rows.size != head.out_features:

@@ -89,7 +89,7 @@ def test_a_cache_of_a_smaller_model_is_refused():
     cache = DynamicCache(config=small.config)
     for layer in range(2):
         cache.update(torch.zeros(2, 1, 3, 2), torch.zeros(2, 1, 3, 2), layer)
-    with pytest.raises(ValueError, match="another model's"):
+    with pytest.raises(ValueError, match="another model"):
         small(tokens()["input_ids"], past_key_values=cache, use_cache=True)
 
 
