@@ -32,8 +32,8 @@ def find_linear(layer: nn.Module) -> nn.Module:
         )
     if not _multiplies_plainly(inner):
         raise TypeError(
-            f"{type(inner).__name__} is a subclass of nn.Linear with its own forward, which may not "
-            "be x W^T + b: compaction could change its outputs; exclude this layer"
+            f"{type(inner).__name__} is a subclass of nn.Linear with its own forward, which may "
+            "not be x W^T + b: compaction could change its outputs; exclude this layer"
         )
     return inner
 
