@@ -87,7 +87,7 @@ restore: ## continue from the published results of a tier [TIER]
 test: $(STAMP) ## run the tests; ARGS=--run-slow for all of them [CORES, ARGS]
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-# What they need besides Python, .ci/packages installs from Debian.
+# What they need in addition to Python, .ci/packages installs from Debian.
 test-system: $(STAMP) ## run the tests that open a browser, start a Slurm, install the wheel [ARGS]
 	@$(BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -e '.[browser,slurm,release]'
 	$(BIN)/pytest -m "browser or cluster or install" --run-browser --run-cluster --run-install $(ARGS)
@@ -139,7 +139,7 @@ update: $(STAMP) ## choose the newest versions and write constraints.txt [TORCH]
 	$(BIN)/python .ci/update.py "$(TORCH)" constraints.txt
 	@echo "Wrote constraints.txt; now run make lint test reproduce"
 
-# An environment of its own beside .venv: the lower bounds of pyproject.toml, torch as pinned.
+# A second environment next to .venv: the lower bounds of pyproject.toml, torch as pinned.
 OLDEST := .venv-oldest
 test-oldest: ## run the tests with the oldest supported versions; ARGS as of make test [CORES, ARGS]
 	@[ -d $(OLDEST) ] || "$(PYTHON)" -m venv $(OLDEST)

@@ -52,7 +52,7 @@ def main(torch: str, file: str) -> None:
         [*command, *requirements(project, torch)], stdout=subprocess.PIPE, text=True
     )
     if done.returncode:
-        sys.exit("make update: pip found no versions that fit together; its message stands above")
+        sys.exit("make update: pip found no versions that fit together; its message is above")
     Path(file).write_text(constraints(json.loads(done.stdout)), encoding="utf-8")
 
 

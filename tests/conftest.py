@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     With several workers, which begin with a part of the list each and then take from the ends of
     each other's, the long tests of the workflow come first and those of faults last: dealt out to
-    several workers, each would make anew the results that they share.
+    several workers, each would make the shared results again.
     """
     if hasattr(config, "workerinput"):
         place = {"workflow": 0, "faults": 2}

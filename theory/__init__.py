@@ -2,9 +2,10 @@
 
 Small problems on which every quantity of the theory can be computed: the gated objective and its
 relaxation, Polyak–Łojasiewicz and smoothness constants, convergence of training with stochastic
-gates, and the landscape beside that of low-rank adapters. Each check measures what one statement
-says and returns the evidence for or against it; ``theory/README.md`` tells the results. Of the
-library the gates, their layers and penalties are used; ``theory.finetuned`` alone needs the rest.
+gates, and the landscape compared with that of low-rank adapters. Each check measures what one
+statement says and returns the evidence for or against it; ``theory/README.md`` has the results.
+The theory uses the library's gates, gated layers and penalties; only ``theory.finetuned`` needs
+the rest.
 """
 
 from theory.evidence import Case, Check, judge_claims

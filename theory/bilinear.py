@@ -245,7 +245,7 @@ def smallest_ratio(
     """The smallest PL ratio found in the ball B(centre, radius), an upper estimate of the infimum.
 
     Looked at: points at random on the sphere, the point nearest to the saddle (0, 0), and points
-    beside the optimum along the flattest transverse directions of its Hessian, as far as they lie
+    next to the optimum along the flattest transverse directions of its Hessian, as far as they lie
     in the ball; the best of the former and of the latter are improved by random search.
 
     Args:

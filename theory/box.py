@@ -1,7 +1,7 @@
 """Gates in [0, 1]: clipping makes plateaus, and the box-constrained problem is what to state
 instead.
 
-Through clip(μ, 0, 1) the pathwise gradient of a gate outside (0, 1) is zero whatever the loss says:
+Through clip(μ, 0, 1) the pathwise gradient of a gate outside (0, 1) is zero for every loss:
 on the open set where all gates are outside, ∇ = 0 and L > L*. The same problem over ω in the box
 satisfies a *proximal* PL inequality (Karimi, Nutini and Schmidt 2016)
 
@@ -64,7 +64,7 @@ def box_constant(quadratic: Quadratic) -> float:
     ν supported on bounds that are active at p, and vᵀν ≤ 0 as x is in the box. By Carathéodory the
     columns of A outside ν's support J may be taken to have rank ρ. So ‖v‖² ≤ ⟨Av, λ⟩, and on the
     columns outside J, ‖λ‖ ≤ ‖v‖/σ_ρ(A outside J): ‖Av‖ ≥ σ_ρ ‖v‖, a Hoffman bound. It goes into
-    L* ≥ L(x) + ⟨∇L, p − x⟩ + ½‖A(p − x)‖² in place of strong convexity. Fewer columns, smaller σ_ρ,
+    L* ≥ L(x) + ⟨∇L, p − x⟩ + ½‖A(p − x)‖² instead of strong convexity. Fewer columns, smaller σ_ρ,
     so the minimum is over bases K.
 
     Raises:

@@ -93,14 +93,14 @@ class OneGate:
         return float(path[min(int(np.searchsorted(times, horizon)), len(speed))])
 
     def fastest(self, start: float = 1.0) -> float:
-        """The largest |F'| on that way; a step of descent is to be small beside its inverse."""
+        """The largest |F'| on that way; a step of descent must be small against its inverse."""
         return float(self._path(start)[1].max(initial=0.0))
 
     def _path(self, start: float) -> tuple[Array, Array]:
         """Places up to the stationary point, or 6 away, and |F'| on each interval between them."""
         direction = -1.0 if self.slope(np.array(start)) > 0 else 1.0
         path = start + direction * np.linspace(0.0, 6.0, 6_001)
-        # Just beside the start: a start on the kink has a slope on one side only.
+        # Slightly off the start: a start on the kink has a slope on one side only.
         speed = -direction * self.slope(path[:-1] + direction * 1e-9)
         blocked = np.flatnonzero(speed <= 0)
         if not len(blocked) or not blocked[0]:

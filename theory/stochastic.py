@@ -1,6 +1,6 @@
 """Stochastic gradient descent with fresh gate noise, on column gates.
 
-μ ← μ − η_k g_k, g_k = 1[0 < μ + ε < 1] ∇q(clip(μ + ε)), ε ~ N(0, σ² I) anew at every step. While
+μ ← μ − η_k g_k, g_k = 1[0 < μ + ε < 1] ∇q(clip(μ + ε)), ε ~ N(0, σ² I) drawn at every step. While
 gates stay several σ inside (0, 1) nothing is clipped, g = H(μ + ε) − b, and in the eigenbasis of H
 every mode is a scalar recursion e ← (1 − ηλ)e − ηλ ε, whose moments are known exactly.
 """

@@ -79,7 +79,7 @@ def run_checks(settings: Settings, only: Iterable[str] | None = None) -> list[Ch
     """Runs the checks, all or some of them, with a progress bar in a terminal.
 
     Raises:
-        ValueError: a name that is no check.
+        ValueError: a name that is not a check.
     """
     names = list(TOY_CHECKS if only is None else only)
     unknown = sorted(set(names) - set(TOY_CHECKS))

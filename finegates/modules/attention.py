@@ -144,7 +144,7 @@ class NarrowAttention(nn.Module):
 
 
 class EncoderAttention(NarrowAttention):
-    """Self-attention after BERT; the output projection lies outside."""
+    """Self-attention after BERT; the output projection is outside."""
 
     classes = ("bert.BertSelfAttention", "roberta.RobertaSelfAttention")
 

@@ -80,17 +80,16 @@ def check_stock_checkpoint(model: nn.Module) -> None:
 
 
 def guard_stock_checkpoints() -> None:
-    """Has methods that write a stock checkpoint check a model before they write.
+    """Patches the methods that write a stock checkpoint to check the model first.
 
     They are ``save_pretrained`` and ``push_to_hub`` of ``PreTrainedModel`` and ``PeftModel``, and
-    ``save_model`` of accelerate's ``Accelerator``, which writes the weights without a word of whose
-    they are.
+    ``save_model`` of accelerate's ``Accelerator``, which writes weights without a configuration.
 
-    Called wherever a layer of this library comes into a model. Further calls change nothing. Models
-    without such layers are written as before.
+    Called whenever a layer of this library is added to a model. Further calls change nothing.
+    Models without such layers are written as before.
     """
-    # transformers is not imported here: whoever has no model of theirs need not wait for it. peft
-    # may put adapters around these layers later, and would then write the adapters alone.
+    # transformers is not imported here, because models without it need not wait for its import.
+    # peft may wrap these layers in adapters later, and would then write only the adapters.
     if "transformers.modeling_utils" in sys.modules:
         with suppress(ImportError):
             importlib.import_module("peft.peft_model")

@@ -94,7 +94,7 @@ def _groups(folder: Path) -> dict[tuple[str, str], pd.DataFrame]:
             (str(m), str(t)): rows for (m, t), rows in runs.groupby(["method", "task"], sort=False)
         }
     except (KeyError, ValueError) as error:
-        raise CompareError(f"{path} is no table of runs: {error}") from error
+        raise CompareError(f"{path} is not a table of runs: {error}") from error
 
 
 def _cell(

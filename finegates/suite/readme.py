@@ -2,7 +2,7 @@
 
 Run ``finegates quote`` after publishing.
 
-A quoted file stands between ``<!-- begin PATH -->`` and ``<!-- end PATH -->``.
+A quoted file is between ``<!-- begin PATH -->`` and ``<!-- end PATH -->``.
 """
 
 from __future__ import annotations

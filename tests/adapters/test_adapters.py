@@ -120,7 +120,7 @@ def test_head_and_encoder_are_apart(architecture: str, variant: str) -> None:
         assert next(model.get_submodule(path).parameters(), None) is not None
         assert not path.startswith(adapter.encoder(model))
     if variant != "base":
-        assert any("." not in path for path in head), "something beside the base model"
+        assert any("." not in path for path in head), "something outside the base model"
 
 
 def test_gated_differs_from_base(architecture: str) -> None:
@@ -222,7 +222,7 @@ def test_all_closed_and_none_closed(architecture: str, value: float, tmp_path: P
                 gate.latent.fill_(value)
     small = compact(model)
     if architecture in ("gpt2", "t5", "t5-gated"):
-        # Conv1D is multiplied the other way round, and T5's matrices lie in memory otherwise.
+        # Conv1D is multiplied the other way round, and T5's matrices have another memory layout.
         assert_equal_outputs(small, model)
     else:
         assert_same_bits(small, model)  # gates of exactly 0 and 1 leave nothing to round
@@ -276,7 +276,7 @@ def test_lora_inside_gates(architecture: str, tmp_path: Path) -> None:
 
 def test_lora_beside_gates(architecture: str) -> None:
     model = lora_model(architecture)
-    # Of the first block one layer of each part, the rest beside them without gates.
+    # Of the first block one layer of each part, the others without gates.
     block = adapter_for(model).blocks(model)[0]
     assert block.feed_forward is not None
     attach(model, GateConfig(modules=(block.feed_forward.up, block.attentions[0].v)))

@@ -59,7 +59,7 @@ def peft_model(config: Any) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("gated", ["*.query", "*.key"], ids=["inside gates", "beside gates"])
+@pytest.mark.parametrize("gated", ["*.query", "*.key"], ids=["inside gates", "next to gates"])
 @pytest.mark.parametrize("kind", NOT_PLAIN_LORA)
 def test_what_is_not_plain_lora_is_refused_before_anything_changes(kind: str, gated: str) -> None:
     peft = pytest.importorskip("peft")
@@ -184,7 +184,7 @@ MERGED = 2 + 1 + 1 + 2 + 1
 
 
 def low_rank_model(dtype: torch.dtype, factors: torch.dtype) -> nn.Module:
-    """LoRA on every linear layer, inside gates of eighths in the first block, beside them in the
+    """LoRA on every linear layer, inside gates of eighths in the first block, without them in the
     second; the numbers are those of ``dtype`` and ``factors``."""
     peft = pytest.importorskip("peft")
     base = tiny.tiny_model("bert")

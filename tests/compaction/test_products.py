@@ -1,4 +1,4 @@
-"""oneDNN's products: where they stand for torch's, and that they compute the same."""
+"""oneDNN's matmuls: where they replace torch's, with the same results."""
 
 import copy
 import json

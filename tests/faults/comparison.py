@@ -1,4 +1,4 @@
-"""What of a folder of results must be the same, byte for byte, whatever happened on the way."""
+"""What of a folder of results must be the same, byte for byte, after any fault."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMED_FILES = {"report.html"}
 """Shows those times, too."""
 
 TIMED_KEYS = {"pretraining.json": ("startup_s", "wall_s")}
-"""Of files that are no records."""
+"""SHA-256 of files that are not records."""
 
 UNFINISHED = {"checkpoints"}
 
@@ -67,6 +67,6 @@ def _content(path: Path) -> bytes:
 
 
 def fragments(results: Path) -> list[str]:
-    """What killed writers left beside the files that they were writing."""
+    """Temporary files that killed writers left."""
     names = (str(path.relative_to(results)) for path in results.rglob(".*"))
     return sorted(name for name in names if re.match(r"\.\d+\.", Path(name).name))

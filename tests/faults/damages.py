@@ -1,4 +1,4 @@
-"""Files that are cut short, or in which a bit has flipped: refused, and made anew as told."""
+"""Files that are cut short, or in which a bit has flipped: refused, and made again as told."""
 
 from __future__ import annotations
 

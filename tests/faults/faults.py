@@ -66,7 +66,7 @@ def undisturbed(folder: Path) -> Scratch:
 
 
 def all_faults(folder: Path, count: int) -> tuple[Kills, list[Outcome]]:
-    """Kills, and beside them the other faults: each takes one core."""
+    """Kills and the other faults side by side: each takes one core."""
     begin = time.monotonic()
     whole = undisturbed(folder / "undisturbed")
     duration = 2 * (time.monotonic() - begin)  # on one core

@@ -33,7 +33,7 @@ def kill_at_random(
 ) -> Kills:
     """Kills runs from scratch ``count`` times, and lets the last of them through.
 
-    After each kill whatever file is there must be whole; the next run must take it from there.
+    After each kill every file must be complete; the next run must continue from it.
 
     Args:
         folder: for the working copies.

@@ -79,7 +79,7 @@ def test_every_planted_difference_is_told(whole, again, harm, told):
 
 
 def test_a_number_that_a_run_draws_anew_is_found(whole, again):
-    """Nondeterminism planted in a key that is no time."""
+    """Nondeterminism planted in a key that is not a time."""
     record = make_record().model_copy(update={"realised_sparsity": 0.2500001})
     write_record(record, again.results / "runs/cola/full/seed0.json")
     assert differences(again.results, whole.results) == [

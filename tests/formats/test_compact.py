@@ -113,7 +113,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f, lambda s: s["config"].update(model_type="none such")),
         "'none such'",
     ),
-    "type is no string": (
+    "type is not a string": (
         lambda f: edit(f, lambda s: s["config"].update(model_type=["roberta"])),
         "not a name",
     ),

@@ -30,7 +30,7 @@ def generating_model(architecture: str) -> nn.Module:
     small = compact(model.eval())
     small.generation_config.update(eos_token_id=None, max_new_tokens=9)
     written = generated(small)[0].tolist()
-    # The first token that is no repetition of what stands before it ends the sequence.
+    # The first token that does not repeat the one before it ends the sequence.
     places = [i for i in range(1, 10) if written[-i] not in written[:-i]]
     small.generation_config.update(eos_token_id=[written[-places[-1]], 39])
     return small
@@ -114,7 +114,7 @@ def test_a_class_with_a_generate_of_its_own_keeps_settings_of_its_own(tmp_path: 
     save(small, tmp_path / "small")
     assert load(tmp_path / "small").generation_config.lang_to_id == {"<|de|>": 7}
     edit(tmp_path / "small", lambda s: s["generation_config"].update(to_dict=1))
-    with pytest.raises(CompactFormatError, match="'to_dict' is no setting"):
+    with pytest.raises(CompactFormatError, match="'to_dict' is not a generation setting"):
         load(tmp_path / "small")
 
 
@@ -130,13 +130,13 @@ def written_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ([], "'generation_config' is not a"),
         ("max_new_tokens=3", "'generation_config' is not a"),
-        ({"surprise": 1}, "'surprise' is no setting of generation"),
-        ({"hidden_size": 12, "model_type": "llama"}, "'hidden_size' is no setting"),
-        ({"trust_remote_code": True}, "'trust_remote_code' is no setting"),
-        ({"attention_mask": [[1]]}, "'attention_mask' is no setting"),
-        ({"update": 1}, "'update' is no setting"),
-        ({"_from_model_config": True}, "'_from_model_config' is no setting"),
-        ({"transformers_version": 5}, "'transformers_version' is no setting"),
+        ({"surprise": 1}, "'surprise' is not a generation setting"),
+        ({"hidden_size": 12, "model_type": "llama"}, "'hidden_size' is not a generation setting"),
+        ({"trust_remote_code": True}, "'trust_remote_code' is not a generation setting"),
+        ({"attention_mask": [[1]]}, "'attention_mask' is not a generation setting"),
+        ({"update": 1}, "'update' is not a generation setting"),
+        ({"_from_model_config": True}, "'_from_model_config' is not a generation setting"),
+        ({"transformers_version": 5}, "'transformers_version' is not a generation setting"),
         ({"eos_token_id": "two"}, "eos_token_id = 'two' is neither a token's number nor"),
         ({"eos_token_id": [1, "x"]}, r"eos_token_id = \[1, 'x'\] is neither a token's number nor"),
         ({"pad_token_id": 0.5}, "pad_token_id = 0.5 is neither"),
@@ -162,7 +162,7 @@ def test_wrong_settings_of_generation_are_refused(
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("surprise", 1, "'surprise' is no setting of generation"),
+        ("surprise", 1, "'surprise' is not a generation setting"),
         ("temperature", float("nan"), "generation_config cannot be written"),
         ("eos_token_id", torch.tensor([2]), "generation_config cannot be written"),
         ("do_sample", "no", "do_sample = 'no' is neither true nor false"),

@@ -1,4 +1,4 @@
-"""What modules compute by besides tensors comes back with a save, or is not written."""
+"""Settings of modules outside tensors are restored by a save, or refused."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python tests/fuzz/campaign.py results/fuzz [number of processes]
 
 Two engines: Atheris follows the coverage of the code in processes of its own; Hypothesis replaces
-values where they stand, so that more inputs get past the parser.
+values in place, so that more inputs get past the parser.
 """
 
 from __future__ import annotations

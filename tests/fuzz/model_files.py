@@ -139,7 +139,7 @@ def adapter() -> Target:
 
         def check() -> None:
             fg.detach(fg.attach_from_peft(model, folder))
-            must(bool(model.classifier.bias.isfinite().all()), "a bias that is no number")
+            must(bool(model.classifier.bias.isfinite().all()), "a bias that is not finite")
 
         return check
 

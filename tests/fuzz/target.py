@@ -57,7 +57,7 @@ class Target:
                 read(Path(folder), seed)()
 
     def __call__(self, content: bytes) -> bool:
-        """Whether the content was accepted. Whatever is no refusal passes through."""
+        """Whether the content was accepted; unexpected errors are raised."""
         with tempfile.TemporaryDirectory(dir=SHARED) as folder:
             reader = self._read(Path(folder), content)
             try:

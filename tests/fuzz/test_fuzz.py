@@ -1,4 +1,4 @@
-"""Files of others are read or refused, whatever is in them."""
+"""Files from others are read or refused, for any content."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_a_wrong_file_that_is_accepted_is_caught():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1, "a": 2}', "'a' stands twice"),
-        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": 1, "a": 2}', "'a' appears twice"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
         ('{"a": 1e999}', "1e999 is too large"),
         ("[" * 100_000, "nested too deeply"),
         ("{", "Expecting property name"),
@@ -101,7 +101,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2\n", "'a' stands twice"),
+        ("a: 1\na: 2\n", "'a' appears twice"),
         (LAUGHS, "aliases are not read"),
         ("a: " + "[" * 20_000, "cannot be read|not valid YAML"),
         ("a: 2001-99-99\n", "cannot be read|not valid YAML"),

@@ -1,4 +1,4 @@
-"""What is no model, or no configuration, is refused with the remedy."""
+"""Arguments that are not models or configurations are refused with the remedy."""
 
 from __future__ import annotations
 

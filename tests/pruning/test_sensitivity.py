@@ -82,7 +82,7 @@ def differences(
     [a if a in FAST else pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES],
 )
 def test_sensitivity_is_that_of_finite_differences(architecture, variant):
-    # Differences across the kink of ReLU are no derivatives.
+    # Differences across the kink of ReLU are not derivatives.
     smooth = {"dense_act_fn": "gelu_new"} if architecture == "t5" else {}
     model = tiny_model(architecture, variant, **smooth)
     batch = rows(architecture, variant)

@@ -50,7 +50,7 @@ def test_every_command_that_a_document_names_exists(page):
         ("snakemake all --config tasks=colla", "'colla' is not in"),
         ("snakemake all --profile profiles/pbs", "no profile"),
         ("python -m finegates.compares a b", "no module"),
-        ("python -m finegates.gates.gate", "is no program"),
+        ("python -m finegates.gates.gate", "is not a program"),
         ("pip install '.[workflows]'", "no extra workflows"),
         ("finegates compare results/published/lokal x", "no results/published/lokal"),
         ("finegates comprae a b", "its options are wrong"),

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.install
 
 PIP = ["-m", "pip", "--disable-pip-version-check", "--no-input"]
 BASE = {"accelerate", "numpy", "safetensors", "torch", "transformers", "typing-extensions"}
-"""All that whoever installs finegates asks for besides."""
+"""Names of the extras."""
 HEAVY = {"datasets", "evaluate", "matplotlib", "onnx", "pandas", "peft", "pyarrow", "pytest"}
 HEAVY |= {"scikit-learn", "scipy", "snakemake", "sphinx"}
 

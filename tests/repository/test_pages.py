@@ -66,7 +66,7 @@ def sentences(count: int) -> dict[str, list[Any]]:
 
 
 def load_dataset(name: str, part: str, split: str | None = None) -> Any:
-    """In place of ``datasets.load_dataset``: a few rows with the columns of the real ones."""
+    """Replaces ``datasets.load_dataset``: a few rows with the columns of the real ones."""
     from datasets import Dataset, DatasetDict
 
     if "wikitext" in name:

@@ -1,4 +1,4 @@
-"""The house has walls: no room imports a higher one, the library stands without the suite."""
+"""Import layers: no layer imports a higher one, and the library never the suite."""
 
 from __future__ import annotations
 

@@ -77,4 +77,4 @@ def test_a_folder_that_holds_no_results_is_refused(tmp_path, capsys):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "runs.csv").write_text("a,b\n1,2\n")
     assert main([str(tmp_path), str(tmp_path)]) == 2
-    assert "is no table of runs" in capsys.readouterr().err
+    assert "is not a table of runs" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def _snakemake(words: list[str]) -> str | None:
         is_file = of_a_tier and (CONFIG / f"{of_a_tier[1]}.yaml").is_file()
         if not is_file and target not in _rules():
             return f"no rule {target}"
-    # An example's own file stands for any.
+    # An example's own file represents any.
     config = {k: v for k, _, v in (c.partition("=") for c in given.config or []) if "/" not in v}
     try:
         configured_tier(config)
@@ -106,7 +106,7 @@ def _python(words: list[str]) -> str | None:
     is_package = found.submodule_search_locations is not None
     is_program |= is_package and Path(found.origin).with_name("__main__.py").is_file()
     if is_own and not is_program:
-        return f"{words[1]} is no program"
+        return f"{words[1]} is not a program"
     return _published(words[2:])
 
 

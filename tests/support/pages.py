@@ -82,7 +82,7 @@ def run(text: str, namespace: dict[str, Any] | None = None, *, measured: bool = 
 def not_printed(shown: str, printed: str, measured: bool) -> str | None:
     """The first line that a page shows and the block did not print in this order.
 
-    A line ``...`` stands for any lines; without one, the block must print these lines alone.
+    A line ``...`` matches any lines; without one, the block must print these lines alone.
     """
 
     def lines(text: str) -> list[str]:

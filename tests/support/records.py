@@ -182,7 +182,7 @@ def make_causal_record(
     """A record of a run on plain text that satisfies its schema.
 
     Args:
-        method: ``dense`` has no gates, whatever ``target`` says.
+        method: ``dense`` has no gates, for any ``target``.
         target: asked for.
         experiment: ``posttraining`` or ``pretraining``.
         loss: at the end.

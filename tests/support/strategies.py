@@ -2,7 +2,7 @@
 
 Exact: integer weights, biases and inputs, gates k/8. A product then has a granularity of 2^-6 per
 layer, and the sizes below keep every partial sum of a layer (float32), of a pair (float32) and of a
-chain of three (float64) within the significand, in whatever order it is summed.
+chain of three (float64) within the significand, in any order of summation.
 """
 
 from __future__ import annotations

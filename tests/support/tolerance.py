@@ -11,7 +11,7 @@ For y = w_r * (W (w_c * x) + b) with n columns, each product w_r W w_c x passes
   once more), one product, at most n additions: n + 3, in half precision n + 4. The bias, with what
   a constant input adds to it, is rounded at most three times before its addition.
 
-So either result lies within gamma_(n+4) * w_r (|W| |w_c| |x| + |b|) of the exact one, and the two
+So either result is within gamma_(n+4) * w_r (|W| |w_c| |x| + |b|) of the exact one, and the two
 within twice that. Wider accumulators, fused multiply-adds and other summation orders round less.
 A low-rank term of rank r sums over n and then over r, is scaled and added: r + 3 roundings more, on
 |W| + |scale B| |A|. Underflow is left out: the tests hold no numbers near it.
@@ -67,11 +67,12 @@ def model_bound(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> Tensor:
 
         |difference| <= sum over l of |d output / d y_l| bound_l + O(u^2),
 
-    with exact derivatives by autograd. What stands between gated layers (residual sums, norms over
-    the hidden width, softmax and products over length and head width, activations, the head) rounds
-    anew because its input differs; that is no more roundings than the gated product before it has,
-    on numbers no larger than the sums in its bound, and there are at most three such steps between
-    two products. Hence the factor of four. In float64 the second order is far below the first.
+    with exact derivatives by autograd. The operations between gated layers (residual sums, norms
+    over the hidden width, softmax and products over length and head width, activations, the head)
+    round differently because their inputs differ. These are not more roundings than those of the
+    gated product before them, on numbers not larger than the sums in its bound, and there are at
+    most three such steps between two products. Hence the factor of four. In float64 the
+    second order is far below the first.
 
     Args:
         model: gated, float64, in evaluation mode.

@@ -92,7 +92,7 @@ def padded_rows(inside: int) -> list[Row]:
 
 
 def two_headed_rows() -> list[Row]:
-    """Two choices a row; the first label, which is no target, is left out in some."""
+    """Two choices a row; the first label, which is not a target, is ignored in some."""
     rows = []
     for number in range(ROWS):
         ids = torch.randint(3, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(number))

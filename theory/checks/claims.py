@@ -1,4 +1,4 @@
-"""Two claims of the paper as they stand, over all settings of items 1 to 6."""
+"""Two claims of the paper, verbatim, over all settings of items 1 to 6."""
 
 from __future__ import annotations
 

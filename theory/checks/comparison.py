@@ -84,7 +84,7 @@ def unexplained(problems: list[Problem], low: Array) -> Array:
 
 
 def _compared(first: Array, second: Array) -> Array:
-    """second/first where 1 stands for two values that are both infinite."""
+    """second/first, or 1 if both are infinite."""
     both = np.isinf(first) & np.isinf(second)
     return np.where(both, 1.0, second / np.where(both, 1.0, first))
 

@@ -29,7 +29,7 @@ def check_saddle(settings: Settings) -> Check:
 
     Eigenvalues ±σ_i(C), each r times, and r(m + d) − 2r rank C zeros. Strict iff C ≠ 0, else a
     global minimiser. At the usual start B = 0, A ≠ 0 the gradient −CAᵀ is not zero, but the Hessian
-    has negative eigenvalues as well: the start is beside the saddle, not on it.
+    has negative eigenvalues as well: the start is near the saddle, not on it.
     """
     cases = []
     for problem in settings.drawn():

@@ -162,7 +162,7 @@ def check_probability(settings: Settings) -> Check:
     """P(open) of the penalty = the probability that a training gate is above 0, Φ(m/σ).
 
     P(clip(m + ε) > 0) = Φ(m/σ) with σ the *noise's* standard deviation. The released code's penalty
-    takes σ_p = 0.5 beside noise of 0.1, so there the two differ: at s = 0.4, P is 0.6 while the
+    uses σ_p = 0.5 with noise of 0.1, so there the two differ: at s = 0.4, P is 0.6 while the
     gate is above 0 in Φ(1.27) = 90 % of the steps. Cases: frequency over fresh samples of the
     presets' gates at their half-open minimiser, against P, within five standard errors.
     """

@@ -1,4 +1,4 @@
-"""Figures of the theory, each from its tables alone: what was measured beside what is predicted.
+"""Figures of the theory, measured against predicted, from its tables alone.
 
 The look is that of ``finegates.suite.figures``. Colours tell families or methods apart, and so do
 markers; solid lines are measured, dashed ones predicted or bounds.

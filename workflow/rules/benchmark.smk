@@ -11,7 +11,7 @@ rule time_step:
         f"{RESULTS}/logs/time_step.log",
     conda:
         "../../environment.yml"
-    # All cores, so that nothing else runs beside the measurement.
+    # All cores, so that nothing else runs during the measurement.
     threads: workflow.cores
     resources:
         mem_mb=memory(2500),

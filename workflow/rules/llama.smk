@@ -368,7 +368,7 @@ rule time_llama_step:
         f"{RESULTS}/logs/time_llama_step.log",
     conda:
         "../../environment.yml"
-    # All cores, so that nothing else runs beside the measurement.
+    # All cores, so that nothing else runs during the measurement.
     threads: workflow.cores
     resources:
         mem_mb=memory(4000),

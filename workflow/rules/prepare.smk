@@ -68,7 +68,7 @@ rule pretrain_encoder:
         "../scripts/pretrain_encoder.py"
 
 
-# What is there is not fetched again, whatever has changed in code. If the rule were to run again,
+# What is there is not fetched again, even if the code has changed. If the rule were to run again,
 # Snakemake would leave out the jobs that have its outputs as ancient inputs, even unfinished ones.
 MISSING = [key for key, source in TIER.fetched.items() if not is_fetched(RESULTS, source)]
 

@@ -1,8 +1,8 @@
-# Studies beside the main table: tables and figures of records, measured times, the shared encoder.
+# Studies in addition to the main table: tables and figures of records, measured times, the shared encoder.
 
 STUDIES = TIER.studies
 FOLDER = f"{RESULTS}/studies"
-TIMES = f"{RESULTS}/timing"  # whatever holds measured times
+TIMES = f"{RESULTS}/timing"  # all files with measured times
 TIMED_STUDIES = [name for name, study in STUDIES.compared.items() if study.timed]
 # Times are measured on the models of one task and seed.
 TIMED = {"task": STUDIES.tasks[0], "seed": STUDIES.seeds[0]}
@@ -89,7 +89,7 @@ rule time_studies:
         f"{RESULTS}/logs/time_studies.log",
     conda:
         "../../environment.yml"
-    # All cores, so that nothing else runs beside the measurement.
+    # All cores, so that nothing else runs during the measurement.
     threads: workflow.cores
     resources:
         mem_mb=memory(4000),

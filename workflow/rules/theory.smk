@@ -15,7 +15,7 @@ TOY_TABLES = {
 THEORY_FIGURES = [*TOY_TABLES, "network"]
 
 
-# Needs neither data nor model, and runs beside pretraining.
+# Needs neither data nor model, and runs during pretraining.
 rule solve_toys:
     output:
         checks=f"{THEORY}/toys.json",

@@ -1,4 +1,4 @@
-"""Draws each gated method's gates over training, from the table that it writes beside them."""
+"""Draws each gated method's gates over training, from the table that it writes with them."""
 
 from pathlib import Path
 

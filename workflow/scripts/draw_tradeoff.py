@@ -1,4 +1,4 @@
-"""Draws score against realised sparsity and against MACs, from the table that it writes beside."""
+"""Draws score against realised sparsity and MACs, from a table that it also writes."""
 
 from finegates.suite.jobs.job import running
 

@@ -1,4 +1,4 @@
-"""Tabulates posttraining without a task beside one-shot pruning."""
+"""Tabulates posttraining without a task against one-shot pruning."""
 
 from finegates.suite.jobs.job import running
 

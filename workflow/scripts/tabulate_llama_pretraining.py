@@ -1,4 +1,4 @@
-"""Tabulates pretraining with gates beside dense pretraining, and the curves of both."""
+"""Tabulates pretraining with gates and dense pretraining, with their curves."""
 
 from finegates.suite.jobs.job import running
 

@@ -1,4 +1,4 @@
-"""Times what the methods of timed studies leave to deploy, interleaved, beside the dense model."""
+"""Times the deployed models of timed studies, interleaved with the dense model."""
 
 from pathlib import Path
 

@@ -58,7 +58,7 @@ def to_sparse(model: nn.Module) -> nn.Module:
     """Replaces the linear layers that gates would go on by :class:`SparseLinear`, in place.
 
     Raises:
-        TypeError: a layer is no ``nn.Linear``.
+        TypeError: a layer is not ``nn.Linear``.
     """
     inner = unwrap(model)
     for path in list(adapter_for(inner).gated(inner)):

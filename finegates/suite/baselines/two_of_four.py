@@ -43,7 +43,7 @@ class MaskedLinear(nn.Module):
         temperature: of the mixture, above 0; it falls towards one pattern a group.
 
     Raises:
-        ValueError: inputs that are no multiple of four.
+        ValueError: inputs that are not a multiple of four.
     """
 
     def __init__(self, base: nn.Linear, scale: float = 10.0) -> None:
@@ -87,8 +87,8 @@ def attach_masks(model: nn.Module, scale: float = 10.0) -> nn.Module:
         the same model.
 
     Raises:
-        TypeError: a layer is no ``nn.Linear``.
-        ValueError: no adapter, or a layer's inputs are no multiple of four.
+        TypeError: a layer is not ``nn.Linear``.
+        ValueError: no adapter, or a layer's inputs are not a multiple of four.
     """
     inner = unwrap(model)
     layers: dict[str, nn.Linear] = {}

@@ -116,7 +116,7 @@ class Ledger(Section):
         ids = [claim.id for claim in (*self.claims, *self.experiments)]
         for name in ids:
             if ids.count(name) > 1:
-                raise ValueError(f"the claim {name!r} stands twice")
+                raise ValueError(f"the claim {name!r} appears twice")
         return self
 
 

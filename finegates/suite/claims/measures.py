@@ -177,7 +177,7 @@ def shared_encoder_change(evidence: Evidence, method: str) -> Measured:
 
 
 def task_storage(evidence: Evidence, method: str) -> Measured:
-    """What a task stores beside the shared encoder, in per cent of a model of full size."""
+    """Storage of a task next to the shared encoder, in per cent of a full model."""
     rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
     sizes = zip(rows["task"], rows["stored_bytes"], rows["dense_bytes"], strict=True)
     values: dict[Unit, float] = {(task,): 100 * float(a) / float(b) for task, a, b in sizes}

@@ -119,7 +119,7 @@ def verdict_table(
 
 
 def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
-    """One line for each test: what was measured, beside what was claimed; see `verdict_table`."""
+    """One line for each test with its measurement and claim; see `verdict_table`."""
     import pandas as pd
 
     rows = [_row(result, test) for result in results for test in result.tests]

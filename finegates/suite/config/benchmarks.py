@@ -37,7 +37,7 @@ class InferenceCase(Section):
         against: what the ratio is to: the ``limit`` (the dense time times the fraction of MACs that
             the compact model has), or the ``dense`` time.
         decode: time one further token after ``length`` tokens in the cache, not the whole sequence.
-        backends: what runs the dense, the gated and the compact model besides ``eager``:
+        backends: backends for the dense, gated and compact model in addition to ``eager``:
             ``compile`` (torch.compile), ``onnx`` (ONNX Runtime), ``int8`` (the same with weights
             quantised dynamically; not for the gated model).
         scattered: time, too, the dense model with as many zeros scattered over its weights, in
@@ -67,7 +67,7 @@ class InferenceBenchmark(Section):
     Attributes:
         name: of the shape, for tables.
         model_type: of ``transformers`` (``roberta``, ``llama``, ...).
-        sizes: what its configuration gets besides the defaults.
+        sizes: sizes of its configuration that differ from the defaults.
         repeats: interleaved rounds.
         compaction: measure the time and memory of compacting the first case's model, too.
         memory_mb: what all models of the shape take at once, for schedulers.

@@ -63,7 +63,7 @@ def fetch_settings(tier: Tier, key: str) -> Settings:
 
 
 def floor_settings(tier: Tier) -> Settings:
-    """What the scores of a bag of words depend on, besides the tables and the list of tasks."""
+    """Inputs of a bag-of-words score other than the tables and the list of tasks."""
     return _plain(tier.data, without=WORDS)
 
 
@@ -111,8 +111,10 @@ def inference_settings(tier: Tier, label: str) -> Settings:
 
 
 def study_times_settings(tier: Tier) -> Settings:
-    """What the times of the studies' deployed models depend on, besides the runs' own files, and
-    the words of their table."""
+    """Inputs of the times of the studies' deployed models, and words of their table.
+
+    The runs' own files are not included.
+    """
     studies = tier.studies
     assert studies is not None
     return {
@@ -187,8 +189,10 @@ def text_run_settings(tier: Tier, runs: Sequence[Run]) -> Settings:
 
 
 def pruning_settings(tier: Tier, name: str) -> Settings:
-    """What the records of a dense model and of its one-shot pruned versions depend on, besides the
-    records that they match."""
+    """Inputs of the records of a dense model and of its one-shot pruned versions.
+
+    The records that they match are not included.
+    """
     posttraining = study(tier).posttraining
     assert posttraining is not None
     return {

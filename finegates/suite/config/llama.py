@@ -46,7 +46,7 @@ class TextSource(Source):
         column: the column that holds the texts.
         evaluated: the split, of a folder or the hub, that counts as the validation split.
         validation_documents: take the first so many documents of the validation split.
-        held_out: the last so many documents of the training split stand in for the validation split
+        held_out: this many last documents of the training split replace the validation split
             and are not trained on: for choosing settings, so that nothing is chosen on text that is
             reported. Not for streamed text, which has no end.
     """

@@ -44,7 +44,7 @@ def configured_tier(config: Mapping[str, Any], files: Sequence[str | Path] = ())
             it, ``tasks`` and ``methods``, names separated by commas; ``without`` names sections to
             leave out: ``llama``, ``studies``, ``theory``. Studies are left out, too, where a task
             or method is. ``processes`` and ``nodes`` replace those of training on plain text;
-            ``lock=shared`` works beside another run.
+            ``lock=shared`` works next to another run.
         files: Snakemake's configuration files, for messages: a tier is not given by one.
 
     Raises:
@@ -146,8 +146,8 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
 
     Args:
         path: the YAML file.
-        experiments: folder of the experiment files; if None, ``experiments/`` beside the tier file,
-            or else this repository's ``config/experiments/``.
+        experiments: folder of the experiment files; if None, ``experiments/`` next to the tier
+            file, or else this repository's ``config/experiments/``.
 
     Raises:
         ConfigError: unreadable, not YAML, unknown or missing keys, wrong values; all problems of
@@ -230,7 +230,7 @@ def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
     return _merged(kept, raw)
 
 
-# Sections that stand for one thing: half of one and half of another would name a third. A tier that
+# Sections that describe one thing: half of one and half of another would name a third. A tier that
 # names methods names them all.
 _WHOLE = ("model", "data", "methods", "llama", "studies", "rate_search")
 

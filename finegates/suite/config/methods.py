@@ -75,7 +75,7 @@ class PruningSettings(Section):
     Attributes:
         criterion: what decides which dimensions matter least.
         target: the share of the encoder's MACs to remove.
-        match: a method in place of a target: as many MACs are kept as its run on the same task and
+        match: a method instead of a target: as many MACs are kept as its run on the same task and
             seed kept.
         after: the method of the dense model, fine-tuned on the same task and seed, that is pruned;
             None: the pretrained model, or the teacher's.
@@ -320,7 +320,7 @@ def _check_needs(label: str, method: Method, methods: dict[str, Method]) -> None
         if gated is None or gated.gates is None:
             part = "gates" if method.magnitude is None else "magnitude"
             raise ValueError(
-                f"methods.{label}.{part}.match: {method.matched!r} is no gated method of this "
+                f"methods.{label}.{part}.match: {method.matched!r} is not a gated method of this "
                 f"tier{nearest(method.matched, methods)}"
             )
     if method.start is not None and method.continues is None:
@@ -328,20 +328,20 @@ def _check_needs(label: str, method: Method, methods: dict[str, Method]) -> None
         dense = found[method.start]
         if dense is None or not dense.is_dense:
             raise ValueError(
-                f"methods.{label}.{key}: {method.start!r} is no method of this tier that trains "
+                f"methods.{label}.{key}: {method.start!r} is not a method of this tier that trains "
                 f"every weight of the dense model{nearest(method.start, methods)}"
             )
     if method.continues is not None:
         earlier = found[method.continues.method]
         if earlier is None or not _same_trained(earlier, method):
             raise ValueError(
-                f"methods.{label}.continues.method: {method.continues.method!r} is no method of "
+                f"methods.{label}.continues.method: {method.continues.method!r} is not a method of "
                 "this tier with the same gates and low-rank factors on a frozen encoder"
                 f"{nearest(method.continues.method, methods)}"
             )
     for needed in found:
         if list(methods).index(needed) >= list(methods).index(label):
-            raise ValueError(f"method {label!r} must stand after {needed!r}, which it needs")
+            raise ValueError(f"method {label!r} must come after {needed!r}, which it needs")
 
 
 def _same_trained(earlier: Method, later: Method) -> bool:

@@ -1,6 +1,6 @@
 """Names and folders of a configuration that become parts of paths: none leads anywhere else.
 
-What a workflow writes lies in the folder that ``results`` names, wherever that is, and in
+A workflow writes into the folder that ``results`` names, and in
 ``results/published/<tier>``. What it reads from a folder of the user's (``path``) may lie anywhere;
 names that are put into a path may not climb out of the folder before them.
 """
@@ -41,7 +41,7 @@ def check_package(package: str) -> None:
 def check_results(results: str) -> None:
     """Raises ValueError for a folder of results that hides where it is, or that is not its own.
 
-    A relative one lies in the repository; for a disk elsewhere, an absolute one says so openly.
+    A relative one is in the repository; for a disk elsewhere, an absolute one says so openly.
     """
     path = PurePosixPath(results)
     if ".." in path.parts or not path.parts or not path.name:

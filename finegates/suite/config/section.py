@@ -29,7 +29,7 @@ class Section(BaseModel):
             entries = value if isinstance(value, list) else [value]
             entries = list(value.values()) if isinstance(value, dict) else entries
             if any(isinstance(entry, bool) for entry in entries):
-                raise ValueError(f"{name} is no switch: give a number, not true or false")
+                raise ValueError(f"{name} is not a switch: give a number, not true or false")
         return raw
 
 

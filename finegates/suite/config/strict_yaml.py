@@ -31,7 +31,7 @@ class _StrictLoader(yaml.SafeLoader):
             if key in keys[:place]:
                 mark = node.value[place][0].start_mark
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", mark
+                    None, None, f"the key {key!r} appears twice", mark
                 )
         return super().construct_mapping(node, deep=deep)
 

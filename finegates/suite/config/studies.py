@@ -18,8 +18,8 @@ class Study(Section):
         methods: labels of what is compared, in the order of the rows; differences are from the
             first.
         vary: the setting on the figure's horizontal axis, such as ``gates.target``; the methods
-            one beside the other if None.
-        lines: the setting that the figure's lines stand for; one line if None.
+            side by side if None.
+        lines: the setting with one line per value in the figure; one line if None.
         timed: measure the forward pass of what each method leaves to deploy.
     """
 
@@ -45,13 +45,13 @@ class Study(Section):
 class Studies(Section):
     """All studies of a tier: on the same tasks and seeds, so that they share runs.
 
-    In a file they may extend another (``extends``, beside the tier's), and settings under ``gated``
-    hold for every method with gates.
+    In a file they may extend another (``extends``, in the tier's folder), and settings under
+    ``gated`` hold for every method with gates.
 
     Attributes:
         tasks: some of the tier's.
         seeds: of every run.
-        methods: what the studies compare besides the tier's own methods; resolved against the
+        methods: methods of the studies in addition to the tier's own; resolved against the
             experiment files.
         compared: the studies by name.
         shared: labels of methods whose runs on *all* tasks of the tier are put into one frozen
@@ -117,7 +117,7 @@ class Studies(Section):
         for label in self.shared:
             if label not in methods or methods[label].trains_all:
                 raise ValueError(
-                    f"studies.shared: {label!r} is no method of the tier with a frozen encoder"
+                    f"studies.shared: {label!r} is not a method of the tier with a frozen encoder"
                     f"{nearest(label, methods)}"
                 )
         for label in self.properties:

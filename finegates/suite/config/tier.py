@@ -129,7 +129,7 @@ class DataSource(Source):
         path: a folder of ``<task>/<split>.parquet``.
         train_rows: take the first so many of a split.
         validation_rows: as ``train_rows``.
-        held_out: the last so many rows of the training table stand in for the validation split and
+        held_out: this many last rows of the training table replace the validation split and
             are not trained on: settings are chosen there, never on the split that is reported.
     """
 
@@ -408,5 +408,5 @@ def check_dense(wanted: list[str | None], sizes: list[str]) -> None:
     for size in wanted:
         if size is not None and size not in sizes:
             raise ValueError(
-                f"dense: {size!r} is no size of llama.pretraining{nearest(size, sizes)}"
+                f"dense: {size!r} is not a size of llama.pretraining{nearest(size, sizes)}"
             )

@@ -114,7 +114,7 @@ def check_folder(tier: str, results: str) -> None:
     try:
         owner = None if record is None else json.loads(record.read_bytes()).get("tier")
     except (OSError, ValueError, AttributeError):
-        return  # damaged: whoever reads it says so
+        return  # corrupt: its reader raises
     if owner not in (None, tier):
         raise ConfigError(
             f"results: {results} holds runs of tier {str(owner)!r}, and this is tier {tier!r}; set "

@@ -23,7 +23,7 @@ FOLDS = 4
 def bag_of_words_score(
     train: pyarrow.Table, validation: pyarrow.Table, task: str
 ) -> numpy.typing.NDArray[Any]:
-    """Predict validation labels from word counts, each word marked with the side it stands on.
+    """Predict validation labels from word counts, each word marked with its side.
 
     Logistic regression for classes, ridge regression for stsb; strength by 4-fold
     cross-validation on the training rows (accuracy, squared error). Words are what white space

@@ -1,4 +1,4 @@
-"""Documents as sequences of equal length without padding, and where such a stream stands."""
+"""Documents as sequences of equal length without padding, and the position in such a stream."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class PackedText(IterableDataset[dict[str, Tensor]]):
         self._start = position
 
     def position(self, sequences: int) -> dict[str, Any]:
-        """Where the stream stood when it had given so many sequences, counted from its beginning.
+        """The position after so many sequences from the beginning.
 
         A loader reads ahead, so this is asked for by number and not for now. What it holds is plain
         (JSON).

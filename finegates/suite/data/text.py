@@ -107,7 +107,7 @@ class Documents:
     The order depends on the seed alone, so that runs with the same seed see the same text.
 
     Attributes:
-        position: where it stands: rounds done, and documents of the present one.
+        position: rounds done, and documents of the current one.
     """
 
     def __init__(self, texts: Sequence[str], seed: int) -> None:
@@ -148,7 +148,7 @@ class StreamedDocuments:
 
     @property
     def position(self) -> dict[str, Any]:
-        """Where it stands."""
+        """The current position."""
         return {"round": self._round, "stream": self._state}
 
     def seek(self, position: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ def tokenizer_documents(source: TextSource, results: str) -> Sequence[str]:
 
 
 def held_out_documents(source: TextSource, results: str) -> list[str]:
-    """The first documents of the validation split, or of what stands in for it.
+    """The first documents of the validation split, or the documents held out instead.
 
     Raises:
         TextError: as :func:`training_documents`.

@@ -29,7 +29,7 @@ def train_tokenizer(
         A fast tokenizer of the transformers library.
 
     Raises:
-        ValueError: `vocabulary` has no room for a word beside the special tokens.
+        ValueError: `vocabulary` has no room for a word next to the special tokens.
     """
     if vocabulary <= len(SPECIAL_TOKENS):
         raise ValueError(

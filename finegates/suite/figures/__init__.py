@@ -1,7 +1,7 @@
 """Figures of a study: score against realised sparsity, gate values over training, inference time,
 what a smaller study compares.
 
-A figure is drawn from a frame alone, and that frame is written as CSV beside it. The same frame
+A figure is drawn from a frame alone, and that frame is written as CSV next to it. The same frame
 gives the same bytes of SVG, PDF and PNG (same version of Matplotlib).
 """
 

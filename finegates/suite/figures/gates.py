@@ -51,7 +51,7 @@ def gate_histogram_frame(
 def draw_gate_histograms(frame: pd.DataFrame, footer: str = "") -> Figure:
     """Evaluation gates over training: a panel for each task; epochs downwards, colour the fraction.
 
-    Above each panel stand the final fractions of closed, half-open and open gates.
+    Above each panel are the final fractions of closed, half-open and open gates.
 
     Args:
         frame: of :func:`gate_histogram_frame`.
@@ -63,7 +63,7 @@ def draw_gate_histograms(frame: pd.DataFrame, footer: str = "") -> Figure:
     columns = min(len(tasks), 4 if len(tasks) > 6 else 3)
     with style():
         figure, axes = grid(len(tasks), columns, footer, shared_colours=True)
-        # A square root keeps thinly filled bins visible beside the peaks at 0 and 1.
+        # A square root keeps thinly filled bins visible next to the peaks at 0 and 1.
         norm = PowerNorm(0.5, vmin=0.0, vmax=max(float(frame["fraction"].max()), 1e-6))
         mesh = None
         for ax, task in zip(axes, tasks, strict=True):

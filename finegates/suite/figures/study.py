@@ -45,7 +45,7 @@ def draw_study(
         frame: ``numbers`` of ``finegates.suite.tables.study.study_table``.
         seeds: whose averages the frame holds.
         vary: name of the setting on the horizontal axis.
-        lines: name of the setting that a curve stands for.
+        lines: name of the setting with one curve per value.
         footer: text under the panels.
     """
     measures = [name for name in MEASURES if frame[name].notna().any()]

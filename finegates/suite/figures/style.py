@@ -75,7 +75,7 @@ def grid(
     legend_entries: int = 0,
     shared_colours: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, room for a footer below and for a legend beside (:func:`add_legend`).
+    """A figure with panels, room for a footer and for a legend (:func:`add_legend`).
 
     Args:
         panels: their number.
@@ -115,7 +115,7 @@ def lay_out(
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend beside the panels of a :func:`grid`, long labels broken."""
+    """A legend next to the panels of a :func:`grid`, with long labels wrapped."""
     figure.legend(
         handles=handles,
         labels=[textwrap.fill(label, 30) for label in labels],
@@ -143,7 +143,7 @@ def write_footer(figure: Figure, lines: Sequence[str]) -> None:
 
 
 def label_edges(axes: Sequence[Axes], columns: int, x: str, y: str) -> None:
-    """Axis labels below the lowest panel of each column and beside the first of each row."""
+    """Axis labels below the lowest panel of each column and to the left of each row."""
     for place, ax in enumerate(axes):
         if place + columns >= len(axes):
             ax.set_xlabel(x)

@@ -44,7 +44,7 @@ def hold(folder: str | Path, *, shared: bool = False) -> None:
 
     Args:
         folder: made if needed.
-        shared: beside another run, which makes other files.
+        shared: allow another run that makes other files.
 
     Raises:
         LockError: another run is at work there, or the folder cannot be written to.
@@ -61,7 +61,7 @@ def hold(folder: str | Path, *, shared: bool = False) -> None:
         os.close(descriptor)
         raise LockError(
             f"another run is at work in {folder}{_holders(place)}; wait for it, or end it. A run "
-            "that makes other files may work beside it: --config lock=shared"
+            "that makes other files may run at the same time: --config lock=shared"
         )
     os.environ[HELD] = str(place)
 

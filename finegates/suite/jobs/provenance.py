@@ -2,7 +2,7 @@
 
 Snakemake reruns a job when its script changes, but does not see edits to modules that the script
 imports. A rule therefore takes the digest of its modules as a parameter. As every job reads the
-rules anew, what was found in a file is kept beside what Snakemake keeps, under the file's content.
+rules again, the findings of a file are cached in Snakemake's folder, under the file's content.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _remember(root: Path, known: dict[str, _Findings]) -> None:
 
 @cache
 def _module_files(name: str) -> frozenset[Path]:
-    """A module's file and the packages above it; empty for names that are no modules of ours."""
+    """A module's file and the packages above it; empty outside the repository."""
     parts = name.split(".")
     if parts[0] not in ("finegates", "theory"):
         return frozenset()

@@ -1,4 +1,4 @@
-"""Seals: the digest of a file as the job that wrote it left it, kept beside the file.
+"""Seals: the SHA-256 of a job's output, stored next to the file.
 
 A disk may flip a bit, a copy may stop half way; the workflow's tool looks at dates alone. Every job
 therefore seals what it writes, and looks at the seals of what it reads. The seal of ``a.csv`` is
@@ -34,7 +34,7 @@ def seal(path: str | Path) -> None:
 
 
 def break_seal(path: str | Path) -> None:
-    """Removes the seal of a file or folder that is to be written anew."""
+    """Removes the seal of a file or folder that will be rewritten."""
     path = Path(path)
     for place in (path / SUFFIX, path.with_name(f".{path.name}{SUFFIX}")):
         if place.is_file():
@@ -89,13 +89,13 @@ def damaged(folder: str | Path, skip: Iterable[str | Path] = ()) -> tuple[int, l
             place.parent if place.name == SUFFIX else place.with_name(place.name[1 : -len(SUFFIX)])
         )
         if not path.exists():
-            continue  # deleted: it will be made anew
+            continue  # deleted: it will be made again
         try:
             count += check_seal(path)
         except SealError as error:
             messages.append(str(error))
         except FileNotFoundError:
-            continue  # a job has just begun to make it anew
+            continue  # a job has just started to make it again
     return count, messages
 
 
@@ -123,5 +123,5 @@ def _read(place: Path) -> dict[str, str]:
 def _message(path: Path, reason: str) -> str:
     return (
         f"{path} is not as its job wrote it: {reason}. Delete {path} and run again: it is made "
-        "anew where it is needed"
+        "again where it is needed"
     )

@@ -26,7 +26,7 @@ INITIAL_STD = 0.05
 """Standard deviation of initial weights and embeddings."""
 
 UNLABELLED = -100
-"""Stands where there is nothing to predict."""
+"""Label of positions that are not predicted."""
 
 
 def pretrain(
@@ -107,8 +107,8 @@ class EncodedDocuments:
     def batch(self, settings: Pretraining) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw documents at random, and what to hide of them.
 
-        Rows are drawn whatever their lengths: in batches of like length, which hold less padding,
-        the model long failed to find the second passage's words in the first.
+        Rows are drawn independently of their lengths: in batches of equal length, with less
+        padding, the model long failed to find the second passage's words in the first.
 
         Returns:
             Tokens as the model sees them, and labels: the word at chosen places, the connective at
@@ -144,7 +144,7 @@ def set_waves(positions: torch.Tensor, base: float = 100.0) -> None:
     """Start position embeddings (positions, hidden) as sine waves, with the deviation of the rest.
 
     Neighbours are then alike from the first step, so that attention finds them in hundreds of
-    steps in place of thousands (Vaswani et al. 2017, section 3.5). They are trained as usual.
+    steps instead of thousands (Vaswani et al. 2017, section 3.5). They are trained as usual.
     """
     count, hidden = positions.shape
     rates = base ** (-torch.arange(0, hidden, 2) / hidden)  # (ceil(hidden / 2),)
@@ -231,6 +231,6 @@ def _optimizers(model: RobertaForMaskedLM, settings: Pretraining) -> list[torch.
     others = [p for p in model.parameters() if id(p) not in inside]
     return [
         torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        # Three iterations of its orthogonalisation in place of five: cheaper, and as good here.
+        # Three iterations of its orthogonalisation instead of five: cheaper, and as good here.
         torch.optim.Muon(matrices, lr=settings.matrix_learning_rate, weight_decay=0.0, ns_steps=3),
     ]

@@ -40,8 +40,8 @@ def load_pretrained(
         )
     if from_hub and Path(where).exists():
         raise ModelError(
-            f"model {name!r}: {where} is a hub id, but a folder of that name lies here and would "
-            "be taken for it; move it, or set path to it in place of hub and revision"
+            f"model {name!r}: {where} is a hub id, but a folder of that name exists here and would "
+            "be taken for it; move it, or set path to it instead of hub and revision"
         )
     try:
         _check_stays(Path(where))

@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and its content."""
 
     title: str
     anchor: str
@@ -58,7 +58,7 @@ def build_report(
         folder: ``results/<tier>``; its Markdown tables and SVG figures go into the page.
         records: of all runs of the main table.
         results: of :func:`finegates.suite.claims.audit`.
-        studied: records of the studies' runs; those of the main table among them stand once.
+        studied: records of the studies' runs; records of the main table are listed once.
 
     Returns:
         HTML of one file; links go to files below ``folder``, nothing else is referred to.
@@ -137,7 +137,7 @@ def _figure(folder: Path, path: Path) -> Part:
     label = path.stem.replace("_", " ")
     image = (
         f'<figure><img src="data:image/svg+xml;base64,{content}" alt="Figure: {label}; its numbers '
-        f'are in the table beside the file {place}">'
+        f'are in the table with the file {place}">'
         f'<figcaption><a href="{place}">{place}</a></figcaption></figure>'
     )
     return Part(path.stem, place, image)
@@ -185,5 +185,5 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def _links(files: Sequence[str]) -> list[tuple[str, str]]:
-    """Evidence files with what to link to: the folder, where a name stands for many."""
+    """Evidence files with their links: the folder for a name of several files."""
     return [(name, name.split("*")[0]) for name in files]

@@ -61,7 +61,7 @@ def synthetic(records: Sequence[Record]) -> bool:
 
 
 def _verdicts(results: Sequence[ClaimResult]) -> str:
-    """How the paper's claims stand, and the experiments that its digest proposes."""
+    """Verdicts on the paper's claims and on the experiments of its digest."""
     sentences = []
     for kind, noun in (("claim", "claims"), ("experiment", "experiments that its digest proposes")):
         found = [result.verdict for result in results if result.claim.kind == kind]

@@ -22,7 +22,7 @@ from finegates.suite.runs.record import write_record
 
 
 class LaunchError(RuntimeError):
-    """A process of a run failed; its own message stands in the log."""
+    """A process of a run failed; its own message is in the log."""
 
 
 def launch(config: Mapping[str, Any], path: str, code_digest: str | None = None) -> None:
@@ -48,7 +48,7 @@ def launch(config: Mapping[str, Any], path: str, code_digest: str | None = None)
     root = str(ROOT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     if subprocess.run(command, env=environment).returncode:
-        raise LaunchError(f"a process of {path} failed; its message stands above in the log")
+        raise LaunchError(f"a process of {path} failed; its message is above in the log")
 
 
 def launch_line(processes: int, nodes: int, environment: Mapping[str, str]) -> list[str]:

@@ -54,7 +54,7 @@ class CausalTrainer(GateTrainer):
         held_out: evaluated on, each token once.
         sequences: of an optimizer step, over all devices.
         length: tokens of a sequence.
-        noise_seed: of the gates' noise and of whatever else is drawn in a step.
+        noise_seed: of the gates' noise and of all other random draws of a step.
         start_step: the penalty's target is 0 before this step.
         model, args, ...: as of ``transformers.Trainer``.
     """
@@ -91,7 +91,7 @@ class CausalTrainer(GateTrainer):
         return super().training_step(model, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs, with the task loss of a dense run, too, and the gates as they stand."""
+        """Logs, with the task loss of a dense run, too, and the state of the gates."""
         if "loss" in logs:
             logs = {"task_loss": logs["loss"], **logs, **self._gate_scalars()}
         super().log(logs, *args, **kwargs)

@@ -49,7 +49,7 @@ def _names_none(record: Path) -> bool:
     try:
         return signed_values(record).get("predictions") is None
     except RecordError:
-        return False  # whoever reads it says so
+        return False  # its reader raises
 
 
 def write_predictions(
@@ -75,7 +75,7 @@ def write_predictions(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Here: it brings torch, which whoever reads records does not need.
+    # Imported here, because readers of records do not need torch.
     from finegates.suite.runs.metrics import predictions_from_logits
 
     kind = pa.float32() if task_named(task).labels is None else pa.int64()

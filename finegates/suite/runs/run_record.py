@@ -184,7 +184,7 @@ def measured_budget(model: nn.Module, trainable: int, batch: int, length: int) -
         batch: of the MACs.
         length: of the MACs.
     """
-    # Here: whoever reads records, for tables and figures, needs no torch.
+    # Imported here, because readers of records (tables, figures) do not need torch.
     from finegates.budget import macs, measure_budget, planned_macs
 
     counted = measure_budget(model)

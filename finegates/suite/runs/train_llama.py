@@ -103,7 +103,7 @@ def train_run(
     else:
         model.requires_grad_(True)
     if settings.gradient_checkpointing:
-        # Not reentrant, so that frozen inputs are no obstacle; it replays the gates' noise.
+        # Not reentrant, so that frozen inputs are allowed; it replays the gates' noise.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = study(tier).text
@@ -302,7 +302,7 @@ def _attach(
     config = gates.gate_config(
         run.target,
         train_biases=pretraining,
-        # Without a task there is no head to train: lm_head and embeddings stay as they are.
+        # Without a task there is no head to train: lm_head and embeddings are frozen.
         train_head=pretraining,
         train_weights=pretraining,
         sequence_length=settings.length,
@@ -351,7 +351,7 @@ def _describe(
     code_digest: str | None,
     **entries: Any,
 ) -> CausalRecord:
-    """The record of a model as it stands: evaluated, counted, shrunk, compared."""
+    """The record of a model: evaluated, counted, compacted, compared."""
     final = _evaluate(trained, held_out, settings)
     budget = measured_budget(trained, trainable, 1, settings.length)
     shrunk = None

@@ -2,7 +2,7 @@
 
 Layers are measured at their true proportions with few heads, on the CPU, in tensors
 (``finegates.suite.timing.memory``); every term is proportional to the width, so the rest is a
-factor. A model of two layers less one of one layer leaves embeddings and head out.
+factor. The difference of a two-layer and a one-layer model excludes embeddings and head.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All of them; a tied head is no further one."""
+        """All of them; a tied head counts once."""
         tied = getattr(self.config, "tie_word_embeddings", False)
         return self.sizes[0] + (0 if tied else self.head)
 

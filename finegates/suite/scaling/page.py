@@ -33,7 +33,7 @@ class Measured:
 
     Args:
         known: what the file holds.
-        measure: measure what it does not, in place of an error.
+        measure: measure missing values instead of raising.
     """
 
     def __init__(self, known: dict[str, float], measure: bool) -> None:
@@ -102,7 +102,7 @@ texts: such a step also moves every weight of the embeddings, which is not a mat
 
 
 def table_of(costs: Sequence[Cost]) -> pd.DataFrame:
-    """Costs summed by table and model, the longest and largest run beside them, and their total."""
+    """Costs summed by table and model, with the longest and the largest run, and the total."""
     rows: dict[tuple[str, str], list[Cost]] = {}
     for cost in costs:
         rows.setdefault((cost.table, cost.part), []).append(cost)
@@ -129,7 +129,7 @@ def _row(table: str, part: str, runs: Sequence[Cost]) -> dict[str, Any]:
 
 
 def check_table(local: Tier) -> pd.DataFrame:
-    """Operations of a step by the formula beside the published records' median step."""
+    """Operations of a step by the formula, and the published records' median step."""
     records = read_records(sorted(RUNS.rglob("seed*.json")))
     rows = []
     for method, trains_all in (("full", True), ("lora", False)):

@@ -56,7 +56,7 @@ def metric_title(task: str) -> str:
 def check_study(
     records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
 ) -> list[Record]:
-    """The records in the order of methods, tasks and seeds, whatever order they came in.
+    """The records in the order of methods, tasks and seeds, for any input order.
 
     Raises:
         ValueError: no records, records of several tiers, two of the same task, method and seed, or
@@ -113,7 +113,7 @@ def table_caption(
 def figure_footer(
     lead: str, records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
 ) -> str:
-    """The shorter caption that stands inside a figure.
+    """The shorter caption inside a figure.
 
     Raises:
         ValueError: see :func:`check_study`.

@@ -1,7 +1,7 @@
 """Methods by tasks: GLUE scores and realised sparsity, means over seeds.
 
 An average over tasks exists only for seeds that have every task: a mean over the easier tasks would
-flatter whatever failed on the others.
+favour methods that failed on the others.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def sparsity_table(
     *,
     seeds: Sequence[int] | None = None,
 ) -> Table:
-    """Realised sparsity of methods by tasks, as fractions (printed as per cent), beside the target.
+    """Realised sparsity of methods by tasks, as fractions (printed as per cent), with the target.
 
     Arguments and errors as for :func:`glue_table`.
     """

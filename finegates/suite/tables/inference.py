@@ -143,7 +143,7 @@ def _control(ratio: float | None) -> str:
 
 
 def machine_notes(machine: dict[str, Any]) -> list[str]:
-    """Sentences on what compacting and calibrating took, beside what they may take.
+    """Sentences on the times of compaction and calibration, and their limits.
 
     Args:
         machine: as of :func:`inference_table`, with ``compaction`` (by model ``seconds`` and

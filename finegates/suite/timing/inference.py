@@ -2,7 +2,7 @@
 
 The limit of a compact model is the dense time times MACs(compact) / MACs(dense), attention products
 included: what it would take if everything shrank with the products. Norms, softmax, activations and
-the moving of data do not, so the limit lies below what can be reached.
+the moving of data do not, so the limit is below what can be reached.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def time_inference(
         ratios are to the dense model run eagerly. ``reach`` and ``against`` are the case's, at the
         compact model. Contender ``control`` is the dense model a second time
         (:mod:`finegates.suite.timing.control`). A backend that this machine cannot run has no
-        times; where oneDNN's products are no faster than torch's, it has no rows. The parts of the
+        times; where oneDNN's matmul is not faster than torch's, it has no rows. The parts of the
         time, by :func:`finegates.suite.timing.inference_parts.parts_of_time` in further runs, are
         those of dense and compact models run eagerly.
     """
@@ -176,8 +176,9 @@ def measure_compaction(benchmark: InferenceBenchmark, threads: int) -> dict[str,
     """Time and memory of compacting the model of the first case, in place.
 
     Returns:
-        ``seconds``, and ``peak_memory``: the largest resident memory while it runs, less what was
-        resident besides the model, as a multiple of the gated model's parameters and buffers.
+        ``seconds``, and ``peak_memory``: the largest resident memory while it runs, minus what was
+        resident in addition to the model, as a multiple of the gated model's parameters and
+        buffers.
     """
     import gc
 
@@ -350,7 +351,7 @@ def _onnx_runner(
         if not quantised.exists():
             graph = onnx.load(path)
             # The exporter's shapes of intermediate values and those that quantising infers may
-            # name free sizes differently; they are inferred anew.
+            # name free sizes differently; they are inferred again.
             del graph.graph.value_info[:]
             quantize_dynamic(graph, quantised, weight_type=QuantType.QInt8)
         path = quantised

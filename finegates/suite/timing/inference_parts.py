@@ -24,7 +24,7 @@ def parts_of_time(run: Callable[[], object], rounds: int) -> dict[str, float]:
 
     Returns:
         milliseconds by name in ``PARTS``: products of linear layers; attention's own, with its
-        softmax; operators that only select or copy; norms, activations, sums and whatever else.
+        softmax; operators that only select or copy; norms, activations, sums and all others.
     """
     found = np.empty((rounds, len(PARTS)))
     for number in range(rounds):

@@ -1,4 +1,4 @@
-"""What a gated training step costs: time and memory, beside LoRA's and the dense model's."""
+"""Time and memory of a gated training step, against LoRA and the dense model."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ LEDGER = load_ledger()
 TESTS = [(claim, test) for claim in LEDGER for test in claim.tests]
 PAIRS = [("cola", 0), ("cola", 1), ("rte", 0)]
 
-# By how much a planted value lies off the bound, and what the values spread by within it.
+# Distance of a planted value from the bound, and what the values spread by within it.
 MARGIN, SPREAD = 0.5, 0.01
 
 # Measures of one number, which is on one side.
@@ -437,7 +437,7 @@ def test_times_count_where_the_dense_model_timed_twice_agrees_with_itself(
         ([], "at least 1 item"),
         ([CLAIM], "give tests, or say in untested"),
         ([{**CLAIM, "tests": [TEST], "untested": "why"}], "give tests, or say in untested"),
-        ([{**CLAIM, "tests": [TEST]}] * 2, "'c' stands twice"),
+        ([{**CLAIM, "tests": [TEST]}] * 2, "'c' appears twice"),
         ([{**CLAIM, "tests": [{**TEST, "measure": "half_opn"}]}], "did you mean 'half_open'"),
         ([{**CLAIM, "tests": [{**TEST, "of": {"metod": "a"}}]}], "did you mean 'method'"),
         ([{**CLAIM, "tests": [{**TEST, "of": {}}]}], "needs 'method'"),

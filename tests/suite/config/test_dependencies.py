@@ -37,7 +37,7 @@ from finegates.suite.tables.wording import text_words_of, words_of
 from support.causal_tier import causal_tier, llama_section
 from support.tier import tiny_tier
 
-# What a change of each key makes again. Jobs are named by families; "runs" stands for fine-tuning
+# What a change of each key makes again. Jobs are named by families; "runs" means fine-tuning
 # runs of the section that the key is in, "causal" for those on plain text, "step" for the timing of
 # a step. Of a method, a size or a model, only the jobs that are of it.
 NOTHING: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ def changed(folder: Path, *keys: str, **values: object) -> dict:
         (
             ("posttraining", "models", "tiny"),
             {"dense": "huge", "path": None},
-            "dense: 'huge' is no size of llama.pretraining",
+            "dense: 'huge' is not a size of llama.pretraining",
         ),
         (("posttraining", "training"), {"batch_size": 5, "micro_batch_size": 2}, "multiple of"),
         (("posttraining", "training"), {"save_every": 3}, "save_every .3. must be a multiple of"),

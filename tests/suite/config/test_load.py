@@ -146,11 +146,11 @@ def test_a_circle_of_extensions_is_refused(tmp_path):
         ({"methods__a b": {"experiment": "full"}}, r"use letters, digits"),
         (
             {"methods__m": {"experiment": "magnitude", "magnitude": {"match": "gate"}}},
-            r"'gate' is no gated method of this tier; did you mean 'gates'\?",
+            r"'gate' is not a gated method of this tier; did you mean 'gates'\?",
         ),
         (
             {"methods__d": {"experiment": "full", "distillation": {"teacher": "gates"}}},
-            r"'gates' is no method of this tier that trains every weight of the dense model",
+            r"'gates' is not a method of this tier that trains every weight of the dense model",
         ),
         (
             {"methods__gates__gates": {"target": 0.2, "match": "full"}},
@@ -159,12 +159,12 @@ def test_a_circle_of_extensions_is_refused(tmp_path):
         ({"methods__gates__gates": {"match": "full"}}, "match goes with preset 'structured'"),
         (
             {"methods__s": {"experiment": "structured", "gates": {"match": "full"}}},
-            r"methods.s.gates.match: 'full' is no gated method of this tier",
+            r"methods.s.gates.match: 'full' is not a gated method of this tier",
         ),
-        ({"training__epochs": True}, r"training: epochs is no switch"),
-        ({"seeds": [True]}, r"seeds is no switch"),
+        ({"training__epochs": True}, r"training: epochs is not a switch"),
+        ({"seeds": [True]}, r"seeds is not a switch"),
         ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0"),
-        ({"training__epochs_by_task": {"rte": True}}, r"epochs_by_task is no switch"),
+        ({"training__epochs_by_task": {"rte": True}}, r"epochs_by_task is not a switch"),
         ({"training__epochs_by_task": {"rtee": 3}}, r"unknown task 'rtee'; did you mean 'rte'\?"),
     ],
 )
@@ -185,7 +185,7 @@ def test_a_magnitude_method_stands_after_the_one_it_matches(tmp_path):
         "m": {"experiment": "magnitude", "magnitude": {"match": "gates"}},
         "gates": {"experiment": "reference", "gates": {"target": 0.2}},
     }
-    with pytest.raises(ConfigError, match="must stand after 'gates'"):
+    with pytest.raises(ConfigError, match="must come after 'gates'"):
         load(tier_file(tmp_path, methods=methods))
 
 

@@ -121,7 +121,7 @@ def test_a_folder_does_not_pass_for_a_hub_id(tmp_path, monkeypatch):
     write_encoder(tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)
     assert load_pretrained(AutoConfig, "owner/name", "m").model_type == "roberta"
-    with pytest.raises(ModelError, match="a folder of that name lies here"):
+    with pytest.raises(ModelError, match="a folder of that name exists here"):
         load_pretrained(AutoConfig, "owner/name", "m", from_hub=True)
 
 

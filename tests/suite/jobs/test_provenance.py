@@ -13,7 +13,7 @@ from finegates.suite.jobs import provenance
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A little repository: script -> finegates.a -> finegates.b; finegates.c stands alone."""
+    """A little repository: script -> finegates.a -> finegates.b; nothing imports finegates.c."""
     package = tmp_path / "finegates"
     package.mkdir()
     (package / "__init__.py").write_text("")

@@ -18,7 +18,7 @@ from support.tier import tiny_tier, write_encoder
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An encoder with a Python file beside it that leaves a mark when it is run."""
+    """An encoder with a Python file that leaves a mark when it is run."""
     write_encoder(tmp_path / "encoder")
     mark = tmp_path / "ran"
     code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"

@@ -53,7 +53,7 @@ class Links(HTMLParser):
         elif given.get("src") or given.get("href"):
             self.loaded.append(given.get("src") or given["href"])
         if given.get("id"):
-            assert given["id"] not in self.anchors, f"{given['id']} stands twice"
+            assert given["id"] not in self.anchors, f"{given['id']} appears twice"
             self.anchors.add(given["id"])
 
 

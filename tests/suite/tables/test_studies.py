@@ -232,7 +232,7 @@ def one_method(**settings):
         ({"tasks": ["rte"]}, "'rte' is not the tier's"),
         ({"seeds": [0, 0]}, "must not repeat"),
         ({"methods": {"gates": {"experiment": "full"}}}, "'gates' is a method of the tier already"),
-        ({"shared": ["full"]}, "'full' is no method of the tier with a frozen encoder"),
+        ({"shared": ["full"]}, "'full' is not a method of the tier with a frozen encoder"),
         ({"properties": ["gates-lora"]}, "'gates-lora' is in no timed study"),
         (one_study("gates", "gtes"), "no method 'gtes'.*did you mean 'gates'"),
         (one_study("full", "magnitude"), "'magnitude' needs 'gates'; compare it too"),
@@ -241,7 +241,7 @@ def one_method(**settings):
         (one_study("gates", "gates"), "must not name a method twice"),
         (
             one_method(**GATED, continues={"method": "lora"}),
-            "'lora' is no method of this tier with the same gates",
+            "'lora' is not a method of this tier with the same gates",
         ),
         (
             one_method(experiment="lora", continues={"method": "gates"}),

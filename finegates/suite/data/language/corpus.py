@@ -3,7 +3,7 @@
 A document is one sentence, or two that belong together, separated by a tab: a statement and the
 same in other words, what follows from it, denies it or changes it, a question and its answer or
 another question, a review and another or a remark. As in running text, a connective ("so", "but",
-"again", ...) often opens the second and says how it stands to the first. Neither a document without
+"again", ...) often opens the second and names its relation to the first. Neither a document without
 its connective nor a passage of it equals a row of a validation or test split.
 """
 
@@ -18,7 +18,7 @@ from finegates.suite.data.language.reviews import REMARKS, review
 from finegates.suite.data.language.tasks import draw_answer, draw_questions, sentence, split_of
 
 SEPARATOR = "\t"
-"""Stands between the two passages of a document."""
+"""Separator of the two passages of a document."""
 
 CONNECTIVES = ("again", "so", "but", "meanwhile", "well", "anyway", "luckily", "sadly")
 """Words that may open the second passage: it repeats the first, follows from it, departs from it

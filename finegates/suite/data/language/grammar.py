@@ -5,8 +5,8 @@ An `Event` is a meaning. `express` chooses its wording among synonyms; the order
     [adjective] subject [near neighbour] verb object [place] [time]
 
 Two wordings of one event are paraphrases by construction, and every relation between sentences is
-computed on events, never on words. The finite verb takes the number of its subject, whatever
-stands between them.
+computed on events, never on words. The finite verb takes the number of its subject across
+all words between them.
 """
 
 from __future__ import annotations

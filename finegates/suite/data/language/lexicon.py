@@ -48,7 +48,7 @@ ROLES: dict[str, tuple[Concept, ...]] = {
     "place": _concepts("indoors/inside outdoors/outside upstairs/above downstairs/below"),
     "time": _concepts("soon/shortly later/afterwards daily/everyday yearly/annually"),
 }
-"""Concepts by the role that they play in an event. Verbs stand in pairs of opposites."""
+"""Concepts by the role that they play in an event. Verbs come in pairs of opposites."""
 
 NEIGHBOURS: tuple[Concept, ...] = _concepts("tree car gate wall lamp")
 """What a subject may be near to."""

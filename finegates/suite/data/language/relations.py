@@ -1,7 +1,7 @@
 """Relations between meanings: what follows from an event, denies it, leaves it open, resembles it.
 
 Everything here maps events to events, so that labels are right by construction. A statement that
-is not negated implies what says less: a hypernym in place of a concept, no adjective, no place, no
+is not negated implies what says less: a hypernym instead of a concept, no adjective, no place, no
 time. Of a negated one only paraphrases are used.
 """
 
@@ -48,7 +48,7 @@ def entailed(event: Event, rng: Random) -> Event:
 
 
 def contradicting(event: Event, rng: Random) -> Event:
-    """What cannot be true beside an event: what follows from it, negated, or its opposite verb."""
+    """A contradiction of an event: a negated consequence, or its opposite verb."""
     if event.negated:
         return replace(event, negated=False)
     weaker = entailed(event, rng)

@@ -5,7 +5,7 @@ meanings. Classes are balanced, and single words say little: both labels of a pa
 constructions, and what differs is which concepts meet in a role.
 
 Splits are disjoint by construction: a row belongs to the split that the hash of its text falls
-into (70 % train, 20 % validation, 10 % test), whatever the seed and the number of rows.
+into (70 % train, 20 % validation, 10 % test), for every seed and number of rows.
 """
 
 from __future__ import annotations
