@@ -4,6 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
+
+Layout = Literal["qkv", "heads", "groups", "multi_query", "gated_queries"]
+"""How the rows of queries, keys and values lie in their layers (:mod:`finegates.head_rows`)."""
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Which dimensions of a head rotary embeddings turn into each other.
+
+    Attributes:
+        pairs: ``half``: dimension i and i + rotated / 2; ``next``: 2 i and 2 i + 1.
+        rotated: how many dimensions of a head are rotated, from the first on; None: all.
+        shared: whether one table of angles serves all heads of the module, so that they keep the
+            same pairs.
+    """
+
+    pairs: Literal["half", "next"] = "half"
+    rotated: int | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -14,17 +34,24 @@ class Attention:
         path: the module that splits its projections into heads.
         q: path of the query projection, output size ``heads * head_dim``.
         k: path of the key projection, output size ``kv_heads * head_dim``.
-        v: path of the value projection, output size ``kv_heads * head_dim``. If all three paths are
-            equal, they are one layer whose outputs are q, k and v, concatenated.
+        v: path of the value projection, output size ``kv_heads * head_dim``. The same path three
+            times is one layer that holds the outputs of q, k and v as ``layout`` says.
         o: path of the output projection, input size ``heads * head_dim``.
         heads: number of query heads.
         kv_heads: number of key and value heads; below ``heads`` with grouped queries.
         head_dim: width of a head.
-        rotary: whether rotary embeddings mix dimension i with i + head_dim / 2 of queries and keys.
-        qk_norm: whether queries and keys are normalised over dimensions before the dot product.
-        fixed_heads: whether other modules depend on the number of heads, so that no head may be
-            removed.
-        cross: whether keys and values come from another sequence than queries.
+        rotary: the rotary embeddings of queries and keys, or None.
+        norm: the RMS norm of queries and of keys before the dot product, whose weight and epsilon
+            change with the dimensions that are left: over the dimensions of each head (``head``) or
+            of all heads together (``all``); empty without one.
+        fixed_scores: whether the dimensions of queries and keys stay, because something between
+            projection and product reads all of them.
+        even: whether every key-value head has to keep as many query heads as the others.
+        layout: how the rows of q, k and v lie in their layers.
+        fixed_heads: whether something outside counts the heads, so that none may go whole.
+        value_bias: whether something is added to values behind their projection, so that a closed
+            row of it is not a zero value.
+        cross: whether keys and values are of another sequence than queries.
         narrows: whether :meth:`Adapter.narrow` can make its heads narrower.
         joint: the projections among q, k and v that :meth:`Adapter.narrow` can fuse into one
             matmul, which is then the submodule of that name ("qkv", "kv"); empty if it cannot.
@@ -40,9 +67,13 @@ class Attention:
     heads: int
     kv_heads: int
     head_dim: int
-    rotary: bool = False
-    qk_norm: bool = False
+    rotary: Rotary | None = None
+    norm: Literal["", "head", "all"] = ""
+    fixed_scores: bool = False
+    even: bool = False
+    layout: Layout = "qkv"
     fixed_heads: bool = False
+    value_bias: bool = False
     cross: bool = False
     narrows: bool = True
     joint: str = ""
@@ -52,6 +83,11 @@ class Attention:
     def is_fused(self) -> bool:
         """Whether q, k and v are one layer already."""
         return self.q == self.k
+
+    @property
+    def shares_scores(self) -> bool:
+        """Whether all heads keep the same dimensions of queries and keys."""
+        return bool(self.norm) or (self.rotary is not None and self.rotary.shared)
 
     @property
     def products(self) -> int:
@@ -88,11 +124,14 @@ class HeadSizes:
         groups: for each of them, the position of its key-value head among the kept ones.
         kv_heads: indices of the kept key-value heads in the dense model.
         head_dim: width of a head in the dense model; scores keep its scale.
-        width: width of every kept head; unused dimensions are zero.
-        pairs: with rotary embeddings, the ``width / 2`` rotated pairs that each kept key-value head
-            keeps (pair i consists of dimensions i and i + head_dim / 2); None if every head keeps
-            all pairs, or without rotary embeddings.
-        fused: whether the projections of ``Attention.joint`` are one matmul.
+        width: width of every kept head, unused dimensions being zero.
+        pairs: with rotary embeddings whose angles are looked up for every head, for each kept
+            key-value head the ``width / 2`` rotated pairs that it keeps (pair i holds dimensions i
+            and i + head_dim / 2); None if every head keeps all of them, or without such embeddings.
+        dimensions: where all heads keep the same dimensions of queries and keys
+            (``Attention.shares_scores``), the dense dimension at each of the ``width`` positions,
+            -1 where there are zeros; None if they keep all, or each its own.
+        fused: whether the projections that can (``Attention.joint``) are one product.
 
     Raises:
         ValueError: the numbers are inconsistent.
@@ -105,6 +144,7 @@ class HeadSizes:
     width: int
     pairs: tuple[tuple[int, ...], ...] | None = None
     fused: bool = False
+    dimensions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         fits = (
@@ -120,6 +160,10 @@ class HeadSizes:
             fits = fits and len(self.pairs) == len(self.kv_heads)
             fits = fits and all(2 * len(kept) == self.width for kept in self.pairs)
             fits = fits and all(0 <= pair < half for kept in self.pairs for pair in kept)
+        if self.dimensions is not None:
+            known = [dimension for dimension in self.dimensions if dimension >= 0]
+            fits = fits and self.pairs is None and len(self.dimensions) == self.width
+            fits = fits and len(set(known)) == len(known) and max(known, default=0) < self.head_dim
         if not fits:
             raise ValueError(f"head sizes are inconsistent: {self}")
 
@@ -133,6 +177,8 @@ class HeadSizes:
             or self.kv_heads[-1] >= part.kv_heads
             or of_group != [head // each for head in self.heads]
             or (self.fused and not part.joint)
+            or (self.dimensions is not None and not part.shares_scores)
+            or (part.even and self.repeats is None)
             or not part.narrows
         ):
             raise ValueError(f"{part.path}: {self} do not fit its {part.heads} heads")
@@ -151,12 +197,16 @@ class FeedForward:
 
     Attributes:
         up: path of the layer that widens.
-        down: path of the layer that narrows, the only reader of the intermediate values.
-        gate: path of the gate projection, or None.
-        activation: the name of phi in transformers' ``ACT2FN``; it acts elementwise.
-        path: the module that :meth:`Adapter.join` can replace by one with a single matmul for gate
-            and up; None if it cannot.
-        phi: path of the attribute that computes phi; None if only the name is known.
+        down: path of the layer that narrows; it alone reads the intermediate values.
+        gate: path of the gate projection, or None. The same path as ``up`` is one layer that holds
+            the outputs of both as ``layout`` says.
+        activation: the name of phi in transformers' ``ACT2FN``; it acts on each number alone.
+        path: the module that :meth:`Adapter.join` can replace by one with a single product for gate
+            and up; None where it can not.
+        phi: path of the attribute that is called for phi, which decides what phi is; None where
+            only the name is known.
+        layout: of one layer for gate and up: first all outputs of gate, then all of up
+            (``halves``), or in turn (``turns``).
     """
 
     up: str
@@ -165,10 +215,17 @@ class FeedForward:
     activation: str
     path: str | None = None
     phi: str | None = None
+    layout: Literal["halves", "turns"] = "halves"
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether gate and up are one layer already."""
+        return self.gate == self.up
 
     def linears(self) -> tuple[str, ...]:
-        """Paths in order of use: up, (gate,) down."""
-        return (self.up, self.down) if self.gate is None else (self.up, self.gate, self.down)
+        """Paths in order of use: up, (gate,) down, without repeats."""
+        paths = (self.up, self.gate, self.down)
+        return tuple(dict.fromkeys(path for path in paths if path is not None))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import nn
 from finegates.adapters.base import Adapter, attentions, has_module, unwrap
 from finegates.adapters.bert import BertAdapter
 from finegates.adapters.deberta_v2 import DebertaV2Adapter
+from finegates.adapters.described import DescribedAdapter
 from finegates.adapters.distilbert import DistilbertAdapter
 from finegates.adapters.gpt2 import Gpt2Adapter
 from finegates.adapters.llama import LlamaAdapter
@@ -57,6 +58,9 @@ ADAPTERS: tuple[Adapter, ...] = (
 )
 
 
+DESCRIBED = DescribedAdapter()
+
+
 def adapter_for(model: nn.Module) -> Adapter:
     """Looks up the adapter of a transformers model by ``model.config.model_type``.
 
@@ -75,6 +79,8 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"adapters exist for {sorted(known)}; {_REMEDY}"
         )
     if model_type not in known:
+        if DESCRIBED.blocks(model):
+            return DESCRIBED
         raise ValueError(
             f"no adapter for model type {model_type!r}; adapters exist for {sorted(known)}; "
             f"{_REMEDY}"

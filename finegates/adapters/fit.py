@@ -12,8 +12,7 @@ from torch import nn
 
 from finegates.adapters.base import has_module
 from finegates.blocks import Attention, Block, FeedForward
-from finegates.modules.kinds import between_gates
-from finegates.modules.linear import is_linear, linear_shape
+from finegates.modules.dense_shapes import dense_shape
 
 
 def fitted(model: nn.Module, block: Block, head_width: str) -> Block | None:
@@ -75,19 +74,19 @@ def _fitted_attention(model: nn.Module, part: Attention, head_width: str) -> Att
 
 
 def _projected(model: nn.Module, part: Attention) -> tuple[int, int, int, int] | None:
-    """Dense output sizes of q, k and v and input size of o; None if unknown."""
-    o = _dense_shape(model, part.o)
+    """Dense output sizes of q, k and v and the input size of o; None where they are unknown."""
+    o = dense_shape(model, part.o)
     if o is None:
         return None
     contexts = o[0]
     if part.is_fused:
-        whole = _dense_shape(model, part.q)
+        whole = dense_shape(model, part.q)
         if whole is None:
             return None
         keys = (whole[1] - contexts) // 2
         return whole[1] - 2 * keys, keys, keys, contexts
-    joint = _dense_shape(model, part.joint_path) if part.joint else None
-    shapes = {letter: _dense_shape(model, getattr(part, letter)) for letter in "qkv"}
+    joint = dense_shape(model, part.joint_path) if part.joint else None
+    shapes = {letter: dense_shape(model, getattr(part, letter)) for letter in "qkv"}
     sizes = {letter: shape[1] for letter, shape in shapes.items() if shape is not None}
     if joint is not None and part.joint == "qkv":
         keys = (joint[1] - contexts) // 2
@@ -97,15 +96,3 @@ def _projected(model: nn.Module, part: Attention) -> tuple[int, int, int, int] |
     if len(sizes) < 3:
         return None
     return sizes["q"], sizes["k"], sizes["v"], contexts
-
-
-def _dense_shape(model: nn.Module, path: str) -> tuple[int, int] | None:
-    """Dense (in, out) of a layer, or None if it does not exist."""
-    if not has_module(model, path):
-        return None
-    layer = model.get_submodule(path)
-    if hasattr(layer, "dense_shape"):  # compact
-        outputs, inputs = layer.dense_shape  # type: ignore[misc]
-        return int(inputs), int(outputs)
-    layer = between_gates(layer)
-    return linear_shape(layer) if is_linear(layer) else None

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from finegates.adapters.stack import LayerStackAdapter
-from finegates.blocks import Attention, Block, FeedForward, HeadSizes
+from finegates.blocks import Attention, Block, FeedForward, HeadSizes, Rotary
 from finegates.modules.attention import RotaryAttention
 from finegates.modules.feed_forward import JoinedFeedForward
 
@@ -50,8 +50,8 @@ class LlamaAdapter(LayerStackAdapter):
             heads=heads,
             kv_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            rotary=True,
-            qk_norm=self.qk_norm,
+            rotary=Rotary(),
+            fixed_scores=self.qk_norm,
             joint="qkv",
         )
         feed_forward = FeedForward(

@@ -21,7 +21,7 @@ class T5Adapter(Adapter):
     none can be removed.
     """
 
-    model_types = ("t5",)
+    model_types = ("t5", "mt5")
     attention_classes = ("t5.T5Attention",)
     feed_forward_classes = ("t5.T5DenseGatedActDense",)
     uniform: ClassVar[dict[str, str]] = {"intermediate": "d_ff", "width": "d_kv"}

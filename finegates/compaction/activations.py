@@ -49,6 +49,9 @@ _MODULES = (
 )
 
 
+_OF_ARCHITECTURES = ("transformers.models.bloom.modeling_bloom.BloomGelu",)
+
+
 def activation_of(part: FeedForward, model: nn.Module) -> Any:
     """The activation that a feed-forward part calls.
 
@@ -71,7 +74,8 @@ def acts_on_numbers(phi: Any) -> bool:
     """
     if isinstance(phi, nn.Module):
         alike = all(parameter.numel() == 1 for parameter in phi.parameters())
-        return alike and type(phi) in {*_named_classes(), *_MODULES}
+        known = type(phi) in {*_named_classes(), *_MODULES}
+        return alike and (known or _class_name(phi) in _OF_ARCHITECTURES)
     return phi is None or any(phi is known for known in _FUNCTIONS)
 
 
@@ -80,6 +84,10 @@ def activation_at_zero(phi: Any) -> float | None:
     if phi is None or (isinstance(phi, nn.Module) and next(phi.parameters(), None) is not None):
         return None
     return float(phi(torch.zeros(1, dtype=torch.float64, device="cpu")))
+
+
+def _class_name(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 @functools.cache

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from finegates.adapters import has_module
 from finegates.compaction.cost import CostModel
 from finegates.compaction.plans import LayerPlan
 from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import GatedLinear
-from finegates.modules.linear import linear_shape
+from finegates.modules.kinds import between_gates
+from finegates.modules.linear import is_linear, linear_shape
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Draft:
     read: Tensor | None = None
     output_width: int | None = None
     write: Tensor | None = None
-    scale: float = 1.0
+    scale: Tensor | None = None
     constants: Tensor | None = None
     reasons: list[str] = field(default_factory=list)
 
@@ -113,3 +115,11 @@ def _open(gate: Gate | None, dtype: torch.dtype, default: Tensor, path: str) -> 
 def gate_values(gate: Gate | None, dtype: torch.dtype) -> Tensor | None:
     """The evaluation gate (n,) in the layer's dtype, as the layer applies it."""
     return None if gate is None else gate.value().detach().to(dtype)
+
+
+def all_linear(model: nn.Module, paths: tuple[str, ...]) -> bool:
+    """Whether the model still has these layers, none compact or part of a product."""
+    return all(
+        has_module(model, path) and is_linear(between_gates(model.get_submodule(path)))
+        for path in paths
+    )

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from finegates.adapters import Adapter, HeadSizes, adapter_for, unwrap
+from finegates.compaction.attention_rule import narrow_attention
 from finegates.compaction.cost import CostModel
 from finegates.compaction.counts import block_products, block_weights, model_parameters
 from finegates.compaction.draft import Draft
+from finegates.compaction.feed_forward_rule import pair_feed_forward
 from finegates.compaction.plans import BlockPlan, LayerPlan, Plan
-from finegates.compaction.rules import choose_sides, narrow_attention, pair_feed_forward
+from finegates.compaction.sides import choose_sides
 from finegates.gates.gated_linear import gated_layers
 
 __all__ = ["BlockPlan", "LayerPlan", "Plan", "plan_compaction"]

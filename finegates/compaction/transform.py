@@ -174,9 +174,10 @@ def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:
         bias = shift.to(wide) if bias is None else (bias + shift).to(wide)
     if bias is not None:
         bias = bias if row_gate is None else bias * row_gate
-    if plan.scale != 1.0:
-        kept *= plan.scale
-        bias = None if bias is None else bias * plan.scale
+    if plan.scale is not None:
+        scale = _select(plan.scale.to(device), 0, rows)
+        kept = (kept * scale[:, None]).to(wide)
+        bias = None if bias is None else (bias * scale).to(wide)
 
     narrow_in, narrow_out = plan.input_width is not None, plan.output_width is not None
     return CompactLinear(

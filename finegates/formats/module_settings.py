@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from finegates.formats.bounds import LARGEST
 
@@ -31,6 +32,8 @@ _FREE = frozenset(
         "keeps_stock_layout",
     )
 )
+# Set by every call from the size of the image, in modules with such a method.
+_OF_THE_INPUT, _RESIZES = ("shift_size", "window_size"), "set_shift_and_window_size"
 _SEEN = "max_seq_len_cached"
 _UNKNOWN = object()
 
@@ -55,7 +58,7 @@ def check_modules(model: nn.Module, rebuilt: nn.Module) -> None:
                 f"{type(model).__name__} and its configuration give, so it would be lost; remove it"
             )
         other = expected.pop(path)
-        if type(module) is not type(other):
+        if not _same_class(module, other):
             raise ModuleSettingsError(
                 f"{where} is of {_name(type(module))}, and the configuration of "
                 f"{type(model).__name__} gives {_name(type(other))}, which would be loaded; "
@@ -80,6 +83,13 @@ def check_modules(model: nn.Module, rebuilt: nn.Module) -> None:
             f"{path} is missing, which {type(model).__name__} and its configuration give; set it "
             "to None in its module if it is not used, or put it back"
         )
+
+
+def _same_class(module: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules are of one class; ``torch.nn.utils.parametrize`` makes one for each."""
+    if not all(is_parametrized(each) for each in (module, other)):
+        return type(module) is type(other)
+    return type(module).__mro__[1] is type(other).__mro__[1]
 
 
 def seen_lengths(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -120,7 +130,7 @@ def _differences(module: nn.Module, other: nn.Module) -> Iterator[tuple[str, tup
     for name, value in vars(other).items():
         if name.startswith("_") or name in _FREE or name.endswith(_SEEN):
             continue
-        if name not in vars(module):
+        if name not in vars(module) or (name in _OF_THE_INPUT and hasattr(module, _RESIZES)):
             continue
         own = vars(module)[name]
         if _is_without_storage(own, value):

@@ -20,6 +20,7 @@ from finegates.adapters import (
 )
 from finegates.formats.absent import drop_modules
 from finegates.formats.implementations import TORCHS_OWN, set_implementations
+from finegates.head_rows import head_rows, letters_of
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.linear import linear_shape
 
@@ -161,14 +162,16 @@ def _check_joined(model: nn.Module, feed: FeedForward) -> None:
 
 
 def _check_head_layers(model: nn.Module, part: Attention, sizes: HeadSizes) -> None:
-    """Raises ValueError unless the projections have the sizes of the heads."""
-    queries, keys = (len(heads) * sizes.width for heads in (sizes.heads, sizes.kv_heads))
-    expected = {part.q: queries, part.k: keys, part.v: keys}
+    """Raises ValueError unless the projections have the sizes that the heads need."""
+    rows = head_rows(part.layout, len(sizes.heads), len(sizes.kv_heads), sizes.width)
+    expected = {
+        path: sum(rows[letter].numel() for letter in letters_of(part, path))
+        for path in (part.q, part.k, part.v)
+    }
     if sizes.fused:
         joint = sum(expected.pop(path) for path in part.joint_linears())
         expected[part.joint_path] = joint
-    elif part.is_fused:
-        expected = {part.q: queries + 2 * keys}
+    queries = len(sizes.heads) * sizes.width
     for path, size in expected.items():
         if (found := _features(model.get_submodule(path))[1]) != size:
             raise ValueError(f"layer {path} has {found} outputs, its heads need {size}")

@@ -5,7 +5,8 @@ removed only if both close it, and a residual dimension is read by three project
 dimension that compaction can remove has one gate:
 
 - ``inputs`` of queries, keys and values together, and of the feed-forward layers;
-- ``scores``, the dimensions of queries and keys (of a rotated pair together);
+- ``scores``, the dimensions of queries and keys (of a rotated pair together, and of all heads where
+  one table of angles or one norm serves them);
 - ``values``, the dimensions between v and o;
 - ``heads``;
 - ``hidden``, the feed-forward dimensions;
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from finegates.adapters import Attention, Block, FeedForward, adapter_for
 from finegates.gates.gate import DerivedGate, Gate, StochasticGate
+from finegates.head_rows import layer_rows, letters_of, of_dimensions, score_units
 from finegates.modules.linear import linear_shape
 
 Read = Callable[[StochasticGate], Tensor]
@@ -38,7 +40,8 @@ class AttentionGates:
         part: the attention.
         inputs: (hidden,) of q, k and v; with cross-attention of q alone.
         memory: (hidden,) of k and v, with cross-attention only.
-        scores: (kv_heads * head_dim,), or half as many with rotary embeddings.
+        scores: one for all dimensions of queries and keys that go together
+            (:func:`finegates.head_rows.score_units`).
         values: (kv_heads * head_dim,).
         heads: (heads,).
         outputs: (hidden,).
@@ -78,29 +81,60 @@ class AttentionGates:
             heads = read(self.heads).view(grouped)
         scores = values = reference.new_ones(part.kv_heads, part.head_dim)  # (kv_heads, head_dim)
         if self.scores is not None:
-            scores = read(self.scores).view(part.kv_heads, -1)
-            scores = torch.cat([scores, scores], dim=-1) if part.rotary else scores
+            scores = of_dimensions(part, read(self.scores))
         if self.values is not None:
             values = read(self.values).view(part.kv_heads, part.head_dim)
-        if packed:  # rule 3
+        if packed and part.norm != "all":
+            # A head without values goes, and its queries and keys with it.
             heads = heads * (values.sum(-1, keepdim=True) > 0)
-        group = 1 - (1 - heads).prod(-1)  # (kv_heads,), rule 2
-        queries = (heads.sum(-1) * scores.sum(-1)).sum()  # outputs of q
-        context = (heads.sum(-1) * values.sum(-1)).sum()  # inputs of o
-        keyed = (group * (scores.sum(-1) + values.sum(-1))).sum()  # outputs of k and v
-        linear = inputs * queries + memory * keyed + context * outputs  # rule 1
-        products = queries + context  # per token attended to: q k^T and the weighted sum of v
-        if packed:  # rule 3
-            alive = (group[:, None] > 0).to(scores.dtype)
-            width = torch.maximum((alive * scores).sum(-1), (alive * values).sum(-1)).max()
-            width = width.clamp(min=1)
-            if part.rotary:
-                width = width + width % 2
-            if part.qk_norm or not part.narrows:
-                width = torch.full_like(width, part.head_dim)
-            count = heads.sum().clamp(min=1)
-            products = 2 * width * (part.heads if part.fixed_heads else count)
+        group = 1 - (1 - heads).prod(-1)  # keys and values stay while one of their heads does
+        keyed = group
+        if part.norm == "all" and part.kv_heads < part.heads:
+            keyed = torch.ones_like(group)  # no gate closes all keys of a group
+        queries = (heads.sum(-1) * scores.sum(-1)).sum()
+        context = (heads.sum(-1) * values.sum(-1)).sum()
+        kept = (keyed * scores.sum(-1)).sum() + (group * values.sum(-1)).sum()
+        linear = inputs * queries + memory * kept + context * outputs
+        if part.layout == "gated_queries":  # the gate of a head's output has as many rows
+            linear = linear + inputs * context
+        products = queries + context
+        if packed:
+            products = (
+                2 * self._packed_width(scores, values, group, keyed) * self._packed_heads(heads)
+            )
         return linear + length * products
+
+    def _packed_width(self, scores: Tensor, values: Tensor, group: Tensor, keyed: Tensor) -> Tensor:
+        """The common width of the heads that stay, as compaction packs them.
+
+        Args:
+            scores: (kv_heads, head_dim), 1 where kept.
+            values: the same of values.
+            group: (kv_heads,), 1 where values stay.
+            keyed: (kv_heads,), 1 where keys stay.
+        """
+        part = self.part
+        alive, read = ((mask[:, None] > 0).to(scores.dtype) for mask in (group, keyed))
+        width = torch.maximum((read * scores).sum(-1), (alive * values).sum(-1)).max()
+        width = width.clamp(min=1)
+        if part.fixed_scores or not part.narrows:
+            return torch.full_like(width, part.head_dim)
+        if part.rotary is not None and part.rotary.rotated in (None, part.head_dim):
+            width = width + width % 2
+        return width
+
+    def _packed_heads(self, heads: Tensor) -> Tensor | int:
+        """How many query heads stay, those of zeros included; ``heads`` is (kv_heads, each)."""
+        part = self.part
+        if part.fixed_heads:
+            return part.heads
+        if not part.even:
+            return heads.sum().clamp(min=1)
+        groups = heads.sum(-1)
+        alive = (groups > 0).sum()
+        if part.norm == "all" and part.kv_heads < part.heads:
+            alive = torch.full_like(alive, part.kv_heads)
+        return (alive * groups.max()).clamp(min=1)
 
     def gates(self) -> Iterator[StochasticGate]:
         """The gates that exist."""
@@ -170,8 +204,8 @@ def _block_gates(
         yield _attention_gates(part, model, make)
     feed = block.feed_forward
     if feed is not None:
-        columns, width = linear_shape(model.get_submodule(feed.up))
-        _, outputs = linear_shape(model.get_submodule(feed.down))
+        columns, _ = linear_shape(model.get_submodule(feed.up))
+        width, outputs = linear_shape(model.get_submodule(feed.down))
         gates = FeedForwardGates(
             feed,
             make(f"{feed.up}.inputs", columns),
@@ -190,12 +224,13 @@ def _attention_gates(
     memory, _ = linear_shape(model.get_submodule(part.k))
     _, outputs = linear_shape(model.get_submodule(part.o))
     size = part.kv_heads * part.head_dim
-    scored = part.narrows and not part.qk_norm
+    scored = part.narrows and not part.fixed_scores
+    units = int(score_units(part).max()) + 1
     gates = AttentionGates(
         part,
         inputs=make(f"{part.path}.inputs", columns),
         memory=make(f"{part.path}.memory", memory) if part.cross else None,
-        scores=make(f"{part.path}.scores", size // (1 + part.rotary)) if scored else None,
+        scores=make(f"{part.path}.scores", units) if scored else None,
         values=make(f"{part.path}.values", size) if part.narrows else None,
         heads=make(f"{part.path}.heads", part.heads) if part.narrows else None,
         outputs=make(f"{part.path}.outputs", outputs),
@@ -205,21 +240,38 @@ def _attention_gates(
     head = torch.arange(part.heads, device=device).repeat_interleave(part.head_dim)
     dimension = torch.arange(part.head_dim, device=device).repeat(part.heads)
     group = head // each
-    rows: Gate | None = None
-    if gates.scores is not None:
-        width = part.head_dim // (1 + part.rotary)
-        index = group * width + dimension % width
-        if part.is_fused:  # the rows of keys and values follow the queries; they have no gates here
-            index = torch.cat([index, index.new_full((2 * size,), -1)])
-        rows = DerivedGate([(gates.scores, index)])
     cols: Gate | None = None
     if gates.values is not None and gates.heads is not None:
         cols = DerivedGate([(gates.values, group * part.head_dim + dimension), (gates.heads, head)])
     read = gates.inputs if gates.memory is None else gates.memory
     sides: Sides = {
-        part.k: (None, read),
+        part.k: (_score_rows(part, part.k, gates, model), read),
         part.v: (None, read),
-        part.q: (rows, gates.inputs),
+        part.q: (_score_rows(part, part.q, gates, model), gates.inputs),
         part.o: (gates.outputs, cols),
     }
     return gates, sides
+
+
+def _score_rows(part: Attention, path: str, gates: AttentionGates, model: nn.Module) -> Gate | None:
+    """The row gate of a projection: scores over the rows of queries, and under a norm, which reads
+    what it normalises, over those of keys; where it reads all heads, the heads, too."""
+    if gates.scores is None:
+        return None
+    gated = [letter for letter in ("qk" if part.norm else "q") if letter in letters_of(part, path)]
+    if not gated:
+        return None
+    _, size = linear_shape(model.get_submodule(path))
+    rows = layer_rows(part, part.heads, part.kv_heads, part.head_dim)
+    unit, head = (torch.full((size,), -1, dtype=torch.int64, device="cpu") for _ in range(2))
+    units, each = score_units(part), part.heads // part.kv_heads
+    numbers = torch.arange(part.heads, device="cpu")[:, None]
+    for letter in gated:
+        unit[rows[letter]] = units.repeat_interleave(each, 0) if letter == "q" else units
+        if letter == "q" or each == 1:
+            head[rows[letter]] = numbers.expand(rows[letter].shape)
+    device = gates.inputs.latent.device
+    sources: list[tuple[Gate, Tensor]] = [(gates.scores, unit.to(device))]
+    if part.norm == "all" and gates.heads is not None:
+        sources.append((gates.heads, head.to(device)))
+    return DerivedGate(sources)

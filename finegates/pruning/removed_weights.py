@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from finegates.adapters import unwrap
 from finegates.gates.shared import AttentionGates, FeedForwardGates, Read
+from finegates.head_rows import feed_forward_rows, layer_rows, letters_of, of_dimensions
 from finegates.modules.linear import dense_weight
 from finegates.pruning.calibration import Batch, single_rows, to_device, without_padding
 from finegates.pruning.groups import SharedGroups, Vectors
@@ -64,7 +65,13 @@ def removed_squares(
 def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:
     inputs, hidden, outputs = (read(g) for g in (gates.inputs, gates.hidden, gates.outputs))
     wide = [path for path in gates.part.linears() if path != gates.part.down]
-    return {**dict.fromkeys(wide, (hidden, inputs)), gates.part.down: (outputs, hidden)}
+    rows = hidden
+    if gates.part.is_fused:
+        order = torch.cat(feed_forward_rows(gates.part, hidden.numel()))
+        rows = torch.zeros_like(torch.cat([hidden] * 2)).index_put(
+            (order,), torch.cat([hidden, hidden])
+        )
+    return {**dict.fromkeys(wide, (rows, inputs)), gates.part.down: (outputs, hidden)}
 
 
 def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
@@ -84,23 +91,26 @@ def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
     grouped = heads.view(part.kv_heads, each, 1)
     scores = values = inputs.new_ones(part.kv_heads, part.head_dim)
     if gates.scores is not None:
-        scores = read(gates.scores).view(part.kv_heads, -1)
-        scores = torch.cat([scores, scores], dim=-1) if part.rotary else scores
+        scores = of_dimensions(part, read(gates.scores))
     if gates.values is not None:
         values = read(gates.values).view(part.kv_heads, part.head_dim)
     used = 1 - (1 - heads.view(part.kv_heads, each)).prod(-1, keepdim=True)
-    queries = (grouped * scores[:, None]).flatten()  # (heads * head_dim,)
-    context = (grouped * values[:, None]).flatten()
-    keys, contents = (used * scores).flatten(), (used * values).flatten()
-    if part.is_fused:
-        fused = torch.cat([queries, keys, contents])
-        return {part.q: (fused, inputs), part.o: (outputs, context)}
-    return {
-        part.q: (queries, inputs),
-        part.k: (keys, memory),
-        part.v: (contents, memory),
-        part.o: (outputs, context),
+    masks = {
+        "q": grouped * scores[:, None],
+        "g": grouped * values[:, None],
+        "k": used * scores,
+        "v": used * values,
     }
+    context = masks["g"].flatten()
+    rows = layer_rows(part, part.heads, part.kv_heads, part.head_dim)
+    found: Masks = {part.o: (outputs, context)}
+    for path in dict.fromkeys((part.q, part.k, part.v)):
+        letters = letters_of(part, path)
+        places = torch.cat([rows[letter].flatten() for letter in letters])
+        kept = torch.cat([masks[letter].flatten() for letter in letters])
+        ordered = torch.zeros_like(kept).index_put((places,), kept)
+        found[path] = (ordered, inputs if path == part.q else memory)
+    return found
 
 
 @torch.no_grad()

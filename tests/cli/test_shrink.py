@@ -416,14 +416,14 @@ def test_a_model_without_a_tokenizer_or_with_a_larger_one_is_refused(places, tmp
 
 
 def test_an_architecture_without_an_adapter_is_refused_by_name(places, tmp_path, capsys):
-    from transformers import AlbertConfig, AlbertModel
+    from transformers import RemBertConfig, RemBertModel
 
     from support.cli_models import tokenizer
 
-    sizes = {"vocab_size": 40, "embedding_size": 12, "hidden_size": 12, "intermediate_size": 16}
-    config = AlbertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
-    AlbertModel(config).save_pretrained(tmp_path / "model")
+    sizes = {"vocab_size": 40, "hidden_size": 12, "intermediate_size": 16}
+    config = RemBertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+    RemBertModel(config).save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     assert shrink({**places, "model": tmp_path / "model"}, tmp_path / "small") == 1
-    assert "no adapter for model type 'albert'" in capsys.readouterr().err
+    assert "no adapter for model type 'rembert'" in capsys.readouterr().err
     assert not list(tmp_path.glob("small*"))

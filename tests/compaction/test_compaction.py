@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
     RemBertConfig,
     RemBertForSequenceClassification,
-    ViTConfig,
-    ViTForImageClassification,
 )
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
@@ -238,8 +238,8 @@ def rembert() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return RemBertForSequenceClassification(config), tiny.tokens()
 
 
-def vit() -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    config = ViTConfig(
+def beit() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    config = BeitConfig(
         hidden_size=12,
         num_hidden_layers=2,
         num_attention_heads=3,
@@ -249,10 +249,10 @@ def vit() -> tuple[nn.Module, dict[str, torch.Tensor]]:
         num_labels=3,
     )
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return ViTForImageClassification(config), {"pixel_values": pixels.double()}
+    return BeitForImageClassification(config), {"pixel_values": pixels.double()}
 
 
-@pytest.mark.parametrize("make", [rembert, vit])
+@pytest.mark.parametrize("make", [rembert, beit])
 def test_models_without_an_adapter_by_pattern(
     make: Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]], tmp_path: Path
 ) -> None:

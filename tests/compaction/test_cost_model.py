@@ -13,7 +13,7 @@ from torch import nn
 
 from finegates.compaction import CostModel, calibrate, compact, plan_compaction
 from finegates.compaction.draft import Draft
-from finegates.compaction.rules import choose_sides
+from finegates.compaction.sides import choose_sides
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from finegates.gates.gate import FixedGate

@@ -39,7 +39,7 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
 PLANTED = {
     "finegates.budget": "finegates.suite.stats",
     "finegates.cli.plan": "finegates.suite.verify",
-    "finegates.gates.gate": "finegates.compaction.rules",
+    "finegates.gates.gate": "finegates.compaction.attention_rule",
     "finegates.modules.linear": "finegates.adapters.bert",
     "finegates.files": "finegates.blocks",
     "finegates.suite.config.tier": "finegates.suite.runs.record",

@@ -1,0 +1,208 @@
+"""The parts of any model, found by the classes of its modules.
+
+What a module is follows from its own class, not from the type of the model around it, so that
+encoder-decoders, two towers and models with a text model inside need nothing of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from finegates.adapters.base import Adapter, has_module, unwrap
+from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS
+from finegates.blocks import Attention, Block, FeedForward, HeadSizes, Rotary
+from finegates.forms import AttentionForm, FeedForwardForm
+from finegates.modules.dense_shapes import dense_shape
+from finegates.modules.narrowed import narrow_stock
+
+
+class DescribedAdapter(Adapter):
+    """All architectures whose attention and feed-forward modules have a form."""
+
+    def blocks(self, model: nn.Module) -> tuple[Block, ...]:
+        """The layers that hold described parts, in the order of the model's modules."""
+        plain = unwrap(model)
+        attentions: dict[str, list[Attention]] = {}
+        feeds: dict[str, list[FeedForward]] = {}
+        paths: dict[str, None] = {}
+        for path, module in plain.named_modules():
+            attention, feed = _form(module, _attention_forms()), _form(module, _feed_forms())
+            if attention is None and feed is None:
+                continue
+            layer = _layer_of(plain, path)
+            if layer is None:
+                continue
+            if isinstance(attention, AttentionForm):
+                part = _attention(plain, path, module, attention)
+                if part is not None:
+                    paths[layer] = None
+                    attentions.setdefault(layer, []).append(part)
+            if isinstance(feed, FeedForwardForm):
+                found = _feed_forward(plain, path, feed)
+                if found is not None:
+                    paths[layer] = None
+                    feeds.setdefault(layer, []).append(found)
+        return tuple(
+            block
+            for layer in paths
+            for block in _blocks_of(layer, attentions.get(layer, []), feeds.get(layer, []))
+        )
+
+    def encoder(self, model: nn.Module) -> tuple[str, ...]:
+        """The lists that hold the layers."""
+        lists = (block.path.rpartition(".")[0] for block in self.blocks(model))
+        return tuple(dict.fromkeys(lists))
+
+    def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
+        """The same module with other sizes (:func:`finegates.modules.narrowed.narrow_stock`)."""
+        return narrow_stock(module, _known_form(module), part, sizes)
+
+    def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
+        """By which the module's forward would scale scores otherwise than the dense one does."""
+        scaled = _known_form(module).scaled_by_width
+        if callable(scaled):
+            return scaled(module, sizes)
+        return float((sizes.width / sizes.head_dim) ** 0.5) if scaled else 1.0
+
+
+def _blocks_of(
+    layer: str, attentions: list[Attention], feeds: list[FeedForward]
+) -> Iterator[Block]:
+    """One block of a layer, and one more for each feed-forward part beyond the first."""
+    yield Block(layer, tuple(attentions), feeds[0] if feeds else None)
+    for feed in feeds[1:]:
+        yield Block(layer, (), feed)
+
+
+@functools.cache
+def _attention_forms() -> dict[str, AttentionForm]:
+    return {name: form for form in ATTENTIONS for name in form.classes}
+
+
+@functools.cache
+def _feed_forms() -> dict[str, FeedForwardForm]:
+    return {name: form for form in FEED_FORWARDS for name in form.classes}
+
+
+def _form(module: nn.Module, forms: dict[str, Any]) -> Any:
+    """The form of a module, by its class; a subclass with a forward of its own has none."""
+    for known in type(module).__mro__:
+        package = known.__module__.rpartition(".")[0]
+        if not package.startswith("transformers.models."):
+            continue
+        name = f"{package.removeprefix('transformers.models.')}.{known.__name__}"
+        if name in forms and type(module).forward is known.forward:  # type: ignore[attr-defined]
+            return forms[name]
+    return None
+
+
+def _known_form(module: nn.Module) -> AttentionForm:
+    form: AttentionForm | None = _form(module, _attention_forms())
+    if form is None:
+        raise ValueError(f"{type(module).__name__} has no description, so it cannot be narrowed")
+    return form
+
+
+def _layer_of(model: nn.Module, path: str) -> str | None:
+    """The transformer layer that a module is in, or is; None outside of layers."""
+    names = path.split(".")
+    outer = [".".join(names[:count]) for count in range(len(names), 0, -1)]
+    for prefix in outer:
+        if isinstance(model.get_submodule(prefix), GradientCheckpointingLayer):
+            return prefix
+    return next((prefix for prefix in outer if prefix.rpartition(".")[2].isdigit()), None)
+
+
+def _resolved(path: str, name: str) -> str:
+    if name.startswith("^"):
+        path, name = path.rpartition(".")[0], name[1:]
+    return f"{path}.{name}" if path else name
+
+
+def _of(fact: Any, module: nn.Module) -> Any:
+    return fact(module) if callable(fact) else fact
+
+
+def _attention(
+    model: nn.Module, path: str, module: nn.Module, form: AttentionForm
+) -> Attention | None:
+    """The attention at a path, with the sizes that its weights have; None where they are gone."""
+    q, k, v, o = (_resolved(path, name) for name in (form.q, form.k, form.v, form.o))
+    joint = dense_shape(model, f"{path}.{form.joint}") if form.joint else None
+    shapes = {"q": dense_shape(model, q), "k": dense_shape(model, k), "o": dense_shape(model, o)}
+    if shapes["o"] is None or (joint is None and (shapes["q"] is None or shapes["k"] is None)):
+        return None
+    narrowed: HeadSizes | None = getattr(module, "finegates_heads", None)
+    if narrowed is not None:
+        width = narrowed.head_dim
+    else:
+        width = getattr(module, form.width) if isinstance(form.width, str) else form.width(module)
+    contexts = shapes["o"][0]
+    layout = _of(form.layout, module)
+    heads, rest = divmod(contexts, width)
+    if layout in ("heads",):
+        kv_heads = heads
+    elif layout == "multi_query":
+        kv_heads = 1
+    elif q == k:
+        kv_heads = (shapes["q"][1] // width - heads) // 2  # type: ignore[index]
+    elif joint is not None and shapes["k"] is None:
+        kv_heads = (joint[1] // width - (heads if "q" in form.joint else 0)) // 2
+    else:
+        kv_heads = shapes["k"][1] // width  # type: ignore[index]
+    if rest or kv_heads < 1 or heads % kv_heads:
+        return None
+    reason = None if form.unsupported is None else form.unsupported(module)
+    rotary = form.rotary
+    if rotary is not None and rotary.when is not None and not rotary.when(module):
+        rotary = None
+    rotation = None
+    if rotary is not None:
+        rotated = rotary.dimensions(module) if narrowed is None else None
+        rotation = Rotary(rotary.pairs, rotated, shared=True)
+    return Attention(
+        path=path,
+        q=q,
+        k=k,
+        v=v,
+        o=o,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=width,
+        rotary=rotation,
+        norm="" if form.norm is None else form.norm.over,
+        fixed_scores=bool(_of(form.fixed_scores, module)),
+        even=kv_heads < heads,
+        layout=layout,
+        fixed_heads=bool(_of(form.fixed_heads, module)),
+        value_bias=form.value_bias,
+        cross=_is_cross(form, module, path),
+        narrows=reason is None,
+        joint=form.joint,
+    )
+
+
+def _is_cross(form: AttentionForm, module: nn.Module, path: str) -> bool:
+    if callable(form.cross):
+        return form.cross(module, path.rpartition(".")[2])
+    return form.cross
+
+
+def _feed_forward(model: nn.Module, path: str, form: FeedForwardForm) -> FeedForward | None:
+    up, down = _resolved(path, form.up), _resolved(path, form.down)
+    gate = None if form.gate is None else _resolved(path, form.gate)
+    if not has_module(model, up) or not has_module(model, down):
+        return None
+    return FeedForward(
+        up=up,
+        down=down,
+        gate=gate,
+        activation=form.activation or "phi",
+        phi=None if form.phi is None else _resolved(path, form.phi),
+        layout=form.layout,
+    )

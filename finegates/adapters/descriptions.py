@@ -1,0 +1,413 @@
+"""The forms of all architectures, in groups that share them.
+
+To add an architecture, name its attention and feed-forward classes in a form that fits, or write a
+form of its own; then add a tiny configuration to ``CONFIGURATIONS`` in
+``tests/support/described.py``, which takes it through the conformance suite.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finegates.blocks import Layout
+from finegates.forms import AttentionForm, FeedForwardForm, NormForm, RotaryForm
+
+
+def _named(*classes: str) -> tuple[str, ...]:
+    """Class names written as one: ``"bart.BartEncoderLayer BartDecoderLayer"``."""
+    names = []
+    for text in classes:
+        package, _, rest = text.partition(".")
+        names += [f"{package}.{name}" for name in rest.split()]
+    return tuple(names)
+
+
+def _is_encoder_attention(module: Any, name: str) -> bool:
+    return name in ("encoder_attn", "EncDecAttention")
+
+
+_GROUPED = {"num_key_value_groups": "each"}
+_HALF = RotaryForm()
+
+# --- Encoders after BERT -------------------------------------------------------------------------
+
+_BERT: dict[str, Any] = {
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "o": "^output.dense",
+    "width": "attention_head_size",
+    "sizes": {"num_attention_heads": "heads", "all_head_size": "heads*width"},
+}
+_ENCODERS = (
+    AttentionForm(
+        _named(
+            "camembert.CamembertSelfAttention",
+            "data2vec.Data2VecTextSelfAttention",
+            "ernie.ErnieSelfAttention",
+            "xlm_roberta_xl.XLMRobertaXLSelfAttention",
+        ),
+        **_BERT,
+    ),
+    AttentionForm(
+        _named("esm.EsmSelfAttention"),
+        rotary=RotaryForm(when=lambda module: module.position_embedding_type == "rotary"),
+        scaled_by_width=True,
+        **_BERT,
+    ),
+    AttentionForm(
+        _named("albert.AlbertAttention"),
+        q="query",
+        k="key",
+        v="value",
+        o="dense",
+        width="attention_head_size",
+    ),
+    AttentionForm(
+        _named("modernbert.ModernBertAttention"),
+        q="Wqkv",
+        k="Wqkv",
+        v="Wqkv",
+        o="Wo",
+        rotary=_HALF,
+        scaled_by_width=True,
+    ),
+    AttentionForm(
+        _named("deberta.DisentangledSelfAttention"),
+        q="in_proj",
+        k="in_proj",
+        v="in_proj",
+        o="^output.dense",
+        layout="heads",
+        width="attention_head_size",
+        sizes={"num_attention_heads": "heads", "all_head_size": "heads*width"},
+        # Positions have projections of their own, which read all dimensions.
+        fixed_scores=True,
+        fixed_heads=lambda module: module.talking_head,
+        value_bias=True,
+        per_head={
+            "q_bias": 0,
+            "v_bias": 0,
+            "pos_proj.weight": 0,
+            "pos_q_proj.weight": 0,
+            "pos_q_proj.bias": 0,
+        },
+    ),
+)
+_ENCODER_FEEDS = (
+    FeedForwardForm(
+        _named(
+            "camembert.CamembertLayer",
+            "data2vec.Data2VecTextLayer",
+            "deberta.DebertaLayer",
+            "ernie.ErnieLayer",
+            "xlm_roberta_xl.XLMRobertaXLLayer",
+        ),
+        up="intermediate.dense",
+        down="output.dense",
+        phi="intermediate.intermediate_act_fn",
+    ),
+    FeedForwardForm(
+        _named("esm.EsmLayer"),
+        up="intermediate.dense",
+        down="output.dense",
+        phi=None,
+        activation="gelu",
+    ),
+    FeedForwardForm(_named("albert.AlbertLayer"), up="ffn", down="ffn_output", phi="activation"),
+    FeedForwardForm(_named("modernbert.ModernBertMLP"), up="Wi", down="Wo", gate="Wi", phi="act"),
+)
+
+# --- Decoders with rotary embeddings -------------------------------------------------------------
+
+
+def _factor_of_rotation(module: Any) -> int:
+    factor = module.config.rope_parameters["partial_rotary_factor"]
+    return int(module.head_dim * factor)
+
+
+def _falcon_layout(module: Any) -> Layout:
+    if module.new_decoder_architecture:
+        return "groups"
+    return "multi_query" if module.multi_query else "heads"
+
+
+_DECODERS = (
+    AttentionForm(
+        _named(
+            "eurobert.EuroBertAttention",
+            "gemma.GemmaAttention",
+            "gemma2.Gemma2Attention",
+            "granite.GraniteAttention",
+            "ministral3.Ministral3Attention",
+            "mixtral.MixtralAttention",
+            "nomic_bert.NomicBertAttention",
+            "olmo.OlmoAttention",
+            "smollm3.SmolLM3Attention",
+            "starcoder2.Starcoder2Attention",
+        ),
+        sizes=_GROUPED,
+        rotary=_HALF,
+    ),
+    AttentionForm(
+        _named("qwen3_moe.Qwen3MoeAttention"), sizes=_GROUPED, rotary=_HALF, norm=NormForm()
+    ),
+    AttentionForm(
+        _named("gemma3.Gemma3Attention"),
+        sizes=_GROUPED,
+        rotary=_HALF,
+        norm=NormForm(offset=1.0),
+    ),
+    AttentionForm(
+        _named("olmo2.Olmo2Attention", "olmo3.Olmo3Attention"),
+        sizes=_GROUPED,
+        rotary=_HALF,
+        norm=NormForm(over="all"),
+    ),
+    AttentionForm(
+        _named("cohere.CohereAttention", "cohere2.Cohere2Attention"),
+        sizes=_GROUPED,
+        rotary=RotaryForm("next", order="repeated"),
+        # With a weight for every head.
+        fixed_scores=lambda module: getattr(module, "use_qk_norm", False),
+        fixed_heads=lambda module: getattr(module, "use_qk_norm", False),
+    ),
+    AttentionForm(
+        _named("glm4.Glm4Attention"),
+        sizes=_GROUPED,
+        rotary=RotaryForm("next", rotated=_factor_of_rotation),
+    ),
+    AttentionForm(
+        _named("nemotron.NemotronAttention"),
+        sizes=_GROUPED,
+        rotary=RotaryForm(rotated=_factor_of_rotation),
+    ),
+    AttentionForm(
+        _named("stablelm.StableLmAttention"),
+        sizes={**_GROUPED, "num_heads": "heads", "num_key_value_heads": "kv_heads"},
+        rotary=RotaryForm(rotated="rotary_ndims"),
+        fixed_scores=lambda module: module.qk_layernorm,
+        fixed_heads=lambda module: module.qk_layernorm,
+    ),
+    AttentionForm(
+        _named("phi.PhiAttention"),
+        o="dense",
+        sizes=_GROUPED,
+        rotary=RotaryForm(rotated="rotary_ndims"),
+        fixed_scores=lambda module: module.qk_layernorm,
+    ),
+    AttentionForm(
+        _named("phi3.Phi3Attention"),
+        q="qkv_proj",
+        k="qkv_proj",
+        v="qkv_proj",
+        sizes={**_GROUPED, "num_key_value_heads": "kv_heads"},
+        config_sizes={"num_attention_heads": "heads"},
+        rotary=RotaryForm(
+            rotated=lambda module: int(
+                module.head_dim * module.config.rope_parameters.get("partial_rotary_factor", 1.0)
+            )
+        ),
+    ),
+    AttentionForm(
+        _named("gpt_neox.GPTNeoXAttention"),
+        q="query_key_value",
+        k="query_key_value",
+        v="query_key_value",
+        o="dense",
+        layout="heads",
+        width="head_size",
+        rotary=RotaryForm(rotated="rotary_ndims"),
+    ),
+    AttentionForm(
+        _named("falcon.FalconAttention"),
+        q="query_key_value",
+        k="query_key_value",
+        v="query_key_value",
+        o="dense",
+        layout=_falcon_layout,
+        sizes={"num_heads": "heads", "num_kv_heads": "kv_heads"},
+        rotary=_HALF,
+        scaled_by_width=True,
+        unsupported=lambda module: (
+            "its scores with alibi are scaled in two ways" if module.config.alibi else None
+        ),
+    ),
+    AttentionForm(
+        _named("gpt_oss.GptOssAttention"),
+        sizes=_GROUPED,
+        rotary=RotaryForm(order="once"),
+        per_head={"sinks": 0},
+    ),
+    AttentionForm(
+        _named("qwen3_5.Qwen3_5Attention"),
+        layout="gated_queries",
+        sizes=_GROUPED,
+        rotary=RotaryForm(rotated=_factor_of_rotation),
+        norm=NormForm(offset=1.0),
+    ),
+    AttentionForm(
+        _named("gptj.GPTJAttention"),
+        o="out_proj",
+        sizes={"num_attention_heads": "heads"},
+        rotary=RotaryForm(
+            "next", table=None, order="sines", rotated="rotary_dim", buffer="embed_positions"
+        ),
+        unsupported=lambda module: (
+            "it rotates heads as a whole" if module.rotary_dim is None else None
+        ),
+    ),
+)
+_DECODER_FEEDS = (
+    FeedForwardForm(
+        _named(
+            "cohere.CohereMLP",
+            "cohere2.Cohere2MLP",
+            "eurobert.EuroBertMLP",
+            "gemma.GemmaMLP",
+            "gemma2.Gemma2MLP",
+            "gemma3.Gemma3MLP",
+            "granite.GraniteMLP",
+            "ministral3.Ministral3MLP",
+            "nomic_bert.NomicBertMLP",
+            "olmo.OlmoMLP",
+            "olmo2.Olmo2MLP",
+            "olmo3.Olmo3MLP",
+            "qwen3_5.Qwen3_5MLP",
+            "qwen3_moe.Qwen3MoeMLP",
+            "smollm3.SmolLM3MLP",
+            "stablelm.StableLmMLP",
+            "deepseek_v3.DeepseekV3MLP",
+        ),
+        gate="gate_proj",
+    ),
+    FeedForwardForm(
+        _named("glm4.Glm4MLP", "phi3.Phi3MLP"),
+        up="gate_up_proj",
+        gate="gate_up_proj",
+        phi="activation_fn",
+    ),
+    FeedForwardForm(_named("nemotron.NemotronMLP")),
+    FeedForwardForm(_named("starcoder2.Starcoder2MLP"), up="c_fc", down="c_proj", phi="act"),
+    FeedForwardForm(
+        _named("falcon.FalconMLP", "gpt_neox.GPTNeoXMLP"),
+        up="dense_h_to_4h",
+        down="dense_4h_to_h",
+        phi="act",
+    ),
+    FeedForwardForm(_named("gptj.GPTJMLP"), up="fc_in", down="fc_out", phi="act"),
+)
+
+# --- Decoders with positions of other kinds ------------------------------------------------------
+
+
+def _in_slices(module: Any) -> str | None:
+    if module.pretraining_tp > 1 and module.slow_but_exact:
+        return "it multiplies slices of its weights"
+    return None
+
+
+_OTHERS = (
+    AttentionForm(
+        _named("gpt_neo.GPTNeoSelfAttention"), o="out_proj", sizes={"num_heads": "heads"}
+    ),
+    AttentionForm(_named("opt.OPTAttention"), o="out_proj", sizes={"num_heads": "heads"}),
+    AttentionForm(
+        _named("bloom.BloomAttention"),
+        q="query_key_value",
+        k="query_key_value",
+        v="query_key_value",
+        o="dense",
+        layout="heads",
+        sizes={"num_heads": "heads"},
+        head_arguments={"alibi": None},
+        unsupported=_in_slices,
+    ),
+)
+_OTHER_FEEDS = (
+    FeedForwardForm(_named("gpt_neo.GPTNeoMLP"), up="c_fc", down="c_proj", phi="act"),
+    FeedForwardForm(
+        _named("bloom.BloomMLP"), up="dense_h_to_4h", down="dense_4h_to_h", phi="gelu_impl"
+    ),
+)
+
+# --- Encoder-decoders, speech and images ---------------------------------------------------------
+
+_TOWERS = (
+    AttentionForm(
+        _named(
+            "bart.BartAttention",
+            "blenderbot.BlenderbotAttention",
+            "clip.CLIPAttention",
+            "hubert.HubertAttention",
+            "m2m_100.M2M100Attention",
+            "marian.MarianAttention",
+            "mbart.MBartAttention",
+            "pegasus.PegasusAttention",
+            "siglip.SiglipAttention",
+            "wav2vec2.Wav2Vec2Attention",
+        ),
+        o="out_proj",
+        cross=_is_encoder_attention,
+    ),
+    AttentionForm(
+        _named("whisper.WhisperAttention"),
+        o="out_proj",
+        sizes={"num_heads": "heads"},
+        cross=_is_encoder_attention,
+    ),
+    AttentionForm(
+        _named(
+            "audio_spectrogram_transformer.ASTAttention",
+            "deit.DeiTAttention",
+            "dinov2.Dinov2Attention",
+            "vit.ViTAttention",
+            "vit_mae.ViTMAEAttention",
+        ),
+    ),
+    AttentionForm(
+        _named("swin.SwinAttention"),
+        per_head={"relative_position_bias.relative_position_bias_table": 1},
+    ),
+)
+_TOWER_FEEDS = (
+    FeedForwardForm(
+        _named(
+            "bart.BartEncoderLayer BartDecoderLayer",
+            "blenderbot.BlenderbotEncoderLayer BlenderbotDecoderLayer",
+            "m2m_100.M2M100EncoderLayer M2M100DecoderLayer",
+            "marian.MarianEncoderLayer MarianDecoderLayer",
+            "mbart.MBartEncoderLayer MBartDecoderLayer",
+            "opt.OPTDecoderLayer",
+            "pegasus.PegasusEncoderLayer PegasusDecoderLayer",
+            "whisper.WhisperEncoderLayer WhisperDecoderLayer",
+            "audio_spectrogram_transformer.ASTMLP",
+            "clip.CLIPMLP",
+            "deit.DeiTMLP",
+            "dinov2.Dinov2MLP",
+            "phi.PhiMLP",
+            "siglip.SiglipMLP",
+            "swin.SwinMLP",
+            "vit.ViTMLP",
+            "vit_mae.ViTMAEMLP",
+        ),
+        up="fc1",
+        down="fc2",
+        phi="activation_fn",
+    ),
+    FeedForwardForm(_named("dinov2.Dinov2SwiGLUFFN"), gate="gate_proj"),
+    FeedForwardForm(
+        _named("hubert.HubertFeedForward", "wav2vec2.Wav2Vec2FeedForward"),
+        up="intermediate_dense",
+        down="output_dense",
+        phi="intermediate_act_fn",
+    ),
+)
+
+ATTENTIONS: tuple[AttentionForm, ...] = (*_ENCODERS, *_DECODERS, *_OTHERS, *_TOWERS)
+FEED_FORWARDS: tuple[FeedForwardForm, ...] = (
+    *_ENCODER_FEEDS,
+    *_DECODER_FEEDS,
+    *_OTHER_FEEDS,
+    *_TOWER_FEEDS,
+)

@@ -1,0 +1,154 @@
+"""Descriptions of the attention and feed-forward modules of architectures, one or a few lines each.
+
+A form says where the projections of a module are, how their rows are laid out, and which attributes
+hold sizes that change when heads or dimensions go. Nothing is computed here: from forms follow the
+parts of a model (:mod:`finegates.adapters.described`) and narrower modules
+(:mod:`finegates.modules.narrowed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finegates.blocks import Layout
+
+Of = Callable[[Any], Any]
+"""A fact that depends on the module: called with it."""
+
+
+@dataclass(frozen=True)
+class RotaryForm:
+    """Rotary embeddings of queries and keys.
+
+    Attributes:
+        pairs: see :class:`finegates.blocks.Rotary`.
+        table: the argument of the module's forward that holds the angles; None: the buffer
+            ``buffer``.
+        order: of a table: ``twice`` holds every angle at i and i + half, ``repeated`` at 2 i and
+            2 i + 1, ``once`` once, ``sines`` first all sines and then all cosines.
+        rotated: how many dimensions of a head are rotated, from the module; None: all. Where it is
+            the name of an attribute, the attribute changes with the heads.
+        buffer: a buffer of the module with the sines and then the cosines of all positions.
+        when: whether the module rotates at all.
+    """
+
+    pairs: Literal["half", "next"] = "half"
+    table: str | None = "position_embeddings"
+    order: Literal["twice", "repeated", "once", "sines"] = "twice"
+    rotated: str | Of | None = None
+    buffer: str | None = None
+    when: Of | None = None
+
+    def dimensions(self, module: Any) -> int | None:
+        """How many dimensions of a head a module rotates; None: all."""
+        if self.rotated is None:
+            return None
+        if isinstance(self.rotated, str):
+            return int(getattr(module, self.rotated))
+        return int(self.rotated(module))
+
+
+@dataclass(frozen=True)
+class NormForm:
+    """RMS norms over the dimensions of queries and keys, before the dot product.
+
+    Attributes:
+        names: of the norms of queries and of keys, in the module.
+        over: the dimensions of each head, or of all heads together.
+        offset: the norm multiplies by ``offset + weight``.
+    """
+
+    names: tuple[str, str] = ("q_norm", "k_norm")
+    over: Literal["head", "all"] = "head"
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class AttentionForm:
+    """An attention module of transformers that takes its sizes from attributes.
+
+    Paths are relative to the module; with ``^`` in front, to the module around it.
+
+    Attributes:
+        classes: that it describes, as ``"bart.BartAttention"``, of ``transformers.models``.
+        q: path of the query projection.
+        k: path of the key projection.
+        v: path of the value projection; the three may be one.
+        o: path of the output projection.
+        layout: of the rows of q, k and v; may depend on the module.
+        width: the attribute that holds the width of a head; or from the module, where none does.
+        sizes: further attributes that hold sizes: their names, and products of ``heads``,
+            ``kv_heads``, ``each`` (query heads per key-value head) and ``width``.
+        config_sizes: the same of the configuration, where forward reads it.
+        rotary: None without.
+        norm: of queries and keys; None without.
+        scaled_by_width: whether forward divides scores by the root of the width that it finds,
+            instead of by a number that was fixed when the module was made; or from the module and
+            the new sizes what queries have to be multiplied by.
+        per_head: parameters and buffers with one entry per query head: path and axis.
+        head_arguments: arguments of forward with one entry per query head: name and axis; axis None
+            for (batch * heads, ...).
+        fixed_heads: whether no head may go as a whole; may depend on the module.
+        fixed_scores: whether the dimensions of queries and keys stay; may depend on the module.
+        value_bias: whether something is added to values behind their projection, so that a closed
+            row of it is not a zero value.
+        cross: whether it attends to an encoder's states; may depend on the module and its name.
+        joint: the letters of the projections that compaction makes one product of.
+        executor: the library's own module for these classes; empty: the stock module is narrowed.
+        unsupported: why a module of these classes cannot be narrowed, or None; from the module.
+        keys: of the configuration, for heads and key-value heads that all layers share, or for the
+            width of all heads; empty where it cannot say them.
+    """
+
+    classes: tuple[str, ...]
+    q: str = "q_proj"
+    k: str = "k_proj"
+    v: str = "v_proj"
+    o: str = "o_proj"
+    layout: Layout | Of = "qkv"
+    width: str | Of = "head_dim"
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    config_sizes: Mapping[str, str] = field(default_factory=dict)
+    rotary: RotaryForm | None = None
+    norm: NormForm | None = None
+    scaled_by_width: bool | Callable[[Any, Any], float] = False
+    per_head: Mapping[str, int] = field(default_factory=dict)
+    head_arguments: Mapping[str, int | None] = field(default_factory=dict)
+    fixed_heads: bool | Of = False
+    fixed_scores: bool | Of = False
+    value_bias: bool = False
+    cross: bool | Callable[[Any, str], bool] = False
+    joint: str = ""
+    executor: Literal["", "encoder", "rotary"] = ""
+    unsupported: Of | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeedForwardForm:
+    """A module with the layers of a feed-forward part.
+
+    Attributes:
+        classes: that it describes, as ``"bart.BartEncoderLayer"``.
+        up: path of the layer that widens, relative to the module.
+        down: path of the layer that narrows.
+        gate: path of the gate projection; None without. The same as ``up`` is one layer for both.
+        layout: of one layer for both, see :class:`finegates.blocks.FeedForward`.
+        phi: path of the attribute that is called for the activation; None where forward calls a
+            function.
+        activation: the name of that function in transformers' ``ACT2FN``.
+        joins: whether compaction makes one product of gate and up.
+        key: of the configuration, for the width that all layers share; empty where it has none.
+    """
+
+    classes: tuple[str, ...]
+    up: str = "up_proj"
+    down: str = "down_proj"
+    gate: str | None = None
+    layout: Literal["halves", "turns"] = "halves"
+    phi: str | None = "act_fn"
+    activation: str = ""
+    joins: Literal["", "own", "parts"] = ""
+    key: str = "intermediate_size"

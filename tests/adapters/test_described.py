@@ -1,0 +1,282 @@
+"""Every described type, tiny, random, offline and in float64: compact computes what gated does."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from finegates.adapters import adapter_for, described
+from finegates.budget import macs, planned_macs
+from finegates.compaction import compact, plan_compaction
+from finegates.formats.compact import load, save
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.penalty import penalty_of
+from finegates.gates.shared import AttentionGates
+from support import tiny
+from support.described import (
+    CONFIGURATIONS,
+    described_inputs,
+    described_model,
+    described_outputs,
+    heads,
+    relative_difference,
+)
+
+TYPES = sorted(CONFIGURATIONS)
+# Sums over some forty numbers in two orders, through at most three layers: far above what rounding
+# does in float64 (1e-14 at most was seen), far below what any forgotten size does (1e-5 at least).
+ROUNDING = 1e-11
+HEADS = [(name, head) for name in TYPES for head in heads(name)]
+_LANGUAGE = [(name, head) for name, head in HEADS if head in ("causal", "seq2seq", "speech")]
+
+
+def gated(name: str, head: str, preset: str, seed: int = 0, **options: Any) -> nn.Module:
+    model = described_model(name, head, seed=seed, **options)
+    attach(model, GateConfig(preset=preset))
+    tiny.scatter_gates(model, seed, mean=0.7)
+    if preset == "structured":
+        close_every_kind(model, seed)
+    return model.eval()
+
+
+@torch.no_grad()
+def close_every_kind(model: nn.Module, seed: int) -> None:
+    """Closes some of what every shared gate holds, so that each kind of narrowing takes place.
+
+    Left to chance, the widest head of a module often keeps all of its dimensions, and a wrong
+    description of what goes with them would not be noticed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for part in model.finegates_structure:
+        for gate in part.gates():
+            gate.latent.abs_()
+            count = gate.size
+            rows = 1
+            if isinstance(part, AttentionGates) and gate is part.values:
+                rows, count = part.part.kv_heads, part.part.head_dim
+            if isinstance(part, AttentionGates) and gate is part.heads and part.part.even:
+                rows, count = part.part.kv_heads, part.part.heads // part.part.kv_heads
+            least = 1 if count > 1 else 0
+            for row in range(rows):
+                closed = torch.randperm(count, generator=generator)[: max(least, count // 3)]
+                gate.latent[row * count + closed] *= -1
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("preset", ["structured", "reference"])
+@pytest.mark.parametrize(("name", "head"), HEADS, ids=[f"{n}-{h}" for n, h in HEADS])
+def test_compact_equals_gated_and_reloads(
+    name: str, head: str, preset: str, padding: str, attention: str, tmp_path: Path
+) -> None:
+    model = gated(name, head, preset, attention=attention)
+    inputs = described_inputs(name, head, padding=padding)
+    before = described_outputs(model, inputs)
+    dense = described_outputs(described_model(name, head, attention=attention), inputs)
+    assert relative_difference(dense, before) > 1e-2, "gates matter"
+    small = compact(model)
+    after = described_outputs(small, inputs)
+    assert relative_difference(before, after) < ROUNDING
+    assert planned_macs(model, 2, 7) == macs(small, 2, 7)
+    save(small, tmp_path / "small")
+    assert relative_difference(after, described_outputs(load(tmp_path / "small"), inputs)) == 0.0
+    assert relative_difference(after, described_outputs(copy.deepcopy(small), inputs)) == 0.0
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_linear_layer_of_the_transformer_layers_is_described(name: str) -> None:
+    model = described_model(name)
+    blocks = adapter_for(model).blocks(model)
+    assert blocks
+    known = {path for block in blocks for path in block.linears()}
+    found = {
+        path
+        for path, module in model.named_modules()
+        for block in blocks
+        if path.startswith(f"{block.path}.") and isinstance(module, nn.Linear)
+    }
+    left_out = {path.rpartition(".")[2] for path in found - known}
+    assert left_out <= {
+        *("pos_proj", "pos_q_proj"),  # of DeBERTa's positions
+        *("in_proj_a", "in_proj_b", "in_proj_qkv", "in_proj_z", "out_proj"),  # linear attention
+        "reduction",  # between the stages of Swin
+    }
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_shared_gates_meet_their_budget(name: str) -> None:
+    model = described_model(name)
+    attach(model, GateConfig(preset="structured", target=0.4, sequence_length=9))
+    penalty = penalty_of(model, model.finegates_config)
+    penalty.progress = 1.0
+    generator = torch.Generator().manual_seed(0)
+    for gate in penalty.gates():
+        gate.importance.copy_(torch.rand(gate.size, generator=generator))
+    kept = penalty.close_least()
+    # One dimension of a tiny model is some per cent of it.
+    assert 0.5 < kept < 0.7
+    small = compact(model)
+    counted = macs(small, 1, 9).total / macs(described_model(name), 1, 9).total
+    assert counted == pytest.approx(kept, abs=1e-6)
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("preset", ["structured", "reference"])
+@pytest.mark.parametrize(("name", "head"), _LANGUAGE, ids=[f"{n}-{h}" for n, h in _LANGUAGE])
+def test_generation_is_that_of_the_gated_model(name: str, head: str, preset: str) -> None:
+    """Greedily and by beams, with a growing cache, one of fixed size, and none."""
+    model = gated(name, head, preset)
+    inputs = described_inputs(name, head, padding="left")
+    inputs.pop("decoder_input_ids", None)
+    small = compact(model)
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 47}
+    options |= {"pad_token_id": 0}
+    ways: list[dict[str, Any]] = [{}, {"num_beams": 3}, {"use_cache": False}]
+    if getattr(type(model), "_can_compile_fullgraph", False):
+        ways.append({"cache_implementation": "static", "disable_compile": True})
+    for way in ways:
+        try:
+            expected = model.generate(**inputs, **options, **way)
+        except (ValueError, RuntimeError):
+            assert "cache_implementation" in way, "all but caches of a fixed size work for all"
+            continue
+        assert torch.equal(expected, small.generate(**inputs, **options, **way)), way
+
+
+@pytest.mark.parametrize("name", ["gemma2", "smollm3", "ministral3", "modernbert", "phi3"])
+def test_positions_beyond_windows_and_original_lengths_count_alike(name: str) -> None:
+    model = gated(name, "base", "structured")
+    inputs = described_inputs(name, length=90)
+    small = compact(model)
+    outputs = [described_outputs(m, inputs) for m in (model, small)]
+    assert relative_difference(*outputs) < ROUNDING
+
+
+@pytest.mark.sampled(16)
+@pytest.mark.parametrize("name", TYPES)
+def test_training_goes_on_with_the_gradients_of_the_gated_model(name: str) -> None:
+    """By the inputs: the chain rule through every narrowed module, with checkpoints, too."""
+    model = gated(name, "base", "structured")
+    inputs = described_inputs(name)
+    found = []
+    for each in (model, compact(model)):
+        each.eval()
+        parameter = next(p for p in each.parameters() if p.is_floating_point())
+        for parameters in each.parameters():
+            parameters.requires_grad_(parameters.is_floating_point())
+        for checkpointing in (False, True):
+            if checkpointing:
+                if not each.supports_gradient_checkpointing:
+                    continue
+                each.train()
+                for module in each.modules():
+                    if isinstance(module, nn.Dropout):
+                        module.p = 0.0
+                each.eval()
+                each.gradient_checkpointing_enable()
+            each.zero_grad()
+            output = next(iter(each(**inputs).values()))
+            output.square().sum().backward()
+            found.append(parameter.grad.clone())
+    for one, other in itertools.pairwise(found):
+        assert relative_difference([one], [other]) < 1e-6  # some norms are taken in float32
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gemma", {"pairs": "next"}),
+        ("cohere", {"order": "twice"}),
+        ("glm4", {"rotated": None}),
+    ],
+)
+def test_a_wrong_description_of_rotary_embeddings_is_noticed(
+    name: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this suite asks for fails where a form is wrong."""
+    _plant(monkeypatch, name, rotary=change)
+    model = gated(name, "base", "structured")
+    inputs = described_inputs(name)
+    before = described_outputs(model, inputs)
+    try:
+        after = described_outputs(compact(model), inputs)
+    except (RuntimeError, IndexError):
+        return
+    assert relative_difference(before, after) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("falcon", {"scaled_by_width": False}),
+        ("gpt_neox", {"layout": "qkv"}),
+        ("qwen3_5_text", {"norm": None}),
+        ("olmo2", {"norm": None}),
+        ("deberta", {"value_bias": False, "fixed_scores": False}),
+        ("bloom", {"head_arguments": {}}),
+        ("swin", {"per_head": {}}),
+        ("phi3", {"config_sizes": {}}),
+    ],
+)
+def test_a_wrong_description_of_an_attention_is_noticed(
+    name: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _plant(monkeypatch, name, **change)
+    worst = 0.0
+    for seed, preset in ((0, "structured"), (1, "structured"), (0, "reference")):
+        model = gated(name, "base", preset, seed)
+        inputs = described_inputs(name)
+        before = described_outputs(model, inputs)
+        try:
+            after = described_outputs(compact(model), inputs)
+        except (RuntimeError, IndexError, ValueError):
+            return
+        worst = max(worst, relative_difference(before, after))
+    assert worst > 1e-5
+
+
+def _plant(monkeypatch: pytest.MonkeyPatch, name: str, **change: Any) -> None:
+    """Changes the forms of the attentions of a model."""
+    forms = dict(described._attention_forms())
+    model = described_model(name)
+    changed = 0
+    for module in model.modules():
+        form = described._form(module, forms)
+        if form is None:
+            continue
+        values = dict(change)
+        if isinstance(values.get("rotary"), dict):
+            values["rotary"] = dataclasses.replace(form.rotary, **values["rotary"])
+        new = dataclasses.replace(form, **values)
+        forms.update(dict.fromkeys(new.classes, new))
+        changed += 1
+        break
+    assert changed
+    monkeypatch.setattr(described, "_attention_forms", lambda: forms)
+
+
+def test_heads_become_narrower_than_any_norm_over_them_was() -> None:
+    model = gated("gemma3_text", "base", "structured")
+    plan = plan_compaction(model)
+    assert any(sizes.width < sizes.head_dim for sizes in plan.heads.values())
+
+
+def test_one_layer_for_gate_and_up_loses_rows_of_both() -> None:
+    model = gated("phi3", "base", "structured")
+    small = compact(model)
+    for block in adapter_for(model).blocks(model):
+        feed = block.feed_forward
+        assert feed is not None
+        assert feed.is_fused
+        up, down = small.get_submodule(feed.up), small.get_submodule(feed.down)
+        assert up.out_features == 2 * down.in_features
+        assert down.in_features < down.dense_shape[1]
