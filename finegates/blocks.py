@@ -7,18 +7,18 @@ from itertools import pairwise
 from typing import Literal
 
 Layout = Literal["qkv", "heads", "groups", "multi_query", "gated_queries"]
-"""How the rows of queries, keys and values lie in their layers (:mod:`finegates.head_rows`)."""
+"""Order of the rows of queries, keys and values (:func:`finegates.head_rows.head_rows`)."""
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Which dimensions of a head rotary embeddings turn into each other.
+    """Pairs of dimensions that rotary embeddings mix.
 
     Attributes:
-        pairs: ``half``: dimension i and i + rotated / 2; ``next``: 2 i and 2 i + 1.
-        rotated: how many dimensions of a head are rotated, from the first on; None: all.
-        shared: whether one table of angles serves all heads of the module, so that they keep the
-            same pairs.
+        pairs: ``half``: dimensions i and i + rotated / 2; ``next``: dimensions 2 i and 2 i + 1.
+        rotated: number of rotated dimensions of a head, the first ones; None: all.
+        shared: whether all heads of the module must keep the same pairs, because they use one
+            table of angles.
     """
 
     pairs: Literal["half", "next"] = "half"
@@ -34,24 +34,23 @@ class Attention:
         path: the module that splits its projections into heads.
         q: path of the query projection, output size ``heads * head_dim``.
         k: path of the key projection, output size ``kv_heads * head_dim``.
-        v: path of the value projection, output size ``kv_heads * head_dim``. The same path three
-            times is one layer that holds the outputs of q, k and v as ``layout`` says.
+        v: path of the value projection, output size ``kv_heads * head_dim``. If all three paths are
+            equal, they are one layer; ``layout`` is the order of its rows.
         o: path of the output projection, input size ``heads * head_dim``.
         heads: number of query heads.
         kv_heads: number of key and value heads; below ``heads`` with grouped queries.
         head_dim: width of a head.
-        rotary: the rotary embeddings of queries and keys, or None.
-        norm: the RMS norm of queries and of keys before the dot product, whose weight and epsilon
-            change with the dimensions that are left: over the dimensions of each head (``head``) or
-            of all heads together (``all``); empty without one.
-        fixed_scores: whether the dimensions of queries and keys stay, because something between
-            projection and product reads all of them.
-        even: whether every key-value head has to keep as many query heads as the others.
-        layout: how the rows of q, k and v lie in their layers.
-        fixed_heads: whether something outside counts the heads, so that none may go whole.
-        value_bias: whether something is added to values behind their projection, so that a closed
-            row of it is not a zero value.
-        cross: whether keys and values are of another sequence than queries.
+        rotary: rotary embeddings of queries and keys, or None.
+        norm: RMS norm of queries and keys that can be narrowed, over the dimensions of each head
+            (``head``) or of all heads together (``all``); empty without one.
+        fixed_scores: whether queries and keys keep all dimensions.
+        even: whether every key-value head must keep the same number of query heads.
+        layout: order of the rows of q, k and v in their layers.
+        fixed_heads: whether other modules depend on the number of heads, so that no head may be
+            removed.
+        value_bias: whether a bias is added to values after their projection, so that a closed row
+            does not make a value zero.
+        cross: whether keys and values come from another sequence than queries.
         narrows: whether :meth:`Adapter.narrow` can make its heads narrower.
         joint: the projections among q, k and v that :meth:`Adapter.narrow` can fuse into one
             matmul, which is then the submodule of that name ("qkv", "kv"); empty if it cannot.
@@ -124,14 +123,14 @@ class HeadSizes:
         groups: for each of them, the position of its key-value head among the kept ones.
         kv_heads: indices of the kept key-value heads in the dense model.
         head_dim: width of a head in the dense model; scores keep its scale.
-        width: width of every kept head, unused dimensions being zero.
-        pairs: with rotary embeddings whose angles are looked up for every head, for each kept
-            key-value head the ``width / 2`` rotated pairs that it keeps (pair i holds dimensions i
-            and i + head_dim / 2); None if every head keeps all of them, or without such embeddings.
-        dimensions: where all heads keep the same dimensions of queries and keys
-            (``Attention.shares_scores``), the dense dimension at each of the ``width`` positions,
-            -1 where there are zeros; None if they keep all, or each its own.
-        fused: whether the projections that can (``Attention.joint``) are one product.
+        width: width of every kept head; unused dimensions are zero.
+        pairs: with rotary embeddings, the ``width / 2`` rotated pairs that each kept key-value head
+            keeps (pair i consists of dimensions i and i + head_dim / 2); None if every head keeps
+            all pairs, if all heads share them, or without rotary embeddings.
+        dimensions: dense dimension of queries and keys at each of the ``width`` positions, -1 for
+            zeros, if all heads share them (``Attention.shares_scores``); None otherwise, or if all
+            are kept.
+        fused: whether the projections of ``Attention.joint`` are one matmul.
 
     Raises:
         ValueError: the numbers are inconsistent.
@@ -197,16 +196,15 @@ class FeedForward:
 
     Attributes:
         up: path of the layer that widens.
-        down: path of the layer that narrows; it alone reads the intermediate values.
-        gate: path of the gate projection, or None. The same path as ``up`` is one layer that holds
-            the outputs of both as ``layout`` says.
-        activation: the name of phi in transformers' ``ACT2FN``; it acts on each number alone.
-        path: the module that :meth:`Adapter.join` can replace by one with a single product for gate
-            and up; None where it can not.
-        phi: path of the attribute that is called for phi, which decides what phi is; None where
-            only the name is known.
-        layout: of one layer for gate and up: first all outputs of gate, then all of up
-            (``halves``), or in turn (``turns``).
+        down: path of the layer that narrows, the only reader of the intermediate values.
+        gate: path of the gate projection, or None. If it equals ``up``, both are one layer;
+            ``layout`` is the order of its rows.
+        activation: the name of phi in transformers' ``ACT2FN``; it acts elementwise.
+        path: the module that :meth:`Adapter.join` can replace by one with a single matmul for gate
+            and up; None if it cannot.
+        phi: path of the attribute that computes phi; None if only the name is known.
+        layout: of one layer for gate and up: all rows of gate, then all of up (``halves``), or
+            alternating rows (``turns``).
     """
 
     up: str

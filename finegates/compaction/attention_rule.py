@@ -1,4 +1,7 @@
-"""The dimensions of heads, and the heads, whose removal is exact."""
+"""Exact removal of attention heads and of their dimensions.
+
+Shapes: K key-value heads, H query heads, W dimensions of a dense head.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +24,25 @@ def narrow_attention(
     notes: list[str],
     multiple: int = 1,
 ) -> HeadSizes | None:
-    """Removes dimensions of heads, and heads, that cannot bear on the output.
+    """Removes heads and their dimensions that cannot affect the output.
 
-    Let g count key-value heads, h the query heads of g, and d dimensions.
+    Let g be a key-value head, h a query head of its group, and d a dimension.
 
-    - A value (g, d) counts iff its row of v is open and some head h has its column of o open.
-    - A head none of whose values counts gives zero whatever its scores: its rows of q go.
-    - A score dimension (g, d) counts iff its row of k and the row of q of some head h are open.
-      Dimensions that go together (:func:`finegates.head_rows.score_units`: rotated pairs, and those
-      of all heads where these share them) go only if all their rows of k, or all those of q, are
-      closed; under a norm over dimensions, only if both are, since it reads what it normalises.
-    - A key-value head without heads goes with them.
-    - A norm over all heads reads every head: one goes only once its rows are closed.
-
-    What counts is packed to one common width per module, rounded up to the next multiple of
-    ``multiple`` (at most to the dense one) with dimensions of zeros; scores keep their scale. Where
-    every key-value head needs as many query heads as the others, some heads of zeros stay.
+    1. A value (g, d) is used iff its row of v is open and some head h has its column of o open.
+    2. A head without used values outputs zero for all scores, so its rows of q are removed.
+    3. A score dimension (g, d) is used iff its row of k and the row of q of some head h are open.
+    4. Dimensions that belong together (:func:`finegates.head_rows.score_units`: rotated pairs, and
+       those of all heads if one table or one norm serves them) are removed only if all their rows
+       of k, or all those of q, are closed.
+    5. A norm over dimensions reads what it normalises, so its dimensions are removed only if their
+       rows of both q and k are closed; with a norm over all heads, this holds for heads as well.
+    6. A key-value head is removed with the last of its query heads.
+    7. Used dimensions are packed to one width per module, rounded up to a multiple of ``multiple``
+       (at most the dense width) and padded with zeros; scores keep their scale. If every key-value
+       head needs the same number of query heads, heads of zeros fill up the smaller groups.
 
     Returns:
-        the new sizes; None if the module stays as it is (its layers may still lose rows).
+        the new sizes; None if the module does not change (its layers may still lose rows).
     """
     paths = part.linears()
     if not any(path in drafts for path in paths):
@@ -58,14 +61,14 @@ def narrow_attention(
     before = _head_masks(part, own)
     q, k, v, o = (before[letter] for letter in "qkvo")  # (K, H / K, W) or, of k and v, (K, W)
 
-    counts = o if part.value_bias else v[:, None] & o
-    alive = counts.any(-1)  # (K, H / K)
+    counts = o if part.value_bias else v[:, None] & o  # (K, H / K, W), rule 1
+    alive = counts.any(-1)  # (K, H / K), rules 2 and 6
     kept = torch.ones_like(alive) if part.fixed_heads else _kept_heads(part, alive, q, k)
     q = q & (kept if part.norm == "all" else alive)[..., None]
-    scored = _scored(part, q, k, alive)  # (K, W)
-    valued = counts.any(1)
-    groups = kept.any(1)
-
+    scored = _scored(part, q, k, alive)  # (K, W), rules 3 to 5
+    valued = counts.any(1)  # (K, W)
+    groups = kept.any(1)  # (K,)
+    # Rule 7: one width for scores and values of all kept heads.
     width = _width(part, scored[groups], valued, multiple)
     packed = width < part.head_dim
     masks = {"q": q & scored[:, None], "k": k & scored & groups[:, None], "v": v & valued}
@@ -114,7 +117,7 @@ def _kept_heads(part: Attention, alive: Tensor, q: Tensor, k: Tensor) -> Tensor:
         kept |= q.any(-1)
         kept[:, 0] |= k.any(-1) & ~kept.any(1)
     if not bool(kept.any()):
-        kept[0, 0] = True  # the module, and a cache in it, need one head, be it empty
+        kept[0, 0] = True  # the module, and a cache in it, need at least one head
     if part.even:
         most = int(kept.sum(1).max())
         for index in kept.any(1).nonzero().flatten().tolist():
@@ -154,8 +157,10 @@ def _turns_by_head(part: Attention) -> bool:
 def _score_positions(
     part: Attention, scored: Tensor, groups: Tensor, width: int, packed: bool
 ) -> tuple[Tensor, tuple[int, ...] | None]:
-    """Where each dimension of queries and keys lies in its head of the new width, (K, W), and for
-    heads that share them the dense dimension at each position."""
+    """Position of each dimension of queries and keys in a narrow head, (K, W).
+
+    If all heads share their dimensions, also the dense dimension at each position.
+    """
     if not packed:
         return torch.arange(part.head_dim, device="cpu").expand(scored.shape), None
     if part.rotary is None:
@@ -175,7 +180,10 @@ def _score_positions(
 
 
 def _turned_dimensions(part: Attention, scored: Tensor, width: int) -> tuple[int, ...]:
-    """The dense dimension at each position of a narrow head, rotated pairs first, -1 for zeros."""
+    """The dense dimension at each position of a narrow head, rotated pairs first.
+
+    Positions of zeros hold -1.
+    """
     assert part.rotary is not None
     rotated = part.head_dim if part.rotary.rotated is None else part.rotary.rotated
     half = rotated // 2
@@ -198,14 +206,14 @@ def _filled(dimensions: list[int], width: int) -> tuple[int, ...]:
 
 
 def _value_positions(valued: Tensor, packed: bool) -> Tensor:
-    """Where each dimension of values lies in its head of the new width, (K, W)."""
+    """Position of each dimension of values in a narrow head, (K, W)."""
     if not packed:
         return torch.arange(valued.shape[-1], device="cpu").expand(valued.shape)
     return valued.cumsum(-1) - 1
 
 
 def _obstacle(part: Attention, adapter: Adapter, model: nn.Module) -> str | None:
-    """Why the module of an attention is not the one that its adapter narrows, or None."""
+    """The reason why an adapter cannot narrow an attention's module, or None."""
     module = model.get_submodule(part.path)
     if not adapter.attention_classes:
         return None
@@ -235,22 +243,24 @@ def _head_masks(part: Attention, own: dict[str, Draft]) -> dict[str, Tensor]:
 
 
 def _same_input(part: Attention, own: dict[str, Draft], layers: dict[str, nn.Module]) -> bool:
-    """Whether those that can be one product read the same columns and all have a bias or none."""
+    """Whether fusible layers read the same columns, and all or none have a bias."""
     first, *others = paths = part.joint_linears()
     biases = {layers[path].bias is None for path in paths}
     return len(biases) == 1 and all(torch.equal(own[path].cols, own[first].cols) for path in others)
 
 
 def _pairs(used: Tensor, width: int) -> tuple[tuple[int, ...], ...]:
-    """The kept pairs of every kept key-value head, filled up with pair 0, whose numbers are zero
-    there."""
+    """The kept pairs of every kept key-value head, padded with pair 0.
+
+    The values of padded pairs are zero.
+    """
     lists = [row.nonzero().flatten().tolist() for row in used[:, : used.shape[-1] // 2]]
     return tuple(tuple(kept + [0] * (width // 2 - len(kept))) for kept in lists)
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the numbers of the dense heads lie in the narrow ones.
+    """Positions of the dense heads' dimensions in the narrow heads.
 
     Attributes:
         part: the dense attention.

@@ -1,4 +1,4 @@
-"""The intermediate dimensions of a feed-forward part whose removal is exact."""
+"""Exact removal of intermediate dimensions of a feed-forward part."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ def pair_feed_forward(
     drafts: dict[str, Draft],
     notes: list[str],
 ) -> bool:
-    """Removes the intermediate dimensions that cannot vary, from every layer that holds them.
+    """Removes constant and unread intermediate dimensions from all their layers.
 
-    Without a gate projection, a closed row of ``up`` makes the value phi(0) whatever the input, so
-    it moves into the bias of ``down``. With one, phi(gate) * up is zero if ``up`` is closed, or if
-    ``gate`` is closed and phi(0) = 0. A closed column of ``down`` makes the value unread.
+    1. Without a gate projection, a closed row of ``up`` makes the value phi(0) for every input;
+       this constant moves into the bias of ``down``.
+    2. With a gate projection, phi(gate) * up is zero if ``up`` is closed, or if ``gate`` is closed
+       and phi(0) = 0.
+    3. A closed column of ``down`` makes the value unread.
 
     Returns:
-        whether ``gate`` and ``up`` read the same inputs, so that they are to become one product.
+        whether ``gate`` and ``up`` read the same inputs, so that they can be fused.
     """
     paths = part.linears()
     if not any(path in drafts for path in paths):
@@ -47,21 +49,21 @@ def pair_feed_forward(
     if not acts_on_numbers(phi):
         notes.append(
             f"{part.up}, {part.down}: they keep their width, since {type(phi).__name__} between "
-            "them is not known to act on each number alone"
+            "them is not known to act elementwise"
         )
         return False
     at_zero = activation_at_zero(phi)
 
-    unread = ~down.cols
+    unread = ~down.cols  # (intermediate,), rule 3
     constants = None
-    if gate is not None:
+    if gate is not None:  # rule 2
         of_gate, of_up = feed_forward_rows(part, unread.numel())
         constant = ~up.rows[of_up]
         if at_zero == 0.0:
             constant = constant | ~gate.rows[of_gate]
     elif at_zero is None:
         constant = torch.zeros_like(up.rows)
-    else:
+    else:  # rule 1
         constant = ~up.rows
         if at_zero != 0.0 and bool((constant & ~unread).any()):
             constants = (constant & ~unread).to(torch.float64) * at_zero
@@ -88,6 +90,6 @@ def pair_feed_forward(
 
 
 def _alike(up: Draft, gate: Draft, layers: dict[str, nn.Module]) -> bool:
-    """Whether two layers read the same columns and both have a bias or neither has."""
+    """Whether two layers read the same columns, and both or neither have a bias."""
     biases = [layers[draft.path].bias is None for draft in (up, gate)]
     return biases[0] == biases[1] and torch.equal(up.cols, gate.cols)

@@ -26,11 +26,10 @@ class LayerPlan:
         output_width: size of a narrow output; None if the output is dense.
         write: int64 (kept rows,), increasing: their positions in a narrow output; None if they fill
             it. A dense output is written at ``rows``.
-        scale: float64 (out_features,), what each row of the weight and of the bias is multiplied by
-            besides its gate; None: 1.
-        constants: float64 (in_features,), the constant that each removed column's input would have
-            held, which moves into the bias; None where all are zero.
-        reasons: what was removed by which rule, in words.
+        scale: float64 (out_features,), extra factor of each row of weight and bias; None: 1.
+        constants: float64 (in_features,), the constant inputs of removed columns, which move into
+            the bias; None if all are zero.
+        reasons: descriptions of the removals.
         seconds: predicted time of one token; None without a cost model.
     """
 

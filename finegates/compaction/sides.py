@@ -1,4 +1,4 @@
-"""Whether leaving out a side of a layer saves more than the moving of data that it needs."""
+"""Which sides of a layer stay dense because removing them would cost time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from finegates.compaction.draft import Draft
 
 
 def choose_sides(drafts: Sequence[Draft], cost: CostModel) -> None:
-    """Keeps a side dense where leaving it out would not pay; changes the drafts.
+    """Keeps a side dense if removing it would not pay; changes the drafts.
 
     Args:
-        drafts: one layer, or several with the same kept columns that become one product.
-        cost: the prices.
+        drafts: one layer, or several with the same kept columns that will be fused.
+        cost: the cost model.
     """
     first = drafts[0]
+    # Options for the inputs: (gather?, columns). A narrow input leaves no choice.
     inputs = [(False, first.cols.numel() if first.input_width is None else first.input_width)]
     if first.input_width is not None or bool(first.cols.all()):
         inputs = [(first.read is not None, int(first.cols.sum()))]
     else:
         inputs.append((True, int(first.cols.sum())))
+    # Options for the outputs: (scattered size or None, rows). Fused layers do not scatter.
     kept = sum(int(draft.rows.sum()) for draft in drafts)
     narrow = any(draft.output_width is not None for draft in drafts)
     total = sum(
@@ -33,6 +35,7 @@ def choose_sides(drafts: Sequence[Draft], cost: CostModel) -> None:
         outputs = [(total if kept < total else None, kept)]
     elif len(drafts) == 1:
         outputs.append((total, kept))
+    # The cheapest combination; sides that it keeps dense become dense in every draft.
     _, gathers, scatters = min(
         (cost.seconds(rows, columns, gathers=g, scatters_to=s), g, s is not None)
         for g, columns in inputs

@@ -5,8 +5,8 @@ removed only if both close it, and a residual dimension is read by three project
 dimension that compaction can remove has one gate:
 
 - ``inputs`` of queries, keys and values together, and of the feed-forward layers;
-- ``scores``, the dimensions of queries and keys (of a rotated pair together, and of all heads where
-  one table of angles or one norm serves them);
+- ``scores``, the dimensions of queries and keys (of a rotated pair together, and of all heads if
+  they use one table of angles or one norm);
 - ``values``, the dimensions between v and o;
 - ``heads``;
 - ``hidden``, the feed-forward dimensions;
@@ -40,7 +40,7 @@ class AttentionGates:
         part: the attention.
         inputs: (hidden,) of q, k and v; with cross-attention of q alone.
         memory: (hidden,) of k and v, with cross-attention only.
-        scores: one for all dimensions of queries and keys that go together
+        scores: (units,), one for each set of dimensions of queries and keys that belong together
             (:func:`finegates.head_rows.score_units`).
         values: (kv_heads * head_dim,).
         heads: (heads,).
@@ -84,28 +84,26 @@ class AttentionGates:
             scores = of_dimensions(part, read(self.scores))
         if self.values is not None:
             values = read(self.values).view(part.kv_heads, part.head_dim)
-        if packed and part.norm != "all":
-            # A head without values goes, and its queries and keys with it.
+        if packed and part.norm != "all":  # rule 3
             heads = heads * (values.sum(-1, keepdim=True) > 0)
-        group = 1 - (1 - heads).prod(-1)  # keys and values stay while one of their heads does
+        group = 1 - (1 - heads).prod(-1)  # (kv_heads,), rule 2
         keyed = group
         if part.norm == "all" and part.kv_heads < part.heads:
             keyed = torch.ones_like(group)  # no gate closes all keys of a group
-        queries = (heads.sum(-1) * scores.sum(-1)).sum()
-        context = (heads.sum(-1) * values.sum(-1)).sum()
-        kept = (keyed * scores.sum(-1)).sum() + (group * values.sum(-1)).sum()
-        linear = inputs * queries + memory * kept + context * outputs
-        if part.layout == "gated_queries":  # the gate of a head's output has as many rows
-            linear = linear + inputs * context
-        products = queries + context
-        if packed:
-            products = (
-                2 * self._packed_width(scores, values, group, keyed) * self._packed_heads(heads)
-            )
+        queries = (heads.sum(-1) * scores.sum(-1)).sum()  # outputs of q
+        context = (heads.sum(-1) * values.sum(-1)).sum()  # inputs of o
+        outer = (keyed * scores.sum(-1)).sum() + (group * values.sum(-1)).sum()  # outputs of k, v
+        linear = inputs * queries + memory * outer + context * outputs  # rule 1
+        if part.layout == "gated_queries":
+            linear = linear + inputs * context  # q also outputs a gate for every value
+        products = queries + context  # per token attended to: q k^T and the weighted sum of v
+        if packed:  # rule 3
+            width = self._packed_width(scores, values, group, keyed)
+            products = 2 * width * self._packed_heads(heads)
         return linear + length * products
 
     def _packed_width(self, scores: Tensor, values: Tensor, group: Tensor, keyed: Tensor) -> Tensor:
-        """The common width of the heads that stay, as compaction packs them.
+        """Width of the kept heads after compaction.
 
         Args:
             scores: (kv_heads, head_dim), 1 where kept.
@@ -124,7 +122,7 @@ class AttentionGates:
         return width
 
     def _packed_heads(self, heads: Tensor) -> Tensor | int:
-        """How many query heads stay, those of zeros included; ``heads`` is (kv_heads, each)."""
+        """Number of query heads after compaction, for ``heads`` (kv_heads, each)."""
         part = self.part
         if part.fixed_heads:
             return part.heads
