@@ -102,7 +102,7 @@ def test_a_wrong_command_line_ends_with_2_and_its_usage(capsys, words, message):
         (["plan", "{tmp}"], "{tmp} holds neither config.json nor finegates.json; give a folder"),
         (["plan", "{tmp}/file"], "{tmp}/file is a file; give the folder"),
         (["plan", "{model}", "--cost", "none"], "--cost none: no such file; use 'smallest', "),
-        (["plan", "{model}", "--cost", "{tmp}/file"], "{tmp}/file holds no cost model"),
+        (["plan", "{model}", "--cost", "{tmp}/file"], "{tmp}/file is not a cost model"),
         (["compact", "{model}", "--out", "{tmp}/new"], "has no gates, so there is nothing to "),
         (["compact", "{model}", "--out", "{model}"], "--out {model}: exists already; choose "),
         (["export", "{model}", "--stock", "{model}"], "--stock {model}: exists already; choose"),
@@ -151,8 +151,8 @@ def test_an_interruption_ends_with_130(monkeypatch, capsys):
 def test_a_message_of_several_lines_is_told_on_one():
     assert one_line(ValueError("first\n  second")) == "first second"
     assert one_line(KeyError("a name\nof two lines")) == "a name of two lines"
-    assert one_line(AssertionError()) == "AssertionError; --traceback shows where"
-    assert one_line(AttributeError("x")) == "AttributeError: x; --traceback shows where"
+    assert one_line(AssertionError()) == "AssertionError; --traceback shows the traceback"
+    assert one_line(AttributeError("x")) == "AttributeError: x; --traceback shows the traceback"
 
 
 @pytest.mark.parametrize("command", suite.SUITE)

@@ -128,5 +128,5 @@ def test_calibration_gives_positive_prices_that_survive_a_file(tmp_path: Path) -
     bad = [json.dumps({**good, name: v}) for name, values in wrong.items() for v in values]
     for text in ("[]", "{", "{}", json.dumps({**good, "prodcut": 1}), *bad):
         (tmp_path / "cost.json").write_text(text)
-        with pytest.raises(ValueError, match=r"cost.json holds no cost model"):
+        with pytest.raises(ValueError, match=r"cost.json is not a cost model"):
             CostModel.load(tmp_path / "cost.json")
