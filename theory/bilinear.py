@@ -91,7 +91,8 @@ def weight_components(weight: Array) -> int:
 
 def fit_gates(problem: Problem, start: Array | None = None, sweeps: int = 60) -> Array:
     """A local minimiser of L near ``start`` (θ = 1 if None), by exact alternating least squares and
-    then Levenberg and Marquardt's method; shape (m + d,), rescaled so that ‖r‖ = ‖c‖."""
+    then Levenberg and Marquardt's method; shape (m + d,), rescaled so that ‖r‖ = ‖c‖.
+    """
     from scipy.optimize import least_squares
 
     gates = np.ones(problem.rows + problem.cols) if start is None else start

@@ -88,7 +88,8 @@ def start(problems: Sequence[Problem], method: str, seed: int) -> Point:
 
 def solution(problems: Sequence[Problem], method: str) -> tuple[Point, Array]:
     """Minimisers and L*, shape (p,): exact for columns and LoRA (balanced); with rows and columns
-    the best of descents from 1 and from two random starts, each solved to the end."""
+    the best of descents from 1 and from two random starts, each solved to the end.
+    """
     if is_lora(method):
         found = [lora_minimiser(p, rank_of(method)) for p in problems]
         point = np.stack([b for b, _, _ in found]), np.stack([a for _, a, _ in found])

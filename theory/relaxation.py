@@ -127,7 +127,8 @@ class Relaxed:
 
     def lipschitz_bound(self) -> float:
         """An upper bound on ‖∇²F‖ over all μ: ‖off-diagonal H‖ + max_j H_jj max(1, κ) + β_j κ,
-        with κ = φ(0)/σ and β_j the largest |Σ_{k≠j} H_jk ω_k − b_j| in the box."""
+        with κ = φ(0)/σ and β_j the largest |Σ_{k≠j} H_jk ω_k − b_j| in the box.
+        """
         h = self.quadratic.hessian
         diagonal = np.diag(h)
         kappa = PEAK / self.sigma
@@ -148,7 +149,8 @@ class Relaxed:
 
     def steepest_corner(self) -> Array:
         """The μ at which that limit is attained: ω_k at the bound that makes |∂_jL| largest, well
-        inside saturation for k ≠ j, and μ_j at the edge itself."""
+        inside saturation for k ≠ j, and μ_j at the edge itself.
+        """
         h, b = self.quadratic.hessian, self.quadratic.linear
         up, down = np.maximum(h, 0).sum(1) - b, b - np.minimum(h, 0).sum(1)
         j = int(np.argmax(np.maximum(up, down)))

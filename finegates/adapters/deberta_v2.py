@@ -39,8 +39,11 @@ class DebertaV2Adapter(LayerStackAdapter):
         return module
 
     def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
-        """sqrt(width / head_dim): the module divides scores by the root of the width it finds,
-        which it takes in float32."""
+        """sqrt(width / head_dim), in float32.
+
+        The module divides scores by the root of the width that it finds, which it computes in
+        float32.
+        """
         terms = 1 + sum(kind in module.pos_att_type for kind in ("c2p", "p2c"))  # type: ignore
         found, meant = (math.sqrt(size * terms) for size in (sizes.width, sizes.head_dim))
         return _float32(found) / _float32(meant)

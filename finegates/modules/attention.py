@@ -1,5 +1,6 @@
-"""Attention modules of compact models: heads of any common width, grouped in any way, one product
-for queries, keys and values.
+"""Attention modules of compact models, with any number and width of heads.
+
+Heads are grouped in any way, and queries, keys and values can be one matmul.
 
 They take the place of the modules of transformers, with the same call, and hand the products to the
 attention function that the model's configuration names (eager, sdpa, flash, ...). Attention masks
@@ -170,8 +171,10 @@ class EncoderAttention(NarrowAttention):
 
 
 class RotaryAttention(NarrowAttention):
-    """Causal self-attention with rotary embeddings, grouped queries and, where the architecture has
-    them, norms over the dimensions of queries and keys."""
+    """Causal self-attention with rotary embeddings and grouped queries.
+
+    If the architecture has them, it also applies norms over the dimensions of queries and keys.
+    """
 
     classes = (
         "llama.LlamaAttention",

@@ -37,7 +37,6 @@ def stock_obstacle(model: nn.Module) -> str | None:
     Returns:
         a sentence that names the part and the ways that work.
     """
-
     for path, module in model.named_modules():
         if isinstance(module, GatedLayer):
             return (

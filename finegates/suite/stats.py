@@ -197,8 +197,10 @@ POWER = 0.8
 
 
 def detectable_by_rows(standard_error: float) -> float:
-    """Smallest true difference of two scores on *different* draws of rows that a two-sided test at
-    ``LEVEL`` finds with probability ``POWER``: (z_.975 + z_.8) sqrt(2) standard errors.
+    """Smallest difference that a two-sided test finds with *different* test rows.
+
+    With probability ``POWER`` at ``LEVEL`` it finds a true difference of (z_.975 + z_.8) sqrt(2)
+    standard errors.
 
     Two models that are scored on the same rows differ less by chance, so this is an upper bound.
     """
@@ -209,8 +211,10 @@ def detectable_by_rows(standard_error: float) -> float:
 
 
 def detectable_by_seeds(differences: Iterable[float]) -> float | None:
-    """Smallest true mean difference that a paired t test over these seeds would find, at ``LEVEL``
-    with probability ``POWER``: (t_.975 + t_.8) s / sqrt(n), s their standard deviation.
+    """Smallest mean difference that a paired t test over these seeds finds.
+
+    With probability ``POWER`` at ``LEVEL`` it finds a true difference of (t_.975 + t_.8) s /
+    sqrt(n), s their standard deviation.
 
     Returns:
         None for fewer than two differences.

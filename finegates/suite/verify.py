@@ -47,8 +47,10 @@ def verify(results: str | Path) -> tuple[str, list[str]]:
 
 
 def _from_the_future(results: Path) -> list[str]:
-    """A message if the clock was set back since results were written: what is made now would look
-    older than what it was made from."""
+    """A message if the clock was set back since results were written.
+
+    New results would look older than their inputs.
+    """
     dates = {path: path.stat().st_mtime for path in results.rglob("*")}
     newest = max(dates, key=lambda path: dates[path], default=None)
     if newest is None or dates[newest] <= time.time() + SKEW_S:

@@ -184,8 +184,10 @@ MERGED = 2 + 1 + 1 + 2 + 1
 
 
 def low_rank_model(dtype: torch.dtype, factors: torch.dtype) -> nn.Module:
-    """LoRA on every linear layer, inside gates of eighths in the first block, without them in the
-    second; the numbers are those of ``dtype`` and ``factors``."""
+    """LoRA on every linear layer, with gates in the first block only.
+
+    The gates are eighths, and the numbers are those of ``dtype`` and ``factors``.
+    """
     peft = pytest.importorskip("peft")
     base = tiny.tiny_model("bert")
     names = adapter_for(base).gated(base)

@@ -1,5 +1,4 @@
-"""The plan of a compaction, read before it is applied: block by block what is kept, why, and what
-it costs."""
+"""The plan of a compaction: block by block what is kept, why, and its cost."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""Faults from outside: jobs left alone, two runs at once, a full disk, no leave to write, a clock
-that goes back, files that go away."""
+"""Faults from outside the workflow.
+
+Jobs left alone, two runs at once, a full disk, missing permissions, a clock that goes back, files
+that disappear.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +57,10 @@ def jobs_left_alone(folder: Path, whole: Scratch) -> Iterator[Outcome]:
 
 
 def two_runs_at_once(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """A second run while the first is at work; the first is from scratch, on another number of
-    cores than the undisturbed one."""
+    """A second run while the first is active.
+
+    The first is from scratch, on another number of cores than the undisturbed one.
+    """
     first = Scratch(folder)
     with ended(first.start()) as process:
         wait_until(lambda: (first.results / ".lock").exists() or process.poll() is not None, "run")

@@ -1,5 +1,4 @@
-"""A save that succeeds can be loaded, over odd configurations; any other says why and writes
-nothing."""
+"""A save that succeeds can be loaded; any other says why and writes nothing."""
 
 from __future__ import annotations
 

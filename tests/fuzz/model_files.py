@@ -44,8 +44,10 @@ def _saved_model() -> Path:
 
 
 def compact_model() -> Target:
-    """The structure file of a saved compact model, its tensors untouched: as it is, and with its
-    digest made to fit, as someone who means harm would."""
+    """The structure file of a saved compact model, with intact tensors.
+
+    It is tried unchanged, and with a matching digest, as an attacker would write it.
+    """
     saved = _saved_model()
     tensors = (saved / TENSORS).read_bytes()
     sealed = json.loads((saved / STRUCTURE).read_text())

@@ -1,5 +1,8 @@
-"""Watches what a program does while it reads a file: no process, no network, no pickle, no module
-of the file's folder, nothing written."""
+"""Watches what a program does while it reads a file.
+
+It must start no process, use no network, no pickle, no module of the file's folder, and write
+nothing.
+"""
 
 from __future__ import annotations
 

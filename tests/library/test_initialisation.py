@@ -69,8 +69,10 @@ def test_init_weights_changes_nothing(architecture: str, way: str, tmp_path: Pat
 def test_a_class_that_takes_a_model_in_and_calls_post_init_leaves_it_alone(
     architecture: str, way: str, tmp_path: Path
 ) -> None:
-    """The wrapper derives from the architecture's own base: GPT-2's initialises all that it finds
-    in itself by name."""
+    """The wrapper derives from the architecture's own base.
+
+    GPT-2's initialises all that it finds in itself by name.
+    """
     model = WAYS[way](small_model(architecture), tmp_path)
     before = numbers(model)
     base = next(c for c in type(model).__mro__ if PreTrainedModel in c.__bases__)

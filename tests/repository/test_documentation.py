@@ -185,8 +185,10 @@ def listed(described: type) -> set[str]:
 
 
 def documented(section: type[BaseModel]) -> set[str]:
-    """The keys that a section's description lists, or one that it inherits from; those of gates
-    are described in the library's configuration, once."""
+    """The keys that the description of a section or of its bases lists.
+
+    Those of gates are described once, in the library's configuration.
+    """
     found = set().union(*(listed(base) for base in section.__mro__ if issubclass(base, Section)))
     if issubclass(section, GateFields):
         found |= listed(GateConfig) & set(section.model_fields)

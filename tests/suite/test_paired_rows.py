@@ -62,8 +62,11 @@ def test_the_paired_error_is_the_spread_over_draws_of_rows(task):
 
 
 def test_of_accuracies_it_is_mcnemars():
-    """With b and c the rows that one model alone gets right: sqrt(b + c - (b - c)² / n) / n, with
-    n - 1 instead of n under the root's division."""
+    """The error is sqrt(b + c - (b - c)² / n) / n.
+
+    b and c are the rows that only one model gets right; the division under the root uses n - 1
+    instead of n.
+    """
     labels, first, second = rows_of("sst2", 300)
     b = int(((first == labels) & (second != labels)).sum())
     c = int(((first != labels) & (second == labels)).sum())

@@ -35,8 +35,10 @@ def fences(text: str) -> Iterator[tuple[str, str]]:
 
 
 def examples(text: str) -> list[Example]:
-    """The Python blocks of a page; a fence of the language ``text`` right after one is its
-    output."""
+    """The Python blocks of a page.
+
+    A fence of the language ``text`` right after one is its output.
+    """
     found: list[Example] = []
     end = -1
     for match in FENCE.finditer(text):

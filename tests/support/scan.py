@@ -98,8 +98,10 @@ def _loader(call: ast.Call, given: dict[str | None, ast.expr]) -> ast.expr:
 
 
 def holds_pickle(content: bytes) -> bool:
-    """Whether a file's content is a pickle, alone or in a zip archive (what ``torch.save`` writes),
-    or a NumPy array of objects."""
+    """Whether a file's content is a pickle.
+
+    It may be alone, in a zip archive (as ``torch.save`` writes), or in a NumPy array of objects.
+    """
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return any(

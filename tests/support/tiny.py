@@ -171,8 +171,10 @@ def output(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def scatter_gates(model: nn.Module, seed: int = 0, mean: float = 0.0) -> None:
-    """Moves every stochastic gate away from its start: about a third closed, the rest between; more
-    with a negative mean."""
+    """Moves every stochastic gate away from its initial value.
+
+    About a third are closed, the rest in between; more with a negative mean.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, StochasticGate):

@@ -93,8 +93,10 @@ def trained(
     arguments: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, list[int], InOrder]:
-    """Importances after a training in which all is decided behind the last step, skipped steps,
-    and the trainer. Nothing is random in it."""
+    """Importances after a training, skipped steps, and the trainer.
+
+    The final choice would come after the last step. Nothing is random in it.
+    """
     model = plain_model(architecture)
     config = GateConfig(
         preset="structured", target=0.2, noise_std=0.0, sequence_length=6,

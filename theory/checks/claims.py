@@ -29,7 +29,7 @@ USEFUL = 1e-6
 
 
 def check_pl(settings: Settings) -> Check:
-    """ "The gated objective satisfies the PL condition": ‖∇L‖² ≥ 2μ(L − L*), μ ≥ 10⁻⁶ Λ, where?
+    """Claim "The gated objective satisfies the PL condition": ‖∇L‖² ≥ 2μ(L − L*), μ ≥ 10⁻⁶ Λ, where?
 
     Columns alone, rows alone: yes (``columns-pl``). Rows and columns: not globally
     (``joint-path``), but near ω = 1 where W is nearly right (``joint-local``). Through clipping: no
@@ -114,7 +114,7 @@ def _box_case(problem: Problem, family: str, random: np.random.Generator) -> Cas
 
 
 def check_convergence(settings: Settings) -> Check:
-    """ "Training with stochastic gates converges": does the gap fall to 1 % of its start?
+    """Claim "Training with stochastic gates converges": does the gap fall to 1 % of its start?
 
     Gradient descent on column gates, projected descent in the box, stochastic descent with small
     noise: yes, linearly, the last to a ball (``sgd-linear``). With noise 0.5 the ball around L* is

@@ -73,7 +73,8 @@ def _measure(
 
 def unexplained(problems: list[Problem], low: Array) -> Array:
     """(L* − L_ols)/(L(start) − L_ols): the share of what a free weight gains that is out of "
-    "reach."""
+    "reach.
+    """
     shares = []
     for problem, height in zip(problems, low, strict=True):
         free = lora_minimiser(problem, min(problem.rows, problem.cols))[2]

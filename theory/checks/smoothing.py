@@ -223,7 +223,8 @@ def check_growth(settings: Settings) -> Check:
 
 def relaxed_minimum(relaxed: Relaxed, start: Array) -> tuple[Array, float]:
     """A minimiser of F by L-BFGS from the hard optimum, and F there. Where a gate should be closed
-    or open exactly F has none: it falls towards μ = ∓∞, so centres stop at ±6σ beyond the box."""
+    or open exactly F has none: it falls towards μ = ∓∞, so centres stop at ±6σ beyond the box.
+    """
     wide = 6 * relaxed.sigma
     # A gate that sits on a bound starts beyond it: at the bound the noise costs most.
     centres = np.where(start <= 1e-9, -wide / 2, np.where(start >= 1 - 1e-9, 1 + wide / 2, start))

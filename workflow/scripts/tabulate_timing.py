@@ -1,5 +1,7 @@
-"""Joins the measurements of all shapes, and makes the tables of inference times and of compaction's
-own cost."""
+"""Joins the measurements of all shapes, and tabulates their times.
+
+The tables are of inference times and of compaction's own cost.
+"""
 
 import json
 from pathlib import Path

@@ -105,8 +105,10 @@ class Claim(Section):
 
 
 class Ledger(Section):
-    """All claims, in the order of the report; ``experiments`` are what the digest proposes to try,
-    put as statements that could fail."""
+    """All claims, in the order of the report.
+
+    ``experiments`` are proposals of the digest, stated as claims that could fail.
+    """
 
     claims: list[Claim] = Field(min_length=1)
     experiments: list[Claim] = Field(default=[])

@@ -116,8 +116,11 @@ def _row_errors(
 def gate_difference(
     evidence: Evidence, method: str, against: str, kind: str, study: str | None = None
 ) -> Measured:
-    """A share of a method's gates less that of another's, paired by task and seed, in points of per
-    cent: ``closed``, ``open``, ``half_open`` or ``reopened`` (seen closed and open again)."""
+    """Difference of a share of gates between two methods, in percentage points.
+
+    It is paired by task and seed. Shares are ``closed``, ``open``, ``half_open`` or ``reopened``
+    (closed at one look, open at a later one).
+    """
     unit = "% of gates"
     return _difference(evidence, method, against, f"gates_{kind}", 100.0, unit, study)
 
@@ -139,8 +142,7 @@ def macs_removed(evidence: Evidence, method: str, study: str | None = None) -> M
 
 
 def deployed_time_saved(evidence: Evidence, method: str) -> Measured:
-    """Time of a forward pass that a trained and deployed model saves against the dense model, in
-    per cent."""
+    """Time of a forward pass that a deployed model saves, in per cent of the dense one."""
     table = evidence.table(STUDY_TIMES)
     _check_control(table[table["method"] == CONTROL], STUDY_TIMES)
     found, dense = (_rows(table, name, STUDY_TIMES).iloc[0] for name in (method, "dense"))
@@ -162,8 +164,11 @@ def _check_control(control: pd.DataFrame, name: str) -> None:
 
 
 def _saved(found: Any, dense: Any) -> tuple[float, float]:
-    """Bounds of the time saved, in per cent: the quartiles of repeated passes, each against the
-    other end of the dense model's."""
+    """Bounds of the saved time, in per cent.
+
+    They are the quartiles of repeated passes, each against the opposite quartile of the dense
+    model.
+    """
     low = 100 * (1 - float(found["q75_ms"]) / float(dense["q25_ms"]))
     return low, 100 * (1 - float(found["q25_ms"]) / float(dense["q75_ms"]))
 
@@ -287,8 +292,10 @@ def time_saved(
 
 
 def theory_claim(evidence: Evidence, claim: str) -> Measured:
-    """The verdicts of the theory's checks that bear on a claim of the paper; the value is the share
-    of checks that support it."""
+    """Verdicts of the theory's checks on a claim of the paper.
+
+    The value is the share of checks that support it.
+    """
     table = evidence.table(THEORY)
     found = table[(table["claim"] == claim) & (table["kind"] == "claim")]
     if found.empty:
@@ -299,8 +306,10 @@ def theory_claim(evidence: Evidence, claim: str) -> Measured:
 
 
 def llama_removed(evidence: Evidence, method: str, of: str) -> Measured:
-    """Weights that compaction removes from a Llama that was fine-tuned on tasks, in per cent of its
-    gated weights, of its layers (``encoder``), or of all parameters."""
+    """Weights that compaction removes from a Llama fine-tuned on tasks, in per cent.
+
+    They are a fraction of its gated weights, of its layers (``encoder``), or of all parameters.
+    """
     rows = _llama_rows(evidence, LLAMA_TASK, method)
     values: dict[Unit, float] = {
         (row["task"],): 100 * row[f"removed_of_{of}"] for row in rows.to_dict("records")
@@ -320,8 +329,10 @@ def llama_score_difference(evidence: Evidence, method: str, against: str) -> Mea
 
 
 def pretraining_removed(evidence: Evidence, method: str, of: str) -> Measured:
-    """Weights that compaction removes after pretraining with gates, in per cent of the ``gated``
-    weights or of ``all`` parameters, by size."""
+    """Weights that compaction removes after pretraining with gates, by size.
+
+    They are in per cent of the ``gated`` weights or of ``all`` parameters.
+    """
     rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
     values: dict[Unit, float] = {
         (row["name"],): 100 * row[f"removed_of_{of}"] for row in rows.to_dict("records")
@@ -338,8 +349,11 @@ def pretraining_extra(evidence: Evidence, method: str) -> Measured:
 
 
 def pretraining_faster(evidence: Evidence, method: str) -> Measured:
-    """How many times fewer tokens a gated run needs to reach the dense run's final held-out loss
-    than the dense run was given, by size; 0 where it never does."""
+    """Factor of tokens that a gated run saves until the dense run's final loss, by size.
+
+    It is the dense run's number of tokens divided by the gated run's at that held-out loss; 0 if it
+    is never reached.
+    """
     rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
     times = (rows["tokens"] / rows["tokens_to_dense_loss"]).fillna(0.0)
     values: dict[Unit, float] = {(n,): float(t) for n, t in zip(rows["name"], times, strict=True)}

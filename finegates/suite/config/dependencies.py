@@ -205,8 +205,7 @@ def pruning_settings(tier: Tier, name: str) -> Settings:
 
 
 def llama_step_settings(tier: Tier) -> Settings:
-    """What the measured times of training steps on Llama depend on, and the words of their
-    table."""
+    """Inputs of the measured times of training steps on Llama, and their table's words."""
     llama = study(tier)
     found: Settings = {
         "benchmark": _plain(llama.step_benchmark),

@@ -175,8 +175,10 @@ def resolve_tier(raw: dict[str, Any], path: Path, experiments: Path) -> Tier:
 
 
 def _resolved_studies(raw: dict[str, Any], path: Path, experiments: Path) -> dict[str, Any]:
-    """Studies with what they extend, their methods resolved; ``gated`` is laid over every method
-    with gates."""
+    """Studies with the ones they extend, their methods resolved.
+
+    ``gated`` is merged into every method with gates.
+    """
     studies = dict(raw)
     if "extends" in studies:
         extended = configuration_file(str(studies.pop("extends")), path, "studies.extends")

@@ -240,8 +240,10 @@ class Method(Section):
 
     @property
     def start(self) -> str | None:
-        """The label of the method whose run on the same task and seed ended where this one starts:
-        a teacher, what is pruned, or what is continued."""
+        """The label of the method from whose run this one starts.
+
+        That run, on the same task and seed, is its teacher, or is pruned or continued.
+        """
         if self.distillation is not None:
             return self.distillation.teacher
         if self.prune is not None and self.prune.after is not None:

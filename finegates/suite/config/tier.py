@@ -395,8 +395,10 @@ class Tier(Section):
 
     @property
     def kept(self) -> list[str]:
-        """The labels of the methods whose runs leave a file with what they trained: others start
-        from it, or it is timed, or put into a shared encoder."""
+        """Labels of the methods whose runs store what they trained.
+
+        Others start from these files, or they are timed, or loaded into a shared encoder.
+        """
         wanted = {method.start for method in self.all_methods.values()}
         if self.studies is not None:
             wanted |= {*self.studies.timed, *self.studies.shared}

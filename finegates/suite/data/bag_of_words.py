@@ -62,8 +62,11 @@ def bag_of_words_score(
 def constant_predictions(
     train: pyarrow.Table, validation: pyarrow.Table, task: str
 ) -> numpy.typing.NDArray[Any]:
-    """Predict one answer for every validation row: the most frequent training label (of equally
-    frequent ones the least), or for stsb the mean score. Shape (m,)."""
+    """Predict one answer for every validation row, shape (m,).
+
+    It is the most frequent training label (of equally frequent ones the least), or for stsb the
+    mean score.
+    """
     labels = train["label"].to_numpy()
     if task_named(task).labels is None:
         return numpy.full(validation.num_rows, labels.mean(dtype=float))

@@ -1,5 +1,7 @@
-"""Figures of a study: score against realised sparsity, gate values over training, inference time,
-what a smaller study compares.
+"""Figures of a study.
+
+They show score against realised sparsity, gate values over training, inference time, and the
+comparisons of smaller studies.
 
 A figure is drawn from a frame alone, and that frame is written as CSV next to it. The same frame
 gives the same bytes of SVG, PDF and PNG (same version of Matplotlib).

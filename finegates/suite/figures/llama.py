@@ -109,8 +109,11 @@ def draw_pretraining(frame: pd.DataFrame, footer: str = "") -> Figure:
 
 
 def _looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Look of each method: gates by solid lines, one-shot pruning by broken ones; what matches a
-    gated method has its colour, and each criterion its marker."""
+    """Look of each method.
+
+    Gates have solid lines, one-shot pruning dashed ones. A method that matches a gated method has
+    its colour, and each criterion its marker.
+    """
     gated = [method for method in methods if "-as-" not in method]
     criteria = list(dict.fromkeys(m.partition("-as-")[0] for m in methods if "-as-" in m))
     looks = {}

@@ -1,5 +1,4 @@
-"""What every job of the workflow shares: its log, clear failures, the lock of its run, the seals of
-what it reads and writes, its start-up time."""
+"""Common parts of all jobs: log, errors, lock, seals and start-up time."""
 
 from __future__ import annotations
 
@@ -21,8 +20,10 @@ from finegates.suite.jobs.seals import break_seal, check_seal, seal
 
 @contextmanager
 def running(job: Any, *, sealed: bool = True) -> Iterator[None]:
-    """A job of the workflow: as :func:`job_log`, on inputs that are as their jobs wrote them, under
-    the lock of its run; its outputs are sealed at the end.
+    """Runs a job of the workflow: log, checked inputs, lock, sealed outputs.
+
+    The log is that of :func:`job_log`. The seals of inputs are checked, the job joins the lock of
+    its run, and its outputs are sealed at the end.
 
     Args:
         job: what Snakemake hands to a script.

@@ -84,8 +84,11 @@ def _findings(path: Path) -> _Findings:
 
 
 def _parsed(content: bytes, path: Path) -> _Findings:
-    """Digest of the syntax tree without docstrings and without what is for type checkers, the names
-    of what is imported, and those of what is imported for type checkers."""
+    """Digest of a syntax tree, and its imports.
+
+    The tree is without docstrings and without imports for type checkers. Names of imports and of
+    imports for type checkers are returned separately.
+    """
     tree = ast.parse(content, filename=str(path))
     typed: list[str] = []
     for node in ast.walk(tree):
@@ -100,8 +103,10 @@ def _parsed(content: bytes, path: Path) -> _Findings:
 
 
 def _imported(nodes: Sequence[ast.AST]) -> list[str]:
-    """The names of this repository that are imported at any depth; a package as a whole is named
-    with a star."""
+    """Names of this repository that are imported at any depth.
+
+    A package as a whole has a star.
+    """
     names: set[str] = set()
     for node in (inner for outer in nodes for inner in ast.walk(outer)):
         if isinstance(node, ast.Import):

@@ -275,8 +275,9 @@ def finetune(
 
 
 def with_target(method: Method, matched: Record | None) -> Method:
-    """The method with the target that its shared gates or groups take from another run's record:
-    the fraction of the MACs that this run removed.
+    """The method with a target taken from another run's record.
+
+    The target of its shared gates or groups is the fraction of the MACs that this run removed.
 
     Raises:
         ValueError: the method matches another one, and there is no record.

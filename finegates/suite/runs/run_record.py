@@ -91,8 +91,10 @@ class Hardware(Section):
 
 
 class Parameters(Section):
-    """Numbers of parameters by denominator, see ``finegates.budget.Budget``; those that training
-    moved are ``trainable``."""
+    """Parameters by denominator, see ``finegates.budget.Budget``.
+
+    Those that training moved are ``trainable``.
+    """
 
     all: Count
     encoder: Count

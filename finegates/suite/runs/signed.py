@@ -44,8 +44,10 @@ def is_signed(record: Any) -> bool:
 
 
 def without_times(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's plain values without what differs when the same run is done again: its times, and
-    the digest that covers them."""
+    """A record's plain values without those that differ in a rerun.
+
+    These are its times, and the digest that covers them.
+    """
     return {key: value for key, value in values.items() if key not in (*TIMES, DIGEST)}
 
 

@@ -174,8 +174,10 @@ def _reached(row: Any) -> str:
 
 
 def parts_table(frame: pd.DataFrame, _: list[int], machine: dict[str, Any]) -> Table:
-    """What the time goes to, dense and compact; arguments as :func:`inference_table`, whose
-    rounds these are not."""
+    """Parts of the time, dense and compact.
+
+    Arguments as for :func:`inference_table`; the rounds are separate ones.
+    """
     titles = {
         "products_ms": "Products",
         "attention_ms": "Attention",
@@ -222,8 +224,10 @@ def parts_table(frame: pd.DataFrame, _: list[int], machine: dict[str, Any]) -> T
 
 
 def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
-    """As many zeros in whole rows and columns and scattered; arguments as
-    :func:`inference_table`."""
+    """Times with equally many zeros in whole rows and columns, and scattered.
+
+    Arguments as for :func:`inference_table`.
+    """
     columns = (
         *_CASE,
         Column("Dense (ms)", "dense", _fixed(1)),

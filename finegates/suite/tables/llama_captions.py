@@ -32,8 +32,10 @@ def causal_caption(lead: str, records: Sequence[CausalRecord]) -> str:
 
 
 def check_causal(records: Sequence[CausalRecord], experiment: str) -> str:
-    """The records' tier. Raises ValueError: no records, several tiers, another experiment, or two
-    of the same run."""
+    """The records' tier.
+
+    Raises ValueError: no records, several tiers, another experiment, or two of the same run.
+    """
     if not records:
         raise ValueError("no run records: a table needs at least one")
     tiers = sorted({r.tier for r in records})

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 
 def typed_frame(rows: Sequence[dict[str, Any]], whole: Sequence[str]) -> pd.DataFrame:
-    """Rows as a frame: names as they are, the columns ``whole`` as integers, the others as floats,
-    blanks allowed."""
+    """Rows as a frame with typed columns.
+
+    Names stay strings, the columns ``whole`` become integers, the others floats; blanks are
+    allowed.
+    """
     import pandas as pd
 
     frame = pd.DataFrame(rows)

@@ -92,8 +92,10 @@ def _ratio(
     spent: Mapping[tuple[str, str, int], float | None],
     starts: Mapping[str, str | None],
 ) -> float | None:
-    """CPU time with that of what a run starts from, relative to full fine-tuning, by run; their
-    mean, or None if a time is missing."""
+    """Mean CPU time relative to full fine-tuning, or None if a time is missing.
+
+    It is by run, and includes the time of the run that it starts from.
+    """
     ratios = []
     for run in runs:
         whole = 0.0

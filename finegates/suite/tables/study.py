@@ -89,8 +89,11 @@ def study_rows(
     seeds: Sequence[int],
     times: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """The numbers of :func:`study_table`: a row a method, with its settings on the figure's axes
-    (``x``, ``line``) and the average of each seed (``seed_<n>``)."""
+    """The numbers of :func:`study_table`, one row per method.
+
+    A row has the settings on the figure's axes (``x``, ``line``) and the average of each seed
+    (``seed_<n>``).
+    """
     table = MethodRows(records, study.methods, tasks, seeds)
     first = _scores(table, study.methods[0], tasks)
     rows = []

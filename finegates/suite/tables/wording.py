@@ -21,8 +21,10 @@ Words = dict[str, Any]
 
 
 def words_of(tier: Tier, labels: Iterable[str]) -> Words:
-    """The words that a table of fine-tuning runs by these methods uses; a rule's parameter
-    ``words``."""
+    """Words that a table of runs by these methods uses.
+
+    They are a rule's parameter ``words``.
+    """
     return {
         "description": tier.description,
         "data": _named(tier.data),

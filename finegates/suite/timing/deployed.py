@@ -40,8 +40,9 @@ def deployed(
     matched: Record | None = None,
     cost: Any = None,
 ) -> nn.Module:
-    """The model that a run leaves to deploy, in evaluation mode: gates and adapters folded, closed
-    rows and columns removed, masks written into the weights.
+    """The model that a run leaves to deploy, in evaluation mode.
+
+    Gates and adapters are folded, closed rows and columns removed, masks written into the weights.
 
     Args:
         tier: configuration.

@@ -51,10 +51,12 @@ Shape = tuple[int, int, bool]
 
 @dataclass(frozen=True)
 class _Contender:
-    """Who is timed: ``dense``, its ``control``, ``gated``, ``compact``, or with scattered zeros
-    ``scattered`` (dense products) and ``sparse`` (compressed rows); of which case (None: all), by
-    what: ``eager``, ``onednn`` (eager with oneDNN's products), or a backend of the
-    configuration."""
+    """A timed model, case and backend.
+
+    Models are ``dense``, its ``control``, ``gated``, ``compact``, or with scattered zeros
+    ``scattered`` (dense matmuls) and ``sparse`` (compressed rows); the case None means all.
+    Backends are ``eager``, ``onednn`` (eager with oneDNN's matmul), or one of the configuration.
+    """
 
     kind: str
     case: int | None
@@ -223,8 +225,10 @@ def random_model(benchmark: InferenceBenchmark) -> nn.Module:
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> nn.Module:
-    """A copy of the model with the case's gates, constant, around the same weights; with ``take``
-    the model itself."""
+    """A copy of the model with the case's constant gates around the same weights.
+
+    With ``take`` the model itself is gated.
+    """
     model = dense if take else _sharing_copy(dense)
     seed = derive_seed("time_inference", case.gates, str(case.kept))
     generator = torch.Generator().manual_seed(seed)
@@ -256,15 +260,16 @@ def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> 
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules around the same parameters and buffers: large models are not
-    doubled."""
+    """A copy of the modules that shares parameters and buffers, to save memory."""
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
 
 def scattered_copy(dense: nn.Module, gated: nn.Module) -> nn.Module:
-    """A copy of the dense model with as large a share of zeros, scattered, as the gated model has
-    in closed rows and columns."""
+    """A copy of the dense model with scattered zeros.
+
+    Their share equals that of the gated model's closed rows and columns.
+    """
     kept = 1 - realised_sparsity(gated)
     seed = derive_seed("time_inference", "scattered", str(kept))
     return scatter_zeros(copy.deepcopy(dense), kept, seed).eval()

@@ -205,8 +205,10 @@ def test_evidence_on_either_side_of_a_bound_turns_the_verdict(tmp_path, claim, t
 
 
 def test_a_score_of_one_seed_has_the_interval_of_its_test_rows(tmp_path):
-    """For accuracies on n rows each the half-width is z sqrt(sum of p (1 - p) / n) to first order,
-    and of the mean over two tasks that of their sum, halved."""
+    """For accuracies on n rows each the half-width is z sqrt(sum of p (1 - p) / n).
+
+    This holds to first order; for the mean over two tasks it is that of their sum, halved.
+    """
     rows, scores = 400, {"sst2": (90.0, 80.0), "rte": (60.0, 70.0)}
     frame = pd.DataFrame(
         [

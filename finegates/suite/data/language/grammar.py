@@ -68,8 +68,11 @@ def draw_event(
     near: float = 0.0,
     negated: float = 0.0,
 ) -> Event:
-    """Draw an event. Each keyword is a chance: of a hypernym as subject or as object, of each
-    optional part being there, of negation."""
+    """Draw an event.
+
+    Each keyword is a probability: of a hypernym as subject or as object, of each optional part, of
+    negation.
+    """
 
     def pick(role: str, chance: float = 1.0) -> Concept | None:
         return rng.choice(ROLES[role]) if rng.random() < chance else None

@@ -58,8 +58,10 @@ def contradicting(event: Event, rng: Random) -> Event:
 
 
 def undetermined(event: Event, rng: Random) -> Event:
-    """What may or may not be true beside an event: another participant, place or time, or more
-    than is known."""
+    """An event that is neither implied nor contradicted.
+
+    It has another participant, place or time, or states more than is known.
+    """
     weaker = entailed(event, rng)
     more = [role for role in OPTIONAL if concept_of(event, role) is None]
     general = [role for role in THINGS if names_kind(event, role)]
@@ -77,8 +79,11 @@ def names_kind(event: Event, role: str) -> bool:
 
 
 def similarity(one: Event, other: Event) -> float:
-    """5 x the mean resemblance of roles that either event fills: 1 for the same concept, 1/2 for
-    concepts of one kind or a concept and its kind, 0 otherwise."""
+    """5 x the mean similarity of the roles that either event fills.
+
+    It is 1 for the same concept, 1/2 for concepts of one kind or a concept and its kind, 0
+    otherwise.
+    """
     roles = [role for role in ROLES if role in {*roles_of(one), *roles_of(other)}]
     return 5 * sum(_alike(concept_of(one, r), concept_of(other, r)) for r in roles) / len(roles)
 

@@ -195,8 +195,10 @@ def _draw_answering(label: int, rng: Random) -> Row:
 
 
 def draw_answer(answers: bool, rng: Random) -> tuple[list[str], list[str]]:
-    """Word a question and a sentence that answers it, lacks what is asked, or tells of another
-    event."""
+    """Word a question and a sentence that may answer it.
+
+    The sentence answers it, lacks the answer, or is about another event.
+    """
     about = rng.choice(list(QUESTIONS))
     role = QUESTIONS[about]
     told = draw_event(rng, kind=0.0, adjective=0.15)
