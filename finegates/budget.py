@@ -94,7 +94,7 @@ class MACs:
 
 
 def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
-    """Counts the parameters of a dense, gated, or compact model, plain or in a peft wrapper.
+    """Counts the parameters of a dense, gated or compact model.
 
     Args:
         model: may be on the meta device.

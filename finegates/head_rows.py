@@ -1,5 +1,4 @@
-"""Where the numbers of heads lie: in the rows of their projections, and among those that have to go
-together.
+"""Rows of heads in their projections, and groups of rows that go together.
 
 Architectures store the rows of queries, keys and values in different orders. All rules read and
 write them by index, so that they hold for every order.
@@ -57,8 +56,10 @@ def head_rows(layout: Layout, heads: int, kv_heads: int, width: int) -> dict[str
 
 
 def layer_rows(part: Attention, heads: int, kv_heads: int, width: int) -> dict[str, Tensor]:
-    """:func:`head_rows` of an attention with other sizes; one after another where ``qkv`` is one
-    layer."""
+    """:func:`head_rows` of an attention with other sizes.
+
+    The rows of q, k and v are concatenated if ``qkv`` is one layer.
+    """
     rows = head_rows(part.layout, heads, kv_heads, width)
     if part.layout == "qkv" and part.is_fused:
         rows["k"] = rows["k"] + heads * width
@@ -75,8 +76,9 @@ def letters_of(part: Attention, path: str) -> tuple[str, ...]:
 
 
 def score_units(part: Attention) -> Tensor:
-    """The dimensions of queries and keys that go together: rotated pairs, and those of all heads
-    where these share them.
+    """Dimensions of queries and keys that are removed together.
+
+    These are rotated pairs, and dimensions of all heads that share them.
 
     Returns:
         int64 (kv_heads, head_dim), numbers from 0 on.

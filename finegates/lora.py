@@ -15,7 +15,7 @@ from finegates.gates.attachment import head_parameters
 def add_lora(
     model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0
 ) -> nn.Module:
-    """Adds LoRA to every layer that gates would go on; trains the task head, too.
+    """Adds LoRA to every layer that gates would go on, and a trained head.
 
     The low-rank factors are initialised by ``peft`` from torch's default generator. The head is
     trained as a copy (``modules_to_save`` of ``peft``), so that ``save_pretrained`` of the wrapper

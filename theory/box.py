@@ -55,7 +55,9 @@ def prox_decrease(quadratic: Quadratic, gates: Array) -> float:
 
 
 def box_constant(quadratic: Quadratic) -> float:
-    """The largest constant that this argument gives for proximal PL on the box:
+    """Computes the largest constant of this argument for proximal PL on the box.
+
+    It is
 
         μ = min over K with rank H_KK = |K| = rank H of λ_min(H_KK).
 

@@ -277,8 +277,10 @@ class _Places:
     values: Tensor
 
     def rows(self) -> dict[str, Tensor]:
-        """The new row of every dense row that is kept; of q and g (K, H / K, W), of k and v
-        (K, W), of o the new column."""
+        """The new row of every dense row that is kept.
+
+        It is (K, H / K, W) for q and g, (K, W) for k and v; for o it is the new column.
+        """
         heads, kv_heads, width = len(self.sizes.heads), len(self.sizes.kv_heads), self.sizes.width
         new = layer_rows(self.part, heads, kv_heads, width)
         new["o"] = torch.arange(heads * width, device="cpu").view(heads, width)

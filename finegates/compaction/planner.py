@@ -27,7 +27,7 @@ __all__ = ["BlockPlan", "LayerPlan", "Plan", "plan_compaction"]
 def plan_compaction(
     model: nn.Module, adapter: Adapter | None = None, cost: CostModel | None = None
 ) -> Plan:
-    """Plans what compaction keeps, from gate values; the model does not change.
+    """Plans what compaction keeps, without changing the model.
 
     Args:
         model: with or without gates, plain or wrapped by ``peft``.

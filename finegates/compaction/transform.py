@@ -40,7 +40,7 @@ def compact(
     adapter: Adapter | None = None,
     cost: CostModel | None = None,
 ) -> nn.Module:
-    """Makes a gated model physically smaller, with the same evaluation outputs.
+    """Makes a gated model physically smaller, with equal evaluation outputs.
 
     A gated layer ``y = w_r * (W (w_c * x) + b)`` becomes a :class:`CompactLinear` with ``W' = w_r W
     w_c`` and ``b' = w_r b`` without its closed rows and columns. Feed-forward pairs are narrowed on

@@ -39,7 +39,7 @@ def export_onnx(
     tolerance: float = 1e-4,
     gated: bool = False,
 ) -> float:
-    """Exports a model as an ONNX graph with dynamic batch and length, and checks it.
+    """Exports a model as a checked ONNX graph with dynamic batch and length.
 
     The graph maps the named inputs to ``output``: logits, or the last hidden state of a model
     without a head; keys and values are not cached. It appears at ``path`` only after ONNX Runtime

@@ -31,7 +31,7 @@ class PeftGatesError(ValueError):
 
 @torch.no_grad()
 def attach_from_peft(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Module:
-    """Attaches gates that were trained with the FineGates adapter of ``peft``, in place.
+    """Attaches gates of the FineGates adapter of ``peft``, in place.
 
     Other tensors of the adapter (a trained task head) are written into the model. If a tensor does
     not fit, the model does not change.

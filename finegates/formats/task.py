@@ -86,7 +86,7 @@ def save_task(model: nn.Module, path: str | Path) -> int:
 
 
 def load_task(model: nn.Module, path: str | Path) -> None:
-    """Loads a task into a model, in place; its outputs become those of the saved model.
+    """Loads a task into a model, in place.
 
     Args:
         model: gated like the saved one, on the same encoder; its present task is replaced.

@@ -124,7 +124,7 @@ def add_random_biases(model: nn.Module, seed: int) -> None:
 def attach_fixed(
     model: nn.Module, gates: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]]
 ) -> nn.Module:
-    """Wraps layers with constant gates, in place; ``requires_grad`` does not change.
+    """Wraps layers with constant gates, in place.
 
     Args:
         model: a transformers model, or a ``peft`` model around one.
@@ -142,7 +142,7 @@ def attach_fixed(
 
 
 def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
-    """Wraps layers with given gates, in place; ``requires_grad`` does not change.
+    """Wraps layers with given gates, in place.
 
     Args:
         model: a transformers model, or a ``peft`` model around one.

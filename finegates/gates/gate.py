@@ -269,12 +269,12 @@ class StochasticGate(Gate):
 
     @override
     def get_extra_state(self) -> Tensor:
-        """The hardness as a zero-dimensional float64 tensor, which safetensors can hold."""
+        """The hardness as a zero-dimensional float64 tensor, for safetensors."""
         return torch.tensor(self.hardness, dtype=torch.float64, device="cpu")
 
     @override
     def set_extra_state(self, state: Any) -> None:
-        """Restores a hardness; latents train if it is 0, and are frozen otherwise.
+        """Restores a hardness, which freezes the latents if it is above 0.
 
         Raises:
             ValueError: it is not in [0, 1].

@@ -22,7 +22,7 @@ from finegates.modules.linear import (
 
 
 class GatedLinear(GatedLayer):
-    """Gates the inputs (columns of W) and outputs (rows of W) of a linear-like layer.
+    """Gates the inputs and outputs (columns and rows of W) of a linear layer.
 
     ``y = w_r * (W (w_c * x) + b)``; the bias is gated too, as in the paper.
 
@@ -89,7 +89,7 @@ class GatedLinear(GatedLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The base's weight as stored; some models read its dtype."""
+        """The base's weight as stored, whose dtype some models read."""
         weight = find_linear(self.base).weight
         assert isinstance(weight, Tensor)
         return weight

@@ -252,8 +252,11 @@ def _attention_gates(
 
 
 def _score_rows(part: Attention, path: str, gates: AttentionGates, model: nn.Module) -> Gate | None:
-    """The row gate of a projection: scores over the rows of queries, and under a norm, which reads
-    what it normalises, over those of keys; where it reads all heads, the heads, too."""
+    """The row gate of a projection.
+
+    It gates scores in the rows of queries and, under a norm, which reads its own inputs, in those
+    of keys. If the norm reads all heads, it also gates the heads.
+    """
     if gates.scores is None:
         return None
     gated = [letter for letter in ("qk" if part.norm else "q") if letter in letters_of(part, path)]

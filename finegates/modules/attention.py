@@ -71,7 +71,7 @@ class NarrowAttention(nn.Module):
     def _register_index(self, name: str, values: Any, beside: nn.Module) -> None:
         """An int64 buffer of these values, or None, which is not saved: sizes give it.
 
-        It lies where the layer beside it does; if that has no storage yet, on the CPU.
+        It is on the layer's device, or on the CPU if that is meta.
         """
         if values is None:
             setattr(self, name, None)  # no buffer: tools that move buffers expect tensors

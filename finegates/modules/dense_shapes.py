@@ -9,8 +9,10 @@ from finegates.modules.linear import is_linear, linear_shape
 
 
 def dense_shape(model: nn.Module, path: str) -> tuple[int, int] | None:
-    """(in, out) of a layer of a dense, gated or compact model before anything was removed from it;
-    None where there is no such layer."""
+    """Dense (in, out) of a layer of a dense, gated or compact model, or None.
+
+    It is None if there is no such layer.
+    """
     try:
         layer = model.get_submodule(path)
     except AttributeError:

@@ -1,5 +1,6 @@
-"""Attention modules of transformers with fewer and narrower heads: the stock module itself, with
-other sizes.
+"""Attention modules of transformers with fewer and narrower heads.
+
+It is the stock module itself with other sizes.
 
 Its forward stays as it is, so that nothing of it can be forgotten. What has to follow the heads are
 attributes that hold sizes, angles of rotary embeddings, tensors with one entry per head, and norms

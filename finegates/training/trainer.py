@@ -174,7 +174,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
                 )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Overrides :class:`WeighedStep`; the first call warns of gates that cannot close."""
+        """Overrides WeighedStep to warn once of gates that cannot close."""
         if (
             not self._has_warned
         ):  # callbacks may have changed the model at the start of the training
@@ -235,7 +235,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
             handler.find_unused_parameters = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Overrides Trainer; with gates or ``learning_rates`` groups are split by kind.
+        """Overrides Trainer to split the groups by kind of parameter.
 
         Weight decay is that of Trainer, except that gates have none.
 
@@ -255,7 +255,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Overrides :class:`WeighedStep`; passes the step's gradients to the schedule."""
+        """Overrides WeighedStep to pass the step's gradients to the schedule."""
         loss = super().training_step(*args, **kwargs)
         accelerator: Any = self.accelerator  # type: ignore[attr-defined]
         if self._schedule is not None and accelerator.sync_gradients:
@@ -263,7 +263,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Overrides Trainer, which would count the model's parameters at every step."""
+        """Overrides Trainer, which would count all parameters at every step."""
         model: nn.Module = self.model  # type: ignore[attr-defined]
         tokens = inputs.get(getattr(model, "main_input_name", "input_ids"))
         if tokens is None or not tokens.numel():
@@ -273,7 +273,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         return int(self._counted * tokens.numel())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs; adds the terms of a training loss and the state of the gates.
+        """Logs values with the terms of the loss and the state of the gates.
 
         ``loss`` is ``task_loss + penalty_weight * penalty``, with distillation
         ``(1 - weight) * task_loss + weight * teacher_distance + penalty_weight * penalty``: means
@@ -342,4 +342,4 @@ class _TermsLog(TrainerCallback):
 
 
 class GateTrainer(GateTrainerMixin, Trainer):
-    """``transformers.Trainer`` for a model with gates; see :class:`GateTrainerMixin`."""
+    """``Trainer`` with :class:`GateTrainerMixin`, for models with gates."""

@@ -42,7 +42,7 @@ NOT_PLAIN_LORA = {
     "vera": ("VeraConfig", {"r": 2}, "vera"),
     "dora": ("LoraConfig", {"r": 2, "use_dora": True}, "DoRA"),
     "kasa": ("LoraConfig", {"r": 2, "kasa_config": "KasaConfig"}, "Kasa"),
-    "bias": ("LoraConfig", {"r": 2, "lora_bias": True}, "bias of its own"),
+    "bias": ("LoraConfig", {"r": 2, "lora_bias": True}, "its own bias"),
 }
 
 

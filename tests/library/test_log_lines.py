@@ -34,7 +34,7 @@ def test_each_step_of_the_ten_lines_says_one_line(preset, caplog, tmp_path):
     (line,) = lines(caplog)
     # Of each of two layers: query, key, value, output, and the two of the feed-forward part.
     assert "to 12 layers of BertForSequenceClassification" in line
-    assert f"preset {preset}); target: 40 %" in line
+    assert f"preset {preset}); target: remove 40 %" in line
 
     arguments = TrainingArguments(
         tmp_path, max_steps=4, per_device_train_batch_size=2, report_to=[], save_strategy="no",

@@ -404,8 +404,10 @@ def _floats(values: Any) -> Iterator[Tensor]:
 
 
 def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """The largest difference, each tensor's relative to its largest number; inf where shapes or
-    missing numbers differ."""
+    """The largest difference, relative to each tensor's largest value.
+
+    It is inf if shapes or non-finite values differ.
+    """
     if [each.shape for each in one] != [each.shape for each in other]:
         return float("inf")
     worst = 0.0

@@ -29,9 +29,9 @@ USEFUL = 1e-6
 
 
 def check_pl(settings: Settings) -> Check:
-    """Claim "The gated objective satisfies the PL condition": ‖∇L‖² ≥ 2μ(L − L*), μ ≥ 10⁻⁶ Λ, where?
+    """Claim "The gated objective satisfies the PL condition": where is ‖∇L‖² ≥ 2μ(L − L*)?
 
-    Columns alone, rows alone: yes (``columns-pl``). Rows and columns: not globally
+    With μ ≥ 10⁻⁶ Λ. Columns alone, rows alone: yes (``columns-pl``). Rows and columns: not globally
     (``joint-path``), but near ω = 1 where W is nearly right (``joint-local``). Through clipping: no
     (``clip-plateau``); proximally in the box: yes (``box-prox-pl``). Cases: the smallest ratio
     found, relative to Λ.

@@ -37,7 +37,7 @@ rule tabulate_glue:
         "../scripts/tabulate_glue.py"
 
 
-# Times differ from run to run, so this is no table of results.
+# Times differ from run to run, so this is not a table of results.
 rule tabulate_method_cost:
     input:
         records=RECORDS,

@@ -99,7 +99,7 @@ class Table:
         return f"### {self.title}\n\n" + "\n".join(lines) + f"\n\n{self.caption}\n"
 
     def latex(self) -> str:
-        """A floating ``booktabs`` table; needs ``\\usepackage{booktabs}`` and UTF-8."""
+        r"""A floating ``booktabs`` table; needs ``\usepackage{booktabs}`` and UTF-8."""
         sides = "".join("l" if column.text else "r" for column in self.columns)
         lines = [
             r"\begin{table*}[t]",
