@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from finegates.suite.runs.chosen_rates import RateTrial
@@ -40,7 +41,7 @@ def rates_table(
         Column("Contender", "title", text=True),
         Column("Task", "task", text=True),
         *(
-            Column(f"Rates × {factor:.3g}", "grid", lambda grid, f=factor: _cell(grid.get(f)))
+            Column(f"Rates × {factor:.3g}", "grid", partial(_cell, factor=factor))
             for factor in factors
         ),
         Column("Rate", "grid", _rate),
@@ -86,7 +87,8 @@ def rates_table(
     )
 
 
-def _cell(trial: RateTrial | None) -> str:
+def _cell(grid: Mapping[float, RateTrial], factor: float) -> str:
+    trial = grid.get(factor)
     if trial is None:
         return BLANK
     return f"**{trial.score:.1f}**" if trial.chosen else f"{trial.score:.1f}"
