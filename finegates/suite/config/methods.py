@@ -81,7 +81,8 @@ class PruningSettings(Section):
             None: the pretrained model, or the teacher's.
         steps: parts of the target, with importance measured before each.
         rows: of the training rows, drawn by seed, that importance is measured on.
-        dimensions: ``all``, or ``inner`` for heads and feed-forward dimensions alone.
+        dimensions: ``all``, ``inner`` for heads and feed-forward dimensions alone, or
+            ``independent`` for rows and columns that share nothing (criterion ``taylor``).
     """
 
     criterion: Literal["taylor", "fisher", "second_moment", "magnitude", "random"]
@@ -90,11 +91,13 @@ class PruningSettings(Section):
     after: str | None = None
     steps: int = Field(default=1, gt=0)
     rows: int = Field(default=1024, gt=0)
-    dimensions: Literal["all", "inner"] = "all"
+    dimensions: Literal["all", "inner", "independent"] = "all"
 
     @model_validator(mode="after")
     def _one_budget(self) -> PruningSettings:
         exactly_one(self, ("target", "match"))
+        if self.dimensions == "independent" and self.criterion != "taylor":
+            raise ValueError("dimensions 'independent' goes with criterion 'taylor'")
         return self
 
 

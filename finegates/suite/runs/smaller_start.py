@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from finegates.adapters import adapter_for, unwrap
+from finegates.gates.attachment import attach_fixed
+from finegates.pruning.calibration import calibration_batches, left_unchanged
+from finegates.pruning.sensitivity import measure_sensitivity
 from finegates.pruning.to_budget import prune
+from finegates.suite.baselines.independent import IndependentGroups
 from finegates.suite.config.methods import PruningSettings
 
 
@@ -37,9 +41,14 @@ def prune_once(
         raise ValueError("prune.match needs the record of the run that is matched")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(rows), generator=generator)[: settings.rows].tolist()
+    calibration = [rows[place] for place in order]
+    if settings.dimensions == "independent":
+        return _prune_independent(
+            model, calibration, collator, settings.target, settings.steps, length
+        )
     return prune(
         model,
-        [rows[place] for place in order],
+        calibration,
         target=settings.target,
         criterion=settings.criterion,
         steps=settings.steps,
@@ -49,6 +58,25 @@ def prune_once(
         seed=seed,
         progress=progress,
     )
+
+
+def _prune_independent(
+    model: nn.Module,
+    rows: Sequence[Mapping[str, Any]],
+    collator: Callable[[list[Any]], Any],
+    target: float,
+    steps: int,
+    length: int,
+) -> nn.Module:
+    """As ``finegates.prune`` by criterion ``taylor``, on rows and columns that share nothing."""
+    groups = IndependentGroups(unwrap(model), length)
+    with left_unchanged(model):
+        batches = calibration_batches(rows, collator, 16, model)
+        for step in range(1, steps + 1):
+            importance = measure_sensitivity(model, groups, batches, lambda: None).absolute
+            worth = {gate: importance[gate] / cost for gate, cost in groups.costs().items()}
+            groups.close(worth, 1.0 - target * step / steps)
+    return attach_fixed(model, groups.values())
 
 
 def keep_layers(model: nn.Module, kept: Callable[[int], Iterable[int]]) -> nn.Module:

@@ -21,6 +21,10 @@ METHODS = {
         "prune": {"match": "taylor", "criterion": "magnitude"},
         "distillation": {"teacher": "full"},
     },
+    "independent": {
+        "experiment": "one_shot",
+        "prune": {"target": 0.4, "after": "full", "rows": 16, "dimensions": "independent"},
+    },
     "shallow": {"experiment": "fewer_layers", "layers": {"count": 1}},
     "importance": {
         "experiment": "structured",
@@ -71,6 +75,24 @@ def test_what_is_pruned_in_one_shot_keeps_the_budget_through_its_repair(tier, da
     assert other.closed != pruned.closed
 
 
+@pytest.mark.filterwarnings("ignore:.*of the MACs are kept:UserWarning")
+def test_independent_rows_and_columns_are_pruned_to_the_same_budget_and_share_nothing(
+    tier, data, start
+):
+    record = finetune(tier, data, "independent", 0, start=start, progress=False)
+    assert kept(record) == pytest.approx(0.6, abs=COARSE)
+    assert record.compact.encoder_macs == record.budget.macs.kept
+    assert record.compact.max_abs_logit_difference < 1e-5
+    shared = finetune(tier, data, "taylor", 0, start=start, progress=False)
+    # Queries and keys close their inputs together where groups are shared.
+    for made, alike in ((shared, True), (record, False)):
+        inputs = {
+            tuple(made.closed[path].cols for path in made.closed if path.endswith(f".{name}"))
+            for name in ("query", "key", "value")
+        }
+        assert (len(inputs) == 1) is alike
+
+
 def test_a_shallow_encoder_keeps_the_macs_of_its_layers(tier, data):
     record = finetune(tier, data, "shallow", 0, progress=False)
     assert kept(record) == 0.5
@@ -112,6 +134,10 @@ def test_a_warm_up_goes_with_every_schedule(tier, data):
             "leave prune.after out",
         ),
         ({"prune": {"target": 0.4, "criterium": "taylor"}}, "criterium"),
+        (
+            {"prune": {"target": 0.4, "criterion": "magnitude", "dimensions": "independent"}},
+            "'independent' goes with criterion 'taylor'",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_key(tmp_path, method, said):

@@ -1,0 +1,75 @@
+"""One-shot pruning of independent rows and columns: importance without shared groups.
+
+One of the four cells of the ablation {shared, independent} x {learned gates, importance alone}:
+every gated layer has a row gate and a column gate of its own, as preset ``reference`` has, and the
+least important are closed until compaction keeps as many MACs as the goal allows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import adapter_for
+from finegates.budget import planned_macs
+from finegates.gates.attachment import attach_fixed
+from finegates.gates.gate import FixedGate, StochasticGate
+from finegates.gates.gated_linear import gated_layers
+from finegates.modules.linear import linear_shape
+from finegates.pruning.groups import SharedGroups, Vectors
+
+
+class IndependentGroups(SharedGroups):
+    """A gate for each row and each column of each gated layer, all open at first.
+
+    What is removed with a row or a column is its own weights, and what compaction finds to bear on
+    nothing then. The model is not changed.
+
+    Args:
+        model: plain, without gates.
+        length: tokens of a sequence, for the MACs of attention.
+
+    Attributes:
+        sides: for every gated layer its row gate and its column gate.
+        gates: all of them, by name.
+        open: (n,) of every gate, float32: 1 where open, 0 where closed.
+    """
+
+    def __init__(self, model: nn.Module, length: int) -> None:
+        self.length = length
+        self.structure = ()
+        self.gates, self.sides = {}, {}
+        self._costs: Vectors = {}
+        with torch.random.fork_rng(devices=[]):  # gates draw latents, which nothing reads here
+            for path in adapter_for(model).gated(model):
+                columns, outputs = linear_shape(model.get_submodule(path))
+                pair = StochasticGate(outputs, "reference"), StochasticGate(columns, "reference")
+                self.sides[path] = pair
+                for gate, name, others in zip(
+                    pair, ("rows", "cols"), (columns, outputs), strict=True
+                ):
+                    self.gates[f"{path}.{name}"] = gate
+                    self._costs[gate] = torch.full((gate.size,), float(others))
+        self.open = {gate: torch.ones(gate.size) for gate in self.gates.values()}
+        tensors = [*model.parameters(), *model.buffers()]
+        self._shadow = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+        attach_fixed(self._shadow, self.values())
+        self.dense = float(planned_macs(self._shadow, 1, length).total)
+
+    def kept(self, opened: Mapping[StochasticGate, Tensor] | None = None) -> float:
+        """The fraction of the dense MACs that compaction keeps, as :meth:`SharedGroups.kept`."""
+        layers = gated_layers(self._shadow)
+        for path, pair in self.values(opened).items():
+            for side, values in zip(("rows", "cols"), pair, strict=True):
+                gate = getattr(layers[path], side)
+                assert isinstance(gate, FixedGate)
+                assert values is not None
+                gate.values.copy_(values)
+        return planned_macs(self._shadow, 1, self.length).total / self.dense
+
+    def costs(self) -> Vectors:
+        """The MACs of one token that each row or column stands for in the dense model."""
+        return self._costs
