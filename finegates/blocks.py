@@ -227,6 +227,61 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class Mixer:
+    """A part that mixes tokens in a way that gates leave alone, such as attention over latents.
+
+    Attributes:
+        path: its module.
+        reads: paths of the layers that read the residual stream.
+        inner: paths of linear layers between these and ``writes``.
+        writes: paths of the layers that write to the residual stream.
+        products: multiply-accumulates per pair of a token and a token that it attends to.
+    """
+
+    path: str
+    reads: tuple[str, ...]
+    inner: tuple[str, ...]
+    writes: tuple[str, ...]
+    products: int
+
+    def linears(self) -> tuple[str, ...]:
+        """Paths of all layers, in order of use."""
+        return (*self.reads, *self.inner, *self.writes)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Stacked experts of a mixture-of-experts layer, of which every token goes to a few.
+
+    Attributes:
+        path: the module that holds them.
+        count: number of experts E.
+        active: number of experts that a token goes to.
+        hidden: inputs and outputs H of an expert.
+        width: intermediate dimensions I of a dense expert.
+        matrices: weight matrices of H by I of an expert: 3 with a gate projection, otherwise 2.
+    """
+
+    path: str
+    count: int
+    active: int
+    hidden: int
+    width: int
+    matrices: int
+
+    def aligned(self, width: int) -> int:
+        """The width that experts get which need one: the next multiple of 8, at most the dense one.
+
+        torch's grouped product takes rows of whole 16 bytes only, which are 8 numbers of 16 bits.
+        """
+        return min(self.width, -(-max(width, 1) // 8) * 8)
+
+    def macs(self, width: int) -> int:
+        """Multiply-accumulates of one token if every expert has a width."""
+        return self.active * self.matrices * self.hidden * width
+
+
+@dataclass(frozen=True)
 class Block:
     """One transformer layer.
 
@@ -234,13 +289,17 @@ class Block:
         path: the layer's own module path.
         attentions: self-attention, then cross-attention; empty if the layer has neither.
         feed_forward: None if the layer has none.
+        experts: None if the layer has none.
+        mixers: parts that take the place of attention; usually none.
     """
 
     path: str
     attentions: tuple[Attention, ...]
     feed_forward: FeedForward | None
+    experts: Experts | None = None
+    mixers: tuple[Mixer, ...] = ()
 
     def linears(self) -> tuple[str, ...]:
         """Paths of all linear layers described, in order of use."""
-        parts = (*self.attentions, self.feed_forward)
+        parts = (*self.attentions, *self.mixers, self.feed_forward)
         return tuple(path for part in parts if part is not None for path in part.linears())

@@ -175,7 +175,7 @@ def _macs(model: nn.Module, batch: int, length: int, adapter: Adapter | None, pl
     plain = unwrap(model)
     weights = products = 0
     for block in (adapter or adapter_for(plain)).blocks(plain):
-        weights += block_weights(plain, block, plan.layers)
+        weights += block_weights(plain, block, plan.layers, plan.experts)
         products += block_products(plain, block, plan.heads)
     linear = batch * length * weights
     attention = batch * length * length * products

@@ -127,6 +127,27 @@ class AttentionForm:
 
 
 @dataclass(frozen=True)
+class MixerForm:
+    """A module that mixes tokens and keeps its inner sizes.
+
+    Paths are relative to the module; layers that a model does not use are left out.
+
+    Attributes:
+        classes: that it describes, as ``"deepseek_v3.DeepseekV3Attention"``.
+        reads: paths of the layers that read what the module gets.
+        writes: paths of the layers that give what it returns.
+        inner: paths of linear layers between them.
+        products: multiply-accumulates per pair of tokens, from the module.
+    """
+
+    classes: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    inner: tuple[str, ...] = ()
+    products: Callable[[Any], int] = lambda module: 0
+
+
+@dataclass(frozen=True)
 class FeedForwardForm:
     """A module with the layers of a feed-forward part.
 

@@ -22,15 +22,17 @@ from finegates.adapters.qwen2 import Qwen2Adapter
 from finegates.adapters.qwen3 import Qwen3Adapter
 from finegates.adapters.roberta import RobertaAdapter
 from finegates.adapters.t5 import T5Adapter
-from finegates.blocks import Attention, Block, FeedForward, HeadSizes
+from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer
 
 __all__ = [
     "ADAPTERS",
     "Adapter",
     "Attention",
     "Block",
+    "Experts",
     "FeedForward",
     "HeadSizes",
+    "Mixer",
     "adapted_parts",
     "adapter_for",
     "attentions",

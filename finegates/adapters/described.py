@@ -14,10 +14,11 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finegates.adapters.base import Adapter, has_module, unwrap
-from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS
-from finegates.blocks import Attention, Block, FeedForward, HeadSizes, Rotary
-from finegates.forms import AttentionForm, FeedForwardForm
+from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS, MIXERS
+from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer, Rotary
+from finegates.forms import AttentionForm, FeedForwardForm, MixerForm
 from finegates.modules.dense_shapes import dense_shape
+from finegates.modules.experts import expert_shape, is_experts
 from finegates.modules.narrowed import narrow_stock
 
 
@@ -27,31 +28,13 @@ class DescribedAdapter(Adapter):
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
         """The layers that hold described parts, in the order of the model's modules."""
         plain = unwrap(model)
-        attentions: dict[str, list[Attention]] = {}
-        feeds: dict[str, list[FeedForward]] = {}
-        paths: dict[str, None] = {}
+        found: dict[str, list[_Part]] = {}
         for path, module in plain.named_modules():
-            attention, feed = _form(module, _attention_forms()), _form(module, _feed_forms())
-            if attention is None and feed is None:
-                continue
-            layer = _layer_of(plain, path)
-            if layer is None:
-                continue
-            if isinstance(attention, AttentionForm):
-                part = _attention(plain, path, module, attention)
-                if part is not None:
-                    paths[layer] = None
-                    attentions.setdefault(layer, []).append(part)
-            if isinstance(feed, FeedForwardForm):
-                found = _feed_forward(plain, path, feed)
-                if found is not None:
-                    paths[layer] = None
-                    feeds.setdefault(layer, []).append(found)
-        return tuple(
-            block
-            for layer in paths
-            for block in _blocks_of(layer, attentions.get(layer, []), feeds.get(layer, []))
-        )
+            parts = _parts(plain, path, module)
+            layer = _layer_of(plain, path) if parts else None
+            if layer is not None:
+                found.setdefault(layer, []).extend(parts)
+        return tuple(block for layer, parts in found.items() for block in _blocks(layer, parts))
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
         """The lists that hold the layers."""
@@ -70,11 +53,37 @@ class DescribedAdapter(Adapter):
         return float((sizes.width / sizes.head_dim) ** 0.5) if scaled else 1.0
 
 
-def _blocks_of(
-    layer: str, attentions: list[Attention], feeds: list[FeedForward]
-) -> Iterator[Block]:
+_Part = Attention | FeedForward | Experts | Mixer
+
+
+def _parts(model: nn.Module, path: str, module: nn.Module) -> list[_Part]:
+    """What a module is; a layer that holds its feed-forward part itself has no other."""
+    found: list[_Part | None] = []
+    attention: AttentionForm | None = _form(module, _attention_forms())
+    feed: FeedForwardForm | None = _form(module, _feed_forms())
+    mixer: MixerForm | None = _form(module, _mixer_forms())
+    if attention is not None:
+        found.append(_attention(model, path, module, attention))
+    if mixer is not None:
+        found.append(_mixer(model, path, module, mixer))
+    if feed is not None:
+        found.append(_feed_forward(model, path, feed))
+    if is_experts(module):
+        # Behind gates, the module inside them.
+        found.append(_experts(path.removesuffix(".base"), module))
+    return [part for part in found if part is not None]
+
+
+def _blocks(layer: str, parts: list[_Part]) -> Iterator[Block]:
     """One block of a layer, and one more for each feed-forward part beyond the first."""
-    yield Block(layer, tuple(attentions), feeds[0] if feeds else None)
+    feeds = [part for part in parts if isinstance(part, FeedForward)]
+    yield Block(
+        layer,
+        tuple(part for part in parts if isinstance(part, Attention)),
+        feeds[0] if feeds else None,
+        next((part for part in parts if isinstance(part, Experts)), None),
+        tuple(part for part in parts if isinstance(part, Mixer)),
+    )
     for feed in feeds[1:]:
         yield Block(layer, (), feed)
 
@@ -87,6 +96,11 @@ def _attention_forms() -> dict[str, AttentionForm]:
 @functools.cache
 def _feed_forms() -> dict[str, FeedForwardForm]:
     return {name: form for form in FEED_FORWARDS for name in form.classes}
+
+
+@functools.cache
+def _mixer_forms() -> dict[str, MixerForm]:
+    return {name: form for form in MIXERS for name in form.classes}
 
 
 def _form(module: nn.Module, forms: dict[str, Any]) -> Any:
@@ -191,6 +205,30 @@ def _is_cross(form: AttentionForm, module: nn.Module, path: str) -> bool:
     if callable(form.cross):
         return form.cross(module, path.rpartition(".")[2])
     return form.cross
+
+
+def _mixer(model: nn.Module, path: str, module: nn.Module, form: MixerForm) -> Mixer:
+    def there(names: tuple[str, ...]) -> tuple[str, ...]:
+        paths = (_resolved(path, name) for name in names)
+        return tuple(each for each in paths if dense_shape(model, each) is not None)
+
+    reads, inner, writes = (there(names) for names in (form.reads, form.inner, form.writes))
+    return Mixer(path, reads, inner, writes, form.products(module))
+
+
+def _experts(path: str, module: nn.Module) -> Experts:
+    count, hidden, width = expert_shape(module)
+    known = getattr(module, "finegates_width", None)
+    config: Any = module.config
+    active = next(
+        getattr(config, name) for name in _ACTIVE if getattr(config, name, None) is not None
+    )
+    matrices = 3 if module.has_gate else 2
+    return Experts(path, count, int(active), hidden, known[1] if known else width, matrices)
+
+
+_ACTIVE = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_k", "num_selected_experts")
+"""Names that configurations have for the number of experts that a token goes to."""
 
 
 def _feed_forward(model: nn.Module, path: str, form: FeedForwardForm) -> FeedForward | None:

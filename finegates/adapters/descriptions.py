@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from finegates.blocks import Layout
-from finegates.forms import AttentionForm, FeedForwardForm, NormForm, RotaryForm
+from finegates.forms import AttentionForm, FeedForwardForm, MixerForm, NormForm, RotaryForm
 
 
 def _named(*classes: str) -> tuple[str, ...]:
@@ -401,6 +401,23 @@ _TOWER_FEEDS = (
         up="intermediate_dense",
         down="output_dense",
         phi="intermediate_act_fn",
+    ),
+)
+
+# --- What mixes tokens otherwise -----------------------------------------------------------------
+
+MIXERS: tuple[MixerForm, ...] = (
+    MixerForm(
+        _named("deepseek_v3.DeepseekV3Attention"),
+        reads=("q_proj", "q_a_proj", "kv_a_proj_with_mqa"),
+        inner=("q_b_proj", "kv_b_proj"),
+        writes=("o_proj",),
+        products=lambda module: module.num_heads * (module.qk_head_dim + module.v_head_dim),
+    ),
+    MixerForm(
+        _named("qwen3_5.Qwen3_5GatedDeltaNet"),
+        reads=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
+        writes=("out_proj",),
     ),
 )
 

@@ -65,13 +65,14 @@ def narrow_attention(
     alive = counts.any(-1)  # (K, H / K), rules 2 and 6
     kept = torch.ones_like(alive) if part.fixed_heads else _kept_heads(part, alive, q, k)
     q = q & (kept if part.norm == "all" else alive)[..., None]
+    k = k & (kept if part.norm == "all" else alive).any(1)[:, None]
     scored = _scored(part, q, k, alive)  # (K, W), rules 3 to 5
     valued = counts.any(1)  # (K, W)
     groups = kept.any(1)  # (K,)
     # Rule 7: one width for scores and values of all kept heads.
     width = _width(part, scored[groups], valued, multiple)
     packed = width < part.head_dim
-    masks = {"q": q & scored[:, None], "k": k & scored & groups[:, None], "v": v & valued}
+    masks = {"q": q & scored[:, None], "k": k & scored, "v": v & valued}
     masks["o"] = counts
     if "g" in before:
         masks["g"] = before["g"] & counts

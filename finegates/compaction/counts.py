@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import nn
 
-from finegates.adapters import Attention, Block, HeadSizes, has_module
-from finegates.compaction.plans import LayerPlan
+from finegates.adapters import Attention, Block, Experts, HeadSizes, has_module
+from finegates.compaction.plans import ExpertsPlan, LayerPlan
 from finegates.gates.gated_linear import GatedLinear, leaf_gates
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.experts import expert_shape, numbers_at_width
+from finegates.modules.kinds import between_gates
 from finegates.modules.linear import find_linear, linear_shape
 
 
-def block_weights(model: nn.Module, block: Block, layers: Mapping[str, LayerPlan]) -> int:
-    """Weights of the block's linear layers, equal to the MACs of one token.
+def block_weights(
+    model: nn.Module,
+    block: Block,
+    layers: Mapping[str, LayerPlan],
+    experts: Mapping[str, ExpertsPlan] = MappingProxyType({}),
+) -> int:
+    """Weights that one token meets in the block's layers, equal to its MACs.
 
     Args:
         model: plain; dense, gated or compact.
         block: of the model.
         layers: plans of the layers to compact, by path.
+        experts: plans of stacked experts, by path.
     """
     weights = 0
     for path in block.linears():
@@ -33,7 +42,15 @@ def block_weights(model: nn.Module, block: Block, layers: Mapping[str, LayerPlan
     feed = block.feed_forward
     if feed is not None and feed.path is not None and has_module(model, f"{feed.path}.gate_up"):
         weights += present_weights(model.get_submodule(f"{feed.path}.gate_up"))
+    if block.experts is not None:
+        weights += _expert_weights(model, block.experts, experts)
     return weights
+
+
+def _expert_weights(model: nn.Module, part: Experts, plans: Mapping[str, ExpertsPlan]) -> int:
+    if part.path in plans:
+        return part.macs(plans[part.path].width)
+    return part.macs(expert_shape(between_gates(model.get_submodule(part.path)))[2])
 
 
 def block_products(model: nn.Module, block: Block, heads: Mapping[str, HeadSizes]) -> int:
@@ -46,7 +63,8 @@ def block_products(model: nn.Module, block: Block, heads: Mapping[str, HeadSizes
         block: of the model.
         heads: planned head sizes, by path of the attention.
     """
-    return sum(_products(model, part, heads) for part in block.attentions)
+    mixed = sum(part.products for part in block.mixers)
+    return mixed + sum(_products(model, part, heads) for part in block.attentions)
 
 
 def _products(model: nn.Module, part: Attention, heads: Mapping[str, HeadSizes]) -> int:
@@ -55,12 +73,17 @@ def _products(model: nn.Module, part: Attention, heads: Mapping[str, HeadSizes])
     return part.products if sizes is None else 2 * len(sizes.heads) * sizes.width
 
 
-def model_parameters(model: nn.Module, layers: Mapping[str, LayerPlan]) -> tuple[int, int]:
+def model_parameters(
+    model: nn.Module,
+    layers: Mapping[str, LayerPlan],
+    experts: Mapping[str, ExpertsPlan] = MappingProxyType({}),
+) -> tuple[int, int]:
     """Counts parameters before and after; shared tensors once, without gates.
 
     Args:
         model: plain; dense, gated or compact.
         layers: plans of the layers to compact, by path.
+        experts: plans of stacked experts, by path.
     """
     gates = {id(p) for gate in leaf_gates(model) for p in gate.parameters()}
     before = sum(p.numel() for p in model.parameters() if id(p) not in gates)
@@ -72,6 +95,12 @@ def model_parameters(model: nn.Module, layers: Mapping[str, LayerPlan]) -> tuple
         has_bias = linear.bias is not None or plan.constants is not None
         after += plan.kept_weights + (plan.kept_out if has_bias else 0)
         after -= sum(p.numel() for p in base.parameters())
+    for path, narrower in experts.items():
+        part = narrower.part
+        base = between_gates(model.get_submodule(path))
+        sizes = (numbers_at_width(base, width) for width in (narrower.width, part.width))
+        kept, dense = sizes
+        after += kept - dense
     return before, after
 
 

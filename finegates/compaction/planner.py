@@ -16,8 +16,9 @@ from finegates.compaction.cost import CostModel
 from finegates.compaction.counts import block_products, block_weights, model_parameters
 from finegates.compaction.draft import Draft
 from finegates.compaction.feed_forward_rule import pair_feed_forward
-from finegates.compaction.plans import BlockPlan, LayerPlan, Plan
+from finegates.compaction.plans import BlockPlan, ExpertsPlan, LayerPlan, Plan
 from finegates.compaction.sides import choose_sides
+from finegates.gates.gated_experts import GatedExperts
 from finegates.gates.gated_linear import gated_layers
 
 __all__ = ["BlockPlan", "LayerPlan", "Plan", "plan_compaction"]
@@ -64,6 +65,7 @@ def plan_compaction(
                 sizes = narrow_attention(attention, adapter, plain, drafts, notes, multiple)
                 if sizes is not None:
                     heads[attention.path] = sizes
+    experts = {} if adapter is None else _experts_plans(adapter, plain)
     joint = _joint_products(adapter, plain, heads, joined)
     if cost is not None:
         for path in drafts:
@@ -76,13 +78,32 @@ def plan_compaction(
         name: drafts[name].finish(cost, gathered=name != joint.get(name, (name,))[0])
         for name in sorted(drafts, key=order.__getitem__)
     }
-    blocks = () if adapter is None or not drafts else _block_plans(adapter, plain, layers, heads)
-    counted = model_parameters(plain, layers)
+    blocks = (
+        ()
+        if adapter is None or not drafts
+        else _block_plans(adapter, plain, layers, heads, experts)
+    )
+    counted = model_parameters(plain, layers, experts)
     dense = None if cost is None else sum(
         cost.seconds(p.out_features, p.in_features, gathers=False, scatters_to=None)
         for p in layers.values()
     )  # fmt: skip
-    return Plan(layers, heads, tuple(notes), blocks, tuple(joined), counted, dense)
+    return Plan(layers, heads, tuple(notes), blocks, tuple(joined), counted, dense, experts)
+
+
+def _experts_plans(adapter: Adapter, model: nn.Module) -> dict[str, ExpertsPlan]:
+    """The dimensions of gated experts that stay."""
+    plans = {}
+    for block in adapter.blocks(model):
+        part = block.experts
+        module = None if part is None else model.get_submodule(part.path)
+        if part is None or not isinstance(module, GatedExperts):
+            continue
+        values = module.value()
+        if values.is_meta:
+            raise ValueError(f"the gate of {part.path} is on the meta device and has no values")
+        plans[part.path] = ExpertsPlan(part, (values != 0).cpu())
+    return plans
 
 
 def _joint_products(
@@ -104,7 +125,11 @@ def _joint_products(
 
 
 def _block_plans(
-    adapter: Adapter, model: nn.Module, layers: dict[str, LayerPlan], heads: dict[str, HeadSizes]
+    adapter: Adapter,
+    model: nn.Module,
+    layers: dict[str, LayerPlan],
+    heads: dict[str, HeadSizes],
+    experts: dict[str, ExpertsPlan],
 ) -> tuple[BlockPlan, ...]:
     plans = []
     for block in adapter.blocks(model):
@@ -117,9 +142,10 @@ def _block_plans(
                 paths,
                 tuple(part.path for part in block.attentions),
                 None if block.feed_forward is None else block.feed_forward.path,
-                (block_weights(model, block, {}), block_weights(model, block, layers)),
+                (block_weights(model, block, {}), block_weights(model, block, layers, experts)),
                 (block_products(model, block, {}), block_products(model, block, heads)),
                 sum(known) if known else None,
+                None if block.experts is None else block.experts.path,
             )
         )
     return tuple(plans)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from finegates.adapters import HeadSizes
+from finegates.adapters import Experts, HeadSizes
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,31 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class ExpertsPlan:
+    """What is kept of the stacked experts of one layer.
+
+    Attributes:
+        part: the dense experts.
+        kept: bool (experts, intermediate).
+    """
+
+    part: Experts
+    kept: Tensor
+
+    @property
+    def width(self) -> int:
+        """Width of every expert, which is what the widest needs."""
+        return self.part.aligned(int(self.kept.sum(1).max()))
+
+    def __str__(self) -> str:
+        part = self.part
+        return (
+            f"{part.path}: {part.count} experts of width {part.width} -> {self.width}, "
+            f"{part.macs(self.width):,} MACs a token in the {part.active} that it goes to"
+        )
+
+
+@dataclass(frozen=True)
 class BlockPlan:
     """MACs of one transformer layer before and after, and its layer plans.
 
@@ -87,6 +112,7 @@ class BlockPlan:
         macs: MACs per token in its linear layers, before and after.
         attention_macs: MACs per pair of a token and an attended token, before and after.
         seconds: predicted time of a token in the planned layers; None without a cost model.
+        experts: path of its stacked experts, or None.
     """
 
     path: str
@@ -96,6 +122,7 @@ class BlockPlan:
     macs: tuple[int, int]
     attention_macs: tuple[int, int]
     seconds: float | None = None
+    experts: str | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {_counted(self.macs, self.attention_macs, self.seconds)}"
@@ -133,6 +160,7 @@ class Plan:
         parameters: of the model before and after, without gates.
         dense_seconds: predicted time per token of the planned layers before compaction; None
             without a cost model.
+        experts: plans of stacked experts by module path.
     """
 
     layers: dict[str, LayerPlan]
@@ -142,6 +170,7 @@ class Plan:
     joined: tuple[str, ...] = ()
     parameters: tuple[int, int] = (0, 0)
     dense_seconds: float | None = None
+    experts: dict[str, ExpertsPlan] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line: parameters, multiply-accumulates, predicted time, before and after."""
@@ -163,6 +192,8 @@ class Plan:
             lines += [f"  {self._heads(path)}" for path in block.attentions if path in self.heads]
             if block.feed_forward in self.joined:
                 lines.append(f"  {block.feed_forward}: gate and up one product")
+            if block.experts in self.experts:
+                lines.append(f"  {self.experts[block.experts]}")
         lines += [str(layer) for path, layer in self.layers.items() if path not in inside]
         return "\n".join([*lines, *self.notes, self.summary()])
 

@@ -16,11 +16,13 @@ from finegates.compaction.draft import gate_values
 from finegates.compaction.graphs import allow_graphs
 from finegates.compaction.peft_targets import teach_peft
 from finegates.compaction.planner import plan_compaction
-from finegates.compaction.plans import LayerPlan
+from finegates.compaction.plans import ExpertsPlan, LayerPlan
+from finegates.gates.gated_experts import GatedExperts
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
 from finegates.gates.parts import forget_attachment
 from finegates.initialisation import mark_initialised
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.experts import narrowed_experts
 from finegates.modules.linear import dense_weight, find_linear, unmergeable
 from finegates.modules.stock_methods import adapt_stock_methods
 from finegates.modules.tying import move_tied_keys, note_untied
@@ -101,6 +103,8 @@ def compact(
         for path, kept in plan.layers.items():
             layer = result.get_submodule(path)
             result = _replace(result, path, _take_hooks(layer, _shrink(layer, kept)))
+        for path, wanted in plan.experts.items():
+            result = _replace(result, path, _shrink_experts(result.get_submodule(path), wanted))
     else:
         # deepcopy skips objects in its memo, so that dense weights are not copied.
         memo: dict[int, object] = {}
@@ -110,7 +114,13 @@ def compact(
         for path, kept in plan.layers.items():
             layer = plain.get_submodule(path)
             memo[id(layer)] = _take_hooks(layer, _shrink(layer, kept))
+        narrowed_stacks = {}
+        for path, wanted in plan.experts.items():
+            stack = plain.get_submodule(path)
+            narrowed_stacks[path] = memo[id(stack)] = _shrink_experts(stack, wanted)
         result = copy.deepcopy(plain, memo)
+        for stack in narrowed_stacks.values():  # the copy's configuration
+            stack.config = memo.get(id(stack.config), stack.config)  # type: ignore
 
     if plan.heads:
         assert adapter is not None
@@ -189,6 +199,12 @@ def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:
         rows=_on(plan.write if narrow_out else plan.rows, device),
         dense_shape=(plan.out_features, plan.in_features),
     )
+
+
+def _shrink_experts(stack: nn.Module, plan: ExpertsPlan) -> nn.Module:
+    """The experts with the kept dimensions alone, the gate multiplied in."""
+    assert isinstance(stack, GatedExperts)
+    return narrowed_experts(stack.base, plan.kept, plan.width, stack.value())
 
 
 def _on(index: Tensor | None, device: torch.device) -> Tensor | None:

@@ -22,6 +22,7 @@ from finegates.formats.absent import drop_modules
 from finegates.formats.implementations import TORCHS_OWN, set_implementations
 from finegates.head_rows import head_rows, letters_of
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.experts import empty_experts
 from finegates.modules.linear import linear_shape
 
 # Numbers that JSON does not have, as transformers 5 writes them.
@@ -85,6 +86,10 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
         adapter_for(model)  # raises if there is none
     narrowed = _narrow(model, parts, heads)
     joined = _join(model, parts, structure["joined"])
+    for path, width in structure.get("experts", {}).items():
+        if type(width) is not int:
+            raise ValueError(f"{path} has experts of width {width!r}, which is not a number")
+        model.set_submodule(path, empty_experts(model.get_submodule(path), width))
     with torch.device("meta"):
         for path, values in structure["layers"].items():
             dense = model.get_submodule(path)

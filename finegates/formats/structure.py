@@ -39,7 +39,7 @@ _REQUIRED: dict[str, type] = {
     "aliases": dict,
     "tensors_sha256": str,
 }
-_OPTIONAL: dict[str, type] = {"generation_config": dict, "products": dict}
+_OPTIONAL: dict[str, type] = {"generation_config": dict, "products": dict, "experts": dict}
 """Optional entries, for models that have such settings."""
 
 
@@ -129,6 +129,11 @@ def parts_of(model: nn.Module) -> dict[str, Any]:
             path: asdict(module.finegates_heads)
             for path, module in model.named_modules()
             if hasattr(module, "finegates_heads")
+        },
+        "experts": {
+            path: module.finegates_width[0]
+            for path, module in model.named_modules()
+            if hasattr(module, "finegates_width")
         },
         "joined": [
             path for path, module in model.named_modules() if hasattr(module, "finegates_joined")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from finegates.arguments import check_config
 from finegates.gates.config import GateConfig
 from finegates.gates.gate import FixedGate, StochasticGate
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable, matching_layers
+from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
 from finegates.gates.parts import (
     forget_attachment,
@@ -25,6 +27,7 @@ from finegates.gates.presets import (
     check_reachable,
 )
 from finegates.gates.shared import Sides, Structure, build_structure
+from finegates.modules.experts import gated_down, is_experts
 from finegates.modules.linear import dense_weight, find_linear, linear_shape
 from finegates.modules.stock_methods import adapt_stock_methods
 from finegates.modules.tying import move_tied_keys, note_untied, untie
@@ -80,7 +83,7 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         )
     _place(inner, layers)
     for layer in layers.values():
-        if train_biases and layer.bias is not None:
+        if train_biases and isinstance(layer, GatedLinear) and layer.bias is not None:
             layer.bias.requires_grad_(True)
     if config.random_biases:
         add_random_biases(inner, config.seed)
@@ -174,7 +177,9 @@ def hold_gates(model: nn.Module) -> nn.Module:
         the same model; its outputs in evaluation mode do not change.
     """
     inner = unwrap(model)
-    for layer in gated_layers(inner).values():
+    layers: list[GatedLinear | GatedExperts] = [*gated_layers(inner).values()]
+    layers += gated_experts(inner).values()
+    for layer in layers:
         for side, gate in list(layer.gates()):
             setattr(layer, side, FixedGate(gate.value()).train(layer.training))
     forget_attachment(inner)
@@ -212,8 +217,11 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
         for name, layer in layers.items():
             untie(inner, f"{name}.base")
             _fold(layer)
-    for name, layer in layers.items():
-        inner.set_submodule(name, layer.base)
+        for experts in gated_experts(inner).values():
+            base: Any = experts.base
+            base.down_proj.data = gated_down(base, experts.value()).data
+    for name, gated in {**layers, **gated_experts(inner)}.items():
+        inner.set_submodule(name, gated.base)
         move_tied_keys(inner, f"{name}.base", name)
     note_untied(inner, separate=True)
     forget_attachment(inner)
@@ -270,19 +278,22 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Side
     return structure, sides
 
 
-def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear]:
+def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear | GatedExperts]:
     """Wraps checked layers with their gates, by name; the model does not change."""
-    layers = {}
+    layers: dict[str, GatedLinear | GatedExperts] = {}
     for name, (rows, cols) in sides.items():
         base = inner.get_submodule(name)
         try:
-            layers[name] = GatedLinear(base, rows, cols).train(base.training)
+            if rows is None and cols is not None and is_experts(base):
+                layers[name] = GatedExperts(base, cols).train(base.training)
+            else:
+                layers[name] = GatedLinear(base, rows, cols).train(base.training)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return layers
 
 
-def _place(inner: nn.Module, layers: dict[str, GatedLinear]) -> None:
+def _place(inner: nn.Module, layers: dict[str, GatedLinear | GatedExperts]) -> None:
     """Replaces base layers by gated ones, in place."""
     for name, layer in layers.items():
         inner.set_submodule(name, layer)

@@ -146,6 +146,8 @@ def gated_layers(model: nn.Module) -> dict[str, GatedLinear]:
 
 def leaf_gates(model: nn.Module) -> list[Gate]:
     """The gates of a model's layers, each once; derived gates give their sources."""
-    layers = gated_layers(model).values()
-    found = (leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
+    check_model(model)
+    layers = [module for module in model.modules() if isinstance(module, GatedLayer)]
+    gates = (gate for layer in layers for gate in (layer.rows, layer.cols) if gate is not None)
+    found = (leaf for gate in gates for leaf in gate.leaves())
     return list(dict.fromkeys(found))

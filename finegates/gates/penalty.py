@@ -31,7 +31,8 @@ from finegates.gates.presets import (
     check_reachable,
 )
 from finegates.gates.shared import (
-    AttentionGates,
+    ExpertsGates,
+    FeedForwardGates,
     Read,
     Structure,
 )
@@ -310,7 +311,8 @@ class MacsPenalty:
             alive = {id(gate): part for gate, part in parts}
             return float(self._macs(lambda gate: alive[id(gate)], packed=True)) / self.dense
 
-        chosen = choose_closed(torch.cat(importance) / torch.cat(costs), kept, self.goal())
+        order = torch.cat(self._levelled(gates, importance)) / torch.cat(costs)
+        chosen = choose_closed(order, kept, self.goal())
         for gate, shut in zip(gates, chosen.split(sizes), strict=True):  # rule 3
             # The penalty's sigma equals the noise's, but is also defined without noise.
             sigma, centre = gate.preset.probability_std, gate.centre()
@@ -326,7 +328,7 @@ class MacsPenalty:
     def _check_importance(self) -> None:
         """Raises ValueError if importances are missing or not finite."""
         for part in self.structure:
-            path = part.part.path if isinstance(part, AttentionGates) else part.part.up
+            path = part.part.up if isinstance(part, FeedForwardGates) else part.part.path
             for gate in part.gates():
                 if gate.importance is not None and not bool(gate.importance.isfinite().all()):
                     raise ValueError(
@@ -342,6 +344,14 @@ class MacsPenalty:
                 "StochasticGate.observe of each gate between the backward pass and the step. "
                 "DeepSpeed, FSDP and LOMO take gradients away before that"
             )
+
+    def _levelled(self, gates: list[StochasticGate], importance: list[Tensor]) -> list[Tensor]:
+        """Importances by which dimensions are closed, by gate."""
+        experts = {id(p.hidden): p for p in self.structure if isinstance(p, ExpertsGates)}
+        return [
+            experts[id(gate)].levelled(values) if id(gate) in experts else values
+            for gate, values in zip(gates, importance, strict=True)
+        ]
 
     def _costs(self, gates: list[StochasticGate]) -> list[Tensor]:
         """By gate, the derivative of the kept MACs by the openness of each dimension."""

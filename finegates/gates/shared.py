@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import Attention, Block, FeedForward, adapter_for
+from finegates.adapters import Attention, Block, Experts, FeedForward, Mixer, adapter_for
 from finegates.gates.gate import DerivedGate, Gate, StochasticGate
 from finegates.head_rows import layer_rows, letters_of, of_dimensions, score_units
 from finegates.modules.linear import linear_shape
@@ -167,18 +167,82 @@ class FeedForwardGates:
         yield from (self.inputs, self.hidden, self.outputs)
 
 
-Structure = tuple[AttentionGates | FeedForwardGates, ...]
+@dataclass(frozen=True)
+class ExpertsGates:
+    """The gate of the experts of one layer: ``hidden`` (experts * intermediate,)."""
+
+    part: Experts
+    hidden: StochasticGate
+
+    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+        """As for :meth:`AttentionGates.macs`; packed experts all have the width of the widest."""
+        part = self.part
+        widths = read(self.hidden).view(part.count, part.width).sum(-1)
+        if packed:
+            width = ((widths.max().clamp(min=1) / 8).ceil() * 8).clamp(max=part.width)
+        else:
+            width = widths.mean()
+        return part.active * part.matrices * part.hidden * width
+
+    def levelled(self, importance: Tensor) -> Tensor:
+        """Importances (experts * intermediate,) by rank within their expert.
+
+        Experts have one width, so they lose dimensions together: each of them its least important
+        ones. Importances of equal rank are replaced by their mean over the experts.
+        """
+        ranked, order = importance.view(self.part.count, -1).sort(dim=1)
+        mean = ranked.mean(0, keepdim=True).expand_as(ranked)
+        return torch.empty_like(ranked).scatter(1, order, mean).flatten()
+
+    def gates(self) -> Iterator[StochasticGate]:
+        """The one gate."""
+        yield self.hidden
+
+
+@dataclass(frozen=True)
+class MixerGates:
+    """The gates of a part that keeps its inner sizes.
+
+    Attributes:
+        part: the part.
+        inputs: (hidden,) of all layers that read the residual stream.
+        outputs: (hidden,) of all layers that write to it.
+        read: outputs of the reading layers together.
+        kept: weights of the layers between.
+        written: inputs of the writing layers together.
+    """
+
+    part: Mixer
+    inputs: StochasticGate
+    outputs: StochasticGate
+    read: int
+    kept: int
+    written: int
+
+    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+        """As for :meth:`AttentionGates.macs`."""
+        linear = self.read * read(self.inputs).sum() + self.written * read(self.outputs).sum()
+        return linear + self.kept + length * self.part.products
+
+    def gates(self) -> Iterator[StochasticGate]:
+        """Both."""
+        yield from (self.inputs, self.outputs)
+
+
+Part = AttentionGates | FeedForwardGates | ExpertsGates | MixerGates
+Structure = tuple[Part, ...]
 Sides = dict[str, tuple[Gate | None, Gate | None]]
 
 
 def build_structure(
-    model: nn.Module, make: Callable[[str, int], StochasticGate]
+    model: nn.Module, make: Callable[[str, int], StochasticGate], *, experts: bool = True
 ) -> tuple[Structure, Sides]:
     """Builds the shared gates of a model; the model does not change.
 
     Args:
         model: a plain transformers model whose architecture has an adapter.
         make: makes a gate from a name (block path and role) and a size.
+        experts: whether stacked experts get gates.
 
     Returns:
         the gates by part, and the row and column gates of every gated layer.
@@ -186,20 +250,27 @@ def build_structure(
     Raises:
         ValueError: the architecture has no adapter.
     """
-    parts: list[AttentionGates | FeedForwardGates] = []
+    parts: list[Part] = []
     sides: Sides = {}
     for block in adapter_for(model).blocks(model):
         for gates, placed in _block_gates(block, model, make):
             parts.append(gates)
             sides.update(placed)
+        if experts and block.experts is not None:
+            part = block.experts
+            gate = make(f"{part.path}.hidden", part.count * part.width)
+            parts.append(ExpertsGates(part, gate))
+            sides[part.path] = (None, gate)
     return tuple(parts), sides
 
 
 def _block_gates(
     block: Block, model: nn.Module, make: Callable[[str, int], StochasticGate]
-) -> Iterator[tuple[AttentionGates | FeedForwardGates, Sides]]:
+) -> Iterator[tuple[AttentionGates | FeedForwardGates | MixerGates, Sides]]:
     for part in block.attentions:
         yield _attention_gates(part, model, make)
+    for mixer in block.mixers:
+        yield _mixer_gates(mixer, model, make)
     feed = block.feed_forward
     if feed is not None:
         columns, _ = linear_shape(model.get_submodule(feed.up))
@@ -213,6 +284,22 @@ def _block_gates(
         sides: Sides = {path: (None, gates.inputs) for path in feed.linears()}
         sides[feed.down] = (gates.outputs, gates.hidden)
         yield gates, sides
+
+
+def _mixer_gates(
+    part: Mixer, model: nn.Module, make: Callable[[str, int], StochasticGate]
+) -> tuple[MixerGates, Sides]:
+    shapes = {path: linear_shape(model.get_submodule(path)) for path in part.linears()}
+    gates = MixerGates(
+        part,
+        make(f"{part.path}.inputs", shapes[part.reads[0]][0]),
+        make(f"{part.path}.outputs", shapes[part.writes[0]][1]),
+        sum(shapes[path][1] for path in part.reads),
+        sum(shapes[path][0] * shapes[path][1] for path in part.inner),
+        sum(shapes[path][0] for path in part.writes),
+    )
+    sides: Sides = {path: (None, gates.inputs) for path in part.reads}
+    return gates, {**sides, **{path: (gates.outputs, None) for path in part.writes}}
 
 
 def _attention_gates(

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from finegates.gates.closing import TOLERANCE, choose_closed
 from finegates.gates.gate import Gate, StochasticGate
 from finegates.gates.penalty import MacsPenalty
-from finegates.gates.shared import AttentionGates, Read, build_structure
+from finegates.gates.shared import (
+    AttentionGates,
+    FeedForwardGates,
+    Read,
+    Structure,
+    build_structure,
+)
 
 Dimensions = Literal["all", "inner"]
 """Groups that may be closed: all, or only heads and feed-forward dimensions."""
@@ -48,7 +54,7 @@ class SharedGroups:
             return gate
 
         with torch.random.fork_rng(devices=[]):  # gates draw latents, which are not used here
-            self.structure, self.sides = build_structure(model, make)
+            self.structure, self.sides = build_structure(model, make, experts=False)
         self.length = length
         self.open: Vectors = {
             gate: torch.ones(gate.size, dtype=torch.float32, device="cpu") for gate in names
@@ -174,11 +180,12 @@ class SharedGroups:
         return torch.stack(counts).sum()
 
 
-def _inner_gates(structure: tuple[object, ...]) -> Iterator[StochasticGate]:
+def _inner_gates(structure: Structure) -> Iterator[StochasticGate]:
     for part in structure:
-        gate = part.heads if isinstance(part, AttentionGates) else part.hidden  # type: ignore[attr-defined]
-        if gate is not None:
-            yield gate
+        if isinstance(part, AttentionGates) and part.heads is not None:
+            yield part.heads
+        if isinstance(part, FeedForwardGates):
+            yield part.hidden
 
 
 __all__ = ["TOLERANCE", "Dimensions", "SharedGroups", "Vectors"]

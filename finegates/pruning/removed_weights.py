@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import unwrap
-from finegates.gates.shared import AttentionGates, FeedForwardGates, Read
+from finegates.gates.shared import AttentionGates, FeedForwardGates, MixerGates, Part, Read
 from finegates.head_rows import feed_forward_rows, layer_rows, letters_of, of_dimensions
 from finegates.modules.linear import dense_weight
 from finegates.pruning.calibration import Batch, single_rows, to_device, without_padding
@@ -48,11 +48,7 @@ def removed_squares(
     def kept(read: Read) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device="cpu")
         for part in groups.structure:
-            masks = (
-                _attention_masks(part, read)
-                if isinstance(part, AttentionGates)
-                else _feed_forward_masks(part, read)
-            )
+            masks = _masks(part, read)
             for path, (rows, cols) in masks.items():
                 square = squares[path]
                 by_row = square.sum(1) if cols is None else square @ cols
@@ -60,6 +56,19 @@ def removed_squares(
         return total
 
     return groups.slopes(kept)
+
+
+def _masks(part: Part, read: Read) -> Masks:
+    """By layer, which rows and columns stay."""
+    if isinstance(part, AttentionGates):
+        return _attention_masks(part, read)
+    if isinstance(part, FeedForwardGates):
+        return _feed_forward_masks(part, read)
+    if isinstance(part, MixerGates):
+        inputs, outputs = read(part.inputs), read(part.outputs)
+        reads = dict.fromkeys(part.part.reads, (None, inputs))
+        return {**reads, **dict.fromkeys(part.part.writes, (outputs, None))}
+    raise ValueError(f"{part.part.path}: stacked experts are not pruned at once; train gates")
 
 
 def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:

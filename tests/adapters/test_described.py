@@ -16,10 +16,12 @@ from finegates.adapters import adapter_for, described
 from finegates.budget import macs, planned_macs
 from finegates.compaction import compact, plan_compaction
 from finegates.formats.compact import load, save
-from finegates.gates.attachment import attach
+from finegates.formats.gated import load_gated, save_gated
+from finegates.gates.attachment import attach, detach
 from finegates.gates.config import GateConfig
 from finegates.gates.penalty import penalty_of
-from finegates.gates.shared import AttentionGates
+from finegates.gates.shared import AttentionGates, ExpertsGates
+from finegates.modules.experts import expert_shape
 from support import tiny
 from support.described import (
     CONFIGURATIONS,
@@ -40,7 +42,7 @@ _LANGUAGE = [(name, head) for name, head in HEADS if head in ("causal", "seq2seq
 
 def gated(name: str, head: str, preset: str, seed: int = 0, **options: Any) -> nn.Module:
     model = described_model(name, head, seed=seed, **options)
-    attach(model, GateConfig(preset=preset))
+    attach(model, GateConfig(preset=preset, sequence_length=9))
     tiny.scatter_gates(model, seed, mean=0.7)
     if preset == "structured":
         close_every_kind(model, seed)
@@ -58,8 +60,9 @@ def close_every_kind(model: nn.Module, seed: int) -> None:
     for part in model.finegates_structure:
         for gate in part.gates():
             gate.latent.abs_()
-            count = gate.size
-            rows = 1
+            rows, count = 1, gate.size
+            if isinstance(part, ExpertsGates):
+                rows, count = part.part.count, part.part.width
             if isinstance(part, AttentionGates) and gate is part.values:
                 rows, count = part.part.kv_heads, part.part.head_dim
             if isinstance(part, AttentionGates) and gate is part.heads and part.part.even:
@@ -107,7 +110,6 @@ def test_every_linear_layer_of_the_transformer_layers_is_described(name: str) ->
     left_out = {path.rpartition(".")[2] for path in found - known}
     assert left_out <= {
         *("pos_proj", "pos_q_proj"),  # of DeBERTa's positions
-        *("in_proj_a", "in_proj_b", "in_proj_qkv", "in_proj_z", "out_proj"),  # linear attention
         "reduction",  # between the stages of Swin
     }
 
@@ -268,6 +270,64 @@ def test_heads_become_narrower_than_any_norm_over_them_was() -> None:
     model = gated("gemma3_text", "base", "structured")
     plan = plan_compaction(model)
     assert any(sizes.width < sizes.head_dim for sizes in plan.heads.values())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_experts_lose_the_dimensions_that_matter_least_in_each(name: str) -> None:
+    model = described_model(name)
+    attach(model, GateConfig(preset="structured", target=0.6, sequence_length=9))
+    penalty = penalty_of(model, model.finegates_config)
+    penalty.progress = 1.0
+    generator = torch.Generator().manual_seed(0)
+    for gate in penalty.gates():
+        gate.importance.copy_(torch.rand(gate.size, generator=generator))
+    penalty.close_least()
+    narrower = 0
+    for part in penalty.structure:
+        if not isinstance(part, ExpertsGates):
+            continue
+        closed = part.hidden.closed().view(part.part.count, -1)
+        for row, importance in zip(closed, part.hidden.importance.view_as(closed), strict=True):
+            assert not row.any() or importance[row].max() < importance[~row].min()
+        module = compact(model).get_submodule(part.part.path)
+        assert expert_shape(module)[2] == part.part.aligned(int((~closed).sum(1).max()))
+        narrower += expert_shape(module)[2] < part.part.width
+    assert narrower
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_gates_on_experts_are_kept_and_taken_off_and_folded(name: str, tmp_path: Path) -> None:
+    inputs = described_inputs(name)
+    dense = described_outputs(described_model(name), inputs)
+    model = gated(name, "base", "structured")
+    before = described_outputs(model, inputs)
+    save_gated(model, tmp_path / "gated")
+    again = load_gated(tmp_path / "gated")
+    assert relative_difference(described_outputs(again, inputs), before) == 0.0
+    folded = detach(copy.deepcopy(model), fold=True)
+    assert relative_difference(described_outputs(folded, inputs), before) < ROUNDING
+    assert relative_difference(described_outputs(detach(model), inputs), dense) == 0.0
+
+
+@pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_narrowed_experts_can_be_multiplied_in_groups(name: str, experts: str) -> None:
+    model = described_model(name, dtype=torch.float32, experts=experts)
+    inputs = described_inputs(name)
+    attach(model, GateConfig(preset="structured", sequence_length=9))
+    close_every_kind(model, 0)
+    outputs = [described_outputs(m, inputs) for m in (model.eval(), compact(model))]
+    assert relative_difference(*outputs) < 1e-4  # float32, and routers compare rounded numbers
+
+
+def test_every_expert_trains_its_gate() -> None:
+    model = gated("mixtral", "base", "structured").train()
+    gates = [part.hidden for part in model.finegates_structure if isinstance(part, ExpertsGates)]
+    model(**described_inputs("mixtral")).last_hidden_state.square().sum().backward()
+    for gate in gates:
+        assert gate.scale.grad is not None
+        open_ones = gate.latent > 0
+        assert (gate.scale.grad[open_ones] != 0).float().mean() > 0.9
 
 
 def test_one_layer_for_gate_and_up_loses_rows_of_both() -> None:

@@ -178,6 +178,33 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "qk_layernorm": True,
     },
     "starcoder2": _GROUPED,
+    "mixtral": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **_EIGHT,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    },
+    "deepseek_v3": {
+        **_without(_GROUPED, num_key_value_heads=4),
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 12,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 6,
+    },
+    "gpt_oss": {
+        **_without(_EIGHT, **_WINDOW),
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "bart": {**_BART, "forced_eos_token_id": None},
     "blenderbot": _BART,
     "m2m_100": _BART,
@@ -306,9 +333,13 @@ def described_model(
     *,
     seed: int = 0,
     attention: str = "sdpa",
+    experts: str = "eager",
     dtype: torch.dtype = torch.float64,
 ) -> nn.Module:
-    """A random model in evaluation mode, with weights large enough that every layer matters."""
+    """A random model in evaluation mode, with weights large enough that every layer matters.
+
+    Experts are multiplied one by one: torch's grouped product does not take float64.
+    """
     factory = getattr(transformers, _HEADS[head])
     config = configuration(name)
     try:
@@ -317,6 +348,8 @@ def described_model(
         if "attention" not in str(error):
             raise
         model = factory.from_config(configuration(name))  # has one kind only
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation(experts)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
