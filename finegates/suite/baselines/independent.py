@@ -71,5 +71,5 @@ class IndependentGroups(SharedGroups):
         return planned_macs(self._shadow, 1, self.length).total / self.dense
 
     def costs(self) -> Vectors:
-        """The MACs of one token that each row or column stands for in the dense model."""
+        """The MACs of one token that each row or column is a part of in the dense model."""
         return self._costs
