@@ -30,6 +30,7 @@ _FREE = frozenset(
         "all_tied_weights_keys",
         "onednn_from",
         "keeps_stock_layout",
+        "active_adapter",
     )
 )
 # Set by every call from the size of the image, in modules with such a method.

@@ -122,6 +122,10 @@ class SparsityPenalty:
         share = self._share.to(fractions.device)
         return (self._penalty(fractions, self.sparsity) * share).sum()
 
+    def gates(self) -> Iterator[StochasticGate]:
+        """Every gate that it is on, once."""
+        yield from dict.fromkeys(self._gates)
+
     def _open_fraction(self, name: str, side: str, gate: StochasticGate) -> Tensor:
         probability = gate.open_probability()
         if self.kurtosis is None:

@@ -62,8 +62,9 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
     Raises:
         ValueError: an unknown group; ``learning_rates`` together with ``optimizers``; shared gates
             with ``load_best_model_at_end``; gates or distillation on several GPUs of one process;
-            an optimizer that was made before the gates; on resuming, a checkpoint of other gates,
-            or a corrupt one (``GatedFormatError``).
+            an optimizer that was made before the gates; shared gates that are frozen before the
+            choice of closed ones is final; on resuming, a checkpoint of other gates, or a corrupt
+            one (``GatedFormatError``).
         KeyError: in training with distillation, rows without the teacher's logits.
     """
 
@@ -137,6 +138,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         """
         self._bind()
         self._check_optimizer()
+        self._check_trained()
         self._has_warned = False
         model: nn.Module = self.model  # type: ignore[attr-defined]
         self.history.watch(model, self.penalty, self.resumed)
@@ -171,6 +173,38 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
                 raise ValueError(
                     f"the optimizer was made before {name} was in the model and would not train "
                     "it; make the trainer, or the optimizer, after attaching gates"
+                )
+
+    def _check_trained(self) -> None:
+        """Refuses shared gates that are frozen, and warns of independent ones.
+
+        Once the choice of closed gates is final, latents of shared gates need no gradient.
+
+        Raises:
+            ValueError: nothing would say how much such a shared gate matters.
+        """
+        remedy = (
+            "put adapters in before finegates.attach, since get_peft_model and add_adapter freeze "
+            "what they find, or call requires_grad_(True) on the gates"
+        )
+        for _, penalty in self.penalties:
+            gates = list(penalty.gates())
+            shared = isinstance(penalty, MacsPenalty)
+            frozen = [
+                gate
+                for gate in gates
+                if not gate.hardness
+                and not (gate.latent if gate.scale is None else gate.scale).requires_grad
+            ]
+            if frozen and shared:
+                raise ValueError(
+                    f"{len(frozen)} of {len(gates)} shared gates are frozen, so the training would "
+                    f"not see how much they matter, and close them first; {remedy}"
+                )
+            if frozen and len(frozen) == len(gates):
+                warnings.warn(
+                    f"all {len(gates)} gates are frozen, so none of them closes; {remedy}",
+                    stacklevel=2,
                 )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:

@@ -199,6 +199,23 @@ def test_a_wrappers_checkpoint_is_resumed_and_says_why_it_cannot_be_loaded(tmp_p
         fg.load(checkpoint)
 
 
+@pytest.mark.parametrize("active", ["default", "second"])
+def test_the_adapter_that_is_chosen_among_several_is_the_one_that_is_read_back(
+    active: str, tmp_path: Path
+) -> None:
+    model = fg.add_lora(tiny.tiny_model("roberta"))
+    model.add_adapter("second", model.peft_config["default"])  # type: ignore[operator, union-attr, index]
+    model.set_adapter(active)  # type: ignore[operator]
+    attach(model, GateConfig())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(generator=generator)
+    fg.save(model.eval(), tmp_path / "model")
+    assert torch.equal(output(fg.load(tmp_path / "model")), output(model))
+
+
 @pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("architecture", ["roberta", "t5"])
 def test_adapters_are_read_back_when_the_wrapper_around_them_was_dropped(

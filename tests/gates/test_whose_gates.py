@@ -268,6 +268,42 @@ def test_gates_without_a_configuration_are_said_to_have_no_penalty(tmp_path: Pat
         trainer(tmp_path, model).train()
 
 
+def frozen_by_adapters(preset: str) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    adapters = peft.LoraConfig(r=2, target_modules=["classifier.dense"])
+    found: nn.Module = peft.get_peft_model(gated(preset), adapters)
+    return found
+
+
+def with_one_frozen(preset: str) -> nn.Module:
+    model = gated(preset)
+    leaf_gates(model)[3].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("freeze", [frozen_by_adapters, with_one_frozen])
+def test_shared_gates_that_were_frozen_are_refused_before_they_are_closed_first(
+    freeze: Callable[[str], nn.Module], tmp_path: Path
+) -> None:
+    """Their importance would be zero, that of what nobody misses."""
+    model = freeze("structured")
+    before = [gate.latent.clone() for gate in leaf_gates(model) if isinstance(gate, StochasticGate)]
+    run = trainer(tmp_path, model)
+    with pytest.raises(ValueError, match=r"gates are frozen, .*before finegates\.attach"):
+        run.train()
+    assert run.state.global_step == 0
+    after = [gate.latent for gate in leaf_gates(model) if isinstance(gate, StochasticGate)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("preset", ["reference", "paper_v1"])
+def test_independent_gates_that_were_frozen_are_said_not_to_close(
+    preset: str, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match=r"all \d+ gates are frozen, so none of them closes"):
+        trainer(tmp_path, frozen_by_adapters(preset)).train()
+
+
 def test_a_baseline_without_gates_may_say_so(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -36,7 +36,7 @@ class Run:
             results,
             self.times,
             dry=dry,
-            render=DefaultFormatter().format,
+            render=DefaultFormatter(quiet=None).format,
             clock=self.clock,
         )
 
