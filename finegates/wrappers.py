@@ -49,6 +49,11 @@ def remove_autocast(model: nn.Module) -> None:
             module._compiled_call_impl = None
 
 
+def has_autocast(model: nn.Module) -> bool:
+    """Whether mixed precision has replaced the forward of any module."""
+    return any(_ORIGINAL in vars(module) for module in model.modules())
+
+
 def _reset_forward(module: nn.Module) -> None:
     """Removes an instance's forward wrappers down to the class's, or the innermost."""
     own = module.__dict__.pop("forward", None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, adapter_for, attentions, unwrap
+from finegates.compaction.certificate import check_equal, check_inputs, record, writing_layers
 from finegates.compaction.cost import CostModel
 from finegates.compaction.draft import gate_values
 from finegates.compaction.graphs import allow_graphs
@@ -41,6 +43,8 @@ def compact(
     inplace: bool = False,
     adapter: Adapter | None = None,
     cost: CostModel | None = None,
+    verify: Mapping[str, Any] | None = None,
+    verify_dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """Makes a gated model physically smaller, with equal evaluation outputs.
 
@@ -63,6 +67,10 @@ def compact(
             faster matmul (``CostModel()``, or :func:`finegates.calibrate` for this machine). None
             gives the smallest model with torch's default matmul; layers that are compact already
             keep theirs.
+        verify: keyword arguments of the model's forward; both models are run on them, and their
+            outputs must be equal up to rounding.
+        verify_dtype: ``torch.float64`` compares copies in float64, where rounding hides nothing,
+            at the cost of their memory; None compares in the dtype of the weights.
 
     Returns:
         a plain model (without gates and peft) in evaluation mode whose parameters are all
@@ -75,6 +83,8 @@ def compact(
             cannot be merged into a linear layer (:func:`finegates.modules.linear.unmergeable`; peft
             must merge anything but plain LoRA first); or it has device hooks of accelerate
             (``device_map``). The given model does not change.
+        NotEqualError: the outputs on ``verify`` differ by more than rounding; names the first layer
+            that differs. With ``inplace=True`` the given model is lost.
     """
     plain = unwrap(model)
     check_undispatched(plain)
@@ -84,6 +94,15 @@ def compact(
             "finegates.attach and train first"
         )
     plan = plan_compaction(plain, adapter, cost)  # raises for gates without values
+    points: list[str] = []
+    expected = None
+    if verify is not None:
+        check_inputs(verify, verify_dtype)
+        points = writing_layers(plain, adapter)
+        if verify_dtype is None:
+            expected = record(plain, verify, points)
+        else:
+            _verify_copies(plain, verify, points, adapter, cost)
     gates = leaf_gates(plain)
     if gates and not any(bool(gate.closed().any()) for gate in gates):
         warnings.warn(
@@ -152,7 +171,28 @@ def compact(
     teach_peft()
     allow_graphs(result)
     logger.info("compacted %s: %s", type(plain).__name__, plan.summary())
-    return mark_initialised(result).eval()
+    mark_initialised(result).eval()
+    if verify is not None and expected is not None:
+        check_equal(expected, record(result, verify, points))
+    return result
+
+
+def _verify_copies(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    points: list[str],
+    adapter: Adapter | None,
+    cost: CostModel | None,
+) -> None:
+    """Compares copies of both models in float64; raises NotEqualError.
+
+    The compact copy is made from the gated one in float64, so that its weights are not rounded.
+    """
+    double = copy.deepcopy(model).to(torch.float64)
+    remove_autocast(double)
+    expected = record(double, inputs, points, strict=True)
+    small = compact(double, inplace=True, adapter=adapter, cost=cost)
+    check_equal(expected, record(small, inputs, points, strict=True))
 
 
 def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:

@@ -288,7 +288,7 @@ def test_experts_lose_the_dimensions_that_matter_least_in_each(name: str) -> Non
             continue
         closed = part.hidden.closed().view(part.part.count, -1)
         for row, importance in zip(closed, part.hidden.importance.view_as(closed), strict=True):
-            assert not row.any() or importance[row].max() < importance[~row].min()
+            assert not row.any() or row.all() or importance[row].max() < importance[~row].min()
         module = compact(model).get_submodule(part.part.path)
         assert expert_shape(module)[2] == part.part.aligned(int((~closed).sum(1).max()))
         narrower += expert_shape(module)[2] < part.part.width

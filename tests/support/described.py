@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from finegates.compaction.certificate import InFloat64
 
 VOCABULARY = 48
 _TEXT: dict[str, Any] = {
@@ -453,24 +454,8 @@ def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
     return worst
 
 
-class _InFloat64(TorchFunctionMode):
-    """Leaves in float64 what transformers would round to float32 on the way."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        is_double = any(isinstance(a, Tensor) and a.dtype is torch.float64 for a in args)
-        if is_double and func is torch.Tensor.float:
-            return args[0]
-        if is_double:
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
-        return func(*args, **kwargs)
-
-
 @contextmanager
 def without_downcasts() -> Iterator[None]:
     """Computes in float64 throughout, so that two ways to compute one thing agree closely."""
-    with _InFloat64():
+    with InFloat64():
         yield

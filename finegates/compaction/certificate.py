@@ -1,0 +1,217 @@
+"""Whether a compact model computes what the gated one does, on the inputs of a user.
+
+Exactness is proved rule by rule and tested on tiny models of every described type. A configuration
+may still have an option that no test has, so the models themselves can be compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from finegates.adapters import Adapter, adapter_for, has_module
+from finegates.wrappers import has_autocast, remove_autocast
+
+LOGGER = logging.getLogger(__name__)
+
+TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.05,
+}
+"""Largest difference that passes for rounding, relative to the largest number of an output."""
+
+
+class NotEqualError(ValueError):
+    """A compact model computes something else than the gated one; says where they part."""
+
+
+@dataclass
+class Recording:
+    """What a model gave for some inputs.
+
+    Attributes:
+        outputs: all floating-point numbers, in order.
+        inside: by path, what layers that write to the residual stream gave, in order of use.
+        dtype: that the model computed in.
+    """
+
+    outputs: list[Tensor]
+    inside: dict[str, Tensor] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+
+
+def check_inputs(inputs: Any, dtype: torch.dtype | None) -> None:
+    """Raises ValueError unless models can be compared on these inputs in that dtype."""
+    if not isinstance(inputs, Mapping):
+        raise ValueError(
+            "verify must be the keyword arguments of the model's forward, as a tokenizer gives "
+            f"them, got {type(inputs).__name__}"
+        )
+    if dtype not in (None, torch.float64):
+        raise ValueError(f"verify_dtype must be torch.float64 or None, got {dtype}")
+
+
+def record(
+    model: nn.Module, inputs: Mapping[str, Any], paths: list[str], *, strict: bool = False
+) -> Recording:
+    """Runs a model in evaluation mode; it is left as it was.
+
+    Args:
+        model: gated or compact, plain.
+        inputs: keyword arguments of its forward.
+        paths: of modules whose outputs are wanted.
+        strict: whether a model in float64 computes all in float64, also what its code rounds.
+    """
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    runs = model
+    if has_autocast(model):
+        runs = copy.deepcopy(model)
+        remove_autocast(runs)
+    device = next(runs.parameters()).device
+    given = {name: _placed(value, device, dtype) for name, value in inputs.items()}
+    recording = Recording([], dtype=dtype)
+    handles = [
+        runs.get_submodule(path).register_forward_hook(_keep(recording.inside, path))
+        for path in paths
+        if has_module(runs, path)
+    ]
+    try:
+        with torch.no_grad(), _evaluation(runs), InFloat64() if strict else nullcontext():
+            recording.outputs = [t.detach().cpu() for t in floats(runs(**given))]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return recording
+
+
+def writing_layers(model: nn.Module, adapter: Adapter | None) -> list[str]:
+    """Paths of the layers that write to the residual stream, in order; empty without an adapter."""
+    try:
+        adapter = adapter or adapter_for(model)
+    except ValueError:
+        return []
+    paths = []
+    for block in adapter.blocks(model):
+        paths += [part.o for part in block.attentions]
+        paths += [path for part in block.mixers for path in part.writes]
+        if block.feed_forward is not None:
+            paths.append(block.feed_forward.down)
+        if block.experts is not None:
+            paths.append(block.experts.path)
+    return paths
+
+
+def check_equal(gated: Recording, small: Recording) -> float:
+    """The largest relative difference of two recordings.
+
+    Raises:
+        NotEqualError: it is more than rounding; names the first layer that differs.
+    """
+    tolerance = TOLERANCES.get(gated.dtype, TOLERANCES[torch.float32])
+    worst = max(
+        (_difference(a, b) for a, b in zip(gated.outputs, small.outputs, strict=False)),
+        default=0.0,
+    )
+    if len(gated.outputs) != len(small.outputs):
+        worst = float("inf")
+    if worst <= tolerance:
+        LOGGER.info("compact equals gated to %.1e on the given inputs (%s)", worst, gated.dtype)
+        return worst
+    apart = {
+        path: _difference(given, small.inside[path])
+        for path, given in gated.inside.items()
+        if path in small.inside
+    }
+    where = next(
+        (
+            f"; they part at {path} (relative difference {difference:.1e})"
+            for path, difference in apart.items()
+            if not difference <= tolerance
+        ),
+        "; no described layer differs before the output",
+    )
+    raise NotEqualError(
+        f"the compact model differs from the gated one by {worst:.1e} of its largest output; "
+        f"rounding makes at most {tolerance:.0e} in {gated.dtype}{where}. The architecture "
+        "computes something that its description does not say; leave that part out with "
+        "GateConfig(preset='reference', modules=...), and please report it with the configuration"
+    )
+
+
+def floats(values: Any) -> Iterator[Tensor]:
+    """The floating-point tensors among the outputs of a model."""
+    if isinstance(values, Tensor):
+        if values.is_floating_point():
+            yield values
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from floats(value)
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from floats(value)
+
+
+class InFloat64(TorchFunctionMode):
+    """Computes in float64 what architectures round to float32 on the way."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        doubles = any(isinstance(a, Tensor) and a.dtype is torch.float64 for a in args)
+        if doubles and func is torch.Tensor.float:
+            return args[0]
+        if doubles:
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode, and every module back to the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_floating_point():
+        return value.to(device, dtype)
+    return value.to(device)
+
+
+def _keep(found: dict[str, Tensor], path: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        first = next(floats(output), None)
+        if first is not None:
+            found[path] = first.detach().cpu()  # a layer that is used several times: its last
+
+    return hook
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference relative to the largest number; inf if shapes or gaps differ."""
+    if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
+        return float("inf")
+    there = one.isfinite()
+    if not bool(there.any()):
+        return 0.0
+    a, b = one[there].double(), other[there].double()
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))

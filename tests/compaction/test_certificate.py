@@ -1,0 +1,103 @@
+"""A compact model is compared with the gated one on given inputs, and a difference is located."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from finegates.compaction import compact
+from finegates.compaction.certificate import NotEqualError
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from support import tiny
+
+
+def gated(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> nn.Module:
+    model = attach(tiny.tiny_model(architecture, dtype=dtype), GateConfig())
+    tiny.scatter_gates(model, 0, mean=0.7)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("in_double", [False, True])
+def test_equal_models_pass_and_the_gated_one_is_left_as_it_was(
+    architecture: str, inplace: bool, in_double: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = gated(architecture).train()
+    model.get_submodule("score" if architecture == "llama" else "").eval()
+    modes = [module.training for module in model.modules()]
+    before = copy.deepcopy(model.state_dict())
+    dtype = torch.float64 if in_double else None
+    with caplog.at_level(logging.INFO, logger="finegates.compaction.certificate"):
+        small = compact(model, inplace=inplace, verify=tiny.tokens(), verify_dtype=dtype)
+    assert "compact equals gated" in caplog.text
+    assert not small.training
+    assert next(small.parameters()).dtype == torch.float32
+    if not inplace:
+        assert [module.training for module in model.modules()] == modes
+        after = model.state_dict()
+        assert all(torch.equal(after[name], before[name]) for name in before if name in after)
+
+
+def test_a_wrong_weight_is_found_and_its_layer_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from finegates.compaction import transform
+
+    model = gated("llama", torch.float64)
+    original = transform._shrink
+    calls = {"number": 0}
+
+    def wrong(layer: Any, plan: Any) -> Any:
+        small = original(layer, plan)
+        if plan.path.endswith("layers.1.self_attn.o_proj"):
+            small.weight.data[0, 0] *= 1.25
+            calls["number"] += 1
+        return small
+
+    monkeypatch.setattr(transform, "_shrink", wrong)
+    with pytest.raises(NotEqualError, match=r"part at model.layers.1.self_attn.o_proj "):
+        compact(model, verify=tiny.tokens())
+    assert calls["number"] == 1
+    compact(model)  # without inputs nothing is compared
+
+
+def test_an_error_that_float32_hides_is_found_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    from finegates.compaction import transform
+
+    model = gated("bert")
+    original = transform._shrink
+
+    def wrong(layer: Any, plan: Any) -> Any:
+        small = original(layer, plan)
+        small.weight.data *= 1 + 1e-5
+        return small
+
+    monkeypatch.setattr(transform, "_shrink", wrong)
+    compact(model, verify=tiny.tokens())
+    with pytest.raises(NotEqualError, match="float64"):
+        compact(model, verify=tiny.tokens(), verify_dtype=torch.float64)
+
+
+def test_a_model_under_autocast_is_compared_in_its_own_precision() -> None:
+    from accelerate import Accelerator
+
+    model = gated("bert")
+    Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    compact(model, verify=tiny.tokens(), verify_dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"verify": torch.zeros(1, 3)}, "keyword arguments"),
+        ({"verify": tiny.tokens(), "verify_dtype": torch.float16}, "float64 or None"),
+    ],
+)
+def test_other_inputs_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        compact(gated(), **options)
