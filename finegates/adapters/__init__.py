@@ -1,7 +1,8 @@
 """Adapters: one description per architecture, the only place with module names.
 
-To add an architecture, write a module with a subclass of :class:`Adapter`, list it in ``ADAPTERS``,
-and add a tiny configuration to ``ARCHITECTURES`` in ``tests/support/tiny.py``, which takes it
+To add an architecture, describe its modules (:mod:`finegates.adapters.descriptions`). Those with
+an attention module of the library's own have an :class:`Adapter` subclass, listed in ``ADAPTERS``;
+add a tiny configuration to ``ARCHITECTURES`` in ``tests/support/tiny.py``, which takes it
 through the conformance suite (``tests/adapters/test_adapters.py``).
 """
 
@@ -12,7 +13,7 @@ from torch import nn
 from finegates.adapters.base import Adapter, attentions, has_module, unwrap
 from finegates.adapters.bert import BertAdapter
 from finegates.adapters.deberta_v2 import DebertaV2Adapter
-from finegates.adapters.described import DescribedAdapter
+from finegates.adapters.described import DescribedAdapter, register
 from finegates.adapters.distilbert import DistilbertAdapter
 from finegates.adapters.gpt2 import Gpt2Adapter
 from finegates.adapters.llama import LlamaAdapter
@@ -23,20 +24,27 @@ from finegates.adapters.qwen3 import Qwen3Adapter
 from finegates.adapters.roberta import RobertaAdapter
 from finegates.adapters.t5 import T5Adapter
 from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer
+from finegates.forms import AttentionForm, FeedForwardForm, MixerForm, NormForm, RotaryForm
 
 __all__ = [
     "ADAPTERS",
     "Adapter",
     "Attention",
+    "AttentionForm",
     "Block",
     "Experts",
     "FeedForward",
+    "FeedForwardForm",
     "HeadSizes",
     "Mixer",
+    "MixerForm",
+    "NormForm",
+    "RotaryForm",
     "adapted_parts",
     "adapter_for",
     "attentions",
     "has_module",
+    "register",
     "unwrap",
 ]
 
@@ -81,6 +89,12 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"adapters exist for {sorted(known)}; {_REMEDY}"
         )
     if model_type not in known:
+        inside = sorted(_known_types_inside(unwrap(model), known))
+        if inside:
+            raise ValueError(
+                f"{type(model).__name__} ({model_type}) holds models of the types "
+                f"{', '.join(inside)}; give one of these instead of the whole"
+            )
         if DESCRIBED.blocks(model):
             return DESCRIBED
         raise ValueError(
@@ -95,6 +109,16 @@ def adapter_for(model: nn.Module) -> Adapter:
             f"its layers; give the inner model that has them, or, {_REMEDY}"
         )
     return adapter
+
+
+def _known_types_inside(model: nn.Module, known: dict[str, Adapter]) -> set[str]:
+    """The types with an adapter of their own among the models inside a model."""
+    types = {
+        getattr(getattr(module, "config", None), "model_type", None)
+        for module in model.modules()
+        if hasattr(type(module), "config_class")
+    }
+    return {each for each in types if each in known}
 
 
 def adapted_parts(model: nn.Module) -> dict[str, tuple[nn.Module, Adapter]]:

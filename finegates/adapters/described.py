@@ -103,16 +103,43 @@ def _mixer_forms() -> dict[str, MixerForm]:
     return {name: form for form in MIXERS for name in form.classes}
 
 
+def register(*forms: AttentionForm | FeedForwardForm | MixerForm) -> None:
+    """Adds descriptions of further modules, for this process.
+
+    Args:
+        forms: a class that was described before gets the new form. Classes outside of
+            ``transformers.models`` have their full name, ``"package.module.Class"``.
+
+    Raises:
+        TypeError: what is given is not a form.
+    """
+    for form in forms:
+        tables: dict[type, Any] = {
+            AttentionForm: _attention_forms(),
+            FeedForwardForm: _feed_forms(),
+            MixerForm: _mixer_forms(),
+        }
+        if type(form) not in tables:
+            raise TypeError(
+                f"register takes AttentionForm, FeedForwardForm and MixerForm, got {form!r}"
+            )
+        tables[type(form)].update(dict.fromkeys(form.classes, form))
+
+
 def _form(module: nn.Module, forms: dict[str, Any]) -> Any:
     """The form of a module, by its class; a subclass with a forward of its own has none."""
     for known in type(module).__mro__:
-        package = known.__module__.rpartition(".")[0]
-        if not package.startswith("transformers.models."):
-            continue
-        name = f"{package.removeprefix('transformers.models.')}.{known.__name__}"
+        name = _name_of(known)
         if name in forms and type(module).forward is known.forward:  # type: ignore[attr-defined]
             return forms[name]
     return None
+
+
+def _name_of(known: type) -> str:
+    package = known.__module__.rpartition(".")[0]
+    if package.startswith("transformers.models."):
+        return f"{package.removeprefix('transformers.models.')}.{known.__name__}"
+    return f"{known.__module__}.{known.__qualname__}"
 
 
 def _known_form(module: nn.Module) -> AttentionForm:

@@ -83,6 +83,15 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "pos_att_type": ["c2p", "p2c"],
         "max_relative_positions": 16,
     },
+    "distilbert": {
+        "vocab_size": VOCABULARY,
+        "dim": 24,
+        "n_layers": 2,
+        "n_heads": 4,
+        "hidden_dim": 40,
+        "max_position_embeddings": 64,
+    },
+    "electra": {**_TEXT, "embedding_size": 16},
     "ernie": _TEXT,
     "esm": _without(
         _TEXT,
@@ -102,6 +111,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "sep_token_id": 2,
     },
     "nomic_bert": _TEXT,
+    "xlm-roberta": _TEXT,
     "xlm-roberta-xl": _TEXT,
     "bloom": {"vocab_size": VOCABULARY, "hidden_size": 24, "n_layer": 2, "n_head": 4},
     "cohere": _GROUPED,
@@ -286,8 +296,9 @@ SEQUENCES = frozenset(
 )
 ENCODERS = frozenset(
     (
-        *("albert", "camembert", "data2vec-text", "deberta", "ernie", "esm", "eurobert"),
-        *("modernbert", "nomic_bert", "xlm-roberta-xl"),
+        *("albert", "camembert", "data2vec-text", "deberta", "distilbert", "electra"),
+        *("ernie", "esm", "eurobert", "modernbert", "nomic_bert", "xlm-roberta"),
+        "xlm-roberta-xl",
     )
 )
 _HEADS = {

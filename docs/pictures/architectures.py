@@ -1,0 +1,56 @@
+"""Writes the table of docs/architectures.md from the descriptions, by tiny models of every type."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from finegates.adapters import adapter_for  # noqa: E402
+from support import tiny  # noqa: E402
+from support.described import CONFIGURATIONS, described_model  # noqa: E402
+
+PAGE = ROOT / "docs" / "architectures.md"
+START, END = "<!-- table: make pictures -->\n", "<!-- end of table -->\n"
+
+
+def row(kind: str, model: nn.Module) -> str:
+    """What shrinks in a type."""
+    blocks = adapter_for(model).blocks(model)
+    attentions = [part for block in blocks for part in block.attentions]
+    narrows = [part for part in attentions if part.narrows]
+    cells = [
+        "yes" if any(not part.fixed_heads for part in narrows) else "",
+        "yes" if any(not part.fixed_scores for part in narrows) else "",
+        "yes" if narrows else "",
+        "yes" if any(block.feed_forward is not None for block in blocks) else "",
+        "yes" if any(block.experts is not None for block in blocks) else "",
+        "yes" if any(block.mixers for block in blocks) else "",
+    ]
+    return f"| `{kind}` | {' | '.join(cells)} |"
+
+
+def table() -> str:
+    """All types, from the first to the last letter."""
+    rows = {}
+    for name in tiny.ARCHITECTURES:
+        kind = tiny.model_type(name)
+        if kind not in rows:
+            rows[kind] = row(kind, tiny.tiny_model(name, "base"))
+    for name in CONFIGURATIONS:
+        if "/" not in name:
+            rows[name] = row(name, described_model(name))
+    head = "| `model_type` | heads | q, k dimensions | v dimensions | feed-forward | experts |"
+    lines = [f"{head} ends only |", "|---|---|---|---|---|---|---|"]
+    return "\n".join([*lines, *(rows[kind] for kind in sorted(rows))]) + "\n"
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(before + START + table() + END + after, encoding="utf-8")
