@@ -14,6 +14,7 @@ from finegates.compaction import compact
 from finegates.compaction.certificate import NotEqualError
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
+from finegates.wrappers import has_autocast
 from support import tiny
 
 
@@ -85,9 +86,15 @@ def test_an_error_that_float32_hides_is_found_in_float64(monkeypatch: pytest.Mon
 
 def test_a_model_under_autocast_is_compared_in_its_own_precision() -> None:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     model = gated("bert")
-    Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have made one
+    try:
+        Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert has_autocast(model)
     compact(model, verify=tiny.tokens(), verify_dtype=torch.float64)
 
 
