@@ -6,7 +6,15 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from finegates.suite.figures.style import COLOURS, DASHES, MARKERS, add_legend, grid, style
+from finegates.suite.figures.style import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    add_legend,
+    grid,
+    span_scores,
+    style,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +93,8 @@ def _dots(ax: Axes, frame: pd.DataFrame, measure: str, seeds: Sequence[int]) -> 
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(visible=True, axis="x")
     ax.margins(x=0.12)
+    if measure == "average":
+        span_scores(ax, "x", _widest(frame))
     ax.set_xlabel(label)
 
 
@@ -106,6 +116,8 @@ def _curves(
         dash = DASHES[(place + 1) % len(DASHES)]
         height = scale * _number(row[measure])
         ax.axhline(height, color="#555555", linestyle=dash, lw=1.1, label=str(row["title"]))
+    if measure == "average":
+        span_scores(ax, "y", _widest(frame))
     if vary == "gates.penalty_weight" and (frame["x"].dropna() > 0).all():
         ax.set_xscale("log")
     ax.grid(visible=True)
@@ -126,10 +138,17 @@ def _front(ax: Axes, frame: pd.DataFrame, lines: str | None) -> None:
         100 * front["macs_kept_fraction"], front["average"], s=70, facecolors="none",
         edgecolors="#111111", linewidths=0.9, zorder=4,
     )  # fmt: skip
+    span_scores(ax, "y", _widest(frame))
     ax.grid(visible=True)
     ax.set_title("Ringed: beaten by none", fontsize=7.5, fontweight="normal")
     ax.set_xlabel(MEASURES["macs_kept_fraction"][0])
     ax.set_ylabel(MEASURES["average"][0])
+
+
+def _widest(frame: pd.DataFrame) -> float:
+    """Width of the widest interval of a mean score, in points; 0 without one."""
+    width = (frame["average_high"] - frame["average_low"]).max()
+    return 0.0 if width != width else float(width)
 
 
 def _undominated(row: dict[Any, Any], frame: pd.DataFrame) -> bool:

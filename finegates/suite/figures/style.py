@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finegates.files import whole_file
 
@@ -50,6 +50,10 @@ STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
 }
+
+LEAST_SPAN = 5.0
+"""Points that an axis of scores spans at least, so that the draw of test rows does not look like an
+effect: the 95 % interval of a score of 85 on SST-2's 872 rows is 4.7 wide."""
 
 PANEL_WIDTH = 2.35
 PANEL_HEIGHT = 1.95
@@ -193,3 +197,17 @@ def _fix_layout(figure: Figure) -> None:
     for ax in figure.axes:
         left, bottom, width, height = ax.get_position(original=True).bounds
         ax.set_position((round(left, 5), round(bottom, 5), round(width, 5), round(height, 5)))
+
+
+def span_scores(ax: Axes, axis: Literal["x", "y"], widest: float = 0.0) -> None:
+    """Widens an axis of scores, about its middle, until differences within chance look small.
+
+    Args:
+        ax: with everything drawn.
+        axis: that of the scores.
+        widest: width of the widest interval among them, in points.
+    """
+    low, high = getattr(ax, f"get_{axis}lim")()
+    missing = max(LEAST_SPAN, widest) - (high - low)
+    if missing > 0:
+        getattr(ax, f"set_{axis}lim")(low - missing / 2, high + missing / 2)

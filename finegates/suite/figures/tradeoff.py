@@ -12,11 +12,12 @@ from finegates.suite.figures.style import (
     add_legend,
     grid,
     label_edges,
+    span_scores,
     style,
     typed,
 )
 from finegates.suite.runs.record import Record
-from finegates.suite.stats import mean
+from finegates.suite.stats import mean, t_interval
 from finegates.suite.tables.captions import check_study, metric_title, task_title
 from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
@@ -182,6 +183,9 @@ def _draw_tradeoff_panel(
             linewidth=0.6, zorder=3,
         )  # fmt: skip
     ax.margins(y=0.12)
+    scores = [list(group["score"]) for _, group in rows.groupby("method")]
+    intervals = [t_interval(found) for found in scores]
+    span_scores(ax, "y", max((2 * i.half_width for i in intervals if i is not None), default=0.0))
     if panel != AVERAGE:
         metric = metric_title(panel).removesuffix(" correlation")
         place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "va": "bottom"}

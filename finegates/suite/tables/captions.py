@@ -105,6 +105,7 @@ def table_caption(
             _metrics(present),
             _training(ordered, present),
             _seeds(ordered),
+            *_commits(ordered),
             _hardware(ordered),
         ]
     )
@@ -260,6 +261,14 @@ def _seeds(records: Sequence[Record]) -> str:
         f"Seeds {listed}: mean ± half the width of a {LEVEL:.0%} t interval over seeds, "
         "where there are several."
     )
+
+
+def _commits(records: Sequence[Record]) -> list[str]:
+    """A warning where the runs that are compared were made by different code."""
+    commits = sorted({record.code.short_commit for record in records})
+    if len(commits) == 1:
+        return []
+    return [f"Runs of {len(commits)} commits of the code: {', '.join(commits)}."]
 
 
 def _hardware(records: Sequence[Record]) -> str:

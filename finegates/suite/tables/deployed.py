@@ -16,6 +16,10 @@ def times_table(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, Any]) -> 
     """The measured times as a table; arguments as :func:`time_deployed` returns and takes them."""
     assert tier.studies is not None
     studies = tier.studies
+    # Words are those of the day, not of the measurement.
+    known = {label: method.title for label, method in tier.all_methods.items()}
+    words = [known.get(m, t) for m, t in zip(frame["method"], frame["title"], strict=True)]
+    frame = frame.assign(title=words)
     control = frame[frame["method"] == CONTROL]
     mark = " (noisy)" if any(map(is_noisy, control["ratio_to_dense"])) else ""
     columns = (

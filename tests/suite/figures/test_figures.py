@@ -1,6 +1,7 @@
 """Figures show what their CSV holds, and the same CSV gives the same bytes."""
 
 import pytest
+from scipy import stats
 
 from finegates.suite.figures import (
     draw_gate_histograms,
@@ -9,6 +10,7 @@ from finegates.suite.figures import (
     save_figure,
     tradeoff_frame,
 )
+from finegates.suite.figures.style import LEAST_SPAN, grid, span_scores
 from support.records import make_record, make_study
 
 METHODS, TASKS = ("full", "gates"), ("cola", "rte")
@@ -90,3 +92,38 @@ def test_panels_legend_and_footer_stand_apart_and_on_the_page(tasks):
         assert page.x0 <= box.x0 <= box.x1 <= page.x1
         assert page.y0 <= box.y0 <= box.y1 <= page.y1
         assert not any(box.overlaps(other) for other in boxes[place + 1 :])
+
+
+def spans(figure) -> list[float]:
+    return [high - low for low, high in (ax.get_ylim() for ax in figure.axes)]
+
+
+def test_an_axis_of_scores_is_not_stretched_over_what_chance_does():
+    """Two methods of one seed that differ by a tenth of a point look alike."""
+    records = [
+        make_record(method=method, task=task, target=target, scores=(score,))
+        for task in TASKS
+        for method, target, score in (("full", None, 80.0), ("gates", 0.4, 80.1))
+    ]
+    assert min(spans(draw_tradeoff(tradeoff_frame(records, METHODS, TASKS)))) >= LEAST_SPAN
+
+
+def test_an_axis_of_scores_spans_the_widest_interval_of_its_means():
+    records = [
+        make_record(method=method, task=task, target=target, scores=(score,), seed=seed)
+        for task in TASKS
+        for method, target, scores in (("full", None, (80, 80)), ("gates", 0.4, (78, 82)))
+        for seed, score in enumerate(scores)
+    ]
+    widest = 2 * stats.t.ppf(0.975, 1) * 2.0  # two values at 2 from their mean
+    found = spans(draw_tradeoff(tradeoff_frame(records, METHODS, TASKS)))
+    assert found == pytest.approx([widest] * 3, rel=1e-6)
+
+
+def test_an_axis_that_is_wide_enough_stays_as_it_is():
+    _, (ax,) = grid(1, 1, "")
+    ax.set_ylim(70, 90)
+    span_scores(ax, "y", 10.0)
+    assert ax.get_ylim() == (70, 90)
+    span_scores(ax, "y", 30.0)
+    assert ax.get_ylim() == (65, 95)

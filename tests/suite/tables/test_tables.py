@@ -49,6 +49,16 @@ def test_the_order_of_records_does_not_change_a_byte():
         )
 
 
+def test_a_caption_says_where_runs_of_several_commits_are_compared():
+    records = make_study()
+    assert "commits" not in glue_table(records, METHODS, TASKS).caption
+    code = records[0].code.model_copy(update={"commit": "0123456789abcdef" * 2 + "01234567"})
+    later = [records[0].model_copy(update={"code": code}), *records[1:]]
+    known = sorted({record.code.short_commit for record in later})
+    caption = glue_table(later, METHODS, TASKS).caption
+    assert f"Runs of 2 commits of the code: {', '.join(known)}." in caption
+
+
 def test_a_missing_run_is_blank_and_so_is_its_average():
     records = [r for r in make_study() if (r.method, r.task) != ("gates", "rte")]
     table = glue_table(records, METHODS, TASKS)
