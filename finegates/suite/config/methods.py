@@ -187,6 +187,8 @@ class Method(Section):
         schedule: another one than the tier's.
         warmup: share of the steps over which rates rise from 0.
         precision: another one than the tier's.
+        epochs_factor: of the tier's number of epochs, for what has the training of two runs at its
+            disposal.
     """
 
     title: str
@@ -207,6 +209,7 @@ class Method(Section):
     schedule: Literal["constant", "linear", "cosine"] | None = None
     warmup: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] | None = None
+    epochs_factor: int = Field(default=1, gt=0)
 
     @property
     def rate(self) -> float:

@@ -245,7 +245,8 @@ def finetune(
             **method.model_dump(mode="json")
             | {"learning_rate": method.rate, "gate_learning_rate": method.gate_rate},
             training=QuotedTraining(
-                **tier.training.model_dump() | {"epochs": tier.training.epochs_of(data.task)}
+                **tier.training.model_dump()
+                | {"epochs": tier.training.epochs_of(data.task) * method.epochs_factor}
             ),
             tier_description=tier.description,
         ),
@@ -385,7 +386,7 @@ def _training_arguments(
     training = tier.training
     return TrainingArguments(
         output_dir=folder,
-        num_train_epochs=training.epochs_of(task),
+        num_train_epochs=training.epochs_of(task) * method.epochs_factor,
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=training.eval_batch_size,
         learning_rate=method.rate,

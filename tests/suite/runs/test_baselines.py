@@ -113,6 +113,21 @@ def test_layers_that_stay_are_the_first_or_at_even_distances():
         LayerSettings(count=7).kept(6)
 
 
+def test_a_method_may_have_the_epochs_of_two_runs_and_its_record_says_so(tmp_path):
+    methods = {"longer": {"experiment": "full", "epochs_factor": 2}}
+    tier = tiny_tier(
+        tmp_path, methods=methods, training={**TRAINING, "epochs_by_task": {"stsb": 2}}
+    )
+    for task, epochs in (("cola", 2), ("stsb", 4)):
+        data = TaskData(tier, task, load_tokenizer(tier))
+        record = finetune(tier, data, "longer", 0, progress=False)
+        assert [epoch.epoch for epoch in record.epochs] == list(range(1, epochs + 1))
+        assert record.config.training.epochs == epochs
+
+
+TRAINING = {"epochs": 1, "batch_size": 8, "max_length": 24}
+
+
 def test_a_warm_up_goes_with_every_schedule(tier, data):
     found = []
     for schedule in ("constant", "linear"):
