@@ -56,15 +56,22 @@ def has_autocast(model: nn.Module) -> bool:
 
 def _reset_forward(module: nn.Module) -> None:
     """Removes an instance's forward wrappers down to the class's, or the innermost."""
+    function = own_forward(module)
     own = module.__dict__.pop("forward", None)
+    if function is not None:
+        bound = hasattr(own, "__func__")
+        module.forward = MethodType(function, module) if bound else function
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The function that replaces the forward of an instance's class, without wrappers, or None."""
+    own = module.__dict__.get("forward")
     function: Any = getattr(own, "__func__", own)
     # A model that was prepared twice has two wrappers. Those of the class must remain.
     while function is not type(module).forward and hasattr(function, "__wrapped__"):
         function = function.__wrapped__
         function = getattr(function, "__func__", function)
-    if function is not None and function is not type(module).forward:
-        bound = hasattr(own, "__func__")
-        module.forward = MethodType(function, module) if bound else function
+    return None if function is type(module).forward else function
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from finegates.formats.bounds import LARGEST
+from finegates.wrappers import own_forward
 
 # Of training, of this process, stored elsewhere, or without effect on outputs.
 _FREE = frozenset(
@@ -64,6 +65,12 @@ def check_modules(model: nn.Module, rebuilt: nn.Module) -> None:
                 f"{where} is of {_name(type(module))}, and the configuration of "
                 f"{type(model).__name__} gives {_name(type(other))}, which would be loaded; "
                 "change the configuration, or the module back"
+            )
+        if own_forward(module) is not None and own_forward(other) is None:
+            raise ModuleSettingsError(
+                f"{where}.forward was replaced by {_name(own_forward(module))} in this module "
+                f"alone, and that of {_name(type(other))} would be loaded; delete it from the "
+                "module, or save the weights with torch.save"
             )
         for name, (mine, theirs) in _differences(module, other):
             raise ModuleSettingsError(

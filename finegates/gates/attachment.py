@@ -307,7 +307,9 @@ def _gate_maker(inner: nn.Module, config: GateConfig) -> Callable[..., Stochasti
 
     def make(name: str, size: int, *names: str) -> StochasticGate:
         generator = torch.Generator().manual_seed(derive_seed(config.seed, name, *names))
-        return StochasticGate(size, preset, generator=generator, device=device)
+        gate = StochasticGate(size, preset, generator=generator, device=device)
+        gate.configured = True
+        return gate
 
     return make
 

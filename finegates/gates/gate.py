@@ -137,8 +137,9 @@ class StochasticGate(Gate):
         hardness: t in [0, 1], see :meth:`harden`; stored in the state dict (as the module's extra
             state), because it decides the gate's value and whether its latents train.
         led: whether a penalty covers the gate, or a trainer has warned that none does. Gates of a
-            preset with a budget (``structured``) that train without a penalty warn once, because
-            they would never close.
+            preset with a budget (``structured``), and gates of ``finegates.attach``, that train
+            without a penalty warn once, because they would never close.
+        configured: whether a ``GateConfig``, which names a penalty, made the gate.
     """
 
     clips_at_zero = True
@@ -166,6 +167,7 @@ class StochasticGate(Gate):
         self.register_buffer("importance", torch.zeros_like(ones) if self.preset.scaled else None)
         self.hardness = 0.0
         self.led = False
+        self.configured = False
         self._drawn: Tensor | None = None
 
     def _start(self, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
@@ -218,7 +220,8 @@ class StochasticGate(Gate):
 
     def _warn_unless_led(self) -> None:
         trains = torch.is_grad_enabled() and self.latent.requires_grad
-        if not trains or self.preset.penalty != "macs" or StochasticGate._warned:
+        expected = self.configured or self.preset.penalty == "macs"
+        if not trains or not expected or StochasticGate._warned:
             return
         if torch.compiler.is_compiling():
             return
@@ -226,7 +229,8 @@ class StochasticGate(Gate):
         warnings.warn(
             f"gates of preset {self.preset.name!r} are trained without a penalty and a schedule, "
             "so none of them closes: train with finegates.GateTrainer instead of "
-            "transformers.Trainer",
+            "transformers.Trainer; in a loop of your own, make the penalty before the first step "
+            "(finegates.gates.penalty.sparsity_penalty)",
             stacklevel=3,
         )
 

@@ -89,6 +89,7 @@ class SparsityPenalty:
             raise ValueError("the model has no trainable gates; call finegates.attach first")
         for gate in gates:
             check_reachable(gate.preset, sparsity)
+            gate.led = True
         # Gates of one preset are concatenated: three operations instead of three per gate. Each
         # side has weight 1 / (its layer's sides * layers).
         preset = gates[0].preset

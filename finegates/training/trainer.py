@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finegates.arguments import check_model
 from finegates.gates.config import GateConfig
 from finegates.gates.gate import Gate, GateDraw, StochasticGate
 from finegates.gates.gated_linear import gated_layers, leaf_gates
@@ -83,6 +84,9 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
             raise ValueError(f"unknown parameter groups {sorted(unknown)}; known: {list(GROUPS)}")
         self.learning_rates = dict(learning_rates or {})
         self.distillation = distillation
+        model = args[0] if args else kwargs.get("model")
+        if model is not None:
+            check_model(model)
         super().__init__(*args, **kwargs)
         if self.learning_rates and self.optimizer is not None:
             raise ValueError(

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers.activations import ACT2FN
 
@@ -200,6 +202,35 @@ def test_a_module_that_was_put_in_or_taken_out_is_named(tmp_path: Path) -> None:
     del small.more, small.bert.encoder.layer[0].output.dropout  # type: ignore[union-attr, index]
     with pytest.raises(ModuleSettingsError, match=r"layer\.0\.output\.dropout is missing"):
         save(small, tmp_path / "small")
+
+
+@pytest.mark.parametrize("write", [save, lambda model, _: uniform(model)])
+def test_a_forward_that_one_module_has_for_itself_is_neither_saved_nor_exported(
+    write: Callable[[nn.Module, Path], object], tmp_path: Path
+) -> None:
+    small = small_model("bert")
+    norm = small.bert.embeddings.LayerNorm  # type: ignore[union-attr]
+    norm.forward = lambda hidden: 2 * hidden  # type: ignore[method-assign, union-attr]
+    with pytest.raises(ModuleSettingsError, match=r"embeddings\.LayerNorm\.forward was replaced"):
+        write(small, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    del norm.forward  # type: ignore[union-attr]
+    assert comes_back(small, tmp_path / "small")
+
+
+def test_the_autocast_that_accelerate_puts_around_a_forward_is_none_of_its_own(
+    tmp_path: Path,
+) -> None:
+    small = small_model("bert", dtype=torch.float32)
+    plain = tiny.output(small, tiny.tokens())
+    AcceleratorState._reset_state()  # of an accelerator in another precision, in other tests
+    try:
+        Accelerator(cpu=True, mixed_precision="bf16").prepare(small)
+    finally:
+        AcceleratorState._reset_state()
+    assert "forward" in vars(small)
+    save(small, tmp_path / "small")
+    assert torch.equal(tiny.output(load(tmp_path / "small"), tiny.tokens()), plain)
 
 
 def test_a_change_that_the_configuration_says_too_is_saved(tmp_path: Path) -> None:

@@ -66,6 +66,12 @@ def test_what_is_not_a_model_is_not_written(given, tmp_path):
     assert STRUCTURE.endswith(".json")
 
 
+@pytest.mark.parametrize("way", [fg.GateTrainer, lambda given: fg.GateTrainer(model=given)])
+def test_a_trainer_answers_what_is_not_a_model_as_attach_does(way):
+    with pytest.raises(TypeError, match=r"string 'bert'; load the model first"):
+        way("bert")
+
+
 def test_a_trainer_in_place_of_its_model_is_answered_with_the_model():
     class Holder:
         model = torch.nn.Linear(2, 2)
