@@ -165,7 +165,7 @@ def test_outputs_of_several_numbers_are_what_their_configuration_says():
 
 def test_logits_of_tokens_are_refused():
     tokens = torch.zeros(2, 7, 3)
-    with pytest.raises(ValueError, match=r"\(2, 7, 3\).*one vector of outputs for each row"):
+    with pytest.raises(ValueError, match=r"\(2, 7, 3\).*one vector of outputs per row"):
         Distillation().distance(tokens, tokens)
     with pytest.raises(ValueError, match=r"\(2, 7, 3\).*one vector per row"):
         with_teacher([{}, {}], tokens)
