@@ -63,8 +63,15 @@ _STATEMENTS = ("claims", "claims_evidence", "checks", "faults")
 
 
 def tiers() -> list[Path]:
-    """The published folders that have run records, sorted."""
-    return sorted(folder for folder in PUBLISHED.iterdir() if (folder / "runs").is_dir())
+    """The published folders that have run records and their tables, sorted.
+
+    Of a tier that is not finished there are records alone.
+    """
+    return sorted(
+        folder
+        for folder in PUBLISHED.iterdir()
+        if (folder / "runs").is_dir() and (folder / "tables").is_dir()
+    )
 
 
 def pages(published: Path, target: Path) -> list[Page]:

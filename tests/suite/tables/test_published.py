@@ -48,7 +48,8 @@ from finegates.suite.tables.wording import reworded, text_reworded, text_words_o
 from support.paths import ROOT
 
 PUBLISHED = ROOT / "results" / "published"
-TIERS = sorted(folder.parent.name for folder in PUBLISHED.glob("*/runs"))
+# Of a tier that is not finished there are records alone.
+TIERS = sorted(f.parent.name for f in PUBLISHED.glob("*/runs") if f.with_name("tables").is_dir())
 
 Made = Iterator[tuple[str, str]]
 """Paths below a tier's folder, each with the text that the code makes now."""
