@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_gated_model_is_refused_and_changes_nothing(
 def test_an_unfinished_checkpoint_is_refused(stopped: Path, tmp_path: Path) -> None:
     (stopped / "finegates.json").unlink()
     run = trainer(fresh("peft", "structured"), tmp_path / "again")
-    with pytest.raises(ValueError, match=r"checkpoint-6 holds no gates: .* unfinished"):
+    with pytest.raises(ValueError, match=r"checkpoint-6 has no gates: .* incomplete"):
         run.train(resume_from_checkpoint=str(stopped))
 
 

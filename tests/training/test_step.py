@@ -263,7 +263,7 @@ def test_gates_are_refused_on_several_gpus_of_one_process(tmp_path, monkeypatch)
         )
 
     gated = model_for("two classes", "bert")
-    with pytest.raises(ValueError, match="2 GPUs by nn.DataParallel.*torchrun"):
+    with pytest.raises(ValueError, match="2 GPUs with nn.DataParallel.*torchrun"):
         on_two(gated)
     plain = model_for("two classes", "bert")
     assert len(on_two(detach(plain))[0]) == 2
