@@ -20,6 +20,7 @@ from finegates.suite.config.llama_task import task_tier
 from finegates.suite.config.tier import Tier
 from finegates.suite.models.llama import load_causal, load_text_tokenizer, make_llama
 from finegates.suite.timing.clock import ratios
+from finegates.suite.timing.control import CONTROL, with_control
 from finegates.suite.timing.memory import peak_tensor_bytes
 from finegates.suite.timing.training_step import task_step_contenders
 from finegates.training.trainer import GateTrainer
@@ -43,7 +44,8 @@ def time_llama_steps(tier: Tier, threads: int) -> pd.DataFrame:
     peak, weights and optimizer state included.
 
     Returns:
-        a row for each experiment and contender: ``experiment``, ``contender``, ``median_ms``,
+        a row for each experiment and contender, the reference's control the last
+        (:mod:`finegates.suite.timing.control`): ``experiment``, ``contender``, ``median_ms``,
         ``q25_ms``, ``q75_ms``, ``to`` (the contender that ratios are to), ``time_ratio``,
         ``time_limit``, ``peak_mib``, ``memory_ratio``, ``memory_limit`` (blank without one).
     """
@@ -53,7 +55,9 @@ def time_llama_steps(tier: Tier, threads: int) -> pd.DataFrame:
         for experiment, (reference, contenders) in _contenders(tier, folder).items():
             peaks = {name: _peak(model, step) for name, (model, step) in contenders.items()}
             steps = {name: step for name, (_, step) in contenders.items()}
-            seconds = interleaved(steps, study(tier).step_benchmark.repeats)
+            peaks[CONTROL] = peaks[reference]
+            timed = with_control(steps, reference)
+            seconds = interleaved(timed, study(tier).step_benchmark.repeats)
             frame = ratios(seconds, to=reference).rename(
                 columns={f"ratio_to_{reference}": "time_ratio"}
             )

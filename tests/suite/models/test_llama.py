@@ -26,6 +26,7 @@ from finegates.suite.models.sources import (
 from finegates.suite.runs.finetune import TaskData, finetune
 from finegates.suite.runs.perplexity import held_out_prediction
 from finegates.suite.tables.llama_step import step_table
+from finegates.suite.timing.control import CONTROL
 from finegates.suite.timing.llama_step import MEMORY_LIMIT, time_llama_steps
 from finegates.suite.timing.memory import peak_tensor_bytes
 from support.causal_tier import causal_tier, write_llama
@@ -216,12 +217,17 @@ def test_steps_are_timed_and_their_ratios_judged(folder):
     of_reference = frame[frame["contender"] == frame["to"]]
     assert (of_reference["time_ratio"] == 1).all()
     assert (frame["peak_mib"] > 0).all()
-    table = step_table(frame, tier, {"cpu": "CPU", "threads": 1})
-    printed = table.markdown()
-    assert "limit 1.15" in printed
-    assert "limit 1.2" in printed
+    control = frame["contender"] == CONTROL
+    assert control.sum() == 3
+
+    def printed(control_ratio: float) -> str:
+        changed = frame.assign(time_ratio=frame["time_ratio"].where(~control, control_ratio))
+        return step_table(changed, tier, {"cpu": "CPU", "threads": 1}).markdown()
+
+    assert "limit 1.15" in printed(1.0)
+    assert "limit 1.2" in printed(1.0)
     frame["time_ratio"] = 99.0
-    assert (
-        "99.000 (limit 1.15: missed)"
-        in step_table(frame, tier, {"cpu": "CPU", "threads": 1}).markdown()
-    )
+    assert "99.000 (limit 1.15: missed)" in printed(1.0)
+    # No limit of time is judged where the control is off.
+    assert "99.000 (noisy)" in printed(1.06)
+    assert "99.000 (limit" not in printed(1.06)
