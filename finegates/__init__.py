@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from finegates.compaction import compact as compact
     from finegates.compaction import plan_compaction as plan_compaction
     from finegates.compaction import use_products as use_products
+    from finegates.form_search import describe as describe
     from finegates.formats.compact import load as load
     from finegates.formats.compact import save as save
     from finegates.formats.onnx import export_onnx as export_onnx
@@ -62,6 +63,7 @@ _HOMES = {
     "CostModel": "compaction",
     "calibrate": "compaction",
     "compact": "compaction",
+    "describe": "form_search",
     "load": "formats.compact",
     "plan_compaction": "compaction",
     "save": "formats.compact",

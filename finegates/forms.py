@@ -18,6 +18,11 @@ Of = Callable[[Any], Any]
 """A fact that depends on the module: called with it."""
 
 
+def is_named_cross(module: Any, name: str) -> bool:
+    """Whether the name of an attention in its layer says that it attends to an encoder's states."""
+    return name in ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn")
+
+
 @dataclass(frozen=True)
 class RotaryForm:
     """Rotary embeddings of queries and keys.

@@ -24,7 +24,14 @@ from finegates.adapters.qwen3 import Qwen3Adapter
 from finegates.adapters.roberta import RobertaAdapter
 from finegates.adapters.t5 import T5Adapter
 from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer
-from finegates.forms import AttentionForm, FeedForwardForm, MixerForm, NormForm, RotaryForm
+from finegates.forms import (
+    AttentionForm,
+    FeedForwardForm,
+    MixerForm,
+    NormForm,
+    RotaryForm,
+    is_named_cross,
+)
 
 __all__ = [
     "ADAPTERS",
@@ -44,6 +51,7 @@ __all__ = [
     "adapter_for",
     "attentions",
     "has_module",
+    "is_named_cross",
     "register",
     "unwrap",
 ]

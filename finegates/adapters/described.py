@@ -23,14 +23,43 @@ from finegates.modules.narrowed import narrow_stock
 
 
 class DescribedAdapter(Adapter):
-    """All architectures whose attention and feed-forward modules have a form."""
+    """All architectures whose attention and feed-forward modules have a form.
+
+    Args:
+        forms: further ones, which this adapter alone knows.
+    """
+
+    def __init__(self, *forms: AttentionForm | FeedForwardForm | MixerForm) -> None:
+        self._further = forms
+
+    def _tables(self) -> dict[type, dict[str, Any]]:
+        tables: dict[type, dict[str, Any]] = {
+            AttentionForm: _attention_forms(),
+            FeedForwardForm: _feed_forms(),
+            MixerForm: _mixer_forms(),
+        }
+        for form in self._further:
+            tables[type(form)] = {**tables[type(form)], **dict.fromkeys(form.classes, form)}
+        return tables
+
+    def knows(self, module: nn.Module) -> bool:
+        """Whether a module has a form, or holds stacked experts."""
+        return is_experts(module) or any(_form(module, t) for t in self._tables().values())
+
+    def _form_of(self, module: nn.Module) -> AttentionForm:
+        form: AttentionForm | None = _form(module, self._tables()[AttentionForm])
+        if form is None:
+            raise ValueError(
+                f"{type(module).__name__} has no description, so it cannot be narrowed"
+            )
+        return form
 
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
         """The layers that hold described parts, in the order of the model's modules."""
-        plain = unwrap(model)
+        plain, tables = unwrap(model), self._tables()
         found: dict[str, list[_Part]] = {}
         for path, module in plain.named_modules():
-            parts = _parts(plain, path, module)
+            parts = _parts(plain, path, module, tables)
             layer = _layer_of(plain, path) if parts else None
             if layer is not None:
                 found.setdefault(layer, []).extend(parts)
@@ -43,11 +72,11 @@ class DescribedAdapter(Adapter):
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module with other sizes (:func:`finegates.modules.narrowed.narrow_stock`)."""
-        return narrow_stock(module, _known_form(module), part, sizes)
+        return narrow_stock(module, self._form_of(module), part, sizes)
 
     def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
         """By which the module's forward would scale scores otherwise than the dense one does."""
-        scaled = _known_form(module).scaled_by_width
+        scaled = self._form_of(module).scaled_by_width
         if callable(scaled):
             return scaled(module, sizes)
         return float((sizes.width / sizes.head_dim) ** 0.5) if scaled else 1.0
@@ -56,12 +85,14 @@ class DescribedAdapter(Adapter):
 _Part = Attention | FeedForward | Experts | Mixer
 
 
-def _parts(model: nn.Module, path: str, module: nn.Module) -> list[_Part]:
+def _parts(
+    model: nn.Module, path: str, module: nn.Module, tables: dict[type, dict[str, Any]]
+) -> list[_Part]:
     """What a module is; a layer that holds its feed-forward part itself has no other."""
     found: list[_Part | None] = []
-    attention: AttentionForm | None = _form(module, _attention_forms())
-    feed: FeedForwardForm | None = _form(module, _feed_forms())
-    mixer: MixerForm | None = _form(module, _mixer_forms())
+    attention: AttentionForm | None = _form(module, tables[AttentionForm])
+    feed: FeedForwardForm | None = _form(module, tables[FeedForwardForm])
+    mixer: MixerForm | None = _form(module, tables[MixerForm])
     if attention is not None:
         found.append(_attention(model, path, module, attention))
     if mixer is not None:
@@ -129,24 +160,18 @@ def register(*forms: AttentionForm | FeedForwardForm | MixerForm) -> None:
 def _form(module: nn.Module, forms: dict[str, Any]) -> Any:
     """The form of a module, by its class; a subclass with a forward of its own has none."""
     for known in type(module).__mro__:
-        name = _name_of(known)
+        name = class_name(known)
         if name in forms and type(module).forward is known.forward:  # type: ignore[attr-defined]
             return forms[name]
     return None
 
 
-def _name_of(known: type) -> str:
+def class_name(known: type) -> str:
+    """The name of a class in forms."""
     package = known.__module__.rpartition(".")[0]
     if package.startswith("transformers.models."):
         return f"{package.removeprefix('transformers.models.')}.{known.__name__}"
     return f"{known.__module__}.{known.__qualname__}"
-
-
-def _known_form(module: nn.Module) -> AttentionForm:
-    form: AttentionForm | None = _form(module, _attention_forms())
-    if form is None:
-        raise ValueError(f"{type(module).__name__} has no description, so it cannot be narrowed")
-    return form
 
 
 def _layer_of(model: nn.Module, path: str) -> str | None:

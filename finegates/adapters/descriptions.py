@@ -10,7 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from finegates.blocks import Layout
-from finegates.forms import AttentionForm, FeedForwardForm, MixerForm, NormForm, RotaryForm
+from finegates.forms import (
+    AttentionForm,
+    FeedForwardForm,
+    MixerForm,
+    NormForm,
+    RotaryForm,
+    is_named_cross,
+)
 
 
 def _named(*classes: str) -> tuple[str, ...]:
@@ -20,10 +27,6 @@ def _named(*classes: str) -> tuple[str, ...]:
         package, _, rest = text.partition(".")
         names += [f"{package}.{name}" for name in rest.split()]
     return tuple(names)
-
-
-def _is_encoder_attention(module: Any, name: str) -> bool:
-    return name in ("encoder_attn", "EncDecAttention")
 
 
 _GROUPED = {"num_key_value_groups": "each"}
@@ -348,13 +351,13 @@ _TOWERS = (
             "wav2vec2.Wav2Vec2Attention",
         ),
         o="out_proj",
-        cross=_is_encoder_attention,
+        cross=is_named_cross,
     ),
     AttentionForm(
         _named("whisper.WhisperAttention"),
         o="out_proj",
         sizes={"num_heads": "heads"},
-        cross=_is_encoder_attention,
+        cross=is_named_cross,
     ),
     AttentionForm(
         _named(

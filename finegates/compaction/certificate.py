@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,12 +118,7 @@ def check_equal(gated: Recording, small: Recording) -> float:
         NotEqualError: it is more than rounding; names the first layer that differs.
     """
     tolerance = TOLERANCES.get(gated.dtype, TOLERANCES[torch.float32])
-    worst = max(
-        (_difference(a, b) for a, b in zip(gated.outputs, small.outputs, strict=False)),
-        default=0.0,
-    )
-    if len(gated.outputs) != len(small.outputs):
-        worst = float("inf")
+    worst = relative_difference(gated.outputs, small.outputs)
     if worst <= tolerance:
         LOGGER.info("compact equals gated to %.1e on the given inputs (%s)", worst, gated.dtype)
         return worst
@@ -204,6 +199,16 @@ def _keep(found: dict[str, Tensor], path: str) -> Callable[..., None]:
             found[path] = first.detach().cpu()  # a layer that is used several times: its last
 
     return hook
+
+
+def relative_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """The largest difference of two rows of outputs, each relative to its largest number.
+
+    Infinite if their shapes, or the places of numbers that are not finite, differ.
+    """
+    if len(one) != len(other):
+        return float("inf")
+    return max((_difference(a, b) for a, b in zip(one, other, strict=True)), default=0.0)
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

@@ -161,7 +161,8 @@ def attach_gates(model: nn.Module, sides: Sides) -> nn.Module:
         TypeError: a layer is not linear-like, or quantised. The model does not change.
     """
     inner = unwrap(model)
-    check_gateable(inner, sides)
+    stacks = {path for path, module in inner.named_modules() if is_experts(module)}
+    check_gateable(inner, [path for path in sides if path not in stacks])
     _place(inner, _gated(inner, sides))
     return model
 

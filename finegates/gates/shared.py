@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import Attention, Block, Experts, FeedForward, Mixer, adapter_for
+from finegates.adapters import Adapter, Attention, Block, Experts, FeedForward, Mixer, adapter_for
 from finegates.gates.gate import DerivedGate, Gate, StochasticGate
 from finegates.head_rows import layer_rows, letters_of, of_dimensions, score_units
 from finegates.modules.linear import linear_shape
@@ -235,7 +235,11 @@ Sides = dict[str, tuple[Gate | None, Gate | None]]
 
 
 def build_structure(
-    model: nn.Module, make: Callable[[str, int], StochasticGate], *, experts: bool = True
+    model: nn.Module,
+    make: Callable[[str, int], StochasticGate],
+    *,
+    experts: bool = True,
+    adapter: Adapter | None = None,
 ) -> tuple[Structure, Sides]:
     """Builds the shared gates of a model; the model does not change.
 
@@ -243,6 +247,7 @@ def build_structure(
         model: a plain transformers model whose architecture has an adapter.
         make: makes a gate from a name (block path and role) and a size.
         experts: whether stacked experts get gates.
+        adapter: describes the blocks; looked up if None.
 
     Returns:
         the gates by part, and the row and column gates of every gated layer.
@@ -252,7 +257,7 @@ def build_structure(
     """
     parts: list[Part] = []
     sides: Sides = {}
-    for block in adapter_for(model).blocks(model):
+    for block in (adapter or adapter_for(model)).blocks(model):
         for gates, placed in _block_gates(block, model, make):
             parts.append(gates)
             sides.update(placed)

@@ -73,11 +73,15 @@ def close_every_kind(model: nn.Module, seed: int) -> None:
                 gate.latent[row * count + closed] *= -1
 
 
+_WAYS = list(itertools.product(("structured", "reference"), ("right", "left"), ("sdpa", "eager")))
+# Every type with every head in one way, the ways in turn.
+_ONCE = [(*pair, *_WAYS[index % len(_WAYS)]) for index, pair in enumerate(HEADS)]
+_ALL = [(*pair, *way) for pair in HEADS for way in _WAYS]
+_REST = [pytest.param(*case, marks=pytest.mark.slow) for case in _ALL if case not in set(_ONCE)]
+
+
 @pytest.mark.sampled
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("padding", ["right", "left"])
-@pytest.mark.parametrize("preset", ["structured", "reference"])
-@pytest.mark.parametrize(("name", "head"), HEADS, ids=[f"{n}-{h}" for n, h in HEADS])
+@pytest.mark.parametrize(("name", "head", "preset", "padding", "attention"), [*_ONCE, *_REST])
 def test_compact_equals_gated_and_reloads(
     name: str, head: str, preset: str, padding: str, attention: str, tmp_path: Path
 ) -> None:

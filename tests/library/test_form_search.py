@@ -1,0 +1,131 @@
+"""Descriptions are found by search, certified by replay, and wrong ones are not believed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import finegates as fg
+from finegates import adapters
+from finegates.adapters import AttentionForm, FeedForwardForm
+from finegates.compaction import compact
+from finegates.form_search import Description, OnlyAdapter, describe
+from finegates.gates.attachment import attach_gates
+from finegates.gates.gate import StochasticGate
+from finegates.gates.shared import build_structure
+from support.described import (
+    described_inputs,
+    described_model,
+    described_outputs,
+    relative_difference,
+)
+
+# What a search by names finds of each type; the others' modules need facts that names do not give.
+WHOLE = [
+    *("albert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert"),
+    *("gemma", "gemma2", "gemma3_text", "granite", "olmo", "olmo2", "smollm3", "starcoder2"),
+    *("cohere", "gpt_neox", "gpt_neo", "opt", "qwen3_moe", "phi", "stablelm"),
+    *("bart", "whisper", "vit", "dinov2", "clip", "wav2vec2"),
+]
+PARTLY = [
+    "esm",
+    "phi3",
+    "glm4",
+    "gptj",
+    "deberta",
+    "bloom",
+    "swin",
+    "falcon",
+    "gpt_oss",
+    "nemotron",
+]
+
+
+def found(name: str) -> Description:
+    return describe(described_model(name), described_inputs(name), known=OnlyAdapter())
+
+
+def pruned(model: nn.Module, description: Description, seed: int) -> tuple[nn.Module, nn.Module]:
+    """The model between shared gates of which a third is closed, and compact."""
+    adapter = OnlyAdapter(*description.forms)
+    gated = copy.deepcopy(model)
+    structure, sides = build_structure(
+        gated,
+        lambda name, size: StochasticGate(size, "structured"),
+        experts=False,
+        adapter=adapter,
+    )
+    attach_gates(gated, sides)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in structure:
+            for gate in part.gates():
+                closed = torch.rand(gate.size, generator=generator) < 0.35
+                gate.latent.copy_(torch.where(closed, -1.0, 2.0))
+    return gated.eval(), compact(gated, adapter=adapter)
+
+
+@pytest.mark.sampled(10)
+@pytest.mark.parametrize("name", WHOLE)
+def test_heads_and_all_dimensions_are_found(name: str) -> None:
+    forms = found(name).forms
+    attentions = [form for form in forms if isinstance(form, AttentionForm)]
+    assert attentions
+    assert not any(form.fixed_heads or form.fixed_scores for form in attentions)
+    if name != "qwen3_moe":  # its experts need no form
+        assert any(isinstance(form, FeedForwardForm) for form in forms)
+
+
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("name", [*WHOLE, *PARTLY])
+def test_what_is_found_is_exact_in_the_whole_model(name: str) -> None:
+    """Random plans once certified two wrong descriptions on heads of few dimensions."""
+    model, inputs = described_model(name), described_inputs(name, padding="left", seed=1)
+    description = found(name)
+    for seed in range(3):
+        gated, small = pruned(model, description, seed)
+        before, after = (described_outputs(m, inputs) for m in (gated, small))
+        assert relative_difference(before, after) < 1e-11
+
+
+def test_what_is_printed_is_code_that_gives_the_same_forms() -> None:
+    for name in ("bart", "gpt_neox", "gemma3_text"):
+        description = found(name)
+        names = {each: getattr(adapters, each) for each in adapters.__all__}
+        code = str(description).removeprefix("register")
+        assert eval(code, names) == description.forms
+
+
+def test_nothing_is_searched_where_all_is_known() -> None:
+    assert fg.describe(described_model("vit"), described_inputs("vit")).forms == ()
+
+
+class Odd(nn.Module):
+    """Looks like an attention, and adds what each dimension of a query has to do with the next."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.head_dim = 6
+        self.num_heads = 4
+        self.q_proj, self.k_proj = inner.q_proj, inner.k_proj
+        self.v_proj, self.o_proj = inner.v_proj, inner.o_proj
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        q, k, v = (layer(hidden_states) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj((q + q.roll(1, -1)).sigmoid() * k + v.roll(1, -1)), None
+
+
+def test_what_no_description_fits_is_left_whole() -> None:
+    model = described_model("vit")
+    for layer in model.layers:
+        layer.attention = Odd(layer.attention).double()
+    description = describe(model, described_inputs("vit"), known=OnlyAdapter())
+    assert not [form for form in description.forms if isinstance(form, AttentionForm)]
+    assert [form for form in description.forms if isinstance(form, FeedForwardForm)]
+    assert "Odd: no description is exact, so it stays whole" in str(description)
