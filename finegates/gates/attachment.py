@@ -17,6 +17,7 @@ from finegates.gates.gate import FixedGate, StochasticGate
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable, matching_layers
 from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
+from finegates.gates.in_place import is_changed_in_place
 from finegates.gates.parts import (
     forget_attachment,
 )
@@ -288,7 +289,9 @@ def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear | GatedExper
             if rows is None and cols is not None and is_experts(base):
                 layers[name] = GatedExperts(base, cols).train(base.training)
             else:
-                layers[name] = GatedLinear(base, rows, cols).train(base.training)
+                layer = GatedLinear(base, rows, cols).train(base.training)
+                layer.saves_output = not is_changed_in_place(inner, name)
+                layers[name] = layer
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return layers

@@ -36,6 +36,9 @@ class GatedLinear(GatedLayer):
         ValueError: a gate's size is not the base's.
     """
 
+    saves_output: bool = True
+    """Whether the backward pass may keep the output: nothing changes it in place."""
+
     def __init__(self, base: nn.Module, rows: Gate | None = None, cols: Gate | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = linear_shape(base)
@@ -64,7 +67,7 @@ class GatedLinear(GatedLayer):
         if self.rows is not None:
             rows = self.rows().to(y.dtype)
             clipped = self.rows.clips_at_zero and torch.is_grad_enabled() and rows.requires_grad
-            y = _ScaledRows.apply(y, rows) if clipped else y * rows
+            y = _ScaledRows.apply(y, rows) if clipped and self.saves_output else y * rows
         return y
 
     def _trains_weight(self, x: Tensor) -> bool:
