@@ -106,7 +106,7 @@ def test_a_revision_is_a_commit(tmp_path, sound, revision):
 
 def test_the_encoder_is_a_dense_llama_of_a_known_size(tmp_path, sound):
     load(tmp_path, changed(sound, "model", {"name": "m", "dense": "tiny"}))
-    with pytest.raises(ConfigError, match="no size of"):
+    with pytest.raises(ConfigError, match="not a size of"):
         load(tmp_path, changed(sound, "model", {"name": "m", "dense": "../../x"}))
 
 
