@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from finegates.gates.attachment import detach as detach
     from finegates.gates.config import GateConfig as GateConfig
     from finegates.gates.gate import FixedGate as FixedGate
-    from finegates.gates.gate import StochasticGate as StochasticGate
     from finegates.gates.gated_linear import GatedLinear as GatedLinear
     from finegates.gates.gated_linear import gated_layers as gated_layers
     from finegates.gates.monitor import summarise_gates as summarise_gates
+    from finegates.gates.stochastic import StochasticGate as StochasticGate
     from finegates.lora import add_lora as add_lora
     from finegates.one_shot import magnitude_gates as magnitude_gates
     from finegates.pruning.to_budget import prune as prune
@@ -71,7 +71,7 @@ _HOMES = {
     "Distillation": "training.distillation",
     "with_teacher": "training.distillation",
     "FixedGate": "gates.gate",
-    "StochasticGate": "gates.gate",
+    "StochasticGate": "gates.stochastic",
     "GatedLinear": "gates.gated_linear",
     "gated_layers": "gates.gated_linear",
     "summarise_gates": "gates.monitor",

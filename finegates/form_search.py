@@ -36,7 +36,7 @@ from finegates.compaction.certificate import InFloat64, floats, relative_differe
 from finegates.compaction.transform import compact
 from finegates.forms import is_named_cross
 from finegates.gates.attachment import attach_gates
-from finegates.gates.gate import FixedGate, StochasticGate
+from finegates.gates.gate import FixedGate
 from finegates.gates.shared import (
     AttentionGates,
     FeedForwardGates,
@@ -45,6 +45,7 @@ from finegates.gates.shared import (
     Structure,
     build_structure,
 )
+from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import is_linear, linear_shape
 
 LOGGER = logging.getLogger(__name__)

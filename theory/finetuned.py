@@ -18,10 +18,11 @@ from tqdm import tqdm
 from transformers import DataCollatorWithPadding
 
 from finegates.adapters import unwrap
-from finegates.gates.gate import Gate, StochasticGate
+from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.parts import gate_config
 from finegates.gates.penalty import sparsity_penalty
+from finegates.gates.stochastic import StochasticGate
 from finegates.seeds import derive_seed, seed_everything
 from finegates.suite.config.methods import GateSettings, LoraSettings, Method
 from finegates.suite.config.tier import NetworkLook, Tier

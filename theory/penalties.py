@@ -15,9 +15,9 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from finegates.gates.gate import StochasticGate
 from finegates.gates.penalty import PENALTIES
 from finegates.gates.presets import preset_named
+from finegates.gates.stochastic import StochasticGate
 from theory.problems import Array
 from theory.relaxation import density, mean_clip_slope, square_clip_slope
 

@@ -26,9 +26,10 @@ from finegates.formats.skeleton import class_of, empty_model
 from finegates.formats.structure import bare_model, parts_of
 from finegates.gates.attachment import attach, attach_gates
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import FixedGate, Gate, StochasticGate
+from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_linear import gated_layers, leaf_gates
 from finegates.gates.presets import GatePreset
+from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import linear_shape
 
 # With these settings peft builds plain LoRA. Others load files, import modules, or add something

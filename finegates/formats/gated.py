@@ -36,7 +36,7 @@ from finegates.formats.description import (
 )
 from finegates.formats.signpost import CONFIG, GATED, is_signpost, said, write_signpost
 from finegates.formats.tensors import fill, unique_tensors
-from finegates.gates.gate import HARDNESS, StochasticGate
+from finegates.gates.stochastic import HARDNESS, StochasticGate
 from finegates.initialisation import mark_initialised
 from finegates.modules.tying import forget_untied
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from finegates.adapters import unwrap
 from finegates.gates.attachment import attach_gates
-from finegates.gates.gate import Gate, StochasticGate
+from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.shared import Sides
+from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import linear_shape
 
 ADAPTER_FILE = "adapter_model.safetensors"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from finegates.adapters import unwrap
 from finegates.arguments import check_model
 from finegates.files import parse_json, whole_file
-from finegates.gates.gate import HARDNESS, StochasticGate
+from finegates.gates.stochastic import HARDNESS, StochasticGate
 
 FORMAT = "finegates-task-3"
 WITHOUT_HARDNESS = "finegates-task-2"

@@ -13,7 +13,7 @@ from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.base import base_prefix, head_paths
 from finegates.arguments import check_config
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import FixedGate, StochasticGate
+from finegates.gates.gate import FixedGate
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable, matching_layers
 from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
@@ -28,6 +28,7 @@ from finegates.gates.presets import (
     check_reachable,
 )
 from finegates.gates.shared import Sides, Structure, build_structure
+from finegates.gates.stochastic import StochasticGate
 from finegates.modules.experts import gated_down, is_experts
 from finegates.modules.linear import dense_weight, find_linear, linear_shape
 from finegates.modules.stock_methods import adapt_stock_methods

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from finegates.gates.gate import CLOSED_TO, OPEN_FROM
 from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.gates.stochastic import CLOSED_TO, OPEN_FROM
 
 BINS = 20
 

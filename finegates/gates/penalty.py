@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from finegates.gates.closing import choose_closed
 from finegates.gates.config import GateConfig, PenaltyName
-from finegates.gates.gate import StochasticGate, centre_of
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.kurtosis import KurtosisWeights, kurtosis
 from finegates.gates.parts import (
@@ -36,6 +35,7 @@ from finegates.gates.shared import (
     Read,
     Structure,
 )
+from finegates.gates.stochastic import StochasticGate, centre_of
 
 
 def target_penalty(open_fraction: Tensor, sparsity: float) -> Tensor:

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, Attention, Block, Experts, FeedForward, Mixer, adapter_for
-from finegates.gates.gate import DerivedGate, Gate, StochasticGate
+from finegates.gates.gate import DerivedGate, Gate
+from finegates.gates.stochastic import StochasticGate
 from finegates.head_rows import layer_rows, letters_of, of_dimensions, score_units
 from finegates.modules.linear import linear_shape
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.gates.closing import TOLERANCE, choose_closed
-from finegates.gates.gate import Gate, StochasticGate
+from finegates.gates.gate import Gate
 from finegates.gates.penalty import MacsPenalty
 from finegates.gates.shared import (
     AttentionGates,
@@ -22,6 +22,7 @@ from finegates.gates.shared import (
     Structure,
     build_structure,
 )
+from finegates.gates.stochastic import StochasticGate
 
 Dimensions = Literal["all", "inner"]
 """Groups that may be closed: all, or only heads and feed-forward dimensions."""

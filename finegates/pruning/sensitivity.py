@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from finegates.adapters import unwrap
-from finegates.gates.gate import Gate, StochasticGate
+from finegates.gates.gate import Gate
+from finegates.gates.stochastic import StochasticGate
 from finegates.pruning.calibration import Batch, single_rows, to_device
 from finegates.pruning.groups import SharedGroups, Vectors
 from finegates.training.label_use import LabelUse, label_use

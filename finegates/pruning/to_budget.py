@@ -16,9 +16,10 @@ from finegates.adapters import adapter_for, unwrap
 from finegates.compaction import CostModel, plan_compaction
 from finegates.gates.attachment import attach_fixed
 from finegates.gates.closing import TOLERANCE
-from finegates.gates.gate import FixedGate, StochasticGate
+from finegates.gates.gate import FixedGate
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.stochastic import StochasticGate
 from finegates.pruning.calibration import Batch, Collator, calibration_batches, left_unchanged
 from finegates.pruning.groups import Dimensions, SharedGroups, Vectors
 from finegates.pruning.removed_weights import measure_moments, removed_squares

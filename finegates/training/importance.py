@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from finegates.gates.gate import StochasticGate
+from finegates.gates.stochastic import StochasticGate
 
 
 class StepImportance:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from finegates.gates.attachment import head_parameters
-from finegates.gates.gate import StochasticGate
+from finegates.gates.stochastic import StochasticGate
 
 GROUPS = ("gates", "low_rank", "biases", "head", "weights")
 

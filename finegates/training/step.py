@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerState, TrainingArguments
 
-from finegates.gates.gate import GateDraw
+from finegates.gates.draw import GateDraw
 from finegates.training.distillation import TEACHER_LOGITS, Distillation, logits_of, problem_type
 from finegates.training.label_use import label_use
 from finegates.training.loss_means import (

@@ -23,9 +23,10 @@ from finegates.compaction.activations import activation_at_zero, acts_on_numbers
 from finegates.formats.compact import load, save
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import FixedGate, StochasticGate
+from finegates.gates.gate import FixedGate
 from finegates.gates.gated_linear import GatedLinear, gated_layers
 from finegates.gates.penalty import sparsity_penalty
+from finegates.gates.stochastic import StochasticGate
 from support import tiny
 from support.tolerance import linear_bound, model_bound
 

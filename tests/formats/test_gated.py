@@ -20,8 +20,8 @@ from finegates.files import content_digest
 from finegates.formats.gated import GatedFormatError
 from finegates.gates.attachment import attach, attach_fixed, attach_gates, hold_gates
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
 from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.gates.stochastic import StochasticGate
 from finegates.modules.stock_checkpoints import StockCheckpointError
 from finegates.modules.tying import shares_embeddings
 from finegates.training.trainer import GateTrainer

@@ -9,7 +9,7 @@ import finegates as fg
 from finegates.compaction import compact
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
+from finegates.gates.stochastic import StochasticGate
 from support.tiny import scatter_gates, tiny_model
 
 HIDDEN, WIDTH, LAYERS = 12, 20, 2

@@ -11,8 +11,8 @@ from transformers import AutoModelForSequenceClassification
 import finegates as fg
 import finegates.formats.task as task_state_module
 from finegates.formats.task import TaskStateError, load_task, save_task, task_state
-from finegates.gates.gate import HARDNESS
 from finegates.gates.gated_linear import leaf_gates
+from finegates.gates.stochastic import HARDNESS
 from support.tiny import ARCHITECTURES, LENGTH, VOCABULARY
 
 

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from finegates.gates.gate import HARDNESS, OPEN_FROM, FixedGate, GateDraw, StochasticGate
+from finegates.gates.draw import GateDraw
+from finegates.gates.gate import FixedGate
 from finegates.gates.presets import PRESETS, preset_named
+from finegates.gates.stochastic import HARDNESS, OPEN_FROM, StochasticGate
 
 
 def gate_at(preset: str, *latents: float) -> StochasticGate:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from finegates.gates.gate import DerivedGate, FixedGate, Gate, StochasticGate
+from finegates.gates.gate import DerivedGate, FixedGate, Gate
 from finegates.gates.gated_linear import GatedLinear, _ScaledRows
+from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import find_linear, is_linear
 
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
 from finegates.gates.gated_linear import GatedLinear, gated_layers
 from finegates.gates.kurtosis import KurtosisWeights, kurtosis
 from finegates.gates.penalty import SparsityPenalty, sparsity_penalty
+from finegates.gates.stochastic import StochasticGate
 from support.tiny import tiny_model
 
 

@@ -12,10 +12,10 @@ from finegates.budget import macs, planned_macs
 from finegates.gates.attachment import attach
 from finegates.gates.closing import TOLERANCE, choose_closed
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.presets import check_reachable, preset_named
+from finegates.gates.stochastic import StochasticGate
 from support.tiny import ARCHITECTURES, tiny_model
 
 FIXED_HEADS = ("deberta-v2", {"share_att_key": False})

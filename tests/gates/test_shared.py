@@ -10,10 +10,11 @@ from finegates.budget import macs, planned_macs
 from finegates.compaction import compact
 from finegates.gates.attachment import attach, detach
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import DerivedGate, FixedGate, StochasticGate
+from finegates.gates.gate import DerivedGate, FixedGate
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.monitor import summarise_gates
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.stochastic import StochasticGate
 from support import tiny
 from support.tolerance import model_bound
 

@@ -29,8 +29,8 @@ from transformers.models.detr.modeling_detr import DetrMHAttentionMap
 from finegates.adapters import adapter_for
 from finegates.gates.attachment import attach, attach_fixed
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.stochastic import StochasticGate
 from finegates.gates.weight_reads import weight_reader
 from support import tiny
 

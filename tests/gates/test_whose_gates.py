@@ -16,10 +16,10 @@ from finegates.budget import macs, planned_macs
 from finegates.compaction import compact
 from finegates.gates.attachment import attach, attach_gates, detach, hold_gates
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
 from finegates.gates.gated_linear import leaf_gates
 from finegates.gates.parts import gate_config, gated_parts
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.stochastic import StochasticGate
 from finegates.training.trainer import GateTrainer
 from support.tiny import VOCABULARY, tiny_model
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import finegates as fg
-from finegates.gates.gate import StochasticGate
+from finegates.gates.stochastic import StochasticGate
 from support import tiny
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)

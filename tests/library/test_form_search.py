@@ -15,8 +15,8 @@ from finegates.adapters import AttentionForm, FeedForwardForm
 from finegates.compaction import compact
 from finegates.form_search import Description, OnlyAdapter, describe
 from finegates.gates.attachment import attach_gates
-from finegates.gates.gate import StochasticGate
 from finegates.gates.shared import build_structure
+from finegates.gates.stochastic import StochasticGate
 from support.described import (
     described_inputs,
     described_model,

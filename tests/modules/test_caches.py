@@ -9,7 +9,7 @@ from finegates.compaction import compact
 from finegates.formats.stock import uniform
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
+from finegates.gates.stochastic import StochasticGate
 from support.tiny import scatter_gates, tiny_model, tokens
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "bert")

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from finegates.adapters import Adapter, Block, FeedForward, unwrap
-from finegates.gates.gate import StochasticGate
+from finegates.gates.stochastic import StochasticGate
 
 VOCABULARY = 40
 LENGTH = 7

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from finegates.budget import macs, planned_macs
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
+from finegates.gates.stochastic import StochasticGate
 from finegates.training.trainer import GateTrainer
 from support.tiny import VOCABULARY, tiny_model
 

@@ -17,8 +17,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.stochastic import StochasticGate
 from finegates.training.importance import StepImportance
 from finegates.training.trainer import GateTrainer
 from support.tiny import ARCHITECTURES, VOCABULARY, tiny_model

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import StochasticGate
+from finegates.gates.stochastic import StochasticGate
 from finegates.lora import add_lora
 from finegates.training.optimizer_groups import parameter_groups
 from finegates.training.trainer import GateTrainer

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from finegates.budget import macs, planned_macs
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.gate import GateDraw
+from finegates.gates.draw import GateDraw
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.monitor import summarise_gates
 from finegates.lora import add_lora

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from finegates.gates.gate import StochasticGate
 from finegates.gates.gated_linear import GatedLinear
+from finegates.gates.stochastic import StochasticGate
 from theory.box import (
     box_constant,
     box_minimiser,

@@ -10,8 +10,8 @@ import torch
 from scipy.integrate import quad
 from scipy.optimize import minimize
 
-from finegates.gates.gate import StochasticGate
 from finegates.gates.presets import GatePreset
+from finegates.gates.stochastic import StochasticGate
 from theory.box import box_minimiser
 from theory.checks.settings import Settings
 from theory.evidence import Case, Check

@@ -12,10 +12,10 @@ import torch
 from scipy.special import ndtr
 from tqdm import tqdm
 
-from finegates.gates.gate import StochasticGate
 from finegates.gates.gated_linear import GatedLinear
 from finegates.gates.penalty import SparsityPenalty
 from finegates.gates.presets import PRESETS, preset_named
+from finegates.gates.stochastic import StochasticGate
 from theory.checks.settings import Settings
 from theory.evidence import Case, Check
 from theory.penalties import (

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from finegates.adapters import adapter_for
 from finegates.budget import planned_macs
 from finegates.gates.attachment import attach_fixed
-from finegates.gates.gate import FixedGate, StochasticGate
+from finegates.gates.gate import FixedGate
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import linear_shape
 from finegates.pruning.groups import SharedGroups, Vectors
 
