@@ -108,7 +108,7 @@ def describe(
     seed: int = 0,
     known: DescribedAdapter | None = None,
 ) -> Description:
-    """Finds descriptions of modules (attention, feed-forward) without one.
+    """Finds descriptions of unknown attention and feed-forward modules.
 
     The model is copied in float64. Descriptions hold for its configuration and for inputs like
     those given: give padded ones, longer than its attention windows.
