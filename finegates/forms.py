@@ -162,8 +162,8 @@ class FeedForwardForm:
         down: path of the layer that narrows.
         gate: path of the gate projection; None without. The same as ``up`` is one layer for both.
         layout: of one layer for both, see :class:`finegates.blocks.FeedForward`.
-        phi: path of the attribute that is called for the activation; None where forward calls a
-            function.
+        phi: path of the attribute that is called for the activation; several paths, separated by
+            ``|``, if versions of transformers differ; None where forward calls a function.
         activation: the name of that function in transformers' ``ACT2FN``.
         joins: whether compaction makes one product of gate and up.
         key: of the configuration, for the width that all layers share; empty where it has none.

@@ -283,6 +283,18 @@ _ACTIVE = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_k", "num_sel
 """Names that configurations have for the number of experts that a token goes to."""
 
 
+def _activation(model: nn.Module, path: str, names: str | None) -> str | None:
+    """The path of the attribute that is called for phi, the first that there is."""
+    if names is None:
+        return None
+    paths = [_resolved(path, name) for name in names.split("|")]
+    for each in paths:
+        owner, _, name = each.rpartition(".")
+        if has_module(model, owner) and hasattr(model.get_submodule(owner), name):
+            return each
+    return paths[0]
+
+
 def _feed_forward(model: nn.Module, path: str, form: FeedForwardForm) -> FeedForward | None:
     up, down = _resolved(path, form.up), _resolved(path, form.down)
     gate = None if form.gate is None else _resolved(path, form.gate)
@@ -293,6 +305,6 @@ def _feed_forward(model: nn.Module, path: str, form: FeedForwardForm) -> FeedFor
         down=down,
         gate=gate,
         activation=form.activation or "phi",
-        phi=None if form.phi is None else _resolved(path, form.phi),
+        phi=_activation(model, path, form.phi),
         layout=form.layout,
     )

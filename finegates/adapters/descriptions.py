@@ -181,9 +181,13 @@ _DECODERS = (
         rotary=RotaryForm("next", rotated=_factor_of_rotation),
     ),
     AttentionForm(
-        _named("nemotron.NemotronAttention"),
-        sizes=_GROUPED,
+        _named("nemotron.NemotronAttention NemotronSdpaAttention NemotronFlashAttention2"),
+        sizes={**_GROUPED, "num_heads": "heads", "num_key_value_heads": "kv_heads"},
         rotary=RotaryForm(rotated=_factor_of_rotation),
+        # Older versions scale by the width that they find.
+        scaled_by_width=lambda module, sizes: (
+            1.0 if hasattr(module, "scaling") else (sizes.width / sizes.head_dim) ** 0.5
+        ),
     ),
     AttentionForm(
         _named("stablelm.StableLmAttention"),
@@ -368,6 +372,7 @@ _TOWERS = (
             "vit_mae.ViTMAEAttention",
         ),
     ),
+    AttentionForm(_named("dinov2.Dinov2SelfAttention"), **_BERT),  # of older versions
     AttentionForm(
         _named("swin.SwinAttention"),
         per_head={"relative_position_bias.relative_position_bias_table": 1},
@@ -387,7 +392,6 @@ _TOWER_FEEDS = (
             "audio_spectrogram_transformer.ASTMLP",
             "clip.CLIPMLP",
             "deit.DeiTMLP",
-            "dinov2.Dinov2MLP",
             "phi.PhiMLP",
             "siglip.SiglipMLP",
             "swin.SwinMLP",
@@ -397,6 +401,9 @@ _TOWER_FEEDS = (
         up="fc1",
         down="fc2",
         phi="activation_fn",
+    ),
+    FeedForwardForm(
+        _named("dinov2.Dinov2MLP"), up="fc1", down="fc2", phi="activation_fn|activation"
     ),
     FeedForwardForm(_named("dinov2.Dinov2SwiGLUFFN"), gate="gate_proj"),
     FeedForwardForm(

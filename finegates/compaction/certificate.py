@@ -163,9 +163,9 @@ class InFloat64(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor.float:  # of positions, too, which meet numbers in float64
+            return args[0].double()
         doubles = any(isinstance(a, Tensor) and a.dtype is torch.float64 for a in args)
-        if doubles and func is torch.Tensor.float:
-            return args[0]
         if doubles:
             args = tuple(torch.float64 if a is torch.float32 else a for a in args)
             kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}

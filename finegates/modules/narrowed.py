@@ -75,7 +75,8 @@ def _set_sizes(module: nn.Module, form: AttentionForm, sizes: HeadSizes) -> None
     if isinstance(form.width, str):
         setattr(module, form.width, sizes.width)
     for name, text in form.sizes.items():
-        setattr(module, name, math.prod(known[factor] for factor in text.split("*")))
+        if hasattr(module, name):  # not in every version of transformers
+            setattr(module, name, math.prod(known[factor] for factor in text.split("*")))
     if form.config_sizes:
         changed = {
             name: math.prod(known[factor] for factor in text.split("*"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.models.dinov2 import modeling_dinov2
 
 from finegates.compaction.certificate import InFloat64
 
@@ -296,6 +297,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "decoder_intermediate_size": 40,
     },
 }
+if hasattr(modeling_dinov2, "Dinov2SelfAttention"):
+    # Older versions of transformers have other modules for this option.
+    del CONFIGURATIONS["dinov2/swiglu"]
 IMAGES = frozenset(("deit", "dinov2", "swin", "vit", "vit_mae"))
 WAVES = frozenset(("hubert", "wav2vec2"))
 TOWERS = frozenset(("clip", "siglip"))
@@ -440,7 +444,8 @@ def _end(text: dict[str, Tensor], token: int) -> None:
 @torch.no_grad()
 def described_outputs(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
     """All floating-point numbers that a model gives."""
-    with without_downcasts():
+    double = next(p for p in model.parameters() if p.is_floating_point()).dtype is torch.float64
+    with without_downcasts() if double else nullcontext():
         return list(_floats(model(**inputs)))
 
 
