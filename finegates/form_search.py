@@ -240,7 +240,9 @@ def _closed_rows(model: nn.Module, structure: Structure, seed: int) -> Sides:
         for path in part.part.linears():
             if path != end:
                 _, rows = linear_shape(model.get_submodule(path))
-                kept = (torch.rand(rows, generator=generator) > 0.3).to(torch.float64)
+                kept = (
+                    torch.rand(rows, generator=generator, dtype=torch.float32, device="cpu") > 0.3
+                ).to(torch.float64)
                 sides[path] = (FixedGate(kept), None)
     return sides
 
@@ -256,7 +258,9 @@ def _close(structure: Structure, kind: str, seed: int) -> None:
             if kind not in ("all", name):
                 continue
             for row in range(rows):
-                closed = torch.randperm(count, generator=generator)[: max(count > 1, count // 3)]
+                closed = torch.randperm(count, generator=generator, device="cpu")[
+                    : max(count > 1, count // 3)
+                ]
                 gate.latent[row * count + closed] = -1.0
 
 
