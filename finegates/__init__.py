@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from finegates.compaction import compact as compact
     from finegates.compaction import plan_compaction as plan_compaction
     from finegates.compaction import use_products as use_products
-    from finegates.form_search import describe as describe
     from finegates.formats.compact import load as load
     from finegates.formats.compact import save as save
     from finegates.formats.onnx import export_onnx as export_onnx
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from finegates.lora import add_lora as add_lora
     from finegates.one_shot import magnitude_gates as magnitude_gates
     from finegates.pruning.to_budget import prune as prune
+    from finegates.spec_search import describe as describe
     from finegates.training.distillation import Distillation as Distillation
     from finegates.training.distillation import with_teacher as with_teacher
     from finegates.training.trainer import GateTrainer as GateTrainer
@@ -63,7 +63,7 @@ _HOMES = {
     "CostModel": "compaction",
     "calibrate": "compaction",
     "compact": "compaction",
-    "describe": "form_search",
+    "describe": "spec_search",
     "load": "formats.compact",
     "plan_compaction": "compaction",
     "save": "formats.compact",

@@ -24,12 +24,12 @@ from finegates.adapters.qwen3 import Qwen3Adapter
 from finegates.adapters.roberta import RobertaAdapter
 from finegates.adapters.t5 import T5Adapter
 from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer
-from finegates.forms import (
-    AttentionForm,
-    FeedForwardForm,
-    MixerForm,
-    NormForm,
-    RotaryForm,
+from finegates.specs import (
+    AttentionSpec,
+    FeedForwardSpec,
+    MixerSpec,
+    NormSpec,
+    RotarySpec,
     is_named_cross,
 )
 
@@ -37,16 +37,16 @@ __all__ = [
     "ADAPTERS",
     "Adapter",
     "Attention",
-    "AttentionForm",
+    "AttentionSpec",
     "Block",
     "Experts",
     "FeedForward",
-    "FeedForwardForm",
+    "FeedForwardSpec",
     "HeadSizes",
     "Mixer",
-    "MixerForm",
-    "NormForm",
-    "RotaryForm",
+    "MixerSpec",
+    "NormSpec",
+    "RotarySpec",
     "adapted_parts",
     "adapter_for",
     "attentions",

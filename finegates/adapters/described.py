@@ -16,43 +16,43 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from finegates.adapters.base import Adapter, has_module, unwrap
 from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS, MIXERS
 from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer, Rotary
-from finegates.forms import AttentionForm, FeedForwardForm, MixerForm
 from finegates.modules.dense_shapes import dense_shape
 from finegates.modules.experts import expert_shape, is_experts
 from finegates.modules.narrowed import narrow_stock
+from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec
 
 
 class DescribedAdapter(Adapter):
-    """All architectures whose attention and feed-forward modules have a form.
+    """All architectures whose attention and feed-forward modules have a spec.
 
     Args:
-        forms: further ones, which this adapter alone knows.
+        specs: further ones, which this adapter alone knows.
     """
 
-    def __init__(self, *forms: AttentionForm | FeedForwardForm | MixerForm) -> None:
-        self._further = forms
+    def __init__(self, *specs: AttentionSpec | FeedForwardSpec | MixerSpec) -> None:
+        self._further = specs
 
     def _tables(self) -> dict[type, dict[str, Any]]:
         tables: dict[type, dict[str, Any]] = {
-            AttentionForm: _attention_forms(),
-            FeedForwardForm: _feed_forms(),
-            MixerForm: _mixer_forms(),
+            AttentionSpec: _attention_specs(),
+            FeedForwardSpec: _feed_specs(),
+            MixerSpec: _mixer_specs(),
         }
-        for form in self._further:
-            tables[type(form)] = {**tables[type(form)], **dict.fromkeys(form.classes, form)}
+        for spec in self._further:
+            tables[type(spec)] = {**tables[type(spec)], **dict.fromkeys(spec.classes, spec)}
         return tables
 
     def knows(self, module: nn.Module) -> bool:
-        """Whether a module has a form, or holds stacked experts."""
-        return is_experts(module) or any(_form(module, t) for t in self._tables().values())
+        """Whether a module has a spec, or holds stacked experts."""
+        return is_experts(module) or any(_spec(module, t) for t in self._tables().values())
 
-    def _form_of(self, module: nn.Module) -> AttentionForm:
-        form: AttentionForm | None = _form(module, self._tables()[AttentionForm])
-        if form is None:
+    def _spec_of(self, module: nn.Module) -> AttentionSpec:
+        spec: AttentionSpec | None = _spec(module, self._tables()[AttentionSpec])
+        if spec is None:
             raise ValueError(
                 f"{type(module).__name__} has no description, so it cannot be narrowed"
             )
-        return form
+        return spec
 
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
         """The layers that hold described parts, in the order of the model's modules."""
@@ -72,11 +72,11 @@ class DescribedAdapter(Adapter):
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         """The same module with other sizes (:func:`finegates.modules.narrowed.narrow_stock`)."""
-        return narrow_stock(module, self._form_of(module), part, sizes)
+        return narrow_stock(module, self._spec_of(module), part, sizes)
 
     def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
         """By which the module's forward would scale scores otherwise than the dense one does."""
-        scaled = self._form_of(module).scaled_by_width
+        scaled = self._spec_of(module).scaled_by_width
         if callable(scaled):
             return scaled(module, sizes)
         return float((sizes.width / sizes.head_dim) ** 0.5) if scaled else 1.0
@@ -90,9 +90,9 @@ def _parts(
 ) -> list[_Part]:
     """What a module is; a layer that holds its feed-forward part itself has no other."""
     found: list[_Part | None] = []
-    attention: AttentionForm | None = _form(module, tables[AttentionForm])
-    feed: FeedForwardForm | None = _form(module, tables[FeedForwardForm])
-    mixer: MixerForm | None = _form(module, tables[MixerForm])
+    attention: AttentionSpec | None = _spec(module, tables[AttentionSpec])
+    feed: FeedForwardSpec | None = _spec(module, tables[FeedForwardSpec])
+    mixer: MixerSpec | None = _spec(module, tables[MixerSpec])
     if attention is not None:
         found.append(_attention(model, path, module, attention))
     if mixer is not None:
@@ -120,54 +120,54 @@ def _blocks(layer: str, parts: list[_Part]) -> Iterator[Block]:
 
 
 @functools.cache
-def _attention_forms() -> dict[str, AttentionForm]:
-    return {name: form for form in ATTENTIONS for name in form.classes}
+def _attention_specs() -> dict[str, AttentionSpec]:
+    return {name: spec for spec in ATTENTIONS for name in spec.classes}
 
 
 @functools.cache
-def _feed_forms() -> dict[str, FeedForwardForm]:
-    return {name: form for form in FEED_FORWARDS for name in form.classes}
+def _feed_specs() -> dict[str, FeedForwardSpec]:
+    return {name: spec for spec in FEED_FORWARDS for name in spec.classes}
 
 
 @functools.cache
-def _mixer_forms() -> dict[str, MixerForm]:
-    return {name: form for form in MIXERS for name in form.classes}
+def _mixer_specs() -> dict[str, MixerSpec]:
+    return {name: spec for spec in MIXERS for name in spec.classes}
 
 
-def register(*forms: AttentionForm | FeedForwardForm | MixerForm) -> None:
+def register(*specs: AttentionSpec | FeedForwardSpec | MixerSpec) -> None:
     """Adds descriptions of further modules, for this process.
 
     Args:
-        forms: a class that was described before gets the new form. Classes outside of
+        specs: a class that was described before gets the new spec. Classes outside of
             ``transformers.models`` have their full name, ``"package.module.Class"``.
 
     Raises:
-        TypeError: what is given is not a form.
+        TypeError: what is given is not a spec.
     """
-    for form in forms:
+    for spec in specs:
         tables: dict[type, Any] = {
-            AttentionForm: _attention_forms(),
-            FeedForwardForm: _feed_forms(),
-            MixerForm: _mixer_forms(),
+            AttentionSpec: _attention_specs(),
+            FeedForwardSpec: _feed_specs(),
+            MixerSpec: _mixer_specs(),
         }
-        if type(form) not in tables:
+        if type(spec) not in tables:
             raise TypeError(
-                f"register takes AttentionForm, FeedForwardForm and MixerForm, got {form!r}"
+                f"register takes AttentionSpec, FeedForwardSpec and MixerSpec, got {spec!r}"
             )
-        tables[type(form)].update(dict.fromkeys(form.classes, form))
+        tables[type(spec)].update(dict.fromkeys(spec.classes, spec))
 
 
-def _form(module: nn.Module, forms: dict[str, Any]) -> Any:
-    """The form of a module, by its class; a subclass with a forward of its own has none."""
+def _spec(module: nn.Module, specs: dict[str, Any]) -> Any:
+    """The spec of a module, by its class; a subclass with a forward of its own has none."""
     for known in type(module).__mro__:
         name = class_name(known)
-        if name in forms and type(module).forward is known.forward:  # type: ignore[attr-defined]
-            return forms[name]
+        if name in specs and type(module).forward is known.forward:  # type: ignore[attr-defined]
+            return specs[name]
     return None
 
 
 def class_name(known: type) -> str:
-    """The name of a class in forms."""
+    """The name of a class in specs."""
     package = known.__module__.rpartition(".")[0]
     if package.startswith("transformers.models."):
         return f"{package.removeprefix('transformers.models.')}.{known.__name__}"
@@ -195,11 +195,11 @@ def _of(fact: Any, module: nn.Module) -> Any:
 
 
 def _attention(
-    model: nn.Module, path: str, module: nn.Module, form: AttentionForm
+    model: nn.Module, path: str, module: nn.Module, spec: AttentionSpec
 ) -> Attention | None:
     """The attention at a path, with the sizes that its weights have; None where they are gone."""
-    q, k, v, o = (_resolved(path, name) for name in (form.q, form.k, form.v, form.o))
-    joint = dense_shape(model, f"{path}.{form.joint}") if form.joint else None
+    q, k, v, o = (_resolved(path, name) for name in (spec.q, spec.k, spec.v, spec.o))
+    joint = dense_shape(model, f"{path}.{spec.joint}") if spec.joint else None
     shapes = {"q": dense_shape(model, q), "k": dense_shape(model, k), "o": dense_shape(model, o)}
     if shapes["o"] is None or (joint is None and (shapes["q"] is None or shapes["k"] is None)):
         return None
@@ -207,9 +207,9 @@ def _attention(
     if narrowed is not None:
         width = narrowed.head_dim
     else:
-        width = getattr(module, form.width) if isinstance(form.width, str) else form.width(module)
+        width = getattr(module, spec.width) if isinstance(spec.width, str) else spec.width(module)
     contexts = shapes["o"][0]
-    layout = _of(form.layout, module)
+    layout = _of(spec.layout, module)
     heads, rest = divmod(contexts, width)
     if layout in ("heads",):
         kv_heads = heads
@@ -218,13 +218,13 @@ def _attention(
     elif q == k:
         kv_heads = (shapes["q"][1] // width - heads) // 2  # type: ignore[index]
     elif joint is not None and shapes["k"] is None:
-        kv_heads = (joint[1] // width - (heads if "q" in form.joint else 0)) // 2
+        kv_heads = (joint[1] // width - (heads if "q" in spec.joint else 0)) // 2
     else:
         kv_heads = shapes["k"][1] // width  # type: ignore[index]
     if rest or kv_heads < 1 or heads % kv_heads:
         return None
-    reason = None if form.unsupported is None else form.unsupported(module)
-    rotary = form.rotary
+    reason = None if spec.unsupported is None else spec.unsupported(module)
+    rotary = spec.rotary
     if rotary is not None and rotary.when is not None and not rotary.when(module):
         rotary = None
     rotation = None
@@ -241,31 +241,31 @@ def _attention(
         kv_heads=kv_heads,
         head_dim=width,
         rotary=rotation,
-        norm="" if form.norm is None else form.norm.over,
-        fixed_scores=bool(_of(form.fixed_scores, module)),
+        norm="" if spec.norm is None else spec.norm.over,
+        fixed_scores=bool(_of(spec.fixed_scores, module)),
         even=kv_heads < heads,
         layout=layout,
-        fixed_heads=bool(_of(form.fixed_heads, module)),
-        value_bias=form.value_bias,
-        cross=_is_cross(form, module, path),
+        fixed_heads=bool(_of(spec.fixed_heads, module)),
+        value_bias=spec.value_bias,
+        cross=_is_cross(spec, module, path),
         narrows=reason is None,
-        joint=form.joint,
+        joint=spec.joint,
     )
 
 
-def _is_cross(form: AttentionForm, module: nn.Module, path: str) -> bool:
-    if callable(form.cross):
-        return form.cross(module, path.rpartition(".")[2])
-    return form.cross
+def _is_cross(spec: AttentionSpec, module: nn.Module, path: str) -> bool:
+    if callable(spec.cross):
+        return spec.cross(module, path.rpartition(".")[2])
+    return spec.cross
 
 
-def _mixer(model: nn.Module, path: str, module: nn.Module, form: MixerForm) -> Mixer:
+def _mixer(model: nn.Module, path: str, module: nn.Module, spec: MixerSpec) -> Mixer:
     def there(names: tuple[str, ...]) -> tuple[str, ...]:
         paths = (_resolved(path, name) for name in names)
         return tuple(each for each in paths if dense_shape(model, each) is not None)
 
-    reads, inner, writes = (there(names) for names in (form.reads, form.inner, form.writes))
-    return Mixer(path, reads, inner, writes, form.products(module))
+    reads, inner, writes = (there(names) for names in (spec.reads, spec.inner, spec.writes))
+    return Mixer(path, reads, inner, writes, spec.products(module))
 
 
 def _experts(path: str, module: nn.Module) -> Experts:
@@ -295,16 +295,16 @@ def _activation(model: nn.Module, path: str, names: str | None) -> str | None:
     return paths[0]
 
 
-def _feed_forward(model: nn.Module, path: str, form: FeedForwardForm) -> FeedForward | None:
-    up, down = _resolved(path, form.up), _resolved(path, form.down)
-    gate = None if form.gate is None else _resolved(path, form.gate)
+def _feed_forward(model: nn.Module, path: str, spec: FeedForwardSpec) -> FeedForward | None:
+    up, down = _resolved(path, spec.up), _resolved(path, spec.down)
+    gate = None if spec.gate is None else _resolved(path, spec.gate)
     if not has_module(model, up) or not has_module(model, down):
         return None
     return FeedForward(
         up=up,
         down=down,
         gate=gate,
-        activation=form.activation or "phi",
-        phi=_activation(model, path, form.phi),
-        layout=form.layout,
+        activation=spec.activation or "phi",
+        phi=_activation(model, path, spec.phi),
+        layout=spec.layout,
     )

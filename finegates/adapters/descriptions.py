@@ -1,7 +1,7 @@
-"""The forms of all architectures, in groups that share them.
+"""The specs of all architectures, in groups that share them.
 
-To add an architecture, name its attention and feed-forward classes in a form that fits, or write a
-form of its own; then add a tiny configuration to ``CONFIGURATIONS`` in
+To add an architecture, name its attention and feed-forward classes in a spec that fits, or write a
+spec of its own; then add a tiny configuration to ``CONFIGURATIONS`` in
 ``tests/support/described.py``, which takes it through the conformance suite.
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from finegates.blocks import Layout
-from finegates.forms import (
-    AttentionForm,
-    FeedForwardForm,
-    MixerForm,
-    NormForm,
-    RotaryForm,
+from finegates.specs import (
+    AttentionSpec,
+    FeedForwardSpec,
+    MixerSpec,
+    NormSpec,
+    RotarySpec,
     is_named_cross,
 )
 
@@ -30,7 +30,7 @@ def _named(*classes: str) -> tuple[str, ...]:
 
 
 _GROUPED = {"num_key_value_groups": "each"}
-_HALF = RotaryForm()
+_HALF = RotarySpec()
 
 # --- Encoders after BERT -------------------------------------------------------------------------
 
@@ -43,7 +43,7 @@ _BERT: dict[str, Any] = {
     "sizes": {"num_attention_heads": "heads", "all_head_size": "heads*width"},
 }
 _ENCODERS = (
-    AttentionForm(
+    AttentionSpec(
         _named(
             "camembert.CamembertSelfAttention",
             "data2vec.Data2VecTextSelfAttention",
@@ -52,13 +52,13 @@ _ENCODERS = (
         ),
         **_BERT,
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("esm.EsmSelfAttention"),
-        rotary=RotaryForm(when=lambda module: module.position_embedding_type == "rotary"),
+        rotary=RotarySpec(when=lambda module: module.position_embedding_type == "rotary"),
         scaled_by_width=True,
         **_BERT,
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("albert.AlbertAttention"),
         q="query",
         k="key",
@@ -66,7 +66,7 @@ _ENCODERS = (
         o="dense",
         width="attention_head_size",
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("modernbert.ModernBertAttention"),
         q="Wqkv",
         k="Wqkv",
@@ -75,7 +75,7 @@ _ENCODERS = (
         rotary=_HALF,
         scaled_by_width=True,
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("deberta.DisentangledSelfAttention"),
         q="in_proj",
         k="in_proj",
@@ -98,7 +98,7 @@ _ENCODERS = (
     ),
 )
 _ENCODER_FEEDS = (
-    FeedForwardForm(
+    FeedForwardSpec(
         _named(
             "camembert.CamembertLayer",
             "data2vec.Data2VecTextLayer",
@@ -110,15 +110,15 @@ _ENCODER_FEEDS = (
         down="output.dense",
         phi="intermediate.intermediate_act_fn",
     ),
-    FeedForwardForm(
+    FeedForwardSpec(
         _named("esm.EsmLayer"),
         up="intermediate.dense",
         down="output.dense",
         phi=None,
         activation="gelu",
     ),
-    FeedForwardForm(_named("albert.AlbertLayer"), up="ffn", down="ffn_output", phi="activation"),
-    FeedForwardForm(_named("modernbert.ModernBertMLP"), up="Wi", down="Wo", gate="Wi", phi="act"),
+    FeedForwardSpec(_named("albert.AlbertLayer"), up="ffn", down="ffn_output", phi="activation"),
+    FeedForwardSpec(_named("modernbert.ModernBertMLP"), up="Wi", down="Wo", gate="Wi", phi="act"),
 )
 
 # --- Decoders with rotary embeddings -------------------------------------------------------------
@@ -136,7 +136,7 @@ def _falcon_layout(module: Any) -> Layout:
 
 
 _DECODERS = (
-    AttentionForm(
+    AttentionSpec(
         _named(
             "eurobert.EuroBertAttention",
             "gemma.GemmaAttention",
@@ -152,71 +152,71 @@ _DECODERS = (
         sizes=_GROUPED,
         rotary=_HALF,
     ),
-    AttentionForm(
-        _named("qwen3_moe.Qwen3MoeAttention"), sizes=_GROUPED, rotary=_HALF, norm=NormForm()
+    AttentionSpec(
+        _named("qwen3_moe.Qwen3MoeAttention"), sizes=_GROUPED, rotary=_HALF, norm=NormSpec()
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("gemma3.Gemma3Attention"),
         sizes=_GROUPED,
         rotary=_HALF,
-        norm=NormForm(offset=1.0),
+        norm=NormSpec(offset=1.0),
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("olmo2.Olmo2Attention", "olmo3.Olmo3Attention"),
         sizes=_GROUPED,
         rotary=_HALF,
-        norm=NormForm(over="all"),
+        norm=NormSpec(over="all"),
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("cohere.CohereAttention", "cohere2.Cohere2Attention"),
         sizes=_GROUPED,
-        rotary=RotaryForm("next", order="repeated"),
+        rotary=RotarySpec("next", order="repeated"),
         # With a weight for every head.
         fixed_scores=lambda module: getattr(module, "use_qk_norm", False),
         fixed_heads=lambda module: getattr(module, "use_qk_norm", False),
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("glm4.Glm4Attention"),
         sizes=_GROUPED,
-        rotary=RotaryForm("next", rotated=_factor_of_rotation),
+        rotary=RotarySpec("next", rotated=_factor_of_rotation),
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("nemotron.NemotronAttention NemotronSdpaAttention NemotronFlashAttention2"),
         sizes={**_GROUPED, "num_heads": "heads", "num_key_value_heads": "kv_heads"},
-        rotary=RotaryForm(rotated=_factor_of_rotation),
+        rotary=RotarySpec(rotated=_factor_of_rotation),
         # Older versions scale by the width that they find.
         scaled_by_width=lambda module, sizes: (
             1.0 if hasattr(module, "scaling") else (sizes.width / sizes.head_dim) ** 0.5
         ),
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("stablelm.StableLmAttention"),
         sizes={**_GROUPED, "num_heads": "heads", "num_key_value_heads": "kv_heads"},
-        rotary=RotaryForm(rotated="rotary_ndims"),
+        rotary=RotarySpec(rotated="rotary_ndims"),
         fixed_scores=lambda module: module.qk_layernorm,
         fixed_heads=lambda module: module.qk_layernorm,
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("phi.PhiAttention"),
         o="dense",
         sizes=_GROUPED,
-        rotary=RotaryForm(rotated="rotary_ndims"),
+        rotary=RotarySpec(rotated="rotary_ndims"),
         fixed_scores=lambda module: module.qk_layernorm,
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("phi3.Phi3Attention"),
         q="qkv_proj",
         k="qkv_proj",
         v="qkv_proj",
         sizes={**_GROUPED, "num_key_value_heads": "kv_heads"},
         config_sizes={"num_attention_heads": "heads"},
-        rotary=RotaryForm(
+        rotary=RotarySpec(
             rotated=lambda module: int(
                 module.head_dim * module.config.rope_parameters.get("partial_rotary_factor", 1.0)
             )
         ),
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("gpt_neox.GPTNeoXAttention"),
         q="query_key_value",
         k="query_key_value",
@@ -224,9 +224,9 @@ _DECODERS = (
         o="dense",
         layout="heads",
         width="head_size",
-        rotary=RotaryForm(rotated="rotary_ndims"),
+        rotary=RotarySpec(rotated="rotary_ndims"),
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("falcon.FalconAttention"),
         q="query_key_value",
         k="query_key_value",
@@ -240,24 +240,24 @@ _DECODERS = (
             "its scores with alibi are scaled in two ways" if module.config.alibi else None
         ),
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("gpt_oss.GptOssAttention"),
         sizes=_GROUPED,
-        rotary=RotaryForm(order="once"),
+        rotary=RotarySpec(order="once"),
         per_head={"sinks": 0},
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("qwen3_5.Qwen3_5Attention"),
         layout="gated_queries",
         sizes=_GROUPED,
-        rotary=RotaryForm(rotated=_factor_of_rotation),
-        norm=NormForm(offset=1.0),
+        rotary=RotarySpec(rotated=_factor_of_rotation),
+        norm=NormSpec(offset=1.0),
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("gptj.GPTJAttention"),
         o="out_proj",
         sizes={"num_attention_heads": "heads"},
-        rotary=RotaryForm(
+        rotary=RotarySpec(
             "next", table=None, order="sines", rotated="rotary_dim", buffer="embed_positions"
         ),
         unsupported=lambda module: (
@@ -266,7 +266,7 @@ _DECODERS = (
     ),
 )
 _DECODER_FEEDS = (
-    FeedForwardForm(
+    FeedForwardSpec(
         _named(
             "cohere.CohereMLP",
             "cohere2.Cohere2MLP",
@@ -288,21 +288,21 @@ _DECODER_FEEDS = (
         ),
         gate="gate_proj",
     ),
-    FeedForwardForm(
+    FeedForwardSpec(
         _named("glm4.Glm4MLP", "phi3.Phi3MLP"),
         up="gate_up_proj",
         gate="gate_up_proj",
         phi="activation_fn",
     ),
-    FeedForwardForm(_named("nemotron.NemotronMLP")),
-    FeedForwardForm(_named("starcoder2.Starcoder2MLP"), up="c_fc", down="c_proj", phi="act"),
-    FeedForwardForm(
+    FeedForwardSpec(_named("nemotron.NemotronMLP")),
+    FeedForwardSpec(_named("starcoder2.Starcoder2MLP"), up="c_fc", down="c_proj", phi="act"),
+    FeedForwardSpec(
         _named("falcon.FalconMLP", "gpt_neox.GPTNeoXMLP"),
         up="dense_h_to_4h",
         down="dense_4h_to_h",
         phi="act",
     ),
-    FeedForwardForm(_named("gptj.GPTJMLP"), up="fc_in", down="fc_out", phi="act"),
+    FeedForwardSpec(_named("gptj.GPTJMLP"), up="fc_in", down="fc_out", phi="act"),
 )
 
 # --- Decoders with positions of other kinds ------------------------------------------------------
@@ -315,11 +315,11 @@ def _in_slices(module: Any) -> str | None:
 
 
 _OTHERS = (
-    AttentionForm(
+    AttentionSpec(
         _named("gpt_neo.GPTNeoSelfAttention"), o="out_proj", sizes={"num_heads": "heads"}
     ),
-    AttentionForm(_named("opt.OPTAttention"), o="out_proj", sizes={"num_heads": "heads"}),
-    AttentionForm(
+    AttentionSpec(_named("opt.OPTAttention"), o="out_proj", sizes={"num_heads": "heads"}),
+    AttentionSpec(
         _named("bloom.BloomAttention"),
         q="query_key_value",
         k="query_key_value",
@@ -332,8 +332,8 @@ _OTHERS = (
     ),
 )
 _OTHER_FEEDS = (
-    FeedForwardForm(_named("gpt_neo.GPTNeoMLP"), up="c_fc", down="c_proj", phi="act"),
-    FeedForwardForm(
+    FeedForwardSpec(_named("gpt_neo.GPTNeoMLP"), up="c_fc", down="c_proj", phi="act"),
+    FeedForwardSpec(
         _named("bloom.BloomMLP"), up="dense_h_to_4h", down="dense_4h_to_h", phi="gelu_impl"
     ),
 )
@@ -341,7 +341,7 @@ _OTHER_FEEDS = (
 # --- Encoder-decoders, speech and images ---------------------------------------------------------
 
 _TOWERS = (
-    AttentionForm(
+    AttentionSpec(
         _named(
             "bart.BartAttention",
             "blenderbot.BlenderbotAttention",
@@ -357,13 +357,13 @@ _TOWERS = (
         o="out_proj",
         cross=is_named_cross,
     ),
-    AttentionForm(
+    AttentionSpec(
         _named("whisper.WhisperAttention"),
         o="out_proj",
         sizes={"num_heads": "heads"},
         cross=is_named_cross,
     ),
-    AttentionForm(
+    AttentionSpec(
         _named(
             "audio_spectrogram_transformer.ASTAttention",
             "deit.DeiTAttention",
@@ -372,14 +372,14 @@ _TOWERS = (
             "vit_mae.ViTMAEAttention",
         ),
     ),
-    AttentionForm(_named("dinov2.Dinov2SelfAttention"), **_BERT),  # of older versions
-    AttentionForm(
+    AttentionSpec(_named("dinov2.Dinov2SelfAttention"), **_BERT),  # of older versions
+    AttentionSpec(
         _named("swin.SwinAttention"),
         per_head={"relative_position_bias.relative_position_bias_table": 1},
     ),
 )
 _TOWER_FEEDS = (
-    FeedForwardForm(
+    FeedForwardSpec(
         _named(
             "bart.BartEncoderLayer BartDecoderLayer",
             "blenderbot.BlenderbotEncoderLayer BlenderbotDecoderLayer",
@@ -402,11 +402,11 @@ _TOWER_FEEDS = (
         down="fc2",
         phi="activation_fn",
     ),
-    FeedForwardForm(
+    FeedForwardSpec(
         _named("dinov2.Dinov2MLP"), up="fc1", down="fc2", phi="activation_fn|activation"
     ),
-    FeedForwardForm(_named("dinov2.Dinov2SwiGLUFFN"), gate="gate_proj"),
-    FeedForwardForm(
+    FeedForwardSpec(_named("dinov2.Dinov2SwiGLUFFN"), gate="gate_proj"),
+    FeedForwardSpec(
         _named("hubert.HubertFeedForward", "wav2vec2.Wav2Vec2FeedForward"),
         up="intermediate_dense",
         down="output_dense",
@@ -416,23 +416,23 @@ _TOWER_FEEDS = (
 
 # --- What mixes tokens otherwise -----------------------------------------------------------------
 
-MIXERS: tuple[MixerForm, ...] = (
-    MixerForm(
+MIXERS: tuple[MixerSpec, ...] = (
+    MixerSpec(
         _named("deepseek_v3.DeepseekV3Attention"),
         reads=("q_proj", "q_a_proj", "kv_a_proj_with_mqa"),
         inner=("q_b_proj", "kv_b_proj"),
         writes=("o_proj",),
         products=lambda module: module.num_heads * (module.qk_head_dim + module.v_head_dim),
     ),
-    MixerForm(
+    MixerSpec(
         _named("qwen3_5.Qwen3_5GatedDeltaNet"),
         reads=("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
         writes=("out_proj",),
     ),
 )
 
-ATTENTIONS: tuple[AttentionForm, ...] = (*_ENCODERS, *_DECODERS, *_OTHERS, *_TOWERS)
-FEED_FORWARDS: tuple[FeedForwardForm, ...] = (
+ATTENTIONS: tuple[AttentionSpec, ...] = (*_ENCODERS, *_DECODERS, *_OTHERS, *_TOWERS)
+FEED_FORWARDS: tuple[FeedForwardSpec, ...] = (
     *_ENCODER_FEEDS,
     *_DECODER_FEEDS,
     *_OTHER_FEEDS,

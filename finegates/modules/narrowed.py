@@ -17,54 +17,54 @@ import torch
 from torch import Tensor, nn
 
 from finegates.blocks import Attention, HeadSizes
-from finegates.forms import AttentionForm, NormForm, RotaryForm
 from finegates.modules.caches import fit_calls
 from finegates.modules.joint import multiply_states, take_apart
+from finegates.specs import AttentionSpec, NormSpec, RotarySpec
 
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 
 def narrow_stock(
-    module: nn.Module, form: AttentionForm, part: Attention, sizes: HeadSizes
+    module: nn.Module, spec: AttentionSpec, part: Attention, sizes: HeadSizes
 ) -> nn.Module:
     """Gives an attention module of transformers other heads, in place; returns it.
 
     Its projections are replaced elsewhere. With or without storage (meta device).
 
     Args:
-        module: of one of the form's classes, not narrowed yet.
-        form: its description.
+        module: of one of the spec's classes, not narrowed yet.
+        spec: its description.
         part: the dense attention.
         sizes: the heads to keep.
     """
     module.finegates_heads = sizes  # type: ignore[assignment]
-    if not isinstance(form.width, str) or hasattr(module, form.width):
-        _set_sizes(module, form, sizes)
+    if not isinstance(spec.width, str) or hasattr(module, spec.width):
+        _set_sizes(module, spec, sizes)
     kept = torch.tensor(sizes.heads, dtype=torch.int64, device="cpu")
     if len(sizes.heads) < part.heads:
-        for path, axis in form.per_head.items():
+        for path, axis in spec.per_head.items():
             _select_heads(module, path, axis, kept, part.heads)
-    norm = form.norm
+    norm = spec.norm
     if norm is not None:
         fewer = norm.over == "all" and len(sizes.heads) < part.heads
         if fewer or sizes.dimensions is not None:
             _fit_norms(module, norm, sizes)
-    _fit_rotary(module, form.rotary, part, sizes)
-    if form.head_arguments and len(sizes.heads) < part.heads:
+    _fit_rotary(module, spec.rotary, part, sizes)
+    if spec.head_arguments and len(sizes.heads) < part.heads:
         _register(module, "finegates_kept", kept)
-        places = _places(module, form.head_arguments)
+        places = _places(module, spec.head_arguments)
         module.register_forward_pre_hook(_HeadArguments(places, part.heads), with_kwargs=True)
     caches = _places(module, dict.fromkeys(_CACHES))
     if caches and hasattr(module, "layer_idx"):
         fit_calls(module, part.cross)
     if sizes.fused:
-        names = [getattr(form, letter) for letter in part.joint]
+        names = [getattr(spec, letter) for letter in part.joint]
         take_apart(module, names, part.joint)
         module.register_forward_pre_hook(multiply_states, with_kwargs=True)
     return module
 
 
-def _set_sizes(module: nn.Module, form: AttentionForm, sizes: HeadSizes) -> None:
+def _set_sizes(module: nn.Module, spec: AttentionSpec, sizes: HeadSizes) -> None:
     heads, kv_heads = len(sizes.heads), len(sizes.kv_heads)
     known = {
         "heads": heads,
@@ -72,15 +72,15 @@ def _set_sizes(module: nn.Module, form: AttentionForm, sizes: HeadSizes) -> None
         "each": heads // kv_heads,
         "width": sizes.width,
     }
-    if isinstance(form.width, str):
-        setattr(module, form.width, sizes.width)
-    for name, text in form.sizes.items():
+    if isinstance(spec.width, str):
+        setattr(module, spec.width, sizes.width)
+    for name, text in spec.sizes.items():
         if hasattr(module, name):  # not in every version of transformers
             setattr(module, name, math.prod(known[factor] for factor in text.split("*")))
-    if form.config_sizes:
+    if spec.config_sizes:
         changed = {
             name: math.prod(known[factor] for factor in text.split("*"))
-            for name, text in form.config_sizes.items()
+            for name, text in spec.config_sizes.items()
         }
         module.config = ConfigView(module.config, changed)  # type: ignore[assignment]
 
@@ -137,18 +137,18 @@ def _selected(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
     return tensor.index_select(axis, index.to(tensor.device)).contiguous()
 
 
-def _fit_norms(module: nn.Module, form: NormForm, sizes: HeadSizes) -> None:
+def _fit_norms(module: nn.Module, spec: NormSpec, sizes: HeadSizes) -> None:
     """Lets RMS norms over W dimensions of which w are left give what they gave.
 
     The dimensions that went were zero, so the mean of squares over w is that over W times W / w:
     ``x / sqrt(mean_W + eps) = sqrt(W / w) x / sqrt(mean_w + eps W / w)``.
     """
     dimensions = sizes.dimensions or tuple(range(sizes.width))
-    for name, heads in zip(form.names, (sizes.heads, sizes.kv_heads), strict=True):
+    for name, heads in zip(spec.names, (sizes.heads, sizes.kv_heads), strict=True):
         norm = module.get_submodule(name)
         weight: Tensor = norm.weight  # type: ignore[assignment]
         before = weight.numel()
-        starts = heads if form.over == "all" else (0,)
+        starts = heads if spec.over == "all" else (0,)
         index = torch.tensor(
             [
                 start * sizes.head_dim + dimension if dimension >= 0 else -1
@@ -160,10 +160,10 @@ def _fit_norms(module: nn.Module, form: NormForm, sizes: HeadSizes) -> None:
         )
         after = index.numel()
         with torch.no_grad():
-            factors = weight.detach().to(torch.float64) + form.offset
+            factors = weight.detach().to(torch.float64) + spec.offset
             chosen = factors.index_select(0, index.clamp(min=0).to(weight.device))
             chosen = torch.where((index >= 0).to(weight.device), chosen, torch.zeros_like(chosen))
-            chosen = math.sqrt(before / after) * chosen - form.offset
+            chosen = math.sqrt(before / after) * chosen - spec.offset
         norm.weight = nn.Parameter(chosen.to(weight.dtype), requires_grad=weight.requires_grad)
         for attribute in ("variance_epsilon", "eps"):
             if attribute in vars(norm):
@@ -171,10 +171,10 @@ def _fit_norms(module: nn.Module, form: NormForm, sizes: HeadSizes) -> None:
 
 
 def _fit_rotary(
-    module: nn.Module, form: RotaryForm | None, part: Attention, sizes: HeadSizes
+    module: nn.Module, spec: RotarySpec | None, part: Attention, sizes: HeadSizes
 ) -> None:
     """Gives a module the angles of the pairs that it keeps."""
-    if form is None or part.rotary is None or sizes.dimensions is None:
+    if spec is None or part.rotary is None or sizes.dimensions is None:
         return
     rotated = part.head_dim if part.rotary.rotated is None else part.rotary.rotated
     half = rotated // 2
@@ -185,22 +185,22 @@ def _fit_rotary(
     first = turned[: count // 2] if part.rotary.pairs == "half" else turned[::2]
     step = 1 if part.rotary.pairs == "half" else 2
     pairs = [max(dimension, 0) // step for dimension in first]
-    if isinstance(form.rotated, str):
-        setattr(module, form.rotated, count)
+    if isinstance(spec.rotated, str):
+        setattr(module, spec.rotated, count)
     orders = {
         "twice": [*pairs, *(pair + half for pair in pairs)],
         "sines": [*pairs, *(pair + half for pair in pairs)],
         "repeated": [place for pair in pairs for place in (2 * pair, 2 * pair + 1)],
         "once": pairs,
     }
-    index = torch.tensor(orders[form.order], dtype=torch.int64, device="cpu")
-    if form.buffer is not None:
-        table: Tensor = getattr(module, form.buffer)
-        setattr(module, form.buffer, _selected(table, -1, index))
-    if form.table is not None:
+    index = torch.tensor(orders[spec.order], dtype=torch.int64, device="cpu")
+    if spec.buffer is not None:
+        table: Tensor = getattr(module, spec.buffer)
+        setattr(module, spec.buffer, _selected(table, -1, index))
+    if spec.table is not None:
         _register(module, "finegates_angles", index)
-        place = _places(module, {form.table: None})
-        hook = _Angles(form.table, place.get(form.table, (None, None))[0])
+        place = _places(module, {spec.table: None})
+        hook = _Angles(spec.table, place.get(spec.table, (None, None))[0])
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
 

@@ -47,20 +47,20 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
     do not depend on how a step's batch is split into micro-batches and over processes. After each
     epoch a summary of the gates is appended to ``gate_history`` and logged under ``gates/...``.
 
+    Penalty, draws and schedule cover the gates that the model has when a training begins, in
+    any of its parts. The penalties of several gated parts are summed. Checkpoints and saved
+    models hold the whole gated model, adapters of ``peft`` included; :func:`finegates.load`
+    reads them without the original weights.
+
+    With shared gates, ``GateConfig.schedule`` sets when the budget is met and when the choice
+    of closed gates is final. A final choice stays final in a further training.
+
     Args:
         learning_rates: rates of parameter groups (a subset of ``GROUPS``) that differ from the
             optimizer's; the scheduler scales all of them.
         distillation: settings of the distillation from a teacher, whose logits are in the rows of
             the training set (``finegates.with_teacher``); needs ``remove_unused_columns=False``.
         expect_gates: warn if the model has no gates when a training begins; False for baselines.
-
-        Penalty, draws and schedule cover the gates that the model has when a training begins, in
-        any of its parts. The penalties of several gated parts are summed. Checkpoints and saved
-        models hold the whole gated model, adapters of ``peft`` included; :func:`finegates.load`
-        reads them without the original weights.
-
-        With shared gates, ``GateConfig.schedule`` sets when the budget is met and when the choice
-        of closed gates is final. A final choice stays final in a further training.
 
     Raises:
         ValueError: an unknown group; ``learning_rates`` together with ``optimizers``; shared gates

@@ -206,7 +206,7 @@ def test_training_goes_on_with_the_gradients_of_the_gated_model(name: str) -> No
 def test_a_wrong_description_of_rotary_embeddings_is_noticed(
     name: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What this suite asks for fails where a form is wrong."""
+    """What this suite asks for fails where a spec is wrong."""
     _plant(monkeypatch, name, rotary=change)
     model = gated(name, "base", "structured")
     inputs = described_inputs(name)
@@ -249,23 +249,23 @@ def test_a_wrong_description_of_an_attention_is_noticed(
 
 
 def _plant(monkeypatch: pytest.MonkeyPatch, name: str, **change: Any) -> None:
-    """Changes the forms of the attentions of a model."""
-    forms = dict(described._attention_forms())
+    """Changes the specs of the attentions of a model."""
+    specs = dict(described._attention_specs())
     model = described_model(name)
     changed = 0
     for module in model.modules():
-        form = described._form(module, forms)
-        if form is None:
+        spec = described._spec(module, specs)
+        if spec is None:
             continue
         values = dict(change)
         if isinstance(values.get("rotary"), dict):
-            values["rotary"] = dataclasses.replace(form.rotary, **values["rotary"])
-        new = dataclasses.replace(form, **values)
-        forms.update(dict.fromkeys(new.classes, new))
+            values["rotary"] = dataclasses.replace(spec.rotary, **values["rotary"])
+        new = dataclasses.replace(spec, **values)
+        specs.update(dict.fromkeys(new.classes, new))
         changed += 1
         break
     assert changed
-    monkeypatch.setattr(described, "_attention_forms", lambda: forms)
+    monkeypatch.setattr(described, "_attention_specs", lambda: specs)
 
 
 def test_heads_become_narrower_than_any_norm_over_them_was() -> None:

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finegates.adapters import (
-    AttentionForm,
-    FeedForwardForm,
-    NormForm,
-    RotaryForm,
+    AttentionSpec,
+    FeedForwardSpec,
+    NormSpec,
+    RotarySpec,
     register,
     unwrap,
 )
@@ -34,7 +34,6 @@ from finegates.adapters.described import DescribedAdapter, class_name
 from finegates.compaction.activations import acts_on_numbers
 from finegates.compaction.certificate import InFloat64, floats, relative_difference
 from finegates.compaction.transform import compact
-from finegates.forms import is_named_cross
 from finegates.gates.attachment import attach_gates
 from finegates.gates.gate import FixedGate
 from finegates.gates.shared import (
@@ -47,6 +46,7 @@ from finegates.gates.shared import (
 )
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import is_linear, linear_shape
+from finegates.specs import is_named_cross
 
 LOGGER = logging.getLogger(__name__)
 
@@ -71,32 +71,32 @@ _SIZES = {
     "heads*width": ("all_head_size", "inner_dim", "split_size"),
 }
 
-Form = AttentionForm | FeedForwardForm
+Spec = AttentionSpec | FeedForwardSpec
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Description:
-    """The forms that were found for a model.
+    """The specs that were found for a model.
 
     ``print(description)`` gives them as code to paste into a program, or into
     ``finegates/adapters/descriptions.py``.
 
     Attributes:
-        forms: certified on the model's layers.
+        specs: certified on the model's layers.
         notes: what is left whole, and why.
     """
 
-    forms: tuple[Form, ...]
+    specs: tuple[Spec, ...]
     notes: tuple[str, ...] = ()
 
     def register(self) -> None:
-        """Makes the forms known to this process (:func:`finegates.adapters.register`)."""
-        register(*self.forms)
+        """Makes the specs known to this process (:func:`finegates.adapters.register`)."""
+        register(*self.specs)
 
     def __str__(self) -> str:
         lines = ["register("]
-        lines += [f"    {_as_code(form)}," for form in self.forms]
+        lines += [f"    {_as_code(spec)}," for spec in self.specs]
         lines += [")", *(f"# {note}" for note in self.notes)]
         return "\n".join(lines)
 
@@ -120,7 +120,7 @@ def describe(
         known: the descriptions that there are; all if None.
 
     Returns:
-        forms of the classes that were found; empty if there are none, or all are known.
+        specs of the classes that were found; empty if there are none, or all are known.
     """
     double = copy.deepcopy(unwrap(model)).to(torch.float64).eval()
     known = known or DescribedAdapter()
@@ -143,18 +143,18 @@ def describe(
     groups: dict[type, list[str]] = {}
     for path in calls:
         groups.setdefault(type(layers[path]), []).append(path)
-    forms: list[Form] = []
+    specs: list[Spec] = []
     notes: list[str] = []
     for paths in groups.values():
         tried = list(dict.fromkeys((paths[0], paths[len(paths) // 2], paths[-1])))
         replays = [_Replay(layers[path], calls[path], seed) for path in tried]
-        for found in _search(replays, known, forms, cross):
+        for found in _search(replays, known, specs, cross):
             if isinstance(found, str):
                 notes.append(found)
             else:
-                forms.append(found)
+                specs.append(found)
                 LOGGER.info("described %s", ", ".join(found.classes))
-    return Description(tuple(forms), tuple(dict.fromkeys(notes)))
+    return Description(tuple(specs), tuple(dict.fromkeys(notes)))
 
 
 class _Layer(nn.Module):
@@ -177,21 +177,21 @@ class _Replay:
     seed: int
     dense: list[Tensor] = field(default_factory=list)
 
-    def certifies(self, form: Form, kinds: tuple[str, ...]) -> bool:
-        """Whether a form describes its modules in this layer, for every kind of closure."""
+    def certifies(self, spec: Spec, kinds: tuple[str, ...]) -> bool:
+        """Whether a spec describes its modules in this layer, for every kind of closure."""
         if not self.dense:
             self.dense = _outputs(_Layer(self.layer), self.call)
         for number, kind in enumerate((*kinds, *(["all"] * 6))):
             try:
-                if not self._is_exact(form, kind, self.seed + number):
+                if not self._is_exact(spec, kind, self.seed + number):
                     return False
             except Exception:  # a wrong description can fail in any way
                 return False
         return True
 
-    def _is_exact(self, form: Form, kind: str, seed: int) -> bool:
-        # Only what the form describes is closed.
-        adapter = OnlyAdapter(form)
+    def _is_exact(self, spec: Spec, kind: str, seed: int) -> bool:
+        # Only what the spec describes is closed.
+        adapter = OnlyAdapter(spec)
         model = _Layer(copy.deepcopy(self.layer))
         structure, sides = build_structure(
             model,
@@ -220,12 +220,12 @@ class _Replay:
 
 
 class OnlyAdapter(DescribedAdapter):
-    """An adapter that knows the given forms and no others."""
+    """An adapter that knows the given specs and no others."""
 
     def _tables(self) -> dict[type, dict[str, Any]]:
         tables: dict[type, dict[str, Any]] = {t: {} for t in super()._tables()}
-        for form in self._further:
-            tables[type(form)] = dict.fromkeys(form.classes, form)
+        for spec in self._further:
+            tables[type(spec)] = dict.fromkeys(spec.classes, spec)
         return tables
 
 
@@ -314,11 +314,11 @@ def _calls(
 
 
 def _search(
-    replays: list[_Replay], known: DescribedAdapter, found: list[Form], cross: set[type]
-) -> Iterator[Form | str]:
+    replays: list[_Replay], known: DescribedAdapter, found: list[Spec], cross: set[type]
+) -> Iterator[Spec | str]:
     """Forms of the modules of a layer that have none, or why one is left whole."""
     layer = replays[0].layer
-    named = {name for form in found for name in form.classes}
+    named = {name for spec in found for name in spec.classes}
     claimed: set[str] = set()  # layers that an inner module has
     inside_out = sorted(layer.named_modules(), key=lambda item: -item[0].count(".") - bool(item[0]))
     for path, module in inside_out:
@@ -326,36 +326,36 @@ def _search(
         if known.knows(module) or name in named:
             claimed |= _linears_below(layer, path)
             continue
-        attentions: list[Form] = [*_attention_candidates(layer, path, module, cross)]
-        feeds: list[Form] = [*_feed_candidates(layer, path, module, claimed)]
+        attentions: list[Spec] = [*_attention_candidates(layer, path, module, cross)]
+        feeds: list[Spec] = [*_feed_candidates(layer, path, module, claimed)]
         for candidates, kinds, what in (
             (attentions, ("scores", "values", "heads"), ""),
             (feeds, ("hidden",), "'s feed-forward part"),
         ):
             if not candidates:
                 continue
-            form = _first_exact(candidates, replays, (*kinds, "rows"))
-            yield form or f"{name}{what}: no description is exact, so it stays whole"
-            if form is not None:
+            spec = _first_exact(candidates, replays, (*kinds, "rows"))
+            yield spec or f"{name}{what}: no description is exact, so it stays whole"
+            if spec is not None:
                 claimed |= _linears_below(layer, path)
 
 
 def _first_exact(
-    candidates: list[Form], replays: list[_Replay], kinds: tuple[str, ...]
-) -> Form | None:
+    candidates: list[Spec], replays: list[_Replay], kinds: tuple[str, ...]
+) -> Spec | None:
     """The first candidate that is exact in all replays; then those with less freedom."""
-    for form in candidates:
-        if all(replay.certifies(form, kinds) for replay in replays):
-            return form
+    for spec in candidates:
+        if all(replay.certifies(spec, kinds) for replay in replays):
+            return spec
     for scores, heads, fewer in (
         (True, False, ("values", "heads", "rows")),
         (False, True, ("scores", "values", "rows")),
         (True, True, ("values", "rows")),
     ):
-        for form, biased in itertools.product(candidates, (False, True)):
-            if isinstance(form, AttentionForm):
+        for spec, biased in itertools.product(candidates, (False, True)):
+            if isinstance(spec, AttentionSpec):
                 less = dataclasses.replace(
-                    form, fixed_scores=scores, fixed_heads=heads, value_bias=biased
+                    spec, fixed_scores=scores, fixed_heads=heads, value_bias=biased
                 )
                 if all(replay.certifies(less, fewer) for replay in replays):
                     return less
@@ -364,7 +364,7 @@ def _first_exact(
 
 def _attention_candidates(
     layer: nn.Module, path: str, module: nn.Module, cross: set[type]
-) -> Iterator[AttentionForm]:
+) -> Iterator[AttentionSpec]:
     """Forms that the names in a module suggest, the likeliest first."""
     width = next((name for name in _WIDTHS if isinstance(getattr(module, name, None), int)), None)
     outputs = [name for name in _OUTPUTS if _linear(layer, path, name) is not None]
@@ -390,7 +390,7 @@ def _attention_candidates(
             for attribute in attributes
             if isinstance(getattr(module, attribute, None), int)
         }
-        plain = AttentionForm((class_name(type(module)),), **names, o=o, width=width, sizes=sizes)
+        plain = AttentionSpec((class_name(type(module)),), **names, o=o, width=width, sizes=sizes)
         if type(module) in cross:
             plain = dataclasses.replace(plain, cross=is_named_cross)
         for rotary, norm, scaled in itertools.product(
@@ -399,7 +399,7 @@ def _attention_candidates(
             yield dataclasses.replace(plain, rotary=rotary, norm=norm, scaled_by_width=scaled)
 
 
-def _rotary_candidates(module: nn.Module) -> list[RotaryForm | None]:
+def _rotary_candidates(module: nn.Module) -> list[RotarySpec | None]:
     parameters = inspect.signature(type(module).forward).parameters
     table = next((name for name in _TABLES if name in parameters), None)
     if table is None:
@@ -410,18 +410,18 @@ def _rotary_candidates(module: nn.Module) -> list[RotaryForm | None]:
         ("next", "sines"),
     )
     return [
-        *(RotaryForm(pairs, table=table, order=order, rotated=rotated) for pairs, order in shapes),
+        *(RotarySpec(pairs, table=table, order=order, rotated=rotated) for pairs, order in shapes),
         None,
     ]
 
 
-def _norm_candidates(module: nn.Module, heads: int) -> list[NormForm | None]:
+def _norm_candidates(module: nn.Module, heads: int) -> list[NormSpec | None]:
     for names in _NORMS:
         norms = [getattr(module, name, None) for name in names]
         if all(isinstance(getattr(norm, "weight", None), Tensor) for norm in norms):
             over = ("head", "all") if heads > 1 else ("head",)
             return [
-                NormForm(names, kind, offset)  # type: ignore[arg-type]
+                NormSpec(names, kind, offset)  # type: ignore[arg-type]
                 for kind, offset in itertools.product(over, (0.0, 1.0))
             ]
     return [None]
@@ -429,7 +429,7 @@ def _norm_candidates(module: nn.Module, heads: int) -> list[NormForm | None]:
 
 def _feed_candidates(
     layer: nn.Module, path: str, module: nn.Module, claimed: set[str]
-) -> Iterator[FeedForwardForm]:
+) -> Iterator[FeedForwardSpec]:
     """Pairs of layers of a module of which one widens what the other narrows again."""
     inside = {
         name: linear_shape(child)
@@ -454,10 +454,10 @@ def _feed_candidates(
         for phi in calls:
             if wide == narrow:
                 for gate in (*gates, None):
-                    yield FeedForwardForm((name,), up=up, down=down, gate=gate, phi=phi)
+                    yield FeedForwardSpec((name,), up=up, down=down, gate=gate, phi=phi)
             elif wide == 2 * narrow:
                 for layout in ("halves", "turns"):
-                    yield FeedForwardForm(
+                    yield FeedForwardSpec(
                         (name,),
                         up=up,
                         down=down,
@@ -487,7 +487,7 @@ def _first(layer: nn.Module, path: str, names: tuple[str, ...]) -> str | None:
 
 
 def _linear(layer: nn.Module, path: str, name: str) -> tuple[int, int] | None:
-    """(in, out) of a linear layer that a form would name so, or None."""
+    """(in, out) of a linear layer that a spec would name so, or None."""
     if name.startswith("^"):
         path, name = path.rpartition(".")[0], name[1:]
     try:
@@ -497,11 +497,11 @@ def _linear(layer: nn.Module, path: str, name: str) -> tuple[int, int] | None:
     return linear_shape(child) if is_linear(child) else None
 
 
-def _as_code(form: Any) -> str:
-    """A form as a call with what differs from the defaults."""
+def _as_code(spec: Any) -> str:
+    """A spec as a call with what differs from the defaults."""
     values = []
-    for each in dataclasses.fields(form):
-        value = getattr(form, each.name)
+    for each in dataclasses.fields(spec):
+        value = getattr(spec, each.name)
         default = (
             each.default_factory()
             if each.default_factory is not dataclasses.MISSING
@@ -510,7 +510,7 @@ def _as_code(form: Any) -> str:
         if value != default:
             shown = _as_code(value) if dataclasses.is_dataclass(value) else _shown(value)
             values.append(f"{each.name}={shown}")
-    return f"{type(form).__name__}({', '.join(values)})"
+    return f"{type(spec).__name__}({', '.join(values)})"
 
 
 def _shown(value: Any) -> str:

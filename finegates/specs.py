@@ -1,7 +1,7 @@
 """Descriptions of the attention and feed-forward modules of architectures, one or a few lines each.
 
-A form says where the projections of a module are, how their rows are laid out, and which attributes
-hold sizes that change when heads or dimensions go. Nothing is computed here: from forms follow the
+A spec says where the projections of a module are, how their rows are laid out, and which attributes
+hold sizes that change when heads or dimensions go. Nothing is computed here: from specs follow the
 parts of a model (:mod:`finegates.adapters.described`) and narrower modules
 (:mod:`finegates.modules.narrowed`).
 """
@@ -24,7 +24,7 @@ def is_named_cross(module: Any, name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class RotaryForm:
+class RotarySpec:
     """Rotary embeddings of queries and keys.
 
     Attributes:
@@ -56,7 +56,7 @@ class RotaryForm:
 
 
 @dataclass(frozen=True)
-class NormForm:
+class NormSpec:
     """RMS norms over the dimensions of queries and keys, before the dot product.
 
     Attributes:
@@ -71,7 +71,7 @@ class NormForm:
 
 
 @dataclass(frozen=True)
-class AttentionForm:
+class AttentionSpec:
     """An attention module of transformers that takes its sizes from attributes.
 
     Paths are relative to the module; with ``^`` in front, to the module around it.
@@ -116,8 +116,8 @@ class AttentionForm:
     width: str | Of = "head_dim"
     sizes: Mapping[str, str] = field(default_factory=dict)
     config_sizes: Mapping[str, str] = field(default_factory=dict)
-    rotary: RotaryForm | None = None
-    norm: NormForm | None = None
+    rotary: RotarySpec | None = None
+    norm: NormSpec | None = None
     scaled_by_width: bool | Callable[[Any, Any], float] = False
     per_head: Mapping[str, int] = field(default_factory=dict)
     head_arguments: Mapping[str, int | None] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class AttentionForm:
 
 
 @dataclass(frozen=True)
-class MixerForm:
+class MixerSpec:
     """A module that mixes tokens and keeps its inner sizes.
 
     Paths are relative to the module; layers that a model does not use are left out.
@@ -153,7 +153,7 @@ class MixerForm:
 
 
 @dataclass(frozen=True)
-class FeedForwardForm:
+class FeedForwardSpec:
     """A module with the layers of a feed-forward part.
 
     Attributes:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import finegates as fg
 from finegates import adapters
-from finegates.adapters import AttentionForm, FeedForwardForm
+from finegates.adapters import AttentionSpec, FeedForwardSpec
 from finegates.compaction import compact
-from finegates.form_search import Description, OnlyAdapter, describe
 from finegates.gates.attachment import attach_gates
 from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate
+from finegates.spec_search import Description, OnlyAdapter, describe
 from support.described import (
     described_inputs,
     described_model,
@@ -51,7 +51,7 @@ def found(name: str) -> Description:
 
 def pruned(model: nn.Module, description: Description, seed: int) -> tuple[nn.Module, nn.Module]:
     """The model between shared gates of which a third is closed, and compact."""
-    adapter = OnlyAdapter(*description.forms)
+    adapter = OnlyAdapter(*description.specs)
     gated = copy.deepcopy(model)
     structure, sides = build_structure(
         gated,
@@ -72,12 +72,12 @@ def pruned(model: nn.Module, description: Description, seed: int) -> tuple[nn.Mo
 @pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", WHOLE)
 def test_heads_and_all_dimensions_are_found(name: str) -> None:
-    forms = found(name).forms
-    attentions = [form for form in forms if isinstance(form, AttentionForm)]
+    specs = found(name).specs
+    attentions = [spec for spec in specs if isinstance(spec, AttentionSpec)]
     assert attentions
-    assert not any(form.fixed_heads or form.fixed_scores for form in attentions)
-    if name != "qwen3_moe":  # its experts need no form
-        assert any(isinstance(form, FeedForwardForm) for form in forms)
+    assert not any(spec.fixed_heads or spec.fixed_scores for spec in attentions)
+    if name != "qwen3_moe":  # its experts need no spec
+        assert any(isinstance(spec, FeedForwardSpec) for spec in specs)
 
 
 @pytest.mark.sampled(12)
@@ -92,16 +92,16 @@ def test_what_is_found_is_exact_in_the_whole_model(name: str) -> None:
         assert relative_difference(before, after) < 1e-11
 
 
-def test_what_is_printed_is_code_that_gives_the_same_forms() -> None:
+def test_what_is_printed_is_code_that_gives_the_same_specs() -> None:
     for name in ("bart", "gpt_neox", "gemma3_text"):
         description = found(name)
         names = {each: getattr(adapters, each) for each in adapters.__all__}
         code = str(description).removeprefix("register")
-        assert eval(code, names) == description.forms
+        assert eval(code, names) == description.specs
 
 
 def test_nothing_is_searched_where_all_is_known() -> None:
-    assert fg.describe(described_model("vit"), described_inputs("vit")).forms == ()
+    assert fg.describe(described_model("vit"), described_inputs("vit")).specs == ()
 
 
 class Odd(nn.Module):
@@ -126,6 +126,6 @@ def test_what_no_description_fits_is_left_whole() -> None:
     for layer in model.layers:
         layer.attention = Odd(layer.attention).double()
     description = describe(model, described_inputs("vit"), known=OnlyAdapter())
-    assert not [form for form in description.forms if isinstance(form, AttentionForm)]
-    assert [form for form in description.forms if isinstance(form, FeedForwardForm)]
+    assert not [spec for spec in description.specs if isinstance(spec, AttentionSpec)]
+    assert [spec for spec in description.specs if isinstance(spec, FeedForwardSpec)]
     assert "Odd: no description is exact, so it stays whole" in str(description)
