@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import ViTConfig, ViTModel
+from transformers import BeitConfig, BeitModel
 from transformers.pytorch_utils import Conv1D
 
 from finegates.compaction import compact
@@ -359,7 +359,7 @@ def test_layers_that_compute_in_a_way_of_their_own_are_refused_by_name():
     model = nn.Sequential(nn.Linear(3, 4), Scaled(4, 4), FalconLinear(4, 2))
     for refused in (("*",), ("1",)):
         with pytest.raises(
-            TypeError, match=r"^1: Scaled is an nn\.Linear with a forward of its own"
+            TypeError, match=r"^1: Scaled is a subclass of nn\.Linear with its own forward"
         ):
             attach(model, GateConfig(modules=refused))
     attach(model, GateConfig(modules=("[02]",), train_head=False))
@@ -393,8 +393,8 @@ def test_the_head_is_known_without_an_adapter(architecture, variant):
 
 def test_a_model_without_a_head_trains_none():
     plain = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    base = ViTModel(
-        ViTConfig(
+    base = BeitModel(
+        BeitConfig(
             hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
             image_size=4, patch_size=2,
         )

@@ -107,7 +107,7 @@ def test_an_adapter_given_for_a_look_alike_stays_exact_and_says_what_keeps_its_s
     # qwen3 has norms of which LlamaAdapter's description does not speak.
     refused = attribute != "" or model_type == "qwen3"
     assert len(kept) == 2 * refused
-    assert all(str(attribute or "qk_norm") in note for note in kept)
+    assert all(str(attribute or "fixed_scores") in note for note in kept)
     small = compact(model, adapter=Given())
     torch.testing.assert_close(small(ids).last_hidden_state, expected, rtol=1e-9, atol=1e-9)
 

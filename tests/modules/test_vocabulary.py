@@ -145,6 +145,6 @@ def test_an_output_layer_with_an_adapter_is_refused_before_anything_changes() ->
     model = language_model("llama", False)
     get_peft_model(model, LoraConfig(target_modules=["lm_head"]))  # type: ignore[arg-type]
     attach(model, GateConfig(preset="reference", modules=("lm_head",)))
-    with pytest.raises(ValueError, match=r"lm_head holds Linear.*merge adapters first"):
+    with pytest.raises(ValueError, match=r"lm_head contains Linear.*merge adapters first"):
         model.resize_token_embeddings(50)  # type: ignore[operator]
     assert model.get_input_embeddings().weight.shape[0] == tiny.VOCABULARY  # type: ignore[operator]

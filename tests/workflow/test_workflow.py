@@ -241,7 +241,8 @@ def test_a_finished_workflow_trains_again_what_depends_on_a_change(finished, cha
 def test_claims_are_judged_again_when_predictions_change_that_they_read(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     assert planned(tmp_path, TINY) == {}
-    (tmp_path / "results/runs/stsb/lora/seed0.predictions.parquet").touch()
+    predictions = tmp_path / "results/runs/stsb/lora/seed0.predictions.parquet"
+    predictions.write_bytes(predictions.read_bytes() + b"changed")  # the date alone is no change
     assert planned(tmp_path, TINY)["audit_claims"] == 1
 
 
