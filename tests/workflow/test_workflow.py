@@ -242,7 +242,9 @@ def test_claims_are_judged_again_when_predictions_change_that_they_read(finished
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     assert planned(tmp_path, TINY) == {}
     predictions = tmp_path / "results/runs/stsb/lora/seed0.predictions.parquet"
-    predictions.write_bytes(predictions.read_bytes() + b"changed")  # the date alone is no change
+    predictions.write_bytes(
+        predictions.read_bytes() + b"changed"
+    )  # a new date alone counts for nothing
     assert planned(tmp_path, TINY)["audit_claims"] == 1
 
 
