@@ -290,7 +290,7 @@ class Block:
         attentions: self-attention, then cross-attention; empty if the layer has neither.
         feed_forward: None if the layer has none.
         experts: None if the layer has none.
-        mixers: parts that take the place of attention; usually none.
+        mixers: parts that mix tokens without being described attentions; usually none.
     """
 
     path: str

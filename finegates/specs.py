@@ -100,11 +100,7 @@ class AttentionSpec:
         value_bias: whether something is added to values behind their projection, so that a closed
             row of it is not a zero value.
         cross: whether it attends to an encoder's states; may depend on the module and its name.
-        joint: the letters of the projections that compaction makes one product of.
-        executor: the library's own module for these classes; empty: the stock module is narrowed.
         unsupported: why a module of these classes cannot be narrowed, or None; from the module.
-        keys: of the configuration, for heads and key-value heads that all layers share, or for the
-            width of all heads; empty where it cannot say them.
     """
 
     classes: tuple[str, ...]
@@ -125,10 +121,7 @@ class AttentionSpec:
     fixed_scores: bool | Of = False
     value_bias: bool = False
     cross: bool | Callable[[Any, str], bool] = False
-    joint: str = ""
-    executor: Literal["", "encoder", "rotary"] = ""
     unsupported: Of | None = None
-    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,8 +158,6 @@ class FeedForwardSpec:
         phi: path of the attribute that is called for the activation; several paths, separated by
             ``|``, if versions of transformers differ; None where forward calls a function.
         activation: the name of that function in transformers' ``ACT2FN``.
-        joins: whether compaction makes one product of gate and up.
-        key: of the configuration, for the width that all layers share; empty where it has none.
     """
 
     classes: tuple[str, ...]
@@ -176,5 +167,3 @@ class FeedForwardSpec:
     layout: Literal["halves", "turns"] = "halves"
     phi: str | None = "act_fn"
     activation: str = ""
-    joins: Literal["", "own", "parts"] = ""
-    key: str = "intermediate_size"

@@ -199,9 +199,8 @@ def _attention(
 ) -> Attention | None:
     """The attention at a path, with the sizes that its weights have; None where they are gone."""
     q, k, v, o = (_resolved(path, name) for name in (spec.q, spec.k, spec.v, spec.o))
-    joint = dense_shape(model, f"{path}.{spec.joint}") if spec.joint else None
     shapes = {"q": dense_shape(model, q), "k": dense_shape(model, k), "o": dense_shape(model, o)}
-    if shapes["o"] is None or (joint is None and (shapes["q"] is None or shapes["k"] is None)):
+    if shapes["q"] is None or shapes["k"] is None or shapes["o"] is None:
         return None
     narrowed: HeadSizes | None = getattr(module, "finegates_heads", None)
     if narrowed is not None:
@@ -216,11 +215,9 @@ def _attention(
     elif layout == "multi_query":
         kv_heads = 1
     elif q == k:
-        kv_heads = (shapes["q"][1] // width - heads) // 2  # type: ignore[index]
-    elif joint is not None and shapes["k"] is None:
-        kv_heads = (joint[1] // width - (heads if "q" in spec.joint else 0)) // 2
+        kv_heads = (shapes["q"][1] // width - heads) // 2
     else:
-        kv_heads = shapes["k"][1] // width  # type: ignore[index]
+        kv_heads = shapes["k"][1] // width
     if rest or kv_heads < 1 or heads % kv_heads:
         return None
     reason = None if spec.unsupported is None else spec.unsupported(module)
@@ -249,7 +246,6 @@ def _attention(
         value_bias=spec.value_bias,
         cross=_is_cross(spec, module, path),
         narrows=reason is None,
-        joint=spec.joint,
     )
 
 

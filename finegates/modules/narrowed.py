@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from finegates.blocks import Attention, HeadSizes
 from finegates.modules.caches import fit_calls
-from finegates.modules.joint import multiply_states, take_apart
 from finegates.specs import AttentionSpec, NormSpec, RotarySpec
 
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
@@ -57,10 +56,6 @@ def narrow_stock(
     caches = _places(module, dict.fromkeys(_CACHES))
     if caches and hasattr(module, "layer_idx"):
         fit_calls(module, part.cross)
-    if sizes.fused:
-        names = [getattr(spec, letter) for letter in part.joint]
-        take_apart(module, names, part.joint)
-        module.register_forward_pre_hook(multiply_states, with_kwargs=True)
     return module
 
 
