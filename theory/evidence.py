@@ -75,6 +75,22 @@ class Case:
             return max(above, below)
         return above if self.relation == "at most" else below
 
+    @property
+    def power(self) -> float:
+        """The smallest factor on the constant, in the direction that claims more, that breaks it.
+
+        For equalities the larger of the factors up and down, as an error in either direction must
+        be noticed. 1 where the case is broken as it is, infinite where no factor breaks it.
+        """
+        if not self.holds:
+            return 1.0
+        most, least = 1 + self.tolerance, 1 - self.tolerance
+        down = self.predicted * most / self.measured if self.measured > 0 else math.inf
+        up = self.measured / (self.predicted * least) if least > 0 else math.inf
+        if self.relation == "equal":
+            return max(up, down, 1.0)
+        return max(down if self.relation == "at most" else up, 1.0)
+
     def strengthened(self, factor: float) -> Case:
         """The same case with a constant wrong by ``factor`` in the direction that claims more."""
         scale = 1 / factor if self.relation == "at most" else factor
@@ -131,6 +147,11 @@ class Check:
         """The median tightness of the cases."""
         return statistics.median(case.tightness for case in self.cases)
 
+    @property
+    def power(self) -> float:
+        """The smallest factor on its constant that a law notices, by its most sensitive case."""
+        return min(case.power for case in self.cases)
+
     def strengthened(self, factor: float) -> Check:
         """The same evidence against constants wrong by ``factor``: what the verdict must notice."""
         return replace(self, cases=tuple(case.strengthened(factor) for case in self.cases))
@@ -150,6 +171,7 @@ class Check:
             "measured": significant(case.measured),
             "tightness": significant(case.tightness),
             "typical_tightness": significant(self.typical),
+            "power": None if self.kind == "claim" else significant(self.power),
             "deciding_case": case.name,
             "held": self.held,
             "cases": len(self.cases),
@@ -253,9 +275,10 @@ def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
             continue
         lines += [f"#### {item}. {title}", ""]
         lines += [
-            "| statement | assumptions | predicted | measured | tightness | holds | verdict |"
+            "| statement | assumptions | predicted | measured | tightness | notices | holds "
+            "| verdict |"
         ]
-        lines += ["|---|---|---:|---:|---:|---:|---|"]
+        lines += ["|---|---|---:|---:|---:|---:|---:|---|"]
         lines += [_row(record) for record in found]
         lines.append("")
     claims = judge_claims(records)
@@ -323,10 +346,22 @@ def _row(record: Mapping[str, Any]) -> str:
         f"{sign}{printed(record['predicted'])}",
         printed(record["measured"]),
         printed(record["typical_tightness"]),
+        _noticed(record),
         f"{record['held']} of {record['cases']}",
         f"**{record['verdict']}**",
     ]
     return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
+
+
+def _noticed(record: Mapping[str, Any]) -> str:
+    """The factor on a law's constant that its cases notice, rounded up to three digits."""
+    power = record.get("power")
+    if power is None:
+        return ""  # a claim has no constant
+    if not math.isfinite(power):
+        return "none"
+    digits = 10.0 ** (2 - math.floor(math.log10(power)))
+    return f"× {printed(math.ceil(round(power * digits, 6)) / digits)}"
 
 
 def printed(value: float) -> str:

@@ -151,6 +151,37 @@ def test_relations_and_tolerances_decide_a_case():
     assert Case("a", "at least", 2.0, 4.0).tightness == 0.5
 
 
+@pytest.mark.parametrize(
+    ("relation", "measured", "tolerance", "power"),
+    [
+        ("at most", 1.0, 0.0, 2.0),
+        ("at most", 1.0, 0.1, 2.2),
+        ("at least", 5.0, 0.0, 2.5),
+        ("equal", 2.0, 0.25, 4 / 3),  # up 1/0.75, down 1.25
+        ("equal", 2.0, 1.0, np.inf),  # zero would be accepted
+        ("at most", 3.0, 0.0, 1.0),  # broken as it is
+        ("at most", 0.0, 0.0, np.inf),
+    ],
+)
+def test_the_power_of_a_case_is_the_factor_that_breaks_it(relation, measured, tolerance, power):
+    case = Case("a", relation, 2.0, measured, tolerance)
+    assert case.power == pytest.approx(power)
+    if 1 < power < np.inf:
+        wrong = [case.strengthened(1.001 * power), case.strengthened(1 / (1.001 * power))]
+        assert not all(found.holds for found in wrong[: 2 if relation == "equal" else 1])
+        assert case.strengthened(0.999 * power).holds or relation == "equal"
+
+
+def test_the_table_says_what_factor_a_law_notices():
+    law = Check(
+        "x", 1, "law", "s", "a", (Case("a", "at most", 2.0, 1.6), Case("b", "at most", 9, 1))
+    )
+    assert law.power == pytest.approx(1.25)
+    assert "| × 1.25 | 2 of 2 |" in check_markdown([law.record()], "")
+    assert "| × 1.34 |" in check_markdown([{**law.record(), "power": 4 / 3}], "")
+    assert _check("claim", 0.5).record()["power"] is None
+
+
 def test_a_case_without_a_positive_constant_is_refused():
     with pytest.raises(ValueError, match="must be positive and finite, got 0"):
         Case("a", "at most", 0.0, 1.0)

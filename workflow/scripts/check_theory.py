@@ -29,7 +29,7 @@ with running(job):
         f"for a law, {settings['trials']} for the comparison of gates with LoRA; the network is "
         f"{job.params.model} on {job.params.task}. Predicted and measured are those of the case "
         "nearest to breaking its statement; tightness is the median over cases, 1 where a constant "
-        "is attained."
+        "is attained; a law notices that factor on its constant, and larger ones."
     )
     csv, md = job.output[:2]
     write_text(csv, to_csv(check_table(records)))
