@@ -35,15 +35,9 @@ from finegates.compaction.activations import acts_on_numbers
 from finegates.compaction.certificate import InFloat64, floats, relative_difference
 from finegates.compaction.transform import compact
 from finegates.gates.attachment import attach_gates
+from finegates.gates.block_parts import AttentionGates, FeedForwardGates, Part, Structure
 from finegates.gates.gate import FixedGate
-from finegates.gates.shared import (
-    AttentionGates,
-    FeedForwardGates,
-    Part,
-    Sides,
-    Structure,
-    build_structure,
-)
+from finegates.gates.shared import Sides, build_structure
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import is_linear, linear_shape
 from finegates.specs import is_named_cross

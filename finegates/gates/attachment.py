@@ -12,6 +12,7 @@ from torch import nn
 from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.base import base_prefix, head_paths
 from finegates.arguments import check_config
+from finegates.gates.block_parts import Structure
 from finegates.gates.config import GateConfig
 from finegates.gates.gate import FixedGate
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable, matching_layers
@@ -27,7 +28,7 @@ from finegates.gates.penalty import (
 from finegates.gates.presets import (
     check_reachable,
 )
-from finegates.gates.shared import Sides, Structure, build_structure
+from finegates.gates.shared import Sides, build_structure
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.experts import gated_down, is_experts
 from finegates.modules.linear import dense_weight, find_linear, linear_shape
@@ -83,10 +84,10 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         parameter.requires_grad_(
             (config.train_weights and parameter.is_floating_point()) or _is_low_rank(name)
         )
+    if train_biases:
+        for bias in _biases(inner, layers, config):
+            bias.requires_grad_(True)
     _place(inner, layers)
-    for layer in layers.values():
-        if train_biases and isinstance(layer, GatedLinear) and layer.bias is not None:
-            layer.bias.requires_grad_(True)
     if config.random_biases:
         add_random_biases(inner, config.seed)
     for parameter in head.values():
@@ -272,7 +273,9 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Side
     """Makes gates that follow the dependencies of the blocks, by part and by layer."""
     adapter = adapter_for(inner)
     check_gateable(inner, [path for block in adapter.blocks(inner) for path in block.linears()])
-    structure, sides = build_structure(inner, _gate_maker(inner, config))
+    structure, sides = build_structure(
+        inner, _gate_maker(inner, config), dimensions=config.dimensions
+    )
     # On the meta device nothing can be counted; such a model is a copy of one that was checked.
     if next(inner.parameters()).device.type != "meta":
         MacsPenalty(
@@ -296,6 +299,17 @@ def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear | GatedExper
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return layers
+
+
+def _biases(
+    inner: nn.Module, layers: dict[str, GatedLinear | GatedExperts], config: GateConfig
+) -> list[torch.Tensor]:
+    """Biases that train with the gates: of gated layers, or of all layers of the blocks."""
+    paths = [path for path, layer in layers.items() if isinstance(layer, GatedLinear)]
+    if config.dimensions == "inner":
+        paths = adapter_for(inner).gated(inner)
+    found = (find_linear(inner.get_submodule(path)).bias for path in paths)
+    return [bias for bias in found if isinstance(bias, torch.Tensor)]
 
 
 def _place(inner: nn.Module, layers: dict[str, GatedLinear | GatedExperts]) -> None:

@@ -16,6 +16,9 @@ from finegates.gates.presets import (
 PenaltyName = Literal["hinge", "target"]
 """Penalties of independent gates, see :mod:`finegates.gates.penalty`."""
 
+Dimensions = Literal["all", "inner"]
+"""Dimensions that shared gates may close: all, or only heads and feed-forward dimensions."""
+
 
 @dataclass(frozen=True)
 class GateConfig:
@@ -38,7 +41,11 @@ class GateConfig:
         cols: gate the inputs of layers.
         modules: patterns (``fnmatch``) of the module names to gate, instead of the adapter's
             choice; required for an architecture without an adapter.
-        train_biases: train the biases of gated layers; None takes the preset's.
+        dimensions: with ``"structured"``, ``"all"`` or ``"inner"``: gates on heads and feed-forward
+            dimensions alone. After :func:`finegates.compact` every layer is then contiguous,
+            without a gather before or a scatter after its matmul.
+        train_biases: train the biases of gated layers, with ``dimensions="inner"`` of all layers
+            of the blocks; None takes the preset's.
         train_head: train the task head (:func:`head_parameters`). If no head is found, because the
             model does not have the layout of transformers, set ``requires_grad`` after attaching.
         train_weights: train all weights together with the gates.
@@ -64,6 +71,7 @@ class GateConfig:
     rows: bool = True
     cols: bool = True
     modules: tuple[str, ...] | None = None
+    dimensions: Dimensions = "all"
     train_biases: bool | None = None
     train_head: bool = True
     train_weights: bool = False
@@ -86,6 +94,9 @@ class GateConfig:
             raise ValueError(f"penalty_weight must be at least 0, got {self.penalty_weight}")
         if not (self.rows or self.cols):
             raise ValueError("rows and cols are both off, so there are no gates; turn one on")
+        if self.dimensions not in get_args(Dimensions):
+            known = list(get_args(Dimensions))
+            raise ValueError(f"unknown dimensions {self.dimensions!r}; choose one of {known}")
         check_reachable(preset, self.target)
         if preset.penalty == "macs":
             if asked:
@@ -94,6 +105,11 @@ class GateConfig:
                     "the structure of the model; independent gates can: preset='reference'"
                 )
             self._check_structured()
+        elif self.dimensions != "all":
+            raise ValueError(
+                f"dimensions={self.dimensions!r} cannot be chosen with preset {self.preset!r}, "
+                "whose gates are independent; shared gates can: preset='structured'"
+            )
 
     def gate_preset(self) -> GatePreset:
         """The preset's constants, with the noise of the configuration."""

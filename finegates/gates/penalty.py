@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from finegates.gates.block_parts import ExpertsGates, FeedForwardGates, Read, Structure, Ungated
 from finegates.gates.closing import choose_closed
 from finegates.gates.config import GateConfig, PenaltyName
 from finegates.gates.gated_linear import gated_layers
@@ -28,12 +29,6 @@ from finegates.gates.parts import (
 )
 from finegates.gates.presets import (
     check_reachable,
-)
-from finegates.gates.shared import (
-    ExpertsGates,
-    FeedForwardGates,
-    Read,
-    Structure,
 )
 from finegates.gates.stochastic import StochasticGate, centre_of
 
@@ -272,9 +267,17 @@ class MacsPenalty:
             raise ValueError(
                 f"target {self.target} cannot be reached: with every possible gate closed, "
                 f"{floor:.4f} of the MACs stay at sequence_length={self.length}, so targets end at "
-                f"{math.floor(1e4 * (1.0 - floor)) / 1e4:.4f}. The rest are products of "
-                "attention heads that cannot become narrower; it grows with sequence_length"
+                f"{math.floor(1e4 * (1.0 - floor)) / 1e4:.4f}. The rest are {self._rest()}"
             )
+
+    def _rest(self) -> str:
+        """What no gate can remove, for messages."""
+        ungated = [part.part.path for part in self.structure if isinstance(part, Ungated)]
+        if ungated:
+            return f"parts without gates, such as {ungated[0]}, which keep their sizes"
+        return (
+            "products of attention heads that cannot become narrower; it grows with sequence_length"
+        )
 
     def __call__(self) -> Tensor:
         """The penalty, a differentiable scalar (float32); no device synchronisation."""

@@ -7,25 +7,17 @@ that compaction can remove. Here a gate is an untrained mask of zeros and ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from finegates.gates.block_parts import AttentionGates, FeedForwardGates, Read, Structure
 from finegates.gates.closing import TOLERANCE, choose_closed
+from finegates.gates.config import Dimensions
 from finegates.gates.gate import Gate
 from finegates.gates.penalty import MacsPenalty
-from finegates.gates.shared import (
-    AttentionGates,
-    FeedForwardGates,
-    Read,
-    Structure,
-    build_structure,
-)
+from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate
-
-Dimensions = Literal["all", "inner"]
-"""Groups that may be closed: all, or only heads and feed-forward dimensions."""
 
 Vectors = dict[StochasticGate, Tensor]
 """A number for each dimension, (n,), by gate."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import unwrap
-from finegates.gates.shared import AttentionGates, FeedForwardGates, MixerGates, Part, Read
+from finegates.gates.block_parts import AttentionGates, FeedForwardGates, MixerGates, Part, Read
+from finegates.gates.stochastic import StochasticGate
 from finegates.head_rows import feed_forward_rows, layer_rows, letters_of, of_dimensions
 from finegates.modules.linear import dense_weight
 from finegates.pruning.calibration import Batch, single_rows, to_device, without_padding
@@ -71,8 +72,13 @@ def _masks(part: Part, read: Read) -> Masks:
     raise ValueError(f"{part.part.path}: stacked experts are not pruned at once; train gates")
 
 
+def _read(gate: StochasticGate | None, read: Read) -> Tensor | None:
+    return None if gate is None else read(gate)
+
+
 def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:
-    inputs, hidden, outputs = (read(g) for g in (gates.inputs, gates.hidden, gates.outputs))
+    inputs, outputs = _read(gates.inputs, read), _read(gates.outputs, read)
+    hidden = read(gates.hidden)
     wide = [path for path in gates.part.linears() if path != gates.part.down]
     rows = hidden
     if gates.part.is_fused:
@@ -86,8 +92,8 @@ def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:
 def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
     """Masks of the rows and columns of q, k, v and o, as products of gates."""
     part = gates.part
-    inputs, outputs = read(gates.inputs), read(gates.outputs)
-    memory = inputs if gates.memory is None else read(gates.memory)
+    inputs, outputs = _read(gates.inputs, read), _read(gates.outputs, read)
+    memory = _read(gates.memory, read) if part.cross else inputs
     if part.projected is not None:
         return {
             part.k: (None, memory),
@@ -96,9 +102,10 @@ def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
             part.o: (outputs, None),
         }
     each = part.heads // part.kv_heads
-    heads = inputs.new_ones(part.heads) if gates.heads is None else read(gates.heads)
+    reference = read(next(gates.gates()))
+    heads = reference.new_ones(part.heads) if gates.heads is None else read(gates.heads)
     grouped = heads.view(part.kv_heads, each, 1)
-    scores = values = inputs.new_ones(part.kv_heads, part.head_dim)
+    scores = values = reference.new_ones(part.kv_heads, part.head_dim)
     if gates.scores is not None:
         scores = of_dimensions(part, read(gates.scores))
     if gates.values is not None:

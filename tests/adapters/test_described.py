@@ -18,9 +18,9 @@ from finegates.compaction import compact, plan_compaction
 from finegates.formats.compact import load, save
 from finegates.formats.gated import load_gated, save_gated
 from finegates.gates.attachment import attach, detach
+from finegates.gates.block_parts import AttentionGates, ExpertsGates
 from finegates.gates.config import GateConfig
 from finegates.gates.penalty import penalty_of
-from finegates.gates.shared import AttentionGates, ExpertsGates
 from finegates.modules.experts import expert_shape
 from support import tiny
 from support.described import (

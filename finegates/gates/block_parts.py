@@ -1,0 +1,258 @@
+"""Gates of the parts of a block, and the MACs that they leave (:mod:`finegates.gates.shared`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finegates.adapters import Attention, Experts, FeedForward, Mixer
+from finegates.gates.stochastic import StochasticGate
+from finegates.head_rows import of_dimensions
+
+Read = Callable[[StochasticGate], Tensor]
+
+
+@dataclass(frozen=True)
+class AttentionGates:
+    """Gates of one attention; ``None`` where a dimension cannot be removed.
+
+    Attributes:
+        part: the attention.
+        sizes: dense numbers of inputs of q, inputs of k and v, and outputs of o.
+        inputs: (hidden,) of q, k and v; with cross-attention of q alone.
+        memory: (hidden,) of k and v, with cross-attention only.
+        scores: (units,), one for each set of dimensions of queries and keys that belong together
+            (:func:`finegates.head_rows.score_units`).
+        values: (kv_heads * head_dim,).
+        heads: (heads,), or (kv_heads,) if the query heads of a group are removed together.
+        outputs: (hidden,).
+    """
+
+    part: Attention
+    sizes: tuple[int, int, int]
+    inputs: StochasticGate | None
+    memory: StochasticGate | None
+    scores: StochasticGate | None
+    values: StochasticGate | None
+    heads: StochasticGate | None
+    outputs: StochasticGate | None
+
+    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+        """Multiply-accumulates of one token.
+
+        1. Inputs and outputs of the four projections count as far as their gates are open.
+        2. Keys and values of a group are kept while one of its query heads is.
+        3. With ``packed``, a head without values is removed, and the remaining heads are padded to
+           the width of the widest, as compaction does. The width is even with rotary embeddings,
+           and unchanged where a norm or the architecture needs it.
+
+        Args:
+            read: gives the openness of each gate's dimensions, in [0, 1]; with ``packed`` zeros and
+                ones.
+        """
+        part = self.part
+        reference = read(next(self.gates()))
+        inputs, memory, outputs = (
+            _opened(read, gate, size)
+            for gate, size in zip(
+                (self.inputs, self.memory if part.cross else self.inputs, self.outputs),
+                self.sizes,
+                strict=True,
+            )
+        )
+        if part.projected is not None:  # no gate between the projections
+            q, k, v = part.projected
+            linear = reference.new_zeros(()) + inputs * q + memory * (k + v)
+            return linear + v * outputs + length * part.products
+        grouped = (part.kv_heads, part.heads // part.kv_heads)
+        heads = reference.new_ones(grouped)  # (kv_heads, group)
+        if self.heads is not None:
+            heads = read(self.heads).view(part.kv_heads, -1).expand(grouped)
+        scores = values = reference.new_ones(part.kv_heads, part.head_dim)  # (kv_heads, head_dim)
+        if self.scores is not None:
+            scores = of_dimensions(part, read(self.scores))
+        if self.values is not None:
+            values = read(self.values).view(part.kv_heads, part.head_dim)
+        if packed and part.norm != "all":  # rule 3
+            heads = heads * (values.sum(-1, keepdim=True) > 0)
+        group = 1 - (1 - heads).prod(-1)  # (kv_heads,), rule 2
+        keyed = group
+        if part.norm == "all" and part.kv_heads < part.heads:
+            keyed = torch.ones_like(group)  # no gate closes all keys of a group
+        queries = (heads.sum(-1) * scores.sum(-1)).sum()  # outputs of q
+        context = (heads.sum(-1) * values.sum(-1)).sum()  # inputs of o
+        outer = (keyed * scores.sum(-1)).sum() + (group * values.sum(-1)).sum()  # outputs of k, v
+        linear = inputs * queries + memory * outer + context * outputs  # rule 1
+        if part.layout == "gated_queries":
+            linear = linear + inputs * context  # q also outputs a gate for every value
+        products = queries + context  # per token attended to: q k^T and the weighted sum of v
+        if packed:  # rule 3
+            width = self._packed_width(scores, values, group, keyed)
+            products = 2 * width * self._packed_heads(heads)
+        return linear + length * products
+
+    def _packed_width(self, scores: Tensor, values: Tensor, group: Tensor, keyed: Tensor) -> Tensor:
+        """Width of the kept heads after compaction.
+
+        Args:
+            scores: (kv_heads, head_dim), 1 where kept.
+            values: the same of values.
+            group: (kv_heads,), 1 where values stay.
+            keyed: (kv_heads,), 1 where keys stay.
+        """
+        part = self.part
+        alive, read = ((mask[:, None] > 0).to(scores.dtype) for mask in (group, keyed))
+        width = torch.maximum((read * scores).sum(-1), (alive * values).sum(-1)).max()
+        width = width.clamp(min=1)
+        if part.fixed_scores or not part.narrows:
+            return torch.full_like(width, part.head_dim)
+        if part.rotary is not None and part.rotary.rotated in (None, part.head_dim):
+            width = width + width % 2
+        return width
+
+    def _packed_heads(self, heads: Tensor) -> Tensor | int:
+        """Number of query heads after compaction, for ``heads`` (kv_heads, each)."""
+        part = self.part
+        if part.fixed_heads:
+            return part.heads
+        if not part.even:
+            return heads.sum().clamp(min=1)
+        groups = heads.sum(-1)
+        alive = (groups > 0).sum()
+        if part.norm == "all" and part.kv_heads < part.heads:
+            alive = torch.full_like(alive, part.kv_heads)
+        return (alive * groups.max()).clamp(min=1)
+
+    def gates(self) -> Iterator[StochasticGate]:
+        """The gates that exist."""
+        named = (self.inputs, self.memory, self.scores, self.values, self.heads, self.outputs)
+        yield from (gate for gate in named if gate is not None)
+
+
+@dataclass(frozen=True)
+class FeedForwardGates:
+    """Gates of one feed-forward part.
+
+    Attributes:
+        part: the feed-forward part.
+        sizes: dense numbers of its inputs and outputs.
+        inputs: (hidden,), or None.
+        hidden: (intermediate,).
+        outputs: (hidden,), or None.
+    """
+
+    part: FeedForward
+    sizes: tuple[int, int]
+    inputs: StochasticGate | None
+    hidden: StochasticGate
+    outputs: StochasticGate | None
+
+    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+        """Multiply-accumulates of one token, see :meth:`AttentionGates.macs`."""
+        widening = 1 if self.part.gate is None else 2
+        width = read(self.hidden).sum()
+        inputs, outputs = self.sizes
+        outer = widening * _opened(read, self.inputs, inputs)
+        return width * (outer + _opened(read, self.outputs, outputs))
+
+    def gates(self) -> Iterator[StochasticGate]:
+        """The gates that exist."""
+        named = (self.inputs, self.hidden, self.outputs)
+        yield from (gate for gate in named if gate is not None)
+
+
+@dataclass(frozen=True)
+class ExpertsGates:
+    """The gate of the experts of one layer: ``hidden`` (experts * intermediate,)."""
+
+    part: Experts
+    hidden: StochasticGate
+
+    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+        """As for :meth:`AttentionGates.macs`; packed experts all have the width of the widest."""
+        part = self.part
+        widths = read(self.hidden).view(part.count, part.width).sum(-1)
+        if packed:
+            width = ((widths.max().clamp(min=1) / 8).ceil() * 8).clamp(max=part.width)
+        else:
+            width = widths.mean()
+        return part.active * part.matrices * part.hidden * width
+
+    def levelled(self, importance: Tensor) -> Tensor:
+        """Importances (experts * intermediate,) by rank within their expert.
+
+        Experts have one width, so they lose dimensions together: each of them its least important
+        ones. Importances of equal rank are replaced by their mean over the experts.
+        """
+        ranked, order = importance.view(self.part.count, -1).sort(dim=1)
+        mean = ranked.mean(0, keepdim=True).expand_as(ranked)
+        return torch.empty_like(ranked).scatter(1, order, mean).flatten()
+
+    def gates(self) -> Iterator[StochasticGate]:
+        """The one gate."""
+        yield self.hidden
+
+
+@dataclass(frozen=True)
+class MixerGates:
+    """The gates of a part that keeps its inner sizes.
+
+    Attributes:
+        part: the part.
+        inputs: (hidden,) of all layers that read the residual stream.
+        outputs: (hidden,) of all layers that write to it.
+        read: outputs of the reading layers together.
+        kept: weights of the layers between.
+        written: inputs of the writing layers together.
+    """
+
+    part: Mixer
+    inputs: StochasticGate
+    outputs: StochasticGate
+    read: int
+    kept: int
+    written: int
+
+    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+        """As for :meth:`AttentionGates.macs`."""
+        linear = self.read * read(self.inputs).sum() + self.written * read(self.outputs).sum()
+        return linear + self.kept + length * self.part.products
+
+    def gates(self) -> Iterator[StochasticGate]:
+        """Both."""
+        yield from (self.inputs, self.outputs)
+
+
+@dataclass(frozen=True)
+class Ungated:
+    """A part without gates, which keeps its size.
+
+    Attributes:
+        part: the part.
+        weights: of its layers together.
+        beside: a gate of another part, whose device and dtype counts have.
+    """
+
+    part: Attention | Mixer
+    weights: int
+    beside: StochasticGate
+
+    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+        """As for :meth:`AttentionGates.macs`."""
+        return read(self.beside).new_full((), self.weights + length * self.part.products)
+
+    def gates(self) -> Iterator[StochasticGate]:
+        """None."""
+        yield from ()
+
+
+Part = AttentionGates | FeedForwardGates | ExpertsGates | MixerGates | Ungated
+Structure = tuple[Part, ...]
+
+
+def _opened(read: Read, gate: StochasticGate | None, size: int) -> Tensor | int:
+    """How many dimensions of a gate are open, all of them without a gate."""
+    return size if gate is None else read(gate).sum()
