@@ -8,7 +8,8 @@ The theory uses the library's gates, gated layers and penalties; only ``theory.f
 the rest.
 """
 
-from theory.evidence import Case, Check, judge_claims
+from theory.evidence import Case, Check
 from theory.problems import FAMILIES, Family, Problem, draw_problem
+from theory.tables import judge_claims
 
 __all__ = ["FAMILIES", "Case", "Check", "Family", "Problem", "draw_problem", "judge_claims"]

@@ -2,26 +2,46 @@
 them.
 
 A *case* compares one predicted constant with one measured value. A *check* is a statement, the
-assumptions that it needs, and its cases. A law is universal: one case that does not hold
-contradicts it. A claim is what somebody said of the method, put to the test in several settings: it
-is supported where all of them bear it out, partly where some do, contradicted where none does.
+assumptions that it needs, and its cases, of one of three kinds:
+
+- ``law``: exact and universal. One case that does not hold contradicts it, and so does a constant
+  that is wrong by ``EXACT``: a law has cases in which its constant is attained.
+- ``bound``: universal, but only an inequality is claimed. It says how loose it is.
+- ``claim``: what somebody said of the method, put to the test in several settings. Supported where
+  all of them bear it out, partly where some do, contradicted where none does. A setting in which a
+  theorem decides has no vote: the claim is said to be proved or disproved there.
+
+The *power* of a check is the smallest factor on its constant that it notices.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
 
 Relation = Literal["equal", "at least", "at most"]
-Verdict = Literal["supported", "partly", "contradicted"]
+Kind = Literal["law", "bound", "claim"]
+Proof = Literal["", "holds", "fails"]
+Verdict = Literal[
+    "supported",
+    "partly",
+    "contradicted",
+    "inconclusive",
+    "proved",
+    "disproved",
+    "proved in part",
+]
 
 DIGITS = 4
 """Significant digits of every number that is written: fewer than rounding errors reach."""
+
+EXACT = 1.25
+"""The factor on its constant that every law must notice."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,13 @@ class Case:
         predicted: the constant of the statement; positive and finite.
         measured: what was found.
         tolerance: relative; from rounding errors, or from an interval where draws are random.
+        constant: which of the statement's constants it tests, where there are several. Each must
+            be noticed on its own.
+        built: made so that the constant is attained. Such a case gives the check its power; it is
+            not counted among those that hold.
+        proof: of a claim, whether a theorem decides this setting, and how. It has no vote then.
+        undecided: of a claim, whether the interval of what was measured contains the constant. It
+            has no vote then.
     """
 
     name: str
@@ -41,6 +68,10 @@ class Case:
     predicted: float
     measured: float
     tolerance: float = 0.0
+    constant: str = ""
+    built: bool = False
+    proof: Proof = ""
+    undecided: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.predicted) and self.predicted > 0):
@@ -62,6 +93,11 @@ class Case:
         return bool(self.measured <= self.predicted + slack)
 
     @property
+    def votes(self) -> bool:
+        """Whether it counts in the verdict on a claim: neither proved nor undecided."""
+        return not self.proof and not self.undecided
+
+    @property
     def tightness(self) -> float:
         """1 where the constant is attained, less where a bound is loose, more where it is broken.
 
@@ -77,19 +113,28 @@ class Case:
 
     @property
     def power(self) -> float:
-        """The smallest factor on the constant, in the direction that claims more, that breaks it.
+        """The smallest factor on the constant at which the case breaks, 1 where it is broken.
 
-        For equalities the larger of the factors up and down, as an error in either direction must
-        be noticed. 1 where the case is broken as it is, infinite where no factor breaks it.
+        The constant is made wrong in the direction that claims more; of an equality in both, and
+        the larger factor counts. Infinite where no factor breaks the case.
         """
         if not self.holds:
             return 1.0
-        most, least = 1 + self.tolerance, 1 - self.tolerance
-        down = self.predicted * most / self.measured if self.measured > 0 else math.inf
-        up = self.measured / (self.predicted * least) if least > 0 else math.inf
-        if self.relation == "equal":
-            return max(up, down, 1.0)
-        return max(down if self.relation == "at most" else up, 1.0)
+        # Up: |measured - f predicted| <= tolerance f predicted; down: the same with 1/f.
+        ratio = self.measured / self.predicted
+        up = ratio / (1 - self.tolerance) if self.tolerance < 1 else math.inf
+        down = (1 + self.tolerance) / ratio if ratio > 0 else math.inf
+        factors = {"equal": max(up, down), "at least": up, "at most": down}
+        return max(1.0, factors[self.relation])
+
+    @property
+    def margin(self) -> float:
+        """The smallest factor on the constant, up or down, at which the case changes sides."""
+        if self.holds:
+            return self.power
+        # It comes to hold where the constant is weakened as far as what was measured.
+        weak = self.tightness / (1 + self.tolerance)
+        return max(1.0, weak) if weak == weak else math.inf
 
     def strengthened(self, factor: float) -> Case:
         """The same case with a constant wrong by ``factor`` in the direction that claims more."""
@@ -103,8 +148,8 @@ class Check:
 
     Attributes:
         id: short name.
-        item: the question it belongs to, a key of ``ITEMS``.
-        kind: ``"law"`` or ``"claim"``, see the module's text.
+        item: the question it belongs to, a key of ``theory.tables.ITEMS``.
+        kind: ``"law"``, ``"bound"`` or ``"claim"``, see the module's text.
         statement: one sentence, with the constant.
         assumptions: under which it is said to hold.
         cases: at least one.
@@ -114,7 +159,7 @@ class Check:
 
     id: str
     item: int
-    kind: Literal["law", "claim"]
+    kind: Kind
     statement: str
     assumptions: str
     cases: tuple[Case, ...]
@@ -124,41 +169,110 @@ class Check:
     def __post_init__(self) -> None:
         if not self.cases:
             raise ValueError(f"check {self.id!r} has no cases: nothing was measured")
+        if self.kind != "claim":
+            unfit = [case.name for case in self.cases if not case.votes]
+            if unfit:
+                raise ValueError(
+                    f"check {self.id!r}: only the cases of a claim are proved or undecided, got "
+                    f"{unfit}"
+                )
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Names of the statement's constants, "" where there is one."""
+        return tuple(dict.fromkeys(case.constant for case in self.cases))
+
+    @property
+    def counted(self) -> tuple[Case, ...]:
+        """The cases that the table counts.
+
+        Of a claim those with a vote; of a law those not built to attain the constant, or all.
+        """
+        if self.kind == "claim":
+            return tuple(case for case in self.cases if case.votes)
+        return tuple(case for case in self.cases if not case.built) or self.cases
 
     @property
     def held(self) -> int:
-        """The number of cases that hold."""
-        return sum(case.holds for case in self.cases)
+        """The number of counted cases that hold."""
+        return sum(case.holds for case in self.counted)
+
+    @property
+    def proofs(self) -> tuple[int, int]:
+        """Of a claim, in how many settings it is proved to hold and to fail."""
+        found = [case.proof for case in self.cases]
+        return found.count("holds"), found.count("fails")
 
     @property
     def verdict(self) -> Verdict:
-        """Computed from the cases; see the module's text."""
-        if self.held == len(self.cases):
+        """Computed from the cases; see the module's text.
+
+        Of a claim whose every setting is decided by a theorem, "proved", "disproved" or "proved in
+        part"; "inconclusive" where there is neither a vote nor a theorem. "contradicted" where a
+        measurement denies a proof.
+        """
+        if self.kind != "claim":
+            return "supported" if all(case.holds for case in self.cases) else "contradicted"
+        if any(case.proof and case.holds != (case.proof == "holds") for case in self.cases):
+            return "contradicted"
+        true, false = self.proofs
+        if not self.counted:
+            if not true and not false:
+                return "inconclusive"
+            return "proved in part" if true and false else "proved" if true else "disproved"
+        if self.held == len(self.counted):
             return "supported"
-        return "contradicted" if self.kind == "law" or self.held == 0 else "partly"
-
-    @property
-    def deciding(self) -> Case:
-        """The case nearest to breaking its relation, or furthest beyond it."""
-        return max(self.cases, key=lambda case: (not case.holds, case.tightness))
-
-    @property
-    def typical(self) -> float:
-        """The median tightness of the cases."""
-        return statistics.median(case.tightness for case in self.cases)
+        return "partly" if self.held else "contradicted"
 
     @property
     def power(self) -> float:
-        """The smallest factor on its constant that a law notices, by its most sensitive case."""
-        return min(case.power for case in self.cases)
+        """The power: the smallest factor on any of its constants at which the verdict changes.
 
-    def strengthened(self, factor: float) -> Check:
-        """The same evidence against constants wrong by ``factor``: what the verdict must notice."""
-        return replace(self, cases=tuple(case.strengthened(factor) for case in self.cases))
+        A law or a bound breaks as soon as one case does; of several constants the one that is
+        tested worst counts. A claim's bar is moved up or down until another verdict follows.
+        """
+        if self.kind != "claim":
+            groups = [[c for c in self.cases if c.constant == name] for name in self.constants]
+            return max(min(case.power for case in group) for group in groups)
+        up = [case.margin for case in self.counted if case.holds]
+        down = [case.margin for case in self.counted if not case.holds]
+        if not up and not down:
+            return math.inf
+        # Of those that hold all must fall, and of the others all must rise, to leave "partly".
+        return min(max(up), max(down)) if up and down else min(up or down)
+
+    @property
+    def deciding(self) -> Case:
+        """The counted case nearest to breaking its relation, or furthest beyond it."""
+        chosen = self.counted or self.cases
+        return max(chosen, key=lambda case: (not case.holds, case.tightness))
+
+    @property
+    def typical(self) -> float:
+        """The median tightness of the counted cases that test the same constant as ``deciding``."""
+        alike = self.deciding.constant
+        chosen = [c for c in self.counted or self.cases if c.constant == alike]
+        return statistics.median(case.tightness for case in chosen)
+
+    def strengthened(self, factor: float, constant: str | None = None) -> Check:
+        """The same evidence against constants wrong by ``factor``: what the verdict must notice.
+
+        Args:
+            factor: above 1 it claims more.
+            constant: only this one is wrong; all are where None.
+        """
+        return replace(
+            self,
+            cases=tuple(
+                case.strengthened(factor) if constant in (None, case.constant) else case
+                for case in self.cases
+            ),
+        )
 
     def record(self) -> dict[str, Any]:
         """Plain values, rounded, verdict included."""
         case = self.deciding
+        true, false = self.proofs
         return {
             "id": self.id,
             "item": self.item,
@@ -171,35 +285,15 @@ class Check:
             "measured": significant(case.measured),
             "tightness": significant(case.tightness),
             "typical_tightness": significant(self.typical),
-            "power": None if self.kind == "claim" else significant(self.power),
+            "power": significant(self.power),
             "deciding_case": case.name,
             "held": self.held,
-            "cases": len(self.cases),
+            "cases": len(self.counted),
+            "proved": true,
+            "disproved": false,
+            "undecided": sum(case.undecided for case in self.cases),
             "verdict": self.verdict,
         }
-
-
-ITEMS = {
-    1: "Column gates alone",
-    2: "Row gates alone",
-    3: "Row and column gates together",
-    4: "Clipping to [0, 1]",
-    5: "Gaussian relaxation",
-    6: "Convergence with stochastic gates",
-    7: "Low-rank adapters",
-    8: "Conditioning: gates against low-rank adapters",
-    9: "Penalties",
-    10: "From toy to network",
-}
-
-CLAIMS = {
-    "pl": "the gated objective satisfies the Polyak–Łojasiewicz condition",
-    "conditioning": "its landscape is simpler and better conditioned than LoRA's",
-    "convergence": "training with stochastic gates converges",
-    "bilinear": "it avoids the bilinear degeneracy of LoRA",
-    "binary": "gates converge to 0/1",
-}
-"""Claims of the paper that checks bear on, in its words."""
 
 
 def significant(value: float) -> float:
@@ -216,161 +310,3 @@ def rounded(frame: pd.DataFrame) -> pd.DataFrame:
             if pd.api.types.is_float_dtype(column)
         }
     )
-
-
-def judge_claims(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The verdict on each claim of the paper, from the checks of kind ``"claim"`` that bear on it.
-
-    Supported where all those checks are, contradicted where all are, else partly.
-    """
-    verdicts: dict[str, dict[str, str]] = {}
-    for record in records:
-        if record["claim"] and record["kind"] == "claim":
-            verdicts.setdefault(record["claim"], {})[record["id"]] = record["verdict"]
-    return {
-        claim: {
-            "statement": CLAIMS[claim],
-            "verdict": next(iter(found)) if len(found := set(checks.values())) == 1 else "partly",
-            "checks": checks,
-        }
-        for claim, checks in verdicts.items()
-    }
-
-
-def check_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row for each check."""
-    return pd.DataFrame(list(records))
-
-
-def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
-    """One row for each case of each check."""
-    return pd.DataFrame(
-        [
-            {
-                "check": check.id,
-                "case": case.name,
-                "relation": case.relation,
-                "predicted": significant(case.predicted),
-                "measured": significant(case.measured),
-                "tolerance": significant(case.tolerance),
-                "holds": case.holds,
-            }
-            for check in checks
-            for case in check.cases
-        ]
-    )
-
-
-def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
-    """The checks as one Markdown table for each item, and the verdicts on the paper's claims.
-
-    Args:
-        records: of :meth:`Check.record`, or read back from JSON.
-        setting: one sentence: how many problems, which network.
-    """
-    lines = [setting, ""]
-    for item, title in ITEMS.items():
-        found = [record for record in records if record["item"] == item]
-        if not found:
-            continue
-        lines += [f"#### {item}. {title}", ""]
-        lines += [
-            "| statement | assumptions | predicted | measured | tightness | notices | holds "
-            "| verdict |"
-        ]
-        lines += ["|---|---|---:|---:|---:|---:|---:|---|"]
-        lines += [_row(record) for record in found]
-        lines.append("")
-    claims = judge_claims(records)
-    if claims:
-        lines += ["#### Verdicts on the paper's claims", ""]
-        lines += ["| claim | verdict | from the checks |", "|---|---|---|"]
-        for claim, facts in claims.items():
-            checks = ", ".join(f"`{name}` {verdict}" for name, verdict in facts["checks"].items())
-            lines.append(f"| {claim}: {facts['statement']} | **{facts['verdict']}** | {checks} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def comparison_markdown(
-    conditioning: pd.DataFrame, speed: pd.DataFrame, reach: pd.DataFrame
-) -> str:
-    """Medians with intervals of what item 8 compares, as Markdown tables.
-
-    Args:
-        conditioning, speed, reach: tables of :mod:`theory.checks.comparison`.
-    """
-    hessian = conditioning[conditioning["matrix"] == "hessian"]
-    moments = list(dict.fromkeys(hessian["moment"]))
-    blocks = [
-        *(
-            (
-                f"condition number of the Hessian, {moment.replace('step 0', 'start')}",
-                "family",
-                hessian[hessian["moment"] == moment],
-            )
-            for moment in moments
-        ),
-        ("iterations to a relative gap of 10⁻⁴", "family", speed),
-        ("unexplained share, by teacher", "teacher", reach),
-    ]
-    methods = list(dict.fromkeys(speed["method"]))
-    lines = [
-        "#### 8, in numbers",
-        "",
-        "Medians with 95 % bootstrap intervals over problems. Condition numbers are on the "
-        f"non-zero spectrum; iterations stop at {int(speed['limit'].iloc[0]):,}. The unexplained "
-        "share is what of a free weight's gain is out of reach.",
-        "",
-        f"| | {' | '.join(methods)} |",
-        f"|---|{'---:|' * len(methods)}",
-    ]
-    for title, key, frame in blocks:
-        lines.append(f"| **{title}** |{' |' * len(methods)}")
-        for name, rows in frame.groupby(key, sort=False):
-            found = rows.set_index("method")
-            cells = [
-                f"{printed(found.loc[method, 'median'])} "
-                f"[{printed(found.loc[method, 'low'])}, {printed(found.loc[method, 'high'])}]"
-                for method in methods
-            ]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
-
-
-def _row(record: Mapping[str, Any]) -> str:
-    sign = {"equal": "= ", "at least": "≥ ", "at most": "≤ "}[record["relation"]]
-    cells = [
-        f"`{record['id']}` {record['statement']}",
-        record["assumptions"],
-        f"{sign}{printed(record['predicted'])}",
-        printed(record["measured"]),
-        printed(record["typical_tightness"]),
-        _noticed(record),
-        f"{record['held']} of {record['cases']}",
-        f"**{record['verdict']}**",
-    ]
-    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
-
-
-def _noticed(record: Mapping[str, Any]) -> str:
-    """The factor on a law's constant that its cases notice, rounded up to three digits."""
-    power = record.get("power")
-    if power is None:
-        return ""  # a claim has no constant
-    if not math.isfinite(power):
-        return "none"
-    digits = 10.0 ** (2 - math.floor(math.log10(power)))
-    return f"× {printed(math.ceil(round(power * digits, 6)) / digits)}"
-
-
-def printed(value: float) -> str:
-    """Three significant digits, as a reader writes them."""
-    if not math.isfinite(value):
-        return "∞" if value == math.inf else str(value)
-    text = f"{value:.3g}"
-    if "e" not in text:
-        return text
-    digits, power = text.split("e")
-    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"

@@ -207,11 +207,11 @@ def check_schur_naive(settings: Settings) -> Check:
     for epsilon in (0.3, 0.1, 0.01):
         b = np.array([[1.0, 1 - epsilon], [1 - epsilon, 1.0]])
         found = float(np.linalg.eigvalsh(a * b)[0])
-        cases.append(Case(f"ε = {epsilon}", "at least", 2.0, found, ROUNDING))
+        cases.append(Case(f"ε = {epsilon}", "at least", 2.0, found, ROUNDING, proof="fails"))
     return Check(
         "columns-schur-naive",
         1,
-        "law",
+        "claim",
         "for singular A the smallest non-zero eigenvalue of A ∘ B is at least λ⁺(A) min_j B_jj",
         "none: this is the form that does not hold",
         tuple(cases),

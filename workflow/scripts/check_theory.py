@@ -12,7 +12,7 @@ with running(job):
     from finegates.files import write_text
     from finegates.suite.tables import to_csv
     from theory.checks.encoder import network_checks
-    from theory.evidence import (
+    from theory.tables import (
         case_frame,
         check_markdown,
         check_table,
@@ -28,8 +28,9 @@ with running(job):
         f"Tier {job.params.tier}: {settings['problems']} random problems of each of five families "
         f"for a law, {settings['trials']} for the comparison of gates with LoRA; the network is "
         f"{job.params.model} on {job.params.task}. Predicted and measured are those of the case "
-        "nearest to breaking its statement; tightness is the median over cases, 1 where a constant "
-        "is attained; a law notices that factor on its constant, and larger ones."
+        "nearest to breaking its statement; tightness is the median over those that test the "
+        "same constant, 1 where it is attained. Notices: the smallest factor on a constant at "
+        "which the verdict changes; cases built to attain the constant give it and are not counted."
     )
     csv, md = job.output[:2]
     write_text(csv, to_csv(check_table(records)))

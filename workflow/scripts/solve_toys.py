@@ -10,8 +10,8 @@ with running(job):
     from finegates.files import write_text
     from finegates.suite.tables import to_csv
     from theory.checks.settings import Settings
-    from theory.evidence import case_frame
     from theory.study import figure_frames, run_checks
+    from theory.tables import case_frame
 
     checks = run_checks(Settings(**job.params.settings))
     frames = figure_frames(checks)

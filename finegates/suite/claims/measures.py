@@ -30,6 +30,8 @@ SHARED_ENCODER = "studies/shared_encoder.csv"
 PROPERTIES = "timing/properties.csv"
 INFERENCE = "timing/inference.csv"
 THEORY = "theory/checks.csv"
+PROVED = {"proved": "supported", "disproved": "contradicted", "proved in part": "partly"}
+"""What a theorem says of a claim, in the words of a measured verdict."""
 LLAMA_TASK = "llama/tables/task.csv"
 LLAMA_PRETRAINING = "llama/tables/pretraining.csv"
 
@@ -294,13 +296,16 @@ def time_saved(
 def theory_claim(evidence: Evidence, claim: str) -> Measured:
     """Verdicts of the theory's checks on a claim of the paper.
 
-    The value is the share of checks that support it.
+    The value is the share of checks that support it. Checks that a theorem decides have no vote,
+    unless no other check bears on the claim.
     """
     table = evidence.table(THEORY)
     found = table[(table["claim"] == claim) & (table["kind"] == "claim")]
+    found = found[found["verdict"] != "inconclusive"]
     if found.empty:
-        raise MissingEvidenceError(f"{THEORY} has no check of the claim {claim!r}")
-    verdicts = tuple(found["verdict"])
+        raise MissingEvidenceError(f"{THEORY} has no check that decides the claim {claim!r}")
+    proved = found["verdict"].map(PROVED)
+    verdicts = tuple(found["verdict"][proved.isna()] if proved.isna().any() else proved)
     share = verdicts.count("supported") / len(verdicts)
     return Measured({(claim,): share}, "of the checks hold", (THEORY,), verdicts=verdicts)
 

@@ -336,6 +336,21 @@ def test_a_measure_finds_what_was_planted(tmp_path, name):
     assert measured.files
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (["supported", "disproved", "inconclusive"], ("supported",)),
+        (["proved", "disproved"], ("supported", "contradicted")),
+        (["proved in part"], ("partly",)),
+    ],
+)
+def test_what_a_theorem_decides_has_no_vote_next_to_what_is_measured(tmp_path, verdicts, expected):
+    path = tmp_path / "theory" / "checks.csv"
+    path.parent.mkdir()
+    pd.DataFrame({"claim": "c", "kind": "claim", "verdict": verdicts}).to_csv(path, index=False)
+    assert MEASURES["theory_claim"](Evidence(tmp_path), claim="c").verdicts == expected
+
+
 def test_a_loss_that_is_never_reached_is_not_reached_sooner(tmp_path):
     path = tmp_path / "llama" / "tables" / "pretraining.csv"
     path.parent.mkdir(parents=True)

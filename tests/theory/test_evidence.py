@@ -1,0 +1,181 @@
+"""Cases, verdicts and the power of a check: what follows from what was measured."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from theory.evidence import Case, Check
+from theory.tables import case_frame, check_markdown, judge_claims, printed
+
+positive = st.floats(1e-6, 1e6)
+relations = st.sampled_from(["equal", "at least", "at most"])
+tolerances = st.floats(0.0, 0.9)
+
+
+def _check(kind: str, *measured: float) -> Check:
+    cases = tuple(Case(str(i), "at most", 1.0, value) for i, value in enumerate(measured))
+    return Check("x-claim", 3, kind, "a | b", "none", cases, claim="pl")  # type: ignore[arg-type]
+
+
+def _law(*cases: Case) -> Check:
+    return Check("x", 1, "law", "s", "a", cases)
+
+
+def _claim(*cases: Case) -> Check:
+    return Check("x-claim", 3, "claim", "s", "a", cases, claim="pl")
+
+
+@pytest.mark.parametrize(
+    ("kind", "measured", "verdict"),
+    [
+        ("law", (0.5, 1.0), "supported"),
+        ("law", (0.5, 1.1), "contradicted"),
+        ("bound", (0.5, 1.1), "contradicted"),
+        ("claim", (0.5, 1.1), "partly"),
+        ("claim", (2.0, 1.1), "contradicted"),
+        ("law", (np.nan,), "contradicted"),
+    ],
+)
+def test_verdicts_follow_from_the_cases(kind, measured, verdict):
+    assert _check(kind, *measured).verdict == verdict
+
+
+def test_relations_and_tolerances_decide_a_case():
+    assert Case("a", "equal", 2.0, 2.09, 0.05).holds
+    assert not Case("a", "equal", 2.0, 2.11, 0.05).holds
+    assert Case("a", "at least", 2.0, 1.91, 0.05).holds
+    assert not Case("a", "at most", 2.0, 2.2, 0.05).holds
+    assert Case("a", "at most", 2.0, 1.0).tightness == 0.5
+    assert Case("a", "at least", 2.0, 4.0).tightness == 0.5
+
+
+def test_a_case_without_a_positive_constant_is_refused():
+    with pytest.raises(ValueError, match="must be positive and finite, got 0"):
+        Case("a", "at most", 0.0, 1.0)
+    with pytest.raises(ValueError, match="has no cases"):
+        Check("x", 1, "law", "s", "a", ())
+
+
+@given(relations, positive, positive, tolerances)
+def test_the_power_of_a_case_is_the_factor_at_which_it_breaks(relation, predicted, ratio, slack):
+    case = Case("a", relation, predicted, predicted * ratio, slack)
+    if not case.holds:
+        assert case.power == 1
+        return
+    assume(math.isfinite(case.power))
+
+    def breaks(factor: float) -> bool:
+        ways = (factor, 1 / factor) if relation == "equal" else (factor,)
+        return all(not case.strengthened(way).holds for way in ways)
+
+    assert breaks(case.power * 1.001)
+    if case.power > 1.002:
+        assert not breaks(case.power / 1.001)
+
+
+@pytest.mark.parametrize(
+    ("relation", "measured", "tolerance", "power"),
+    [
+        ("at most", 1.0, 0.0, 2.0),
+        ("at most", 1.0, 0.1, 2.2),
+        ("at least", 5.0, 0.0, 2.5),
+        ("equal", 2.0, 0.25, 4 / 3),  # up 1/0.75, down 1.25
+        ("equal", 2.0, 1.0, np.inf),  # zero would be accepted
+        ("at most", 3.0, 0.0, 1.0),  # broken as it is
+        ("at most", 0.0, 0.0, np.inf),
+    ],
+)
+def test_the_power_of_a_case_has_known_values(relation, measured, tolerance, power):
+    assert Case("a", relation, 2.0, measured, tolerance).power == pytest.approx(power)
+
+
+@given(st.lists(st.tuples(positive, st.booleans()), min_size=1, max_size=5))
+def test_the_power_of_a_claim_is_how_far_its_bar_moves_to_another_verdict(found):
+    cases = [Case(str(i), "at least", 1.0, m if up else 1 / m) for i, (m, up) in enumerate(found)]
+    check = _claim(*cases)
+    power = check.power
+    assert any(
+        check.strengthened(factor).verdict != check.verdict
+        for factor in (power * 1.001, 1 / (power * 1.001))
+    )
+    for factor in (power / 1.001, 1.001 / power) if power > 1.002 else ():
+        assert check.strengthened(factor).verdict == check.verdict
+
+
+def test_each_of_several_constants_must_be_noticed():
+    tight = Case("tight", "equal", 1.0, 1.0, 0.1, constant="one")
+    loose = Case("loose", "at most", 1.0, 0.2, constant="other")
+    check = _law(tight, loose)
+    assert check.constants == ("one", "other")
+    assert check.power == pytest.approx(5.0)
+    assert check.strengthened(1.25, "one").verdict == "contradicted"
+    assert check.strengthened(1.25, "other").verdict == "supported"
+    assert _law(tight).power == pytest.approx(1 / 0.9)
+
+
+def test_cases_built_to_attain_a_constant_give_power_and_are_not_counted():
+    drawn = Case("drawn", "at least", 1.0, 3.0)
+    built = Case("built", "equal", 1.0, 1.0, built=True)
+    check = _law(drawn, built)
+    assert (check.held, check.record()["cases"]) == (1, 1)
+    assert check.typical == pytest.approx(1 / 3)
+    assert check.power == 1
+    assert _law(drawn, Case("built", "equal", 1.0, 2.0, built=True)).verdict == "contradicted"
+    assert _law(built).record()["cases"] == 1
+
+
+def test_a_setting_that_a_theorem_decides_has_no_vote():
+    held, failed = Case("a", "at least", 1.0, 2.0), Case("b", "at least", 1.0, 0.5)
+    proved = Case("c", "at least", 1.0, 2.0, proof="holds")
+    disproved = Case("d", "at least", 1.0, 0.5, proof="fails")
+    assert _claim(held, disproved).verdict == "supported"
+    assert _claim(failed, proved).verdict == "contradicted"
+    assert _claim(proved).verdict == "proved"
+    assert _claim(disproved).verdict == "disproved"
+    assert _claim(proved, disproved).verdict == "proved in part"
+    assert _claim(held, proved, disproved).record()["cases"] == 1
+    # A measurement that denies a proof is not passed over.
+    assert _claim(held, Case("e", "at least", 1.0, 2.0, proof="fails")).verdict == "contradicted"
+    with pytest.raises(ValueError, match=r"only the cases of a claim are proved.*\['c'\]"):
+        _law(proved)
+
+
+def test_a_setting_whose_interval_contains_the_bar_has_no_vote():
+    tie = Case("a", "at least", 1.0, 1.01, undecided=True)
+    assert _claim(tie).verdict == "inconclusive"
+    assert _claim(tie).power == math.inf
+    assert _claim(tie, Case("b", "at least", 1.0, 2.0)).verdict == "supported"
+
+
+def test_a_claim_is_judged_from_the_checks_that_have_a_vote():
+    records = [_check("claim", 0.5).record(), {**_check("claim", 2.0).record(), "id": "y-claim"}]
+    assert judge_claims(records)["pl"]["verdict"] == "partly"
+    assert judge_claims(records[:1])["pl"]["verdict"] == "supported"
+    proof = {**_claim(Case("d", "at least", 1.0, 0.5, proof="fails")).record(), "id": "z-claim"}
+    assert judge_claims([records[0], proof])["pl"]["verdict"] == "supported"
+    assert judge_claims([proof])["pl"]["verdict"] == "disproved"
+    text = check_markdown([*records, proof], "Setting.")
+    assert r"a \| b" in text
+    assert "**contradicted**" in text
+    assert "| 1 disproved | **disproved** |" in text
+
+
+def test_the_tables_say_which_factor_is_noticed():
+    check = _law(Case("a", "equal", 1.0, 1.0, 0.1), Case("b", "equal", 1.0, 1.0, built=True))
+    assert "| × 1 | 1 of 1 | **supported** |" in check_markdown([check.record()], "Setting.")
+    assert "| × 1.34 |" in check_markdown([{**check.record(), "power": 4 / 3}], "")
+    frame = case_frame([check])
+    assert list(frame["power"]) == [pytest.approx(1.111, abs=1e-3), 1.0]
+    assert list(frame["built"]) == [False, True]
+
+
+def test_numbers_are_printed_as_a_reader_writes_them():
+    assert printed(0.1234) == "0.123"
+    assert printed(1e-5) == "10⁻⁵"
+    assert printed(2.5e-7) == "2.5·10⁻⁷"
+    assert printed(np.inf) == "∞"

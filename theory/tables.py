@@ -1,0 +1,208 @@
+"""The tables of the theory: checks as Markdown and CSV, cases, and the paper's claims."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from theory.evidence import Check, significant
+
+ITEMS = {
+    1: "Column gates alone",
+    2: "Row gates alone",
+    3: "Row and column gates together",
+    4: "Clipping to [0, 1]",
+    5: "Gaussian relaxation",
+    6: "Convergence with stochastic gates",
+    7: "Low-rank adapters",
+    8: "Conditioning: gates against low-rank adapters",
+    9: "Penalties",
+    10: "From toy to network",
+}
+
+CLAIMS = {
+    "pl": "the gated objective satisfies the Polyak–Łojasiewicz condition",
+    "conditioning": "its landscape is simpler and better conditioned than LoRA's",
+    "convergence": "training with stochastic gates converges",
+    "bilinear": "it avoids the bilinear degeneracy of LoRA",
+    "binary": "gates converge to 0/1",
+}
+"""Claims of the paper that checks bear on, in its words."""
+
+MEASURED = {"supported", "partly", "contradicted"}
+"""Verdicts that are a vote; the others say what a theorem decides, or that nothing is decided."""
+
+
+def judge_claims(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The verdict on each claim of the paper, from the checks of kind ``"claim"`` that bear on it.
+
+    Supported where all those checks are, contradicted where all are, else partly. Checks that a
+    theorem decides have no vote; where no other check bears on a claim, its verdict is theirs.
+    """
+    verdicts: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record["claim"] and record["kind"] == "claim":
+            verdicts.setdefault(record["claim"], {})[record["id"]] = record["verdict"]
+    return {
+        claim: {"statement": CLAIMS[claim], "verdict": _overall(checks.values()), "checks": checks}
+        for claim, checks in verdicts.items()
+    }
+
+
+def _overall(verdicts: Iterable[str]) -> str:
+    found = set(verdicts)
+    measured = found & MEASURED or found - {"inconclusive"} or found
+    if len(measured) == 1:
+        return measured.pop()
+    return "partly" if found & MEASURED else "proved in part"
+
+
+def check_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row for each check."""
+    return pd.DataFrame(list(records))
+
+
+def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
+    """One row for each case of each check."""
+    return pd.DataFrame(
+        [
+            {
+                "check": check.id,
+                "case": case.name,
+                "relation": case.relation,
+                "predicted": significant(case.predicted),
+                "measured": significant(case.measured),
+                "tolerance": significant(case.tolerance),
+                "constant": case.constant,
+                "power": significant(case.power),
+                "built": case.built,
+                "proof": case.proof,
+                "undecided": case.undecided,
+                "holds": case.holds,
+            }
+            for check in checks
+            for case in check.cases
+        ]
+    )
+
+
+def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
+    """The checks as one Markdown table for each item, and the verdicts on the paper's claims.
+
+    Args:
+        records: of :meth:`Check.record`, or read back from JSON.
+        setting: one sentence: how many problems, which network.
+    """
+    lines = [setting, ""]
+    for item, title in ITEMS.items():
+        found = [record for record in records if record["item"] == item]
+        if not found:
+            continue
+        lines += [f"#### {item}. {title}", ""]
+        lines += [
+            "| statement | assumptions | predicted | measured | tightness | notices | holds "
+            "| verdict |"
+        ]
+        lines += ["|---|---|---:|---:|---:|---:|---:|---|"]
+        lines += [_row(record) for record in found]
+        lines.append("")
+    claims = judge_claims(records)
+    if claims:
+        lines += ["#### Verdicts on the paper's claims", ""]
+        lines += ["| claim | verdict | from the checks |", "|---|---|---|"]
+        for claim, facts in claims.items():
+            checks = ", ".join(f"`{name}` {verdict}" for name, verdict in facts["checks"].items())
+            lines.append(f"| {claim}: {facts['statement']} | **{facts['verdict']}** | {checks} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def comparison_markdown(
+    conditioning: pd.DataFrame, speed: pd.DataFrame, reach: pd.DataFrame
+) -> str:
+    """Medians with intervals of what item 8 compares, as Markdown tables.
+
+    Args:
+        conditioning, speed, reach: tables of :mod:`theory.checks.comparison`.
+    """
+    hessian = conditioning[conditioning["matrix"] == "hessian"]
+    moments = list(dict.fromkeys(hessian["moment"]))
+    blocks = [
+        *(
+            (
+                f"condition number of the Hessian, {moment.replace('step 0', 'start')}",
+                "family",
+                hessian[hessian["moment"] == moment],
+            )
+            for moment in moments
+        ),
+        ("iterations to a relative gap of 10⁻⁴", "family", speed),
+        ("unexplained share, by teacher", "teacher", reach),
+    ]
+    methods = list(dict.fromkeys(speed["method"]))
+    lines = [
+        "#### 8, in numbers",
+        "",
+        "Medians with 95 % bootstrap intervals over problems. Condition numbers are on the "
+        f"non-zero spectrum; iterations stop at {int(speed['limit'].iloc[0]):,}. The unexplained "
+        "share is what of a free weight's gain is out of reach.",
+        "",
+        f"| | {' | '.join(methods)} |",
+        f"|---|{'---:|' * len(methods)}",
+    ]
+    for title, key, frame in blocks:
+        lines.append(f"| **{title}** |{' |' * len(methods)}")
+        for name, rows in frame.groupby(key, sort=False):
+            found = rows.set_index("method")
+            cells = [
+                f"{printed(found.loc[method, 'median'])} "
+                f"[{printed(found.loc[method, 'low'])}, {printed(found.loc[method, 'high'])}]"
+                for method in methods
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _row(record: Mapping[str, Any]) -> str:
+    sign = {"equal": "= ", "at least": "≥ ", "at most": "≤ "}[record["relation"]]
+    cells = [
+        f"`{record['id']}` {record['statement']}",
+        record["assumptions"],
+        f"{sign}{printed(record['predicted'])}",
+        printed(record["measured"]),
+        printed(record["typical_tightness"]),
+        _factor(record),
+        _share(record),
+        f"**{record['verdict']}**",
+    ]
+    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
+
+
+def _factor(record: Mapping[str, Any]) -> str:
+    """The power, rounded up to three digits: a factor that is noticed for certain."""
+    power = record["power"]
+    if not math.isfinite(power):
+        return "none" if record["cases"] else ""  # where nothing votes there is no bar to move
+    digits = 10.0 ** (2 - math.floor(math.log10(power)))
+    return f"× {printed(math.ceil(round(power * digits, 6)) / digits)}"
+
+
+def _share(record: Mapping[str, Any]) -> str:
+    parts = [f"{record['held']} of {record['cases']}"] if record["cases"] else []
+    parts += [f"{record[key]} {key}" for key in ("proved", "disproved", "undecided") if record[key]]
+    return ", ".join(parts)
+
+
+def printed(value: float) -> str:
+    """Three significant digits, as a reader writes them."""
+    if not math.isfinite(value):
+        return "∞" if value == math.inf else str(value)
+    text = f"{value:.3g}"
+    if "e" not in text:
+        return text
+    digits, power = text.split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"
