@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DataCollatorWithPadding
 
-from finegates.adapters import unwrap
-from finegates.gates.gate import Gate
-from finegates.gates.gated_linear import gated_layers
 from finegates.gates.parts import gate_config
 from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
@@ -29,6 +26,7 @@ from finegates.suite.config.tier import NetworkLook, Tier
 from finegates.suite.models.sources import load_classifier, load_tokenizer
 from finegates.suite.runs.finetune import TaskData, prepare
 from finegates.training.trainer import parameter_groups
+from theory.free_gates import free_gates
 from theory.network import Local, local_landscape
 
 TRAINED = "gates, as trained"
@@ -51,27 +49,6 @@ def looked_at_methods(look: NetworkLook) -> dict[str, Method]:
             learning_rate=look.learning_rate,
         ),
     }
-
-
-class FreeGate(Gate):
-    """A gate whose values themselves are the parameters, unclipped: the landscape in ω."""
-
-    def __init__(self, values: Tensor) -> None:
-        super().__init__()
-        self.size = values.numel()
-        self.values = nn.Parameter(values.detach().clone())
-
-    def value(self) -> Tensor:
-        """ω, shape (n,)."""
-        return self.values
-
-    def sample(self) -> Tensor:
-        """ω, shape (n,)."""
-        return self.values
-
-    def open_probability(self) -> Tensor:
-        """1 where ω is not zero."""
-        return (self.values != 0).to(self.values.dtype)
 
 
 def landscape_frame(
@@ -170,14 +147,7 @@ def _measured(
     saturated = float(((centres <= 0) | (centres >= 1)).double().mean())
     latents = parameter_groups(still)["gates"]
     yield TRAINED, _landscape(still, latents, probe, seed), saturated
-    for layer in gated_layers(unwrap(still)).values():
-        for side, gate in list(layer.gates()):
-            setattr(layer, side, FreeGate(gate.value()))
-    free = {
-        path: parameter
-        for path, parameter in still.named_parameters()
-        if path.endswith((".rows.values", ".cols.values"))
-    }
+    free = {str(i): gate.values for i, gate in enumerate(free_gates(still))}
     yield FREE, _landscape(still, free, probe, seed), saturated
 
 

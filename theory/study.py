@@ -12,6 +12,7 @@ from theory.checks import (
     clipping,
     comparison,
     convergence,
+    flatness,
     joint,
     lowrank,
     single,
@@ -60,7 +61,6 @@ TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
     "lora-path": lowrank.check_path,
     "lora-lipschitz": lowrank.check_lipschitz,
     "joint-lipschitz": lowrank.check_joint_lipschitz,
-    "degeneracy-claim": lowrank.check_degeneracy,
     "columns-condition": comparison.check_columns,
     "conditioning-claim": comparison.check_conditioning,
     "speed-claim": comparison.check_speed,
@@ -72,6 +72,12 @@ TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
     "penalty-threshold": sparsity.check_threshold,
     "penalty-endpoint": sparsity.check_endpoint,
     "binary-claim": sparsity.check_binary,
+    "flat-directions": flatness.check_directions,
+    "flat-width": flatness.check_width,
+    "flat-shared": flatness.check_shared,
+    "flat-factors": flatness.check_factors,
+    "flat-closed": flatness.check_closed,
+    "degeneracy-claim": flatness.check_degeneracy,
 }
 
 

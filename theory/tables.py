@@ -21,6 +21,8 @@ ITEMS = {
     8: "Conditioning: gates against low-rank adapters",
     9: "Penalties",
     10: "From toy to network",
+    11: "Flat directions of a transformer block",
+    12: "Beyond the paper",
 }
 
 CLAIMS = {

@@ -28,6 +28,7 @@ LOOSE = {
     "joint-local": 100,
     "joint-region": 1e4,
     "rows-descent": 10,
+    "flat-shared": 4,
     "penalty-endpoint": 1e6,
     "penalty-threshold": 2,
     "sgd-decaying": 5,

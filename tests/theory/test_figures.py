@@ -15,7 +15,7 @@ DRAWN = [
     "columns-descent", "rows-descent", "box-descent", "columns-schur", "columns-schur-singular",
     "joint-path", "joint-local", "relaxation-lipschitz", "relaxation-bias", "sgd-linear",
     "sgd-ball", "sgd-decaying", "sgd-stationary", "conditioning-claim", "speed-claim",
-    "reach-claim", "penalty-endpoint",
+    "reach-claim", "penalty-endpoint", "flat-directions", "flat-width",
 ]  # fmt: skip
 
 

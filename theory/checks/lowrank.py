@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from theory.bilinear import fit_gates, joint_hessian, saddle_coupling
-from theory.checks.joint import flat_directions
+from theory.bilinear import joint_hessian
 from theory.checks.settings import ROUNDING, Settings
 from theory.evidence import Case, Check
 from theory.lora import (
@@ -19,7 +18,6 @@ from theory.lora import (
     zero_eigenvalues,
 )
 from theory.problems import draw_problem
-from theory.quadratic import column_quadratic
 
 RANKS = (1, 2, 4)
 
@@ -182,53 +180,4 @@ def check_joint_lipschitz(settings: Settings) -> Check:
         "gates in the box; without it they are as LoRA",
         tuple(cases),
         claim="convergence",
-    )
-
-
-def check_degeneracy(settings: Settings) -> Check:
-    """The number of flat directions that symmetry alone makes at a minimiser: gates against LoRA.
-
-    "It avoids the bilinear degeneracy of LoRA": columns alone have no bilinear term, no saddle, no
-    symmetry; rows and columns keep a strict saddle at 0 (in the box, as it happens) and one flat
-    direction, where LoRA has r². Cases: 1 + flat directions is at most 1.
-    """
-    cases = []
-    for index in range(settings.problems):
-        problem = draw_problem("well-conditioned", index, settings.seed)
-        flat = int(np.sum(column_quadratic(problem).spectrum()[0] == 0))
-        cases.append(Case(f"columns {index}: 1 + flat directions", "at most", 1.0, 1 + flat))
-        gates = fit_gates(problem)
-        cases.append(
-            Case(
-                f"rows + columns {index}: 1 + flat directions",
-                "at most",
-                1.0,
-                1 + flat_directions(problem, gates),
-            )
-        )
-        descent = float(np.linalg.norm(saddle_coupling(problem), 2))
-        cases.append(
-            Case(f"rows + columns {index}: negative curvature at 0", "at most", 1e-9, descent)
-        )
-        for rank in RANKS[:2]:
-            b, a, _ = lora_minimiser(problem, rank)
-            zeros = count_zeros(lora_hessian(problem, b, a), problem.samples * problem.rows, 1e-10)
-            fewer = flat_directions(problem, gates)
-            cases.append(
-                Case(
-                    f"rows + columns {index}: fewer flat directions than LoRA {rank}",
-                    "at most",
-                    zeros - 0.5,
-                    fewer,
-                )
-            )
-    return Check(
-        "degeneracy-claim",
-        7,
-        "claim",
-        "gates avoid the bilinear degeneracy: no flat direction from a symmetry, no saddle at 0, "
-        "fewer flat directions than LoRA",
-        "well-conditioned problems; columns alone, rows and columns",
-        tuple(cases),
-        claim="bilinear",
     )

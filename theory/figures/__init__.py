@@ -13,6 +13,7 @@ from finegates.suite.figures.style import style
 from theory.figures.conditioning import draw_conditioning
 from theory.figures.convergence import draw_convergence
 from theory.figures.descent import draw_descent, draw_relaxation, draw_saddle
+from theory.figures.flatness import draw_flatness
 from theory.figures.gates import KINDS, draw_network, draw_penalties
 from theory.figures.parts import Frames
 
@@ -50,5 +51,6 @@ FIGURES: dict[str, Callable[[Frames, str], Figure]] = {
     "convergence": draw_convergence,
     "conditioning": draw_conditioning,
     "penalties": draw_penalties,
+    "flatness": draw_flatness,
     "network": draw_network,
 }

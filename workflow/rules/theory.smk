@@ -11,6 +11,7 @@ TOY_TABLES = {
     "convergence": ["sgd_linear", "noise_ball", "sgd_decaying", "stationarity"],
     "conditioning": ["conditioning", "speed", "reach"],
     "penalties": ["endpoints"],
+    "flatness": ["flat_width", "flat_kinds"],
 }
 THEORY_FIGURES = [*TOY_TABLES, "network"]
 

@@ -1,0 +1,185 @@
+"""Flat directions of blocks: rescalings that change nothing, how many, and that none is missed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import finegates as fg
+from finegates.gates.gated_linear import gated_layers
+from support.described import CONFIGURATIONS, InFloat64, described_inputs, described_model
+from theory import flatness
+from theory.block_models import KINDS, block_model, block_output
+from theory.checks import flatness as checks
+from theory.checks.settings import Settings
+from theory.flatness import flat_space, generators, jacobian, nullity
+from theory.free_gates import free_gates, set_values
+
+# What of the proposition differs between kinds.
+FEW = ("bert", "llama", "t5", "qwen3", "phi3")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_generator_multiplied_into_the_sides_changes_no_output(name):
+    plain = block_model(name).requires_grad_(False)
+    spans, before = generators(plain), block_output(plain, 2)
+    assert spans
+    random = np.random.default_rng(0)
+    total: dict[tuple[str, str], np.ndarray] = {}
+    for span in spans:  # all at once, each by a factor of its own
+        power = random.uniform(-1, 1)
+        for side, exponents in span.exponents.items():
+            total[side] = total.get(side, 0) + power * exponents
+    sides = {
+        path: tuple(
+            None if (path, side) not in total else torch.as_tensor(np.exp(total[path, side]))
+            for side in ("rows", "cols")
+        )
+        for path in dict.fromkeys(path for path, _ in total)
+    }
+    after = block_output(fg.attach_fixed(plain, sides), 2)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-11 * float(before.abs().max()))
+
+
+def test_the_numbers_are_those_of_the_closed_forms():
+    def count(name: str, preset: str, width: int = 8) -> int:
+        model = block_model(name, width)
+        fg.attach(model, fg.GateConfig(preset=preset, train_head=False))
+        return len(flat_space(model))
+
+    assert [count("bert", "reference", d) for d in (8, 16)] == [17, 33]
+    assert [count("bert", "structured", d) for d in (8, 16)] == [2, 2]
+    # One key-value head of 4: 4 values, 2 rotated pairs, 12 hidden dimensions, 7 layers.
+    assert count("llama", "reference") == 4 + 2 + 12 + 7
+    # Heads against values; inputs, and values against outputs; hidden dimensions against outputs.
+    assert count("llama", "structured") == 1 + 2 + 1
+
+
+def test_free_gates_keep_what_is_shared_and_give_closed_gates_a_gradient():
+    model = block_model("bert")
+    fg.attach(model, fg.GateConfig(train_head=False)).double()
+    before = block_output(model, 1)
+    gates = free_gates(model)
+    torch.testing.assert_close(block_output(model, 1), before, rtol=0, atol=0)
+    layers = gated_layers(model)
+    key, value = (layers[f"encoder.layer.0.attention.self.{part}"] for part in ("key", "value"))
+    assert key.cols is value.cols
+    assert sum(gate.size for gate in gates) == 6 * 8 + 12 + 2
+    values = torch.linspace(0, 2, sum(gate.size for gate in gates), dtype=torch.float64)
+    set_values(gates, values)
+    torch.testing.assert_close(torch.cat([gate.values.detach() for gate in gates]), values)
+    block_output(model, 1).square().sum().backward()
+    assert gates[0].values[0] == 0
+    assert gates[0].values.grad[0] != 0
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 3])
+def test_the_nullity_of_a_matrix_is_that_of_its_construction(zeros):
+    random = np.random.default_rng(zeros)
+    matrix = random.standard_normal((9, 6)) * [1, 1e-6, 1e3, 1, 1, 1]
+    matrix[:, 6 - zeros :] = matrix[:, : 6 - zeros] @ random.standard_normal((6 - zeros, zeros))
+    found = nullity(matrix)
+    assert (found.size, found.count) == (6, zeros)
+    assert found.gap > 1e6
+    assert nullity(matrix[:2]).count == 4
+    assert nullity(np.eye(3)[:, :2] * np.array([1.0, 0.0])).count == 1
+
+
+SMALL = Settings(problems=1)
+
+
+@pytest.fixture
+def fresh():
+    """Forgets what was measured, before and after."""
+    for measure in (checks.measured_gates, checks.measured_factors):
+        measure.cache_clear()
+    yield
+    for measure in (checks.measured_gates, checks.measured_factors):
+        measure.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["values", "scores", "hidden", "layers"])
+def test_a_forgotten_rescaling_is_found_out(fresh, monkeypatch, kind):
+    original = flatness.generators
+    monkeypatch.setattr(
+        flatness, "generators", lambda *a: [g for g in original(*a) if g.kind != kind]
+    )
+    assert checks.check_directions(SMALL).verdict == "contradicted"
+
+
+def test_a_rescaling_that_changes_outputs_is_found_out(fresh, monkeypatch):
+    original = flatness.generators
+    wrong = flatness.Generator(
+        "values", {("encoder.layer.0.attention.self.value", "rows"): np.eye(8)[0]}
+    )
+    monkeypatch.setattr(flatness, "generators", lambda *a: [*original(*a), wrong])
+    broken = [case for case in checks.check_directions(SMALL).cases if not case.holds]
+    assert {case.name.partition(",")[0] for case in broken} == {"bert", "llama", "t5"} & {
+        case.name.partition(",")[0] for case in broken
+    }
+    assert any(case.name == "bert, independent, moved far" for case in broken)
+
+
+def test_a_count_wrong_by_a_quarter_is_found_out(fresh, monkeypatch):
+    original = checks.flat_space
+
+    def more(model):
+        basis = original(model)
+        return np.concatenate([basis, basis[: -(-len(basis) // 4)]])
+
+    monkeypatch.setattr(checks, "flat_space", more)
+    assert checks.check_directions(SMALL).verdict == "contradicted"
+
+
+def test_a_gradient_that_does_not_vanish_between_closed_partners_is_found_out(monkeypatch):
+    original = checks._loss_of_pair
+    monkeypatch.setattr(
+        checks, "_loss_of_pair", lambda *a: original(*a) + 1e-6 * (a[-1][0] + a[-1][1] ** 2)
+    )
+    assert checks.check_closed(SMALL).verdict == "contradicted"
+
+
+# Kinds with more flat directions than the description tells: q and k keep their sizes there for
+# another reason; ReLUs that no input opens; latents between projections; experts without a token.
+MORE = {
+    *("deberta", "falcon/alibi", "smollm3", "opt", "bart", "m2m_100", "deepseek_v3", "gpt_oss"),
+    *("marian", "mbart", "pegasus", "whisper", "blenderbot", "wav2vec2", "hubert"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["reference", "structured"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_described_type_has_the_flat_directions_of_the_proposition(name, preset):
+    model = described_model(name, attention="eager")
+    # Weights of 0.3 saturate attention at these widths, and saturated directions are nearly flat.
+    for parameter in model.parameters():
+        parameter.data.mul_(0.7)
+    many = [described_inputs(name, seed=i) for i in range(6)]
+    inputs = {key: torch.cat([each[key] for each in many]) for key in many[0]}
+    if "attention_mask" in inputs:  # rows that attend to nothing are NaN with a short window
+        inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    fg.attach(model, fg.GateConfig(preset=preset, target=0.1, train_head=False))
+    gates = free_gates(model.eval())
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for gate in gates:
+        gate.values.requires_grad_(True).data.uniform_(0.5, 1.5, generator=generator)
+
+    def output() -> torch.Tensor:
+        with InFloat64():
+            return torch.cat(
+                [
+                    value.flatten()
+                    for key, value in model(**inputs).items()
+                    if torch.is_tensor(value) and value.requires_grad and "hidden" in key
+                ]
+            )
+
+    matrix, basis = jacobian(output, [gate.values for gate in gates], 0), flat_space(model)
+    assert np.linalg.norm(matrix @ basis.T) <= 1e-10 * np.linalg.norm(matrix)
+    found = nullity(matrix)
+    if name not in MORE:
+        assert found.count == len(basis)

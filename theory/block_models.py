@@ -1,0 +1,146 @@
+"""Random transformers of one layer, of every kind of block that the library knows.
+
+Their blocks differ in what flat directions depend on: biases, rotary embeddings, norms of queries
+and keys, grouped queries, gate projections, homogeneous activations, and fused layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finegates.compaction.certificate import InFloat64
+
+VOCABULARY = 48
+WIDTH = 8
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """A type of transformers model and what is special about its block.
+
+    Attributes:
+        type: ``config.model_type``.
+        about: the block in a few words.
+        settings: of its configuration, beyond the sizes.
+        sizes: the names of its sizes, a key of ``_NAMES``.
+    """
+
+    type: str
+    about: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    sizes: str = "usual"
+
+
+_GROUPED: dict[str, Any] = {"num_key_value_heads": 1}
+_DEBERTA: dict[str, Any] = {
+    "relative_attention": True,
+    "position_buckets": 4,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+}
+_EXPERTS: dict[str, Any] = {**_GROUPED, "num_local_experts": 2, "num_experts_per_tok": 2}
+_GATED: dict[str, Any] = {"feed_forward_proj": "gated-gelu"}
+KINDS: dict[str, BlockKind] = {
+    "bert": BlockKind("bert", "biases, GELU"),
+    "llama": BlockKind("llama", "no biases, rotary, grouped", _GROUPED),
+    "t5": BlockKind("t5", "no biases, ReLU, cross-attention", {"feed_forward_proj": "relu"}, "t5"),
+    "qwen3": BlockKind("qwen3", "queries and keys normed", {**_GROUPED, "head_dim": 4}),
+    "gpt2": BlockKind("gpt2", "one layer for q, k, v", {}, "gpt2"),
+    "nemotron": BlockKind("nemotron", "squared ReLU", _GROUPED),
+    "phi3": BlockKind("phi3", "fused gate and up", _GROUPED),
+    "mixtral": BlockKind("mixtral", "experts", _EXPERTS),
+    "deberta-v2": BlockKind("deberta-v2", "scores of relative positions", _DEBERTA),
+    "albert": BlockKind("albert", "embeddings of another width"),
+    "bloom": BlockKind("bloom", "one layer, head by head; ALiBi", {}, "bloom"),
+    "gpt_neox": BlockKind("gpt_neox", "part of a head rotated", {"rotary_pct": 0.5}),
+    "starcoder2": BlockKind(
+        "starcoder2", "rotary, grouped, biases", {**_GROUPED, "use_bias": True}
+    ),
+    "qwen2": BlockKind("qwen2", "biases of q, k, v alone", _GROUPED),
+    "olmo2": BlockKind("olmo2", "norm over all heads", _GROUPED),
+    "t5-gated": BlockKind("t5", "gate projection, cross-attention", _GATED, "t5"),
+}
+"""By name, the kinds of blocks."""
+
+_NAMES: dict[str, Callable[[int, int], dict[str, Any]]] = {
+    "usual": lambda width, heads: {
+        "hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": heads,
+        "intermediate_size": width + 4, "max_position_embeddings": 32,
+    },
+    "gpt2": lambda width, heads: {
+        "n_embd": width, "n_layer": 1, "n_head": heads, "n_inner": width + 4, "n_positions": 32,
+    },
+    "bloom": lambda width, heads: {"hidden_size": width, "n_layer": 1, "n_head": heads},
+    "t5": lambda width, heads: {
+        "d_model": width, "d_kv": width // heads, "num_layers": 1, "num_heads": heads,
+        "d_ff": width + 4, "decoder_start_token_id": 0,
+    },
+}  # fmt: skip
+
+
+def block_model(name: str, width: int = WIDTH, heads: int = 2, seed: int = 0) -> nn.Module:
+    """A random model of one layer in float64, with weights large enough that all of it matters.
+
+    Args:
+        name: a key of ``KINDS``.
+        width: of the residual stream; the feed-forward part is 4 wider, where it can be chosen.
+        heads: number of heads.
+        seed: of the weights.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    if name not in KINDS:
+        raise ValueError(f"unknown kind of block {name!r}; known: {', '.join(KINDS)}")
+    kind = KINDS[name]
+    settings = {
+        "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        **_NAMES[kind.sizes](width, heads), **kind.settings,
+    }  # fmt: skip
+    model: nn.Module = AutoModel.from_config(
+        CONFIG_MAPPING[kind.type](**settings), attn_implementation="eager"
+    )
+    implementation: Any = getattr(model, "set_experts_implementation", None)
+    if implementation is not None:
+        implementation("eager")  # grouped products do not take float64
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 1.2 / width**0.5, generator=generator)
+    return model.double().eval()
+
+
+def block_output(
+    model: nn.Module,
+    rows: int,
+    length: int = 9,
+    seed: int = 0,
+    replaced: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """The last hidden states of random tokens, (rows, length, width), computed in float64.
+
+    Args:
+        model: of :func:`block_model`, with or without gates.
+        rows: number of sequences.
+        length: of each.
+        seed: of the tokens.
+        replaced: by name, tensors to use instead of parameters.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    config: Any = model.config
+    inputs = {"input_ids": torch.randint(3, VOCABULARY, (rows, length), generator=generator)}
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.randint(
+            3, VOCABULARY, (rows, length), generator=generator
+        )
+    with InFloat64():
+        found: Tensor = torch.func.functional_call(model, replaced or {}, (), inputs)[0]
+    return found

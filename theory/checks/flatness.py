@@ -1,0 +1,359 @@
+"""Item 11: flat directions of a transformer block, measured through ``finegates.attach``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import finegates as fg
+from finegates.adapters import adapter_for, unwrap
+from finegates.modules.linear import linear_shape
+from theory.block_models import KINDS, WIDTH, block_model, block_output
+from theory.checks.settings import ROUNDING, Settings
+from theory.evidence import Case, Check
+from theory.flatness import Nullity, flat_space, generators, jacobian, nullity
+from theory.free_gates import FreeGate, free_gates, set_values
+
+PRESETS = {"independent": "reference", "shared": "structured"}
+"""Presets of the library by how their gates are placed."""
+
+WIDTHS = (8, 16, 24, 32)
+RANKS = (1, 2)
+
+
+def kinds(settings: Settings) -> list[str]:
+    """Every kind of block; the first few of them in a study of few problems."""
+    return list(KINDS)[: 3 * settings.problems]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A block with gates or low-rank factors, at a random point.
+
+    Attributes:
+        nullity: of the Jacobian of its outputs.
+        predicted: dim N of :func:`theory.flatness.flat_space`; for factors r² for each layer.
+        moved: relative change of the outputs when the gates move far, in a random direction of N.
+        layers: number of linear layers with gates or factors.
+    """
+
+    nullity: Nullity
+    predicted: int
+    moved: float
+    layers: int
+
+
+def gated_block(
+    name: str, preset: str, width: int = WIDTH, seed: int = 0
+) -> tuple[nn.Module, list[FreeGate]]:
+    """A random block with free gates around 1, as ``finegates.attach`` places them.
+
+    Args:
+        name: a key of ``KINDS``.
+        preset: of the library.
+        width: see :func:`theory.block_models.block_model`.
+        seed: of weights and gates.
+    """
+    model = block_model(name, width, seed=seed)
+    fg.attach(model, fg.GateConfig(preset=preset, train_head=False))
+    gates = free_gates(model.eval())
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for gate in gates:
+        gate.values.requires_grad_(True)
+        gate.values.data.uniform_(0.5, 1.5, generator=generator)
+    return model, gates
+
+
+def _rows(size: int, model: nn.Module) -> int:
+    """Sequences of 9 tokens whose outputs are three times as many as the parameters."""
+    config: Any = unwrap(model).config
+    width: int = config.hidden_size
+    return -(-3 * size // (9 * width))
+
+
+@lru_cache(maxsize=256)
+def measured_gates(name: str, placed: str, width: int, seed: int) -> Measured:
+    """The flat directions of a block with gates, predicted and measured.
+
+    Args:
+        name: a key of ``KINDS``.
+        placed: a key of ``PRESETS``.
+        width: see :func:`theory.block_models.block_model`.
+        seed: of weights, gates and tokens.
+    """
+    model, gates = gated_block(name, PRESETS[placed], width, seed)
+    parameters = [gate.values for gate in gates]
+    size = sum(gate.size for gate in gates)
+    output = partial(block_output, model, _rows(size, model), seed=seed)
+    found = nullity(jacobian(output, parameters, seed))
+    basis = flat_space(model)
+    random = np.random.default_rng(seed).standard_normal(len(basis))
+    layers = len(adapter_for(model).gated(model))
+    return Measured(found, len(basis), _moved(model, gates, random @ basis), layers)
+
+
+@torch.no_grad()
+def _moved(model: nn.Module, gates: list[FreeGate], direction: np.ndarray) -> float:
+    """The relative change of the outputs when log gates move far in a direction, up to 1."""
+    start = torch.cat([gate.values.detach() for gate in gates])
+    before = block_output(model, 2)
+    step = torch.as_tensor(direction / np.abs(direction).max())
+    set_values(gates, start * torch.exp(step))
+    change = (block_output(model, 2) - before).abs().max() / before.abs().max()
+    set_values(gates, start)
+    return float(change)
+
+
+@lru_cache(maxsize=256)
+def measured_factors(name: str, rank: int, width: int, seed: int) -> Measured:
+    """The flat directions of LoRA's factors, none of them zero, on the layers that gates go on."""
+    model = block_model(name, width, seed=seed)
+    layers = len(adapter_for(model).gated(model))
+    wrapped = fg.add_lora(model, rank=rank, alpha=float(rank)).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    factors: list[Tensor] = []
+    for path, parameter in wrapped.named_parameters():
+        parameter.requires_grad_("lora_" in path)
+        if "lora_" in path:
+            factors.append(parameter)
+            parameter.data.normal_(0.0, 0.3, generator=generator)
+    plain = unwrap(wrapped)
+    size = sum(factor.numel() for factor in factors)
+    output = partial(block_output, plain, _rows(size, plain), seed=seed)
+    found = nullity(jacobian(output, factors, seed))
+    return Measured(found, layers * rank**2, 0.0, layers)
+
+
+def check_directions(settings: Settings) -> Check:
+    """Nullity of ∂output/∂gates = dim N at random positive gates, and no direction of N moves the
+    output far from there: the proposition of :mod:`theory.flatness`, and that there are no others.
+
+    Predicted from the description of the block and from which gates are placed where; measured by
+    automatic differentiation through the model that ``finegates.attach`` gives. Counts are compared
+    as they are, those of zero plus one.
+    """
+    cases, rows = [], []
+    for name in kinds(settings):
+        for placed in PRESETS:
+            found = measured_gates(name, placed, WIDTH, settings.seed)
+            cases += [
+                Case(f"{name}, {placed}", "equal", 1 + found.predicted, 1 + found.nullity.count),
+                Case(f"{name}, {placed}, moved far", "equal", 1, 1 + found.moved, ROUNDING),
+            ]
+            rows.append(_row(name, placed, found))
+        rows.append(_row(name, "LoRA 1", measured_factors(name, 1, WIDTH, settings.seed)))
+    return Check(
+        "flat-directions",
+        11,
+        "law",
+        "the Jacobian of a block's outputs in its gates has the nullity dim{δ : Aδ ∈ S}, S spanned "
+        "by the rescalings of values against outputs, queries against keys, hidden rows against "
+        "columns, and layers without a bias",
+        "gates not zero, weights in general position; independent and shared gates",
+        tuple(cases),
+        claim="bilinear",
+        frames={"flat_kinds": pd.DataFrame(rows)},
+    )
+
+
+def _row(name: str, placed: str, found: Measured) -> dict[str, object]:
+    size, count = found.nullity.size, found.nullity.count
+    return {
+        "kind": name,
+        "about": KINDS[name].about,
+        "parameters": placed,
+        "size": size,
+        "predicted": found.predicted,
+        "measured": count,
+        "share": count / size,
+    }
+
+
+def check_width(settings: Settings) -> Check:
+    """A block of BERT, width d: 2d + 1 with independent gates, one for each head with shared gates.
+
+    d values, d scores, and the layer of keys, whose bias softmax does not see; in general a
+    fraction (2d + 1)/(10d + 2f) of the gates, f the feed-forward width, 11 % at f = 4d. With shared
+    gates only those of heads against those of their values are left. LoRA of rank 1 has as many
+    parameters as independent gates.
+    """
+    cases, rows = [], []
+    for width in WIDTHS:
+        for placed, closed in (("independent", 2 * width + 1), ("shared", 2)):
+            found = measured_gates("bert", placed, width, settings.seed)
+            cases.append(
+                Case(f"{placed}, width {width}", "equal", 1 + closed, 1 + found.nullity.count)
+            )
+            rows.append({"width": width, **_row("bert", placed, found)})
+        found = measured_factors("bert", 1, width, settings.seed)
+        rows.append({"width": width, **_row("bert", "LoRA 1", found)})
+    return Check(
+        "flat-width",
+        11,
+        "law",
+        "a block of BERT of width d has 2d + 1 flat directions with independent gates; with shared "
+        "gates it has one for each head at any width",
+        "all layers have biases; gates not zero",
+        tuple(cases),
+        claim="bilinear",
+        frames={"flat_width": pd.DataFrame(rows)},
+    )
+
+
+def check_factors(settings: Settings) -> Check:
+    """LoRA of rank r on the same layers: r² for each layer, from GL(r).
+
+    In blocks without LayerNorm, whose subtraction of the mean hides r more directions of a layer
+    that writes to the residual stream.
+    """
+    cases = []
+    for name in kinds(settings):
+        if any(isinstance(module, nn.LayerNorm) for module in block_model(name).modules()):
+            continue
+        for rank in RANKS:
+            found = measured_factors(name, rank, WIDTH, settings.seed)
+            cases.append(Case(f"{name}, r = {rank}", "equal", found.predicted, found.nullity.count))
+    return Check(
+        "flat-factors",
+        11,
+        "law",
+        "LoRA of rank r on the same layers has r² flat directions for each layer, at any width",
+        "blocks with RMS norms, factors of full rank",
+        tuple(cases),
+        claim="bilinear",
+    )
+
+
+def check_closed(settings: Settings) -> Check:
+    """Two partners enter as a product, L = φ(r_v c_o): at r_v = 0 the gradient of r_v is c_o φ'(0).
+
+    So both gradients vanish where both gates are closed, and the Hessian there is
+    [[0, φ'(0)], [φ'(0), 0]]: a strict saddle, which the penalty drives into. Measured through
+    ``finegates.attach``: gradients at r_v = 0 for c_o = ½, ¼, 0 against the one for c_o = 1, and
+    the least eigenvalue of the Hessian in the pair at (0, 0).
+    """
+    cases = []
+    for index in range(2):
+        model, _ = gated_block("bert", "reference", seed=settings.seed + index)
+        goal = settings.random("closed", index).standard_normal((2, 9, WIDTH))
+        for place in range(WIDTH):
+            loss = partial(_loss_of_pair, model, place, torch.as_tensor(goal))
+            slope, name = _slopes(loss, 0.0, 1.0)[0], f"block {index}, value {place}"
+            for partner in (0.5, 0.25, 0.0):
+                found = 1 + _slopes(loss, 0.0, partner)[0] / slope
+                cases.append(
+                    Case(f"{name}, partner {partner}", "equal", 1 + partner, found, ROUNDING)
+                )
+            both = torch.zeros(2, dtype=torch.float64)
+            hessian = torch.autograd.functional.hessian(loss, both)
+            least = float(torch.linalg.eigvalsh(hessian)[0])
+            cases.append(Case(f"{name}, saddle", "equal", abs(slope), -least, ROUNDING))
+    return Check(
+        "flat-closed",
+        11,
+        "law",
+        "the gradient of a closed gate is proportional to its partner: where both the row of a "
+        "value and its column of the output are closed, both gradients are 0, at a strict saddle",
+        "independent gates before clipping; value rows and output columns",
+        tuple(cases),
+        claim="bilinear",
+    )
+
+
+def _loss_of_pair(model: nn.Module, place: int, goal: Tensor, pair: Tensor) -> Tensor:
+    """A squared error as a function of a value's row gate and its column gate of the output."""
+    attention = "encoder.layer.0.attention"
+    replaced = {}
+    for path, value in zip(("self.value.rows", "output.dense.cols"), pair, strict=True):
+        name = f"{attention}.{path}.values"
+        unit = torch.zeros(WIDTH, dtype=torch.float64)
+        unit[place] = 1.0
+        replaced[name] = model.get_parameter(name).detach() * (1 - unit) + value * unit
+    return ((block_output(model, 2, replaced=replaced) - goal) ** 2).mean()
+
+
+def _slopes(loss: Callable[[Tensor], Tensor], *pair: float) -> tuple[float, float]:
+    point = torch.tensor(pair, dtype=torch.float64, requires_grad=True)
+    first, second = torch.autograd.grad(loss(point), point)[0].tolist()
+    return first, second
+
+
+def check_degeneracy(settings: Settings) -> Check:
+    """The share of flat directions among all parameters: independent gates against LoRA of rank 1,
+    which has exactly as many parameters on the same layers.
+
+    "It avoids the bilinear degeneracy of LoRA", for the gates of the paper, block by block.
+    """
+    cases = []
+    for name in kinds(settings):
+        gates = measured_gates(name, "independent", WIDTH, settings.seed).nullity
+        factors = measured_factors(name, 1, WIDTH, settings.seed).nullity
+        cases.append(Case(name, "at most", factors.count / factors.size, gates.count / gates.size))
+    flat, size, layers = _roberta_base()
+    cases.append(
+        Case(
+            "RoBERTa-base, counted, LoRA 8",
+            "at most",
+            8**2 * layers / (8 * size),
+            flat / size,
+            proof="fails",
+        )
+    )
+    return Check(
+        "degeneracy-claim",
+        11,
+        "claim",
+        "the share of flat directions of row and column gates is at most that of LoRA with as many "
+        "parameters",
+        "independent gates before clipping, through the library, one block of every kind",
+        tuple(cases),
+        claim="bilinear",
+    )
+
+
+def _roberta_base() -> tuple[int, int, int]:
+    """Generators, independent gates and gated layers of a block of RoBERTa-base; no weights.
+
+    All blocks are alike, so that shares are those of the whole model.
+    """
+    from transformers import AutoModel, RobertaConfig
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(RobertaConfig(num_hidden_layers=1))
+    layers = adapter_for(model).gated(model)
+    size = sum(sum(linear_shape(model.get_submodule(path))) for path in layers)
+    return len(generators(model)), size, len(layers)
+
+
+def check_shared(settings: Settings) -> Check:
+    """Shared gates of the preset ``structured`` against independent ones on the same block.
+
+    The share of flat directions, per kind of block; sharing leaves gates of heads against those of
+    values, and in blocks without biases two rescalings of an attention and one of a feed-forward
+    part. Those numbers do not grow with the width: compared at the least width here.
+    """
+    cases = []
+    for name in kinds(settings):
+        shares = [
+            (found := measured_gates(name, placed, WIDTH, settings.seed).nullity).count / found.size
+            for placed in ("independent", "shared")
+        ]
+        cases.append(Case(name, "at most", shares[0], shares[1]))
+    return Check(
+        "flat-shared",
+        11,
+        "bound",
+        "sharing gates along the dependencies of a block lowers the share of flat directions",
+        "gates not zero; one block of every kind",
+        tuple(cases),
+        claim="bilinear",
+    )

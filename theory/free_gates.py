@@ -1,0 +1,70 @@
+"""Gates whose values themselves are the parameters, unclipped: the landscape in ω."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from finegates.gates.gate import DerivedGate, Gate
+from finegates.gates.gated_linear import leaf_gates
+
+
+class FreeGate(Gate):
+    """A gate vector that is its own parameter.
+
+    Args:
+        values: ω, shape (n,), of any sign and size.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.size = values.numel()
+        self.values = nn.Parameter(values.detach().clone())
+
+    @override
+    def value(self) -> Tensor:
+        return self.values
+
+    @override
+    def sample(self) -> Tensor:
+        return self.values
+
+    @override
+    def open_probability(self) -> Tensor:
+        return (self.values != 0).to(self.values.dtype)
+
+
+def free_gates(model: nn.Module) -> list[FreeGate]:
+    """Replaces every gate of a model by a free one of its evaluation value, in place.
+
+    A gate that several layers share stays shared, and a product of gates a product.
+
+    Args:
+        model: with gates, as ``finegates.attach`` makes them.
+
+    Returns:
+        the free gates, each once, in the order of ``leaf_gates``.
+    """
+    found: dict[nn.Module, FreeGate] = {
+        gate: FreeGate(gate.value().double()) for gate in leaf_gates(model)
+    }
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None and child in found:
+                module._modules[name] = found[child]
+        if isinstance(module, DerivedGate):
+            module.clips_at_zero = False  # a closed gate has a gradient, too
+    return list(found.values())
+
+
+@torch.no_grad()
+def set_values(gates: list[FreeGate], values: Tensor) -> None:
+    """Writes one vector into all gates, in their order.
+
+    Args:
+        gates: of a model.
+        values: shape (sum of sizes,).
+    """
+    for gate, part in zip(gates, values.split([gate.size for gate in gates]), strict=True):
+        gate.values.copy_(part)
