@@ -205,6 +205,7 @@ class FeedForward:
         phi: path of the attribute that computes phi; None if only the name is known.
         layout: of one layer for gate and up: all rows of gate, then all of up (``halves``), or
             alternating rows (``turns``).
+        narrows: whether its forward is known to read the intermediate values in ``down`` alone.
     """
 
     up: str
@@ -214,6 +215,7 @@ class FeedForward:
     path: str | None = None
     phi: str | None = None
     layout: Literal["halves", "turns"] = "halves"
+    narrows: bool = True
 
     @property
     def is_fused(self) -> bool:

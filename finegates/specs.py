@@ -8,6 +8,7 @@ parts of a model (:mod:`finegates.adapters.described`) and narrower modules
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,6 +22,20 @@ Of = Callable[[Any], Any]
 def is_named_cross(module: Any, name: str) -> bool:
     """Whether the name of an attention in its layer says that it attends to an encoder's states."""
     return name in ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn")
+
+
+def named(*classes: str) -> tuple[str, ...]:
+    """Class names written as one: ``"bart.BartEncoderLayer BartDecoderLayer"``."""
+    names = []
+    for text in classes:
+        package, _, rest = text.partition(".")
+        names += [f"{package}.{name}" for name in rest.split()]
+    return tuple(names)
+
+
+def derived_size(text: str, known: Mapping[str, int]) -> int:
+    """The product that a spec gives for an attribute, such as ``"heads*width"``."""
+    return math.prod(known[factor] for factor in text.split("*"))
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,12 @@ class AttentionSpec:
         value_bias: whether something is added to values behind their projection, so that a closed
             row of it is not a zero value.
         cross: whether it attends to an encoder's states; may depend on the module and its name.
+        joint: whether forward reads the module's input in q, k and v alone, which can therefore be
+            one matmul; with ``cross``, the encoder's states in k and v.
+        executor: the module of the library that takes the place of a narrowed one
+            (:mod:`finegates.modules.attention`), because it also takes groups of several sizes and
+            other pairs for every head; None narrows the module itself.
+        when: whether a module of these classes is what is described; None: always.
         unsupported: why a module of these classes cannot be narrowed, or None; from the module.
     """
 
@@ -121,6 +142,9 @@ class AttentionSpec:
     fixed_scores: bool | Of = False
     value_bias: bool = False
     cross: bool | Callable[[Any, str], bool] = False
+    joint: bool = False
+    executor: Literal["rotary"] | None = None
+    when: Of | None = None
     unsupported: Of | None = None
 
 
@@ -158,6 +182,8 @@ class FeedForwardSpec:
         phi: path of the attribute that is called for the activation; several paths, separated by
             ``|``, if versions of transformers differ; None where forward calls a function.
         activation: the name of that function in transformers' ``ACT2FN``.
+        joint: whether forward has one argument, which it reads in gate and up alone, so that the
+            two can be one matmul.
     """
 
     classes: tuple[str, ...]
@@ -167,3 +193,4 @@ class FeedForwardSpec:
     layout: Literal["halves", "turns"] = "halves"
     phi: str | None = "act_fn"
     activation: str = ""
+    joint: bool = False

@@ -8,37 +8,22 @@ model, without any ``peft`` wrapper (:func:`unwrap`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from torch import nn
 
 from finegates.arguments import check_model
 from finegates.blocks import Attention, Block, HeadSizes
+from finegates.specs import NormSpec
 from finegates.wrappers import without_containers
 
 
 class Adapter(ABC):
     """Describes one architecture. Every method takes the plain or the ``peft``-wrapped model.
 
-    To add an architecture, implement :meth:`blocks` and :meth:`encoder`; override the other methods
-    if their defaults do not fit. Descriptions contain the sizes of the actual weights, not those of
-    the configuration (:func:`finegates.adapters.fit.fitted`).
-
-    Attributes:
-        model_types: the supported values of ``config.model_type``.
-        attention_classes: of transformers (``"llama.LlamaAttention"``), whose code :meth:`narrow`
-            replaces. The heads of other classes keep their sizes. Empty allows any class.
-        feed_forward_classes: the same for the modules at ``FeedForward.path``.
-        uniform: the configuration's keys for sizes that all layers share: ``intermediate`` and, if
-            they can differ from the dense model's, ``heads`` with ``kv_heads``, or ``width``.
-        head_width: the attribute of an attention module with the width of its heads.
+    Architectures of transformers need a spec instead (:func:`register`). For anything else,
+    implement :meth:`blocks` and :meth:`encoder`; override the other methods if their defaults do
+    not fit. Descriptions contain the sizes of the actual weights, not those of the configuration.
     """
-
-    model_types: ClassVar[tuple[str, ...]] = ()
-    attention_classes: ClassVar[tuple[str, ...]] = ()
-    feed_forward_classes: ClassVar[tuple[str, ...]] = ()
-    uniform: ClassVar[dict[str, str]] = {"intermediate": "intermediate_size"}
-    head_width: ClassVar[str] = "head_dim"
 
     @abstractmethod
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
@@ -90,6 +75,26 @@ class Adapter(ABC):
         """
         return 1.0
 
+    def obstacle(self, module: nn.Module, part: Attention) -> str | None:
+        """Says why an attention module cannot be narrowed; None if it can.
+
+        Called before :meth:`narrow`, with the dense or gated module.
+        """
+        return None if part.narrows else f"{type(self).__name__} does not narrow them"
+
+    def stock_keys(self, model: nn.Module) -> dict[str, str]:
+        """Keys of the model's configuration for sizes that all layers share.
+
+        Returns:
+            the key of ``intermediate`` and, if these can differ from the dense model's, those of
+            ``heads`` and ``kv_heads``, or of ``width``.
+        """
+        return {"intermediate": "intermediate_size"}
+
+    def norm_of(self, module: nn.Module) -> NormSpec | None:
+        """The norms of queries and keys of an attention module; None without."""
+        return None
+
     def gated(self, model: nn.Module) -> list[str]:
         """Paths of the layers to gate: every linear layer of every block."""
         return [path for block in self.blocks(model) for path in block.linears()]
@@ -135,7 +140,8 @@ def head_paths(model: nn.Module) -> list[str]:
     """Module paths of the task head, for the usual layout of transformers.
 
     These are the modules next to the base model (``classifier``, ``lm_head``, ``cls``), and the
-    base model's pooler, which only a head reads. Empty for a model without either.
+    base model's pooler, which only a head reads. A model that is its base model and has a head, as
+    T5's are, has it under one of the usual names. Empty for a model without either.
 
     Args:
         model: plain or wrapped by ``peft``.
@@ -143,14 +149,16 @@ def head_paths(model: nn.Module) -> list[str]:
     plain = unwrap(model)
     prefix = base_prefix(plain)
     paths = [f"{prefix}pooler"] if _has_parameters(plain, f"{prefix}pooler") else []
-    if prefix:
-        base = prefix.removesuffix(".")
-        paths += [
-            name
-            for name, _ in plain.named_children()
-            if name != base and _has_parameters(plain, name)
-        ]
+    base = prefix.removesuffix(".")
+    paths += [
+        name
+        for name, _ in plain.named_children()
+        if (name != base if prefix else name in _HEADS) and _has_parameters(plain, name)
+    ]
     return paths
+
+
+_HEADS = ("lm_head", "classification_head", "classifier", "qa_outputs")
 
 
 def base_prefix(plain: nn.Module) -> str:

@@ -13,13 +13,21 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from finegates.adapters.base import Adapter, has_module, unwrap
+from finegates.adapters.base import Adapter, unwrap
 from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS, MIXERS
-from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer, Rotary
-from finegates.modules.dense_shapes import dense_shape
-from finegates.modules.experts import expert_shape, is_experts
-from finegates.modules.narrowed import narrow_stock
-from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec
+from finegates.adapters.parts import (
+    attention_part,
+    experts_part,
+    feed_forward_part,
+    mixer_part,
+)
+from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer
+from finegates.modules.attention import RotaryAttention
+from finegates.modules.experts import is_experts
+from finegates.modules.joint import join_gate
+from finegates.modules.likeness import unlikeness
+from finegates.modules.narrowed import fit_norms, narrow_stock
+from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec, NormSpec
 
 
 class DescribedAdapter(Adapter):
@@ -32,8 +40,8 @@ class DescribedAdapter(Adapter):
     def __init__(self, *specs: AttentionSpec | FeedForwardSpec | MixerSpec) -> None:
         self._further = specs
 
-    def _tables(self) -> dict[type, dict[str, Any]]:
-        tables: dict[type, dict[str, Any]] = {
+    def _tables(self) -> _Tables:
+        tables: _Tables = {
             AttentionSpec: _attention_specs(),
             FeedForwardSpec: _feed_specs(),
             MixerSpec: _mixer_specs(),
@@ -46,19 +54,12 @@ class DescribedAdapter(Adapter):
         """Whether a module has a spec, or holds stacked experts."""
         return is_experts(module) or any(_spec(module, t) for t in self._tables().values())
 
-    def _spec_of(self, module: nn.Module) -> AttentionSpec:
-        spec: AttentionSpec | None = _spec(module, self._tables()[AttentionSpec])
-        if spec is None:
-            raise ValueError(
-                f"{type(module).__name__} has no description, so it cannot be narrowed"
-            )
-        return spec
-
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
         """The layers that hold described parts, in the order of the model's modules."""
         plain, tables = unwrap(model), self._tables()
         found: dict[str, list[_Part]] = {}
-        for path, module in plain.named_modules():
+        # A layer that is used in two places counts twice.
+        for path, module in plain.named_modules(remove_duplicate=False):
             parts = _parts(plain, path, module, tables)
             layer = _layer_of(plain, path) if parts else None
             if layer is not None:
@@ -66,43 +67,139 @@ class DescribedAdapter(Adapter):
         return tuple(block for layer, parts in found.items() for block in _blocks(layer, parts))
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
-        """The lists that hold the layers."""
-        lists = (block.path.rpartition(".")[0] for block in self.blocks(model))
-        return tuple(dict.fromkeys(lists))
+        """The lists that hold the layers, or the modules around them that are no models."""
+        plain = unwrap(model)
+        paths: dict[str, None] = {}
+        for block in self.blocks(plain):
+            layers = block.path.rpartition(".")[0]
+            around = layers.rpartition(".")[0]
+            is_model = not around or hasattr(type(plain.get_submodule(around)), "config_class")
+            paths[layers if is_model else around] = None
+        return tuple(paths)
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
-        """The same module with other sizes (:func:`finegates.modules.narrowed.narrow_stock`)."""
-        return narrow_stock(module, self._spec_of(module), part, sizes)
+        """The same module with other sizes (:func:`finegates.modules.narrowed.narrow_stock`).
+
+        Or, if the spec says so, a :class:`finegates.modules.attention.RotaryAttention`.
+        """
+        spec = self._attention_spec(module)
+        if spec.executor is None:
+            return narrow_stock(module, spec, part, sizes)
+        if spec.norm is not None:
+            fit_norms(module, spec.norm, part, sizes)
+        return RotaryAttention(module, sizes, (spec.q, spec.k, spec.v))
+
+    def join(self, module: nn.Module) -> nn.Module:
+        """The same module (:func:`finegates.modules.joint.join_gate`)."""
+        spec: FeedForwardSpec | None = _spec(module, self._tables()[FeedForwardSpec])
+        if spec is None or spec.gate is None:
+            raise ValueError(
+                f"{type(module).__name__} has no description with a gate, so gate and up cannot be "
+                "joined"
+            )
+        return join_gate(module, spec.gate, spec.up)
 
     def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
         """By which the module's forward would scale scores otherwise than the dense one does."""
-        scaled = self._spec_of(module).scaled_by_width
+        scaled = self._attention_spec(module).scaled_by_width
         if callable(scaled):
             return scaled(module, sizes)
         return float((sizes.width / sizes.head_dim) ** 0.5) if scaled else 1.0
 
+    def obstacle(self, module: nn.Module, part: Attention) -> str | None:
+        """Says why an attention keeps its sizes: its forward, its options, or its weights."""
+        if part.narrows:
+            return None
+        reason = _why_whole(module, self._attention_spec(module))
+        return reason or f"the weights of {type(module).__name__} are not heads of its sizes"
 
+    def stock_keys(self, model: nn.Module) -> dict[str, str]:
+        """The keys that the configuration has, by their usual names."""
+        config: Any = unwrap(model).config
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        if text is not config:
+            raise ValueError(
+                f"{type(config).__name__} holds the configurations of several models, whose sizes "
+                "no stock model of it shares"
+            )
+        widths = [name for name in _WIDTHS if hasattr(config, name)]
+        if not widths:
+            raise ValueError(
+                f"{type(config).__name__} has none of {', '.join(_WIDTHS)}, so it cannot say how "
+                "wide feed-forward parts are"
+            )
+        keys = {"intermediate": widths[0]}
+        if hasattr(config, "d_kv"):
+            keys["width"] = "d_kv"
+        elif all(hasattr(config, name) for name in _HEADS.values()):
+            keys |= _HEADS
+        return keys
+
+    def norm_of(self, module: nn.Module) -> NormSpec | None:
+        """That of the module's spec."""
+        return self._attention_spec(module).norm
+
+    def _attention_spec(self, module: nn.Module) -> AttentionSpec:
+        spec: AttentionSpec | None = _spec(module, self._tables()[AttentionSpec])
+        if spec is None:
+            raise ValueError(
+                f"{type(module).__name__} has no description, so it cannot be narrowed"
+            )
+        return spec
+
+
+# Of configurations that say one width for all layers. Those of encoder-decoders say two.
+_WIDTHS = ("n_inner", "d_ff", "hidden_dim", "intermediate_size")
+# Of causal models, whose modules read the width of a head from the configuration.
+_HEADS = {"heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
 _Part = Attention | FeedForward | Experts | Mixer
+_Tables = dict[type, dict[str, Any]]
 
 
-def _parts(
-    model: nn.Module, path: str, module: nn.Module, tables: dict[type, dict[str, Any]]
-) -> list[_Part]:
+def _parts(model: nn.Module, path: str, module: nn.Module, tables: _Tables) -> list[_Part]:
     """What a module is; a layer that holds its feed-forward part itself has no other."""
     found: list[_Part | None] = []
     attention: AttentionSpec | None = _spec(module, tables[AttentionSpec])
     feed: FeedForwardSpec | None = _spec(module, tables[FeedForwardSpec])
     mixer: MixerSpec | None = _spec(module, tables[MixerSpec])
     if attention is not None:
-        found.append(_attention(model, path, module, attention))
+        narrows = _why_whole(module, attention) is None
+        found.append(attention_part(model, path, module, attention, narrows=narrows))
     if mixer is not None:
-        found.append(_mixer(model, path, module, mixer))
+        found.append(mixer_part(model, path, module, mixer))
     if feed is not None:
-        found.append(_feed_forward(model, path, feed))
+        narrows = _own_forward(module, feed.classes) is None
+        found.append(feed_forward_part(model, path, feed, narrows=narrows))
     if is_experts(module):
         # Behind gates, the module inside them.
-        found.append(_experts(path.removesuffix(".base"), module))
+        found.append(experts_part(path.removesuffix(".base"), module))
     return [part for part in found if part is not None]
+
+
+def _why_whole(module: nn.Module, spec: AttentionSpec) -> str | None:
+    """Why the heads of a module keep their sizes, whatever its weights are; None if they need not.
+
+    Code is compared, because similar attentions also cap scores, leave positions out, or add sinks.
+    """
+    reason = _own_forward(module, spec.classes)
+    if reason is None and spec.unsupported is not None:
+        reason = spec.unsupported(module)
+    if reason is None and spec.executor is not None and not isinstance(module, RotaryAttention):
+        reason = unlikeness(module, RotaryAttention.classes)
+        if reason is None and (spec.norm is None) == hasattr(module, "q_norm"):
+            reason = f"{type(module).__name__} does not normalise queries and keys as its spec says"
+    return reason
+
+
+def _own_forward(module: nn.Module, classes: tuple[str, ...]) -> str | None:
+    """Why a module does not compute what a spec of its class describes; None if it does."""
+    name = type(module).__name__
+    if "forward" in vars(module):
+        return f"the forward of this {name} has been replaced"
+    known = next(each for each in type(module).__mro__ if class_name(each) in classes)
+    if isinstance(module, RotaryAttention) or type(module).forward is known.forward:  # type: ignore[attr-defined]
+        return None
+    return f"the forward of {name} is not that of {known.__name__}"
 
 
 def _blocks(layer: str, parts: list[_Part]) -> Iterator[Block]:
@@ -134,6 +231,12 @@ def _mixer_specs() -> dict[str, MixerSpec]:
     return {name: spec for spec in MIXERS for name in spec.classes}
 
 
+def described_packages() -> list[str]:
+    """The packages of ``transformers.models`` that have specs, in alphabetical order."""
+    tables = (_attention_specs(), _feed_specs(), _mixer_specs())
+    return sorted({name.partition(".")[0] for table in tables for name in table})
+
+
 def register(*specs: AttentionSpec | FeedForwardSpec | MixerSpec) -> None:
     """Adds descriptions of further modules, for this process.
 
@@ -158,12 +261,15 @@ def register(*specs: AttentionSpec | FeedForwardSpec | MixerSpec) -> None:
 
 
 def _spec(module: nn.Module, specs: dict[str, Any]) -> Any:
-    """The spec of a module, by its class; a subclass with a forward of its own has none."""
-    for known in type(module).__mro__:
-        name = class_name(known)
-        if name in specs and type(module).forward is known.forward:  # type: ignore[attr-defined]
-            return specs[name]
-    return None
+    """The spec of a module, by its class or the nearest class that it is derived from."""
+    kind: Any = type(module)
+    return next((specs[name] for name in _names_of(kind) if name in specs), None)
+
+
+@functools.cache
+def _names_of(kind: Any) -> tuple[str, ...]:
+    """The names in specs that a module of a class can have."""
+    return tuple(class_name(known) for known in kind.__mro__)
 
 
 def class_name(known: type) -> str:
@@ -182,125 +288,3 @@ def _layer_of(model: nn.Module, path: str) -> str | None:
         if isinstance(model.get_submodule(prefix), GradientCheckpointingLayer):
             return prefix
     return next((prefix for prefix in outer if prefix.rpartition(".")[2].isdigit()), None)
-
-
-def _resolved(path: str, name: str) -> str:
-    if name.startswith("^"):
-        path, name = path.rpartition(".")[0], name[1:]
-    return f"{path}.{name}" if path else name
-
-
-def _of(fact: Any, module: nn.Module) -> Any:
-    return fact(module) if callable(fact) else fact
-
-
-def _attention(
-    model: nn.Module, path: str, module: nn.Module, spec: AttentionSpec
-) -> Attention | None:
-    """The attention at a path, with the sizes that its weights have; None where they are gone."""
-    q, k, v, o = (_resolved(path, name) for name in (spec.q, spec.k, spec.v, spec.o))
-    shapes = {"q": dense_shape(model, q), "k": dense_shape(model, k), "o": dense_shape(model, o)}
-    if shapes["q"] is None or shapes["k"] is None or shapes["o"] is None:
-        return None
-    narrowed: HeadSizes | None = getattr(module, "finegates_heads", None)
-    if narrowed is not None:
-        width = narrowed.head_dim
-    else:
-        width = getattr(module, spec.width) if isinstance(spec.width, str) else spec.width(module)
-    contexts = shapes["o"][0]
-    layout = _of(spec.layout, module)
-    heads, rest = divmod(contexts, width)
-    if layout in ("heads",):
-        kv_heads = heads
-    elif layout == "multi_query":
-        kv_heads = 1
-    elif q == k:
-        kv_heads = (shapes["q"][1] // width - heads) // 2
-    else:
-        kv_heads = shapes["k"][1] // width
-    if rest or kv_heads < 1 or heads % kv_heads:
-        return None
-    reason = None if spec.unsupported is None else spec.unsupported(module)
-    rotary = spec.rotary
-    if rotary is not None and rotary.when is not None and not rotary.when(module):
-        rotary = None
-    rotation = None
-    if rotary is not None:
-        rotated = rotary.dimensions(module) if narrowed is None else None
-        rotation = Rotary(rotary.pairs, rotated, shared=True)
-    return Attention(
-        path=path,
-        q=q,
-        k=k,
-        v=v,
-        o=o,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=width,
-        rotary=rotation,
-        norm="" if spec.norm is None else spec.norm.over,
-        fixed_scores=bool(_of(spec.fixed_scores, module)),
-        even=kv_heads < heads,
-        layout=layout,
-        fixed_heads=bool(_of(spec.fixed_heads, module)),
-        value_bias=spec.value_bias,
-        cross=_is_cross(spec, module, path),
-        narrows=reason is None,
-    )
-
-
-def _is_cross(spec: AttentionSpec, module: nn.Module, path: str) -> bool:
-    if callable(spec.cross):
-        return spec.cross(module, path.rpartition(".")[2])
-    return spec.cross
-
-
-def _mixer(model: nn.Module, path: str, module: nn.Module, spec: MixerSpec) -> Mixer:
-    def there(names: tuple[str, ...]) -> tuple[str, ...]:
-        paths = (_resolved(path, name) for name in names)
-        return tuple(each for each in paths if dense_shape(model, each) is not None)
-
-    reads, inner, writes = (there(names) for names in (spec.reads, spec.inner, spec.writes))
-    return Mixer(path, reads, inner, writes, spec.products(module))
-
-
-def _experts(path: str, module: nn.Module) -> Experts:
-    count, hidden, width = expert_shape(module)
-    known = getattr(module, "finegates_width", None)
-    config: Any = module.config
-    active = next(
-        getattr(config, name) for name in _ACTIVE if getattr(config, name, None) is not None
-    )
-    matrices = 3 if module.has_gate else 2
-    return Experts(path, count, int(active), hidden, known[1] if known else width, matrices)
-
-
-_ACTIVE = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_k", "num_selected_experts")
-"""Names that configurations have for the number of experts that a token goes to."""
-
-
-def _activation(model: nn.Module, path: str, names: str | None) -> str | None:
-    """The path of the attribute that is called for phi, the first that there is."""
-    if names is None:
-        return None
-    paths = [_resolved(path, name) for name in names.split("|")]
-    for each in paths:
-        owner, _, name = each.rpartition(".")
-        if has_module(model, owner) and hasattr(model.get_submodule(owner), name):
-            return each
-    return paths[0]
-
-
-def _feed_forward(model: nn.Module, path: str, spec: FeedForwardSpec) -> FeedForward | None:
-    up, down = _resolved(path, spec.up), _resolved(path, spec.down)
-    gate = None if spec.gate is None else _resolved(path, spec.gate)
-    if not has_module(model, up) or not has_module(model, down):
-        return None
-    return FeedForward(
-        up=up,
-        down=down,
-        gate=gate,
-        activation=spec.activation or "phi",
-        phi=_activation(model, path, spec.phi),
-        layout=spec.layout,
-    )

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from finegates.adapters import Adapter, Attention, HeadSizes
 from finegates.compaction.draft import Draft, all_linear
 from finegates.head_rows import layer_rows, letters_of, score_units
-from finegates.modules.likeness import unlikeness
 
 
 def narrow_attention(
@@ -50,10 +49,7 @@ def narrow_attention(
     if not all_linear(model, paths):
         return None  # compact already
     layers = {path: model.get_submodule(path) for path in paths}
-    if not part.narrows:
-        notes.append(f"{part.path}: its heads keep their sizes")
-        return None
-    reason = _obstacle(part, adapter, model)
+    reason = adapter.obstacle(model.get_submodule(part.path), part)
     if reason is not None:
         notes.append(f"{part.path}: its heads keep their sizes: {reason}")
         return None
@@ -211,21 +207,6 @@ def _value_positions(valued: Tensor, packed: bool) -> Tensor:
     if not packed:
         return torch.arange(valued.shape[-1], device="cpu").expand(valued.shape)
     return valued.cumsum(-1) - 1
-
-
-def _obstacle(part: Attention, adapter: Adapter, model: nn.Module) -> str | None:
-    """The reason why an adapter cannot narrow an attention's module, or None."""
-    module = model.get_submodule(part.path)
-    if not adapter.attention_classes:
-        return None
-    reason = unlikeness(module, adapter.attention_classes)
-    normalised = isinstance(getattr(module, "q_norm", None), nn.Module)
-    if reason is None and part.fixed_scores != normalised:
-        reason = (
-            f"{type(module).__name__} does not normalise queries and keys as "
-            f"{type(adapter).__name__} describes it (fixed_scores = {part.fixed_scores})"
-        )
-    return reason
 
 
 def _rows(part: Attention) -> dict[str, Tensor]:

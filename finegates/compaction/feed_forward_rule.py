@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from finegates.adapters import Adapter, FeedForward
+from finegates.adapters import FeedForward
 from finegates.compaction.activations import activation_at_zero, activation_of, acts_on_numbers
 from finegates.compaction.draft import Draft, all_linear
 from finegates.head_rows import feed_forward_rows
-from finegates.modules.likeness import unlikeness
 
 
 def pair_feed_forward(
     part: FeedForward,
-    adapter: Adapter,
     model: nn.Module,
     drafts: dict[str, Draft],
     notes: list[str],
@@ -35,12 +33,12 @@ def pair_feed_forward(
         return False
     if not all_linear(model, paths):
         return False  # compact already
-    classes = adapter.feed_forward_classes
-    if part.path is not None and classes:
-        reason = unlikeness(model.get_submodule(part.path), classes)
-        if reason is not None:
-            notes.append(f"{part.path}: it keeps its width: {reason}")
-            return False
+    if not part.narrows:
+        notes.append(
+            f"{part.up}, {part.down}: they keep their width, since the forward of the module that "
+            "holds them is not the described one"
+        )
+        return False
     layers = {path: model.get_submodule(path) for path in paths}
     own = {path: drafts.get(path) or Draft.open(path, layer) for path, layer in layers.items()}
     up, down = own[part.up], own[part.down]

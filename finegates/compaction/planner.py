@@ -57,7 +57,7 @@ def plan_compaction(
     if drafts and adapter is not None:
         for block in adapter.blocks(plain):
             feed = block.feed_forward
-            if feed is not None and pair_feed_forward(feed, adapter, plain, drafts, notes):
+            if feed is not None and pair_feed_forward(feed, plain, drafts, notes):
                 assert feed.path is not None
                 joined.append(feed.path)
             for attention in block.attentions:

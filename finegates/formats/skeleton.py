@@ -10,11 +10,9 @@ import torch
 from torch import nn
 
 from finegates.adapters import (
-    Adapter,
     Attention,
     FeedForward,
     HeadSizes,
-    adapted_parts,
     adapter_for,
     attentions,
 )
@@ -81,11 +79,8 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
     # Not on the meta device: index buffers that follow from sizes get their values here, and fill
     # compares the stored ones with them.
     heads = {path: _sizes(values) for path, values in structure["heads"].items()}
-    parts = adapted_parts(model) if heads or structure["joined"] else {}
-    if (heads or structure["joined"]) and not parts:
-        adapter_for(model)  # raises if there is none
-    narrowed = _narrow(model, parts, heads)
-    joined = _join(model, parts, structure["joined"])
+    narrowed = _narrow(model, heads)
+    joined = _join(model, structure["joined"])
     for path, width in structure.get("experts", {}).items():
         if type(width) is not int:
             raise ValueError(f"{path} has experts of width {width!r}, which is not a number")
@@ -97,63 +92,41 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
             if linear_shape(dense) != (shape[1], shape[0]):
                 raise ValueError(f"layer {path} does not have the dense shape {shape}")
             model.set_submodule(path, _empty_layer(values))
-    for owner, attention, sizes in narrowed:
-        _check_head_layers(owner, attention, sizes)
-    for owner, feed in joined:
-        _check_joined(owner, feed)
+    for attention, sizes in narrowed:
+        _check_head_layers(model, attention, sizes)
+    for feed in joined:
+        _check_joined(model, feed)
     return model
 
 
-_Parts = dict[str, tuple[nn.Module, Adapter]]
-
-
-def _inside(parts: _Parts, path: str) -> tuple[str, str] | None:
-    """Splits a path into that of the enclosing part and the rest."""
-    for prefix in parts:
-        if not prefix or path.startswith(f"{prefix}."):
-            return prefix, path.removeprefix(f"{prefix}." if prefix else "")
-    return None
-
-
-def _narrow(
-    model: nn.Module, parts: _Parts, heads: dict[str, HeadSizes]
-) -> list[tuple[nn.Module, Attention, HeadSizes]]:
-    """Narrows the attentions at these paths; returns them with their parts."""
-    known = {
-        (prefix, path): attention
-        for prefix, (owner, adapter) in parts.items()
-        for path, attention in attentions(adapter, owner).items()
-    }
-    found = []
+def _narrow(model: nn.Module, heads: dict[str, HeadSizes]) -> list[tuple[Attention, HeadSizes]]:
+    """Narrows the attentions at these paths; returns them."""
+    if not heads:
+        return []
+    adapter = adapter_for(model)
+    known, found = attentions(adapter, model), []
     for path, sizes in heads.items():
-        place = _inside(parts, path)
-        if place is None or place not in known:
+        if path not in known:
             raise ValueError(f"{path} is not an attention of the model")
-        owner, adapter = parts[place[0]]
-        attention = known[place]
-        sizes.check(attention)
-        model.set_submodule(path, adapter.narrow(model.get_submodule(path), attention, sizes))
-        found.append((owner, attention, sizes))
+        sizes.check(known[path])
+        narrowed = adapter.narrow(model.get_submodule(path), known[path], sizes)
+        model.set_submodule(path, narrowed)
+        found.append((known[path], sizes))
     return found
 
 
-def _join(model: nn.Module, parts: _Parts, paths: list[str]) -> list[tuple[nn.Module, FeedForward]]:
+def _join(model: nn.Module, paths: list[str]) -> list[FeedForward]:
     """Fuses gate and up in the feed-forward parts at these paths; returns them."""
-    known = {
-        (prefix, block.feed_forward.path): block.feed_forward
-        for prefix, (owner, adapter) in parts.items()
-        for block in adapter.blocks(owner)
-        if block.feed_forward is not None
-    }
-    found = []
+    if not paths:
+        return []
+    adapter = adapter_for(model)
+    feeds = (block.feed_forward for block in adapter.blocks(model))
+    known = {feed.path: feed for feed in feeds if feed is not None and feed.path is not None}
     for path in paths:
-        place = _inside(parts, path)
-        if place is None or place not in known:
+        if path not in known:
             raise ValueError(f"{path} is not a feed-forward part whose gate and up can be joined")
-        owner, adapter = parts[place[0]]
         model.set_submodule(path, adapter.join(model.get_submodule(path)))
-        found.append((owner, known[place]))
-    return found
+    return [known[path] for path in paths]
 
 
 def _check_joined(model: nn.Module, feed: FeedForward) -> None:

@@ -35,6 +35,7 @@ from finegates.initialisation import mark_initialised
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.linear import dense_weight
 from finegates.modules.tying import shares_embeddings
+from finegates.specs import NormSpec
 
 
 class NotUniformError(ValueError):
@@ -85,7 +86,14 @@ def uniform(model: nn.Module) -> nn.Module:
     report(padding_cost(model, stock, blocks))
     described = {path for block in blocks for path in block.linears()}
     others = _compact_layers(model, stock) - described
-    _take_over(model, stock, described | others)
+    norms = {
+        f"{part.path}.{name}"
+        for block in blocks
+        for part in block.attentions
+        if (spec := adapter.norm_of(model.get_submodule(part.path))) is not None
+        for name in spec.names
+    }
+    _take_over(model, stock, described | others | norms)
     check_modules(model, as_configured)
     for block in blocks:
         if block.feed_forward is not None:
@@ -183,7 +191,7 @@ def _stock_config(
     model: nn.Module, adapter: Adapter, blocks: tuple[Block, ...], sizes: dict[str, HeadSizes]
 ) -> tuple[Any, _Layout]:
     config: Any = copy.deepcopy(model.config)
-    keys = adapter.uniform
+    keys = adapter.stock_keys(model)
     feeds = [block.feed_forward for block in blocks if block.feed_forward is not None]
     width = max(_width(model, feed) for feed in feeds)
     setattr(config, keys["intermediate"], max(1, width))
@@ -298,8 +306,39 @@ def _fill_attention(
             factor = scale if path == part.q else 1.0
             _fill(stock, path, layer, rows=places, start=start, scale=factor)
             start = start + places.numel() if path in joined else 0
+    norm = adapter.norm_of(module)
+    if norm is not None and sizes.dimensions is not None:
+        _fill_norms(stock, module, norm, part, sizes)
     contexts = _places(sizes, layout, keys=False, rotated=False)
     _fill(stock, part.o, model.get_submodule(part.o), cols=contexts)
+
+
+def _fill_norms(
+    stock: nn.Module, module: nn.Module, spec: NormSpec, part: Attention, sizes: HeadSizes
+) -> None:
+    """Writes the weights of norms over a head's kept dimensions back to where they were.
+
+    It undoes :func:`finegates.modules.narrowed.fit_norms`; dimensions that went are zero, whatever
+    their weights are.
+    """
+    if spec.over != "head":
+        raise NotUniformError(f"{part.path} normalises all its heads together")
+    dimensions = _index(_dimensions(sizes))
+    for name in spec.names:
+        weight: Tensor = module.get_submodule(name).weight  # type: ignore[assignment]
+        factors = weight.detach().to(torch.float64) + spec.offset
+        factors = factors * math.sqrt(sizes.width / sizes.head_dim) - spec.offset
+        full = torch.zeros(sizes.head_dim, dtype=weight.dtype, device="cpu")
+        full[dimensions] = factors.to(full)
+        target: Tensor = stock.get_submodule(f"{part.path}.{name}").weight  # type: ignore[assignment]
+        target.data = full
+
+
+def _dimensions(sizes: HeadSizes) -> list[int]:
+    """Dense dimension at each position of a narrow head; those of zeros are any that are left."""
+    assert sizes.dimensions is not None
+    left = iter(sorted(set(range(sizes.head_dim)) - set(sizes.dimensions)))
+    return [next(left) if each < 0 else each for each in sizes.dimensions]
 
 
 def _places(sizes: HeadSizes, layout: _Layout, *, keys: bool, rotated: bool = True) -> Tensor:
@@ -327,6 +366,8 @@ def _places(sizes: HeadSizes, layout: _Layout, *, keys: bool, rotated: bool = Tr
     if rotated and sizes.pairs is not None:
         pairs = _index(sizes.pairs)[_index(groups)]  # (heads, width / 2)
         inside = torch.cat([pairs, pairs + sizes.head_dim // 2], dim=-1)
+    elif rotated and sizes.dimensions is not None:
+        inside = _index(_dimensions(sizes)).expand(count, -1)
     return (_index(starts)[:, None] * layout.width + inside).flatten()
 
 

@@ -1,10 +1,7 @@
-"""Attention modules of compact models, with any number and width of heads.
+"""Rotary attention with any groups of heads, each with rotated pairs of its own.
 
-Heads are grouped in any way, and queries, keys and values can be one matmul.
-
-They take the place of the modules of transformers, with the same call, and hand the products to the
-attention function that the model's configuration names (eager, sdpa, flash, ...). Attention masks
-and caches are the model's own.
+The module of transformers, made narrower (:mod:`finegates.modules.narrowed`), has the same number
+of query heads for every key-value head, and the same angles for all heads.
 """
 
 from __future__ import annotations
@@ -22,15 +19,17 @@ from finegates.modules.joint import fuse
 from finegates.modules.likeness import check_like
 
 
-class NarrowAttention(nn.Module):
-    """What the narrow attentions share: projections, heads, and the call of the attention function.
+class RotaryAttention(nn.Module):
+    """Causal self-attention with rotary embeddings and grouped queries.
 
-    An instance is one of the replaced module's class, too: transformers finds by class where it
-    records attention weights.
+    It takes the place of a module of transformers, with the same call, and hands the products to
+    the attention function that the model's configuration names (eager, sdpa, flash, ...). Masks and
+    caches are the model's own. An instance is one of the replaced module's class, too: transformers
+    finds by class where it records attention weights.
 
     Args:
-        module: the attention of transformers; its projections, dropout, scale and configuration are
-            taken over.
+        module: the attention of transformers; its projections, norms, dropout, scale and
+            configuration are taken over.
         sizes: the kept heads.
         names: of the projections to queries, keys and values in the module. With ``sizes.fused``
             they become one layer, ``qkv``.
@@ -42,9 +41,19 @@ class NarrowAttention(nn.Module):
         ValueError: the module's class computes something else.
     """
 
-    classes: ClassVar[tuple[str, ...]] = ()
+    classes: ClassVar[tuple[str, ...]] = (
+        "llama.LlamaAttention",
+        "mistral.MistralAttention",
+        "qwen2.Qwen2Attention",
+        "qwen3.Qwen3Attention",
+    )
 
-    def __init__(self, module: nn.Module, sizes: HeadSizes, names: tuple[str, str, str]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        sizes: HeadSizes,
+        names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj"),
+    ) -> None:
         check_like(module, self.classes)
         super().__init__()
         self.finegates_heads = sizes
@@ -66,6 +75,29 @@ class NarrowAttention(nn.Module):
         self.groups: Tensor | None
         irregular = None if sizes.repeats else sizes.groups
         self._register_index("groups", irregular, projections[0])
+        self.o_proj: nn.Module = module.o_proj  # type: ignore[assignment]
+        self.attention_dropout: float = module.attention_dropout  # type: ignore[assignment]
+        self.q_norm: nn.Module | None = getattr(module, "q_norm", None)
+        self.k_norm: nn.Module | None = getattr(module, "k_norm", None)
+        missing = object()
+        window = getattr(module, "sliding_window", missing)
+        if window is missing:
+            window = getattr(self.config, "sliding_window", missing)
+        self._window = {} if window is missing else {"sliding_window": window}
+        # Where in a head's (cosines, sines) the kept dimensions lie: one row if all heads agree.
+        half = sizes.head_dim // 2
+        rows = None
+        if sizes.pairs is not None:
+            agree = len(set(sizes.pairs)) == 1
+            kept = sizes.pairs[:1] if agree else sizes.pairs
+            rows = [[*pairs, *(pair + half for pair in pairs)] for pairs in kept]
+        elif sizes.dimensions is not None:  # zeros turn by any angle
+            rows = [[max(dimension, 0) for dimension in sizes.dimensions]]
+        self.dimensions: Tensor | None
+        self._register_index("dimensions", rows, self.o_proj)
+        self.of_head: Tensor | None
+        several = rows is not None and len(rows) > 1
+        self._register_index("of_head", sizes.groups if several else None, self.o_proj)
         self.__class__ = _of_both(type(self), type(module))  # type: ignore[assignment]
 
     def _register_index(self, name: str, values: Any, beside: nn.Module) -> None:
@@ -142,70 +174,6 @@ class NarrowAttention(nn.Module):
             f"heads={len(sizes.heads)}, kv_heads={len(sizes.kv_heads)}, "
             f"width={sizes.width} of {sizes.head_dim}"
         )
-
-
-class EncoderAttention(NarrowAttention):
-    """Self-attention after BERT; the output projection is outside."""
-
-    classes = ("bert.BertSelfAttention", "roberta.RobertaSelfAttention")
-
-    def __init__(self, module: nn.Module, sizes: HeadSizes, names: tuple[str, str, str]) -> None:
-        super().__init__(module, sizes, names)
-        self.dropout = module.dropout
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, L, in) to (B, L, heads * width)."""
-        q, k, v = (heads.transpose(1, 2) for heads in self.project(hidden_states))
-        if past_key_values is not None:
-            # An encoder-decoder cache keeps that of self-attention apart.
-            cache = getattr(past_key_values, "self_attention_cache", past_key_values)
-            fit_cache(cache, self.layer_idx, self.finegates_heads)
-            k, v = cache.update(k, v, self.layer_idx)
-        return self.attend(q, k, v, attention_mask, self.dropout.p, **kwargs)  # type: ignore
-
-
-class RotaryAttention(NarrowAttention):
-    """Causal self-attention with rotary embeddings and grouped queries.
-
-    If the architecture has them, it also applies norms over the dimensions of queries and keys.
-    """
-
-    classes = (
-        "llama.LlamaAttention",
-        "mistral.MistralAttention",
-        "qwen2.Qwen2Attention",
-        "qwen3.Qwen3Attention",
-    )
-
-    def __init__(self, module: nn.Module, sizes: HeadSizes) -> None:
-        super().__init__(module, sizes, ("q_proj", "k_proj", "v_proj"))
-        self.o_proj: nn.Module = module.o_proj  # type: ignore[assignment]
-        self.attention_dropout: float = module.attention_dropout  # type: ignore[assignment]
-        self.q_norm: nn.Module | None = getattr(module, "q_norm", None)
-        self.k_norm: nn.Module | None = getattr(module, "k_norm", None)
-        missing = object()
-        window = getattr(module, "sliding_window", missing)
-        if window is missing:
-            window = getattr(self.config, "sliding_window", missing)
-        self._window = {} if window is missing else {"sliding_window": window}
-        # Where in a head's (cosines, sines) the kept dimensions lie: one row if all heads agree.
-        half = sizes.head_dim // 2
-        rows = None
-        if sizes.pairs is not None:
-            agree = len(set(sizes.pairs)) == 1
-            kept = sizes.pairs[:1] if agree else sizes.pairs
-            rows = [[*pairs, *(pair + half for pair in pairs)] for pairs in kept]
-        self.dimensions: Tensor | None
-        self._register_index("dimensions", rows, self.o_proj)
-        self.of_head: Tensor | None
-        several = rows is not None and len(rows) > 1
-        self._register_index("of_head", sizes.groups if several else None, self.o_proj)
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,22 +41,27 @@ def fuse(layers: list[nn.Module]) -> nn.Module:
 
 @dataclass(frozen=True)
 class Part:
-    """Placeholder for one fused layer, which selects its outputs.
+    """Placeholder for one of several fused layers, which selects its outputs.
+
+    The size of the fused layer is not known yet when a model is loaded, only how it is divided.
 
     Attributes:
-        index: of the layer among the fused layers.
-        count: number of fused layers; all have equally many outputs.
+        start: number of shares before it.
+        shares: number of its shares.
+        total: number of all shares, into which the outputs divide evenly.
     """
 
-    index: int
-    count: int
+    start: int
+    shares: int
+    total: int
 
     def __call__(self, product: Tensor) -> Tensor:
-        """(..., count * n) to (..., n)."""
-        return product.chunk(self.count, dim=-1)[self.index]
+        """(..., all outputs) to (..., those of this layer)."""
+        each = product.shape[-1] // self.total
+        return product.narrow(-1, self.start * each, self.shares * each)
 
 
-def take_apart(module: nn.Module, names: Sequence[str], joint: str) -> None:
+def take_apart(module: nn.Module, shares: Mapping[str, int], joint: str) -> None:
     """Fuses layers with the same inputs into the submodule ``joint``.
 
     The module's forward still calls each layer. A pre-forward hook must replace their inputs by the
@@ -64,20 +69,35 @@ def take_apart(module: nn.Module, names: Sequence[str], joint: str) -> None:
 
     Args:
         module: is changed; its layers are replaced by a :class:`Part` each.
-        names: of its layers, with equally many outputs, otherwise as for :func:`fuse`.
+        shares: names of its layers, as for :func:`fuse`, and in what ratio their outputs are.
         joint: name of the fused layer.
     """
-    product = fuse([module.get_submodule(name) for name in names])
-    for index, name in enumerate(names):
+    product = fuse([module.get_submodule(name) for name in shares])
+    start, total = 0, sum(shares.values())
+    for name, count in shares.items():
         delattr(module, name)  # a submodule's name must not be an attribute yet
-        setattr(module, name, Part(index, len(names)))
+        setattr(module, name, Part(start, count, total))
+        start += count
     module.add_module(joint, product)
+
+
+def join_attention(module: nn.Module, shares: Mapping[str, int], joint: str) -> None:
+    """Fuses projections of an attention module, whose forward stays.
+
+    Args:
+        module: is changed.
+        shares: names of the projections, and in what ratio their outputs are.
+        joint: ``qkv``, of what the module gets first, or ``kv``, of ``key_value_states``.
+    """
+    take_apart(module, shares, joint)
+    hook = multiply_states if joint == "qkv" else multiply_encoded
+    module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def multiply_states(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Replaces the input states of an attention by queries, keys and values.
 
-    A pre-forward hook of a module whose ``q``, ``k`` and ``v`` are fused.
+    A pre-forward hook.
 
     Args:
         module: has the fused layer in its submodule ``qkv``.
@@ -87,3 +107,38 @@ def multiply_states(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     if args:
         return (module.qkv(args[0]), *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": module.qkv(kwargs["hidden_states"])}
+
+
+def multiply_encoded(module: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    """Replaces the encoder's states by keys and values, unless a cache has them.
+
+    A pre-forward hook.
+
+    Args:
+        module: has the fused layer in its submodule ``kv``.
+        args: stay as they are.
+        kwargs: with the states as ``key_value_states``.
+    """
+    updated = getattr(kwargs.get("past_key_values"), "is_updated", {})
+    if updated.get(module.layer_idx):
+        return None
+    return args, {**kwargs, "key_value_states": module.kv(kwargs["key_value_states"])}
+
+
+def join_gate(module: nn.Module, gate: str, up: str) -> nn.Module:
+    """Fuses gate and up of a feed-forward module, whose forward stays, as ``gate_up``.
+
+    Args:
+        module: is changed; its forward reads its one argument in these two layers alone.
+        gate: name of the gate projection.
+        up: name of the other layer; both have the same inputs.
+    """
+    take_apart(module, {gate: 1, up: 1}, "gate_up")
+    module.finegates_joined = True  # type: ignore[assignment]
+    module.register_forward_pre_hook(_widen)
+    return module
+
+
+def _widen(module: Any, args: Any) -> Any:
+    """Replaces the input states of the feed-forward part by gate and up."""
+    return module.gate_up(args[0])

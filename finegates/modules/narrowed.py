@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from finegates.blocks import Attention, HeadSizes
 from finegates.modules.caches import fit_calls
-from finegates.specs import AttentionSpec, NormSpec, RotarySpec
+from finegates.modules.joint import join_attention
+from finegates.specs import AttentionSpec, NormSpec, RotarySpec, derived_size
 
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 
@@ -43,16 +44,18 @@ def narrow_stock(
     if len(sizes.heads) < part.heads:
         for path, axis in spec.per_head.items():
             _select_heads(module, path, axis, kept, part.heads)
-    norm = spec.norm
-    if norm is not None:
-        fewer = norm.over == "all" and len(sizes.heads) < part.heads
-        if fewer or sizes.dimensions is not None:
-            _fit_norms(module, norm, sizes)
+    if spec.norm is not None:
+        fit_norms(module, spec.norm, part, sizes)
     _fit_rotary(module, spec.rotary, part, sizes)
     if spec.head_arguments and len(sizes.heads) < part.heads:
         _register(module, "finegates_kept", kept)
         places = _places(module, spec.head_arguments)
         module.register_forward_pre_hook(_HeadArguments(places, part.heads), with_kwargs=True)
+    if sizes.fused:
+        queries = 2 if part.layout == "gated_queries" else 1
+        heads = {"q": queries * len(sizes.heads), **dict.fromkeys("kv", len(sizes.kv_heads))}
+        shares = {getattr(spec, letter): heads[letter] for letter in part.joint}
+        join_attention(module, shares, part.joint)
     caches = _places(module, dict.fromkeys(_CACHES))
     if caches and hasattr(module, "layer_idx"):
         fit_calls(module, part.cross)
@@ -71,12 +74,9 @@ def _set_sizes(module: nn.Module, spec: AttentionSpec, sizes: HeadSizes) -> None
         setattr(module, spec.width, sizes.width)
     for name, text in spec.sizes.items():
         if hasattr(module, name):  # not in every version of transformers
-            setattr(module, name, math.prod(known[factor] for factor in text.split("*")))
+            setattr(module, name, derived_size(text, known))
     if spec.config_sizes:
-        changed = {
-            name: math.prod(known[factor] for factor in text.split("*"))
-            for name, text in spec.config_sizes.items()
-        }
+        changed = {name: derived_size(text, known) for name, text in spec.config_sizes.items()}
         module.config = ConfigView(module.config, changed)  # type: ignore[assignment]
 
 
@@ -132,12 +132,15 @@ def _selected(tensor: Tensor, axis: int, index: Tensor) -> Tensor:
     return tensor.index_select(axis, index.to(tensor.device)).contiguous()
 
 
-def _fit_norms(module: nn.Module, spec: NormSpec, sizes: HeadSizes) -> None:
+def fit_norms(module: nn.Module, spec: NormSpec, part: Attention, sizes: HeadSizes) -> None:
     """Lets RMS norms over W dimensions of which w are left give what they gave.
 
     The dimensions that went were zero, so the mean of squares over w is that over W times W / w:
     ``x / sqrt(mean_W + eps) = sqrt(W / w) x / sqrt(mean_w + eps W / w)``.
     """
+    fewer = spec.over == "all" and len(sizes.heads) < part.heads
+    if not fewer and sizes.dimensions is None:
+        return
     dimensions = sizes.dimensions or tuple(range(sizes.width))
     for name, heads in zip(spec.names, (sizes.heads, sizes.kv_heads), strict=True):
         norm = module.get_submodule(name)

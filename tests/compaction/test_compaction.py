@@ -179,48 +179,35 @@ def test_gates_without_values_are_refused() -> None:
 
 def test_unknown_architectures_are_named() -> None:
     remedy = r".*name.* layers .*with GateConfig\(preset='reference', modules=\.\.\.\)"
-    with pytest.raises(ValueError, match=r"no config.model_type.*bert.*roberta" + remedy):
+    with pytest.raises(ValueError, match=r"no module of this Linear .*bert.*roberta" + remedy):
         adapter_for(nn.Linear(1, 1))
-    model = tiny.tiny_model("bert")
-    model.config.model_type = "mamba"
-    with pytest.raises(ValueError, match=r"'mamba'.*\['bert', .*'t5', .*\]" + remedy):
+    model, _ = rembert()
+    with pytest.raises(
+        ValueError, match=r"'rembert'.* bert, .* t5, .*finegates\.describe" + remedy
+    ):
         adapter_for(model)
 
 
-def test_unknown_architecture_is_compacted_layer_by_layer() -> None:
-    model = attach(tiny.tiny_model("bert"), GateConfig(preset="reference"))
-    tiny.scatter_gates(model)
-    paired = tiny.output(compact(model), tiny.tokens())
-    model.config.model_type = "mamba"
-    plan = plan_compaction(model.eval())
-    assert "layer by layer" in str(plan)
-    assert all(kept.output_width is None for kept in plan.layers.values())
-    bound = model_bound(model, lambda m: tiny.output(m, tiny.tokens()))
-    wide = tiny.output(compact(model), tiny.tokens())
-    # Either differs from the gated model by at most the bound.
-    assert ((wide - paired).abs() <= 2 * bound).all()
-
-
 @pytest.mark.parametrize("architecture", ["bert", "llama", "t5"])
-def test_layers_of_a_known_architecture_in_another_place_go_one_by_one(architecture: str) -> None:
+def test_what_a_module_is_does_not_depend_on_the_model_around_it(architecture: str) -> None:
     class Around(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.backbone = tiny.tiny_model(architecture, "base")
-            self.config = self.backbone.config
 
         def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
             return tiny.output(self.backbone, inputs)
 
-    with pytest.raises(
-        ValueError, match=rf"Around has the configuration of model type '{architecture}"
-    ):
-        attach(Around())
-    pattern = {"bert": "*query", "llama": "*q_proj", "t5": "*.q"}[architecture]
-    model = attach(Around(), GateConfig(modules=(pattern,), train_head=False))
+    inner = tiny.tiny_model(architecture, "base")
+    model = Around()
+    blocks = adapter_for(model).blocks(model)
+    assert [f"backbone.{b.path}" for b in adapter_for(inner).blocks(inner)] == [
+        block.path for block in blocks
+    ]
+    attach(model, GateConfig(train_head=False, sequence_length=7))
     tiny.scatter_gates(model)
-    assert "layer by layer only: Around has" in str(plan_compaction(model.eval()))
-    small = compact(model)
+    small = compact(model.eval())
+    assert sum(hasattr(m, "finegates_heads") for m in small.modules()) > 0
     expected, found = (m(**tiny.tokens()) for m in (model, small))
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -278,7 +265,7 @@ def test_models_without_an_adapter_by_pattern(
 
     plan = plan_compaction(model)
     assert not plan.heads
-    assert "layer by layer only: no adapter for model type" in str(plan)
+    assert "layer by layer only: no module of this" in str(plan)
     small = compact(model)
     bound = model_bound(model, logits)
     assert ((logits(small) - logits(model)).abs() <= bound).all()
@@ -415,4 +402,8 @@ def test_what_training_listens_with_goes_with_the_gates() -> None:
     tiny.scatter_gates(model)
     small = compact(model.eval())
     assert penalty is not None  # its hooks would go with it
-    assert not any(module._forward_pre_hooks for module in small.modules())
+    assert not any(
+        module._forward_pre_hooks
+        for module in small.modules()
+        if not hasattr(module, "finegates_heads")
+    )

@@ -130,7 +130,7 @@ def test_heads_that_stay_take_their_own_position_scores() -> None:
     closing.rows(closing.parts[1], "v")[1] = 0
     model = closing.attached()
     small = compact(model)
-    kept = [small.get_submodule(part.path).kept_heads for part in closing.parts]
+    kept = [small.get_submodule(part.path).finegates_kept for part in closing.parts]
     assert [heads.tolist() for heads in kept] == [[1, 2], [0, 2]]
     assert_equal_outputs(model, small)
     kept[0].copy_(torch.tensor([0, 1]))  # the scores of a head that is gone

@@ -1,24 +1,23 @@
 """An attention is made narrower only where its class computes what the narrow one does."""
 
-import importlib
-
 import pytest
 import torch
-from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel
-from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from finegates.adapters import HeadSizes
-from finegates.adapters.bert import BertAdapter
-from finegates.adapters.llama import LlamaAdapter
-from finegates.adapters.t5 import T5Adapter
+from finegates.adapters import (
+    AttentionSpec,
+    DescribedAdapter,
+    FeedForwardSpec,
+    HeadSizes,
+    RotarySpec,
+)
 from finegates.compaction import compact, plan_compaction
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.modules.attention import EncoderAttention, RotaryAttention
-from finegates.modules.feed_forward import JoinedFeedForward
+from finegates.modules.attention import RotaryAttention
 from finegates.modules.likeness import unlikeness
-from support.tiny import scatter_gates, tiny_model
+from support.tiny import scatter_gates
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -85,12 +84,13 @@ def test_a_rotary_attention_equals_the_module_or_refuses_it_by_name(model_type):
 
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", ["smollm3", "olmo", "cohere", "granite", "qwen3"])
-def test_an_adapter_given_for_a_look_alike_stays_exact_and_says_what_keeps_its_size(model_type):
-    class Given(LlamaAdapter):
-        model_types = (model_type,)
-
+def test_a_spec_given_for_a_look_alike_stays_exact_and_says_what_keeps_its_size(model_type):
     more, attribute = OTHERS[model_type]
     model = base_model(model_type, **more)
+    kind = type(attention_of(model)).__name__
+    given = DescribedAdapter(
+        AttentionSpec((f"{model_type}.{kind}",), rotary=RotarySpec(), executor="rotary")
+    )
     layers = tuple(
         f"layers.{index}.{name}"
         for index in range(2)
@@ -102,22 +102,33 @@ def test_an_adapter_given_for_a_look_alike_stays_exact_and_says_what_keeps_its_s
     model.eval()
     ids = torch.randint(3, 40, (2, 9))
     expected = model(ids).last_hidden_state
-    plan = plan_compaction(model, Given())
+    plan = plan_compaction(model, given)
     kept = [note for note in plan.notes if "self_attn: its heads keep their sizes" in note]
-    # qwen3 has norms of which LlamaAdapter's description does not speak.
+    # qwen3 has norms of which the spec does not speak.
     refused = attribute != "" or model_type == "qwen3"
     assert len(kept) == 2 * refused
-    assert all(str(attribute or "fixed_scores") in note for note in kept)
-    small = compact(model, adapter=Given())
+    assert all(str(attribute or "does not normalise") in note for note in kept)
+    small = compact(model, adapter=given)
     torch.testing.assert_close(small(ids).last_hidden_state, expected, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
-def test_an_adapter_of_t5_given_for_umt5_stays_exact(feed_forward):
-    class Given(T5Adapter):
-        model_types = ("umt5",)
-
+def test_the_spec_of_t5_given_for_umt5_is_exact(feed_forward):
+    gated = feed_forward != "relu"
+    given = DescribedAdapter(
+        AttentionSpec(
+            ("umt5.UMT5Attention",),
+            q="q", k="k", v="v", o="o", width="key_value_proj_dim",
+            sizes={"inner_dim": "heads*width"}, fixed_heads=True,
+            cross=lambda module, name: name == "EncDecAttention", joint=True,
+        ),
+        FeedForwardSpec(
+            ("umt5.UMT5DenseGatedActDense" if gated else "umt5.UMT5DenseActDense",),
+            up="wi_1" if gated else "wi", gate="wi_0" if gated else None, down="wo", phi="act",
+            joint=gated,
+        ),
+    )  # fmt: skip
     config = CONFIG_MAPPING["umt5"](
         vocab_size=40, d_model=12, d_kv=4, num_layers=2, num_heads=3, d_ff=20,
         feed_forward_proj=feed_forward, decoder_start_token_id=0,
@@ -130,37 +141,9 @@ def test_an_adapter_of_t5_given_for_umt5_stays_exact(feed_forward):
     model.eval()
     ids = torch.randint(3, 40, (2, 7))
     expected = model(input_ids=ids, decoder_input_ids=ids).last_hidden_state
-    notes = plan_compaction(model, Given()).notes
-    assert sum("UMT5Attention" in note and "its heads keep" in note for note in notes) == 6
-    small = compact(model, adapter=Given())
+    small = compact(model, adapter=given)
+    assert any(hasattr(module, "finegates_heads") for module in small.modules())
     found = small(input_ids=ids, decoder_input_ids=ids).last_hidden_state
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
-@torch.no_grad()
-def test_an_adapter_of_bert_given_for_rotary_encoders_stays_exact():
-    class Given(BertAdapter):
-        model_types = ("roformer",)
-
-    config = CONFIG_MAPPING["roformer"](
-        vocab_size=40, hidden_size=12, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=20, max_position_embeddings=16,
-    )  # fmt: skip
-    model = AutoModel.from_config(config).double().eval()
-    names = (
-        "encoder.layer.*query",
-        "encoder.layer.*key",
-        "encoder.layer.*value",
-        "encoder.layer.*dense",
-    )
-    attach(model, GateConfig(preset="reference", modules=names))
-    scatter_gates(model)
-    model.eval()
-    ids = torch.randint(3, 40, (2, 7))
-    expected = model(ids).last_hidden_state
-    notes = plan_compaction(model, Given()).notes
-    assert sum("RoFormerSelfAttention" in note for note in notes) == 2
-    found = compact(model, adapter=Given())(ids).last_hidden_state
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -182,24 +165,30 @@ def test_a_subclass_with_a_forward_of_its_own_is_another_attention():
     assert "has been replaced" in unlikeness(module, RotaryAttention.classes)
 
 
-def test_a_feed_forward_module_of_another_kind_is_not_joined():
-    class Clipped(nn.Module):
+@torch.no_grad()
+def test_a_subclass_keeps_its_heads_and_width_and_the_plan_says_so():
+    class Mine(LlamaAttention):
+        def forward(self, hidden_states, **kwargs):
+            return super().forward(2 * hidden_states, **kwargs)
+
+    class Clipped(LlamaMLP):
         def forward(self, x):
             return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=1) * self.up_proj(x))
 
-    with pytest.raises(ValueError, match="Clipped"):
-        JoinedFeedForward(Clipped())
-    for name in ("mistral.MistralMLP", "qwen2.Qwen2MLP", "qwen3.Qwen3MLP"):
-        package, _, kind = name.partition(".")
-        found = importlib.import_module(f"transformers.models.{package}.modeling_{package}")
-        module = nn.Module.__new__(getattr(found, kind))
-        nn.Module.__init__(module)
-        assert unlikeness(module, JoinedFeedForward.classes) is None
-
-
-def test_encoders_alike_are_served_and_others_refused():
-    module = tiny_model("bert").bert.encoder.layer[0].attention.self
-    assert unlikeness(module, EncoderAttention.classes) is None
-    assert "BertSelfAttention" in unlikeness(
-        attention_of(base_model("llama")), EncoderAttention.classes
-    )
+    model = base_model("llama")
+    model.layers[0].self_attn.__class__ = Mine
+    model.layers[0].mlp.__class__ = Clipped
+    replaced = model.layers[1].self_attn.forward
+    model.layers[1].self_attn.forward = lambda *args, **kwargs: replaced(*args, **kwargs)
+    attach(model, GateConfig(preset="reference"))
+    scatter_gates(model)
+    model.eval()
+    ids = torch.randint(3, 40, (2, 9))
+    expected = model(ids).last_hidden_state
+    notes = "; ".join(plan_compaction(model).notes)
+    assert "layers.0.self_attn: its heads keep their sizes: the forward of Mine is not" in notes
+    assert "layers.1.self_attn: its heads keep their sizes: the forward of this Llama" in notes
+    assert "layers.0.mlp.down_proj: they keep their width" in notes
+    assert "layers.1.mlp" not in notes
+    small = compact(model)
+    torch.testing.assert_close(small(ids).last_hidden_state, expected, rtol=1e-9, atol=1e-9)

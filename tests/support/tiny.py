@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -201,8 +200,6 @@ class Pair(nn.Module):
 
 class PairAdapter(Adapter):
     """Describes a :class:`Pair` to compaction."""
-
-    model_types: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, activation: str, gated: bool = False) -> None:
         self.feed_forward = FeedForward("up", "down", "gate" if gated else None, activation)
