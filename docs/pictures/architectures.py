@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from finegates.adapters import adapter_for  # noqa: E402
-from support import tiny  # noqa: E402
 from support.described import CONFIGURATIONS, described_model  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
@@ -36,14 +35,7 @@ def row(kind: str, model: nn.Module) -> str:
 
 def table() -> str:
     """All types, from the first to the last letter."""
-    rows = {}
-    for name in tiny.ARCHITECTURES:
-        kind = tiny.model_type(name)
-        if kind not in rows:
-            rows[kind] = row(kind, tiny.tiny_model(name, "base"))
-    for name in CONFIGURATIONS:
-        if "/" not in name:
-            rows[name] = row(name, described_model(name))
+    rows = {name: row(name, described_model(name)) for name in CONFIGURATIONS if "/" not in name}
     head = "| `model_type` | heads | q, k dimensions | v dimensions | feed-forward | experts |"
     lines = [f"{head} ends only |", "|---|---|---|---|---|---|---|"]
     return "\n".join([*lines, *(rows[kind] for kind in sorted(rows))]) + "\n"

@@ -67,7 +67,7 @@ class DescribedAdapter(Adapter):
         return tuple(block for layer, parts in found.items() for block in _blocks(layer, parts))
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
-        """The lists that hold the layers, or the modules around them that are no models."""
+        """The lists that hold the layers, or the modules around them, unless these are models."""
         plain = unwrap(model)
         paths: dict[str, None] = {}
         for block in self.blocks(plain):
@@ -177,7 +177,7 @@ def _parts(model: nn.Module, path: str, module: nn.Module, tables: _Tables) -> l
 
 
 def _why_whole(module: nn.Module, spec: AttentionSpec) -> str | None:
-    """Why the heads of a module keep their sizes, whatever its weights are; None if they need not.
+    """Why the heads of a module keep their sizes with any weights; None if they need not.
 
     Code is compared, because similar attentions also cap scores, leave positions out, or add sinks.
     """

@@ -55,6 +55,20 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         **BERT,
     ),
     AttentionSpec(
+        named(
+            "bert.BertCrossAttention",
+            "roberta.RobertaCrossAttention",
+            "xlm_roberta.XLMRobertaCrossAttention",
+            "electra.ElectraCrossAttention",
+            "camembert.CamembertCrossAttention",
+            "data2vec.Data2VecTextCrossAttention",
+            "ernie.ErnieCrossAttention",
+            "xlm_roberta_xl.XLMRobertaXLCrossAttention",
+        ),
+        cross=True,
+        **BERT,
+    ),
+    AttentionSpec(
         named("distilbert.DistilBertSelfAttention"),
         q="q_lin",
         k="k_lin",

@@ -318,8 +318,8 @@ def _fill_norms(
 ) -> None:
     """Writes the weights of norms over a head's kept dimensions back to where they were.
 
-    It undoes :func:`finegates.modules.narrowed.fit_norms`; dimensions that went are zero, whatever
-    their weights are.
+    It undoes :func:`finegates.modules.narrowed.fit_norms`; dimensions that went are zero with any
+    weight.
     """
     if spec.over != "head":
         raise NotUniformError(f"{part.path} normalises all its heads together")

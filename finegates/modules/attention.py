@@ -100,7 +100,7 @@ class RotaryAttention(nn.Module):
         self._register_index("of_head", sizes.groups if several else None, self.o_proj)
         self.__class__ = _of_both(type(self), type(module))  # type: ignore[assignment]
 
-    def _register_index(self, name: str, values: Any, beside: nn.Module) -> None:
+    def _register_index(self, name: str, values: Any, layer: nn.Module) -> None:
         """An int64 buffer of these values, or None, which is not saved: sizes give it.
 
         It is on the layer's device, or on the CPU if that is meta.
@@ -108,7 +108,7 @@ class RotaryAttention(nn.Module):
         if values is None:
             setattr(self, name, None)  # no buffer: tools that move buffers expect tensors
             return
-        device = next(beside.parameters()).device
+        device = next(layer.parameters()).device
         index = torch.tensor(
             values, dtype=torch.int64, device="cpu" if device.type == "meta" else device
         )

@@ -425,5 +425,5 @@ def test_an_architecture_without_an_adapter_is_refused_by_name(places, tmp_path,
     RemBertModel(config).save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     assert shrink({**places, "model": tmp_path / "model"}, tmp_path / "small") == 1
-    assert "no adapter for model type 'rembert'" in capsys.readouterr().err
+    assert "(model type 'rembert') has a description" in capsys.readouterr().err
     assert not list(tmp_path.glob("small*"))

@@ -24,6 +24,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
+from finegates.budget import macs, planned_macs
 from finegates.compaction import CompactLinear, compact
 from finegates.formats.compact import load, save
 from finegates.formats.structure import CompactFormatError
@@ -144,6 +145,23 @@ def test_a_model_with_a_compact_part_is_saved_and_loaded(
     assert torch.equal(output(again), output(model))
     save(again, tmp_path / "again")
     assert torch.equal(output(load(tmp_path / "again")), output(model))
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_gated_as_a_whole_and_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    model, _ = KINDS[kind]()
+    attach(model, GateConfig(target=0.5, sequence_length=7))
+    tiny.scatter_gates(model)
+    expected = output(model.eval())
+    planned = planned_macs(model, 1, 7)
+    small = compact(model)
+    torch.testing.assert_close(output(small), expected, rtol=1e-9, atol=1e-9)
+    assert macs(small, 1, 7) == planned
+    parts = [path for path, m in small.named_modules() if hasattr(m, "finegates_heads")]
+    assert len({path.partition(".layer")[0] for path in parts}) > 1, "of both models"
+    save(small, tmp_path / "whole")
+    assert torch.equal(output(load(tmp_path / "whole")), output(small))
 
 
 def test_a_part_of_a_loaded_model_can_be_compacted_further(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_misuse_is_refused_with_the_reason():
         attach(model)
     with pytest.raises(ValueError, match="pattern 'nope\\*' matches no linear layer"):
         attach(tiny_model("bert"), GateConfig(modules=("nope*",)))
-    with pytest.raises(ValueError, match="has no config.model_type"):
+    with pytest.raises(ValueError, match="no module of this Linear"):
         attach(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="targets end at 0.841"):
         GateConfig(preset="reference", target=0.9)

@@ -40,7 +40,7 @@ PLANTED = {
     "finegates.budget": "finegates.suite.stats",
     "finegates.cli.plan": "finegates.suite.verify",
     "finegates.gates.gate": "finegates.compaction.attention_rule",
-    "finegates.modules.linear": "finegates.adapters.bert",
+    "finegates.modules.linear": "finegates.adapters.parts",
     "finegates.files": "finegates.blocks",
     "finegates.suite.config.tier": "finegates.suite.runs.record",
     "finegates.suite.stats": "theory.lora",

@@ -75,6 +75,36 @@ def _without(values: Mapping[str, Any], *names: str, **others: Any) -> dict[str,
 
 # By type, the values of its configuration; a name behind a slash is a variant of the type.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "bert": _TEXT,
+    "roberta": _TEXT,
+    "deberta-v2": {
+        **_TEXT,
+        "relative_attention": True,
+        "position_buckets": 4,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+    },
+    "mpnet": _TEXT,
+    "llama": _GROUPED,
+    "mistral": {**_GROUPED, **_WINDOW},
+    "qwen2": _GROUPED,
+    "qwen3": _EIGHT,
+    "gpt2": {
+        **_without(_TEXT, "intermediate_size"),
+        "n_inner": 40,
+    },
+    "t5": {
+        "vocab_size": VOCABULARY,
+        "d_model": 24,
+        "d_kv": 6,
+        "d_ff": 40,
+        "num_layers": 2,
+        "num_heads": 4,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 0,
+    },
     "albert": {**_TEXT, "embedding_size": 16},
     "camembert": _TEXT,
     "data2vec-text": _TEXT,
@@ -304,11 +334,22 @@ IMAGES = frozenset(("deit", "dinov2", "swin", "vit", "vit_mae"))
 WAVES = frozenset(("hubert", "wav2vec2"))
 TOWERS = frozenset(("clip", "siglip"))
 SEQUENCES = frozenset(
-    ("bart", "blenderbot", "m2m_100", "marian", "mbart", "mt5", "pegasus", "whisper")
+    ("bart", "blenderbot", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5", "whisper")
 )
 ENCODERS = frozenset(
     (
-        *("albert", "camembert", "data2vec-text", "deberta", "distilbert", "electra"),
+        *(
+            "bert",
+            "deberta-v2",
+            "mpnet",
+            "roberta",
+            "albert",
+            "camembert",
+            "data2vec-text",
+            "deberta",
+            "distilbert",
+            "electra",
+        ),
         *("ernie", "esm", "eurobert", "modernbert", "nomic_bert", "xlm-roberta"),
         "xlm-roberta-xl",
     )
