@@ -91,15 +91,20 @@ def box_constant(quadratic: Quadratic) -> float:
     return min(value for value in smallest if value > floor)
 
 
+def path_in_box(quadratic: Quadratic, start: Array, steps: int) -> Array:
+    """Gates ω_k, k = 0..steps, of projected gradient descent with step 1/λ_max, (steps + 1, d)."""
+    step = 1.0 / quadratic.smoothness
+    path = np.empty((steps + 1, len(start)))
+    path[0] = clip(start)
+    for k in range(steps):
+        path[k + 1] = clip(path[k] - step * quadratic.gradient(path[k]))
+    return path
+
+
 def descend_in_box(quadratic: Quadratic, start: Array, optimum: float, steps: int) -> Array:
     """Gaps q(ω_k) − ``optimum``, k = 0..steps, of projected gradient descent with step 1/λ_max."""
-    step = 1.0 / quadratic.smoothness
-    gates = clip(start)
-    gaps = np.empty(steps + 1)
-    for k in range(steps + 1):
-        gaps[k] = quadratic.value(gates) - optimum
-        gates = clip(gates - step * quadratic.gradient(gates))
-    return gaps
+    path = path_in_box(quadratic, start, steps)
+    return np.array([quadratic.value(gates) for gates in path]) - optimum
 
 
 def two_columns(ratio: float) -> Quadratic:

@@ -115,19 +115,33 @@ def decaying_constant(quadratic: Quadratic, sigma: float, scale: float) -> float
     return float(sigma**2 * np.sum(scale**2 * values**3 / (2 * scale * values - 1)) / 2)
 
 
+def expected_squared_gradient(
+    quadratic: Quadratic, start: Array, sigma: float, rate: float, steps: Steps
+) -> Array:
+    """E‖∇q(μ_k)‖² with a constant step, exactly, while nothing is clipped; shape (steps,).
+
+    Σ λ_i² [(1 − ηλ_i)^{2k} e_i² + (1 − (1 − ηλ_i)^{2k}) σ²ηλ_i/(2 − ηλ_i)].
+    """
+    values, vectors = quadratic.spectrum()
+    error = vectors.T @ (start - quadratic.minimiser())
+    decay = (1 - rate * values)[None, :] ** (2 * np.asarray(steps)[:, None])
+    ball = sigma**2 * rate * values / (2 - rate * values)
+    return np.asarray((decay * error**2 + (1 - decay) * ball) @ values**2)
+
+
 def stationarity_bound(
     relaxed: Relaxed, start: Array, low: float, rate: float, steps: int
 ) -> float:
-    """An upper bound on the mean over k < K of E‖∇F(μ_k)‖²: 2(F(μ_0) − low)/(ηK) + ηΛv.
+    """An upper bound on the mean over k < K of E‖∇F(μ_k)‖²: (F(μ_0) − low)/(ηK) + ½ηΛv.
 
-    The descent lemma with an unbiased gradient, for η ≤ 1/Λ; Λ the Lipschitz constant of ∇F, v a
-    bound on E‖g‖², ``low`` a lower bound of F. With η ~ 1/√K it is O(1/√K). No convexity is used.
+    The descent lemma with an unbiased gradient, E F_{k+1} ≤ F_k − η‖∇F_k‖² + ½η²Λv, summed; Λ the
+    Lipschitz constant of ∇F, v a bound on E‖g‖², ``low`` a lower bound of F. With η ~ 1/√K it is
+    O(1/√K). No convexity is used.
     """
     second_moment = float(np.sum(relaxed.gradient_bound() ** 2))
-    return (
-        2 * (relaxed.value(start) - low) / (rate * steps)
-        + rate * relaxed.lipschitz_bound() * second_moment
-    )
+    return (relaxed.value(start) - low) / (
+        rate * steps
+    ) + rate * relaxed.lipschitz_bound() * second_moment / 2
 
 
 def fitted_slopes(x: Array, y: Array) -> Array:

@@ -18,6 +18,7 @@ from theory.checks import (
     single,
     smoothing,
     sparsity,
+    stationarity,
 )
 from theory.checks.settings import Settings
 from theory.evidence import Check, rounded
@@ -44,6 +45,7 @@ TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
     "box-prox-pl": clipping.check_box_pl,
     "box-attained": clipping.check_box_two,
     "box-descent": clipping.check_box_descent,
+    "box-descent-gap": clipping.check_box_descent_gap,
     "relaxation-moments": smoothing.check_moments,
     "relaxation-modules": smoothing.check_monte_carlo,
     "relaxation-curvature": smoothing.check_curvature_peak,
@@ -54,7 +56,8 @@ TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
     "sgd-linear": convergence.check_linear,
     "sgd-ball": convergence.check_ball,
     "sgd-decaying": convergence.check_decaying,
-    "sgd-stationary": convergence.check_stationarity,
+    "sgd-gradient": stationarity.check_gradient,
+    "sgd-stationary": stationarity.check_bound,
     "convergence-claim": claims.check_convergence,
     "lora-saddle": lowrank.check_saddle,
     "lora-zeros": lowrank.check_zeros,

@@ -174,7 +174,7 @@ def check_joint_lipschitz(settings: Settings) -> Check:
     return Check(
         "joint-lipschitz",
         7,
-        "law",
+        "bound",
         "row and column gates in [0, 1] have a Lipschitz gradient, constant at most "
         "β²(m + d) + β(β√(md) + ‖Y‖/√n)",
         "gates in the box; without it they are as LoRA",

@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 
-from finegates.gates.gate import FixedGate
-from finegates.gates.gated_linear import GatedLinear
 from theory.checks.settings import ROUNDING, Settings
 from theory.evidence import Case, Check
+from theory.outputs import (
+    Side,
+    autograd_hessian,
+    descend_by_residuals,
+    gradient_of,
+    least_squares,
+    loss_of,
+    smallest_curvature,
+)
 from theory.problems import FAMILIES, Array, Problem, draw_problem
 from theory.quadratic import (
     Quadratic,
     column_quadratic,
-    descend,
-    gradients,
-    loss,
     rank_tolerance,
     row_quadratic,
     schur_lower_bound,
     schur_range_bound,
 )
 
-Side = Literal["columns", "rows"]
 STEPS = 300
-
-
-def autograd_hessian(problem: Problem, side: Side) -> Array:
-    """∇²L in the gates of one side, by automatic differentiation through a ``GatedLinear``."""
-    linear = torch.nn.Linear(problem.cols, problem.rows, bias=False, dtype=torch.float64)
-    linear.weight.data = torch.as_tensor(problem.weight)
-    inputs, targets = torch.as_tensor(problem.inputs), torch.as_tensor(problem.targets)
-    size = problem.cols if side == "columns" else problem.rows
-    gate = FixedGate(torch.ones(size, dtype=torch.float64))
-    layer = GatedLinear(linear, *((None, gate) if side == "columns" else (gate, None)))
-
-    def objective(values: torch.Tensor) -> torch.Tensor:
-        gate.values = values
-        return ((layer(inputs) - targets) ** 2).sum() / (2 * problem.samples)
-
-    ones = torch.ones(size, dtype=torch.float64)
-    found = torch.autograd.functional.hessian(objective, ones)
-    assert isinstance(found, torch.Tensor)
-    return np.asarray(found.detach().numpy(), dtype=np.float64)
 
 
 def quadratic_of(problem: Problem, side: Side) -> Quadratic:
@@ -54,20 +36,18 @@ def quadratic_of(problem: Problem, side: Side) -> Quadratic:
     return column_quadratic(problem) if side == "columns" else row_quadratic(problem)
 
 
-def loss_of(problem: Problem, side: Side) -> Callable[[Array], float]:
-    """L as a function of one side's gates, from residuals."""
-    rows, cols = np.ones(problem.rows), np.ones(problem.cols)
-    if side == "columns":
-        return lambda gates: loss(problem, rows, gates)
-    return lambda gates: loss(problem, gates, cols)
+def white_problem(problem: Problem) -> Problem:
+    """The same weight on inputs with G = 2 I."""
+    left, _ = np.linalg.qr(np.vander(np.linspace(-1, 1, problem.cols + 3), problem.cols))
+    inputs = np.sqrt(2.0 * len(left)) * left
+    targets = inputs @ problem.weight.T
+    return Problem(inputs, problem.weight, targets, f"{problem.name}, white")
 
 
-def gradient_of(problem: Problem, side: Side) -> Callable[[Array], Array]:
-    """∇L as a function of one side's gates, from residuals."""
-    rows, cols = np.ones(problem.rows), np.ones(problem.cols)
-    if side == "columns":
-        return lambda gates: gradients(problem, rows, gates)[1]
-    return lambda gates: gradients(problem, gates, cols)[0]
+def sign_problem(problem: Problem, random: np.random.Generator) -> Problem:
+    """The same inputs under one output whose weights are ±1: H is G with signs."""
+    weight = np.where(random.uniform(size=(1, problem.cols)) > 0.5, 1.0, -1.0)
+    return Problem(problem.inputs, weight, problem.targets[:, :1], f"{problem.name}, signs")
 
 
 def check_hessian(settings: Settings, side: Side) -> Check:
@@ -108,8 +88,9 @@ def check_pl(settings: Settings, side: Side) -> Check:
         mu = quadratic.pl_constant
         values, vectors = quadratic.spectrum()
         slowest = vectors[:, int(np.flatnonzero(values > 0)[0])]
-        optimum, low = quadratic.minimiser(), quadratic.minimum()
+        optimum = least_squares(problem, side)
         value, gradient = loss_of(problem, side), gradient_of(problem, side)
+        low = value(optimum)
         random = settings.random("pl", side, problem.name)
 
         def ratio(gates: Array, value=value, gradient=gradient, low=low) -> float:  # type: ignore[no-untyped-def]
@@ -135,29 +116,31 @@ def check_pl(settings: Settings, side: Side) -> Check:
 def check_schur(settings: Settings) -> Check:
     """λ_min(G ∘ WᵀW) ≥ max(λ_min(G) min_j ‖w_j‖², λ_min(WᵀW) min_j G_jj).
 
-    Schur 1911: see :func:`theory.quadratic.schur_lower_bound`. Attained where G = gI (white data):
-    then H = g Diag(‖w_j‖²).
+    Schur 1911: see :func:`theory.quadratic.schur_lower_bound`. Attained for white data, G = gI,
+    where H = g Diag(‖w_j‖²), and for one output whose weights are ±1, where H is G up to signs.
+    Measured by singular values of the outputs in the gates.
     """
     cases, rows = [], []
     for problem in settings.drawn():
-        a, b = problem.second_moment, problem.weight.T @ problem.weight
-        bound = schur_lower_bound(a, b)
-        smallest = float(np.linalg.eigvalsh(a * b)[0])
-        floor = rank_tolerance(problem.cols, problem.samples) * float(np.linalg.eigvalsh(a * b)[-1])
-        if bound > floor:
+        bound = schur_lower_bound(problem.second_moment, problem.weight.T @ problem.weight)
+        hessian = autograd_hessian(problem, "columns")
+        values = np.linalg.eigvalsh(hessian)
+        if bound > rank_tolerance(problem.cols, problem.samples) * float(values[-1]):
+            smallest = float(values[0])
             cases.append(Case(problem.name, "at least", bound, smallest, ROUNDING))
             rows.append({"problem": problem.name, "bound": "Schur", "ratio": bound / smallest})
-        white = np.eye(problem.cols) * 2.0
-        energy = float(np.diag(b).min())
-        if energy > 0:
-            found = float(np.linalg.eigvalsh(white * b)[0])
-            cases.append(Case(f"{problem.name}, white data", "equal", 2 * energy, found, ROUNDING))
+        signs = sign_problem(problem, settings.random("signs", problem.name))
+        for built in (white_problem(problem), signs):
+            bound = schur_lower_bound(built.second_moment, built.weight.T @ built.weight)
+            if bound > 1e-9 * float(np.trace(built.second_moment)):
+                found = smallest_curvature(built)
+                cases.append(Case(built.name, "equal", bound, found, ROUNDING, built=True))
     return Check(
         "columns-schur",
         1,
         "law",
-        "λ_min of the Hessian is at least max(λ_min(G) min_j ‖w_j‖², λ_min(WᵀW) min_j G_jj), and "
-        "equal to min_j G_jj ‖w_j‖² for white data",
+        "λ_min of the Hessian is at least max(λ_min(G) min_j ‖w_j‖², λ_min(WᵀW) min_j G_jj), with "
+        "equality for white data, and for one output with weights ±1",
         "G or WᵀW regular (else the bound is 0)",
         tuple(cases),
         frames={"schur": pd.DataFrame(rows)},
@@ -167,28 +150,34 @@ def check_schur(settings: Settings) -> Check:
 def check_schur_singular(settings: Settings) -> Check:
     """λ⁺(A ∘ B) ≥ λ⁺(A) λ⁺(P_A ∘ B), with A = G or A = WᵀW, for singular A.
 
-    See :func:`theory.quadratic.schur_range_bound`. Attained where A is a multiple of a projector.
+    See :func:`theory.quadratic.schur_range_bound`. Attained where A is a multiple of a projector,
+    and for one output whose weights are ±1. Measured by singular values of the outputs in the
+    gates.
     """
     cases, rows = [], []
-    for problem in settings.drawn("rank-deficient", "over-parameterised", "well-conditioned"):
+
+    def bound_of(problem: Problem) -> float:
         a, b = problem.second_moment, problem.weight.T @ problem.weight
-        found = column_quadratic(problem).pl_constant
-        bound = max(schur_range_bound(a, b, problem.samples), schur_range_bound(b, a, problem.rows))
+        return max(schur_range_bound(a, b, problem.samples), schur_range_bound(b, a, problem.rows))
+
+    for problem in settings.drawn("rank-deficient", "over-parameterised", "well-conditioned"):
+        found, bound = smallest_curvature(problem), bound_of(problem)
         cases.append(Case(problem.name, "at least", bound, found, ROUNDING))
         rows.append({"problem": problem.name, "bound": "Schur, on ranges", "ratio": bound / found})
-        values, vectors = np.linalg.eigh(a)
-        kept = vectors[:, values > rank_tolerance(len(values), problem.samples) * values[-1]]
-        flat = Quadratic(3.0 * kept @ kept.T * b, np.zeros(len(b)), 0.0, problem.samples)
-        bound = schur_range_bound(3.0 * kept @ kept.T, b, problem.samples)
-        cases.append(
-            Case(f"{problem.name}, flat spectrum", "equal", bound, flat.pl_constant, ROUNDING)
-        )
+        left, singular, right = np.linalg.svd(problem.inputs, full_matrices=False)
+        kept = singular > 1e-9 * singular[0]
+        inputs = np.sqrt(3.0 * problem.samples) * left[:, kept] @ right[kept]
+        flat = Problem(inputs, problem.weight, problem.targets, f"{problem.name}, flat spectrum")
+        signs = sign_problem(problem, settings.random("signs", problem.name))
+        for built in (flat, signs):
+            found, bound = smallest_curvature(built), bound_of(built)
+            cases.append(Case(built.name, "equal", bound, found, 1e-8, built=True))
     return Check(
         "columns-schur-singular",
         1,
         "law",
         "for singular A the smallest non-zero eigenvalue of A ∘ B is at least λ⁺(A) λ⁺(P_A ∘ B), "
-        "with equality for a flat spectrum of A",
+        "with equality for a flat spectrum of A, and for one output with weights ±1",
         "A, B positive semidefinite; P_A the projector on A's range",
         tuple(cases),
         frames={"schur_singular": pd.DataFrame(rows)},
@@ -255,47 +244,69 @@ def check_row_bounds(settings: Settings) -> Check:
     for problem in settings.drawn("well-conditioned", "ill-conditioned", "under-parameterised"):
         values = np.linalg.eigvalsh(problem.second_moment)
         energy = np.sum(problem.weight**2, axis=1)
-        found = np.diag(row_quadratic(problem).hessian)
+        found = np.diag(autograd_hessian(problem, "rows"))
         low = found / (values[0] * energy)
         high = found / (values[-1] * energy)
         cases.append(Case(f"{problem.name}, low", "at least", 1.0, float(low.min()), ROUNDING))
         cases.append(Case(f"{problem.name}, high", "at most", 1.0, float(high.max()), ROUNDING))
+        # Rows along the eigenvectors of the ends attain both.
+        _, _, axes = np.linalg.svd(problem.inputs)
+        ends = replace(problem, weight=axes[[-1, 0]], targets=problem.targets[:, :2])
+        found = np.diag(autograd_hessian(ends, "rows"))
+        for name, place in (("low", 0), ("high", 1)):
+            share = float(found[place] / values[-place])
+            built = Case(f"{problem.name}, {name}, attained", "equal", 1.0, share, 1e-8, built=True)
+            cases.append(replace(built, constant=name))
+    cases = [replace(case, constant=case.constant or case.name.split(", ")[1]) for case in cases]
     return Check(
         "rows-bounds",
         2,
         "law",
-        "each curvature H_aa lies between λ_min(G) ‖w_a‖² and λ_max(G) ‖w_a‖² (ratios to the "
-        "bounds)",
+        "each curvature H_aa lies between λ_min(G) ‖w_a‖² and λ_max(G) ‖w_a‖², both attained along "
+        "eigenvectors (ratios to the bounds)",
         "G regular for the lower bound",
         tuple(cases),
     )
 
 
 def check_descent(settings: Settings, side: Side) -> Check:
-    """L(ω_k) − L* ≤ (1 − μ/Λ)^k (L(ω_0) − L*), step 1/Λ, Λ = λ_max(H), μ = λ⁺_min(H).
+    """L(ω_k) − L* ≤ (1 − μ/Λ)^{2k} (L(ω_0) − L*), step 1/Λ, Λ = λ_max(H), μ = λ⁺_min(H).
 
-    Smoothness: L decreases by at least ‖∇L‖²/2Λ; PL bounds that below by (μ/Λ)(L − L*) (Polyak
-    1963). Compared: the smallest contraction exponent −log(gap_k/gap_0)/k over the path, against
-    −log(1 − μ/Λ). A quadratic contracts twice as fast in the end, (1 − μ/Λ)^{2k}: tightness ½.
+    Each eigenvector's share of the gap contracts by (1 − λ/Λ)² a step, at most (1 − μ/Λ)²; PL with
+    smoothness alone gives half that exponent (Polyak 1963). Attained from a start along the
+    slowest eigenvector. Compared: the smallest contraction exponent −log(gap_k/gap_0)/k over the
+    path from ω = 1, against −2 log(1 − μ/Λ), and that start's exponent at the last step that is
+    clear of rounding errors.
     """
     cases, rows = [], []
+    steps = np.arange(1, STEPS + 1)
     for problem in settings.drawn():
         quadratic = quadratic_of(problem, side)
         mu, smoothness = quadratic.pl_constant, quadratic.smoothness
-        gaps = descend(quadratic, np.ones(len(quadratic.linear)), STEPS)
-        steps = np.arange(1, STEPS + 1)
-        # Below, rounding errors in the gates make the gap, not descent.
-        clear = gaps[1:] > 1e-24 * gaps[0]
-        exponents = -np.log(gaps[1:][clear] / gaps[0]) / steps[clear]
-        predicted = -np.log1p(-min(mu / smoothness, 1 - 1e-12))
-        cases.append(
-            Case(problem.name, "at least", float(predicted), float(exponents.min()), ROUNDING)
-        )
+        if mu >= (1 - 1e-9) * smoothness:
+            continue  # one step arrives
+        predicted = float(-2 * np.log1p(-mu / smoothness))
+        values, vectors = quadratic.spectrum()
+        slowest = vectors[:, int(np.flatnonzero(values > 0)[0])]
+        best = least_squares(problem, side)
+        for built, start in ((False, np.ones(len(best))), (True, best + slowest)):
+            gaps = descend_by_residuals(problem, side, start, 1 / smoothness, STEPS)
+            # Below, rounding errors in the gates make the gap, not descent.
+            clear = gaps[1:] > 1e-16 * gaps[0]
+            exponents = -np.log(gaps[1:][clear] / gaps[0]) / steps[clear]
+            if built and len(exponents):
+                name, last = f"{problem.name}, slowest", float(exponents[-1])
+                cases.append(Case(name, "equal", predicted, last, 1e-3, built=True))
+            elif len(exponents):
+                least = float(exponents.min())
+                cases.append(Case(problem.name, "at least", predicted, least, 1e-6))
     for family in FAMILIES:
         problem = draw_problem(family, 0, settings.seed)
         quadratic = quadratic_of(problem, side)
-        gaps = descend(quadratic, np.ones(len(quadratic.linear)), STEPS)
-        rate = 1 - quadratic.pl_constant / quadratic.smoothness
+        gaps = descend_by_residuals(
+            problem, side, np.ones(len(quadratic.linear)), 1 / quadratic.smoothness, STEPS
+        )
+        rate = (1 - quadratic.pl_constant / quadratic.smoothness) ** 2
         rows += [
             {
                 "side": side,
@@ -310,7 +321,8 @@ def check_descent(settings: Settings, side: Side) -> Check:
         f"{side}-descent",
         1 if side == "columns" else 2,
         "law",
-        "gradient descent with step 1/Λ contracts the gap by 1 − μ/Λ a step (exponent by step)",
+        "gradient descent with step 1/Λ contracts the gap by at least (1 − μ/Λ)² a step, and by no "
+        "more along the slowest eigenvector (exponent by step)",
         "the other side fixed; from ω = 1",
         tuple(cases),
         claim="convergence",

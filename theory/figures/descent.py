@@ -21,8 +21,8 @@ def draw_descent(frames: Frames, lead: str) -> Figure:
         2,
         f"{lead} First problem of each family. (a)-(c): gradient descent with step 1/Λ, in (c) "
         "projected to [0, 1]; solid: gap over the first one, "
-        "dashed: the bound (1 − μ/Λ)^k. (d): lower bound over the smallest (non-zero) Hessian "
-        "eigenvalue, one point a problem; 1 is attained.",
+        "dashed: (1 − μ/Λ)^2k, in (c) the bound (1 − μ/Λ)^k. (d): lower bound over the smallest "
+        "(non-zero) Hessian eigenvalue, one point a problem; 1 is attained.",
     )
     for ax, table, title in zip(
         axes,

@@ -1,0 +1,127 @@
+"""A constant of a law that is wrong by a factor of 1.25 is found out, where it is computed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from theory.checks.settings import Settings
+from theory.evidence import EXACT
+from theory.penalties import OneGate
+from theory.quadratic import Quadratic
+from theory.relaxation import Relaxed, density
+from theory.study import TOY_CHECKS
+
+SMALL = Settings(
+    problems=2, trials=6, limit=60, runs=24, steps=1500, samples=20_000, gate_steps=600
+)
+
+CONSTANTS = {
+    "columns-schur": "theory.checks.single.schur_lower_bound",
+    "columns-schur-singular": "theory.checks.single.schur_range_bound",
+    "box-prox-pl": "theory.checks.clipping.box_constant",
+    "box-descent": "theory.checks.clipping.box_constant",
+    "relaxation-curvature": "theory.checks.smoothing.mean_clip_curvature",
+    "sgd-linear": "theory.checks.convergence.expected_excess",
+    "sgd-ball": "theory.checks.convergence.noise_ball",
+    "sgd-decaying": "theory.checks.convergence.decaying_constant",
+    "sgd-gradient": "theory.checks.stationarity.expected_squared_gradient",
+    "joint-saddle": "theory.checks.joint.saddle_coupling",
+    "penalty-half-open": "theory.checks.sparsity.penalty_minimiser",
+}
+"""Checks, and the function that computes their constant."""
+
+
+def scaled(function: Callable[..., Any], factor: float) -> Callable[..., Any]:
+    """The function with a wrong factor."""
+    return lambda *arguments: factor * function(*arguments)
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_constant_wrong_by_a_quarter_is_found_out(monkeypatch, name):
+    module, _, function = CONSTANTS[name].rpartition(".")
+    original = getattr(importlib.import_module(module), function)
+    for factor in (EXACT, 1 / EXACT):
+        monkeypatch.setattr(CONSTANTS[name], scaled(original, factor))
+        assert TOY_CHECKS[name](SMALL).verdict == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "attribute"),
+    [
+        ("columns-pl", Quadratic, "pl_constant"),
+        ("columns-descent", Quadratic, "pl_constant"),
+        ("rows-descent", Quadratic, "pl_constant"),
+        ("relaxation-growth", Relaxed, "lipschitz_growth"),
+        ("sgd-unbiased", Relaxed, "gradient"),
+        ("penalty-threshold", OneGate, "keeping_weight"),
+    ],
+)
+def test_a_method_wrong_by_a_quarter_is_found_out(monkeypatch, name, owner, attribute):
+    original = getattr(owner, attribute)
+    if isinstance(original, property):
+        wrong: Any = property(lambda self: EXACT * original.fget(self))
+    else:
+        wrong = scaled(original, EXACT)
+    monkeypatch.setattr(owner, attribute, wrong)
+    assert TOY_CHECKS[name](SMALL).verdict == "contradicted"
+
+
+def _one_bump(centre: np.ndarray, sigma: float) -> np.ndarray:
+    return density(np.asarray(centre) / sigma) / sigma
+
+
+def _bounded_by_the_free_constant(quadratic: Quadratic) -> float:
+    return quadratic.pl_constant
+
+
+def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
+    def gradient(problem, centres):  # type: ignore[no-untyped-def]
+        height, slope = original(problem, centres)
+        return height, slope + 1e-7
+
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "wrong"),
+    [
+        # The second bump of m'' is dropped.
+        ("relaxation-curvature", "smoothing.mean_clip_curvature", lambda f: _one_bump),
+        # The unconstrained PL constant where the box costs conditioning.
+        ("box-prox-pl", "clipping.box_constant", lambda f: _bounded_by_the_free_constant),
+        # A small gradient where there should be none.
+        ("clip-plateau", "clipping.module_gradient", _leaking),
+        ("relaxation-moments", "smoothing.mean_clip", lambda f: lambda m, s: f(m, 1.01 * s)),
+        ("relaxation-modules", "smoothing.square_clip", lambda f: lambda m, s: f(m + 0.05, s)),
+        ("lora-zeros", "lowrank.zero_eigenvalues", lambda f: lambda *a: f(*a) + 1),
+        ("joint-saddle", "joint.saddle_coupling", lambda f: lambda p: f(p) + 0.1),
+    ],
+)
+def test_a_wrong_formula_is_found_out(monkeypatch, name, place, wrong):
+    module, function = place.split(".")
+    target = f"theory.checks.{module}.{function}"
+    original = getattr(importlib.import_module(f"theory.checks.{module}"), function)
+    monkeypatch.setattr(target, wrong(original))
+    assert TOY_CHECKS[name](SMALL).verdict == "contradicted"
+
+
+def test_a_pull_that_is_wrong_by_a_quarter_is_found_out(monkeypatch):
+    """The closed-form flow has it, the library's trained gates do not."""
+    original = OneGate.slope
+    monkeypatch.setattr(
+        OneGate,
+        "slope",
+        lambda self, centre: original(replace(self, weight=EXACT * self.weight), centre),
+    )
+    assert TOY_CHECKS["penalty-endpoint"](replace_seed(SMALL)).verdict == "contradicted"
+
+
+def replace_seed(settings: Settings) -> Settings:
+    """Other settings, so that nothing remembered is used."""
+    return settings.model_copy(update={"seed": 1})

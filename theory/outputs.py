@@ -1,0 +1,95 @@
+"""Measurements on the outputs of a layer with gates on one side.
+
+They share no code with the closed forms of :mod:`theory.quadratic`: losses and gradients come from
+residuals, minimisers from ``numpy.linalg.lstsq``, curvatures from singular values or from automatic
+differentiation through the library's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear
+from theory.problems import Array, Problem
+from theory.quadratic import gradients, loss, rank_tolerance
+
+Side = Literal["columns", "rows"]
+
+
+def loss_of(problem: Problem, side: Side) -> Callable[[Array], float]:
+    """L as a function of one side's gates, from residuals."""
+    rows, cols = np.ones(problem.rows), np.ones(problem.cols)
+    if side == "columns":
+        return lambda gates: loss(problem, rows, gates)
+    return lambda gates: loss(problem, gates, cols)
+
+
+def gradient_of(problem: Problem, side: Side) -> Callable[[Array], Array]:
+    """∇L as a function of one side's gates, from residuals."""
+    rows, cols = np.ones(problem.rows), np.ones(problem.cols)
+    if side == "columns":
+        return lambda gates: gradients(problem, rows, gates)[1]
+    return lambda gates: gradients(problem, gates, cols)[0]
+
+
+def design_of(problem: Problem, side: Side) -> Array:
+    """The outputs as a linear function of one side's gates, shape (n m, gates)."""
+    if side == "columns":
+        return (problem.inputs[:, None, :] * problem.weight[None]).reshape(-1, problem.cols)
+    outputs = problem.inputs @ problem.weight.T
+    return (outputs[:, :, None] * np.eye(problem.rows)).reshape(-1, problem.rows)
+
+
+def least_squares(problem: Problem, side: Side) -> Array:
+    """The gates of least loss and least norm, by ``numpy.linalg.lstsq`` on the outputs."""
+    found = np.linalg.lstsq(design_of(problem, side), problem.targets.reshape(-1))[0]
+    return np.asarray(found, dtype=np.float64)
+
+
+def autograd_hessian(problem: Problem, side: Side) -> Array:
+    """∇²L in the gates of one side, by automatic differentiation through a ``GatedLinear``."""
+    linear = torch.nn.Linear(problem.cols, problem.rows, bias=False, dtype=torch.float64)
+    linear.weight.data = torch.as_tensor(problem.weight)
+    inputs, targets = torch.as_tensor(problem.inputs), torch.as_tensor(problem.targets)
+    size = problem.cols if side == "columns" else problem.rows
+    gate = FixedGate(torch.ones(size, dtype=torch.float64))
+    layer = GatedLinear(linear, *((None, gate) if side == "columns" else (gate, None)))
+
+    def objective(values: torch.Tensor) -> torch.Tensor:
+        gate.values = values
+        return ((layer(inputs) - targets) ** 2).sum() / (2 * problem.samples)
+
+    ones = torch.ones(size, dtype=torch.float64)
+    found = torch.autograd.functional.hessian(objective, ones)
+    assert isinstance(found, torch.Tensor)
+    return np.asarray(found.detach().numpy(), dtype=np.float64)
+
+
+def smallest_curvature(problem: Problem) -> float:
+    """The smallest non-zero curvature in column gates, by singular values of their design."""
+    design = design_of(problem, "columns") / np.sqrt(problem.samples)
+    singular = np.linalg.svd(design, compute_uv=False)
+    floor = np.sqrt(rank_tolerance(problem.cols, problem.samples + problem.rows))
+    return float(np.min(singular[singular > floor * singular[0]]) ** 2)
+
+
+def descend_by_residuals(
+    problem: Problem, side: Side, start: Array, step: float, count: int
+) -> Array:
+    """Gaps of gradient descent, k = 0..count, from the outputs alone.
+
+    The minimiser of least squares is orthogonal to what gates can change, so that the gap is half
+    the mean squared distance of the outputs to the best ones.
+    """
+    design, gradient = design_of(problem, side), gradient_of(problem, side)
+    best, gates = least_squares(problem, side), start
+    gaps = np.empty(count + 1)
+    for k in range(count + 1):
+        gaps[k] = float(np.sum((design @ (gates - best)) ** 2)) / (2 * problem.samples)
+        gates = gates - step * gradient(gates)
+    return gaps
