@@ -12,7 +12,7 @@ from theory.study import figure_frames, run_checks
 
 TINY = Settings(problems=1, trials=3, limit=20, runs=8, steps=1000, samples=1000, gate_steps=10)
 DRAWN = [
-    "columns-descent", "rows-descent", "box-descent", "columns-schur", "columns-schur-singular",
+    "columns-descent", "rows-descent", "box-descent-gap", "columns-schur", "columns-schur-singular",
     "joint-path", "joint-local", "relaxation-lipschitz", "relaxation-bias", "sgd-linear",
     "sgd-ball", "sgd-decaying", "sgd-stationary", "conditioning-claim", "speed-claim",
     "reach-claim", "penalty-endpoint", "flat-directions", "flat-width",
