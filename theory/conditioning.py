@@ -1,8 +1,8 @@
 """Gates and low-rank adapters on the same problems, many at a time: conditioning, speed, reach.
 
-A method is one of ``columns``, ``rows + columns`` and ``LoRA r``. Every array has the problems of a
-family as its leading dimension. Descent is steepest descent: the step is the best of a grid of
-powers of √2, so that no method has a step size to tune.
+A method is one of ``columns``, ``rows + columns`` and ``LoRA r``, with r below full rank. Every
+array has the problems of a family as its leading dimension. Descent is steepest descent: the step
+is the best of a grid of powers of √2, so that no method has a step size to tune.
 """
 
 from __future__ import annotations
@@ -14,12 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finegates.seeds import derive_seed
-from theory.lora import lora_minimiser, lora_start
-from theory.problems import Array, Problem
+from theory.lora import lora_minimiser
+from theory.problems import FAMILIES, Array, Problem
 from theory.quadratic import column_quadratic, rank_tolerance
 
-RANKS = (1, 4, 8)
-METHODS = ("columns", "rows + columns", *(f"LoRA {rank}" for rank in RANKS))
+RANKS = (1, 2, 4)
+GATES = "rows + columns"
+METHODS = ("columns", GATES, *(f"LoRA {rank}" for rank in RANKS))
+
+
+def ranks_of(family: str) -> tuple[int, ...]:
+    """The ranks that are below full rank in a family: an adapter of full rank is a free weight."""
+    shape = FAMILIES[family]
+    return tuple(rank for rank in RANKS if rank < min(shape.rows, shape.cols))
+
+
+def methods_of(family: str) -> tuple[str, ...]:
+    """The methods that are compared in a family."""
+    return ("columns", GATES, *(f"LoRA {rank}" for rank in ranks_of(family)))
 
 
 @dataclass(frozen=True)
@@ -76,14 +88,26 @@ def rank_of(method: str) -> int:
     return int(method.split()[1])
 
 
-def start(problems: Sequence[Problem], method: str, seed: int) -> Point:
-    """Gates at 1, or B = 0 and A Gaussian."""
+def start(problems: Sequence[Problem], method: str, seed: int, scale: float = 1.0) -> Point:
+    """Gates at 1; of LoRA B = 0 and A uniform in ±``scale``/√d.
+
+    At ``scale`` 1 that is the usual start: Kaiming's uniform initialisation with a = √5, as in the
+    LoRA paper's code and in peft.
+    """
     count, (m, d) = len(problems), problems[0].weight.shape
     if not is_lora(method):
         return np.ones((count, m)), np.ones((count, d))
     rank = rank_of(method)
-    pairs = [lora_start(p, rank, derive_seed(p.name, method, seed)) for p in problems]
-    return np.stack([b for b, _ in pairs]), np.stack([a for _, a in pairs])
+    drawn = [
+        np.random.default_rng(derive_seed(p.name, method, seed)).uniform(-1, 1, (rank, d))
+        for p in problems
+    ]
+    return np.zeros((count, m, rank)), scale * np.stack(drawn) / np.sqrt(d)
+
+
+def start_loss(batch: Batch) -> Array:
+    """The loss at the start, where every method has the weight W, shape (p,)."""
+    return _losses(batch, batch.weight, batch.weight @ batch.second - batch.cross)
 
 
 def solution(problems: Sequence[Problem], method: str) -> tuple[Point, Array]:
@@ -120,13 +144,17 @@ def _column_solution(problems: Sequence[Problem]) -> tuple[Point, Array]:
     return (np.ones((len(problems), problems[0].rows)), np.stack(cols)), np.array(lows)
 
 
+CALM = 8
+"""Steps without progress on any problem, after which Newton's method is over."""
+
+
 def solve_gates(batch: Batch, gates: Array, iterations: int = 120) -> tuple[Array, Array]:
     """Local minimisers in (r, c) from given starts (p, m + d), and their losses (p,).
 
     Newton's method with the damping of Levenberg and Marquardt; the Gauss–Newton matrix takes the
     Hessian's place where a step of the latter fails.
     """
-    method, m = "rows + columns", batch.weight.shape[1]
+    method, m = GATES, batch.weight.shape[1]
     size = gates.shape[1]
     damping = np.full(len(gates), 1e-2)
     newton = np.zeros(len(gates), dtype=bool)
@@ -138,7 +166,10 @@ def solve_gates(batch: Batch, gates: Array, iterations: int = 120) -> tuple[Arra
         return _losses(batch, model, error), np.concatenate(slopes, axis=1)
 
     heights, slopes = measure(gates)
+    calm = 0
     for _ in range(iterations):
+        if calm == CALM:
+            break
         point = gates[:, :m], gates[:, m:]
         curvature = np.where(
             newton[:, None, None],
@@ -150,6 +181,8 @@ def solve_gates(batch: Batch, gates: Array, iterations: int = 120) -> tuple[Arra
         trial = gates - np.linalg.solve(damped, slopes[:, :, None])[:, :, 0]
         after, bent = measure(trial)
         better = after <= heights
+        fallen = np.max(np.where(better, heights - after, 0.0) / batch.null)
+        calm = calm + 1 if fallen < 1e-15 else 0
         gates = np.where(better[:, None], trial, gates)
         heights = np.where(better, after, heights)
         slopes = np.where(better[:, None], bent, slopes)
@@ -232,7 +265,7 @@ class Path:
     """Descents of one method on the problems of a family.
 
     Attributes:
-        iterations: to the relative accuracy, infinite where the limit came first; shape (p,).
+        iterations: to each goal, infinite where the limit came first; shape (p, goals).
         points: at the steps of ``seen``, or the last one where the descent was over before.
     """
 
@@ -244,31 +277,22 @@ _GRID = np.sqrt(2.0) ** np.arange(-24, 25)
 
 
 def steepest_descent(
-    batch: Batch,
-    method: str,
-    point: Point,
-    optimum: Array,
-    accuracy: float,
-    limit: int,
-    seen: Sequence[int],
+    batch: Batch, method: str, point: Point, goals: Array, limit: int, seen: Sequence[int] = ()
 ) -> Path:
-    """Descends until (L − L*)/(L_0 − L*) ≤ ``accuracy``, at most ``limit`` steps.
+    """Descends until the loss is at the lowest of its goals, at most ``limit`` steps.
 
     Args:
         batch: the problems.
         method: one of ``METHODS``.
         point: where to start.
-        optimum: L* of the method, shape (p,).
-        accuracy: relative.
+        goals: losses, shape (p, goals).
         limit: of steps.
         seen: steps at which to keep the point, increasing.
     """
-    count = len(batch.null)
     first, second = (np.array(part) for part in point)
-    iterations = np.full(count, np.inf)
-    active = np.arange(count)
-    work, low = batch, optimum
-    goal: Array | None = None
+    iterations = np.full(goals.shape, np.inf)
+    active = np.arange(len(batch.null))
+    work = batch
     points: list[Point] = []
     for k in range(limit + 1):
         if k in seen:
@@ -276,17 +300,15 @@ def steepest_descent(
         x, y = first[active], second[active]
         model = _model(work, method, x, y)
         error = model @ work.second - work.cross
-        gap = _losses(work, model, error) - low
-        if goal is None:
-            goal = accuracy * gap
-        done = gap <= goal
-        if done.any():
-            iterations[active[done]] = k
-            kept = ~done
-            active, work, low, goal = active[kept], work.take(kept), low[kept], goal[kept]
+        height = _losses(work, model, error)
+        reached = height[:, None] <= goals[active]
+        iterations[active] = np.where(reached & np.isinf(iterations[active]), k, iterations[active])
+        kept = ~np.asarray(reached.all(axis=1), dtype=np.bool_)
+        if not kept.all():
+            active, work = active[kept], work.take(kept)
             if not len(active):
                 break
-            x, y, model, error = x[kept], y[kept], model[kept], error[kept]
+            x, y, error = x[kept], y[kept], error[kept]
         dx, dy = _gradient(work, method, x, y, error)
         step = _best_step(work, method, x, y, dx, dy, error)
         shape = (-1, *(1,) * (x.ndim - 1))

@@ -93,3 +93,17 @@ def descend_by_residuals(
         gaps[k] = float(np.sum((design @ (gates - best)) ** 2)) / (2 * problem.samples)
         gates = gates - step * gradient(gates)
     return gaps
+
+
+def white_problem(problem: Problem) -> Problem:
+    """The same weight on inputs with G = 2 I."""
+    left, _ = np.linalg.qr(np.vander(np.linspace(-1, 1, problem.cols + 3), problem.cols))
+    inputs = np.sqrt(2.0 * len(left)) * left
+    targets = inputs @ problem.weight.T
+    return Problem(inputs, problem.weight, targets, f"{problem.name}, white")
+
+
+def sign_problem(problem: Problem, random: np.random.Generator) -> Problem:
+    """The same inputs under one output whose weights are ±1: H is G with signs."""
+    weight = np.where(random.uniform(size=(1, problem.cols)) > 0.5, 1.0, -1.0)
+    return Problem(problem.inputs, weight, problem.targets[:, :1], f"{problem.name}, signs")

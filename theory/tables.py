@@ -123,49 +123,80 @@ def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
 
 
 def comparison_markdown(
-    conditioning: pd.DataFrame, speed: pd.DataFrame, reach: pd.DataFrame
+    conditioning: pd.DataFrame, speed: pd.DataFrame, reach: pd.DataFrame, scale: pd.DataFrame
 ) -> str:
     """Medians with intervals of what item 8 compares, as Markdown tables.
 
     Args:
-        conditioning, speed, reach: tables of :mod:`theory.checks.comparison`.
+        conditioning, speed, reach, scale: tables of :mod:`theory.checks.comparison`.
     """
-    hessian = conditioning[conditioning["matrix"] == "hessian"]
-    moments = list(dict.fromkeys(hessian["moment"]))
-    blocks = [
-        *(
-            (
-                f"condition number of the Hessian, {moment.replace('step 0', 'start')}",
-                "family",
-                hessian[hessian["moment"] == moment],
-            )
-            for moment in moments
-        ),
-        ("iterations to a relative gap of 10⁻⁴", "family", speed),
-        ("unexplained share, by teacher", "teacher", reach),
-    ]
-    methods = list(dict.fromkeys(speed["method"]))
+    matrices = conditioning[conditioning["matrix"] == "gauss_newton"]
+    start = matrices[(matrices["moment"] == "step 0") & (matrices["teacher"] == "gates")]
+    solved = matrices[matrices["moment"] == "solution"]
+    methods = list(dict.fromkeys(reach["method"]))
     lines = [
         "#### 8, in numbers",
         "",
-        "Medians with 95 % bootstrap intervals over problems. Condition numbers are on the "
-        f"non-zero spectrum; iterations stop at {int(speed['limit'].iloc[0]):,}. The unexplained "
-        "share is what of a free weight's gain is out of reach.",
+        "Medians with 95 % bootstrap intervals over problems. Condition numbers are those of the "
+        "Gauss–Newton matrix on its non-zero spectrum. The unexplained share is how much of a free "
+        "weight's gain is out of reach. — : full rank, where LoRA is a free weight.",
         "",
         f"| | {' | '.join(methods)} |",
         f"|---|{'---:|' * len(methods)}",
     ]
-    for title, key, frame in blocks:
+    blocks = [("condition number, start", ["family"], start)]
+    blocks += [("condition number, solution, by teacher", ["family", "teacher"], solved)]
+    blocks += [("unexplained share, well-conditioned, by teacher", ["teacher"], reach)]
+    for title, keys, frame in blocks:
         lines.append(f"| **{title}** |{' |' * len(methods)}")
-        for name, rows in frame.groupby(key, sort=False):
+        for name, rows in frame.groupby(keys, sort=False):
             found = rows.set_index("method")
             cells = [
-                f"{printed(found.loc[method, 'median'])} "
-                f"[{printed(found.loc[method, 'low'])}, {printed(found.loc[method, 'high'])}]"
-                for method in methods
+                _interval(found.loc[method]) if method in found.index else "—" for method in methods
             ]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            lines.append(f"| {', '.join(map(str, name))} | {' | '.join(cells)} |")
+    ranks = sorted(set(speed["rank"]))
+    lines += [
+        "",
+        "Iterations to the same loss, at which 99 % of the smaller gain is made, gates : LoRA "
+        f"(at most {int(speed['limit'].iloc[0]):,}).",
+        "",
+        f"| family, teacher | {' | '.join(f'LoRA {rank}' for rank in ranks)} |",
+        f"|---|{'---:|' * len(ranks)}",
+    ]
+    for name, rows in speed.groupby(["family", "teacher"], sort=False):
+        steps = rows.set_index(["rank", "method"])["median"]
+        cells = [
+            f"{printed(steps[rank, 'gates'])} : {printed(steps[rank, 'LoRA'])}"
+            if rank in set(rows["rank"])
+            else "—"
+            for rank in ranks
+        ]
+        lines.append(f"| {', '.join(map(str, name))} | {' | '.join(cells)} |")
+    scales = sorted(set(scale["scale"]))
+    lines += [
+        "",
+        "LoRA's start by the scale of A (1 is the usual one), low-rank teacher: condition numbers "
+        "of Gauss–Newton matrix and Hessian, and iterations to the same loss.",
+        "",
+        f"| family, rank | {' | '.join(f'A × {s:g}' for s in scales)} |",
+        f"|---|{'---:|' * len(scales)}",
+    ]
+    for name, sizes in scale.groupby(["family", "rank"], sort=False):
+        medians = sizes.set_index(["scale", "quantity"])["median"]
+        cells = [
+            ", ".join(
+                printed(medians[s, quantity])
+                for quantity in ("gauss_newton", "hessian", "iterations")
+            )
+            for s in scales
+        ]
+        lines.append(f"| {', '.join(map(str, name))} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _interval(row: pd.Series[Any]) -> str:
+    return f"{printed(row['median'])} [{printed(row['low'])}, {printed(row['high'])}]"
 
 
 def _row(record: Mapping[str, Any]) -> str:

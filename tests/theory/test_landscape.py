@@ -18,7 +18,15 @@ from theory.bilinear import (
     weight_components,
 )
 from theory.box import box_constant, box_minimiser, prox_decrease, two_columns
-from theory.conditioning import Batch, solution, solve_gates, start, steepest_descent
+from theory.conditioning import (
+    Batch,
+    ranks_of,
+    solution,
+    solve_gates,
+    start,
+    start_loss,
+    steepest_descent,
+)
 from theory.lora import (
     count_zeros,
     lora_gradient,
@@ -27,7 +35,7 @@ from theory.lora import (
     lora_minimiser,
     zero_eigenvalues,
 )
-from theory.problems import Problem, draw_problem
+from theory.problems import FAMILIES, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic
 
 
@@ -178,11 +186,43 @@ def test_batched_solutions_are_those_of_single_problems():
 def test_steepest_descent_reaches_the_optimum_that_the_closed_form_names(method):
     drawn = [draw_problem("well-conditioned", i) for i in range(4)]
     _, low = solution(drawn, method)
-    first = start(drawn, method, 0)
-    path = steepest_descent(Batch.of(drawn), method, first, low, 1e-4, 3000, (0, 5))
+    first, batch = start(drawn, method, 0), Batch.of(drawn)
+    begin = start_loss(batch)
+    near = low + 1e-4 * (begin - low)
+    goals = np.stack([near, begin], axis=1)
+    path = steepest_descent(batch, method, first, goals, 3000, (0, 5))
     assert np.isfinite(path.iterations).all()
+    assert np.all(path.iterations[:, 1] == 0)
     np.testing.assert_array_equal(path.points[0][1], first[1])
     # An optimum that is too low by a tenth of the way is never reached.
     wrong = low - 0.1 * np.array([p.null_loss for p in drawn])
-    path = steepest_descent(Batch.of(drawn), method, first, wrong, 1e-4, 50, (0,))
+    path = steepest_descent(batch, method, first, wrong[:, None], 50)
     assert np.isinf(path.iterations).all()
+
+
+def test_every_method_starts_at_the_loss_of_the_weight():
+    drawn = [draw_problem("well-conditioned", i) for i in range(3)]
+    batch, expected = (
+        Batch.of(drawn),
+        [lora_loss(p, np.zeros((8, 1)), np.ones((1, 10))) for p in drawn],
+    )
+    np.testing.assert_allclose(start_loss(batch), expected)
+    for method in ("rows + columns", "LoRA 2"):
+        path = steepest_descent(
+            batch, method, start(drawn, method, 0), start_loss(batch)[:, None] * (1 + 1e-12), 1
+        )
+        assert np.all(path.iterations == 0)
+
+
+def test_the_usual_start_of_lora_has_the_scale_of_kaiming():
+    drawn = [draw_problem("well-conditioned", i) for i in range(50)]
+    _, a = start(drawn, "LoRA 4", 0)
+    assert np.abs(a).max() <= 1 / np.sqrt(10)
+    # Five standard errors: the variance of a uniform draw's square is 0.8 of its squared mean.
+    assert np.mean(a**2) == pytest.approx(1 / 30, rel=5 * np.sqrt(0.8 / a.size))
+    np.testing.assert_array_equal(start(drawn, "LoRA 4", 0, scale=3.0)[1], 3 * a)
+
+
+def test_no_adapter_of_full_rank_is_compared():
+    for family, shape in FAMILIES.items():
+        assert max(ranks_of(family)) < min(shape.rows, shape.cols)

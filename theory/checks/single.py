@@ -16,7 +16,9 @@ from theory.outputs import (
     gradient_of,
     least_squares,
     loss_of,
+    sign_problem,
     smallest_curvature,
+    white_problem,
 )
 from theory.problems import FAMILIES, Array, Problem, draw_problem
 from theory.quadratic import (
@@ -34,20 +36,6 @@ STEPS = 300
 def quadratic_of(problem: Problem, side: Side) -> Quadratic:
     """The loss in the gates of one side."""
     return column_quadratic(problem) if side == "columns" else row_quadratic(problem)
-
-
-def white_problem(problem: Problem) -> Problem:
-    """The same weight on inputs with G = 2 I."""
-    left, _ = np.linalg.qr(np.vander(np.linspace(-1, 1, problem.cols + 3), problem.cols))
-    inputs = np.sqrt(2.0 * len(left)) * left
-    targets = inputs @ problem.weight.T
-    return Problem(inputs, problem.weight, targets, f"{problem.name}, white")
-
-
-def sign_problem(problem: Problem, random: np.random.Generator) -> Problem:
-    """The same inputs under one output whose weights are ±1: H is G with signs."""
-    weight = np.where(random.uniform(size=(1, problem.cols)) > 0.5, 1.0, -1.0)
-    return Problem(problem.inputs, weight, problem.targets[:, :1], f"{problem.name}, signs")
 
 
 def check_hessian(settings: Settings, side: Side) -> Check:

@@ -9,7 +9,7 @@ TOY_TABLES = {
     "saddle": ["saddle_path", "local_region"],
     "relaxation": ["lipschitz", "bias"],
     "convergence": ["sgd_linear", "noise_ball", "sgd_decaying", "stationarity"],
-    "conditioning": ["conditioning", "speed", "reach"],
+    "conditioning": ["conditioning", "speed", "reach", "scale"],
     "penalties": ["endpoints"],
     "flatness": ["flat_width", "flat_kinds"],
 }
