@@ -15,7 +15,7 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from finegates.gates.penalty import PENALTIES
+from finegates.gates.open_fractions import PENALTIES
 from finegates.gates.presets import preset_named
 from finegates.gates.stochastic import StochasticGate
 from theory.problems import Array

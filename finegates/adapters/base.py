@@ -82,15 +82,6 @@ class Adapter(ABC):
         """
         return None if part.narrows else f"{type(self).__name__} does not narrow them"
 
-    def stock_keys(self, model: nn.Module) -> dict[str, str]:
-        """Keys of the model's configuration for sizes that all layers share.
-
-        Returns:
-            the key of ``intermediate`` and, if these can differ from the dense model's, those of
-            ``heads`` and ``kv_heads``, or of ``width``.
-        """
-        return {"intermediate": "intermediate_size"}
-
     def norm_of(self, module: nn.Module) -> NormSpec | None:
         """The norms of queries and keys of an attention module; None without."""
         return None

@@ -113,28 +113,6 @@ class DescribedAdapter(Adapter):
         reason = _why_whole(module, self._attention_spec(module))
         return reason or f"the weights of {type(module).__name__} are not heads of its sizes"
 
-    def stock_keys(self, model: nn.Module) -> dict[str, str]:
-        """The keys that the configuration has, by their usual names."""
-        config: Any = unwrap(model).config
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        if text is not config:
-            raise ValueError(
-                f"{type(config).__name__} holds the configurations of several models, whose sizes "
-                "no stock model of it shares"
-            )
-        widths = [name for name in _WIDTHS if hasattr(config, name)]
-        if not widths:
-            raise ValueError(
-                f"{type(config).__name__} has none of {', '.join(_WIDTHS)}, so it cannot say how "
-                "wide feed-forward parts are"
-            )
-        keys = {"intermediate": widths[0]}
-        if hasattr(config, "d_kv"):
-            keys["width"] = "d_kv"
-        elif all(hasattr(config, name) for name in _HEADS.values()):
-            keys |= _HEADS
-        return keys
-
     def norm_of(self, module: nn.Module) -> NormSpec | None:
         """That of the module's spec."""
         return self._attention_spec(module).norm
@@ -148,10 +126,6 @@ class DescribedAdapter(Adapter):
         return spec
 
 
-# Of configurations that say one width for all layers. Those of encoder-decoders say two.
-_WIDTHS = ("n_inner", "d_ff", "hidden_dim", "intermediate_size")
-# Of causal models, whose modules read the width of a head from the configuration.
-_HEADS = {"heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
 _Part = Attention | FeedForward | Experts | Mixer
 _Tables = dict[type, dict[str, Any]]
 

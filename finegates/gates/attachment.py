@@ -14,6 +14,7 @@ from finegates.adapters.base import base_prefix, head_paths
 from finegates.arguments import check_config
 from finegates.gates.block_parts import Structure
 from finegates.gates.config import GateConfig
+from finegates.gates.equal_sizes import sizes_to_choose
 from finegates.gates.gate import FixedGate
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable, matching_layers
 from finegates.gates.gated_experts import GatedExperts, gated_experts
@@ -22,9 +23,7 @@ from finegates.gates.in_place import is_changed_in_place
 from finegates.gates.parts import (
     forget_attachment,
 )
-from finegates.gates.penalty import (
-    MacsPenalty,
-)
+from finegates.gates.penalty import penalty_on_macs
 from finegates.gates.presets import (
     check_reachable,
 )
@@ -273,14 +272,13 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Side
     """Makes gates that follow the dependencies of the blocks, by part and by layer."""
     adapter = adapter_for(inner)
     check_gateable(inner, [path for block in adapter.blocks(inner) for path in block.linears()])
+    stock = sizes_to_choose(inner) if config.uniform else None
     structure, sides = build_structure(
-        inner, _gate_maker(inner, config), dimensions=config.dimensions
+        inner, _gate_maker(inner, config), dimensions=config.dimensions, stock=stock
     )
     # On the meta device nothing can be counted; such a model is a copy of one that was checked.
     if next(inner.parameters()).device.type != "meta":
-        MacsPenalty(
-            structure, config.target, config.sequence_length, config.schedule[:2]
-        ).check_reachable()
+        penalty_on_macs(inner, structure, config).check_reachable()
     return structure, sides
 
 

@@ -44,6 +44,12 @@ class GateConfig:
         dimensions: with ``"structured"``, ``"all"`` or ``"inner"``: gates on heads and feed-forward
             dimensions alone. After :func:`finegates.compact` every layer is then contiguous,
             without a gather before or a scatter after its matmul.
+        uniform: with ``"structured"``: inner dimensions, of which every layer keeps the same
+            numbers, as far as the configuration of the model has names for them
+            (:mod:`finegates.gates.equal_sizes`). :func:`finegates.uniform` then pads nothing. Where
+            it has none, dimensions are not gated, which is logged.
+        multiple_of: with ``uniform``, feed-forward dimensions are a multiple of it. None selects
+            the largest of 64, 32, 16, ... whose steps are fine enough for any target.
         train_biases: train the biases of gated layers, with ``dimensions="inner"`` of all layers
             of the blocks; None takes the preset's.
         train_head: train the task head (:func:`head_parameters`). If no head is found, because the
@@ -72,6 +78,8 @@ class GateConfig:
     cols: bool = True
     modules: tuple[str, ...] | None = None
     dimensions: Dimensions = "all"
+    uniform: bool = False
+    multiple_of: int | None = None
     train_biases: bool | None = None
     train_head: bool = True
     train_weights: bool = False
@@ -94,6 +102,13 @@ class GateConfig:
             raise ValueError(f"penalty_weight must be at least 0, got {self.penalty_weight}")
         if not (self.rows or self.cols):
             raise ValueError("rows and cols are both off, so there are no gates; turn one on")
+        if self.uniform and self.dimensions == "all":
+            object.__setattr__(self, "dimensions", "inner")
+        if self.multiple_of is not None and not (self.uniform and self.multiple_of >= 1):
+            raise ValueError(
+                "multiple_of is a positive multiple of feed-forward dimensions with uniform=True, "
+                f"got {self.multiple_of} with uniform={self.uniform}"
+            )
         if self.dimensions not in get_args(Dimensions):
             known = list(get_args(Dimensions))
             raise ValueError(f"unknown dimensions {self.dimensions!r}; choose one of {known}")
@@ -106,9 +121,10 @@ class GateConfig:
                 )
             self._check_structured()
         elif self.dimensions != "all":
+            option = "uniform" if self.uniform else f"dimensions={self.dimensions!r}"
             raise ValueError(
-                f"dimensions={self.dimensions!r} cannot be chosen with preset {self.preset!r}, "
-                "whose gates are independent; shared gates can: preset='structured'"
+                f"{option} cannot be chosen with preset {self.preset!r}, whose gates are "
+                "independent; shared gates can: preset='structured'"
             )
 
     def gate_preset(self) -> GatePreset:

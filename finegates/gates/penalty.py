@@ -1,145 +1,26 @@
-"""Sparsity penalties on the gates of a model.
-
-For a gate vector with mean open probability p and a target sparsity s:
-
-- ``target``: ``|p - (1 - s)|``, in the released code;
-- ``hinge``: ``max(p, 1 - s)``, in version 1 of the paper: no reward for closing more than the
-  target.
-
-A layer's penalty is the mean over its gated sides, the model's the mean over its gated layers. With
-kurtosis weighting, p becomes a weighted mean over the dimensions that are still open.
-"""
+"""Penalties on the gates of a model: of independent gates, of shared ones, and their sum."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from finegates.gates.block_parts import ExpertsGates, FeedForwardGates, Read, Structure, Ungated
+from finegates.adapters import FeedForward, adapter_for
+from finegates.adapters.stock_sizes import HeadCounts, head_counts, stock_keys
+from finegates.gates.block_parts import AttentionGates, ExpertsGates, Read, Structure, Ungated
 from finegates.gates.closing import choose_closed
-from finegates.gates.config import GateConfig, PenaltyName
-from finegates.gates.gated_linear import gated_layers
-from finegates.gates.kurtosis import KurtosisWeights, kurtosis
+from finegates.gates.config import GateConfig
+from finegates.gates.equal_sizes import EqualSizes
+from finegates.gates.kurtosis import KurtosisWeights
+from finegates.gates.open_fractions import SparsityPenalty
 from finegates.gates.parts import (
     STRUCTURE,
     only_part,
 )
-from finegates.gates.presets import (
-    check_reachable,
-)
-from finegates.gates.stochastic import StochasticGate, centre_of
-
-
-def target_penalty(open_fraction: Tensor, sparsity: float) -> Tensor:
-    """``|p - (1 - s)|`` for p of any shape."""
-    return (open_fraction - (1.0 - sparsity)).abs()
-
-
-def hinge_penalty(open_fraction: Tensor, sparsity: float) -> Tensor:
-    """``max(p, 1 - s)`` for p of any shape; its gradient is zero once p is below 1 - s."""
-    return open_fraction.clamp(min=1.0 - sparsity)
-
-
-PENALTIES: dict[PenaltyName, Callable[[Tensor, float], Tensor]] = {
-    "target": target_penalty,
-    "hinge": hinge_penalty,
-}
-
-
-class SparsityPenalty:
-    """The mean penalty over the gated layers of a model.
-
-    Args:
-        model: with gates attached.
-        sparsity: the target s in [0, 1).
-        kind: ``"target"`` or ``"hinge"``.
-        kurtosis: a :class:`KurtosisWeights` of the same model, or None for plain means.
-
-    Raises:
-        ValueError: no trainable gates, an unknown kind, or an unreachable target.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        sparsity: float,
-        kind: str = "target",
-        kurtosis: KurtosisWeights | None = None,
-    ) -> None:
-        if kind not in PENALTIES:
-            raise ValueError(f"unknown penalty {kind!r}; choose one of {sorted(PENALTIES)}")
-        self.sparsity = sparsity
-        self.kurtosis = kurtosis
-        self._penalty = PENALTIES[kind]
-        self._layers = {
-            name: sides
-            for name, layer in gated_layers(model).items()
-            if (sides := [(s, g) for s, g in layer.gates() if isinstance(g, StochasticGate)])
-        }
-        gates = [gate for sides in self._layers.values() for _, gate in sides]
-        if not gates:
-            raise ValueError("the model has no trainable gates; call finegates.attach first")
-        for gate in gates:
-            check_reachable(gate.preset, sparsity)
-            gate.led = True
-        # Gates of one preset are concatenated: three operations instead of three per gate. Each
-        # side has weight 1 / (its layer's sides * layers).
-        preset = gates[0].preset
-        self._flat = all(gate.preset == preset for gate in gates)
-        self._gates = gates
-        self._side_of = torch.repeat_interleave(
-            torch.arange(len(gates), device="cpu"),
-            torch.tensor([gate.size for gate in gates], dtype=torch.int64, device="cpu"),
-        )
-        self._sizes = torch.tensor(
-            [float(gate.size) for gate in gates], dtype=torch.float32, device="cpu"
-        )
-        self._share = torch.tensor(
-            [1.0 / (len(s) * len(self._layers)) for s in self._layers.values() for _ in s],
-            dtype=torch.float32,
-            device="cpu",
-        )
-
-    def __call__(self) -> Tensor:
-        """The penalty, a differentiable scalar (float32)."""
-        if self._flat and self.kurtosis is None:
-            fractions = self._open_fractions_flat()
-        else:
-            fractions = torch.stack(
-                [
-                    self._open_fraction(name, side, gate)
-                    for name, sides in self._layers.items()
-                    for side, gate in sides
-                ]
-            )
-        share = self._share.to(fractions.device)
-        return (self._penalty(fractions, self.sparsity) * share).sum()
-
-    def gates(self) -> Iterator[StochasticGate]:
-        """Every gate that it is on, once."""
-        yield from dict.fromkeys(self._gates)
-
-    def _open_fraction(self, name: str, side: str, gate: StochasticGate) -> Tensor:
-        probability = gate.open_probability()
-        if self.kurtosis is None:
-            return probability.mean()
-        weights = self.kurtosis.weights(name, side)
-        return probability.mean() if weights is None else (weights * probability).sum()
-
-    def _open_fractions_flat(self) -> Tensor:
-        """Mean P of every side, shape (sides,), computed on one concatenated vector."""
-        first = self._gates[0]
-        latent = torch.cat([gate.latent for gate in self._gates])
-        if self._side_of.device != latent.device:
-            self._side_of = self._side_of.to(latent.device)
-            self._sizes = self._sizes.to(latent.device)
-        centre = centre_of(latent, first.preset)
-        probability = torch.special.ndtr(centre / first.preset.probability_std)
-        sums = probability.new_zeros(len(self._gates)).index_add(0, self._side_of, probability)
-        return sums / self._sizes
+from finegates.gates.stochastic import StochasticGate
 
 
 class JointPenalty:
@@ -156,17 +37,6 @@ class JointPenalty:
         """The sum, a differentiable scalar (float32) on the device of the first part's gates."""
         terms = [weight * penalty() for weight, penalty in self.parts]
         return torch.stack([term.to(terms[0].device) for term in terms]).sum()
-
-
-__all__ = [
-    "PENALTIES",
-    "JointPenalty",
-    "KurtosisWeights",
-    "SparsityPenalty",
-    "hinge_penalty",
-    "kurtosis",
-    "target_penalty",
-]
 
 
 def sparsity_penalty(model: nn.Module) -> SparsityPenalty | MacsPenalty | None:
@@ -200,13 +70,25 @@ class MacsPenalty:
         length: tokens of a sequence, for the attention products.
         ramp: the fractions of the training between which the goal falls linearly from 1 to ``1 -
             target``.
+        equal: whether all layers keep equal sizes (:mod:`finegates.gates.equal_sizes`).
+        heads: with ``equal``, the numbers of heads that the configuration accepts.
+        multiple: with ``equal``, of the feed-forward dimensions; None selects one.
 
     Attributes:
+        sizes: the choice of equal sizes, or None.
         progress: the fraction of the training that is over, in [0, 1]; the trainer sets it.
     """
 
     def __init__(
-        self, structure: Structure, target: float, length: int, ramp: tuple[float, float]
+        self,
+        structure: Structure,
+        target: float,
+        length: int,
+        ramp: tuple[float, float],
+        *,
+        equal: bool = False,
+        heads: Sequence[HeadCounts] = (),
+        multiple: int | None = None,
     ) -> None:
         self.structure = structure
         self.target = target
@@ -215,6 +97,7 @@ class MacsPenalty:
         self.progress = 1.0
         with torch.no_grad():
             self.dense = float(self._macs(lambda gate: torch.ones_like(gate.latent)))
+            self.sizes = EqualSizes(structure, self._left, heads, multiple) if equal else None
 
     def goal(self) -> float:
         """The fraction of the dense MACs to keep at the current progress."""
@@ -248,6 +131,8 @@ class MacsPenalty:
         The part where this is cheapest keeps one dimension of each gate. The rest is out of reach
         of gates: the products of heads that keep their sizes.
         """
+        if self.sizes is not None:
+            return self.sizes.floor()
         least = []
         for part in self.structure:
             alive = {id(gate) for gate in part.gates()}
@@ -272,7 +157,7 @@ class MacsPenalty:
 
     def _rest(self) -> str:
         """What no gate can remove, for messages."""
-        ungated = [part.part.path for part in self.structure if isinstance(part, Ungated)]
+        ungated = [part.path for part in self.structure if isinstance(part, Ungated)]
         if ungated:
             return f"parts without gates, such as {ungated[0]}, which keep their sizes"
         return (
@@ -291,7 +176,8 @@ class MacsPenalty:
         1. Dimensions are ordered by importance (:meth:`StochasticGate.observe`) divided by the MACs
            that one of them saves at present.
         2. The first ones are closed as far as the goal asks; a dimension that would overshoot it
-           stays open (:func:`finegates.gates.closing.choose_closed`).
+           stays open (:func:`finegates.gates.closing.choose_closed`). Where layers keep equal
+           sizes, these are chosen first.
         3. Closed centres are put slightly below zero, so that noise can still open them in
            training. Closed dimensions that were not chosen again are reopened. All other latents
            keep their values.
@@ -309,6 +195,11 @@ class MacsPenalty:
             raise ValueError("gates without a factor have no importance; choose 'structured'")
         if self.goal() < 1.0:
             self._check_importance()
+        if self.sizes is not None:
+            named = dict(zip(gates, importance, strict=True))
+            for gate, open_ in self.sizes.choose(named, self.goal()).items():
+                _set_open(gate, open_ > 0)
+            return self.realised()
         # Rule 1: a dimension that saves nothing at present still gets a finite ratio.
         costs = [cost.clamp(min=1e-9 * self.dense) for cost in self._costs(gates)]  # (n,) by gate
         sizes = [gate.size for gate in gates]
@@ -322,10 +213,7 @@ class MacsPenalty:
         order = torch.cat(self._levelled(gates, importance)) / torch.cat(costs)
         chosen = choose_closed(order, kept, self.goal())
         for gate, shut in zip(gates, chosen.split(sizes), strict=True):  # rule 3
-            # The penalty's sigma equals the noise's, but is also defined without noise.
-            sigma, centre = gate.preset.probability_std, gate.centre()
-            gate.latent[shut & (centre > 0)] = -_SHUT * sigma
-            gate.latent[~shut & (centre <= 0)] = _REOPENED * sigma
+            _set_open(gate, ~shut)
         return self.realised()
 
     def is_observed(self) -> bool:
@@ -336,7 +224,7 @@ class MacsPenalty:
     def _check_importance(self) -> None:
         """Raises ValueError if importances are missing or not finite."""
         for part in self.structure:
-            path = part.part.up if isinstance(part, FeedForwardGates) else part.part.path
+            path = part.part.up if isinstance(part.part, FeedForward) else part.part.path
             for gate in part.gates():
                 if gate.importance is not None and not bool(gate.importance.isfinite().all()):
                     raise ValueError(
@@ -352,6 +240,15 @@ class MacsPenalty:
                 "StochasticGate.observe of each gate between the backward pass and the step. "
                 "DeepSpeed, FSDP and LOMO take gradients away before that"
             )
+
+    def _left(self, opened: Mapping[StochasticGate, Tensor]) -> float:
+        """The kept fraction if gates had these masks, and all others were open."""
+
+        def read(gate: StochasticGate) -> Tensor:
+            mask = opened.get(gate)
+            return torch.ones_like(gate.latent) if mask is None else mask.to(gate.latent)
+
+        return float(self._macs(read, packed=True)) / self.dense
 
     def _levelled(self, gates: list[StochasticGate], importance: list[Tensor]) -> list[Tensor]:
         """Importances by which dimensions are closed, by gate."""
@@ -378,12 +275,38 @@ class MacsPenalty:
         return torch.stack(counts).sum()
 
 
+def penalty_on_macs(model: nn.Module, structure: Structure, config: GateConfig) -> MacsPenalty:
+    """The budget of a configuration on the shared gates of a plain model."""
+    heads: list[HeadCounts] = []
+    gated = [p.part for p in structure if isinstance(p, AttentionGates) and p.heads is not None]
+    if config.uniform and gated:
+        keys = stock_keys(model, adapter_for(model))
+        heads = head_counts(model.config, keys, gated[0])
+    return MacsPenalty(
+        structure,
+        config.target,
+        config.sequence_length,
+        config.schedule[:2],
+        equal=config.uniform,
+        heads=heads,
+        multiple=config.multiple_of,
+    )
+
+
+def _set_open(gate: StochasticGate, open_: Tensor) -> None:
+    """Puts closed centres slightly below zero, and reopens the others (rule 3 of closing)."""
+    # The penalty's sigma equals the noise's, but is also defined without noise.
+    sigma, centre = gate.preset.probability_std, gate.centre()
+    gate.latent[~open_ & (centre > 0)] = -_SHUT * sigma
+    gate.latent[open_ & (centre <= 0)] = _REOPENED * sigma
+
+
 def penalty_of(part: nn.Module, config: GateConfig) -> SparsityPenalty | MacsPenalty:
     """The penalty of one of :func:`gated_parts`."""
     kind = config.penalty or config.gate_preset().penalty
     if kind == "macs":
         structure: Structure = vars(part)[STRUCTURE]
-        penalty = MacsPenalty(structure, config.target, config.sequence_length, config.schedule[:2])
+        penalty = penalty_on_macs(part, structure, config)
         for gate in penalty.gates():
             gate.led = True
         return penalty

@@ -26,7 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import Adapter, Attention, Block, Mixer, adapter_for
+from finegates.adapters import Adapter, Attention, Block, FeedForward, Mixer, adapter_for
+from finegates.adapters.stock_sizes import StockKeys
 from finegates.gates.block_parts import (
     AttentionGates,
     ExpertsGates,
@@ -43,6 +44,7 @@ from finegates.head_rows import layer_rows, letters_of, score_units
 from finegates.modules.linear import linear_shape
 
 Sides = dict[str, tuple[Gate | None, Gate | None]]
+_Dense = Attention | FeedForward | Mixer
 
 
 def build_structure(
@@ -52,6 +54,7 @@ def build_structure(
     experts: bool = True,
     adapter: Adapter | None = None,
     dimensions: Dimensions = "all",
+    stock: StockKeys | None = None,
 ) -> tuple[Structure, Sides]:
     """Builds the shared gates of a model; the model does not change.
 
@@ -61,6 +64,7 @@ def build_structure(
         experts: whether stacked experts get gates.
         adapter: describes the blocks; looked up if None.
         dimensions: ``"all"``, or ``"inner"`` for heads and feed-forward dimensions only.
+        stock: names of the sizes that may change, each equally in all layers; None: all may.
 
     Returns:
         the gates by part, and the row and column gates of every gated layer.
@@ -68,10 +72,10 @@ def build_structure(
     Raises:
         ValueError: the architecture has no adapter, or no part has such dimensions.
     """
-    parts: list[Part | Attention | Mixer] = []
+    parts: list[Part | _Dense] = []
     sides: Sides = {}
     for block in (adapter or adapter_for(model)).blocks(model):
-        for gates, placed in _block_gates(block, model, make, dimensions):
+        for gates, placed in _block_gates(block, model, make, dimensions, stock):
             parts.append(gates)
             sides.update(placed)
         if experts and block.experts is not None:
@@ -82,20 +86,26 @@ def build_structure(
     return _counted(parts, model), sides
 
 
-def _counted(parts: Sequence[Part | Attention | Mixer], model: nn.Module) -> Structure:
+def _counted(parts: Sequence[Part | _Dense], model: nn.Module) -> Structure:
     """The parts, with the weights of those without gates."""
-    gated = [part for part in parts if not isinstance(part, Attention | Mixer)]
+    gated = [part for part in parts if not isinstance(part, _Dense)]
     beside = next((gate for part in gated for gate in part.gates()), None)
     found: list[Part] = []
     for part in parts:
-        if isinstance(part, Attention | Mixer):
+        if isinstance(part, _Dense):
             if beside is None:
                 raise ValueError(
                     f"{type(model).__name__} has neither heads nor feed-forward dimensions that "
                     "can be removed; choose dimensions='all'"
                 )
             shapes = [linear_shape(model.get_submodule(path)) for path in part.linears()]
-            part = Ungated(part, sum(columns * rows for columns, rows in shapes), beside)
+            part = Ungated(
+                part,
+                part.linears()[0],
+                sum(columns * rows for columns, rows in shapes),
+                0 if isinstance(part, FeedForward) else part.products,
+                beside,
+            )
         found.append(part)
     return tuple(found)
 
@@ -105,17 +115,22 @@ def _block_gates(
     model: nn.Module,
     make: Callable[[str, int], StochasticGate],
     dimensions: Dimensions,
-) -> Iterator[tuple[AttentionGates | FeedForwardGates | MixerGates | Attention | Mixer, Sides]]:
+    stock: StockKeys | None,
+) -> Iterator[tuple[Part | _Dense, Sides]]:
     inner = dimensions == "inner"
     for part in block.attentions:
-        if not inner or _has_free_heads(part):
-            yield _attention_gates(part, model, make, inner=inner)
+        if not inner or (has_free_heads(part) and (stock is None or bool(stock.heads))):
+            # Heads of zeros would fill up groups of uneven sizes, at positions between others.
+            heads = part.kv_heads if inner and part.even and stock is None else part.heads
+            yield _attention_gates(part, model, make, heads, inner=inner)
         else:
             yield part, {}
     for mixer in block.mixers:
         yield (mixer, {}) if inner else _mixer_gates(mixer, model, make)
     feed = block.feed_forward
-    if feed is not None:
+    if feed is not None and stock is not None and not stock.intermediate:
+        yield feed, {}
+    elif feed is not None:
         columns, _ = linear_shape(model.get_submodule(feed.up))
         width, outputs = linear_shape(model.get_submodule(feed.down))
         gates = FeedForwardGates(
@@ -131,7 +146,7 @@ def _block_gates(
         yield gates, sides
 
 
-def _has_free_heads(part: Attention) -> bool:
+def has_free_heads(part: Attention) -> bool:
     """Whether removing a head leaves nothing of it in any layer."""
     # A norm over all heads reads keys that no gate of a query head closes.
     shares_keys = part.norm == "all" and part.kv_heads < part.heads
@@ -158,6 +173,7 @@ def _attention_gates(
     part: Attention,
     model: nn.Module,
     make: Callable[[str, int], StochasticGate],
+    heads: int,
     *,
     inner: bool,
 ) -> tuple[AttentionGates, Sides]:
@@ -167,8 +183,6 @@ def _attention_gates(
     size = part.kv_heads * part.head_dim
     scored = part.narrows and not part.fixed_scores and not inner
     units = int(score_units(part).max()) + 1
-    # Heads of zeros would fill up groups that must be of one size, at positions between others.
-    heads = part.kv_heads if inner and part.even else part.heads
     gates = AttentionGates(
         part,
         (columns, memory, outputs),

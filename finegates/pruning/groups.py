@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from finegates.gates.block_parts import AttentionGates, FeedForwardGates, Read, Structure
+from finegates.adapters.stock_sizes import StockKeys, head_counts
+from finegates.gates.block_parts import AttentionGates, FeedForwardGates, Part, Read, Structure
 from finegates.gates.closing import TOLERANCE, choose_closed
 from finegates.gates.config import Dimensions
+from finegates.gates.equal_sizes import EqualSizes, sizes_to_choose
 from finegates.gates.gate import Gate
 from finegates.gates.penalty import MacsPenalty
 from finegates.gates.shared import build_structure
@@ -30,6 +32,9 @@ class SharedGroups:
         model: plain, without gates.
         dimensions: the groups that may be closed.
         length: tokens of a sequence, for the MACs of attention.
+        equal: whether every layer keeps equal sizes (:mod:`finegates.gates.equal_sizes`), as far
+            as the configuration can say them; then only inner groups may be closed.
+        multiple: with ``equal``, of the feed-forward dimensions; None selects one.
 
     Attributes:
         structure: the gates by part of the model; their values are not used.
@@ -38,7 +43,15 @@ class SharedGroups:
         open: (n,) of every gate, float32: 1 where open, 0 where closed.
     """
 
-    def __init__(self, model: nn.Module, dimensions: Dimensions, length: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dimensions: Dimensions,
+        length: int,
+        *,
+        equal: bool = False,
+        multiple: int | None = None,
+    ) -> None:
         names: dict[StochasticGate, str] = {}
 
         def make(name: str, size: int) -> StochasticGate:
@@ -57,6 +70,15 @@ class SharedGroups:
             name: gate for gate, name in names.items() if dimensions == "all" or gate in inner
         }
         self.dense = float(self._macs(self.open.__getitem__))
+        self.sizes: EqualSizes | None = None
+        if equal:
+            keys = sizes_to_choose(model)
+            parts = [p for p in self.structure if _is_chosen(p, keys)]
+            heads = [p.part for p in parts if isinstance(p, AttentionGates)]
+            counts = head_counts(model.config, keys, heads[0]) if heads else []
+            self.sizes = EqualSizes(tuple(parts), self.kept, counts, multiple)
+            chosen = set(self.sizes.gates())
+            self.gates = {name: gate for name, gate in self.gates.items() if gate in chosen}
 
     def values(
         self, opened: Mapping[StochasticGate, Tensor] | None = None
@@ -111,6 +133,12 @@ class SharedGroups:
         if len(self.gates) == len(self.open):
             penalty.check_reachable()
         floor = self.floor()
+        if 1.0 - target < floor and self.sizes is not None:
+            raise ValueError(
+                f"target {target} cannot be reached with layers of equal sizes: {floor:.4f} of the "
+                f"MACs stay at sequence_length={self.length}, so targets end at "
+                f"{int(1e4 * (1.0 - floor)) / 1e4:.4f}; leave uniform out"
+            )
         if 1.0 - target < floor:
             raise ValueError(
                 f"target {target} cannot be reached with heads and feed-forward dimensions alone: "
@@ -123,6 +151,8 @@ class SharedGroups:
 
         The part where this is cheapest keeps one dimension of each gate.
         """
+        if self.sizes is not None:
+            return self.sizes.floor()
         least = 1.0
         for part in self.structure:
             alive = set(part.gates())
@@ -146,13 +176,18 @@ class SharedGroups:
         Closed dimensions stay closed.
 
         Args:
-            worth: (n,) of each of :attr:`gates`, not negative.
+            worth: (n,) of each of :attr:`gates`, not negative; with equal sizes not divided by
+                costs.
             goal: the fraction to keep.
             kept: computes the kept fraction from masks; by default that of the MACs.
 
         Returns:
             the kept fraction.
         """
+        if self.sizes is not None:
+            equal = self.sizes.choose(worth, goal, self.open)
+            self.open.update({gate: mask.float() for gate, mask in equal.items()})
+            return self.kept()
         gates = list(self.gates.values())
         sizes = [gate.size for gate in gates]
         shut = torch.cat([self.open[gate] for gate in gates]) == 0
@@ -171,6 +206,13 @@ class SharedGroups:
     def _macs(self, read: Read, *, packed: bool = False) -> Tensor:
         counts = [part.macs(read, self.length, packed=packed) for part in self.structure]
         return torch.stack(counts).sum()
+
+
+def _is_chosen(part: Part, keys: StockKeys) -> bool:
+    """Whether the sizes of a part are chosen."""
+    if isinstance(part, AttentionGates):
+        return part.heads is not None and bool(keys.heads)
+    return isinstance(part, FeedForwardGates) and bool(keys.intermediate)
 
 
 def _inner_gates(structure: Structure) -> Iterator[StochasticGate]:

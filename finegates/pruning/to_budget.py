@@ -41,6 +41,8 @@ def prune(
     criterion: Criterion = "taylor",
     steps: int = 1,
     dimensions: Dimensions = "all",
+    uniform: bool = False,
+    multiple_of: int | None = None,
     collator: Collator | None = None,
     batch_size: int = 16,
     sequence_length: int = 128,
@@ -81,6 +83,10 @@ def prune(
         steps: number of equal steps toward the target; importance is measured before each.
         dimensions: ``"all"``, or ``"inner"`` for only heads and feed-forward dimensions, whose
             removal leaves plain layers without gathers and scatters.
+        uniform: every layer keeps the same numbers of heads and feed-forward dimensions, as far as
+            the configuration of the model has names for them, so that :func:`finegates.uniform`
+            pads nothing; implies ``"inner"`` (see ``GateConfig.uniform``).
+        multiple_of: with ``uniform``, of the feed-forward dimensions; None selects one.
         collator: makes a batch from a list of rows, as in ``transformers.Trainer``.
         batch_size: rows of a batch, with a collator.
         sequence_length: tokens of a sequence, for the MACs of attention.
@@ -100,9 +106,11 @@ def prune(
         FloatingPointError: a derivative of the loss is not finite.
     """
     _check_options(target, criterion, steps, dimensions, sequence_length)
+    if (uniform and cost is not None) or (multiple_of is not None and not uniform):
+        raise ValueError("multiple_of needs uniform=True, whose budget is on MACs: leave cost out")
     inner = unwrap(model)
     _check_prunable(inner)
-    groups = SharedGroups(inner, dimensions, sequence_length)
+    groups = SharedGroups(inner, dimensions, sequence_length, equal=uniform, multiple=multiple_of)
     groups.check_reachable(target)
     batches: list[Batch] = []
     runs = without_containers(model)
@@ -137,7 +145,7 @@ def _worth(
     seed: int,
     tick: Callable[[], object],
 ) -> Vectors:
-    """Importance divided by MACs, (n,) by gate."""
+    """Importance, (n,) by gate; divided by MACs unless layers keep equal sizes."""
     if criterion == "random":
         tick()
         return _drawn(groups, seed)
@@ -149,6 +157,8 @@ def _worth(
     else:
         found = measure_sensitivity(model, groups, batches, tick)
         importance = found.absolute if criterion == "taylor" else found.square
+    if groups.sizes is not None:
+        return importance
     costs = groups.costs()
     return {
         gate: importance[gate] / costs[gate].clamp(min=1e-9 * groups.dense)

@@ -17,8 +17,9 @@ from finegates.gates.draw import GateDraw
 from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import gated_layers, leaf_gates
 from finegates.gates.monitor import closed_fraction
+from finegates.gates.open_fractions import SparsityPenalty
 from finegates.gates.parts import gated_parts
-from finegates.gates.penalty import JointPenalty, MacsPenalty, SparsityPenalty, penalty_of
+from finegates.gates.penalty import JointPenalty, MacsPenalty, penalty_of
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.stock_checkpoints import stock_obstacle
 from finegates.training.checkpoints import GatedCheckpoints

@@ -19,7 +19,7 @@ from finegates.formats.compact import load, save
 from finegates.gates.attachment import attach, attach_fixed
 from finegates.gates.config import GateConfig
 from finegates.gates.gated_linear import GatedLinear, gated_layers
-from finegates.gates.penalty import SparsityPenalty
+from finegates.gates.open_fractions import SparsityPenalty
 from finegates.modules.linear import linear_shape
 from support import tiny
 from support.tolerance import model_bound

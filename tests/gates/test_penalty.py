@@ -11,7 +11,8 @@ from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from finegates.gates.gated_linear import GatedLinear, gated_layers
 from finegates.gates.kurtosis import KurtosisWeights, kurtosis
-from finegates.gates.penalty import SparsityPenalty, sparsity_penalty
+from finegates.gates.open_fractions import SparsityPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
 from support.tiny import tiny_model
 

@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from tqdm import tqdm
 
 from finegates.gates.gated_linear import GatedLinear
-from finegates.gates.penalty import SparsityPenalty
+from finegates.gates.open_fractions import SparsityPenalty
 from finegates.gates.presets import PRESETS, preset_named
 from finegates.gates.stochastic import StochasticGate
 from theory.checks.settings import Settings

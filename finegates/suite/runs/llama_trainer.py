@@ -24,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from finegates.files import parse_json, write_text
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.monitor import summarise_gates
-from finegates.gates.penalty import SparsityPenalty
+from finegates.gates.open_fractions import SparsityPenalty
 from finegates.seeds import derive_seed
 from finegates.suite.config.llama import CausalTraining
 from finegates.suite.data.packing import HeldOut, PackedText

@@ -1,0 +1,225 @@
+"""Sizes that a stock configuration sets for all layers, found by building the model.
+
+Configurations name one size in many ways, and a name may be accepted without an effect. So names
+are tried on the meta device: one counts if the built model has exactly the size that it asks for,
+in every layer, while all other sizes of the layers stay.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from finegates.adapters.base import Adapter
+from finegates.blocks import Attention, Block
+from finegates.modules.dense_shapes import dense_shape
+
+_INTERMEDIATE: tuple[tuple[str, ...], ...] = (
+    ("intermediate_size",),
+    ("ffn_dim",),
+    ("encoder_ffn_dim", "decoder_ffn_dim"),
+    ("ffn_hidden_size",),
+    ("hidden_dim",),
+    ("n_inner",),
+    ("d_ff",),
+)
+_WIDTH = (("d_kv",),)
+_HEADS = ("num_attention_heads", "num_heads")
+_KV_HEADS = "num_key_value_heads"
+
+HeadCounts = tuple[int, int]
+"""Key-value heads, and query heads of each."""
+
+
+@dataclass(frozen=True)
+class StockKeys:
+    """Names of sizes in a configuration, each empty if the configuration cannot say it.
+
+    Attributes:
+        intermediate: of the feed-forward dimensions; an encoder-decoder may have two names.
+        width: of the width of a head.
+        heads: of the numbers of query heads and, where it has one, of key-value heads. The width of
+            a head does not follow from them.
+    """
+
+    intermediate: tuple[str, ...] = ()
+    width: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+
+
+def stock_keys(model: nn.Module, adapter: Adapter) -> StockKeys:
+    """Finds the names of the sizes that a model's configuration can change.
+
+    Args:
+        model: plain; dense, gated or compact. It does not change.
+        adapter: describes it.
+    """
+    trial = _Trial(model, adapter)
+    feeds = [block.feed_forward for block in trial.blocks if block.feed_forward is not None]
+    attentions = [part for block in trial.blocks for part in block.attentions]
+    intermediate: tuple[str, ...] = ()
+    if feeds:
+        dense = (width for _, width, _ in _feed_sizes(trial.stock, trial.blocks))
+        asked = max(1, max(width or 1 for width in dense) // 2)
+        intermediate = _first(_INTERMEDIATE, lambda names: trial.sets_width(names, asked))
+    width: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    if attentions:
+        narrow = max(1, attentions[0].head_dim // 2)
+        width = _first(_WIDTH, lambda names: trial.sets_head_width(names, narrow))
+        second = (_KV_HEADS,) if hasattr(model.config, _KV_HEADS) else ()
+        heads = _first([(name, *second) for name in _HEADS], trial.sets_heads)
+    return StockKeys(intermediate, width, heads)
+
+
+def head_counts(config: Any, keys: StockKeys, part: Attention) -> list[HeadCounts]:
+    """The numbers of heads that a configuration accepts, fewest query heads first.
+
+    For example, Llama's number of query heads must divide its hidden size.
+
+    Args:
+        config: does not change.
+        keys: with names for the numbers of heads.
+        part: an attention of the dense model.
+    """
+    config = copy.deepcopy(config)
+    found = []
+    for counts in itertools.product(
+        range(1, part.kv_heads + 1), range(1, part.heads // part.kv_heads + 1)
+    ):
+        set_heads(config, keys, counts, part.head_dim)
+        if counts == (part.kv_heads, part.heads // part.kv_heads) or is_valid(config):
+            found.append(counts)
+    return sorted(found, key=math.prod)
+
+
+def set_heads(config: Any, keys: StockKeys, counts: HeadCounts, width: int) -> None:
+    """Sets the numbers of heads in a configuration, and the width that each of them has."""
+    kv_heads, each = counts
+    for name, value in zip(keys.heads, (kv_heads * each, kv_heads), strict=False):
+        setattr(config, name, value)
+    # Without it the width would be derived from the number of heads.
+    with suppress(AttributeError):  # a property that follows from the number of heads
+        config.head_dim = width
+
+
+def is_valid(config: Any) -> bool:
+    """Whether a configuration's values are consistent, as far as its class checks."""
+    try:
+        config.validate()
+    except Exception:  # from huggingface_hub, where only recent versions have it
+        return False
+    return True
+
+
+def _first(
+    names: Sequence[tuple[str, ...]], works: Callable[[tuple[str, ...]], bool]
+) -> tuple[str, ...]:
+    return next((each for each in names if works(each)), ())
+
+
+class _Trial:
+    """Builds a model's class from changed configurations, and compares its layers.
+
+    Attributes:
+        stock: as the model's own configuration builds it, on the meta device.
+        blocks: its blocks.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter) -> None:
+        self._model, self._adapter = model, adapter
+        self._config: Any = model.config
+        self.stock = self._build(copy.deepcopy(self._config))
+        self.blocks = () if self.stock is None else adapter.blocks(self.stock)
+
+    def sets_width(self, names: tuple[str, ...], asked: int) -> bool:
+        """Whether names set the feed-forward width, and nothing else."""
+        changed = self._changed(dict.fromkeys(names, asked))
+        if changed is None:
+            return False
+        stock, blocks = changed
+        dense = _feed_sizes(self.stock, self.blocks)
+        expected = [(inputs, asked, outputs) for inputs, _, outputs in dense]
+        same = _attention_sizes(blocks) == _attention_sizes(self.blocks)
+        return same and _feed_sizes(stock, blocks) == expected
+
+    def sets_head_width(self, names: tuple[str, ...], asked: int) -> bool:
+        """Whether names set the width of a head, and nothing else."""
+        changed = self._changed(dict.fromkeys(names, asked))
+        if changed is None:
+            return False
+        stock, blocks = changed
+        expected = [
+            (heads, kv_heads, asked) for heads, kv_heads, _ in _attention_sizes(self.blocks)
+        ]
+        same = _feed_sizes(stock, blocks) == _feed_sizes(self.stock, self.blocks)
+        return same and _attention_sizes(blocks) == expected
+
+    def sets_heads(self, names: tuple[str, ...]) -> bool:
+        """Whether names set the numbers of heads, and nothing else."""
+        part = next(part for block in self.blocks for part in block.attentions)
+        each = part.heads // part.kv_heads
+        keys = StockKeys(heads=names)
+        if not all(type(getattr(self._config, name, None)) is int for name in names):
+            return False
+        options = [
+            counts
+            for counts in head_counts(self._config, keys, part)
+            if math.prod(counts) < part.heads and (len(names) > 1 or each == 1)
+        ]
+        if not options:
+            return False
+        config = copy.deepcopy(self._config)
+        set_heads(config, keys, options[-1], part.head_dim)
+        stock = self._build(config)
+        if stock is None:
+            return False
+        blocks = self._adapter.blocks(stock)
+        kv_heads, group = options[-1]
+        asked = (kv_heads * group, kv_heads, part.head_dim)
+        same = _feed_sizes(stock, blocks) == _feed_sizes(self.stock, self.blocks)
+        return same and _attention_sizes(blocks) == [asked] * len(_attention_sizes(self.blocks))
+
+    def _changed(self, values: dict[str, int]) -> tuple[nn.Module, tuple[Block, ...]] | None:
+        config = copy.deepcopy(self._config)
+        for name, value in values.items():
+            present = getattr(config, name, "")
+            if present is not None and type(present) is not int:
+                return None
+            setattr(config, name, value)
+        stock = self._build(config)
+        return None if stock is None else (stock, self._adapter.blocks(stock))
+
+    def _build(self, config: Any) -> nn.Module | None:
+        try:
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                built: nn.Module = type(self._model)(config)
+        except Exception:  # a configuration that the class does not accept
+            return None
+        return built
+
+
+def _attention_sizes(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
+    parts = (part for block in blocks for part in block.attentions)
+    return [(part.heads, part.kv_heads, part.head_dim) for part in parts]
+
+
+def _feed_sizes(
+    model: nn.Module | None, blocks: Sequence[Block]
+) -> list[tuple[int | None, int | None, int | None]]:
+    """Inputs, intermediate dimensions and outputs of all feed-forward parts."""
+    found = []
+    for block in blocks:
+        if block.feed_forward is not None and model is not None:
+            up = dense_shape(model, block.feed_forward.up) or (None, None)
+            down = dense_shape(model, block.feed_forward.down) or (None, None)
+            found.append((up[0], down[0], down[1]))
+    return found

@@ -1,0 +1,259 @@
+"""Layers of a stock model, filled with those of a compact one, with zeros elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import Adapter, Attention, FeedForward, HeadSizes, has_module
+from finegates.head_rows import feed_forward_rows, layer_rows, letters_of
+from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.linear import dense_weight
+from finegates.specs import NormSpec
+
+
+class NotUniformError(ValueError):
+    """The stock configuration cannot express the model."""
+
+
+class Layout:
+    """Positions of heads and their dimensions in the stock model.
+
+    Attributes:
+        each: query heads of a group; None if heads keep their dense indices.
+        heads: number of query heads.
+        kv_heads: number of key-value heads.
+        width: of a head.
+    """
+
+    def __init__(self, each: int | None, heads: int, kv_heads: int, width: int) -> None:
+        self.each, self.heads, self.kv_heads, self.width = each, heads, kv_heads, width
+
+
+def group_counts(sizes: HeadSizes) -> list[int]:
+    """Numbers of kept query heads of each kept key-value head."""
+    return [sizes.groups.count(group) for group in range(len(sizes.kv_heads))]
+
+
+def head_sizes(model: nn.Module, part: Attention) -> HeadSizes:
+    """The kept heads of an attention, all of them if it was not narrowed."""
+    found = getattr(model.get_submodule(part.path), "finegates_heads", None)
+    if isinstance(found, HeadSizes):
+        return found
+    each = part.heads // part.kv_heads
+    return HeadSizes(
+        heads=tuple(range(part.heads)),
+        groups=tuple(head // each for head in range(part.heads)),
+        kv_heads=tuple(range(part.kv_heads)),
+        head_dim=part.head_dim,
+        width=part.head_dim,
+    )
+
+
+def feed_forward_width(model: nn.Module, feed: FeedForward) -> int:
+    """Number of intermediate dimensions, kept ones if compact."""
+    layer = model.get_submodule(feed.down)
+    if isinstance(layer, CompactLinear):
+        return layer.in_features
+    return dense_weight(layer)[0].shape[1]
+
+
+def fill_feed_forward(model: nn.Module, stock: nn.Module, feed: FeedForward) -> None:
+    """Writes the layers of a feed-forward part, the first dimensions of each."""
+    if feed.path is not None and has_module(model, f"{feed.path}.gate_up"):
+        assert feed.gate is not None
+        joint = model.get_submodule(f"{feed.path}.gate_up")
+        each = torch.arange(feed_forward_width(model, feed), device="cpu")
+        fill_layer(stock, feed.gate, joint, rows=each)
+        fill_layer(stock, feed.up, joint, rows=each, start=each.numel())
+        fill_layer(stock, feed.down, model.get_submodule(feed.down))
+        return
+    rows = None
+    if feed.is_fused:
+        width, stock_width = (feed_forward_width(m, feed) for m in (model, stock))
+        rows = torch.empty(2 * width, dtype=torch.int64, device="cpu")
+        for mine, places in zip(
+            feed_forward_rows(feed, width), feed_forward_rows(feed, stock_width), strict=True
+        ):
+            rows[mine] = places[:width]
+    for path in feed.linears():
+        of_layer = None if path == feed.down else rows
+        fill_layer(stock, path, model.get_submodule(path), rows=of_layer)
+
+
+def fill_attention(
+    model: nn.Module,
+    stock: nn.Module,
+    adapter: Adapter,
+    part: Attention,
+    sizes: HeadSizes,
+    layout: Layout,
+) -> None:
+    """Writes the layers of an attention, and its norms.
+
+    Args:
+        model: compact.
+        stock: in which the layers are filled.
+        adapter: describes both.
+        part: the dense attention.
+        sizes: its kept heads.
+        layout: where heads are in the stock model.
+
+    Raises:
+        NotUniformError: a layer needs a bias that the stock one does not have, or a norm over all
+            heads lost dimensions.
+    """
+    contexts = _places(sizes, layout, keys=False, rotated=False)
+    places = {
+        "q": _places(sizes, layout, keys=False),
+        "k": _places(sizes, layout, keys=True),
+        "v": _places(sizes, layout, keys=True, rotated=False),
+        "g": contexts,
+    }
+    mine = layer_rows(part, len(sizes.heads), len(sizes.kv_heads), sizes.width)
+    theirs = layer_rows(part, layout.heads, layout.kv_heads, layout.width)
+    module = model.get_submodule(part.path)
+    scale = 1.0 / adapter.query_scale(module, sizes) if layout.width == part.head_dim else 1.0
+    joined, start = part.joint_linears() if sizes.fused else (), 0
+    for path in dict.fromkeys((part.q, part.k, part.v)):
+        letters = letters_of(part, path)
+        count = sum(mine[letter].numel() for letter in letters)
+        rows = torch.empty(count, dtype=torch.int64, device="cpu")
+        factors = torch.ones(count, dtype=torch.float64, device="cpu")
+        for letter in letters:
+            rows[mine[letter].flatten()] = theirs[letter].flatten()[places[letter]]
+            if letter == "q":
+                factors[mine[letter].flatten()] = scale
+        layer = model.get_submodule(part.joint_path if path in joined else path)
+        fill_layer(stock, path, layer, rows=rows, start=start, factors=factors)
+        start = start + count if path in joined else 0
+    norm = adapter.norm_of(module)
+    if norm is not None and sizes.dimensions is not None:
+        _fill_norms(stock, module, norm, part, sizes)
+    fill_layer(stock, part.o, model.get_submodule(part.o), cols=contexts)
+
+
+def _fill_norms(
+    stock: nn.Module, module: nn.Module, spec: NormSpec, part: Attention, sizes: HeadSizes
+) -> None:
+    """Writes the weights of norms over a head's kept dimensions back to where they were.
+
+    It undoes :func:`finegates.modules.narrowed.fit_norms`; dimensions that went are zero with any
+    weight.
+    """
+    if spec.over != "head":
+        raise NotUniformError(f"{part.path} normalises all its heads together")
+    dimensions = _index(_dimensions(sizes))
+    for name in spec.names:
+        weight: Tensor = module.get_submodule(name).weight  # type: ignore[assignment]
+        factors = weight.detach().to(torch.float64) + spec.offset
+        factors = factors * math.sqrt(sizes.width / sizes.head_dim) - spec.offset
+        full = torch.zeros(sizes.head_dim, dtype=weight.dtype, device="cpu")
+        full[dimensions] = factors.to(full)
+        target: Tensor = stock.get_submodule(f"{part.path}.{name}").weight  # type: ignore[assignment]
+        target.data = full
+
+
+def _dimensions(sizes: HeadSizes) -> list[int]:
+    """Dense dimension at each position of a narrow head; those of zeros are any that are left."""
+    assert sizes.dimensions is not None
+    left = iter(sorted(set(range(sizes.head_dim)) - set(sizes.dimensions)))
+    return [next(left) if each < 0 else each for each in sizes.dimensions]
+
+
+def _places(sizes: HeadSizes, layout: Layout, *, keys: bool, rotated: bool = True) -> Tensor:
+    """Stock position of every position in the compact heads.
+
+    1. A head starts at its dense index times the width, if heads keep their dense indices.
+    2. Otherwise groups are numbered in order, and so are the query heads within their group.
+    3. Inside a head, dimensions keep their order. Those of queries and keys get their dense
+       positions if they are rotated pairs, or shared by all heads.
+
+    Returns:
+        int64 (heads * width,), for rows that are ordered by head.
+    """
+    count = len(sizes.kv_heads if keys else sizes.heads)
+    groups = list(range(count)) if keys else list(sizes.groups)
+    if layout.each is None:  # rule 1
+        starts = list(sizes.kv_heads if keys else sizes.heads)
+    elif keys:  # rule 2
+        starts = list(range(count))
+    else:
+        starts = [
+            group * layout.each + groups[:number].count(group)
+            for number, group in enumerate(groups)
+        ]
+    inside = torch.arange(sizes.width, device="cpu").repeat(count, 1)  # (heads, width), rule 3
+    if rotated and sizes.pairs is not None:
+        pairs = _index(sizes.pairs)[_index(groups)]  # (heads, width / 2)
+        inside = torch.cat([pairs, pairs + sizes.head_dim // 2], dim=-1)
+    elif rotated and sizes.dimensions is not None:
+        inside = _index(_dimensions(sizes)).expand(count, -1)
+    return (_index(starts)[:, None] * layout.width + inside).flatten()
+
+
+def _index(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
+
+
+def fill_layer(
+    stock: nn.Module,
+    path: str,
+    layer: nn.Module,
+    *,
+    rows: Tensor | None = None,
+    cols: Tensor | None = None,
+    start: int = 0,
+    factors: Tensor | None = None,
+) -> None:
+    """Writes a layer's weights into the stock layer at a path, zeros elsewhere.
+
+    Args:
+        rows: stock rows of the layer's outputs from ``start`` on; None for the same order.
+        cols: stock columns of the layer's inputs; None for the same order.
+        start: first output of the layer that belongs to this stock layer.
+        factors: of the layer's outputs from ``start`` on, float64; None for ones.
+    """
+    if isinstance(layer, CompactLinear):
+        weight, bias = layer.weight, layer.bias
+        written = (
+            torch.arange(weight.shape[0], device="cpu") if layer.rows is None else layer.rows.cpu()
+        )
+        read = (
+            torch.arange(weight.shape[1], device="cpu") if layer.cols is None else layer.cols.cpu()
+        )
+    else:
+        weight, bias = dense_weight(layer)
+        written, read = (
+            torch.arange(weight.shape[0], device="cpu"),
+            torch.arange(weight.shape[1], device="cpu"),
+        )
+    if rows is not None:
+        mine = (written >= start) & (written < start + rows.numel())
+        inside = written[mine] - start
+        weight, written = weight[mine.to(weight.device)], rows[inside]
+        bias = None if bias is None else bias[mine.to(bias.device)]
+        if factors is not None and bool((factors != 1).any()):
+            scale = factors[inside].to(weight)
+            weight = weight * scale[:, None]
+            bias = None if bias is None else bias * scale.to(bias)
+    if cols is not None:
+        read = cols[read]
+    target = stock.get_submodule(path)
+    full = torch.zeros_like(dense_weight(target)[0], dtype=weight.dtype)
+    full[written[:, None], read] = weight.to(full)
+    stored: Tensor = target.weight  # type: ignore[assignment]
+    stored.data = (full if isinstance(target, nn.Linear) else full.T).contiguous()
+    present: Tensor | None = target.bias  # type: ignore[assignment]
+    if present is not None:
+        present.data = torch.zeros_like(present, dtype=weight.dtype)
+        if bias is not None:
+            present[written] = bias.to(present)
+    elif bias is not None and bool(bias.any()):
+        raise NotUniformError(
+            f"{path} needs a bias (constants of removed dimensions), which {type(stock).__name__} "
+            "does not have there"
+        )

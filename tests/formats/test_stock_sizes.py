@@ -1,0 +1,188 @@
+"""Equal sizes in a stock configuration: nothing is padded, and no part of this library is needed.
+
+Also the export of every described type: what it computes is what the compact model computes, or it
+is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import finegates as fg
+from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.modules.compact_linear import CompactLinear
+from support import described, tiny
+from support.described import described_inputs, described_outputs, relative_difference
+
+WIDE = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 8}
+GROUPED = {**WIDE, "num_key_value_heads": 4, "head_dim": 6}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 4},
+    "qwen2": {**WIDE, "num_key_value_heads": 4},
+    "qwen3": GROUPED,
+    "gemma": {},
+    "gemma2": {},
+    "gemma3_text": {},
+    "phi3": {},
+    "bert": WIDE,
+    "roberta": WIDE,
+    "gpt2": {"hidden_size": 48, "num_attention_heads": 8, "n_inner": 96},
+    "t5-gated": {"d_model": 48, "d_ff": 96},
+}
+SAYS_HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
+# Without the library on its path; whatever imports it fails.
+STRANGER = """
+import json, sys
+from pathlib import Path
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "finegates":
+            raise ImportError("finegates is blocked")
+sys.meta_path.insert(0, Blocked())
+import torch, transformers
+found = {}
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    said = json.loads((folder / "said.json").read_text())
+    model = getattr(transformers, said["class"]).from_pretrained(folder, dtype=torch.float64)
+    inputs = torch.load(folder / "inputs.pt")
+    with torch.no_grad():
+        output = model.eval()(**inputs)[0]
+    torch.save(output, folder / "output.pt")
+    found[folder.name] = sum(
+        m.weight.numel()
+        for m in model.modules()
+        if isinstance(m, (torch.nn.Linear, transformers.pytorch_utils.Conv1D))
+    )
+assert not [name for name in sys.modules if name.startswith("finegates")]
+print(json.dumps(found))
+"""
+
+
+def dense_model(name: str) -> nn.Module:
+    variant = "base" if name == "t5-gated" else "language"
+    if name in tiny.ARCHITECTURES:
+        return tiny.tiny_model(name, variant, **FAMILIES[name])
+    return described.described_model(name, "causal")
+
+
+def inputs_of(name: str) -> dict[str, torch.Tensor]:
+    inputs = tiny.tokens()
+    return {**inputs, "decoder_input_ids": inputs["input_ids"]} if name == "t5-gated" else inputs
+
+
+def pruned_model(name: str, target: float = 0.35) -> nn.Module:
+    """With equal sizes, chosen by importances that are drawn."""
+    target = target if name in SAYS_HEADS else 0.2
+    config = fg.GateConfig(uniform=True, target=target, sequence_length=7, train_head=False)
+    model = fg.attach(dense_model(name), config)
+    penalty = sparsity_penalty(model)
+    assert isinstance(penalty, MacsPenalty)
+    generator = torch.Generator().manual_seed(0)
+    for gate in penalty.gates():
+        assert gate.importance is not None
+        assert gate.scale is not None
+        gate.importance.exponential_(generator=generator)
+        gate.scale.data.uniform_(0.95, 1.3, generator=generator)
+    penalty.close_least()
+    return model.eval()
+
+
+@torch.no_grad()
+def output(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    found: torch.Tensor = model(**inputs)[0]
+    return found
+
+
+def linear_weights(model: nn.Module) -> int:
+    """Weights of all linear layers, those of the head included."""
+    from transformers.pytorch_utils import Conv1D
+
+    inner = {id(m.linear) for m in model.modules() if isinstance(m, CompactLinear)}
+    return sum(
+        m.weight.numel()  # type: ignore[misc, operator]
+        for m in model.modules()
+        if isinstance(m, (nn.Linear, Conv1D, CompactLinear)) and id(m) not in inner
+    )
+
+
+def test_a_process_without_the_library_loads_it_at_full_savings(tmp_path: Path) -> None:
+    expected, small_weights, dense_weights = {}, {}, {}
+    for name in FAMILIES:
+        folder = tmp_path / name
+        small = fg.compact(pruned_model(name))
+        stock = fg.uniform(small)
+        stock.save_pretrained(folder)  # type: ignore[operator]
+        kind: Any = type(stock)
+        again = kind.from_pretrained(folder, dtype=torch.float64).eval()
+        assert all(torch.equal(t, stock.state_dict()[k]) for k, t in again.state_dict().items())
+        expected[name] = output(again, inputs_of(name))
+        small_weights[name] = linear_weights(small)
+        dense_weights[name] = linear_weights(dense_model(name))
+        torch.save(inputs_of(name), folder / "inputs.pt")
+        (folder / "said.json").write_text(json.dumps({"class": type(stock).__name__}))
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER, str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    counted = json.loads(done.stdout.splitlines()[-1])
+    assert counted == small_weights
+    for name in FAMILIES:
+        assert counted[name] < dense_weights[name]
+        assert torch.equal(torch.load(tmp_path / name / "output.pt"), expected[name]), name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nothing_is_padded(name: str) -> None:
+    model = pruned_model(name)
+    dense = fg.macs(model, 1, 7).total
+    planned = sparsity_penalty(model).realised()  # type: ignore[union-attr]
+    small = fg.compact(model)
+    stock = fg.uniform(small)
+    assert fg.macs(stock, 1, 7) == fg.macs(small, 1, 7)
+    assert fg.macs(stock, 1, 7).total / dense == pytest.approx(planned, abs=1e-6)
+    outputs = [described_outputs(m, inputs_of(name)) for m in (model, small, stock)]
+    assert relative_difference(outputs[0], outputs[1]) < 1e-12
+    assert relative_difference(outputs[1], outputs[2]) < 1e-12
+    cost = fg.uniform_cost(small)
+    assert cost.uniform == cost.compact < cost.dense
+    config = stock.config
+    if name in SAYS_HEADS:
+        dense_config = dense_model(name).config
+        width = getattr(dense_config, "head_dim", None)
+        width = width or dense_config.hidden_size // dense_config.num_attention_heads  # type: ignore[union-attr, operator]
+        assert config.head_dim == width  # type: ignore[union-attr]
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("preset", ["structured", "reference", "inner"])
+@pytest.mark.parametrize("name", sorted(described.CONFIGURATIONS))
+def test_a_described_model_is_exported_exactly_or_refused_by_name(name: str, preset: str) -> None:
+    model = described.described_model(name)
+    options: dict[str, Any] = {"preset": preset, "target": 0.01}
+    if preset == "inner":
+        options = {"dimensions": "inner", "target": 0.01}
+    fg.attach(model, fg.GateConfig(sequence_length=9, **options))
+    tiny.scatter_gates(model, mean=0.3)
+    small = fg.compact(model.eval())
+    inputs = described_inputs(name, "base")
+    expected = described_outputs(small, inputs)
+    try:
+        stock = fg.uniform(small)
+    except ValueError as error:
+        refusal = str(error)
+        assert "the configuration of the" in refusal, refusal
+        return
+    assert relative_difference(expected, described_outputs(stock, inputs)) < 1e-12
+    assert not any(isinstance(layer, CompactLinear) for layer in stock.modules())
