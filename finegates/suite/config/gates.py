@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from finegates.gates.config import GateConfig
+from finegates.gates.config import Dimensions, GateConfig
 from finegates.suite.config.section import Section
 
 PresetName = Literal["reference", "paper_v1", "structured"]
 """The keys of ``finegates.gates.presets.PRESETS``."""
+
+
+_LATER = ("dimensions", "uniform", "multiple_of")
+"""Settings that are left out of dumps at their default: runs from before have the same parameters
+as later ones that do not set them."""
 
 
 class GateFields(Section):
@@ -20,6 +25,28 @@ class GateFields(Section):
     penalty_weight: float = Field(default=GateConfig.penalty_weight, ge=0)
     noise_std: float | None = Field(default=GateConfig.noise_std, ge=0)
     schedule: tuple[float, float, float, float] = GateConfig.schedule
+    dimensions: Dimensions = GateConfig.dimensions
+    uniform: bool = GateConfig.uniform
+    multiple_of: int | None = Field(default=GateConfig.multiple_of, gt=0)
+
+    @model_validator(mode="after")
+    def _shared(self) -> GateFields:
+        given = [name for name in _LATER if self._differs(name)]
+        if given and self.preset != "structured":
+            raise ValueError(f"{given[0]} goes with preset 'structured', not {self.preset!r}")
+        if self.multiple_of is not None and not self.uniform:
+            raise ValueError("multiple_of goes with uniform: true")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        kept = (name for name in values if name not in _LATER or self._differs(name))
+        return {name: values[name] for name in kept}
+
+    def _differs(self, name: str) -> bool:
+        """Whether a setting is not the library's default."""
+        return bool(getattr(self, name) != getattr(GateConfig, name))
 
     def gate_config(self, target: float | None = None, **further: Any) -> GateConfig:
         """The library's configuration of these gates.

@@ -36,11 +36,36 @@ def test_a_methods_gates_reach_the_library_as_they_were_asked_for():
         **{"preset": "reference", "target": 0.3, "penalty_weight": 7.0, "penalty": "hinge"},
         **{"kurtosis": True, "noise_std": 0.2, "train_weights": True, "sequence_length": 64},
         "schedule": (0.0, 0.1, 0.2, 0.3),
+        **{"dimensions": "all", "uniform": False, "multiple_of": None},
     }
     assert set(asked) == set(GateSettings.model_fields) - {"match"}
     found = GateSettings.model_validate(asked).gate_config(seed=3).as_dict()
     assert {name: found[name] for name in asked} == asked
     assert found["seed"] == 3
+
+
+def test_sizes_of_shared_gates_reach_the_library_and_change_no_parameter_of_other_runs():
+    plain = {"preset": "structured", "target": 0.3}
+    before = set(GateSettings.model_validate(plain).model_dump())
+    assert not before & {"dimensions", "uniform", "multiple_of"}
+    for further in ({"dimensions": "inner"}, {"uniform": True, "multiple_of": 16}):
+        settings = GateSettings.model_validate({**plain, **further})
+        assert set(settings.model_dump()) == before | set(further)
+        found = settings.gate_config().as_dict()
+        assert {name: found[name] for name in further} == further
+        assert GateSettings.model_validate(settings.model_dump()) == settings
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"preset": "reference", "uniform": True}, "uniform goes with preset 'structured'"),
+        ({"preset": "structured", "multiple_of": 8}, "multiple_of goes with uniform"),
+    ],
+)
+def test_sizes_that_independent_gates_do_not_have_are_refused(further, message):
+    with pytest.raises(ValueError, match=message):
+        GateSettings.model_validate({"target": 0.3, **further})
 
 
 def test_gates_of_a_llama_reach_the_library_with_the_target_of_the_run():

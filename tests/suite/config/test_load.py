@@ -236,7 +236,7 @@ def test_the_command_line_chooses_a_tier_and_a_part_of_its_tasks_and_methods():
         ({"methods": "magnitude-s0.4"}, r"'magnitude-s0.4' needs 'reference-s0.4'; name it"),
         ({"tier": "lokal"}, r"no tier of that name; did you mean 'local'\?"),
         ({"tier": "config/local"}, r"no tier of that name; did you mean 'local'\?"),
-        ({"tier": None}, r"no tier of that name \(known: base, baselines, local, paper"),
+        ({"tier": None}, r"no tier of that name \(known: base, baselines, budgets, local, paper"),
         ({"tier": "absent/local.yaml"}, r"absent/local.yaml: no such file; .*mean 'local'\?"),
         ({"without": "lama"}, r"'lama' is not in .*did you mean 'llama'\?"),
     ],
