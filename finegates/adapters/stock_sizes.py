@@ -111,6 +111,36 @@ def set_heads(config: Any, keys: StockKeys, counts: HeadCounts, width: int) -> N
         config.head_dim = width
 
 
+def with_layer_widths(
+    model: nn.Module, adapter: Adapter, config: Any, name: str, widths: Sequence[int]
+) -> Any | None:
+    """A configuration with a feed-forward width of its own for each layer.
+
+    Recent versions of transformers store them (``per_layer_config``), and some classes build their
+    layers from them.
+
+    Args:
+        model: whose class is asked.
+        adapter: describes it.
+        config: with one width for all layers; does not change.
+        name: of the width.
+        widths: of the layers, in their order.
+
+    Returns:
+        the configuration, or None if the class does not build these widths from it.
+    """
+    known = hasattr(type(config), "per_layer_config") and not config.is_heterogeneous
+    if not known or getattr(config, "num_hidden_layers", 0) != len(widths):
+        return None
+    changed = copy.deepcopy(config)
+    changed.per_layer_config = {layer: {name: width} for layer, width in enumerate(widths)}
+    stock = _built(type(model), copy.deepcopy(changed))
+    if stock is None:
+        return None
+    found = [width for _, width, _ in _feed_sizes(stock, adapter.blocks(stock))]
+    return changed if found == list(widths) else None
+
+
 def is_valid(config: Any) -> bool:
     """Whether a configuration's values are consistent, as far as its class checks."""
     try:
@@ -137,7 +167,7 @@ class _Trial:
     def __init__(self, model: nn.Module, adapter: Adapter) -> None:
         self._model, self._adapter = model, adapter
         self._config: Any = model.config
-        self.stock = self._build(copy.deepcopy(self._config))
+        self.stock = _built(type(model), copy.deepcopy(self._config))
         self.blocks = () if self.stock is None else adapter.blocks(self.stock)
 
     def sets_width(self, names: tuple[str, ...], asked: int) -> bool:
@@ -179,7 +209,7 @@ class _Trial:
             return False
         config = copy.deepcopy(self._config)
         set_heads(config, keys, options[-1], part.head_dim)
-        stock = self._build(config)
+        stock = _built(type(self._model), config)
         if stock is None:
             return False
         blocks = self._adapter.blocks(stock)
@@ -195,16 +225,17 @@ class _Trial:
             if present is not None and type(present) is not int:
                 return None
             setattr(config, name, value)
-        stock = self._build(config)
+        stock = _built(type(self._model), config)
         return None if stock is None else (stock, self._adapter.blocks(stock))
 
-    def _build(self, config: Any) -> nn.Module | None:
-        try:
-            with torch.device("meta"), torch.random.fork_rng(devices=[]):
-                built: nn.Module = type(self._model)(config)
-        except Exception:  # a configuration that the class does not accept
-            return None
-        return built
+
+def _built(kind: type[nn.Module], config: Any) -> nn.Module | None:
+    """A model on the meta device, or None if its class does not accept the configuration."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return kind(config)
+    except Exception:  # classes raise what they like
+        return None
 
 
 def _attention_sizes(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:

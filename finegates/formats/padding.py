@@ -48,7 +48,7 @@ class UniformCost:
     def __str__(self) -> str:
         kept, padded = (100 * part / self.dense for part in (self.compact, self.uniform))
         text = f"kept {kept:.0f} % of the MACs, {padded:.0f} % once uniform"
-        if self.widest is None:
+        if self.widest is None or self.uniform == self.compact:
             return text
         return (
             f"{text}: the feed-forward part of {self.widest} ({self.width} of {self.dense_width}) "

@@ -2,8 +2,9 @@
 
 A stock configuration has one feed-forward width and one number of heads for all layers. Sizes that
 differ from layer to layer are padded with zeros to the largest, as far as the configuration can
-express it; the residual stream is padded to its full width. The result is larger than the compact
-model and loads anywhere with ``from_pretrained``.
+express it. A few classes take a feed-forward width for each layer. The residual stream is padded to
+its full width. The result is larger than the compact model, unless its layers have equal sizes
+(``GateConfig.uniform``), and loads anywhere with ``from_pretrained``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from finegates.adapters import (
     adapter_for,
     unwrap,
 )
-from finegates.adapters.stock_sizes import head_counts, set_heads, stock_keys
+from finegates.adapters.stock_sizes import head_counts, set_heads, stock_keys, with_layer_widths
 from finegates.formats.absent import drop_modules
 from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
 from finegates.formats.padding import UniformCost, padding_cost, report
@@ -188,8 +189,11 @@ def _stock_config(
     config: Any = copy.deepcopy(model.config)
     keys = stock_keys(model, adapter)
     feeds = [block.feed_forward for block in blocks if block.feed_forward is not None]
-    for name in keys.intermediate if feeds else ():
-        setattr(config, name, max(1, *(feed_forward_width(model, feed) for feed in feeds)))
+    widths = [max(1, feed_forward_width(model, feed)) for feed in feeds]
+    for name in keys.intermediate:
+        setattr(config, name, max(widths))
+    if len(keys.intermediate) == 1 and len(set(widths)) > 1:
+        config = with_layer_widths(model, adapter, config, keys.intermediate[0], widths) or config
     parts = [part for block in blocks for part in block.attentions]
     layouts = {p.path: Layout(None, p.heads, p.kv_heads, p.head_dim) for p in parts}
     if parts and keys.width:

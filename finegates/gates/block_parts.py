@@ -235,18 +235,18 @@ class Ungated:
         path: of its first layer.
         weights: of its layers together.
         products: multiply-accumulates per pair of a token and a token that it attends to.
-        beside: a gate of another part, whose device and dtype counts have.
+        reference: a gate of another part, whose device and dtype counts have.
     """
 
     part: Attention | FeedForward | Mixer
     path: str
     weights: int
     products: int
-    beside: StochasticGate
+    reference: StochasticGate
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
         """As for :meth:`AttentionGates.macs`."""
-        return read(self.beside).new_full((), self.weights + length * self.products)
+        return read(self.reference).new_full((), self.weights + length * self.products)
 
     def gates(self) -> Iterator[StochasticGate]:
         """None."""

@@ -89,11 +89,11 @@ def build_structure(
 def _counted(parts: Sequence[Part | _Dense], model: nn.Module) -> Structure:
     """The parts, with the weights of those without gates."""
     gated = [part for part in parts if not isinstance(part, _Dense)]
-    beside = next((gate for part in gated for gate in part.gates()), None)
+    reference = next((gate for part in gated for gate in part.gates()), None)
     found: list[Part] = []
     for part in parts:
         if isinstance(part, _Dense):
-            if beside is None:
+            if reference is None:
                 raise ValueError(
                     f"{type(model).__name__} has neither heads nor feed-forward dimensions that "
                     "can be removed; choose dimensions='all'"
@@ -104,7 +104,7 @@ def _counted(parts: Sequence[Part | _Dense], model: nn.Module) -> Structure:
                 part.linears()[0],
                 sum(columns * rows for columns, rows in shapes),
                 0 if isinstance(part, FeedForward) else part.products,
-                beside,
+                reference,
             )
         found.append(part)
     return tuple(found)

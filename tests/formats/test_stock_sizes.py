@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
+from transformers.models.llama import modeling_llama
 
 import finegates as fg
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
@@ -39,7 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "t5-gated": {"d_model": 48, "d_ff": 96},
 }
 SAYS_HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
-# Without the library on its path; whatever imports it fails.
+# Without the library: importing it fails.
 STRANGER = """
 import json, sys
 from pathlib import Path
@@ -165,6 +167,46 @@ def test_nothing_is_padded(name: str) -> None:
         assert config.head_dim == width  # type: ignore[union-attr]
 
 
+def test_widths_of_layers_are_stored_where_a_class_builds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a class of transformers would that reads ``per_layer_config`` for each of its layers."""
+    if not hasattr(transformers.PretrainedConfig, "per_layer_config"):
+        pytest.skip("this version of transformers has one size for all layers")
+    small = fg.compact(scattered_model())
+    widths = [layer.mlp.down_proj.in_features for layer in small.model.layers]  # type: ignore[union-attr]
+    assert len(set(widths)) > 1
+    padded = fg.uniform_cost(small)
+    assert padded.uniform > padded.compact
+    init = modeling_llama.LlamaDecoderLayer.__init__
+
+    def by_layer(self: nn.Module, config: Any, layer_idx: int) -> None:
+        of_layer = config.per_layer_config[layer_idx] if config.is_heterogeneous else config
+        init(self, of_layer, layer_idx)
+
+    monkeypatch.setattr(modeling_llama.LlamaDecoderLayer, "__init__", by_layer)
+    cost = fg.uniform_cost(small)
+    assert cost.uniform == cost.compact
+    fg.uniform(small).save_pretrained(tmp_path)  # type: ignore[operator]
+    kind: Any = type(small)
+    stock = kind.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert [layer.mlp.down_proj.in_features for layer in stock.model.layers] == widths
+    outputs = [described_outputs(m, tiny.tokens()) for m in (small, stock)]
+    assert relative_difference(*outputs) < 1e-12
+
+
+def scattered_model() -> nn.Module:
+    """A Llama whose layers keep different feed-forward dimensions, and all of their heads."""
+    model = fg.attach(
+        tiny.tiny_model("llama", "language"),
+        fg.GateConfig(dimensions="inner", target=0.1, sequence_length=7),
+    )
+    for number, part in enumerate(model.finegates_structure):  # type: ignore[arg-type]
+        if hasattr(part, "hidden"):
+            part.hidden.latent.data[number + 3 :] = -1.0
+    return model.eval()
+
+
 @pytest.mark.sampled
 @pytest.mark.parametrize("preset", ["structured", "reference", "inner"])
 @pytest.mark.parametrize("name", sorted(described.CONFIGURATIONS))
@@ -182,7 +224,7 @@ def test_a_described_model_is_exported_exactly_or_refused_by_name(name: str, pre
         stock = fg.uniform(small)
     except ValueError as error:
         refusal = str(error)
-        assert "the configuration of the" in refusal, refusal
+        assert "layers.0" in refusal or "the configuration of the" in refusal, refusal
         return
     assert relative_difference(expected, described_outputs(stock, inputs)) < 1e-12
     assert not any(isinstance(layer, CompactLinear) for layer in stock.modules())
