@@ -220,7 +220,7 @@ def test_the_usual_start_of_lora_has_the_scale_of_kaiming():
     assert np.abs(a).max() <= 1 / np.sqrt(10)
     # Five standard errors: the variance of a uniform draw's square is 0.8 of its squared mean.
     assert np.mean(a**2) == pytest.approx(1 / 30, rel=5 * np.sqrt(0.8 / a.size))
-    np.testing.assert_array_equal(start(drawn, "LoRA 4", 0, scale=3.0)[1], 3 * a)
+    np.testing.assert_array_equal(start(drawn, "LoRA 4", 0, scale=4.0)[1], 4 * a)
 
 
 def test_no_adapter_of_full_rank_is_compared():

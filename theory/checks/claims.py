@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 
 from theory.bilinear import (
@@ -14,68 +17,102 @@ from theory.bilinear import (
     saddle_coupling,
     smallest_ratio,
 )
-from theory.box import box_minimiser, clip, descend_in_box, pathwise_gradient, prox_decrease
+from theory.box import (
+    box_constant,
+    box_minimiser,
+    clip,
+    descend_in_box,
+    pathwise_gradient,
+    prox_decrease,
+)
+from theory.checks.clipping import is_regular
 from theory.checks.joint import nearly_right
 from theory.checks.settings import Settings
 from theory.checks.smoothing import relaxed_minimum
 from theory.evidence import Case, Check
-from theory.problems import FAMILIES, Problem, draw_problem
-from theory.quadratic import column_quadratic, descend, row_quadratic
+from theory.problems import FAMILIES, Array, Problem, draw_problem
+from theory.quadratic import column_quadratic, row_quadratic
 from theory.relaxation import Relaxed
-from theory.stochastic import excess, stochastic_descent
+from theory.stochastic import stochastic_descent
 
-USEFUL = 1e-6
-"""A PL constant below this fraction of the largest curvature promises nothing within a training."""
+USEFUL = 1e-4
+"""A PL constant below this fraction of the largest curvature promises nothing within a training:
+10⁴ steps for one e-fold."""
+VANISHING = 1e-6
+"""Where a theorem says that the constant is 0, the ratio at its witness is below this fraction."""
+RELEASED_START = float(np.tanh(1.0) + 0.5)
+"""Centre of a gate of the released code at the start; its noise has σ = 0.1."""
+NOISES = (0.1, 0.5)
 
 
 def check_pl(settings: Settings) -> Check:
     """Claim "The gated objective satisfies the PL condition": where is ‖∇L‖² ≥ 2μ(L − L*)?
 
-    With μ ≥ 10⁻⁶ Λ. Columns alone, rows alone: yes (``columns-pl``). Rows and columns: not globally
-    (``joint-path``), but near ω = 1 where W is nearly right (``joint-local``). Through clipping: no
-    (``clip-plateau``); proximally in the box: yes (``box-prox-pl``). Cases: the smallest ratio
-    found, relative to Λ.
+    Theorems decide it globally. Columns alone, rows alone: yes (``columns-pl``). Rows and columns:
+    not globally (``joint-path``), but near ω = 1 where W is nearly right (``joint-local``). Through
+    clipping: no (``clip-plateau``); proximally in the box: yes (``box-prox-pl``). No votes.
+
+    Votes: whether training meets it. The smallest ratio, over the largest curvature, along descent
+    from the start until a thousandth of the gap is left: of row and column gates without clipping
+    from ω = 1, and of column gates on the relaxed objective, σ = 0.1 and 0.5, from the released
+    start. A median over the problems of a family, at least 10⁻⁴.
     """
     cases = []
+    count = min(settings.problems, 8)
     for family in FAMILIES:
-        problem = draw_problem(family, 0, settings.seed)
-        random = settings.random("pl claim", family)
-        for side, quadratic in (
-            ("columns", column_quadratic(problem)),
-            ("rows", row_quadratic(problem)),
-        ):
-            points = quadratic.minimiser() + random.standard_normal((32, len(quadratic.linear)))
-            ratios = [pl_ratio(quadratic.gradient(p), quadratic.gap(p)) for p in points]
-            cases.append(
-                Case(f"{side}, {family}", "at least", USEFUL, min(ratios) / quadratic.smoothness)
-            )
-        cases += [
-            _global_case(problem, family),
-            _clipped_case(problem, family),
-            _box_case(problem, family, random),
-        ]
-    problem, minimiser = nearly_right(settings, 0)
-    region = local_region(problem, minimiser)
-    radius = region.radius() - float(np.linalg.norm(minimiser - 1))
-    found = smallest_ratio(
-        problem,
-        np.ones(len(minimiser)),
-        minimiser,
-        0.9 * radius,
-        settings.random("pl claim", "local"),
-        24,
-    )
-    largest = float(np.linalg.norm(joint_hessian(problem, minimiser), 2))
-    cases.append(Case("rows + columns, near ω = 1", "at least", USEFUL, found / largest))
+        problems = [draw_problem(family, index, settings.seed) for index in range(count)]
+        cases += _proved(problems[0], family, settings.random("pl claim", family))
+        found = [_joint_path_ratio(problem) for problem in problems]
+        cases.append(Case(f"descent, {family}", "at least", USEFUL, float(np.median(found))))
+        for sigma in NOISES:
+            found = [_relaxed_path_ratio(problem, sigma) for problem in problems]
+            name = f"relaxed, σ = {sigma}, released start, {family}"
+            cases.append(Case(name, "at least", USEFUL, float(np.median(found))))
+    cases.append(_near_one(settings))
     return Check(
         "pl-claim",
         3,
         "claim",
-        "the gated objective satisfies PL with a constant of at least 10⁻⁶ Λ",
-        "columns, rows, rows and columns globally and near 1, clipped, in the box; every family",
+        "the gated objective satisfies PL: proved or disproved globally; along training the ratio "
+        "is at least 10⁻⁴ Λ (median over problems)",
+        "row and column gates from ω = 1; column gates with noise from the released start; every "
+        "family",
         tuple(cases),
         claim="pl",
     )
+
+
+def _proved(problem: Problem, family: str, random: np.random.Generator) -> list[Case]:
+    """A witness of each theorem."""
+    cases = []
+    for side, quadratic in (
+        ("columns", column_quadratic(problem)),
+        ("rows", row_quadratic(problem)),
+    ):
+        points = quadratic.minimiser() + random.standard_normal((32, len(quadratic.linear)))
+        found = min(pl_ratio(quadratic.gradient(p), quadratic.gap(p)) for p in points)
+        constant, scale = quadratic.pl_constant * (1 - 1e-9), quadratic.smoothness
+        case = Case(f"{side}, {family}", "at least", constant / scale, found / scale)
+        cases.append(replace(case, proof="holds"))
+    cases.append(_box_case(problem, family, random))
+    cases.append(_global_case(problem, family))
+    return [*cases, _clipped_case(problem, family)]
+
+
+def _near_one(settings: Settings) -> Case:
+    problem, minimiser = nearly_right(settings, 0)
+    region = local_region(problem, minimiser)
+    reach = 0.9 * region.radius()
+    found = smallest_ratio(
+        problem,
+        np.ones(len(minimiser)),
+        minimiser,
+        reach - float(np.linalg.norm(minimiser - 1)),
+        settings.random("pl claim", "local"),
+        24,
+    )
+    name = "rows + columns, near ω = 1"
+    return Case(name, "at least", region.constant(reach), found, proof="holds")
 
 
 def _global_case(problem: Problem, family: str) -> Case:
@@ -85,7 +122,8 @@ def _global_case(problem: Problem, family: str) -> Case:
     gap = joint_loss(problem, point) - joint_loss(problem, minimiser)
     ratio = pl_ratio(joint_gradient(problem, point), gap)
     largest = float(np.linalg.norm(joint_hessian(problem, minimiser), 2))
-    return Case(f"rows + columns globally, {family}", "at least", USEFUL, ratio / largest)
+    name = f"rows + columns globally, {family}"
+    return Case(name, "at least", VANISHING, ratio / largest, proof="fails")
 
 
 def _clipped_case(problem: Problem, family: str) -> Case:
@@ -93,75 +131,145 @@ def _clipped_case(problem: Problem, family: str) -> Case:
     centres = np.full(problem.cols, 1.2)
     gap = quadratic.value(clip(centres)) - quadratic.value(box_minimiser(problem))
     ratio = pl_ratio(pathwise_gradient(quadratic, centres), gap)
-    return Case(
-        f"columns through clipping, {family}", "at least", USEFUL, ratio / quadratic.smoothness
-    )
+    name = f"columns through clipping, {family}"
+    return Case(name, "at least", VANISHING, ratio / quadratic.smoothness, proof="fails")
 
 
 def _box_case(problem: Problem, family: str, random: np.random.Generator) -> Case:
     quadratic = column_quadratic(problem)
     low = quadratic.value(box_minimiser(problem))
-    ratios = [
+    found = min(
         prox_decrease(quadratic, point) / (quadratic.value(point) - low)
         for point in random.uniform(size=(32, problem.cols))
-    ]
-    return Case(
-        f"columns in the box, proximal, {family}",
-        "at least",
-        USEFUL,
-        min(ratios) / quadratic.smoothness,
     )
+    constant, scale = box_constant(quadratic) * (1 - 1e-9), quadratic.smoothness
+    name = f"columns in the box, proximal, {family}"
+    return Case(name, "at least", constant / scale, found / scale, proof="holds")
+
+
+LEFT, MOST = 1e-3, 2000
+"""Descent is over where this share of the gap is left, or after so many steps."""
+
+
+def smallest_path_ratio(
+    value: Callable[[Array], float],
+    gradient: Callable[[Array], Array],
+    start: Array,
+    low: float,
+    step: float,
+) -> float:
+    """The smallest ‖∇‖²/2(value − low) along descent with steps that are halved or doubled."""
+    point, height, smallest = start, value(start), np.inf
+    goal = low + LEFT * (height - low)
+    for _ in range(MOST):
+        if height <= goal:
+            break
+        slope = gradient(point)
+        squared = float(slope @ slope)
+        smallest = min(smallest, squared / (2 * (height - low)))
+        if squared < 1e-24 * max(height, 1.0):
+            break
+        while (after := value(point - step * slope)) > height - step * squared / 2:
+            step /= 2
+        point, height, step = point - step * slope, after, 2 * step
+    return float(smallest)
+
+
+def _joint_path_ratio(problem: Problem) -> float:
+    start = np.ones(problem.rows + problem.cols)
+    low = joint_loss(problem, fit_gates(problem))
+    largest = float(np.linalg.norm(joint_hessian(problem, start), 2))
+    ratio = smallest_path_ratio(
+        lambda gates: joint_loss(problem, gates),
+        lambda gates: joint_gradient(problem, gates),
+        start,
+        low,
+        1 / largest,
+    )
+    return ratio / largest
+
+
+def _relaxed_path_ratio(problem: Problem, sigma: float) -> float:
+    quadratic = column_quadratic(problem)
+    relaxed = Relaxed(quadratic, sigma)
+    low = relaxed_minimum(relaxed, box_minimiser(problem))[1]
+    start = np.full(problem.cols, RELEASED_START)
+    ratio = smallest_path_ratio(
+        relaxed.value, relaxed.gradient, start, low, 1 / quadratic.smoothness
+    )
+    return ratio / quadratic.smoothness
 
 
 def check_convergence(settings: Settings) -> Check:
     """Claim "Training with stochastic gates converges": does the gap fall to 1 % of its start?
 
-    Gradient descent on column gates, projected descent in the box, stochastic descent with small
-    noise: yes, linearly, the last to a ball (``sgd-linear``). With noise 0.5 the ball around L* is
-    large: what converges is the relaxed objective, to its own optimum. From saturated gates without
-    noise: never. Cases: the gap after training over the gap at the start, at most 0.01.
+    Theorems: gradient descent on column gates and projected descent in the box converge linearly
+    (``columns-descent``, ``box-descent``), and saturated gates without noise never move
+    (``clip-plateau``). Votes: stochastic descent from the middle of the box and from the released
+    start. The gap is that of the training loss over the best loss in the box, or over the relaxed
+    objective's own optimum, after training over before: a median over problems.
     """
-    cases = []
-    for family in ("well-conditioned", "under-parameterised"):
+    cases: list[Case] = []
+    count = min(settings.problems, 4)
+    for family in FAMILIES:
         problem = draw_problem(family, 0, settings.seed)
-        quadratic = column_quadratic(problem)
-        boxed_best = box_minimiser(problem)
-        low = quadratic.value(boxed_best)
-        start = np.full(problem.cols, 0.5)
-        gaps = descend(quadratic, start, 500)
-        cases.append(_fallen(f"no noise, {family}", gaps[0], gaps[-1]))
-        boxed = descend_in_box(quadratic, start, low, 500)
-        cases.append(_fallen(f"in the box, {family}", boxed[0], boxed[-1]))
-        rate = 0.2 / quadratic.smoothness
-        for sigma in (0.02, 0.5):
-            seed = int(settings.random("claim", family, sigma).integers(2**31))
-            steps = np.array([0, 2000])
-            runs = stochastic_descent(quadratic, start, sigma, rate, steps, settings.runs, seed)
-            values = [
-                float(np.mean([Relaxed(quadratic, sigma).value(c) for c in centres])) - low
-                for centres in runs.centres
-            ]
-            cases.append(_fallen(f"noise {sigma}, {family}", boxed[0], values[-1]))
-            own = values[-1] + low - relaxed_minimum(Relaxed(quadratic, sigma), boxed_best)[1]
-            cases.append(_fallen(f"noise {sigma}, relaxed gap, {family}", boxed[0], own))
-        plateau = float(excess(quadratic, np.full(problem.cols, 1.2)))
-        moved = np.full(problem.cols, 1.2) - rate * pathwise_gradient(
-            quadratic, np.full(problem.cols, 1.2)
-        )
-        cases.append(
-            _fallen(f"saturated, no noise, {family}", plateau, float(excess(quadratic, moved)))
-        )
+        quadratic, best = column_quadratic(problem), box_minimiser(problem)
+        boxed = descend_in_box(quadratic, np.full(problem.cols, 0.5), quadratic.value(best), 500)
+        if is_regular(quadratic):
+            bound = np.exp(-500 * box_constant(quadratic) / quadratic.smoothness)
+            if bound < 1e-2:
+                case = _fallen(f"in the box, {family}", boxed[0], boxed[-1])
+                cases.append(replace(case, proof="holds"))
+        still = np.full(problem.cols, 1.2)
+        moved = still - pathwise_gradient(quadratic, still) / quadratic.smoothness
+        heights = [quadratic.value(clip(c)) - quadratic.value(best) for c in (still, moved)]
+        case = _fallen(f"saturated, no noise, {family}", *heights)
+        cases.append(replace(case, proof="fails"))
+        problems = [draw_problem(family, index, settings.seed) for index in range(count)]
+        for sigma in (0.02, *NOISES):
+            for name, start in (("the middle", 0.5), ("the released start", RELEASED_START)):
+                found = [_trained_gaps(settings, p, sigma, start) for p in problems]
+                hard, own = np.median(np.array(found), axis=0)
+                setting = f"σ = {sigma}, from {name}, {family}"
+                cases.append(Case(setting, "at most", 0.01, max(float(hard), 1e-30)))
+                setting = f"{setting}, over the relaxed optimum"
+                cases.append(Case(setting, "at most", 0.01, max(float(own), 1e-30)))
     return Check(
         "convergence-claim",
         6,
         "claim",
-        "training drives the expected training loss to within 1 % of the initial gap above the "
-        "best loss in the box",
-        "column gates; without noise, in the box, σ = 0.02 and 0.5 (also above the relaxed "
-        "optimum), from saturated gates",
+        "training with noise drives the expected training loss to within 1 % of the initial gap "
+        "above the best loss in the box, and above its own optimum (median over problems)",
+        "column gates; σ = 0.02, 0.1 and 0.5; from the middle of the box and from the released "
+        f"start; {CLAIM_STEPS} steps of 0.2/Λ",
         tuple(cases),
         claim="convergence",
     )
+
+
+CLAIM_STEPS = 2000
+
+
+def _trained_gaps(
+    settings: Settings, problem: Problem, sigma: float, start: float
+) -> tuple[float, float]:
+    """What is left of the gap to the hard optimum and to the relaxed one, after training."""
+    quadratic, best = column_quadratic(problem), box_minimiser(problem)
+    relaxed = Relaxed(quadratic, sigma)
+    seed = int(settings.random("claim", problem.name, sigma, start).integers(2**31))
+    runs = stochastic_descent(
+        quadratic,
+        np.full(problem.cols, start),
+        sigma,
+        0.2 / quadratic.smoothness,
+        np.array([0, CLAIM_STEPS]),
+        min(settings.runs, 16),
+        seed,
+    )
+    first, last = (float(np.mean([relaxed.value(c) for c in cs])) for cs in runs.centres)
+    lows = (quadratic.value(best), relaxed_minimum(relaxed, best)[1])
+    hard, own = ((last - low) / (first - low) for low in lows)
+    return hard, own
 
 
 def _fallen(name: str, first: float, last: float) -> Case:
