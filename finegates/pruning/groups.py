@@ -6,13 +6,13 @@ that compaction can remove. Here a gate is an untrained mask of zeros and ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters.stock_sizes import StockKeys, head_counts
-from finegates.gates.block_parts import AttentionGates, FeedForwardGates, Part, Read, Structure
+from finegates.adapters.stock_sizes import head_counts
+from finegates.gates.block_parts import AttentionGates, ExpertsGates, Read, Ungated
 from finegates.gates.closing import TOLERANCE, choose_closed
 from finegates.gates.config import Dimensions
 from finegates.gates.equal_sizes import EqualSizes, sizes_to_choose
@@ -38,10 +38,15 @@ class SharedGroups:
 
     Attributes:
         structure: the gates by part of the model; their values are not used.
-        sides: row and column gate of every layer.
-        gates: those whose dimensions may be closed, by name.
+        sides: row and column gate of every gated layer.
+        gates: all of them, by name.
         open: (n,) of every gate, float32: 1 where open, 0 where closed.
+        dimensions: the groups that have gates.
+        sizes: the choice of equal sizes, or None.
     """
+
+    dimensions: Dimensions = "all"
+    sizes: EqualSizes | None = None
 
     def __init__(
         self,
@@ -59,26 +64,27 @@ class SharedGroups:
             names[gate] = name
             return gate
 
+        self.dimensions = "inner" if equal else dimensions
         with torch.random.fork_rng(devices=[]):  # gates draw latents, which are not used here
-            self.structure, self.sides = build_structure(model, make, experts=False)
+            keys = sizes_to_choose(model) if equal else None
+            self.structure, self.sides = build_structure(
+                model, make, experts=False, dimensions=self.dimensions, stock=keys
+            )
         self.length = length
         self.open: Vectors = {
             gate: torch.ones(gate.size, dtype=torch.float32, device="cpu") for gate in names
         }
-        inner = set(_inner_gates(self.structure))
-        self.gates = {
-            name: gate for gate, name in names.items() if dimensions == "all" or gate in inner
-        }
+        self.gates = {name: gate for gate, name in names.items()}
         self.dense = float(self._macs(self.open.__getitem__))
-        self.sizes: EqualSizes | None = None
-        if equal:
-            keys = sizes_to_choose(model)
-            parts = [p for p in self.structure if _is_chosen(p, keys)]
-            heads = [p.part for p in parts if isinstance(p, AttentionGates)]
+        if keys is not None:
+            heads = [p.part for p in self.structure if isinstance(p, AttentionGates)]
             counts = head_counts(model.config, keys, heads[0]) if heads else []
-            self.sizes = EqualSizes(tuple(parts), self.kept, counts, multiple)
-            chosen = set(self.sizes.gates())
-            self.gates = {name: gate for name, gate in self.gates.items() if gate in chosen}
+            self.sizes = EqualSizes(self.structure, self.kept, counts, multiple)
+
+    def layers(self) -> list[str]:
+        """Paths of all layers of which closing a group removes rows or columns."""
+        parts = (p.part for p in self.structure if not isinstance(p, ExpertsGates | Ungated))
+        return list(dict.fromkeys(path for part in parts for path in part.linears()))
 
     def values(
         self, opened: Mapping[StochasticGate, Tensor] | None = None
@@ -130,7 +136,7 @@ class SharedGroups:
     def check_reachable(self, target: float) -> None:
         """Raises ValueError, with the largest target in reach, unless the target is."""
         penalty = MacsPenalty(self.structure, target, self.length, (0.0, 0.0))
-        if len(self.gates) == len(self.open):
+        if self.dimensions == "all":
             penalty.check_reachable()
         floor = self.floor()
         if 1.0 - target < floor and self.sizes is not None:
@@ -206,21 +212,6 @@ class SharedGroups:
     def _macs(self, read: Read, *, packed: bool = False) -> Tensor:
         counts = [part.macs(read, self.length, packed=packed) for part in self.structure]
         return torch.stack(counts).sum()
-
-
-def _is_chosen(part: Part, keys: StockKeys) -> bool:
-    """Whether the sizes of a part are chosen."""
-    if isinstance(part, AttentionGates):
-        return part.heads is not None and bool(keys.heads)
-    return isinstance(part, FeedForwardGates) and bool(keys.intermediate)
-
-
-def _inner_gates(structure: Structure) -> Iterator[StochasticGate]:
-    for part in structure:
-        if isinstance(part, AttentionGates) and part.heads is not None:
-            yield part.heads
-        if isinstance(part, FeedForwardGates):
-            yield part.hidden
 
 
 __all__ = ["TOLERANCE", "Dimensions", "SharedGroups", "Vectors"]

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import unwrap
-from finegates.gates.block_parts import AttentionGates, FeedForwardGates, MixerGates, Part, Read
+from finegates.gates.block_parts import (
+    AttentionGates,
+    FeedForwardGates,
+    MixerGates,
+    Part,
+    Read,
+    Ungated,
+)
 from finegates.gates.stochastic import StochasticGate
 from finegates.head_rows import feed_forward_rows, layer_rows, letters_of, of_dimensions
 from finegates.modules.linear import dense_weight
@@ -41,7 +48,7 @@ def removed_squares(
     """
     inner = unwrap(model)
     squares = {}
-    for path in groups.sides:
+    for path in groups.layers():
         square = dense_weight(inner.get_submodule(path))[0].float().square()
         square = square if moments is None else square * moments[path].to(square.device)
         squares[path] = square.cpu()
@@ -69,6 +76,8 @@ def _masks(part: Part, read: Read) -> Masks:
         inputs, outputs = read(part.inputs), read(part.outputs)
         reads = dict.fromkeys(part.part.reads, (None, inputs))
         return {**reads, **dict.fromkeys(part.part.writes, (outputs, None))}
+    if isinstance(part, Ungated):
+        return {}
     raise ValueError(f"{part.part.path}: stacked experts are not pruned at once; train gates")
 
 
@@ -104,13 +113,14 @@ def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
     each = part.heads // part.kv_heads
     reference = read(next(gates.gates()))
     heads = reference.new_ones(part.heads) if gates.heads is None else read(gates.heads)
-    grouped = heads.view(part.kv_heads, each, 1)
+    heads = heads.view(part.kv_heads, -1).expand(part.kv_heads, each)  # or one for a group
+    grouped = heads[..., None]
     scores = values = reference.new_ones(part.kv_heads, part.head_dim)
     if gates.scores is not None:
         scores = of_dimensions(part, read(gates.scores))
     if gates.values is not None:
         values = read(gates.values).view(part.kv_heads, part.head_dim)
-    used = 1 - (1 - heads.view(part.kv_heads, each)).prod(-1, keepdim=True)
+    used = 1 - (1 - heads).prod(-1, keepdim=True)
     masks = {
         "q": grouped * scores[:, None],
         "g": grouped * values[:, None],
@@ -151,7 +161,7 @@ def measure_moments(
     counts: dict[str, int] = {}
 
     def before(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        cols = values[path][1]
+        _, cols = values.get(path, (None, None))
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = inputs[0] if cols is None else inputs[0] * cols.to(inputs[0])
@@ -165,12 +175,12 @@ def measure_moments(
         return hook
 
     def after(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        rows = values[path][0]
+        rows, _ = values.get(path, (None, None))
         return lambda module, inputs, y: y if rows is None else y * rows.to(y)
 
     handles = []
     try:
-        for path in groups.sides:
+        for path in groups.layers():
             layer = inner.get_submodule(path)
             handles.append(layer.register_forward_pre_hook(before(path)))
             handles.append(layer.register_forward_hook(after(path)))
@@ -182,7 +192,7 @@ def measure_moments(
     finally:
         for handle in handles:
             handle.remove()
-    unread = [path for path in groups.sides if path not in sums]
+    unread = [path for path in groups.layers() if path not in sums]
     if unread:
         raise ValueError(f"no calibration batch reaches layer {unread[0]}, so it has no moments")
     return {path: (total / counts[path]).cpu() for path, total in sums.items()}

@@ -15,6 +15,8 @@ from finegates.gates.gated_linear import gated_layers
 from finegates.modules.compact_linear import CompactLinear
 from finegates.pruning.groups import SharedGroups
 from finegates.pruning.removed_weights import measure_moments, removed_squares
+from finegates.pruning.sensitivity import measure_sensitivity
+from support.described import described_model
 from support.tiny import ARCHITECTURES, VOCABULARY, output, tiny_model, tokens
 from support.tolerance import model_bound
 
@@ -196,6 +198,41 @@ def test_inner_dimensions_leave_plain_layers():
     for path, (rows_closed, *_) in closed(gated).items():
         if path.endswith(("query", "key", "value")):
             assert not rows_closed
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "second_moment", "magnitude"])
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
+def test_inner_dimensions_have_the_importance_that_they_have_among_all(architecture, criterion):
+    model = tiny_model(architecture)
+    found = {}
+    for dimensions in ("all", "inner"):
+        groups = SharedGroups(model, dimensions, 8)
+        if criterion == "fisher":
+            measured = measure_sensitivity(model, groups, batches(architecture), lambda: None)
+            values = measured.square
+        elif criterion == "magnitude":
+            values = removed_squares(model, groups)
+        else:
+            moments = measure_moments(model, groups, [tokens(3)], lambda: None)
+            values = removed_squares(model, groups, moments)
+        named = {name: values[gate] for name, gate in groups.gates.items()}
+        found[dimensions] = {n: v for n, v in named.items() if n.endswith(("heads", "hidden"))}
+        assert dimensions == "all" or len(named) == len(found["inner"])
+    assert found["all"].keys() == found["inner"].keys()
+    for name, values in found["all"].items():
+        assert torch.allclose(values, found["inner"][name], rtol=1e-5), name
+
+
+def test_query_heads_of_a_group_go_together_where_groups_must_be_even():
+    model = described_model("gemma2", "causal")
+    fg.prune(
+        model, target=0.3, dimensions="inner", criterion="magnitude", sequence_length=8,
+        progress=False,
+    )  # fmt: skip
+    small = fg.compact(model)
+    layers = [layer for layer in small.modules() if isinstance(layer, CompactLinear)]
+    assert any(layer.weight.shape != layer.dense_shape for layer in layers)
+    assert all(layer.rows is None and layer.cols is None for layer in layers)
 
 
 def test_the_time_budget_is_of_the_plan():
