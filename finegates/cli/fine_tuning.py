@@ -46,6 +46,7 @@ class Recipe:
         gate_learning_rate: the same for the gates.
         seed: of the head, the gates, the order of the rows, dropout and noise.
         lora: rank of the LoRA adapters inside the gates, or None.
+        uniform: whether all layers keep equal sizes, see ``finegates.GateConfig``.
     """
 
     target: float
@@ -56,6 +57,7 @@ class Recipe:
     gate_learning_rate: float
     seed: int
     lora: int | None
+    uniform: bool = False
 
     def seed_of(self, what: str) -> int:
         """The seed of one random stream."""
@@ -125,6 +127,7 @@ def with_gates(model: nn.Module, recipe: Recipe) -> nn.Module:
         target=recipe.target,
         sequence_length=recipe.max_length,
         seed=recipe.seed_of("gates"),
+        uniform=recipe.uniform,
     )
     # Without the wrapper of peft, whose checkpoints would contain adapters but no gates.
     return unwrap(fg.attach(model, config))

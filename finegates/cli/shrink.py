@@ -58,6 +58,11 @@ def add(commands: options.Commands) -> None:
     recipe.add_argument(
         "--target", type=options.fraction, default=0.4, help="fraction of the MACs to remove (0.4)"
     )
+    recipe.add_argument(
+        "--uniform",
+        action="store_true",
+        help="keep equal sizes in all layers, so that finegates export --stock pads nothing",
+    )
     recipe.add_argument("--epochs", type=options.positive, default=4, help="(4)")
     recipe.add_argument("--batch-size", type=options.positive, default=16, help="(16)")
     recipe.add_argument("--max-length", type=options.positive, default=128, help="tokens (128)")
@@ -176,6 +181,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         gate_learning_rate=arguments.gate_learning_rate,
         seed=arguments.seed,
         lora=arguments.lora,
+        uniform=arguments.uniform,
     )
     device()  # raises for several GPUs, before the data are read
     data = read_task_data(arguments)
@@ -202,7 +208,8 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         "data": data.digest,
         "task": arguments.task,
         "columns": [data.columns.text, data.columns.pair, data.columns.label],
-        **vars(recipe),
+        # Left out where it is off: results from before the option have the same settings.
+        **{key: value for key, value in vars(recipe).items() if key != "uniform" or value},
         "cost": options.cost_settings(arguments.cost),
         "distill": teacher,
         "finegates": fg.__version__,

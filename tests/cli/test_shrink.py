@@ -300,6 +300,17 @@ def test_the_seed_decides_how_gates_begin():
     assert not torch.equal(latents(0), latents(1))
 
 
+def test_equal_sizes_are_exported_without_padding(places, tmp_path):
+    out, stock = tmp_path / "small", tmp_path / "stock"
+    assert shrink(places, out, "--uniform", "--target", "0.2", "--epochs", "1") == 0
+    small = fg.load(out)
+    cost = fg.uniform_cost(small)
+    assert cost.uniform == cost.compact < cost.dense
+    assert main(["export", str(out), "--stock", str(stock)]) == 0
+    again = AutoModelForSequenceClassification.from_pretrained(stock)
+    assert fg.macs(again, 1, LENGTH) == fg.macs(small, 1, LENGTH)
+
+
 def test_a_head_that_is_there_is_kept_and_evaluated_before(places, tmp_path, capsys):
     model = checkpoint(tmp_path / "model", "classifier")
     out = tmp_path / "small"
