@@ -75,6 +75,8 @@ def rows(count: int = 32) -> list[dict[str, Any]]:
 def fresh(adapters: str, preset: str, architecture: str = "roberta") -> nn.Module:
     torch.manual_seed(0)
     model = ADAPTERS[adapters](tiny_model(architecture, dtype=torch.float32))
+    if preset == "uniform":  # of encoders it closes feed-forward dimensions alone
+        return attach(model, GateConfig(uniform=True, target=0.2, sequence_length=6))
     return attach(model, GateConfig(preset=preset, target=0.4, sequence_length=6))
 
 
@@ -145,6 +147,10 @@ def check(
 
 def test_a_resumed_run_ends_with_the_tensors_of_an_uninterrupted_one(tmp_path: Path) -> None:
     check("peft", "structured", (6, 13), tmp_path)
+
+
+def test_so_does_one_with_equal_sizes(tmp_path: Path) -> None:
+    check("add_lora", "uniform", (6,), tmp_path, "llama")
 
 
 @pytest.mark.slow
