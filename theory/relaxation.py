@@ -178,3 +178,35 @@ def _positive(sigma: float) -> float:
             f"the relaxation needs a noise sigma > 0, got {sigma}; at 0 use the clipped loss itself"
         )
     return sigma
+
+
+MOST_VERTICES = 2**14
+
+
+def inside_charge(quadratic: Quadratic, centre: Array, sigma: float) -> float:
+    """½σ² Σ H_jj over the gates whose centre is inside (0, 1): what noise adds to the loss there.
+
+    E L(clip(μ + σZ)) − L(clip μ), up to the tails, where no centre is within some σ of 0 or 1. With
+    H_jj = G_jj ‖w_j‖² it is a charge on the number of gates that are neither open nor closed, each
+    weighted by how much its input carries.
+    """
+    inside = (centre > 0) & (centre < 1)
+    return float(sigma**2 * np.diag(quadratic.hessian)[inside].sum() / 2)
+
+
+def vertex_minima(quadratic: Quadratic) -> Array:
+    """The minima of the relaxed objective for σ → ∞, as gates, shape (minima, d).
+
+    There clip(μ + σZ) is 0 or 1, with any probability m between: F is multilinear in m, q(m) + ½ Σ
+    H_jj m_j (1 − m_j), so that its minima are the vertices of the box that no single flip improves.
+
+    Raises:
+        ValueError: more than ``MOST_VERTICES`` vertices.
+    """
+    size = len(quadratic.linear)
+    if 2**size > MOST_VERTICES:
+        raise ValueError(f"2^{size} vertices are too many to enumerate; take fewer gates")
+    corners = np.stack(np.meshgrid(*[[0.0, 1.0]] * size, indexing="ij"), axis=-1).reshape(-1, size)
+    flips = 1 - 2 * corners
+    change = flips * quadratic.gradient(corners) + np.diag(quadratic.hessian) / 2
+    return np.asarray(corners[(change > 0).all(axis=1)])

@@ -23,6 +23,7 @@ from theory.relaxation import (
     PEAK,
     Relaxed,
     density,
+    inside_charge,
     mean_clip,
     mean_clip_curvature,
     mean_clip_slope,
@@ -257,22 +258,48 @@ def check_growth(settings: Settings) -> Check:
     )
 
 
-def relaxed_minimum(relaxed: Relaxed, start: Array) -> tuple[Array, float]:
-    """A minimiser of F by L-BFGS from the hard optimum, and F there. Where a gate should be closed
-    or open exactly F has none: it falls towards μ = ∓∞, so centres stop at ±6σ beyond the box.
+def descend_relaxed(relaxed: Relaxed, start: Array) -> tuple[Array, float]:
+    """A minimiser of F by L-BFGS from given centres, and F there.
+
+    Where a gate should be closed or open exactly F has none: it falls towards μ = ∓∞, so centres
+    stop at ±6σ beyond the box.
     """
-    wide = 6 * relaxed.sigma
+    sigma = relaxed.sigma
+
+    # In units of σ, in which F changes alike for every σ.
+    def value(x: Array) -> float:
+        return relaxed.value(x * sigma)
+
+    def gradient(x: Array) -> Array:
+        return relaxed.gradient(x * sigma) * sigma
+
+    point, height = np.asarray(start / sigma, dtype=np.float64), np.inf
+    # Nearer bounds first: far out the slope is so small that a gate would stay on the wrong side.
+    for wide in (2.5, 6.0):
+        found = minimize(
+            value,
+            np.asarray(np.clip(point, -wide, 1 / sigma + wide), dtype=np.float64),
+            jac=gradient,
+            method="L-BFGS-B",
+            bounds=[(-wide, 1 / sigma + wide)] * len(start),
+            options={"ftol": 1e-15, "gtol": 1e-12, "maxiter": 2000},
+        )
+        point, height = np.asarray(found.x, dtype=np.float64), float(found.fun)
+    return point * sigma, height
+
+
+def relaxed_minimum(relaxed: Relaxed, best: Array) -> tuple[Array, float]:
+    """The best minimiser of F found from the hard optimum and from the vertices next to it.
+
+    F is not convex (``relaxation-minima``): gates within a third of a bound start there or inside.
+    """
+    wide = 3 * relaxed.sigma
+    ends = np.where(best < 0.5, -wide, 1 + wide)
     # A gate that sits on a bound starts beyond it: at the bound the noise costs most.
-    centres = np.where(start <= 1e-9, -wide / 2, np.where(start >= 1 - 1e-9, 1 + wide / 2, start))
-    found = minimize(
-        relaxed.value,
-        centres,
-        jac=relaxed.gradient,
-        method="L-BFGS-B",
-        bounds=[(-wide, 1 + wide)] * len(start),
-        options={"ftol": 1e-15, "gtol": 1e-12, "maxiter": 2000},
-    )
-    return np.asarray(found.x, dtype=np.float64), float(found.fun)
+    on_bound = (best <= 1e-9) | (best >= 1 - 1e-9)
+    near = (best < 1 / 3) | (best > 2 / 3)
+    starts = [np.where(chosen, ends, best) for chosen in (on_bound, near, np.ones_like(near))]
+    return min((descend_relaxed(relaxed, s) for s in starts), key=lambda found: found[1])
 
 
 def check_bias(settings: Settings) -> Check:
@@ -294,7 +321,7 @@ def check_bias(settings: Settings) -> Check:
             continue
         sigma = float(min(0.02, margin / 5))
         _, found = relaxed_minimum(Relaxed(quadratic, sigma), best)
-        predicted = sigma**2 * float(np.diag(quadratic.hessian)[inside].sum()) / 2
+        predicted = inside_charge(quadratic, np.where(inside, best, -1.0), sigma)
         cases.append(Case(problem.name, "equal", predicted, found - low, 0.05))
         for wide in np.geomspace(0.01, 1.0, 9):
             centres, relaxed_low = relaxed_minimum(Relaxed(quadratic, float(wide)), best)
