@@ -107,6 +107,47 @@ def descend_in_box(quadratic: Quadratic, start: Array, optimum: float, steps: in
     return np.array([quadratic.value(gates) for gates in path]) - optimum
 
 
+def price_prox(point: Array, price: float, target: float) -> Array:
+    """argmin over y in the box of ½‖y − x‖² + λ|mean y − t|, by bisection on the multiplier.
+
+    y(ν) = clip(x − ν/d), ν in [−λ, λ]: the mean of y(ν) falls with ν, and ν is where it meets t, or
+    the end of the interval where it does not.
+    """
+    size = len(point)
+    low, high = -price, price
+    if clip(point - high / size).mean() > target:
+        return clip(point - high / size)
+    if clip(point - low / size).mean() < target:
+        return clip(point - low / size)
+    for _ in range(100):
+        middle = (low + high) / 2
+        above = clip(point - middle / size).mean() > target
+        low, high = (middle, high) if above else (low, middle)
+    return clip(point - (low + high) / (2 * size))
+
+
+def path_with_price(
+    quadratic: Quadratic, start: Array, price: float, target: float, steps: int
+) -> Array:
+    """Gates of proximal descent on q + λ|mean ω − t| in the box, step 1/λ_max, (steps + 1, d)."""
+    step = 1.0 / quadratic.smoothness
+    path = np.empty((steps + 1, len(start)))
+    path[0] = clip(start)
+    for k in range(steps):
+        forward = path[k] - step * quadratic.gradient(path[k])
+        path[k + 1] = price_prox(forward, step * price, target)
+    return path
+
+
+def price_decrease(quadratic: Quadratic, gates: Array, price: float, target: float) -> float:
+    """½ D(ω) of q + λ|mean ω − t| in the box: the model's decrease, times Λ = λ_max(H)."""
+    smoothness, gradient = quadratic.smoothness, quadratic.gradient(gates)
+    best = price_prox(gates - gradient / smoothness, price / smoothness, target)
+    step = best - gates
+    change = price * (abs(float(best.mean()) - target) - abs(float(gates.mean()) - target))
+    return float(-smoothness * (gradient @ step + smoothness / 2 * step @ step + change))
+
+
 def two_columns(ratio: float) -> Quadratic:
     """½(ω₁ + a ω₂)², a = ``ratio``: a singular problem on which the box costs conditioning.
 

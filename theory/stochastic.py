@@ -144,6 +144,38 @@ def stationarity_bound(
     ) + rate * relaxed.lipschitz_bound() * second_moment / 2
 
 
+def minibatch_ball(design: Array, targets: Array, sigma: float, rate: float, batch: int) -> float:
+    """E q(μ) − q* in the stationary state with minibatches and gate noise, exactly: ½ tr(HV).
+
+    V = E(I − ηH_B)V(I − ηH_B) + η²σ² E H_B² + η² Cov g_B, a linear system in V. For ``batch`` rows
+    with replacement, E H_B X H_B = HXH + (E H_i X H_i − HXH)/batch and Cov g_B = Cov g_i/batch, H_i
+    and g_i of one row at the optimum.
+
+    Args:
+        design: outputs as a linear function of the gates, shape (rows, outputs, d).
+        targets: shape (rows, outputs).
+        sigma: of the gate noise.
+        rate: η.
+        batch: rows of a minibatch.
+    """
+    count, _, size = design.shape
+    single = np.einsum("imd,ime->ide", design, design)  # H_i
+    mean = single.mean(axis=0)
+    linear = np.einsum("imd,im->id", design, targets)
+    best = np.linalg.lstsq(mean, linear.mean(axis=0), rcond=None)[0]
+    gradients = single @ best - linear
+    squares = np.einsum("iab,icd->acbd", single, single).reshape(size**2, size**2) / count
+    whole = np.kron(mean, mean)
+    pair = whole + (squares - whole) / batch  # X to E H_B X H_B, on matrices row by row
+    eye = np.eye(size)
+    drift = rate * (np.kron(mean, eye) + np.kron(eye, mean)) - rate**2 * pair
+    noise = sigma**2 * (pair @ eye.reshape(-1)) + (gradients.T @ gradients).reshape(-1) / (
+        count * batch
+    )
+    covariance = np.linalg.solve(drift, rate**2 * noise).reshape(size, size)
+    return float(np.trace(mean @ covariance) / 2)
+
+
 def fitted_slopes(x: Array, y: Array) -> Array:
     """Slopes of log y against log x by least squares, over the last dimension of y."""
     logs = np.log(np.asarray(x, dtype=np.float64))

@@ -15,6 +15,7 @@ from theory.checks import (
     flatness,
     joint,
     lowrank,
+    objective,
     plateau,
     relaxed,
     single,
@@ -89,6 +90,11 @@ TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
     "flat-factors": flatness.check_factors,
     "flat-closed": flatness.check_closed,
     "degeneracy-claim": flatness.check_degeneracy,
+    "penalty-kink": objective.check_kink,
+    "penalty-unlike": objective.check_unlike,
+    "price-prox-pl": objective.check_price,
+    "sgd-minibatch": objective.check_minibatch,
+    "cross-entropy-pl": objective.check_cross_entropy,
 }
 
 

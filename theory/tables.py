@@ -23,6 +23,7 @@ ITEMS = {
     10: "From toy to network",
     11: "Flat directions of a transformer block",
     12: "Beyond the paper",
+    13: "The objective that is trained",
 }
 
 CLAIMS = {

@@ -12,7 +12,7 @@ import pytest
 
 from theory.checks.settings import Settings
 from theory.evidence import EXACT
-from theory.penalties import OneGate
+from theory.penalties import OneGate, penalty_minimiser
 from theory.quadratic import Quadratic
 from theory.relaxation import Relaxed, density, vertex_minima
 from theory.study import TOY_CHECKS
@@ -31,6 +31,9 @@ CONSTANTS = {
     "relaxation-charge": "theory.checks.relaxed.inside_charge",
     "plateau-drift": "theory.checks.plateau.mean_step",
     "plateau-time": "theory.checks.plateau.leaving_time",
+    "penalty-kink": "theory.checks.objective.predicted_jump",
+    "price-prox-pl": "theory.checks.objective.box_constant",
+    "sgd-minibatch": "theory.checks.objective.minibatch_ball",
     "sgd-linear": "theory.checks.convergence.expected_excess",
     "sgd-ball": "theory.checks.convergence.noise_ball",
     "sgd-decaying": "theory.checks.convergence.decaying_constant",
@@ -93,6 +96,10 @@ def _hard_vertices(quadratic: Quadratic) -> np.ndarray:
     return vertex_minima(replace(quadratic, hessian=hessian - np.diag(np.diag(hessian)) / 2))
 
 
+def _alike(wanted: np.ndarray, sigma: float) -> np.ndarray:
+    return np.full(len(wanted), penalty_minimiser(0.4, sigma))
+
+
 def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
     def gradient(problem, centres):  # type: ignore[no-untyped-def]
         height, slope = original(problem, centres)
@@ -110,6 +117,8 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ("box-prox-pl", "clipping.box_constant", lambda f: _bounded_by_the_free_constant),
         # A small gradient where there should be none.
         ("clip-plateau", "clipping.module_gradient", _leaking),
+        # Unlike gates that would rest where gates that are alike do.
+        ("penalty-unlike", "objective.relaxed_optimum", lambda f: _alike),
         # Flips judged by the hard loss, without the cost of noise.
         ("relaxation-vertices", "relaxed.vertex_minima", lambda f: _hard_vertices),
         ("relaxation-moments", "smoothing.mean_clip", lambda f: lambda m, s: f(m, 1.01 * s)),

@@ -1,0 +1,361 @@
+"""Item 13: the objective that is trained: penalty, minibatches, cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import ndtr
+
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear
+from finegates.gates.open_fractions import PENALTIES, SparsityPenalty
+from finegates.gates.presets import PRESETS
+from finegates.gates.stochastic import StochasticGate
+from theory.box import box_constant, path_with_price, price_decrease
+from theory.checks.clipping import centred, is_regular
+from theory.checks.convergence import INTERVALS, interior_problem
+from theory.checks.settings import Settings
+from theory.checks.smoothing import noisy_gate
+from theory.evidence import Case, Check
+from theory.intervals import interval
+from theory.outputs import design_of
+from theory.problems import Array, Problem
+from theory.quadratic import Quadratic, column_quadratic
+from theory.relaxation import density, mean_clip, square_clip
+from theory.stochastic import excess, minibatch_ball
+
+SPARSITY = 0.4
+
+
+def penalty_slope(layer: torch.nn.Module, gate: StochasticGate, kind: str) -> Array:
+    """The library's gradient of the penalty in the latents of one gate vector."""
+    penalty = SparsityPenalty(layer, SPARSITY, kind)
+    (slope,) = torch.autograd.grad(penalty(), gate.latent)
+    return np.asarray(slope.numpy(), dtype=np.float64)
+
+
+def predicted_jump(name: str, latents: Array) -> float:
+    """‖∇ of half the mean P of a side‖ times two: the jump of |mean P − (1 − s)|, of two sides."""
+    preset = PRESETS[name]
+    if preset.tanh:
+        centres, chain = np.tanh(latents) + preset.shift, 1 / np.cosh(latents) ** 2
+    else:
+        centres, chain = latents + preset.shift, np.ones_like(latents)
+    std = preset.probability_std
+    slopes = density(centres / std) / std * chain / len(latents)
+    return float(np.linalg.norm(slopes))
+
+
+def check_kink(settings: Settings) -> Check:
+    """‖∇pen(a + δu) − ∇pen(a − δu)‖ → ‖∇ mean P‖ as δ → 0 where mean P = 1 − s, and half of that
+    for the hinge: the gradient jumps, so that no Lipschitz constant of it exists.
+
+    |x| has slopes ±1 at 0, max(x, 0) has 0 and 1; the penalty is the mean over rows and columns, so
+    that one side's share is ½. The jump does not shrink with δ, and quotients grow as 1/δ. Rows of
+    unlike gates at the target, through the library's penalty.
+    """
+    cases = []
+    for name in ("reference", "paper_v1"):
+        linear = torch.nn.Linear(8, 24, dtype=torch.float64)
+        rows, cols = (StochasticGate(size, name).double() for size in (24, 8))
+        layer = torch.nn.Sequential(GatedLinear(linear, rows, cols))
+        random = settings.random("kink", name)
+        rows.latent.data = torch.as_tensor(random.uniform(-0.4, 0.4, 24))
+        low, high = -3.0, 3.0
+        base = rows.latent.data.clone()
+        for _ in range(80):  # the shift that puts the mean P at the target
+            middle = (low + high) / 2
+            rows.latent.data = base + middle
+            above = float(rows.open_probability().detach().mean()) > 1 - SPARSITY
+            low, high = (low, middle) if above else (middle, high)
+        at = base + (low + high) / 2
+        jump = predicted_jump(name, at.numpy())
+        for kind, share in (("target", 1.0), ("hinge", 0.5)):
+            for delta in (1e-6, 1e-9):
+                ends = []
+                for sign in (1.0, -1.0):
+                    rows.latent.data = at + sign * delta
+                    ends.append(penalty_slope(layer, rows, kind))
+                found = float(np.linalg.norm(ends[0] - ends[1]))
+                where = f"{name}, {kind}, δ = {delta}"
+                cases.append(Case(where, "equal", share * jump, found, 1e-4, kind))
+    return Check(
+        "penalty-kink",
+        13,
+        "law",
+        "where mean P meets 1 − s the gradient of the target penalty jumps by ‖∇ mean P‖, and of "
+        "the hinge by half of it, at any distance: it is not Lipschitz where training is to end",
+        "rows of one layer of two sides; presets reference and paper_v1",
+        tuple(cases),
+        claim="convergence",
+    )
+
+
+def priced_optimum(quadratic: Quadratic, price: float, target: float) -> Array:
+    """The gates of least q + λ|mean ω − t| in the box, by sequential quadratic programming.
+
+    |x| enters as a variable u ≥ ±x.
+    """
+    size = len(quadratic.linear)
+
+    def objective(point: Array) -> float:
+        return quadratic.value(point[:-1]) + price * float(point[-1])
+
+    def slope(point: Array) -> Array:
+        return np.append(quadratic.gradient(point[:-1]), price)
+
+    sides: Any = [
+        {"type": "ineq", "fun": lambda p, s=sign: p[-1] - s * (np.mean(p[:-1]) - target)}
+        for sign in (1.0, -1.0)
+    ]
+    found = minimize(
+        objective,
+        np.full(size + 1, 0.5),
+        jac=slope,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * size + [(0.0, None)],
+        constraints=sides,
+        options={"ftol": 1e-16, "maxiter": 1000},
+    )
+    return np.asarray(np.clip(found.x[:-1], 0.0, 1.0), dtype=np.float64)
+
+
+def check_price(settings: Settings) -> Check:
+    """Proximal PL for L + λ|mean ω − (1 − s)| in the box: ½D ≥ λ_min(H) (F − F*), and proximal
+    descent contracts the distance to the optimum by 1 − μ/Λ a step, the kink included.
+
+    Price and box are convex, and enter as their proximal map, which does not stretch; L is strongly
+    convex (Karimi, Nutini and Schmidt 2016). No gradient of the price is needed, so that its kink
+    does no harm. Random points, a weak and a strong price; attained along the slowest eigenvector
+    from an optimum inside the box, where the price is linear. The optimum is that of sequential
+    quadratic programming.
+    """
+    cases = []
+    for problem in settings.drawn("well-conditioned", "ill-conditioned", "under-parameterised"):
+        quadratic = column_quadratic(problem)
+        if not is_regular(quadratic):
+            continue
+        mu = box_constant(quadratic)
+        random = settings.random("price", problem.name)
+        for strength in (0.1, 3.0):
+            price = strength * float(np.linalg.norm(quadratic.linear))
+            best = priced_optimum(quadratic, price, 1 - SPARSITY)
+
+            def height(gates: Array, q: Quadratic = quadratic, price: float = price) -> float:
+                return q.value(gates) + price * abs(float(gates.mean()) - (1 - SPARSITY))
+
+            ratios = []
+            for point in random.uniform(size=(24, problem.cols)):
+                gap = height(point) - height(best)
+                decrease = price_decrease(quadratic, point, price, 1 - SPARSITY)
+                ratios.append(decrease / gap)
+            name = f"{problem.name}, λ = {strength}‖b‖"
+            cases.append(Case(name, "at least", mu, min(ratios), 1e-6))
+        inner, slowest = centred(quadratic), quadratic.spectrum()[1][:, 0]
+        best = inner.minimiser()
+        # The price's slope is taken out of the linear part, so that the optimum stays inside.
+        shifted = Quadratic(
+            inner.hessian, inner.linear + 1.0 / problem.cols, inner.constant, inner.roundings
+        )
+        path = path_with_price(shifted, best + 0.05 * slowest, 1.0, 0.0, 20)
+        distances = np.linalg.norm(path - best, axis=1)
+        rate = 1 - float(distances[-1] / distances[0]) ** (1 / 20)
+        share = box_constant(quadratic) / quadratic.smoothness
+        name = f"{problem.name}, slowest"
+        cases.append(Case(name, "equal", share, rate, 1e-6, "contraction", built=True))
+        ratio = price_decrease(shifted, path[0], 1.0, 0.0)
+        ratio /= shifted.value(path[0]) - shifted.value(best) + float(path[0].mean() - best.mean())
+        cases.append(Case(name, "equal", mu, ratio, 1e-6, built=True))
+    return Check(
+        "price-prox-pl",
+        13,
+        "law",
+        "in the box the loss with the price λ|mean ω − (1 − s)| satisfies proximal PL with "
+        "λ_min(H), and proximal descent contracts by 1 − μ/Λ a step",
+        "column gates as variables in [0, 1], a regular Hessian",
+        tuple(cases),
+        claim="convergence",
+    )
+
+
+def relaxed_optimum(wanted: Array, sigma: float) -> Array:
+    """Centres of least ½Σ E(clip(m + σZ) − w)² under mean Φ(m/σ) = 1 − s, by SLSQP from 1."""
+
+    def objective(centres: Array) -> float:
+        cost = square_clip(centres, sigma) - 2 * wanted * mean_clip(centres, sigma) + wanted**2
+        return float(np.sum(cost) / 2)
+
+    constraint: Any = {"type": "eq", "fun": lambda m: np.mean(ndtr(m / sigma)) - (1 - SPARSITY)}
+    found = minimize(
+        objective,
+        wanted.copy(),
+        method="SLSQP",
+        bounds=[(-6 * sigma, 1 + 6 * sigma)] * len(wanted),
+        constraints=[constraint],
+        options={"ftol": 1e-14, "maxiter": 1000},
+    )
+    return np.asarray(found.x, dtype=np.float64)
+
+
+def trained_together(
+    wanted: Array, sigma: float, price: float, copies: int, steps: int, seed: int
+) -> Array:
+    """Mean centres of library gates that share one target penalty, over the last tenth of steps."""
+    size = len(wanted)
+    gate = noisy_gate(copies * size, sigma, seed=seed)
+    gate.latent.data.fill_(1.0)
+    goals = torch.as_tensor(np.tile(wanted, (copies, 1)))
+    mean, taken = np.zeros(size), 0
+    for step in range(steps):
+        sample = gate.sample().view(copies, size)
+        opened = gate.open_probability().view(copies, size).mean(1)
+        penalty = PENALTIES["target"](opened, SPARSITY)
+        loss = ((sample - goals) ** 2).sum() / 2 + price * size * penalty.sum()
+        (slope,) = torch.autograd.grad(loss, gate.latent)
+        with torch.no_grad():
+            gate.latent.sub_(0.05 * min(1.0, 3 * (1 - step / steps)) ** 2 * slope)
+        if step >= 0.9 * steps:
+            mean, taken = mean + gate.latent.detach().view(copies, size).mean(0).numpy(), taken + 1
+    return np.asarray(mean / taken, dtype=np.float64)
+
+
+def check_unlike(settings: Settings) -> Check:
+    """Unlike gates under one target penalty: Clarke stationary on the kink, not all at m*.
+
+    |mean P − (1 − s)| fixes the mean of P only. On the kink 0 is in the Clarke subdifferential iff
+    one multiplier ν in [−λ, λ] balances the task on every gate, which is stationarity of the task
+    under mean P = 1 − s. So "every gate rests half open at σ_p Φ⁻¹(1 − s)" is for gates that are
+    alike: unlike ones spread around it. Trained library gates, against that constrained optimum by
+    sequential quadratic programming, as P of each gate.
+    """
+    cases = []
+    for sigma, wanted in ((0.5, (1.0, 0.8, 0.5, 0.2)), (0.3, (1.0, 1.0, 0.6, 0.3, 0.1))):
+        goals = np.array(wanted)
+        predicted = ndtr(relaxed_optimum(goals, sigma) / sigma)
+        seed = int(settings.random("unlike", sigma).integers(2**31))
+        found = trained_together(goals, sigma, 2.0, 32, 2 * settings.gate_steps, seed)
+        opened = ndtr(found / sigma)
+        for place, (value, measured) in enumerate(zip(predicted, opened, strict=True)):
+            if value > 0.05:
+                name = f"σ = {sigma}, w = {wanted[place]}"
+                slack = 0.03 / float(value)
+                cases.append(Case(name, "equal", float(value), float(measured), slack))
+        closed, shut = (int(np.sum(p <= 0.05)) for p in (predicted, opened))
+        cases.append(
+            Case(f"σ = {sigma}, P < 0.05", "equal", 1 + closed, 1 + shut, constant="closed")
+        )
+        achieved = float(np.mean(opened))
+        name = f"σ = {sigma}, mean P"
+        cases.append(Case(name, "equal", 1 - SPARSITY, achieved, 0.02, "mean P"))
+    return Check(
+        "penalty-unlike",
+        13,
+        "law",
+        "unlike gates under one target penalty end Clarke stationary on its kink: mean P = 1 − s, "
+        "and the gates where one multiplier balances the task on all of them",
+        "task ½Σ(ω − w)², from m = 1, λ large enough to reach the kink; σ = σ_p",
+        tuple(cases),
+        claim="binary",
+    )
+
+
+def minibatch_runs(
+    problem: Problem, sigma: float, rate: float, batch: int, settings: Settings
+) -> tuple[Quadratic, Array]:
+    """Centres of descent on minibatches of rows, drawn with replacement, and fresh gate noise."""
+    quadratic = column_quadratic(problem)
+    design = design_of(problem, "columns").reshape(problem.samples, problem.rows, problem.cols)
+    random = settings.random("minibatch", sigma, batch)
+    runs, burn, count = settings.runs, 1000, 2000
+    centres = np.tile(quadratic.minimiser(), (runs, 1))
+    kept = []
+    for step in range(burn + count):
+        chosen = random.integers(problem.samples, size=(runs, batch))
+        gates = centres + sigma * random.standard_normal(centres.shape)
+        rows = design[chosen]  # (runs, batch, outputs, gates)
+        residual = np.einsum("rbmd,rd->rbm", rows, gates) - problem.targets[chosen]
+        centres = centres - rate * np.einsum("rbmd,rbm->rd", rows, residual) / batch
+        if step >= burn and step % 4 == 0:
+            kept.append(centres)
+    return quadratic, np.stack(kept)
+
+
+def check_minibatch(settings: Settings) -> Check:
+    """E L(μ_∞) − L* = ½ tr(H V) with minibatches of rows: V = E(I − ηH_B)V(I − ηH_B) +
+    η²σ² E H_B² + η² Cov g_B, exactly (:func:`theory.stochastic.minibatch_ball`).
+
+    H_B and g_B are the Hessian and the gradient at the optimum of a minibatch B, drawn with
+    replacement. The noise of gates and that of minibatches do not add up: the batch scales both.
+    Means over runs from the optimum, within five standard errors.
+    """
+    cases = []
+    problem = interior_problem(settings, 0)
+    for sigma, batch in ((0.0, 1), (0.02, 1), (0.02, 8)):
+        rate = 0.1 / column_quadratic(problem).smoothness
+        quadratic, centres = minibatch_runs(problem, sigma, rate, batch, settings)
+        found = excess(quadratic, centres).mean(axis=0)
+        design = design_of(problem, "columns").reshape(problem.samples, problem.rows, -1)
+        predicted = minibatch_ball(design, problem.targets, sigma, rate, batch)
+        name = f"σ = {sigma}, batch {batch}"
+        low, high = interval(found, name, statistic=np.mean)
+        slack = INTERVALS * (high - low) / 2 / predicted + 0.02
+        cases.append(Case(name, "equal", predicted, float(found.mean()), slack))
+    return Check(
+        "sgd-minibatch",
+        13,
+        "law",
+        "with minibatches B the ball is ½ tr(HV), where V = E(I − ηH_B)V(I − ηH_B) + η²σ² E H_B² + "
+        "η² Cov g_B",
+        "column gates that stay inside (0, 1); rows drawn with replacement, fresh gate noise",
+        tuple(cases),
+        claim="convergence",
+    )
+
+
+def check_cross_entropy(settings: Settings) -> Check:
+    """Cross-entropy on separable data: ‖∇L‖²/2L ~ ½‖z‖² e^{−tγ}/n along tω, γ the least margin and
+    z its sample's gradient of the margin.
+
+    L → 0 = L*, so that the ratio needs no L* and tends to 0: even column gates alone, without
+    clipping, have no global PL constant. In the box t is at most 1 and the ratio has a positive
+    minimum. Through the library's layer and ``torch.nn.functional.cross_entropy``, two classes.
+    """
+    cases = []
+    for index in range(min(settings.problems, 3)):
+        random = settings.random("cross-entropy", index)
+        weight = random.standard_normal((2, 6))
+        inputs = random.standard_normal((12, 6))
+        labels = (inputs @ (weight[1] - weight[0]) > 0).astype(int)
+        signs = 2.0 * labels - 1
+        slopes = signs[:, None] * inputs * (weight[1] - weight[0])  # of the margins, in the gates
+        margins = slopes.sum(axis=1)
+        least = int(np.argmin(margins))
+        gap = float(np.partition(margins, 1)[1] - margins[least])
+        linear = torch.nn.Linear(6, 2, bias=False, dtype=torch.float64)
+        linear.weight.data = torch.as_tensor(weight)
+        gate = FixedGate(torch.ones(6, dtype=torch.float64))
+        layer = GatedLinear(linear, None, gate)
+        for scale in (8.0 / gap, 16.0 / gap):
+            gate.values = torch.full((6,), scale, dtype=torch.float64, requires_grad=True)
+            logits = layer(torch.as_tensor(inputs))
+            loss = torch.nn.functional.cross_entropy(logits, torch.as_tensor(labels))
+            (slope,) = torch.autograd.grad(loss, gate.values)
+            ratio = float(slope @ slope) / (2 * float(loss.detach()))
+            power = float(np.exp(-scale * margins[least]))
+            predicted = float(slopes[least] @ slopes[least]) * power / (2 * len(labels))
+            if predicted > 1e-200:
+                name = f"data {index}, t = {scale:.3g}"
+                cases.append(Case(name, "equal", predicted, ratio, 0.05))
+    return Check(
+        "cross-entropy-pl",
+        13,
+        "law",
+        "on separable data cross-entropy has PL ratio ½‖z‖²e^{−tγ}/n → 0 along tω: no global PL "
+        "constant even for column gates alone",
+        "column gates without clipping; γ the least margin, attained once",
+        tuple(cases),
+        claim="pl",
+    )
