@@ -16,6 +16,7 @@ from finegates.adapters import Adapter, adapter_for, unwrap
 from finegates.compaction.counts import block_products, block_weights
 from finegates.compaction.draft import gate_values
 from finegates.compaction.planner import Plan, plan_compaction
+from finegates.gates.dense_form import in_dense_sizes
 from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import GatedLinear, gated_layers
 from finegates.modules.compact_linear import CompactLinear
@@ -97,10 +98,11 @@ def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
     """Counts the parameters of a dense, gated or compact model.
 
     Args:
-        model: may be on the meta device.
+        model: may be on the meta device. If dimensions were removed while it was trained, it counts
+            in its dense sizes until it is compacted.
         adapter: looked up by model type if None; without one, encoder and head are None.
     """
-    plain = unwrap(model)
+    plain = in_dense_sizes(unwrap(model))
     if adapter is None:
         adapter = _adapter_or_none(plain)
     gates = {
@@ -172,7 +174,7 @@ def planned_macs(
 def _macs(model: nn.Module, batch: int, length: int, adapter: Adapter | None, plan: Plan) -> MACs:
     if batch < 1 or length < 1:
         raise ValueError(f"batch and length must be at least 1, got {batch} and {length}")
-    plain = unwrap(model)
+    plain = in_dense_sizes(unwrap(model))
     weights = products = 0
     for block in (adapter or adapter_for(plain)).blocks(plain):
         weights += block_weights(plain, block, plan.layers, plan.experts)

@@ -18,6 +18,7 @@ from finegates.compaction.draft import Draft
 from finegates.compaction.feed_forward_rule import pair_feed_forward
 from finegates.compaction.plans import BlockPlan, ExpertsPlan, LayerPlan, Plan
 from finegates.compaction.sides import choose_sides
+from finegates.gates.dense_form import in_dense_sizes
 from finegates.gates.gated_experts import GatedExperts
 from finegates.gates.gated_linear import gated_layers
 
@@ -44,7 +45,7 @@ def plan_compaction(
     Raises:
         ValueError: a gate is on the meta device and has no values.
     """
-    plain = unwrap(model)
+    plain = in_dense_sizes(unwrap(model))
     drafts = {name: Draft.of(name, layer) for name, layer in gated_layers(plain).items()}
     notes: list[str] = []
     heads: dict[str, HeadSizes] = {}

@@ -19,6 +19,7 @@ from finegates.compaction.graphs import allow_graphs
 from finegates.compaction.peft_targets import teach_peft
 from finegates.compaction.planner import plan_compaction
 from finegates.compaction.plans import ExpertsPlan, LayerPlan
+from finegates.compaction.widening import widened
 from finegates.gates.gated_experts import GatedExperts
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
 from finegates.gates.parts import forget_attachment
@@ -57,7 +58,8 @@ def compact(
     times ``|w_r| (|W| |w_c| |x| + |b|)``.
 
     Args:
-        model: gated, in any mode; LoRA inside or next to the gates is merged. Compacting a compact
+        model: gated, in any mode; LoRA inside or next to the gates is merged. One that shrank while
+            it was trained is first given its dense sizes, in a copy. Compacting a compact
             model again changes nothing. Wrappers of trainers are removed
             (``DistributedDataParallel``, ``torch.compile``).
         inplace: rewrite the given model layer by layer, so that dense and compact weights are never
@@ -88,6 +90,7 @@ def compact(
     """
     plain = unwrap(model)
     check_undispatched(plain)
+    plain = widened(plain)
     if not gated_layers(plain) and not any(isinstance(m, CompactLinear) for m in plain.modules()):
         raise ValueError(
             f"{type(plain).__name__} has no gates, so there is nothing to compact; call "

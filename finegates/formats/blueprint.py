@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from finegates.adapters import unwrap
+from finegates.compaction.removal import keep_positions, positions_kept
 from finegates.extras import needed_for
 from finegates.formats.bounds import check_numbers
 from finegates.formats.generation import generation_settings, set_generation
@@ -26,6 +27,7 @@ from finegates.formats.skeleton import class_of, empty_model
 from finegates.formats.structure import bare_model, parts_of
 from finegates.gates.attachment import attach, attach_gates
 from finegates.gates.config import GateConfig
+from finegates.gates.dense_form import in_dense_sizes
 from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_linear import gated_layers, leaf_gates
 from finegates.gates.presets import GatePreset
@@ -41,6 +43,8 @@ _LORA = (
     *("lora_bias", "trainable_token_indices", "ensure_weight_tying", "peft_type"),
     *("peft_version", "base_model_name_or_path", "revision", "init_lora_weights"),
 )
+# A dimension may have lost all but one in so many of its entries while it was trained.
+_LEFT = 64
 # Provenance only: these settings do not affect the modules.
 _SAID = ("peft_version", "base_model_name_or_path", "revision", "init_lora_weights")
 
@@ -55,7 +59,7 @@ def draw(model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: the model cannot be rebuilt from a blueprint; the message says why.
     """
-    plain = unwrap(model)
+    plain, kept = in_dense_sizes(unwrap(model)), positions_kept(model)
     config = getattr(plain, "config", None)
     if not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
         raise ValueError(f"{type(plain).__name__} is not a transformers model: it has no config")
@@ -69,7 +73,7 @@ def draw(model: nn.Module) -> dict[str, Any]:
         "gates": _gates(plain),
         "trainable": [name for name, p in model.named_parameters() if p.requires_grad],
     }
-    built = build(values)
+    built = build(values, kept=kept)
     for gate, other in zip(leaf_gates(model), leaf_gates(built), strict=False):
         if isinstance(gate, StochasticGate) and isinstance(other, StochasticGate):
             # The first is stored with the tensors, the second belongs to this process.
@@ -79,13 +83,19 @@ def draw(model: nn.Module) -> dict[str, Any]:
     return values
 
 
-def build(values: dict[str, Any], largest: int | None = None) -> nn.Module:
+def build(
+    values: dict[str, Any],
+    largest: int | None = None,
+    kept: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+) -> nn.Module:
     """Builds the model of a blueprint on the meta device, in evaluation mode.
 
     Args:
         values: from :func:`draw`.
         largest: the largest dimension among the stored tensors; a blueprint that asks for more is
             refused before such a module is made.
+        kept: the dimensions that gates have, where others were removed while training
+            (:func:`finegates.compaction.removal.positions_kept`).
 
     Raises:
         ValueError: the values are inconsistent.
@@ -96,7 +106,7 @@ def build(values: dict[str, Any], largest: int | None = None) -> nn.Module:
     set_seen_lengths(plain, base["seen_lengths"])
     if largest is not None:
         for name, parameter in plain.named_parameters():
-            if max(parameter.shape, default=0) > largest:
+            if max(parameter.shape, default=0) > largest * (_LEFT if kept else 1):
                 raise ValueError(f"{name} would be larger than every stored tensor")
     set_generation(plain, base["generation_config"])
     model = _with_adapters(plain, values["adapters"])
@@ -107,6 +117,8 @@ def build(values: dict[str, Any], largest: int | None = None) -> nn.Module:
         columns, outputs = linear_shape(plain.get_submodule(path))
         sides[path] = (_gate(kinds["rows"], outputs), _gate(kinds["cols"], columns))
     attach_gates(plain, sides)
+    if kept:
+        keep_positions(plain, kept)
     trainable = set(values["trainable"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)

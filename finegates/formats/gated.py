@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from finegates.compaction.removal import keep_positions, positions_kept
 from finegates.files import (
     file_digest,
     whole_file,
@@ -81,7 +82,7 @@ def save_gated(model: nn.Module, folder: str | Path) -> None:
         FileExistsError: the path exists and is not an earlier save of a gated model.
     """
     folder = Path(folder)
-    structure = _structure(draw(model))
+    structure = _structure(draw(model), model)
     if folder.exists() and not is_gated_folder(folder) and not _is_empty_folder(folder):
         raise FileExistsError(
             f"{folder} exists and is not an earlier save of a gated model; choose another path"
@@ -112,9 +113,9 @@ def write_checkpoint(
     """
     folder = Path(folder)
     try:
-        structure = _structure(draw(model))
+        structure = _structure(draw(model), model)
     except ValueError as error:
-        structure = {**_structure(None), "reason": str(error)}
+        structure = {**_structure(None, model), "reason": str(error)}
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in (STRUCTURE, BUFFERS, *_STOCK):
         for file in folder.glob(pattern):
@@ -152,7 +153,7 @@ def load_gated(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.
     sizes = [size for tensor in state.values() for size in tensor.shape]
     try:
         with at_most_parameters(4 * len(state) + 64):
-            model = build(blueprint, max(sizes, default=0))
+            model = build(blueprint, max(sizes, default=0), structure.get("kept"))
     except (
         Exception
     ) as error:  # the blueprint may be invalid in any way; the error must name the folder
@@ -174,10 +175,23 @@ def put_checkpoint(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         GatedFormatError: a file is missing or corrupt, or names or sizes of its tensors differ from
-            the model's. The model does not change.
+            the model's. The model does not change, unless dimensions were removed before the
+            checkpoint was written, which are then removed from it, too.
     """
     folder = Path(folder)
-    _, state, _ = _read(folder, "cpu")
+    structure, state, _ = _read(folder, "cpu")
+    kept = structure.get("kept")
+    if kept is None and positions_kept(model):
+        raise GatedFormatError(
+            folder,
+            "was written before dimensions were removed from this model, which cannot come back; "
+            "make and gate the model again before resuming",
+        )
+    if kept is not None:
+        try:
+            keep_positions(model, kept)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise GatedFormatError(folder, f"its removed dimensions do not fit: {error}") from error
     own, _, _ = _tensors(model)
     differing = sorted(own.keys() ^ state.keys())
     differing = differing or [n for n in own if own[n].shape != state[n].shape]
@@ -190,15 +204,17 @@ def put_checkpoint(model: nn.Module, folder: str | Path) -> None:
     model.load_state_dict(state, strict=False)  # aliases of shared tensors are not stored
 
 
-def _structure(blueprint: dict[str, Any] | None) -> dict[str, Any]:
+def _structure(blueprint: dict[str, Any] | None, model: nn.Module) -> dict[str, Any]:
     import transformers
 
-    return {
+    structure = {
         "format": FORMAT,
         "version": VERSION,
         "transformers": transformers.__version__,
         "model": blueprint,
     }
+    kept = positions_kept(model)
+    return {**structure, "kept": kept} if kept else structure
 
 
 def _write(

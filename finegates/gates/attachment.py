@@ -14,9 +14,16 @@ from finegates.adapters.base import base_prefix, head_paths
 from finegates.arguments import check_config
 from finegates.gates.block_parts import Structure
 from finegates.gates.config import GateConfig
+from finegates.gates.dense_form import check_whole
 from finegates.gates.equal_sizes import sizes_to_choose
 from finegates.gates.gate import FixedGate
-from finegates.gates.gateable import check_dense, check_gateable, check_trainable, matching_layers
+from finegates.gates.gateable import (
+    check_dense,
+    check_gateable,
+    check_removable,
+    check_trainable,
+    matching_layers,
+)
 from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
 from finegates.gates.in_place import is_changed_in_place
@@ -56,7 +63,9 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         ValueError: gates are attached already; a pattern matches no layer, or a layer whose weight
             its parent module reads directly; the architecture has no adapter and no patterns are
             given; a layer is missing or used twice; the target cannot be reached; the model is
-            compact or spread over several devices. The model does not change.
+            compact or spread over several devices; with ``shrink``, a layer holds experts, an
+            adapter other than plain LoRA, or a weight that another module has, too. The model does
+            not change.
         TypeError: a layer to be gated is not linear-like, or quantised; ``model`` is not a model,
             or ``config`` not a configuration. The model does not change.
     """
@@ -178,8 +187,12 @@ def hold_gates(model: nn.Module) -> nn.Module:
 
     Returns:
         the same model; its outputs in evaluation mode do not change.
+
+    Raises:
+        ValueError: dimensions were removed from it while it was trained.
     """
     inner = unwrap(model)
+    check_whole(inner, "hold_gates")
     layers: list[GatedLinear | GatedExperts] = [*gated_layers(inner).values()]
     layers += gated_experts(inner).values()
     for layer in layers:
@@ -204,9 +217,11 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
         except for trained biases, head and low-rank factors.
 
     Raises:
-        ValueError: ``fold`` and a layer holds an unmerged low-rank adapter.
+        ValueError: ``fold`` and a layer holds an unmerged low-rank adapter, or dimensions were
+            removed while the model was trained.
     """
     inner = unwrap(model)
+    check_whole(inner, "detach")
     layers = gated_layers(inner)
     if fold:
         for name, layer in layers.items():
@@ -276,6 +291,8 @@ def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Side
     structure, sides = build_structure(
         inner, _gate_maker(inner, config), dimensions=config.dimensions, stock=stock
     )
+    if config.shrink:
+        check_removable(inner, sides)
     # On the meta device nothing can be counted; such a model is a copy of one that was checked.
     if next(inner.parameters()).device.type != "meta":
         penalty_on_macs(inner, structure, config).check_reachable()

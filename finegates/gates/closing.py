@@ -14,7 +14,12 @@ TOLERANCE = 0.01
 _SKIPS = 32
 
 
-def choose_closed(worth: Tensor, kept: Callable[[Tensor], float], goal: float) -> Tensor:
+def choose_closed(
+    worth: Tensor,
+    kept: Callable[[Tensor], float],
+    goal: float,
+    final: Tensor | None = None,
+) -> Tensor:
     """Chooses the dimensions to close for a goal.
 
     Dimensions are closed in order of increasing worth, as many as come nearest to the goal. A
@@ -26,12 +31,15 @@ def choose_closed(worth: Tensor, kept: Callable[[Tensor], float], goal: float) -
         kept: maps a mask of closed dimensions, (n,), to the kept fraction of the dense model; it
             decreases as more are closed.
         goal: the fraction to keep.
+        final: mask of dimensions that are closed in any case, (n,); None if there are none.
 
     Returns:
         mask of the dimensions to close, (n,).
     """
     order = worth.argsort(stable=True)
     closed = torch.zeros_like(worth, dtype=torch.bool)
+    if final is not None:
+        order, closed = order[~final[order]], final.clone()
     best, miss = closed, abs(kept(closed) - goal)
     start = 0
     for _ in range(1 + _SKIPS):

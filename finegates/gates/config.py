@@ -61,6 +61,14 @@ class GateConfig:
             or one. While the budget falls, the dimensions with the least importance per MAC are
             closed, once per hundredth of the training. Between the last two fractions the gates
             move linearly to zero or one; afterwards only the other parameters train.
+        shrink: with ``"structured"``, :class:`finegates.GateTrainer` removes dimensions from the
+            running model as soon as they are closed for good, so that later steps are cheaper:
+            masters, gates, low-rank factors and the optimizer's moments lose them. The training
+            is the same as with ``shrink=False`` and the same ``final_at``, up to rounding.
+        final_at: with ``"structured"``, fractions of the training in [0, 1] at which the
+            dimensions that are closed are closed for good. With ``shrink`` the default is three
+            points while the budget falls and ``schedule[2]``; otherwise there are none. Gates are
+            always final at ``schedule[3]``.
         random_biases: give gated layers without a bias a random, frozen one, drawn as torch
             initialises biases. The released code does this to every linear layer of a Llama, by
             mistake, which changes the outputs from the first step on. For audits only.
@@ -85,6 +93,8 @@ class GateConfig:
     train_weights: bool = False
     sequence_length: int = 128
     schedule: tuple[float, float, float, float] = SCHEDULE
+    shrink: bool = False
+    final_at: tuple[float, ...] | None = None
     random_biases: bool = False
     seed: int = 0
 
@@ -126,6 +136,21 @@ class GateConfig:
                 f"{option} cannot be chosen with preset {self.preset!r}, whose gates are "
                 "independent; shared gates can: preset='structured'"
             )
+        elif self.shrink or self.final_at is not None:
+            raise ValueError(
+                f"{'shrink' if self.shrink else 'final_at'} cannot be chosen with preset "
+                f"{self.preset!r}: its gates can open again at any step, so that none is closed "
+                "for good; those of preset='structured' are"
+            )
+
+    def finals(self) -> tuple[float, ...]:
+        """Fractions of the training at which closed dimensions become final, increasing."""
+        begin, end, decide, _ = self.schedule
+        if self.final_at is not None:
+            return self.final_at
+        if not self.shrink:
+            return ()
+        return (*(begin + (end - begin) * part / 4 for part in (1, 2, 3)), decide)
 
     def gate_preset(self) -> GatePreset:
         """The preset's constants, with the noise of the configuration."""
@@ -145,6 +170,9 @@ class GateConfig:
 
     def _check_structured(self) -> None:
         check_schedule(self.schedule)
+        points = (0.0, *(self.final_at or ()), 1.0)
+        if list(points) != sorted(points):
+            raise ValueError(f"final_at must increase within [0, 1], got {self.final_at}")
         if self.sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
 

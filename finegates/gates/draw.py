@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from finegates.gates.gate import Gate
 from finegates.gates.stochastic import StochasticGate, centre_of
@@ -37,11 +38,23 @@ class GateDraw:
         latent = torch.cat([gate.latent for gate in self.gates])
         centre = centre_of(latent, preset)
         if preset.noise_std:
-            centre = torch.add(centre, torch.randn_like(centre), alpha=preset.noise_std)
+            centre = torch.add(centre, self._noise(latent), alpha=preset.noise_std)
         samples = centre.clamp(0.0, 1.0).split([gate.size for gate in self.gates])
         for gate, sample in zip(self.gates, samples, strict=True):
             gate._drawn = gate._times_factor(sample)
         return self
+
+    def _noise(self, latent: Tensor) -> Tensor:
+        """Standard normal numbers of all gates, also of dimensions that were removed."""
+        sizes = [gate.dense_size for gate in self.gates]
+        noise = torch.randn(sum(sizes), dtype=latent.dtype, device=latent.device)
+        if all(gate.positions is None for gate in self.gates):
+            return noise
+        present = [
+            part if gate.positions is None else part[gate.positions]
+            for gate, part in zip(self.gates, noise.split(sizes), strict=True)
+        ]
+        return torch.cat(present)
 
     def __exit__(self, *_: object) -> None:
         for gate in self.gates:

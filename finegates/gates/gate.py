@@ -16,11 +16,38 @@ class Gate(nn.Module):
         size: the number n of dimensions that it gates.
         clips_at_zero: whether no gradient passes where a gate is 0.
         can_resize: whether :meth:`resize` works.
+        positions: int64 (n,), increasing, of its dimensions among those that the gate had before
+            some were removed (:meth:`StochasticGate.narrow`); None if none were.
     """
 
     size: int
     clips_at_zero: bool = False
     can_resize: bool = False
+    positions: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = None
+
+    @property
+    def dense_size(self) -> int:
+        """Number of dimensions before any were removed."""
+        return self.size
+
+    def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        """Numbers of its dimensions among those of removed ones.
+
+        Args:
+            values: (n,), of any dtype.
+            fill: for removed dimensions.
+
+        Returns:
+            (dense_size,); ``values`` itself if nothing was removed.
+        """
+        if self.positions is None:
+            return values
+        dense = values.new_full((self.dense_size,), fill)
+        return dense.index_copy(0, self.positions, values)
 
     def value(self) -> Tensor:
         """Evaluation gate, shape (n,), in [0, 1] times a factor."""

@@ -12,7 +12,9 @@ from torch import nn
 from finegates.adapters import has_module
 from finegates.gates.weight_reads import weight_reader
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.experts import is_experts
 from finegates.modules.linear import find_linear, looks_linear
+from finegates.modules.slices import parameters_by_side
 
 
 def matching_layers(model: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -67,6 +69,41 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
             raise TypeError(f"{name}: {error}") from None
         _check_used_once(model, name, uses[id(layer)], places)
         _check_weight_is_left_alone(model, name)
+
+
+def check_removable(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises ValueError for layers from which nothing can be removed while they are trained.
+
+    Args:
+        model: plain or with LoRA layers.
+        names: paths of its layers to gate.
+    """
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            owners.setdefault(id(parameter), []).append(f"{path}.{name}")
+    for path in names:
+        module = model.get_submodule(path)
+        if is_experts(module):
+            raise ValueError(
+                f"{path} holds stacked experts, whose dimensions cannot be removed while they are "
+                "trained; set GateConfig(shrink=False), and compact afterwards"
+            )
+        try:
+            found = parameters_by_side(module)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: nothing can be removed while it is trained: {error}; set "
+                "GateConfig(shrink=False)"
+            ) from None
+        for parameter, _, _ in found:
+            places = owners[id(parameter)]
+            if len(places) > 1:
+                raise ValueError(
+                    f"{places[0]} is also {places[1]}, so nothing can be removed from it while it "
+                    "is trained; give each its own (copy.deepcopy), or set "
+                    "GateConfig(shrink=False)"
+                )
 
 
 def check_dense(model: nn.Module) -> None:

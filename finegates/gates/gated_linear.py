@@ -76,7 +76,7 @@ class GatedLinear(GatedLayer):
             return False
         # Hooks on the base must see its call; few tokens are cheaper to scale than W.
         hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
-        tokens = x.numel() // self.in_features
+        tokens = x.numel() // max(1, self.in_features)
         return not hooked and tokens * (self.in_features + self.out_features) > base.weight.numel()
 
     def _forward_folded(self, x: Tensor) -> Tensor:

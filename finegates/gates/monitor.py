@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.gates.dense_form import dense_layers
+from finegates.gates.gate import Gate
+from finegates.gates.gated_linear import leaf_gates
 from finegates.gates.stochastic import CLOSED_TO, OPEN_FROM
 
 BINS = 20
@@ -25,10 +27,11 @@ def summarise_gates(
     gate entries, where a gate shared between layers counts once. The realised sparsity is the
     fraction of the gated layers' weights in a closed row or column.
     """
-    layers = gated_layers(model)
+    layers = dense_layers(model)
     gates = leaf_gates(model)
-    values = torch.cat([gate.openness().float().cpu() for gate in gates])
-    probability = torch.cat([gate.open_probability().float().cpu() for gate in gates])
+    # Dimensions that were removed while training count as closed.
+    values = torch.cat([gate.spread(gate.openness().float()).cpu() for gate in gates])
+    probability = torch.cat([gate.spread(gate.open_probability().float()).cpu() for gate in gates])
     closed = {
         side: torch.cat(
             [g.closed().cpu() for layer in layers.values() for s, g in layer.gates() if s == side]
@@ -53,9 +56,15 @@ def summarise_gates(
 @torch.no_grad()
 def closed_fraction(model: nn.Module) -> float:
     """Fraction of closed gate entries, shared gates counted once; 0 without gates."""
-    closed = [gate.closed() for gate in leaf_gates(model)]
+    closed = [_closed_of(gate) for gate in leaf_gates(model)]
     count = sum(mask.numel() for mask in closed)
     return sum(int(mask.sum()) for mask in closed) / count if count else 0.0
+
+
+def _closed_of(gate: Gate) -> torch.Tensor:
+    """Mask of closed dimensions, removed ones included, (dense_size,)."""
+    closed: torch.Tensor = gate.closed()
+    return ~gate.spread(~closed)
 
 
 class GateWatch:
@@ -109,7 +118,7 @@ class GateWatch:
 
     @torch.no_grad()
     def _closed(self) -> torch.Tensor:
-        return torch.cat([gate.closed().cpu() for gate in self._gates])
+        return torch.cat([_closed_of(gate).cpu() for gate in self._gates])
 
 
 def _packed(flags: torch.Tensor) -> str:
@@ -124,13 +133,16 @@ def _unpacked(text: str, size: int) -> torch.Tensor:
 
 
 def closed_counts(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Closed rows and columns of every gated layer, by module name."""
+    """Closed rows and columns of every gated layer, by module name.
+
+    They include those that were removed while training.
+    """
     return {
         name: {
             "rows": 0 if layer.rows is None else int(layer.rows.closed().sum()),
             "cols": 0 if layer.cols is None else int(layer.cols.closed().sum()),
         }
-        for name, layer in gated_layers(model).items()
+        for name, layer in dense_layers(model).items()
     }
 
 
@@ -138,7 +150,7 @@ def realised_sparsity(model: nn.Module) -> float:
     """Fraction of the gated layers' weights that lie in a closed row or a closed column."""
     total = kept = 0
     counts = closed_counts(model)
-    for name, layer in gated_layers(model).items():
+    for name, layer in dense_layers(model).items():
         total += layer.in_features * layer.out_features
         kept += (layer.out_features - counts[name]["rows"]) * (
             layer.in_features - counts[name]["cols"]

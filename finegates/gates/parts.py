@@ -8,7 +8,7 @@ from finegates.arguments import check_model
 from finegates.gates.config import GateConfig
 
 # Attributes of the model that gates were attached to.
-CONFIG, STRUCTURE = "finegates_config", "finegates_structure"
+CONFIG, STRUCTURE, DENSE = "finegates_config", "finegates_structure", "finegates_dense"
 
 
 def gated_parts(model: nn.Module) -> dict[str, tuple[nn.Module, GateConfig]]:
@@ -69,5 +69,5 @@ def only_part(model: nn.Module) -> tuple[nn.Module, GateConfig] | None:
 def forget_attachment(model: nn.Module) -> None:
     """Removes the attributes that :func:`attach` set on a model and its parts."""
     for module in model.modules():
-        for name in (CONFIG, STRUCTURE):
+        for name in (CONFIG, STRUCTURE, DENSE):
             module.__dict__.pop(name, None)

@@ -96,7 +96,7 @@ class MacsPenalty:
         self.ramp = ramp
         self.progress = 1.0
         with torch.no_grad():
-            self.dense = float(self._macs(lambda gate: torch.ones_like(gate.latent)))
+            self.dense = float(self._count(lambda gate: gate.latent.new_ones(gate.dense_size)))
             self.sizes = EqualSizes(structure, self._left, heads, multiple) if equal else None
 
     def goal(self) -> float:
@@ -179,8 +179,8 @@ class MacsPenalty:
            stays open (:func:`finegates.gates.closing.choose_closed`). Where layers keep equal
            sizes, these are chosen first.
         3. Closed centres are put slightly below zero, so that noise can still open them in
-           training. Closed dimensions that were not chosen again are reopened. All other latents
-           keep their values.
+           training. Closed dimensions that were not chosen again are reopened, unless they are
+           closed for good (:meth:`close_for_good`). All other latents keep their values.
 
         Returns:
             the kept fraction.
@@ -211,10 +211,17 @@ class MacsPenalty:
             return float(self._macs(lambda gate: alive[id(gate)], packed=True)) / self.dense
 
         order = torch.cat(self._levelled(gates, importance)) / torch.cat(costs)
-        chosen = choose_closed(order, kept, self.goal())
+        final = torch.cat([gate.final() for gate in gates])
+        chosen = choose_closed(order, kept, self.goal(), final)
         for gate, shut in zip(gates, chosen.split(sizes), strict=True):  # rule 3
             _set_open(gate, ~shut)
         return self.realised()
+
+    @torch.no_grad()
+    def close_for_good(self) -> None:
+        """Closes for good what is closed now: no noise and no later choice opens it again."""
+        for gate in self.gates():
+            gate.close(gate.centre() <= 0)
 
     def is_observed(self) -> bool:
         """Whether any importance has been observed yet."""
@@ -271,6 +278,10 @@ class MacsPenalty:
             yield from part.gates()
 
     def _macs(self, read: Read, *, packed: bool = False) -> Tensor:
+        """The MACs, with ``read`` giving the openness of the dimensions that were not removed."""
+        return self._count(lambda gate: gate.spread(read(gate)), packed=packed)
+
+    def _count(self, read: Read, *, packed: bool = False) -> Tensor:
         counts = [part.macs(read, self.length, packed=packed) for part in self.structure]
         return torch.stack(counts).sum()
 

@@ -194,7 +194,7 @@ def _attention_gates(
         outputs=None if inner else make(f"{part.path}.outputs", outputs),
     )
     each = part.heads // part.kv_heads
-    device = next(gates.gates()).latent.device
+    device = _of_indices(gates)
     head = torch.arange(part.heads, device=device).repeat_interleave(part.head_dim)
     dimension = torch.arange(part.head_dim, device=device).repeat(part.heads)
     group = head // each
@@ -212,6 +212,12 @@ def _attention_gates(
         part.o: (gates.outputs, cols),
     }
     return gates, {path: pair for path, pair in sides.items() if pair != (None, None)}
+
+
+def _of_indices(gates: AttentionGates) -> torch.device:
+    """The gates' device, or the CPU if they have no storage: sizes give the indices."""
+    device = next(gates.gates()).latent.device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _score_rows(part: Attention, path: str, gates: AttentionGates, model: nn.Module) -> Gate | None:
@@ -235,7 +241,7 @@ def _score_rows(part: Attention, path: str, gates: AttentionGates, model: nn.Mod
         unit[rows[letter]] = units.repeat_interleave(each, 0) if letter == "q" else units
         if letter == "q" or each == 1:
             head[rows[letter]] = numbers.expand(rows[letter].shape)
-    device = next(gates.gates()).latent.device
+    device = _of_indices(gates)
     sources: list[tuple[Gate, Tensor]] = []
     if gates.scores is not None:
         sources.append((gates.scores, unit.to(device)))

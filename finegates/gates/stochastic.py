@@ -50,7 +50,10 @@ class StochasticGate(Gate):
     - ``sample() = clip(m + eps, 0, 1)``, ``eps ~ N(0, noise_std^2)``, fresh at every call;
     - ``value() = clip(m, 0, 1)``;
     - ``open_probability() = Phi(m / probability_std)``;
-    - ``closed()`` iff ``m <= 0``, where P(open) is at most one half.
+    - ``closed()`` iff ``m <= 0``, where P(open) is at most one half;
+    - ``final()`` iff closed for good (:meth:`close`): ``a = -inf``, so that m, sample and P(open)
+      never rise again. Such a dimension can be removed (:meth:`narrow`). The noise of the others
+      does not depend on it: it is drawn for all ``dense_size`` dimensions.
 
     Scaled presets multiply sample and value by a trained factor f >= ``OPEN_FROM``, initially 1: a
     gate that was hardened to open keeps a trainable magnitude. The gradient of the factor also
@@ -92,7 +95,7 @@ class StochasticGate(Gate):
         super().__init__()
         if size < 1:
             raise ValueError(f"a gate needs at least one dimension, got size={size}")
-        self.size = size
+        self.size = self._dense_size = size
         self.preset = preset_named(preset) if isinstance(preset, str) else preset
         self.latent = nn.Parameter(self._start(generator, device or "cpu"))
         ones = torch.ones(size, dtype=torch.float32, device=device or "cpu")
@@ -119,9 +122,74 @@ class StochasticGate(Gate):
         """m, shape (n,): the mean of the unclipped gate."""
         return centre_of(self.latent, self.preset)
 
+    @property
+    @override
+    def dense_size(self) -> int:
+        return self._dense_size
+
+    def final(self) -> Tensor:
+        """Boolean mask, shape (n,): closed for good, in training as at evaluation."""
+        return self.latent == -math.inf
+
+    @torch.no_grad()
+    def close(self, mask: Tensor) -> None:
+        """Closes dimensions for good.
+
+        Args:
+            mask: (n,), bool.
+
+        Raises:
+            ValueError: the preset's mean is bounded (tanh), so that noise could open any gate.
+        """
+        if self.preset.tanh:
+            raise ValueError(f"gates of preset {self.preset.name!r} are never closed for good")
+        self.latent.masked_fill_(mask, -math.inf)
+
+    @torch.no_grad()
+    def narrow(self, kept: Tensor) -> None:
+        """Removes dimensions, in place; the parameters stay the same objects.
+
+        Args:
+            kept: int64 (m,), increasing, positions of the others among the n present ones.
+        """
+        index = kept.to(self.latent.device)
+        for parameter in (self.latent, self.scale):
+            if parameter is not None:
+                parameter.data, parameter.grad = parameter.data.index_select(0, index), None
+        if self.importance is not None:
+            self.importance = self.importance.index_select(0, index)
+        # Without storage, the positions still have values: layers are made by them.
+        index = kept.cpu() if index.is_meta else index
+        positions = index if self.positions is None else self.positions[index]
+        self.__dict__.pop("positions", None)
+        self.register_buffer("positions", positions, persistent=False)
+        self.size, self._drawn = kept.numel(), None
+
+    @torch.no_grad()
+    def widened(self) -> StochasticGate:
+        """A gate of the dense size, in which removed dimensions are closed for good."""
+        dense = StochasticGate(self.dense_size, self.preset, device=self.latent.device)
+        dense.to(self.latent.dtype)
+        dense.latent.copy_(self.spread(self.latent, -math.inf))
+        dense.latent.requires_grad_(self.latent.requires_grad)
+        if self.scale is not None and dense.scale is not None:
+            dense.scale.copy_(self.spread(self.scale, 1.0))
+            dense.scale.requires_grad_(self.scale.requires_grad)
+        if self.importance is not None and dense.importance is not None:
+            dense.importance.copy_(self.spread(self.importance))
+        dense.hardness, dense.led, dense.configured = self.hardness, self.led, self.configured
+        return dense.train(self.training)
+
+    def noise(self) -> Tensor:
+        """Standard normal numbers, (n,), the same for a dimension whether others are removed."""
+        drawn = torch.randn(self.dense_size, dtype=self.latent.dtype, device=self.latent.device)
+        return drawn if self.positions is None else drawn[self.positions]
+
     @override
     @torch.no_grad()
     def resize(self, size: int) -> None:
+        if self.positions is not None:
+            raise NotImplementedError("a gate from which dimensions were removed has its size")
         target = 1.0 - self.preset.shift  # the mean of an open gate
         latent = math.atanh(min(target, 0.99)) if self.preset.tanh else target
         self.latent.data = resized(self.latent.data, size, latent)
@@ -129,7 +197,8 @@ class StochasticGate(Gate):
             self.scale.data, self.scale.grad = resized(self.scale.data, size, 1.0), None
         if self.importance is not None:
             self.importance = resized(self.importance, size, 0.0)
-        self.latent.grad, self.size, self._drawn = None, size, None
+        self.latent.grad, self._drawn = None, None
+        self.size = self._dense_size = size
 
     @override
     def value(self) -> Tensor:
@@ -148,7 +217,7 @@ class StochasticGate(Gate):
             self._warn_unless_led()
         centre = noisy = self.centre()
         if self.preset.noise_std:
-            noisy = centre + torch.randn_like(centre) * self.preset.noise_std
+            noisy = centre + self.noise() * self.preset.noise_std
         return self._times_factor(self._hardened(noisy.clamp(0.0, 1.0), centre))
 
     def _warn_unless_led(self) -> None:
@@ -196,7 +265,8 @@ class StochasticGate(Gate):
             raise ValueError(f"gates of preset {self.preset.name!r} cannot be hardened")
         self._set_hardness(hardness)
         if hardness == 1.0:
-            self.latent.copy_(torch.where(self.latent > 0, 1.0, -1.0))
+            # Closed for good stays that.
+            self.latent.copy_(torch.where(self.latent > 0, 1.0, self.latent.clamp(max=-1.0)))
 
     def _set_hardness(self, hardness: float) -> None:
         # A latent that the user froze stays frozen while the hardness does not change.

@@ -94,10 +94,58 @@ class CompactLinear(CompactLayer):
         rows: Tensor | None = None,
         dense_shape: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__()
         if weight.ndim != 2:
             raise ValueError(f"the weight must have two dimensions, got {tuple(weight.shape)}")
         kept_out, kept_in = weight.shape
+        if bias is not None and bias.shape != (kept_out,):
+            raise ValueError(f"the bias must have shape ({kept_out},), got {tuple(bias.shape)}")
+        self._place(
+            _linear(weight, bias), kept_out, kept_in, in_features, out_features, cols, rows,
+            dense_shape,
+        )  # fmt: skip
+
+    @classmethod
+    def around(
+        cls,
+        linear: nn.Module,
+        kept: tuple[int, int],
+        *,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        cols: Tensor | None = None,
+        rows: Tensor | None = None,
+        dense_shape: tuple[int, int] | None = None,
+    ) -> CompactLinear:
+        """Makes a compact layer around the layer that multiplies, which stays the same object.
+
+        Args:
+            linear: from kept inputs to kept outputs, such as a gated layer.
+            kept: (kept out, kept in).
+            in_features: as for the class; so are the others.
+            out_features: see there.
+            cols: see there.
+            rows: see there.
+            dense_shape: see there.
+
+        Raises:
+            ValueError: as for the class.
+        """
+        made = cls.__new__(cls)
+        made._place(linear, *kept, in_features, out_features, cols, rows, dense_shape)
+        return made
+
+    def _place(
+        self,
+        linear: nn.Module,
+        kept_out: int,
+        kept_in: int,
+        in_features: int | None,
+        out_features: int | None,
+        cols: Tensor | None,
+        rows: Tensor | None,
+        dense_shape: tuple[int, int] | None,
+    ) -> None:
+        super().__init__()
         self.in_features = kept_in if in_features is None else in_features
         self.out_features = kept_out if out_features is None else out_features
         self.dense_shape = dense_shape or (self.out_features, self.in_features)
@@ -114,9 +162,7 @@ class CompactLinear(CompactLayer):
                 )
             if kept > size:
                 raise ValueError(f"{side}: {kept} are kept of only {size}")
-        if bias is not None and bias.shape != (kept_out,):
-            raise ValueError(f"the bias must have shape ({kept_out},), got {tuple(bias.shape)}")
-        self.linear = _linear(weight, bias)
+        self.linear = linear
         self.register_buffer("cols", cols)
         self.register_buffer("rows", rows)
         self.place_outputs()

@@ -61,7 +61,7 @@ def linear_shape(layer: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear-like layer; raises as :func:`find_linear`."""
     linear = find_linear(layer)
     rows, columns = linear.weight.shape  # type: ignore[misc]
-    return (int(rows), int(columns)) if _is_conv1d(linear) else (int(columns), int(rows))
+    return (int(rows), int(columns)) if is_conv1d(linear) else (int(columns), int(rows))
 
 
 def unmergeable(layer: nn.Module) -> str | None:
@@ -115,7 +115,7 @@ def dense_weight(layer: nn.Module, *, rounded: bool = True) -> tuple[Tensor, Ten
     linear = find_linear(layer)
     weight = linear.weight.detach()  # type: ignore[operator]
     bias = None if linear.bias is None else linear.bias.detach()  # type: ignore[operator]
-    if _is_conv1d(linear):
+    if is_conv1d(linear):
         weight = weight.T
     if layer is linear or getattr(layer, "disable_adapters", False):
         return weight, bias
@@ -149,7 +149,7 @@ def _low_rank_term(layer: Any, adapter: str) -> Tensor:
         wide = torch.promote_types(left.weight.dtype, torch.float32)
         return (left.weight.to(wide) @ right.weight.to(wide)) * layer.scaling[adapter]
     term: Tensor = layer.get_delta_weight(adapter)  # AdaLoRA, with one scale per rank
-    return term.T if _is_conv1d(layer.get_base_layer()) else term
+    return term.T if is_conv1d(layer.get_base_layer()) else term
 
 
 def _innermost(layer: nn.Module) -> nn.Module:
@@ -162,7 +162,7 @@ def _innermost(layer: nn.Module) -> nn.Module:
 
 
 def _looks_linear(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or _is_conv1d(layer)
+    return isinstance(layer, nn.Linear) or is_conv1d(layer)
 
 
 def _multiplies_plainly(linear: nn.Module) -> bool:
@@ -175,6 +175,7 @@ def _weight_dtype(layer: nn.Module) -> torch.dtype | None:
     return getattr(getattr(layer, "weight", None), "dtype", None)
 
 
-def _is_conv1d(layer: nn.Module) -> bool:
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether a layer is transformers' Conv1D, which stores its weight (in, out)."""
     # By name, because importing transformers takes seconds.
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")

@@ -3,6 +3,8 @@
 1. While the budget falls, the dimensions with the least importance per MAC are closed.
 2. At the third fraction of the schedule the choice of closed gates becomes final.
 3. Then the gates move linearly to zero or one.
+4. At the fractions ``GateConfig.finals()``, and once all gates are zero or one, the dimensions that
+   are closed are closed for good, and can be removed from the running model.
 
 A model can contain several gated models, each with its own budget and schedule.
 """
@@ -10,7 +12,7 @@ A model can contain several gated models, each with its own budget and schedule.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,16 +27,25 @@ Parts = tuple[float, float, float, float]
 
 
 class GateSchedule(TrainerCallback):
-    """Schedules the shared gates of the trained model, if it has any."""
+    """Schedules the shared gates of the trained model, if it has any.
 
-    def __init__(self) -> None:
+    Args:
+        on_final: called before a step at which dimensions were closed for good.
+    """
+
+    def __init__(self, on_final: Callable[[], None] | None = None) -> None:
         self._led: list[_LedGates] = []
+        self._on_final = on_final
         self._scaler: torch.amp.GradScaler | None = None
         self._loss_scale = 1.0
 
-    def lead(self, penalties: Iterable[tuple[MacsPenalty, Parts]]) -> None:
-        """Schedules the gates of these penalties from now on, and no others."""
-        self._led = [_LedGates(penalty, parts) for penalty, parts in penalties]
+    def lead(self, penalties: Iterable[tuple[MacsPenalty, Parts, tuple[float, ...]]]) -> None:
+        """Schedules the gates of these penalties from now on, and no others.
+
+        Args:
+            penalties: each with its schedule, and the fractions at which what is closed is final.
+        """
+        self._led = [_LedGates(*each) for each in penalties]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -47,8 +58,10 @@ class GateSchedule(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Sets the goal and closes or hardens gates when due."""
-        for led in self._led:
-            led.step(state.global_step, max(1, state.max_steps))
+        steps = max(1, state.max_steps)
+        final = [led.step(state.global_step, steps) for led in self._led]
+        if any(final) and self._on_final is not None:
+            self._on_final()
 
     def on_gradients(self, scaler: torch.amp.GradScaler | None) -> None:
         """Observes importances until the choice of closed gates is final.
@@ -94,9 +107,13 @@ class _LedGates:
     # Closing decisions per training, if the budget fell during all of it.
     DECISIONS = 100
 
-    def __init__(self, penalty: MacsPenalty, parts: Parts) -> None:
+    def __init__(
+        self, penalty: MacsPenalty, parts: Parts, final_at: tuple[float, ...] = ()
+    ) -> None:
         self._penalty = penalty
         self._begin, _, self._decide, self._harden = parts
+        # Hardened gates that are zero are removable, too, if any are meant to be.
+        self._final_at = (*final_at, self._harden) if final_at else ()
         self.hardness = 0.0
         self.importance = StepImportance(penalty.gates())
 
@@ -109,15 +126,19 @@ class _LedGates:
         if step:
             self._set_progress((step - 1) / steps)
 
-    def step(self, step: int, steps: int) -> None:
+    def step(self, step: int, steps: int) -> bool:
+        """Does what is due before a step; whether dimensions were closed for good."""
         progress = step / steps
         self.advance(progress)
-        if not self._begin <= progress < self._decide or self.hardness:
-            return
-        part, before = (done * self.DECISIONS // steps for done in (step, step - 1))
-        # Before the first optimizer step no importance is known.
-        if part > before and self._penalty.is_observed():
-            self._penalty.close_least()
+        final = any((step - 1) / steps < point <= progress for point in self._final_at)
+        if self._begin <= progress < self._decide and not self.hardness:
+            part, before = (done * self.DECISIONS // steps for done in (step, step - 1))
+            # Before the first optimizer step no importance is known.
+            if (part > before or final) and self._penalty.is_observed():
+                self._penalty.close_least()
+        if final:
+            self._penalty.close_for_good()
+        return final
 
     def advance(self, progress: float) -> None:
         """Sets the goal at this progress; closes and hardens gates when due."""

@@ -27,6 +27,7 @@ from finegates.training.distillation import Distillation
 from finegates.training.gate_history import GateHistory
 from finegates.training.gate_schedule import GateSchedule
 from finegates.training.optimizer_groups import GROUPS, all_trained, parameter_groups, split_by_kind
+from finegates.training.shrinking import check_optimizer, check_undivided, shrink, shrinks
 from finegates.training.step import NonFiniteLossError, WeighedStep
 
 __all__ = [
@@ -103,7 +104,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         self._has_warned = False
         self._bound: list[object] = []
         self.penalties: list[tuple[GateConfig, SparsityPenalty | MacsPenalty]] = []
-        self._schedule = GateSchedule()
+        self._schedule = GateSchedule(self._remove_closed)
         self._bind()
         self.add_callback(self._schedule)  # type: ignore[attr-defined]
         self.add_callback(self.history)  # type: ignore[attr-defined]
@@ -126,16 +127,28 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
             self.penalties = [(config, penalty_of(part, config)) for part, config in parts.values()]
             self.penalty, self.penalty_weight = _joined(self.penalties)
             self._schedule.lead(
-                (penalty, config.schedule)
+                (penalty, config.schedule, config.finals())
                 for config, penalty in self.penalties
                 if isinstance(penalty, MacsPenalty)
             )
             self.gated = bool(gates)
+            self.shrinks = shrinks(model)
             self._draw = GateDraw(_gates_used_once(model))
             self._bound = bound
         self._refuse_data_parallel()
         if any(isinstance(penalty, MacsPenalty) for _, penalty in self.penalties):
             self._prepare(self.args)  # type: ignore[attr-defined]
+
+    def _remove_closed(self) -> None:
+        """Removes what was closed for good before this step, where the configuration asks for it.
+
+        Called by the schedule.
+        """
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        if self.shrinks:
+            wrapped: nn.Module = self.model_wrapped  # type: ignore[attr-defined]
+            if shrink(model, wrapped, self.optimizer):
+                self._counted = None
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Overrides Trainer; binds the gates of the current model first.
@@ -171,8 +184,12 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
     def _check_optimizer(self) -> None:
         """Raises ValueError if an existing optimizer would not train the gates."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # type: ignore[attr-defined]
+        if self.shrinks:
+            check_undivided(sharded=sharded)
         if self.optimizer is None or sharded:
             return
+        if self.shrinks:
+            check_optimizer(self.optimizer)
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         model: nn.Module = self.model  # type: ignore[attr-defined]
         for name, parameter in parameter_groups(model)["gates"].items():
@@ -291,6 +308,8 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         given = () if model is None else (model,)
         with all_trained(trained):
             optimizer: torch.optim.Optimizer = super().create_optimizer(*given)  # type: ignore[misc]
+        if self.shrinks:
+            check_optimizer(optimizer)
         if self.learning_rates or gated_layers(trained):
             split_by_kind(optimizer, trained, self.learning_rates)
         return optimizer

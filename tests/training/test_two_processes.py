@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from finegates.training.distillation import Distillation, with_teacher
 from support.paths import ROOT
+from support.processes import run_two
 from support.tolerance import gamma
 from support.training_rows import collate, expected, mean_loss, model_for, rows_for, trained
 
@@ -21,30 +18,8 @@ ROUNDING = gamma(1 << 10, torch.float32)
 
 def both(folder, *arguments, **options):
     """What each of two processes wrote."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     program = ROOT / "tests/support/two_processes.py"
-    command = [sys.executable, str(program), str(folder), *arguments]
-    shared = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-    }
-    running = [
-        subprocess.Popen(
-            [*command, json.dumps(options)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=120) for process in running] == [0, 0]
-    finally:
-        for process in running:
-            process.kill()
+    run_two(program, folder, *arguments, json.dumps(options))
     return [folder / f"found{rank}.pt" for rank in range(2)]
 
 

@@ -1,0 +1,324 @@
+"""Training with removal equals training without it, up to rounding, under the same draws."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import peft
+import pytest
+import torch
+import transformers
+
+import finegates as fg
+from finegates.adapters import adapter_for
+from finegates.budget import planned_macs
+from finegates.compaction.widening import widened
+from finegates.formats.gated import GatedFormatError
+from finegates.gates.attachment import hold_gates
+from finegates.gates.dense_form import dense_form
+from finegates.gates.gated_linear import leaf_gates
+from finegates.modules.compact_linear import CompactLinear
+from support.paths import ROOT
+from support.processes import run_two
+from support.shrinking import CONFIG, Rounding, differences, fresh, kept, rows, train
+from support.tiny import ARCHITECTURES, output, tiny_model, tokens
+from support.tolerance import gamma
+
+
+def rounding_bound(model, folder, reference, **arguments):
+    """By how much roundings of one product per number and step change a training.
+
+    Two trainings whose every product rounds differently part as those do whose numbers are moved by
+    such roundings. Four times the largest of three such moves covers moves in other directions.
+    """
+    moved = [
+        differences(reference, train(model(), folder, Rounding(seed), **arguments))
+        for seed in range(3)
+    ]
+    return {name: 4 * max(each[name] for each in moved) for name in moved[0]}
+
+
+def assert_law(make, folder, **arguments):
+    """The law for a model of a configuration; returns both trainings."""
+    dense = train(make(kept(CONFIG)), folder, **arguments)
+    small = train(make(CONFIG), folder, **arguments)
+    bound = rounding_bound(lambda: make(kept(CONFIG)), folder, dense, **arguments)
+    found = differences(dense, small)
+    assert all(found[name] <= bound[name] for name in bound), (found, bound)
+    return dense, small
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_training_with_removal_is_training_without_it(architecture, tmp_path):
+    dense, small = assert_law(lambda config: fresh(architecture, config), tmp_path)
+    sizes = [sum(p.numel() for p in model.parameters()) for model, _, _ in (dense, small)]
+    assert sizes[1] < 0.8 * sizes[0]
+    assert any(isinstance(module, CompactLinear) for module in small[0].modules())
+    # What is reported is reported of all dimensions.
+    for one, other in zip(dense[1].history.entries, small[1].history.entries, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name] == pytest.approx(other[name], rel=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"bert", "llama"}))
+def test_training_with_removal_is_training_without_it_for_every_architecture(
+    architecture, tmp_path
+):
+    assert_law(lambda config: fresh(architecture, config), tmp_path)
+
+
+def test_all_weights_are_trained_and_shrunk_along(tmp_path):
+    assert_law(
+        lambda config: fresh("bert", dataclasses.replace(config, train_weights=True)), tmp_path
+    )
+
+
+def test_the_compact_model_is_that_of_the_gated_one(tmp_path):
+    model, _, _ = train(fresh("bert", CONFIG), tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = tokens()
+    small = fg.compact(model, verify=inputs, verify_dtype=torch.float64)
+    bound = 1e-12
+    assert (output(small, inputs) - output(model.eval(), inputs)).abs().max() <= bound
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert fg.macs(small, 1, 6).total == pytest.approx(0.5 * fg.macs(model, 1, 6).total, rel=0.02)
+
+
+def test_what_is_closed_for_good_stays_closed(tmp_path):
+    model, _, _ = train(fresh("bert", kept(CONFIG)), tmp_path, max_steps=12)
+    gates = [gate for gate in leaf_gates(model)]
+    final = [gate.final() for gate in gates]
+    assert any(bool(mask.any()) for mask in final)
+    for gate, mask in zip(gates, final, strict=True):
+        assert not gate.train().sample()[mask].any()
+        assert not gate.open_probability()[mask].any()
+
+
+def test_draws_of_the_kept_do_not_depend_on_removal(tmp_path):
+    model, _, _ = train(fresh("bert", CONFIG), tmp_path)
+    assert dense_form(model) is not None
+    for gate in leaf_gates(model):
+        torch.manual_seed(3)
+        whole = torch.randn(gate.dense_size, dtype=gate.latent.dtype)
+        torch.manual_seed(3)
+        drawn = gate.noise()
+        places = range(gate.size) if gate.positions is None else gate.positions
+        assert torch.equal(drawn, whole[places])
+
+
+@pytest.mark.parametrize("adapters", ["add_lora", "peft"])
+def test_low_rank_factors_shrink_along(adapters, tmp_path):
+    def prepared(model):
+        if adapters == "add_lora":
+            return fg.add_lora(model, rank=2)
+        names = list(adapter_for(model).gated(model))
+        config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=names, task_type="SEQ_CLS")
+        return peft.get_peft_model(model, config)
+
+    def make(config):
+        return fresh("llama" if adapters == "peft" else "bert", config, prepared)
+
+    _, (model, _, _) = assert_law(make, tmp_path)
+    factors = [p for name, p in model.named_parameters() if "lora_A" in name]
+    assert any(p.shape[1] < 12 for p in factors)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {
+            "gradient_checkpointing": True,
+            "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        },
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    ],
+    ids=["accumulation", "checkpointing", "reentrant"],
+)
+def test_the_law_holds_however_a_step_is_computed(arguments, tmp_path):
+    assert_law(
+        lambda config: fresh("bert", dataclasses.replace(config, train_weights=True)),
+        tmp_path,
+        **arguments,
+    )
+
+
+def gradients(model, autocast):
+    """Loss and gradients of one step, by the name of the dense parameter."""
+    model.train()
+    torch.manual_seed(5)
+    batch = rows()[:8]
+    inputs = {"input_ids": torch.stack([row["input_ids"] for row in batch])}
+    inputs["labels"] = torch.tensor([row["labels"] for row in batch])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(**inputs).loss
+    loss.backward()
+    form, found = dense_form(model), {"loss": loss.detach()}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found[name.replace(".linear.", ".")] = parameter.grad
+    return found, form
+
+
+def test_half_precision_rounds_a_step_alike(tmp_path):
+    # Steps in bfloat16 differ so much that choices of what to close would part; one step is held
+    # against the same step of the model in its dense sizes.
+    config = dataclasses.replace(CONFIG, train_weights=True)
+    small, _, _ = train(fresh("bert", config, dtype=torch.float32), tmp_path)
+    form = dense_form(small)
+    dense = widened(small)
+    reference, _ = gradients(copy.deepcopy(dense), autocast=True)
+    found, _ = gradients(small, autocast=True)
+    generator = torch.Generator().manual_seed(0)
+    bound = {}
+    for _ in range(3):
+        moved = copy.deepcopy(dense)
+        with torch.no_grad():
+            for name, parameter in moved.named_parameters():
+                if not name.endswith("latent"):
+                    signs = 2.0 * (torch.rand(parameter.shape, generator=generator) < 0.5) - 1
+                    # Each number and each result of a product are rounded in eight bits.
+                    parameter.mul_(1 + gamma(4, torch.bfloat16) * signs)
+        for name, value in gradients(moved, autocast=True)[0].items():
+            change = float((value - reference[name]).abs().max())
+            bound[name] = max(bound.get(name, 0.0), change)
+    largest = max(bound.values())
+    for path, (rows_kept, cols_kept) in form.layers.items():
+        name = f"{path}.base.weight"
+        whole = reference[name][rows_kept][:, cols_kept]
+        assert whole.shape == found[name].shape
+        if whole.numel():
+            assert (whole - found[name]).abs().max() <= 4 * max(bound[name], 0.01 * largest), name
+    assert abs(float(found["loss"] - reference["loss"])) <= 4 * bound["loss"] + 0.01
+
+
+@pytest.mark.parametrize("stop", [5, 9, 17])
+def test_a_training_that_is_killed_and_resumed_ends_as_the_other(stop, tmp_path):
+    def make():
+        return fresh("bert", dataclasses.replace(CONFIG, train_weights=True))
+
+    options = {"save_strategy": "steps", "save_steps": 1}
+    whole = train(make(), tmp_path / "whole", **options)
+    resumed = train(
+        make(), tmp_path / "resumed", resume=tmp_path / f"whole/checkpoint-{stop}", **options
+    )
+    assert whole[2][stop:] == resumed[2]
+    states = [training[0].state_dict() for training in (whole, resumed)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    parameters = [list(training[0].parameters()) for training in (whole, resumed)]
+    for one, other in zip(*parameters, strict=True):
+        pair = (whole[1].optimizer.state[one], resumed[1].optimizer.state[other])
+        assert pair[0].keys() == pair[1].keys()
+        assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0])
+    assert whole[1].history.entries == resumed[1].history.entries
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_checkpoint_knows_its_shape(architecture, tmp_path):
+    model, trainer, _ = train(fresh(architecture, CONFIG), tmp_path / "run")
+    trainer.save_model(str(tmp_path / "saved"))
+    inputs = tokens()
+    for folder in ("saved", "again"):
+        loaded = fg.load(tmp_path / folder) if folder == "saved" else None
+        if loaded is None:
+            fg.save(model, tmp_path / folder)
+            loaded = fg.load(tmp_path / folder)
+        assert torch.equal(output(loaded, inputs), output(model.eval(), inputs))
+        assert sum(p.numel() for p in loaded.parameters()) == sum(
+            p.numel() for p in model.parameters()
+        )
+        small = [fg.compact(each).state_dict() for each in (loaded, model)]
+        assert all(torch.equal(small[0][name], small[1][name]) for name in small[1])
+
+
+def test_a_model_that_shrank_trains_on(tmp_path):
+    # Nothing more is closed, and the budget is kept.
+    model, _, _ = train(fresh("bert", CONFIG), tmp_path / "one")
+    sizes = [gate.size for gate in leaf_gates(model)]
+    loaded_from = tmp_path / "saved"
+    fg.save(model, loaded_from)
+    again, trainer, _ = train(fg.load(loaded_from), tmp_path / "two")
+    assert [gate.size for gate in leaf_gates(again)] == sizes
+    assert trainer.penalty.realised() == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_earlier_checkpoint_is_refused_by_a_smaller_model(tmp_path):
+    _, trainer, _ = train(fresh("bert", CONFIG), tmp_path, save_strategy="steps", save_steps=2)
+    for step in (2, 6):
+        with pytest.raises(GatedFormatError, match=r"removed .*cannot come back"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+
+
+@pytest.mark.parametrize("preset", ["reference", "paper_v1"])
+@pytest.mark.parametrize("options", [{"shrink": True}, {"final_at": (0.5,)}])
+def test_gates_that_can_open_again_are_refused(preset, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} .*preset {preset!r}"):
+        fg.GateConfig(preset=preset, **options)
+
+
+def test_experts_are_refused_by_path():
+    config = transformers.MixtralConfig(
+        vocab_size=40, hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, intermediate_size=16, num_local_experts=2,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=r"layers.0.mlp.experts .*stacked experts"):
+        fg.attach(model, CONFIG)
+    assert list(model.state_dict()) == before
+
+
+def test_adapters_other_than_plain_lora_are_refused_by_path():
+    model = tiny_model("bert")
+    names = list(adapter_for(model).gated(model))
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=names, use_dora=True))
+    with pytest.raises(ValueError, match=r"self.query: .*DoRA"):
+        fg.attach(wrapped, CONFIG)
+
+
+def test_a_weight_of_two_layers_is_refused_by_name():
+    model = tiny_model("bert")
+    layers = model.bert.encoder.layer
+    layers[1].intermediate.dense.weight = layers[0].intermediate.dense.weight
+    with pytest.raises(ValueError, match=r"layer.0.intermediate.dense.weight is also"):
+        fg.attach(model, CONFIG)
+
+
+def test_final_at_increases():
+    with pytest.raises(ValueError, match="final_at"):
+        fg.GateConfig(final_at=(0.5, 0.2))
+
+
+def test_an_optimizer_that_cannot_be_cut_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="Adafactor"):
+        train(fresh("bert", CONFIG), tmp_path, optim="adafactor")
+
+
+def test_full_budget_of_a_shrunk_model_is_that_of_the_dense_one(tmp_path):
+    dense = fresh("bert", kept(CONFIG))
+    model, _, _ = train(fresh("bert", CONFIG), tmp_path)
+    assert fg.macs(model, 2, 6) == fg.macs(dense, 2, 6)
+    small = fg.compact(model)
+    assert planned_macs(model, 2, 6) == fg.macs(small, 2, 6)
+    assert fg.measure_budget(model).all_parameters == fg.measure_budget(dense).all_parameters
+    for asked in (fg.detach, hold_gates):
+        with pytest.raises(ValueError, match="finegates.compact"):
+            asked(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_two_processes_shrink_alike(architecture, tmp_path):
+    run_two(ROOT / "tests/support/two_shrinking.py", tmp_path, architecture)
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"found{rank}.json").read_text())
+        assert all(seen["found"][n] <= 8 * seen["bound"][n] for n in seen["bound"]), seen
+        assert seen["sizes"][1] < 0.8 * seen["sizes"][0]
+    one, other = (torch.load(tmp_path / f"small{rank}.pt") for rank in range(2))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
