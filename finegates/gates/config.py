@@ -144,7 +144,7 @@ class GateConfig:
             )
 
     def finals(self) -> tuple[float, ...]:
-        """Fractions of the training at which closed dimensions become final, increasing."""
+        """Fractions of the training at which closed dimensions are final."""
         begin, end, decide, _ = self.schedule
         if self.final_at is not None:
             return self.final_at

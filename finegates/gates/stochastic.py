@@ -147,7 +147,7 @@ class StochasticGate(Gate):
 
     @torch.no_grad()
     def narrow(self, kept: Tensor) -> None:
-        """Removes dimensions, in place; the parameters stay the same objects.
+        """Removes dimensions in place, from the same parameter objects.
 
         Args:
             kept: int64 (m,), increasing, positions of the others among the n present ones.
@@ -167,7 +167,7 @@ class StochasticGate(Gate):
 
     @torch.no_grad()
     def widened(self) -> StochasticGate:
-        """A gate of the dense size, in which removed dimensions are closed for good."""
+        """A gate of the dense size, closed for good where it has no entry."""
         dense = StochasticGate(self.dense_size, self.preset, device=self.latent.device)
         dense.to(self.latent.dtype)
         dense.latent.copy_(self.spread(self.latent, -math.inf))
@@ -181,7 +181,10 @@ class StochasticGate(Gate):
         return dense.train(self.training)
 
     def noise(self) -> Tensor:
-        """Standard normal numbers, (n,), the same for a dimension whether others are removed."""
+        """Draws standard normal numbers, (n,).
+
+        A dimension gets the same number whether others were removed or not.
+        """
         drawn = torch.randn(self.dense_size, dtype=self.latent.dtype, device=self.latent.device)
         return drawn if self.positions is None else drawn[self.positions]
 

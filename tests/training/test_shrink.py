@@ -277,7 +277,7 @@ def test_adapters_other_than_plain_lora_are_refused_by_path():
     model = tiny_model("bert")
     names = list(adapter_for(model).gated(model))
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=names, use_dora=True))
-    with pytest.raises(ValueError, match=r"self.query: .*DoRA"):
+    with pytest.raises(ValueError, match=r"attention.self.key: .*DoRA"):
         fg.attach(wrapped, CONFIG)
 
 
