@@ -212,8 +212,6 @@ class _Without(Adapter):
 
     def __init__(self, adapter: Adapter, kept_whole: frozenset[str]) -> None:
         self._adapter, self._kept_whole = adapter, kept_whole
-        self.attention_classes = adapter.attention_classes  # type: ignore[misc]
-        self.feed_forward_classes = adapter.feed_forward_classes  # type: ignore[misc]
 
     def blocks(self, model: nn.Module) -> tuple[Any, ...]:
         def seen(part: Attention) -> Attention:
@@ -230,6 +228,9 @@ class _Without(Adapter):
 
     def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
         return self._adapter.query_scale(module, sizes)
+
+    def obstacle(self, module: nn.Module, part: Attention) -> str | None:
+        return self._adapter.obstacle(module, part)
 
 
 def _is_only_smaller(dense: nn.Module, adapter: Adapter, path: str, sizes: HeadSizes) -> bool:
@@ -391,7 +392,12 @@ def _narrow(
         module._modules[name] = getattr(present, name)
     for name in list(module._parameters):
         module._parameters[name] = getattr(present, name)
+    own = dict(module.named_parameters())
     narrowed = adapter.narrow(module, attentions(adapter, dense)[path], sizes)
+    for name, parameter in list(narrowed.named_parameters()):
+        if parameter is not own[name]:  # fitted to the sizes, which leaves these as they are
+            owner, _, child = name.rpartition(".")
+            narrowed.get_submodule(owner)._parameters[child] = own[name]
     device = next(present.parameters()).device
     if device.type != "meta":
         for name, buffer in narrowed._buffers.items():

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from finegates.gates.dense_form import DenseForm, dense_form
-from finegates.gates.gated_linear import GatedLinear, gated_layers
+from finegates.gates.gated_linear import gated_layers
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.kinds import between_gates
 from finegates.modules.slices import parameters_by_side, put_back
 
 
@@ -49,8 +50,8 @@ def _widened(model: nn.Module, form: DenseForm) -> nn.Module:
     config = getattr(model, "config", None)
     memo[id(config)] = config
     dense = copy.deepcopy(form.model, memo)
-    for path, layer in gated_layers(dense).items():
-        _fill_layer(layer.base, model, path, form)
+    for path in dict.fromkeys((*gated_layers(dense), *form.layers)):
+        _fill_layer(between_gates(dense.get_submodule(path)), model, path, form)
     for path, module in dense.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
@@ -72,8 +73,7 @@ def _fill_layer(base: nn.Module, model: nn.Module, path: str, form: DenseForm) -
     """Gives the dense layer at a path the parameters of the present one, between zeros."""
     layer = model.get_submodule(path)
     layer = layer.linear if isinstance(layer, CompactLinear) else layer
-    assert isinstance(layer, GatedLinear)
-    present = parameters_by_side(layer.base)
+    present = parameters_by_side(between_gates(layer))
     sides = form.layers.get(path)
     for (empty, *axes), (parameter, *_) in zip(parameters_by_side(base), present, strict=True):
         if sides is None:

@@ -14,8 +14,8 @@ from transformers import TrainerCallback, TrainingArguments
 import finegates as fg
 from finegates.adapters import unwrap
 from finegates.gates.dense_form import dense_form
-from finegates.gates.gated_linear import GatedLinear
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.kinds import between_gates
 from finegates.modules.slices import cut, parameters_by_side
 from finegates.training.trainer import GateTrainer
 from support.tiny import ARCHITECTURES, VOCABULARY, tiny_model
@@ -134,9 +134,7 @@ def moments(dense: Training, small: Training) -> list[tuple[Tensor, Tensor]]:
     for path, sides in form.layers.items() if form is not None else ():
         layer = inner.get_submodule(path)
         assert isinstance(layer, CompactLinear)
-        gated = layer.linear
-        assert isinstance(gated, GatedLinear)
-        for parameter, *axes in parameters_by_side(gated.base):
+        for parameter, *axes in parameters_by_side(between_gates(layer.linear)):
             pairs = zip(axes, sides, strict=True)
             cuts[id(parameter)] = tuple((a, i) for a, i in pairs if a is not None)
     for gate, _ in form.gates.values() if form is not None else ():

@@ -77,6 +77,22 @@ def test_all_weights_are_trained_and_shrunk_along(tmp_path):
     )
 
 
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_layers_without_gates_shrink_with_their_neighbours(architecture, tmp_path):
+    config = dataclasses.replace(CONFIG, dimensions="inner", train_weights=True)
+
+    def make(given):
+        return fresh(
+            architecture,
+            dataclasses.replace(config, shrink=given.shrink, final_at=given.final_at),
+        )
+
+    _, (model, _, _) = assert_law(make, tmp_path)
+    layers = [m for m in model.modules() if isinstance(m, CompactLinear)]
+    assert layers
+    assert all(layer.cols is None and layer.rows is None for layer in layers)
+
+
 def test_the_compact_model_is_that_of_the_gated_one(tmp_path):
     model, _, _ = train(fresh("bert", CONFIG), tmp_path)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -287,6 +303,12 @@ def test_a_weight_of_two_layers_is_refused_by_name():
     layers[1].intermediate.dense.weight = layers[0].intermediate.dense.weight
     with pytest.raises(ValueError, match=r"layer.0.intermediate.dense.weight is also"):
         fg.attach(model, CONFIG)
+
+
+@pytest.mark.parametrize("options", [{"shrink": True}, {"final_at": (0.5,)}])
+def test_equal_sizes_are_refused(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} .*uniform=True"):
+        fg.GateConfig(uniform=True, **options)
 
 
 def test_final_at_increases():
