@@ -239,7 +239,8 @@ def sizes_to_choose(model: nn.Module) -> StockKeys:
         )
     keys = stock_keys(model, adapter)
     attentions = [part for block in blocks for part in block.attentions]
-    if not all(has_free_heads(part) for part in attentions):
+    fixed = next((part.path for part in attentions if not has_free_heads(part)), None)
+    if fixed is not None:
         keys = replace(keys, heads=())
     if not keys.heads and not keys.intermediate:
         raise ValueError(
@@ -247,7 +248,9 @@ def sizes_to_choose(model: nn.Module) -> StockKeys:
             "feed-forward width that change these alone, so equal sizes cannot be stored in it; "
             "leave uniform out, or choose dimensions='inner'"
         )
-    if not keys.heads:
+    if fixed is not None:
+        logger.info("uniform: no head of %s can be removed as a whole, so all heads stay", fixed)
+    elif not keys.heads:
         logger.info(
             "uniform: the configuration of %s cannot say other numbers of heads of the same "
             "width, so all %d heads of a layer stay",

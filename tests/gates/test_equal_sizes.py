@@ -219,6 +219,14 @@ def test_heads_stay_where_the_configuration_cannot_say_others(
     assert not any(isinstance(p, AttentionGates) for p in model.finegates_structure)  # type: ignore[union-attr]
 
 
+def test_heads_stay_where_none_can_be_removed_as_a_whole(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", logger="finegates"):
+        attached(tiny.tiny_model("t5"), target=0.2)
+    assert "transformer.encoder.block.0.layer.0.SelfAttention can be removed" in caplog.text
+
+
 def test_layers_of_different_sizes_are_refused_by_name() -> None:
     model = wide("llama")
     mlp = model.get_submodule("model.layers.1.mlp")
