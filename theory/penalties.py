@@ -173,3 +173,38 @@ def train_gates(
             module.latent.sub_(rate * min(1.0, 3 * (1 - step / steps)) * slope)
     centres = module.centre().detach().numpy().reshape(len(gates), copies)
     return np.asarray(centres, dtype=np.float64)
+
+
+def train_released(
+    weights: Sequence[float], wanted: float, copies: int, steps: int, rate: float, seed: int
+) -> Array:
+    """Evaluation gates of the released code after training on ½(ω − w)² + λ|P − (1 − s)|, s = 0.4.
+
+    Preset ``reference``: m = tanh a + ½ from a = 1, noise 0.1, P with σ_p = 0.5; Adam, as there, at
+    a rate that falls to zero over the last third.
+
+    Args:
+        weights: λ of each objective, per gate.
+        wanted: w.
+        copies: independent gates for each.
+        steps: of Adam.
+        rate: of Adam.
+        seed: of the noise.
+
+    Returns:
+        shape (objectives, copies).
+    """
+    module = StochasticGate(copies * len(weights), "reference").double()
+    module.latent.data.fill_(1.0)
+    torch.manual_seed(seed)
+    weight = torch.tensor(list(weights), dtype=torch.float64).repeat_interleave(copies)
+    optimiser = torch.optim.Adam([module.latent], lr=rate)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate * min(1.0, 3 * (1 - step / steps))
+        optimiser.zero_grad()
+        penalty = PENALTIES["target"](module.open_probability(), 0.4)
+        ((module.sample() - wanted) ** 2 / 2 + weight * penalty).sum().backward()
+        optimiser.step()
+    gates = module.eval().sample().detach().numpy()
+    return np.asarray(gates, dtype=np.float64).reshape(len(weights), copies)

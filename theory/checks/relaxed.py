@@ -132,7 +132,7 @@ def sampled_increase(
 
 
 def check_charge(settings: Settings) -> Check:
-    """E L(clip(μ + σZ)) − L(clip μ) = ½σ² Σ_{j inside} G_jj ‖w_j‖², whatever the other gates do.
+    """E L(clip(μ + σZ)) − L(clip μ) = ½σ² Σ_{j inside} G_jj ‖w_j‖².
 
     The variance of a gate inside is σ², of one that is open or closed by some σ it is 0, and L is
     quadratic. So noise *before* the clip is not ridge: it does not grow with the gate. It charges

@@ -26,12 +26,16 @@ from theory.penalties import (
     half_open_range,
     penalty_minimiser,
     train_gates,
+    train_released,
 )
 
 SPARSITIES = (0.1, 0.2, 0.4, 0.6, 0.8)
 SIGMAS = (0.1, 0.2, 0.3, 0.5, 0.8)
 WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 WANTED = (1.0, 0.6)
+RELEASED = (50 / (72 * 2 * 768), 0.01, 0.1, 1.0)
+"""λ of one gate under the released code's penalty: its 50 over a mean of layers, sides and a width
+of RoBERTa-base, and larger ones."""
 PRESET_NAMES = ("reference", "paper_v1")
 STATES = ("closed", "half open", "open")
 
@@ -297,7 +301,8 @@ def check_binary(settings: Settings) -> Check:
     it then closes, but a gate that is worth half stays half open below that λ. Gates end open where
     the pull at 1, λφ(1/σ)/σ, cannot beat noise's own pull upwards: small σ or small λ. Cases: the
     library's trained gate is within 0.01 of 0 or 1, measured as the distance to the nearer; gates
-    that would still be on their way are left out.
+    that would still be on their way are left out. The same for the preset of the released code
+    (σ_p five times the noise, tanh, Adam), down to the λ that its 50 is for one gate.
     """
     cases = []
     frame = check_endpoint(settings).frames["endpoints"]
@@ -305,13 +310,20 @@ def check_binary(settings: Settings) -> Check:
         distance = min(float(row["measured"]), 1 - float(row["measured"]))
         name = f"{row['penalty']}, w = {row['wanted']}, σ = {row['sigma']}, λ = {row['weight']}"
         cases.append(Case(name, "at most", 0.01, max(distance, 1e-30)))
+    for wanted in WANTED:
+        seed = int(settings.random("released", wanted).integers(2**31))
+        trained = train_released(RELEASED, wanted, 16, 2 * settings.gate_steps, 5e-3, seed)
+        for weight, gates in zip(RELEASED, trained, strict=True):
+            distance = float(np.median(np.minimum(gates, 1 - gates)))
+            name = f"released code, w = {wanted}, λ = {weight:.2g}"
+            cases.append(Case(name, "at most", 0.01, max(distance, 1e-30)))
     return Check(
         "binary-claim",
         9,
         "claim",
         "a gate that is trained from 1 ends at 0 or 1 (distance to the nearer)",
         "one gate, quadratic task loss with h = 1, w = 1 or 0.6, s = 0.4; three penalties, a grid "
-        "of σ and λ",
+        "of σ and λ, and the released setting",
         tuple(cases),
         claim="binary",
     )
