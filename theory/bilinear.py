@@ -114,10 +114,10 @@ def fit_gates(problem: Problem, start: Array | None = None, sweeps: int = 60) ->
         gtol=1e-15,
         max_nfev=200,
     ).x
-    return balanced(problem, _polished(problem, np.asarray(found, dtype=np.float64)))
+    return balanced(problem, polished(problem, np.asarray(found, dtype=np.float64)))
 
 
-def _polished(problem: Problem, gates: Array) -> Array:
+def polished(problem: Problem, gates: Array) -> Array:
     """A few steps of Newton's method, while they lower the gradient."""
     slope = joint_gradient(problem, gates)
     for _ in range(6):
@@ -233,59 +233,3 @@ def local_region(problem: Problem, minimiser: Array) -> LocalRegion:
     )
     slope = float(np.linalg.norm(jacobian(problem, minimiser), 2))
     return LocalRegion(minimiser, float(values[0]), np.sqrt(coupling), slope, problem.rows)
-
-
-def smallest_ratio(
-    problem: Problem,
-    centre: Array,
-    optimum: Array,
-    radius: float,
-    random: np.random.Generator,
-    starts: int,
-) -> float:
-    """The smallest PL ratio found in the ball B(centre, radius), an upper estimate of the infimum.
-
-    Looked at: points at random on the sphere, the point nearest to the saddle (0, 0), and points
-    next to the optimum along the flattest transverse directions of its Hessian, as far as they lie
-    in the ball; the best of the former and of the latter are improved by random search.
-
-    Args:
-        problem: the problem.
-        centre: of the ball, shape (m + d,).
-        optimum: θ*, a minimiser, shape (m + d,).
-        radius: of the ball.
-        random: the source of directions.
-        starts: how many.
-    """
-    low, size = joint_loss(problem, optimum), len(centre)
-
-    def ratio_at(offset: Array) -> float:
-        point = centre + offset
-        found = pl_ratio(joint_gradient(problem, point), joint_loss(problem, point) - low)
-        return found if found == found else np.inf
-
-    directions = random.standard_normal((starts, size))
-    offsets = [*(radius * directions / np.linalg.norm(directions, axis=1, keepdims=True))]
-    offsets.append(-min(radius / float(np.linalg.norm(centre)), 1.0) * centre)
-    far = len(offsets)
-    _, vectors = np.linalg.eigh(joint_hessian(problem, optimum))
-    # The first is the orbit's, along which nothing changes.
-    for vector in vectors.T[1:4]:
-        for length in (-0.9, -0.5, -0.1, 0.1, 0.5, 0.9):
-            offset = optimum + length * radius * vector - centre
-            if np.linalg.norm(offset) <= radius:
-                offsets.append(offset)
-    values = [ratio_at(offset) for offset in offsets]
-    few = max(1, starts // 8)
-    chosen = [*np.argsort(values[:far])[:few], *(far + np.argsort(values[far:])[:few])]
-    for place in chosen:
-        offset, step = offsets[place], 0.3 * radius
-        for _ in range(60):
-            trial = offset + step * random.standard_normal(size) / np.sqrt(size)
-            trial = trial * min(1.0, radius / float(np.linalg.norm(trial)))
-            found = ratio_at(trial)
-            if found < values[place]:
-                offset, values[place] = trial, found
-            else:
-                step *= 0.93
-    return float(min(values))

@@ -17,9 +17,6 @@ SMALL = Settings(
     problems=2, trials=6, limit=60, runs=24, steps=1500, samples=20_000, gate_steps=600
 )
 
-# To be restated: they do not notice five quarters yet.
-LOOSE = {"joint-local": 100, "joint-region": 1e4, "flat-shared": 4}
-
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Check]:
@@ -45,10 +42,9 @@ def test_a_law_notices_a_factor_of_five_quarters_on_each_of_its_constants(found,
     if check.kind == "bound":
         assert 1 < check.power < 1000, "a bound is loose, else it is a law; and it is not idle"
         return
-    factor = LOOSE.get(name, EXACT)
-    assert check.power <= factor
+    assert check.power <= EXACT
     for constant in check.constants:
-        assert check.strengthened(factor, constant).verdict == "contradicted"
+        assert check.strengthened(EXACT, constant).verdict == "contradicted"
 
 
 @pytest.mark.parametrize("name", TOY_CHECKS)

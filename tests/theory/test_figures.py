@@ -16,6 +16,7 @@ DRAWN = [
     "joint-path", "joint-local", "relaxation-lipschitz", "relaxation-bias", "sgd-linear",
     "sgd-ball", "sgd-decaying", "sgd-stationary", "conditioning-claim", "speed-claim",
     "reach-claim", "penalty-endpoint", "flat-directions", "flat-width",
+    "spurious-minima", "spurious-claim",
 ]  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from theory.bilinear import (
     weight_components,
 )
 from theory.box import box_constant, box_minimiser, prox_decrease, two_columns
+from theory.checks.joint import nearly_right
+from theory.checks.settings import Settings
 from theory.conditioning import (
     Batch,
     ranks_of,
@@ -27,6 +29,7 @@ from theory.conditioning import (
     start_loss,
     steepest_descent,
 )
+from theory.critical import critical_orbits, smallest_ratio
 from theory.lora import (
     count_zeros,
     lora_gradient,
@@ -226,3 +229,30 @@ def test_the_usual_start_of_lora_has_the_scale_of_kaiming():
 def test_no_adapter_of_full_rank_is_compared():
     for family, shape in FAMILIES.items():
         assert max(ranks_of(family)) < min(shape.rows, shape.cols)
+
+
+def test_descent_on_the_ratio_finds_less_than_the_curvature_at_the_minimiser():
+    problem, minimiser = nearly_right(Settings(), 0)
+    region = local_region(problem, minimiser)
+    random = np.random.default_rng(0)
+    ones, smallest = np.ones(18), []
+    for radius in (0.1, 1.0, 2.0):
+        found, point = smallest_ratio(problem, ones, minimiser, radius, random, 3)
+        assert np.linalg.norm(point - 1) <= radius * (1 + 1e-9)
+        gap = joint_loss(problem, point) - joint_loss(problem, minimiser)
+        gradient = joint_gradient(problem, point)
+        assert found == pytest.approx(gradient @ gradient / (2 * gap), rel=1e-6)
+        smallest.append(found / region.transverse)
+    assert smallest == sorted(smallest, reverse=True)
+    assert smallest[0] < 1
+    assert smallest[1] < 0.8
+    assert smallest[-1] < 0.4
+
+
+def test_critical_orbits_are_critical_and_more_than_the_shorter_side():
+    problem = draw_problem("well-conditioned", 0)
+    found = critical_orbits(problem, np.random.default_rng(1), 25)
+    assert len(found) >= 8
+    for point in found:
+        assert np.linalg.norm(joint_gradient(problem, point)) < 1e-7
+        assert np.linalg.norm(point[:8]) == pytest.approx(np.linalg.norm(point[8:]))

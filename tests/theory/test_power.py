@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from theory.bilinear import LocalRegion
 from theory.checks.settings import Settings
 from theory.evidence import EXACT
 from theory.penalties import OneGate, penalty_minimiser
@@ -100,6 +101,10 @@ def _alike(wanted: np.ndarray, sigma: float) -> np.ndarray:
     return np.full(len(wanted), penalty_minimiser(0.4, sigma))
 
 
+def _longer(bias: np.ndarray | None) -> np.ndarray | None:
+    return None if bias is None else EXACT * bias
+
+
 def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
     def gradient(problem, centres):  # type: ignore[no-untyped-def]
         height, slope = original(problem, centres)
@@ -125,6 +130,9 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ("relaxation-modules", "smoothing.square_clip", lambda f: lambda m, s: f(m + 0.05, s)),
         ("lora-zeros", "lowrank.zero_eigenvalues", lambda f: lambda *a: f(*a) + 1),
         ("joint-saddle", "joint.saddle_coupling", lambda f: lambda p: f(p) + 0.1),
+        ("joint-region", "critical.nearest_in_plane", lambda f: lambda p: 0.99 * f(p)),
+        ("spurious-minima", "rank_one.two_by_two", lambda f: lambda k, t: f(k, 1.01 * t)),
+        ("joint-bias", "bias.biased_residual", lambda f: lambda p, b: f(p, _longer(b))),
     ],
 )
 def test_a_wrong_formula_is_found_out(monkeypatch, name, place, wrong):
@@ -133,6 +141,14 @@ def test_a_wrong_formula_is_found_out(monkeypatch, name, place, wrong):
     original = getattr(importlib.import_module(f"theory.checks.{module}"), function)
     monkeypatch.setattr(target, wrong(original))
     assert TOY_CHECKS[name](SMALL).verdict == "contradicted"
+
+
+def test_a_certificate_that_pays_too_little_for_its_radius_is_found_out(monkeypatch):
+    original = LocalRegion.curvature_loss
+    monkeypatch.setattr(
+        LocalRegion, "curvature_loss", lambda self, radius: original(self, radius) / 1.3
+    )
+    assert TOY_CHECKS["joint-curvature"](SMALL).verdict == "contradicted"
 
 
 def test_a_pull_that_is_wrong_by_a_quarter_is_found_out(monkeypatch):

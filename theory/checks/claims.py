@@ -15,7 +15,6 @@ from theory.bilinear import (
     local_region,
     pl_ratio,
     saddle_coupling,
-    smallest_ratio,
 )
 from theory.box import (
     box_constant,
@@ -29,6 +28,7 @@ from theory.checks.clipping import is_regular
 from theory.checks.joint import nearly_right
 from theory.checks.settings import Settings
 from theory.checks.smoothing import relaxed_minimum
+from theory.critical import smallest_ratio
 from theory.evidence import Case, Check
 from theory.problems import FAMILIES, Array, Problem, draw_problem
 from theory.quadratic import column_quadratic, row_quadratic
@@ -103,13 +103,13 @@ def _near_one(settings: Settings) -> Case:
     problem, minimiser = nearly_right(settings, 0)
     region = local_region(problem, minimiser)
     reach = 0.9 * region.radius()
-    found = smallest_ratio(
+    found, _ = smallest_ratio(
         problem,
         np.ones(len(minimiser)),
         minimiser,
         reach - float(np.linalg.norm(minimiser - 1)),
         settings.random("pl claim", "local"),
-        24,
+        2,
     )
     name = "rows + columns, near ω = 1"
     return Case(name, "at least", region.constant(reach), found, proof="holds")

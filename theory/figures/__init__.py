@@ -15,6 +15,7 @@ from theory.figures.convergence import draw_convergence
 from theory.figures.descent import draw_descent, draw_relaxation, draw_saddle
 from theory.figures.flatness import draw_flatness
 from theory.figures.gates import KINDS, draw_network, draw_penalties
+from theory.figures.minima import draw_minima
 from theory.figures.parts import Frames
 
 if TYPE_CHECKING:
@@ -52,5 +53,6 @@ FIGURES: dict[str, Callable[[Frames, str], Figure]] = {
     "conditioning": draw_conditioning,
     "penalties": draw_penalties,
     "flatness": draw_flatness,
+    "minima": draw_minima,
     "network": draw_network,
 }

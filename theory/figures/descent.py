@@ -73,9 +73,10 @@ def draw_saddle(frames: Frames, lead: str) -> Figure:
     figure, axes = panels(
         2,
         2,
-        f"{lead} (a): a well-conditioned problem, θ = ε(u₁, v₁)/√2; the dashed line has slope 2. "
-        "(b): smallest PL ratio in the ball of that radius around ω = 1, where W is nearly right; "
-        "dotted: the saddle (0, 0) at distance √(m + d).",
+        f"{lead} (a): a well-conditioned problem, θ = ε(u₁, v₁)/√2; dashed: predicted for ε → 0. "
+        "(b): smallest PL ratio that descent finds in the ball of that radius around ω = 1, where "
+        "W is nearly right; dashed: certified; dash-dotted: the least curvature at the minimiser; "
+        "dotted: the plane of critical points (0, c) with Sc = 0, and (0, 0).",
         wide=1.35,
     )
     path, region = frames["saddle_path"], frames["local_region"]
@@ -86,34 +87,29 @@ def draw_saddle(frames: Frames, lead: str) -> Figure:
             rows["distance"], rows["ratio"], color=COLOURS[place], marker=MARKERS[place],
             ms=3, markevery=4, lw=1.3, label=method,
         )  # fmt: skip
-    first = path.iloc[0]
-    reach = np.array([path["distance"].min(), 0.1])
-    ax.loglog(
-        reach,
-        0.4 * first["ratio"] * (reach / first["distance"]) ** 2,
-        color="#8A8A8A",
-        ls="--",
-        lw=1,
-    )
+        shown = rows[rows["distance"] < 0.3]
+        ax.loglog(shown["distance"], shown["predicted"], color="#222222", ls="--", lw=0.8, zorder=3)
     ax.set_title("(a) Into the saddle at 0")
     ax.set_xlabel("Distance ε from (0, 0)")
     ax.set_ylabel("‖∇L‖² / 2(L − L*)")
     ax.legend(loc="lower right")
     ax = axes[1]
-    shown = region[region["measured"] > 0]
-    ax.loglog(
-        shown["radius"], shown["measured"], color=COLOURS[0], marker="o", ms=3, lw=1.3,
+    ax.semilogx(
+        region["radius"], region["measured"], color=COLOURS[0], marker="o", ms=3, lw=1.3,
         label="smallest found",
     )  # fmt: skip
-    shown = region[region["certified"] > 0]
-    ax.loglog(
+    shown = region[region["radius"] <= 2.01 * region["certified_radius"]]
+    ax.semilogx(
         shown["radius"], shown["certified"], color=COLOURS[1], ls="--", lw=1.4, label="certified"
     )
-    ax.axvline(region["saddle_distance"].iloc[0], color="#8A8A8A", ls=":", lw=1)
+    for column in ("critical_distance", "saddle_distance"):
+        ax.axvline(region[column].iloc[0], color="#8A8A8A", ls=":", lw=1)
+    ax.axhline(region["transverse"].iloc[0], color="#8A8A8A", ls="-.", lw=1)
+    ax.set_ylim(0, None)
     ax.set_title("(b) Around ω = 1")
     ax.set_xlabel("Radius of the ball around ω = 1")
     ax.set_ylabel("‖∇L‖² / 2(L − L*)")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.6, 0.1))
+    ax.legend(loc="upper right", bbox_to_anchor=(0.97, 1.0))
     for ax in axes:
         ax.grid(visible=True)
     return figure
@@ -144,7 +140,7 @@ def draw_relaxation(frames: Frames, lead: str) -> Figure:
     ax.set_title("(a) Smoothness")
     ax.set_xlabel("Noise σ")
     ax.set_ylabel("Lipschitz constant of ∇F")
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper right", bbox_to_anchor=(0.97, 1.0))
     ax = axes[1]
     middle = bias.groupby("sigma")[["relaxed", "evaluated", "predicted"]].median()
     for place, (column, label, dash) in enumerate(

@@ -12,6 +12,7 @@ TOY_TABLES = {
     "conditioning": ["conditioning", "speed", "reach", "scale"],
     "penalties": ["endpoints"],
     "flatness": ["flat_width", "flat_kinds"],
+    "minima": ["two_minima", "minima"],
 }
 THEORY_FIGURES = [*TOY_TABLES, "network"]
 

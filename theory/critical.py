@@ -1,0 +1,147 @@
+"""Searches on the landscape of row and column gates: small PL ratios, and critical points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from theory.bilinear import (
+    balanced,
+    joint_gradient,
+    joint_hessian,
+    joint_loss,
+    saddle_coupling,
+    split,
+)
+from theory.problems import Array, Problem
+
+
+def smallest_ratio(
+    problem: Problem,
+    centre: Array,
+    optimum: Array,
+    radius: float,
+    random: np.random.Generator,
+    starts: int,
+    known: Sequence[Array] = (),
+) -> tuple[float, Array]:
+    """The smallest PL ratio found in the ball B(centre, radius), an upper estimate of the infimum.
+
+    log ‖∇L‖²/2(L − L*) is minimised from every start by L-BFGS with its exact gradient
+    2∇²L ∇L/‖∇L‖² − ∇L/(L − L*). The ball is the image of all of space under u ↦ centre + radius
+    sin(‖u‖) u/‖u‖, so that its surface is reached as well. Starts: directions at random, the one to
+    (0, 0), and points next to the optimum along the flattest transverse directions of its Hessian.
+
+    Args:
+        problem: the problem.
+        centre: of the ball, shape (m + d,).
+        optimum: θ*, a minimiser, shape (m + d,).
+        radius: of the ball.
+        random: the source of directions.
+        starts: how many of them.
+        known: more points of the ball to start at, for example those found in a smaller one.
+
+    Returns:
+        the ratio, and the point.
+    """
+    from scipy.optimize import minimize
+
+    low, size = joint_loss(problem, optimum), len(centre)
+    null = problem.null_loss
+    # A gap below this is made of rounding errors.
+    floor = 1e-11 * null
+
+    weight, second, cross = problem.weight, problem.second_moment, problem.cross_moment
+
+    def at(u: Array) -> tuple[float, Array]:
+        n = max(float(np.linalg.norm(u)), 1e-300)
+        scale, slope = np.sin(n) / n, (n * np.cos(n) - np.sin(n)) / n**3
+        r, c = split(problem, centre + radius * scale * u)
+        by_rows, by_cols = weight * c, r[:, None] * weight
+        model = r[:, None] * by_rows
+        outputs = model @ second
+        error = outputs - cross
+        gap = float(np.vdot(model, outputs / 2 - cross)) + null - low
+        gradient = np.concatenate([(error * by_rows).sum(1), (error * by_cols).sum(0)])
+        squared = float(gradient @ gradient)
+        if gap <= floor or squared <= 0:
+            return 50.0, np.zeros(size)
+        # ∇²L times the gradient, by the differential of the gradient.
+        dr, dc = split(problem, gradient)
+        turned = (dr[:, None] * by_rows + by_cols * dc) @ second
+        curved = np.concatenate(
+            [
+                (turned * by_rows + error * weight * dc).sum(1),
+                (turned * by_cols + error * weight * dr[:, None]).sum(0),
+            ]
+        )
+        outer = 2 * curved / squared - gradient / gap
+        return np.log(squared / (2 * gap)), radius * (scale * outer + slope * (u @ outer) * u)
+
+    offsets = [*random.standard_normal((starts, size)), -centre]
+    offsets = [radius * 0.7 * offset / float(np.linalg.norm(offset)) for offset in offsets]
+    _, vectors = np.linalg.eigh(joint_hessian(problem, optimum))
+    # The first is the orbit's, along which nothing changes.
+    offsets += [
+        optimum + sign * 0.1 * radius * v - centre for v in vectors.T[1:2] for sign in (1, -1)
+    ]
+    offsets += [point - centre for point in known]
+    best, place = np.inf, centre
+    for offset in offsets:
+        length = float(np.linalg.norm(offset))
+        if length > radius * (1 + 1e-12):
+            continue
+        u = np.arcsin(min(length / radius, 1.0)) * offset / max(length, 1e-300)
+        found = minimize(at, u, jac=True, method="L-BFGS-B", options={"maxiter": 60})
+        if found.fun < best:
+            n = max(float(np.linalg.norm(found.x)), 1e-300)
+            best, place = float(found.fun), centre + radius * np.sin(n) / n * found.x
+    return float(np.exp(best)), place
+
+
+def critical_orbits(problem: Problem, random: np.random.Generator, starts: int) -> list[Array]:
+    """Critical points of L with non-zero gates on both sides, one of each orbit and value.
+
+    Gauss and Newton's method on ∇L = 0 from random starts, with saddles of every index among its
+    limits. Sorted by loss.
+
+    Args:
+        problem: the problem.
+        random: the source of starts.
+        starts: how many.
+    """
+    from scipy.optimize import least_squares
+
+    found: dict[float, Array] = {}
+    for start in random.standard_normal((starts, problem.rows + problem.cols)):
+        point = least_squares(
+            partial(joint_gradient, problem),
+            start,
+            jac=partial(joint_hessian, problem),
+            xtol=1e-15,
+            ftol=1e-15,
+            gtol=1e-15,
+            max_nfev=300,
+        ).x
+        r, c = split(problem, point)
+        flat = float(np.linalg.norm(joint_gradient(problem, point)))
+        if flat < 1e-9 and min(np.linalg.norm(r), np.linalg.norm(c)) > 1e-3:
+            level = joint_loss(problem, point)
+            if all(abs(level - other) > 1e-7 * problem.null_loss for other in found):
+                found[level] = balanced(problem, point)
+    return [found[level] for level in sorted(found)]
+
+
+def nearest_in_plane(problem: Problem) -> Array:
+    """The point of {(0, c): Sc = 0} nearest to ω = 1, by least squares; of {(r, 0)} where d < m."""
+    coupling = saddle_coupling(problem)
+    turned = problem.rows > problem.cols
+    coupling = coupling.T if turned else coupling
+    few, many = coupling.shape
+    nearest = np.ones(many)
+    for _ in range(3):  # again, against rounding
+        nearest = nearest - np.linalg.lstsq(coupling, coupling @ nearest, rcond=None)[0]
+    zero = np.zeros(few)
+    return np.concatenate([nearest, zero] if turned else [zero, nearest])
