@@ -61,15 +61,15 @@ class GateConfig:
             or one. While the budget falls, the dimensions with the least importance per MAC are
             closed, once per hundredth of the training. Between the last two fractions the gates
             move linearly to zero or one; afterwards only the other parameters train.
-        shrink: with ``"structured"``, not with ``uniform``: :class:`finegates.GateTrainer` removes
-            dimensions from the running model once they are closed for good, so that later steps
-            are cheaper. Weights, gates, low-rank factors and the optimizer's moments lose them.
-            Up to rounding, the training is the one with ``shrink=False`` and the same
-            ``final_at``; only the masks of a dropout on removed heads or dimensions differ.
-        final_at: with ``"structured"``, not with ``uniform``: fractions of the training in [0, 1]
-            at which the dimensions that are closed are closed for good. With ``shrink`` the default
-            is three points while the budget falls, and ``schedule[2]``; otherwise there are none.
-            If there are any, gates are also final at ``schedule[3]``.
+        shrink: with ``"structured"``: :class:`finegates.GateTrainer` removes dimensions from the
+            running model once they are closed for good, so that later steps are cheaper. Weights,
+            gates, low-rank factors and the optimizer's moments lose them. Up to rounding, the
+            training is the one with ``shrink=False`` and the same ``final_at``; only the masks of a
+            dropout on removed heads or dimensions differ.
+        final_at: with ``"structured"``: fractions of the training in [0, 1] at which the dimensions
+            that are closed are closed for good. With ``shrink`` the default is three points while
+            the budget falls, and ``schedule[2]``; otherwise there are none. If there are any, gates
+            are also final at ``schedule[3]``.
         random_biases: give gated layers without a bias a random, frozen one, drawn as torch
             initialises biases. The released code does this to every linear layer of a Llama, by
             mistake, which changes the outputs from the first step on. For audits only.
@@ -174,12 +174,6 @@ class GateConfig:
         points = (0.0, *(self.final_at or ()), 1.0)
         if list(points) != sorted(points):
             raise ValueError(f"final_at must increase within [0, 1], got {self.final_at}")
-        if self.uniform and self.finals():
-            raise ValueError(
-                f"{'shrink' if self.shrink else 'final_at'} cannot be chosen with uniform=True, "
-                "whose equal sizes are chosen from all dimensions each time; choose "
-                "dimensions='inner' for layers without gathers"
-            )
         if self.sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
 

@@ -88,7 +88,7 @@ class EqualSizes:
         self._heads: list[HeadCounts | None] = [*heads] if self._attentions else [None]
         self._kept = kept
         self._check_equal()
-        self._width = self._feeds[0].hidden.size if self._feeds else None
+        self._width = self._feeds[0].hidden.dense_size if self._feeds else None
         if multiple is not None and self._width is not None and multiple > self._width:
             raise ValueError(
                 f"multiple_of={multiple} exceeds the {self._width} feed-forward dimensions of "
@@ -116,7 +116,7 @@ class EqualSizes:
         """Chooses sizes for a goal, and the dimensions that each layer keeps.
 
         Args:
-            importance: (n,) of each gate, not negative.
+            importance: (dense_size,) of each gate, not negative.
             goal: the fraction to keep; more by :data:`TOLERANCE` counts as met.
             opened: masks of an earlier choice: what it closed stays closed; None if anything may be
                 open.
@@ -190,7 +190,7 @@ class EqualSizes:
         return none + (every - none) * sizes.hidden / self._width
 
     def _line(self, counts: HeadCounts | None) -> tuple[float, float]:
-        zeros = {gate: torch.zeros_like(gate.latent.detach()) for gate in self.gates()}
+        zeros = {gate: gate.latent.detach().new_zeros(gate.dense_size) for gate in self.gates()}
         found = []
         for width in (0, self._width):
             masks = self.masks(zeros, Sizes(width, counts))
@@ -208,7 +208,7 @@ class EqualSizes:
 
     def _check_equal(self) -> None:
         """Raises ValueError, naming the layer, if dense sizes differ."""
-        widths = {feed.part.up: feed.hidden.size for feed in self._feeds}
+        widths = {feed.part.up: feed.hidden.dense_size for feed in self._feeds}
         counts = {
             part.part.path: (part.part.kv_heads, part.part.heads) for part in self._attentions
         }

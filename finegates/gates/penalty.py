@@ -196,9 +196,14 @@ class MacsPenalty:
         if self.goal() < 1.0:
             self._check_importance()
         if self.sizes is not None:
-            named = dict(zip(gates, importance, strict=True))
-            for gate, open_ in self.sizes.choose(named, self.goal()).items():
-                _set_open(gate, open_ > 0)
+            pairs = list(zip(gates, importance, strict=True))
+            named = {gate: gate.spread(values) for gate, values in pairs}
+            # Of all dimensions, removed ones included: 1 where not closed for good.
+            left = {gate: gate.spread((~gate.final()).float()) for gate in gates}
+            fixed = any(bool((mask == 0).any()) for mask in left.values())
+            chosen = self.sizes.choose(named, self.goal(), left if fixed else None)
+            for gate, open_ in chosen.items():
+                _set_open(gate, (open_ if gate.positions is None else open_[gate.positions]) > 0)
             return self.realised()
         # Rule 1: a dimension that saves nothing at present still gets a finite ratio.
         costs = [cost.clamp(min=1e-9 * self.dense) for cost in self._costs(gates)]  # (n,) by gate
@@ -212,8 +217,8 @@ class MacsPenalty:
 
         order = torch.cat(self._levelled(gates, importance)) / torch.cat(costs)
         final = torch.cat([gate.final() for gate in gates])
-        chosen = choose_closed(order, kept, self.goal(), final)
-        for gate, shut in zip(gates, chosen.split(sizes), strict=True):  # rule 3
+        closed = choose_closed(order, kept, self.goal(), final)
+        for gate, shut in zip(gates, closed.split(sizes), strict=True):  # rule 3
             _set_open(gate, ~shut)
         return self.realised()
 
@@ -253,9 +258,9 @@ class MacsPenalty:
 
         def read(gate: StochasticGate) -> Tensor:
             mask = opened.get(gate)
-            return torch.ones_like(gate.latent) if mask is None else mask.to(gate.latent)
+            return gate.latent.new_ones(gate.dense_size) if mask is None else mask.to(gate.latent)
 
-        return float(self._macs(read, packed=True)) / self.dense
+        return float(self._count(read, packed=True)) / self.dense
 
     def _levelled(self, gates: list[StochasticGate], importance: list[Tensor]) -> list[Tensor]:
         """Importances by which dimensions are closed, by gate."""

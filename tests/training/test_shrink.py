@@ -93,6 +93,25 @@ def test_layers_without_gates_shrink_with_their_neighbours(architecture, tmp_pat
     assert all(layer.cols is None and layer.rows is None for layer in layers)
 
 
+@pytest.mark.parametrize(("architecture", "target"), [("bert", 0.2), ("llama", 0.5)])
+def test_equal_sizes_stay_equal_while_the_model_shrinks(architecture, target, tmp_path):
+    config = dataclasses.replace(CONFIG, uniform=True, target=target, train_weights=True)
+
+    def make(given):
+        return fresh(
+            architecture,
+            dataclasses.replace(config, shrink=given.shrink, final_at=given.final_at),
+        )
+
+    (dense, _, _), (model, _, _) = assert_law(make, tmp_path)
+    sizes = [sum(p.numel() for p in each.parameters()) for each in (dense, model)]
+    assert sizes[1] < sizes[0]
+    small = fg.compact(model)
+    cost = fg.uniform_cost(small)
+    assert cost.uniform == cost.compact < cost.dense
+    assert cost == fg.uniform_cost(fg.compact(dense))
+
+
 def test_the_compact_model_is_that_of_the_gated_one(tmp_path):
     model, _, _ = train(fresh("bert", CONFIG), tmp_path)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -303,12 +322,6 @@ def test_a_weight_of_two_layers_is_refused_by_name():
     layers[1].intermediate.dense.weight = layers[0].intermediate.dense.weight
     with pytest.raises(ValueError, match=r"layer.0.intermediate.dense.weight is also"):
         fg.attach(model, CONFIG)
-
-
-@pytest.mark.parametrize("options", [{"shrink": True}, {"final_at": (0.5,)}])
-def test_equal_sizes_are_refused(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} .*uniform=True"):
-        fg.GateConfig(uniform=True, **options)
 
 
 def test_final_at_increases():
