@@ -41,8 +41,18 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_undivided(*, sharded: bool) -> None:
-    """Raises ValueError if the parameters are divided among processes."""
+def check_training(*, sharded: bool, compiled: bool) -> None:
+    """Raises ValueError if a training cannot follow the changed parameters.
+
+    Args:
+        sharded: whether parameters are divided among processes.
+        compiled: whether the model is compiled for the sizes that it has at first.
+    """
+    if compiled:
+        raise ValueError(
+            "GateConfig(shrink=True) changes the sizes of the running model, so that "
+            "torch_compile=True would compile it for sizes that pass; leave one of them out"
+        )
     if sharded:
         raise ValueError(
             "GateConfig(shrink=True) removes rows and columns of whole parameters, but FSDP and "

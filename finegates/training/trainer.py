@@ -27,7 +27,7 @@ from finegates.training.distillation import Distillation
 from finegates.training.gate_history import GateHistory
 from finegates.training.gate_schedule import GateSchedule
 from finegates.training.optimizer_groups import GROUPS, all_trained, parameter_groups, split_by_kind
-from finegates.training.shrinking import check_optimizer, check_undivided, shrink, shrinks
+from finegates.training.shrinking import check_optimizer, check_training, shrink, shrinks
 from finegates.training.step import NonFiniteLossError, WeighedStep
 
 __all__ = [
@@ -68,8 +68,9 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         ValueError: an unknown group; ``learning_rates`` together with ``optimizers``; shared gates
             with ``load_best_model_at_end``; gates or distillation on several GPUs of one process;
             an optimizer that was made before the gates; shared gates that are frozen before the
-            choice of closed ones is final; on resuming, a checkpoint of other gates, or a corrupt
-            one (``GatedFormatError``).
+            choice of closed ones is final; with ``GateConfig(shrink=True)``, FSDP, DeepSpeed,
+            ``torch_compile``, or an optimizer whose state cannot be cut; on resuming, a checkpoint
+            of other gates, or a corrupt one (``GatedFormatError``).
         KeyError: in training with distillation, rows without the teacher's logits.
     """
 
@@ -185,7 +186,8 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         """Raises ValueError if an existing optimizer would not train the gates."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # type: ignore[attr-defined]
         if self.shrinks:
-            check_undivided(sharded=sharded)
+            compiled = bool(self.args.torch_compile)  # type: ignore[attr-defined]
+            check_training(sharded=sharded, compiled=compiled)
         if self.optimizer is None or sharded:
             return
         if self.shrinks:

@@ -334,6 +334,11 @@ def test_an_optimizer_that_cannot_be_cut_is_refused_by_name(tmp_path):
         train(fresh("bert", CONFIG), tmp_path, optim="adafactor")
 
 
+def test_a_compiled_training_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="torch_compile=True"):
+        train(fresh("bert", CONFIG), tmp_path, torch_compile=True)
+
+
 def test_full_budget_of_a_shrunk_model_is_that_of_the_dense_one(tmp_path):
     dense = fresh("bert", kept(CONFIG))
     model, _, _ = train(fresh("bert", CONFIG), tmp_path)
