@@ -8,6 +8,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from theory.checks import (
+    beyond,
     bias,
     claims,
     clipping,
@@ -98,6 +99,8 @@ TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
     "flat-shared": flatness.check_shared,
     "flat-factors": flatness.check_factors,
     "flat-closed": flatness.check_closed,
+    "escape-time": beyond.check_escape,
+    "reach-dense": beyond.check_reach,
     "degeneracy-claim": flatness.check_degeneracy,
     "penalty-kink": objective.check_kink,
     "penalty-unlike": objective.check_unlike,

@@ -17,6 +17,7 @@ DRAWN = [
     "sgd-ball", "sgd-decaying", "sgd-stationary", "conditioning-claim", "speed-claim",
     "reach-claim", "penalty-endpoint", "flat-directions", "flat-width",
     "spurious-minima", "spurious-claim",
+    "escape-time", "reach-dense",
 ]  # fmt: skip
 
 

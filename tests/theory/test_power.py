@@ -14,6 +14,7 @@ from theory.bilinear import LocalRegion
 from theory.checks.settings import Settings
 from theory.evidence import EXACT
 from theory.penalties import OneGate, penalty_minimiser
+from theory.problems import Problem
 from theory.quadratic import Quadratic
 from theory.relaxation import Relaxed, density, vertex_minima
 from theory.study import TOY_CHECKS
@@ -101,6 +102,11 @@ def _alike(wanted: np.ndarray, sigma: float) -> np.ndarray:
     return np.full(len(wanted), penalty_minimiser(0.4, sigma))
 
 
+def _padded(problem: Problem) -> np.ndarray:
+    """Row gates alone, in the shape of all."""
+    return np.eye(problem.rows, problem.rows + problem.cols)
+
+
 def _longer(bias: np.ndarray | None) -> np.ndarray | None:
     return None if bias is None else EXACT * bias
 
@@ -132,6 +138,13 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ("joint-saddle", "joint.saddle_coupling", lambda f: lambda p: f(p) + 0.1),
         ("joint-region", "critical.nearest_in_plane", lambda f: lambda p: 0.99 * f(p)),
         ("spurious-minima", "rank_one.two_by_two", lambda f: lambda k, t: f(k, 1.01 * t)),
+        ("escape-time", "beyond.saddle_coupling", lambda f: lambda p: f(p) * EXACT),
+        ("escape-time", "beyond.update_moment", lambda f: lambda p: f(p) / EXACT),
+        (
+            "reach-dense",
+            "beyond.jacobian",
+            lambda f: lambda p, o: f(p, o)[:, : p.rows] @ _padded(p),
+        ),
         ("joint-bias", "bias.biased_residual", lambda f: lambda p, b: f(p, _longer(b))),
     ],
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from finegates.suite.figures.style import style
+from theory.figures.beyond import draw_beyond
 from theory.figures.conditioning import draw_conditioning
 from theory.figures.convergence import draw_convergence
 from theory.figures.descent import draw_descent, draw_relaxation, draw_saddle
@@ -54,5 +55,6 @@ FIGURES: dict[str, Callable[[Frames, str], Figure]] = {
     "penalties": draw_penalties,
     "flatness": draw_flatness,
     "minima": draw_minima,
+    "beyond": draw_beyond,
     "network": draw_network,
 }

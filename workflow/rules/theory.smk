@@ -13,6 +13,7 @@ TOY_TABLES = {
     "penalties": ["endpoints"],
     "flatness": ["flat_width", "flat_kinds"],
     "minima": ["two_minima", "minima"],
+    "beyond": ["escape", "reach_dense"],
 }
 THEORY_FIGURES = [*TOY_TABLES, "network"]
 
