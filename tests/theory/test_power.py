@@ -47,7 +47,8 @@ CONSTANTS = {
 
 
 SLOW = ("plateau-drift", "plateau-time", "penalty-half-open", "relaxation-bias")
-"""Checks that are run once: their cases are equalities, which notice either direction alike."""
+"""Checks that are run once, with the slow tests: their cases are equalities, which notice either
+direction alike, and every law's power is tested without running it again."""
 
 
 def scaled(function: Callable[..., Any], factor: float) -> Callable[..., Any]:
@@ -55,7 +56,10 @@ def scaled(function: Callable[..., Any], factor: float) -> Callable[..., Any]:
     return lambda *arguments: factor * function(*arguments)
 
 
-@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CONSTANTS],
+)
 def test_a_constant_wrong_by_a_quarter_is_found_out(monkeypatch, name):
     module, _, function = CONSTANTS[name].rpartition(".")
     original = getattr(importlib.import_module(module), function)
@@ -72,7 +76,7 @@ def test_a_constant_wrong_by_a_quarter_is_found_out(monkeypatch, name):
         ("rows-descent", Quadratic, "pl_constant"),
         ("relaxation-growth", Relaxed, "lipschitz_growth"),
         ("sgd-unbiased", Relaxed, "gradient"),
-        ("penalty-threshold", OneGate, "keeping_weight"),
+        pytest.param("penalty-threshold", OneGate, "keeping_weight", marks=pytest.mark.slow),
     ],
 )
 def test_a_method_wrong_by_a_quarter_is_found_out(monkeypatch, name, owner, attribute):
@@ -131,7 +135,12 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         # Unlike gates that would rest where gates that are alike do.
         ("penalty-unlike", "objective.relaxed_optimum", lambda f: _alike),
         # Flips judged by the hard loss, without the cost of noise.
-        ("relaxation-vertices", "relaxed.vertex_minima", lambda f: _hard_vertices),
+        pytest.param(
+            "relaxation-vertices",
+            "relaxed.vertex_minima",
+            lambda f: _hard_vertices,
+            marks=pytest.mark.slow,
+        ),
         ("relaxation-moments", "smoothing.mean_clip", lambda f: lambda m, s: f(m, 1.01 * s)),
         ("relaxation-modules", "smoothing.square_clip", lambda f: lambda m, s: f(m + 0.05, s)),
         ("lora-zeros", "lowrank.zero_eigenvalues", lambda f: lambda *a: f(*a) + 1),
@@ -164,6 +173,7 @@ def test_a_certificate_that_pays_too_little_for_its_radius_is_found_out(monkeypa
     assert TOY_CHECKS["joint-curvature"](SMALL).verdict == "contradicted"
 
 
+@pytest.mark.slow
 def test_a_pull_that_is_wrong_by_a_quarter_is_found_out(monkeypatch):
     """The closed-form flow has it, the library's trained gates do not."""
     original = OneGate.slope
