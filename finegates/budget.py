@@ -100,7 +100,7 @@ def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
     Args:
         model: may be on the meta device. If dimensions were removed while it was trained, it counts
             in its dense sizes until it is compacted.
-        adapter: looked up by model type if None; without one, encoder and head are None.
+        adapter: looked up if None; without one, encoder and head are None.
     """
     plain = in_dense_sizes(unwrap(model))
     if adapter is None:
@@ -149,10 +149,10 @@ def macs(model: nn.Module, batch: int, length: int, *, adapter: Adapter | None =
         model: dense, gated or compact.
         batch: number of sequences.
         length: tokens per sequence.
-        adapter: looked up by model type if None.
+        adapter: looked up if None.
 
     Raises:
-        ValueError: the model type has no adapter.
+        ValueError: the model has no described layers.
     """
     return _macs(model, batch, length, adapter, Plan({}))
 
@@ -166,7 +166,7 @@ def planned_macs(
     those of :func:`macs`.
 
     Raises:
-        ValueError: the model type has no adapter, or a gate has no values (meta device).
+        ValueError: the model has no described layers, or a gate has no values (meta device).
     """
     return _macs(model, batch, length, adapter, plan_compaction(model, adapter))
 

@@ -82,6 +82,10 @@ class Adapter(ABC):
         """
         return None if part.narrows else f"{type(self).__name__} does not narrow them"
 
+    def removed_parameters(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> int:
+        """Counts the parameters that :meth:`narrow` removes, apart from those of projections."""
+        return 0
+
     def norm_of(self, module: nn.Module) -> NormSpec | None:
         """The norms of queries and keys of an attention module; None without."""
         return None

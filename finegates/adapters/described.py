@@ -26,7 +26,7 @@ from finegates.modules.attention import RotaryAttention
 from finegates.modules.experts import is_experts
 from finegates.modules.joint import join_gate
 from finegates.modules.likeness import unlikeness
-from finegates.modules.narrowed import fit_norms, narrow_stock
+from finegates.modules.narrowed import fit_norms, narrow_stock, removed_parameters
 from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec, NormSpec
 
 
@@ -116,6 +116,10 @@ class DescribedAdapter(Adapter):
     def norm_of(self, module: nn.Module) -> NormSpec | None:
         """That of the module's spec."""
         return self._attention_spec(module).norm
+
+    def removed_parameters(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> int:
+        """Those of norms, and of tensors with entries for every head."""
+        return removed_parameters(module, self._attention_spec(module), part, sizes)
 
     def _attention_spec(self, module: nn.Module) -> AttentionSpec:
         spec: AttentionSpec | None = _spec(module, self._tables()[AttentionSpec])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from finegates.adapters import Adapter, HeadSizes, adapter_for, unwrap
+from finegates.adapters import Adapter, HeadSizes, adapter_for, attentions, unwrap
 from finegates.compaction.attention_rule import narrow_attention
 from finegates.compaction.cost import CostModel
 from finegates.compaction.counts import block_products, block_weights, model_parameters
@@ -33,7 +33,7 @@ def plan_compaction(
 
     Args:
         model: with or without gates, plain or wrapped by ``peft``.
-        adapter: describes the blocks; looked up by model type if None. A model of unknown type is
+        adapter: describes the blocks; looked up if None. A model of unknown type is
             planned layer by layer, which is exact but does not narrow feed-forward pairs.
         cost: costs of matmuls and data movement. Sides whose removal would not pay stay dense,
             heads are padded to efficient widths, and the plan predicts times. None gives the
@@ -85,6 +85,14 @@ def plan_compaction(
         else _block_plans(adapter, plain, layers, heads, experts)
     )
     counted = model_parameters(plain, layers, experts)
+    if adapter is not None and heads:
+        others = {
+            id(module): adapter.removed_parameters(module, part, heads[path])
+            for path, part in attentions(adapter, plain).items()
+            if path in heads
+            for module in [plain.get_submodule(path)]
+        }
+        counted = counted[0], counted[1] - sum(others.values())
     dense = None if cost is None else sum(
         cost.seconds(p.out_features, p.in_features, gathers=False, scatters_to=None)
         for p in layers.values()

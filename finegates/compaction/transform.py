@@ -64,7 +64,7 @@ def compact(
             (``DistributedDataParallel``, ``torch.compile``).
         inplace: rewrite the given model layer by layer, so that dense and compact weights are never
             in memory together; the given model must not be used afterwards.
-        adapter: describes the blocks; looked up by model type if None.
+        adapter: describes the blocks; looked up if None.
         cost: keep a side dense if removing it would cost more time than it saves, and use the
             faster matmul (``CostModel()``, or :func:`finegates.calibrate` for this machine). None
             gives the smallest model with torch's default matmul; layers that are compact already

@@ -61,7 +61,7 @@ def uniform(model: nn.Module) -> nn.Module:
     Raises:
         NotUniformError: a layer needs a bias that the architecture does not have, or the output
             layer needs its own weight, but the architecture ties it to the embeddings.
-        ValueError: the model has gates or unmerged adapters; its architecture has no adapter; the
+        ValueError: the model has gates or unmerged adapters; no layer of it is described; the
             configuration describes a weight that the model does not have; or a setting of a module
             differs from the configuration.
     """
@@ -130,7 +130,7 @@ def uniform_cost(model: nn.Module) -> UniformCost:
         ``str`` is one line.
 
     Raises:
-        ValueError: the model has gates, or its architecture has no adapter.
+        ValueError: the model has gates, or no layer of it is described.
     """
     model = unwrap(model)
     if gated_layers(model):

@@ -61,7 +61,7 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
 
     Raises:
         ValueError: gates are attached already; a pattern matches no layer, or a layer whose weight
-            its parent module reads directly; the architecture has no adapter and no patterns are
+            its parent module reads directly; no layer of the model is described and no patterns are
             given; a layer is missing or used twice; the target cannot be reached; the model is
             compact or spread over several devices; with ``shrink``, a layer holds experts, an
             adapter other than plain LoRA, or a weight that another module has, too. The model does

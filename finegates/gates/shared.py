@@ -70,7 +70,7 @@ def build_structure(
         the gates by part, and the row and column gates of every gated layer.
 
     Raises:
-        ValueError: the architecture has no adapter, or no part has such dimensions.
+        ValueError: no layer of the model is described, or no part has such dimensions.
     """
     parts: list[Part | _Dense] = []
     sides: Sides = {}

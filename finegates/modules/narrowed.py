@@ -62,6 +62,26 @@ def narrow_stock(
     return module
 
 
+def removed_parameters(
+    module: nn.Module, spec: AttentionSpec, part: Attention, sizes: HeadSizes
+) -> int:
+    """Counts the parameters apart from projections that :func:`narrow_stock` removes."""
+    removed = 0
+    for path, axis in spec.per_head.items():
+        owner, name = _owner(module, path)
+        tensor = getattr(owner, name, None)
+        if isinstance(tensor, nn.Parameter):
+            each = tensor.numel() // tensor.shape[axis] * (tensor.shape[axis] // part.heads)
+            removed += (part.heads - len(sizes.heads)) * each
+    if spec.norm is None:
+        return removed
+    of_all = spec.norm.over == "all"
+    for name, heads in zip(spec.norm.names, (sizes.heads, sizes.kv_heads), strict=True):
+        weight: Tensor = module.get_submodule(name).weight  # type: ignore[assignment]
+        removed += weight.numel() - (len(heads) if of_all else 1) * sizes.width
+    return removed
+
+
 def _set_sizes(module: nn.Module, spec: AttentionSpec, sizes: HeadSizes) -> None:
     heads, kv_heads = len(sizes.heads), len(sizes.kv_heads)
     known = {
@@ -106,16 +126,10 @@ class ConfigView:
 
 def _select_heads(module: nn.Module, path: str, axis: int, kept: Tensor, heads: int) -> None:
     """Keeps the entries of some heads in a parameter or buffer, which may have several of each."""
-    owner_path, _, name = path.rpartition(".")
-    owner = module
-    for child in filter(None, owner_path.split(".")):
-        found = getattr(owner, child, None)
-        if not isinstance(found, nn.Module):
-            return  # an option that this model does not use
-        owner = found
+    owner, name = _owner(module, path)
     tensor = getattr(owner, name, None)
-    if tensor is None:
-        return
+    if owner is None or tensor is None:
+        return  # an option that this model does not use
     each = tensor.shape[axis] // heads
     index = (kept[:, None] * each + torch.arange(each, device="cpu")).flatten()
     with torch.no_grad():
@@ -126,6 +140,15 @@ def _select_heads(module: nn.Module, path: str, axis: int, kept: Tensor, heads: 
         setattr(owner, name, chosen)
     if isinstance(owner, nn.Linear) and axis == 0:
         owner.out_features = chosen.shape[0]
+
+
+def _owner(module: nn.Module, path: str) -> tuple[nn.Module | None, str]:
+    """The module that holds a tensor, if there is one, and the tensor's name in it."""
+    owner, _, name = path.rpartition(".")
+    found: Any = module
+    for child in filter(None, owner.split(".")):
+        found = getattr(found, child, None)
+    return found if isinstance(found, nn.Module) else None, name
 
 
 def _selected(tensor: Tensor, axis: int, index: Tensor) -> Tensor:

@@ -94,6 +94,7 @@ def test_compact_equals_gated_and_reloads(
     after = described_outputs(small, inputs)
     assert relative_difference(before, after) < ROUNDING
     assert planned_macs(model, 2, 7) == macs(small, 2, 7)
+    assert plan_compaction(model).parameters[1] == sum(p.numel() for p in small.parameters())
     save(small, tmp_path / "small")
     assert relative_difference(after, described_outputs(load(tmp_path / "small"), inputs)) == 0.0
     assert relative_difference(after, described_outputs(copy.deepcopy(small), inputs)) == 0.0
