@@ -59,21 +59,28 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         ),
         sizes=_GROUPED,
         rotary=_HALF,
+        joint=True,
     ),
     AttentionSpec(
-        named("qwen3_moe.Qwen3MoeAttention"), sizes=_GROUPED, rotary=_HALF, norm=NormSpec()
+        named("qwen3_moe.Qwen3MoeAttention"),
+        sizes=_GROUPED,
+        rotary=_HALF,
+        norm=NormSpec(),
+        joint=True,
     ),
     AttentionSpec(
         named("gemma3.Gemma3Attention"),
         sizes=_GROUPED,
         rotary=_HALF,
         norm=NormSpec(offset=1.0),
+        joint=True,
     ),
     AttentionSpec(
         named("olmo2.Olmo2Attention", "olmo3.Olmo3Attention"),
         sizes=_GROUPED,
         rotary=_HALF,
         norm=NormSpec(over="all"),
+        joint=True,
     ),
     AttentionSpec(
         named("cohere.CohereAttention", "cohere2.Cohere2Attention"),
@@ -82,11 +89,13 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         # With a weight for every head.
         fixed_scores=lambda module: getattr(module, "use_qk_norm", False),
         fixed_heads=lambda module: getattr(module, "use_qk_norm", False),
+        joint=True,
     ),
     AttentionSpec(
         named("glm4.Glm4Attention"),
         sizes=_GROUPED,
         rotary=RotarySpec("next", rotated=_factor_of_rotation),
+        joint=True,
     ),
     AttentionSpec(
         named("nemotron.NemotronAttention NemotronSdpaAttention NemotronFlashAttention2"),
@@ -96,6 +105,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         scaled_by_width=lambda module, sizes: (
             1.0 if hasattr(module, "scaling") else (sizes.width / sizes.head_dim) ** 0.5
         ),
+        joint=True,
     ),
     AttentionSpec(
         named("stablelm.StableLmAttention"),
@@ -103,6 +113,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         rotary=RotarySpec(rotated="rotary_ndims"),
         fixed_scores=lambda module: module.qk_layernorm,
         fixed_heads=lambda module: module.qk_layernorm,
+        joint=True,
     ),
     AttentionSpec(
         named("phi.PhiAttention"),
@@ -110,6 +121,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         sizes=_GROUPED,
         rotary=RotarySpec(rotated="rotary_ndims"),
         fixed_scores=lambda module: module.qk_layernorm,
+        joint=True,
     ),
     AttentionSpec(
         named("phi3.Phi3Attention"),
@@ -153,6 +165,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         sizes=_GROUPED,
         rotary=RotarySpec(order="once"),
         per_head={"sinks": 0},
+        joint=True,
     ),
     AttentionSpec(
         named("qwen3_5.Qwen3_5Attention"),
@@ -160,6 +173,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         sizes=_GROUPED,
         rotary=RotarySpec(rotated=_factor_of_rotation),
         norm=NormSpec(offset=1.0),
+        joint=True,
     ),
     AttentionSpec(
         named("gptj.GPTJAttention"),
@@ -171,6 +185,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         unsupported=lambda module: (
             "it rotates heads as a whole" if module.rotary_dim is None else None
         ),
+        joint=True,
     ),
     AttentionSpec(
         named("gpt2.GPT2Attention"),
@@ -181,8 +196,12 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         sizes={"num_heads": "heads", "split_size": "heads*width"},
         when=lambda module: not module.is_cross_attention,
     ),
-    AttentionSpec(named("gpt_neo.GPTNeoSelfAttention"), o="out_proj", sizes={"num_heads": "heads"}),
-    AttentionSpec(named("opt.OPTAttention"), o="out_proj", sizes={"num_heads": "heads"}),
+    AttentionSpec(
+        named("gpt_neo.GPTNeoSelfAttention"), o="out_proj", sizes={"num_heads": "heads"}, joint=True
+    ),
+    AttentionSpec(
+        named("opt.OPTAttention"), o="out_proj", sizes={"num_heads": "heads"}, joint=True
+    ),
     AttentionSpec(
         named("bloom.BloomAttention"),
         q="query_key_value",

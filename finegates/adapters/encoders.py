@@ -106,6 +106,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         named("esm.EsmSelfAttention"),
         rotary=RotarySpec(when=lambda module: module.position_embedding_type == "rotary"),
         scaled_by_width=True,
+        joint=True,
         **BERT,
     ),
     AttentionSpec(
@@ -114,7 +115,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         k="key",
         v="value",
         o="dense",
-        width="attention_head_size",
+        width="attention_head_size",  # not joint: its forward also adds its input to its output
     ),
     AttentionSpec(
         named("modernbert.ModernBertAttention"),

@@ -34,6 +34,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         ),
         o="out_proj",
         cross=is_named_cross,
+        joint=True,
     ),
     AttentionSpec(
         named("whisper.WhisperAttention"),
@@ -49,11 +50,13 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
             "vit.ViTAttention",
             "vit_mae.ViTMAEAttention",
         ),
+        joint=True,
     ),
-    AttentionSpec(named("dinov2.Dinov2SelfAttention"), **BERT),  # of older versions
+    AttentionSpec(named("dinov2.Dinov2SelfAttention"), joint=True, **BERT),  # of older versions
     AttentionSpec(
         named("swin.SwinAttention"),
         per_head={"relative_position_bias.relative_position_bias_table": 1},
+        joint=True,
     ),
 )
 FEED_FORWARDS: tuple[FeedForwardSpec, ...] = (
