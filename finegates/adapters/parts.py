@@ -104,8 +104,9 @@ def _projected(
         whole = q or product
         if whole is None:
             return None
-        keys = (whole[1] - contexts) // 2
-        return whole[1] - 2 * keys, keys, keys, contexts
+        gates = contexts if layout == "gated_queries" else 0
+        keys = (whole[1] - gates - contexts) // 2
+        return whole[1] - gates - 2 * keys, keys, keys, contexts
     if q is None:
         return None
     queries = q[1] // 2 if layout == "gated_queries" else q[1]

@@ -53,7 +53,9 @@ def export_onnx(
         model: compact or dense, float32, on the CPU. The autocast that mixed-precision training
             leaves on it is not exported.
         path: the file, usually with the suffix ``.onnx``.
-        inputs: example inputs, (batch, length) each, at least 2 x 2, on the CPU.
+        inputs: example inputs on the CPU, with a batch of at least 2: token ids, masks or waves
+            (batch, length), of any length of at least 2, or others (batch, ...), such as images, of
+            that size alone.
         tolerance: largest accepted absolute difference of outputs.
         gated: accept a model with gates, too. They become factors in the graph, so nothing gets
             smaller; for comparisons.
@@ -63,7 +65,7 @@ def export_onnx(
 
     Raises:
         ValueError: the model has gates and ``gated`` is not set; it is not float32 on the CPU; or
-            an input is not two-dimensional or not on the CPU.
+            an input is too small or not on the CPU.
         ImportError: the packages of the extra ``onnx`` are missing.
         OnnxExportError: the model returns neither logits nor a last hidden state, torch cannot make
             the graph, ONNX Runtime cannot run it, or its output differs from the model's in shape
@@ -73,7 +75,7 @@ def export_onnx(
         raise ValueError("the model has gates; compact it first")
     _check_precision(model)
     for name, tensor in inputs.items():
-        if tensor.ndim != 2 or min(tensor.shape) < 2:
+        if tensor.ndim < 2 or min(tensor.shape[:1] if tensor.ndim > 2 else tensor.shape) < 2:
             raise ValueError(f"input {name!r} must be at least 2 x 2, got {tuple(tensor.shape)}")
         if tensor.device.type != "cpu":
             raise ValueError(
@@ -109,7 +111,10 @@ def _check_precision(model: nn.Module) -> None:
 
 def _exported(plain: _OutputOnly, inputs: Mapping[str, Tensor]) -> Any:
     """torch's ONNX program of the model with dynamic batch and length."""
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    free = torch.export.Dim.DYNAMIC
+    shapes = tuple(
+        {0: free, 1: free} if tensor.ndim == 2 else {0: free} for tensor in inputs.values()
+    )
     try:
         with torch.no_grad():
             plain(
@@ -120,7 +125,7 @@ def _exported(plain: _OutputOnly, inputs: Mapping[str, Tensor]) -> Any:
             tuple(inputs.values()),
             dynamo=True,
             # One pattern for the one variadic argument.
-            dynamic_shapes=(tuple(free for _ in inputs),),
+            dynamic_shapes=(shapes,),
             input_names=list(inputs),
             output_names=[OUTPUT],
             verbose=False,
@@ -152,7 +157,8 @@ def _write_and_check(
     """
     import onnxruntime
 
-    parts = (inputs, {name: tensor[:1, :-1] for name, tensor in inputs.items()})
+    shorter = {name: t[:1, :-1] if t.ndim == 2 else t[:1] for name, t in inputs.items()}
+    parts = (inputs, shorter)
     try:
         program.save(str(aside), external_data=_weights_size(program) > LARGEST_FILE)
         session = onnxruntime.InferenceSession(str(aside), providers=["CPUExecutionProvider"])

@@ -20,6 +20,7 @@ from finegates.formats.onnx import OnnxExportError, export_onnx
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from support import tiny
+from support.described import described_inputs, described_model, described_outputs
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -61,6 +62,40 @@ def test_the_graph_computes_what_the_model_does_for_any_batch_and_length(
         with torch.no_grad():
             expected = tiny.output(small, inputs)
         assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
+
+
+FAMILIES = {
+    "gemma3": "causal",  # norms of queries and keys, windows
+    "falcon": "causal",  # one layer for queries, keys and values, by groups
+    "glm4": "causal",  # part of a head rotated in neighbours, gate and up in one layer
+    "qwen3_moe": "causal",  # experts
+    "bart": "seq2seq",
+    "t5": "seq2seq",
+    "modernbert": "sequence",
+    "wav2vec2": "audio",
+    "vit": "image",
+    "swin": "image",
+}
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_type_of_each_family_is_exported(name: str, tmp_path: Path) -> None:
+    dense = described_model(name, FAMILIES[name], dtype=torch.float32)
+    model = attach(dense, GateConfig(preset="structured", sequence_length=9))
+    tiny.scatter_gates(model)
+    small = compact(model.eval())
+    inputs = described_inputs(name, FAMILIES[name], dtype=torch.float32)
+    path = tmp_path / "model.onnx"
+    scale = float(described_outputs(small, inputs)[0].abs().max())
+    export_onnx(small, path, inputs, tolerance=1e-4 * max(1.0, scale))
+    session = onnxruntime.InferenceSession(str(path))
+    other = described_inputs(name, FAMILIES[name], dtype=torch.float32, seed=1, length=12)
+    (found,) = session.run(None, {name: t.numpy() for name, t in other.items()})
+    with torch.no_grad():
+        expected = small(**other).logits
+    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4 * max(1.0, scale))
 
 
 @pytest.mark.thorough
