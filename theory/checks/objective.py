@@ -338,7 +338,7 @@ def check_cross_entropy(settings: Settings) -> Check:
         linear.weight.data = torch.as_tensor(weight)
         gate = FixedGate(torch.ones(6, dtype=torch.float64))
         layer = GatedLinear(linear, None, gate)
-        for scale in (8.0 / gap, 16.0 / gap):
+        for scale in (14.0 / gap, 24.0 / gap):
             gate.values = torch.full((6,), scale, dtype=torch.float64, requires_grad=True)
             logits = layer(torch.as_tensor(inputs))
             loss = torch.nn.functional.cross_entropy(logits, torch.as_tensor(labels))
