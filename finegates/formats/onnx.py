@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from finegates.extras import needed_for
 from finegates.gates.gated_linear import gated_layers
+from finegates.modules.experts import is_experts
 from finegates.wrappers import autocast_removed, without_containers
 
 OUTPUT = "output"
@@ -131,8 +132,14 @@ def _exported(plain: _OutputOnly, inputs: Mapping[str, Tensor]) -> Any:
             verbose=False,
         )
     except Exception as error:  # the exporter raises many classes
+        way = ""
+        if any(is_experts(module) for module in plain.model.modules()):
+            way = (
+                "; experts that are multiplied one by one cannot be in a graph: call "
+                "model.set_experts_implementation('batched_mm') first"
+            )
         raise OnnxExportError(
-            f"torch.onnx cannot export this {type(plain.model).__name__}: "
+            f"torch.onnx cannot export this {type(plain.model).__name__}{way}: "
             f"{type(error).__name__}: {error}"
         ) from error
     assert program is not None
