@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import inspect
 import itertools
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ class Description:
 
     def __str__(self) -> str:
         lines = ["register("]
-        lines += [f"    {_as_code(spec)}," for spec in self.specs]
+        lines += [f"    {_as_code(spec, 4)}," for spec in self.specs]
         lines += [")", *(f"# {note}" for note in self.notes)]
         return "\n".join(lines)
 
@@ -491,8 +492,8 @@ def _linear(layer: nn.Module, path: str, name: str) -> tuple[int, int] | None:
     return linear_shape(child) if is_linear(child) else None
 
 
-def _as_code(spec: Any) -> str:
-    """A spec as a call with what differs from the defaults."""
+def _as_code(spec: Any, indent: int) -> str:
+    """A spec as a call with what differs from the defaults, in lines of at most 88 characters."""
     values = []
     for each in dataclasses.fields(spec):
         value = getattr(spec, each.name)
@@ -502,10 +503,26 @@ def _as_code(spec: Any) -> str:
             else each.default
         )
         if value != default:
-            shown = _as_code(value) if dataclasses.is_dataclass(value) else _shown(value)
-            values.append(f"{each.name}={shown}")
-    return f"{type(spec).__name__}({', '.join(values)})"
+            values.append(f"{each.name}={_shown(value, indent + 4)}")
+    name = type(spec).__name__
+    line = f"{name}({', '.join(values)})"
+    if indent + len(line) < 88:
+        return line
+    inside = "".join(f"{' ' * (indent + 4)}{value},\n" for value in values)
+    return f"{name}(\n{inside}{' ' * indent})"
 
 
-def _shown(value: Any) -> str:
-    return str(value.__name__) if callable(value) else repr(value)
+def _shown(value: Any, indent: int) -> str:
+    if dataclasses.is_dataclass(value):
+        return _as_code(value, indent)
+    if callable(value):
+        return str(value.__name__)
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, tuple):
+        inside = ", ".join(_shown(each, indent) for each in value)
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(key)}: {_shown(each, indent)}" for key, each in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    return repr(value)
