@@ -1,9 +1,9 @@
-"""Which learning rates each contender gets on a task, chosen from the trials of a rate search.
+"""Chooses each contender's learning rates on a task from a rate search.
 
-A trial is a run on rows held out of the training rows, see
-:class:`finegates.suite.config.rate_search.RateSearch`. The rule: the factor of the highest mean
-score over seeds after the last epoch; of equal scores the smallest factor. Scores that tables
-report never enter.
+A trial is scored on rows held out of the training rows, see
+:class:`finegates.suite.config.rate_search.RateSearch`. The factor with the highest mean score over
+seeds after the last epoch is chosen, and the smallest one if scores are equal. Scores that tables
+report are never used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from finegates.files import parse_json, write_text
 from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean
 
-# Of a method's settings, what may differ among the trials of one contender.
+# Settings of a method that may differ between the trials of one contender.
 _FREE = {"title", "rate_factor", "learning_rate", "gate_learning_rate"}
 
 
@@ -28,13 +28,13 @@ class RateTrial:
 
     Attributes:
         contender: label of its method.
-        task: of GLUE.
-        factor: of the method's learning rates.
-        rate: AdamW's learning rate that comes of it.
+        task: name of the GLUE task.
+        factor: multiplies the method's learning rates.
+        rate: AdamW's resulting learning rate.
         score: mean over seeds of the score on held-out rows after the last epoch, times 100.
-        seeds: of the runs.
-        rows: that were held out.
-        chosen: whether it is the contender's factor on this task.
+        seeds: seeds of the runs.
+        rows: number of held-out rows.
+        chosen: whether this factor was chosen for the contender on this task.
     """
 
     contender: str
@@ -48,17 +48,17 @@ class RateTrial:
 
 
 def choose_rates(records: Iterable[Record]) -> list[RateTrial]:
-    """Chooses by the rule of this module.
+    """Chooses a factor for each contender and task by the rule of this module.
 
     Args:
-        records: of a rate search, contenders in their order.
+        records: records of a rate search, grouped by contender.
 
     Returns:
-        every trial, by contender and task in the order of the records, then by factor.
+        all trials, by contender and task in the order of the records, then by factor.
 
     Raises:
-        ValueError: a record is not of held-out training rows or is not a trial, or the trials of a
-            contender differ in more than their rates.
+        ValueError: a record is not a trial or was not scored on held-out training rows, or the
+            trials of a contender differ in more than their rates.
     """
     grids: dict[tuple[str, str], dict[float, list[Record]]] = {}
     for record in records:
@@ -91,10 +91,10 @@ def write_choices(trials: Iterable[RateTrial], path: str | Path) -> None:
 
 
 def read_choices(path: str | Path) -> dict[str, float]:
-    """The chosen factors by contender, as :func:`write_choices` wrote them.
+    """Reads the chosen factors by contender from :func:`write_choices`.
 
     Raises:
-        ValueError: the file is not of that layout.
+        ValueError: the file does not have that layout.
     """
     found = parse_json(Path(path).read_text(encoding="utf-8"))
     factors = found.get("factors") if isinstance(found, dict) else None
@@ -135,7 +135,7 @@ def _trials(contender: str, task: str, grid: Mapping[float, list[Record]]) -> li
 
 
 def _settings(record: Record) -> str:
-    """What the trials of one contender have in common, on one task."""
+    """The settings that all trials of one contender on one task must share."""
     config: dict[str, Any] = {
         key: value
         for key, value in record.config.model_dump(mode="json").items()

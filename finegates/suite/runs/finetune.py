@@ -1,4 +1,4 @@
-"""One run: fine-tune a model on a task by a method, evaluate, shrink, and say so in a record."""
+"""One run: fine-tune, evaluate and compact a model, then return a record."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ from finegates.suite.runs.step_timer import StepTimer
 from finegates.training.distillation import Distillation, with_teacher
 from finegates.training.trainer import GateTrainer
 
-# Tables name MACs at this shape, so that runs on tasks of different lengths compare.
+# Tables report MACs at this shape, so that tasks with different lengths are comparable.
 MACS_BATCH, MACS_LENGTH = 1, 128
 
 
@@ -73,10 +73,10 @@ class TaskData:
     Attributes:
         task: GLUE's name.
         train: rows of token ids and label, in the source's order.
-        validation: the same, longest first, so that evaluation batches hold little padding.
-        places: of the validation rows in the source's order, shape (rows,).
-        labels: of the validation rows, in their order, shape (rows,).
-        rows: rows used, by split.
+        validation: the same, longest first, so that evaluation batches need little padding.
+        places: position of each row of ``validation`` in the source, shape (rows,).
+        labels: labels in the order of ``validation``, shape (rows,).
+        rows: number of rows used, by split.
     """
 
     def __init__(self, tier: Tier, task: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -118,31 +118,32 @@ def finetune(
 ) -> Record:
     """Runs one method on one task with one seed.
 
-    Data order, dropout, noise and initial weights derive from the names of task, method and seed;
-    the head starts the same for every method, so that methods compare in pairs.
+    Data order, dropout, noise and initial weights are seeded by the names of task and method and by
+    the seed. The head has the same initial weights for every method, so that differences between
+    methods are paired.
 
     Args:
         tier: configuration.
         data: the task's splits.
         label: the method's label in ``tier.all_methods``.
         seed: one of ``tier.seeds``.
-        matched: the record that the method matches: a magnitude method its closed rows and columns,
-            one with shared gates or shared groups its MACs.
-        start: what an earlier run kept: the weights of a teacher, or the gates to go on with.
-        keep: where to write what was trained (safetensors), see :func:`write_trained`.
+        matched: the record to match: magnitude pruning matches its numbers of closed rows and
+            columns, shared gates and shared groups match its MACs.
+        start: weights that an earlier run saved: those of a teacher, or gates to continue with.
+        keep: where to save the trained weights (safetensors), see :func:`write_trained`.
         predictions: where to write the predictions of the last and the best epoch, see
             :func:`finegates.suite.runs.predictions.write_predictions`.
         root: the repository, for the commit in the record.
         code_digest: digest of the source files behind the run, for the record.
-        startup_s: start-up time of the process that is this run's share, seconds.
+        startup_s: this run's share of the process's start-up time, in seconds.
         progress: show a progress bar.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
-        ValueError: a method that matches without ``matched``, or needs a ``start`` without one.
+        ValueError: the method needs ``matched`` or ``start``, and it is None.
     """
     began, cpu_began = time.perf_counter(), time.process_time()
-    code = code_version(root)  # now: the checkout may move on while the run trains
+    code = code_version(root)  # read first: the checkout may change while the run trains
     method = with_target(tier.all_methods[label], matched)
     if method.start is not None and start is None:
         raise ValueError(f"this method needs what the run of {method.start!r} kept")
@@ -172,7 +173,7 @@ def finetune(
         collator = DataCollatorWithPadding(data.tokenizer)
         drawn = derive_seed(data.task, seed, "calibration")
         prune_once(model, method.prune, data.train, collator, MACS_LENGTH, drawn, progress)
-    # Now: gates that were hardened are not trained to the end.
+    # Counted before training: hardened gates do not require gradients at the end.
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     metric = GlueMetric(data.task)
@@ -205,7 +206,7 @@ def finetune(
         trainer.train()
         train_s = time.perf_counter() - train_start
 
-    # Without the trainer's autocast: in float32, gated and compact differ by compaction alone.
+    # Remove the trainer's autocast: in float32, only compaction separates gated and compact.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     epochs = _epochs(data.task, trainer)
     best = max(epochs, key=lambda epoch: epoch.score)
@@ -219,7 +220,7 @@ def finetune(
     if method.mask is not None:
         fold_masks(model)
     counted = measured_budget(model, trainable, MACS_BATCH, MACS_LENGTH)
-    # Of all layers, also where some are left out.
+    # The dense model has all layers, also for methods that drop some.
     counted = counted.model_copy(
         update={"macs": counted.macs.model_copy(update={"dense": dense_macs})}
     )
@@ -276,12 +277,12 @@ def finetune(
 
 
 def with_target(method: Method, matched: Record | None) -> Method:
-    """The method with a target taken from another run's record.
+    """Sets the target of a method that matches another run.
 
-    The target of its shared gates or groups is the fraction of the MACs that this run removed.
+    The target of its shared gates or groups is the fraction of MACs that the other run removed.
 
     Raises:
-        ValueError: the method matches another one, and there is no record.
+        ValueError: the method matches another one, and ``matched`` is None.
     """
     if method.matched is None:
         return method
@@ -305,19 +306,21 @@ def prepare(
     matched: Record | None = None,
     earlier: str | Path | None = None,
 ) -> nn.Module:
-    """Gives a pretrained classifier what a method trains: low-rank factors, gates, masks, pruning.
+    """Attaches a method's LoRA factors, gates or masks to a classifier.
+
+    Magnitude pruning closes its rows and columns here, too.
 
     Args:
         model: the classifier.
-        method: see there.
-        seed: of the gates' initial latents.
+        method: settings of the method.
+        seed: seed of the gates' initial latents.
         matched: the record that magnitude pruning matches.
-        earlier: what the run that is continued kept (:func:`write_trained`).
+        earlier: file that the continued run saved (:func:`write_trained`).
     """
     if method.lora is not None:
         model = add_lora(model, method.lora.rank, method.lora.alpha, method.lora.dropout)
     if method.gates is not None:
-        # As in the run that is continued, which trains no weights.
+        # A continued run trains no weights, so they are frozen here as well.
         frozen = {} if earlier is None else {"train_weights": False}
         attach(model, method.gates.gate_config(seed=seed, **frozen))
     if earlier is not None:
@@ -342,11 +345,15 @@ def predict(
     rows: Sequence[Mapping[str, Any]],
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """Evaluation logits (rows, outputs) of a classifier, float32 on the CPU, in the rows' order."""
+    """Evaluation logits of a classifier in the order of the rows.
+
+    Returns:
+        float32 on the CPU, shape (rows, outputs).
+    """
     model.eval()
     device = next(model.parameters()).device
     collate = DataCollatorWithPadding(tokenizer)
-    # By length, so that batches hold little padding.
+    # Sort by length to reduce padding.
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
     collected = []
     for start in range(0, len(rows), batch_size):
@@ -357,13 +364,13 @@ def predict(
 
 
 def write_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
-    """Writes what a run trained (safetensors), whole or not at all.
+    """Saves the trained weights of a run (safetensors), atomically.
 
     Args:
-        model: after training.
-        path: of the file.
-        whole: every weight was trained and is written; else the encoder is frozen, and what belongs
-            to the task is (``finegates.save_task``).
+        model: the trained model.
+        path: file to write.
+        whole: save all weights; otherwise the encoder was frozen and only the weights of the task
+            are saved (``finegates.save_task``).
     """
     if not whole:
         save_task(model, path)
@@ -373,7 +380,7 @@ def write_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
 
 
 def read_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
-    """Puts what :func:`write_trained` wrote into a model that was prepared in the same way."""
+    """Loads a file of :func:`write_trained` into a model prepared in the same way."""
     if whole:
         load_model(model, path)
     else:
@@ -393,7 +400,7 @@ def _training_arguments(
         weight_decay=training.weight_decay,
         lr_scheduler_type=_schedule(method, training.schedule),
         warmup_steps=method.warmup,
-        # The protocol names no clipping; Trainer's default would clip the penalty's gradient.
+        # The protocol does not clip; Trainer's default would clip the penalty's gradient.
         max_grad_norm=0.0,
         bf16=_in_bfloat16(tier, method),
         use_cpu=not torch.cuda.is_available(),
@@ -407,7 +414,7 @@ def _training_arguments(
         disable_tqdm=not progress,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
-        # Rows hold what the model reads, and at times a teacher's logits.
+        # Rows hold the model's inputs and, with distillation, the teacher's logits.
         remove_unused_columns=False,
     )
 
@@ -436,7 +443,7 @@ def _metrics(
 
 
 def _epochs(task: str, trainer: GateTrainer) -> list[Epoch]:
-    """The evaluations of a finished training, one an epoch, with the gates' summaries."""
+    """One evaluation per epoch of a finished training, with a summary of the gates."""
     summaries = {round(s["epoch"]): s for s in trainer.gate_history}
     losses: dict[int, float] = {}
     epochs = []

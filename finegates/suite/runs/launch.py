@@ -1,8 +1,8 @@
-"""One training run in as many processes as its settings ask for.
+"""Launches a training run in one or more processes.
+
+If ``training.processes`` is more than one, :func:`launch` starts
 
     torchrun --nproc-per-node 2 -m finegates.suite.runs.launch --config '{"tier": "smoke"}' RECORD
-
-is what :func:`launch` starts where ``training.processes`` is more than one.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from finegates.suite.runs.record import write_record
 
 
 class LaunchError(RuntimeError):
-    """A process of a run failed; its own message is in the log."""
+    """A process of a run failed. Its own message is in the log."""
 
 
 def launch(config: Mapping[str, Any], path: str, code_digest: str | None = None) -> None:
-    """Trains the run of a record's path and writes the record.
+    """Trains the run that belongs to a record's path and writes the record.
 
     Args:
-        config: as of ``finegates.suite.config.load.configured_tier``.
-        path: of the record.
-        code_digest: for the record.
+        config: see ``finegates.suite.config.load.configured_tier``.
+        path: path of the record.
+        code_digest: digest of the source files behind the run, for the record.
 
     Raises:
-        LaunchError: with several processes, one of them failed.
+        LaunchError: one of several processes failed.
     """
     tier = configured_tier(config)
     processes = training_of(tier, run_named(tier, path)).processes
@@ -52,16 +52,17 @@ def launch(config: Mapping[str, Any], path: str, code_digest: str | None = None)
 
 
 def launch_line(processes: int, nodes: int, environment: Mapping[str, str]) -> list[str]:
-    """The command that starts the processes of a run, up to what each of them runs.
+    """The ``torchrun`` command of a run, without the module that it runs.
 
-    On one node they find each other by themselves. On several, ``srun`` starts torchrun on each
-    node of the Slurm job, and they meet at the first one.
+    One node uses a standalone rendezvous. On several nodes, ``srun`` starts torchrun on each node
+    of the Slurm job, with the rendezvous on the first one.
 
     Args:
-        processes: of all nodes together.
-        nodes: machines.
-        environment: of the job; on several nodes with ``SLURM_JOB_ID`` and, by Slurm or by hand,
-            ``MASTER_ADDR``; ``MASTER_PORT`` if another than one that the job's number decides.
+        processes: total over all nodes.
+        nodes: number of machines.
+        environment: environment variables of the job. Several nodes need ``SLURM_JOB_ID``, and
+            ``MASTER_ADDR`` from Slurm or set by hand. ``MASTER_PORT`` overrides a port that is
+            derived from the job's number.
 
     Raises:
         LaunchError: several nodes outside a Slurm job.
@@ -79,13 +80,13 @@ def launch_line(processes: int, nodes: int, environment: Mapping[str, str]) -> l
     first = environment.get("MASTER_ADDR") or environment.get("SLURMD_NODENAME", "localhost")
     port = environment.get("MASTER_PORT", str(20_000 + int(job) % 20_000))
     meeting = ["--rdzv-backend", "c10d", "--rdzv-id", job, "--rdzv-endpoint", f"{first}:{port}"]
-    # Overlap: the job's own step, which this runs in, holds the same cores.
+    # --overlap: this process is a step of the same job and already holds its cores.
     srun = ["srun", "--overlap", "--nodes", str(nodes), "--ntasks", str(nodes)]
     return [*srun, "--ntasks-per-node", "1", *torchrun, "--nnodes", str(nodes), *each, *meeting]
 
 
 def train_and_write(config: Mapping[str, Any], path: str, code_digest: str | None) -> None:
-    """What each process of a run does; the first writes the record."""
+    """Trains in each process of a run. The first process writes the record."""
     from finegates.suite.runs.train_llama import finish, train_run
 
     tier = configured_tier(config)
@@ -97,7 +98,7 @@ def train_and_write(config: Mapping[str, Any], path: str, code_digest: str | Non
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; see the module."""
+    """Entry point of the command in the module's docstring."""
     parser = argparse.ArgumentParser(description="Train one run on plain text.")
     parser.add_argument("--config", type=json.loads, required=True)
     parser.add_argument("--code", default="")

@@ -1,4 +1,4 @@
-"""The record of a run on plain text: as of a fine-tuning run, with a curve instead of epochs."""
+"""The record of a run on plain text, with a curve instead of epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finegates.suite.runs.signed import read_signed
 
 
 class HeldOutResult(Section):
-    """Held-out prediction: nats a token, its exponential, bits a character; what it is over."""
+    """Held-out loss (nats per token), perplexity, bits per character, and counts."""
 
     loss: float
     perplexity: float
@@ -25,15 +25,15 @@ class HeldOutResult(Section):
 
 
 class CurvePoint(Section):
-    """A moment of a training: what is not measured at it is None.
+    """One logged step of a training. Quantities not measured at it are None.
 
     Attributes:
         step: optimizer steps done.
-        tokens: seen by then.
-        task_loss: mean next-token loss since the point before, in training mode, without penalty.
-        held_out_loss: on held-out text, in evaluation mode.
+        tokens: tokens seen so far.
+        task_loss: mean next-token loss since the previous point, in training mode, without penalty.
+        held_out_loss: loss on held-out text, in evaluation mode.
         realised_sparsity: fraction of the gated weights in closed rows or columns.
-        removable_weights: their number.
+        removable_weights: number of gated weights.
         closed, half_open: fractions of the gates.
     """
 
@@ -48,10 +48,10 @@ class CurvePoint(Section):
 
 
 class CausalCompact(Section):
-    """The physically smaller model against the gated one, both in evaluation mode, float32.
+    """The compact model against the gated one, in evaluation mode and float32.
 
-    ``perplexity_difference`` is relative; ``same_tokens`` of ``greedy_tokens`` greedily decoded
-    ones (with a cache) agree.
+    ``perplexity_difference`` is relative. Of ``greedy_tokens`` tokens that both models decode
+    greedily with a cache, ``same_tokens`` are equal.
     """
 
     perplexity: float
@@ -67,11 +67,11 @@ class Text(Section):
 
     Attributes:
         name: for captions.
-        source: where it comes from, see ``TextSource``.
+        source: kind of source, see ``TextSource``.
         revision: commit hash on the hub.
-        validation_documents: held out, at most so many; None for all.
-        sha256: of the files, by split; empty for a streamed text.
-        status: what the files say of themselves, by split.
+        validation_documents: maximum number of held-out documents; None for all.
+        sha256: SHA-256 of the files, by split; empty for a streamed text.
+        status: status that the files state, by split.
     """
 
     name: str
@@ -94,14 +94,14 @@ class TextTraining(Quoted):
 
 
 class TextConfig(Quoted):
-    """A run's gates or criterion, its training (None if it was not trained), its tier in words."""
+    """Gates or criterion of a run, its training (None if untrained), and its tier."""
 
     training: TextTraining | None
     tier_description: str
 
 
 class CausalRecord(RunRecord):
-    """One run on plain text; ``start`` is before training, with gates."""
+    """One run on plain text. ``start`` is measured before training, with gates."""
 
     experiment: Experiment
     name: str
@@ -127,11 +127,11 @@ def read_causal_record(path: str | Path) -> CausalRecord:
     """Reads and validates a record.
 
     Raises:
-        RecordError: as :func:`finegates.suite.runs.record.read_record`.
+        RecordError: see :func:`finegates.suite.runs.record.read_record`.
     """
     return read_signed(CausalRecord, path)
 
 
 def read_causal_records(paths: Iterable[str | Path]) -> list[CausalRecord]:
-    """Reads many records, in the given order. Raises RecordError as :func:`read_causal_record`."""
+    """Reads many records in the given order, as :func:`read_causal_record`."""
     return [read_causal_record(path) for path in paths]

@@ -1,8 +1,8 @@
-"""Training on packed text by ``transformers.Trainer``: exact resume, the same on many devices.
+"""Training on packed text with ``transformers.Trainer`` and exact resume.
 
-A step's gates are drawn from the run's seed and the step's number. They are therefore the same for
-every micro-batch of a step and on every device, so that a batch may be cut in any way; and a run
-that is continued draws what it would have drawn.
+The gates of a step are drawn from the run's seed and the step's number. Every micro-batch of a step
+and every device therefore uses the same gates, and a batch may be split in any way. A resumed run
+draws the same gates as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KEPT_CHECKPOINTS = 2
 
 
 class CheckpointError(ValueError):
-    """Checkpoints that cannot be continued from; the message names them and the remedy."""
+    """Checkpoints cannot be resumed from. The message names them and the remedy."""
 
 
 class CausalTrainer(GateTrainer):
@@ -51,12 +51,12 @@ class CausalTrainer(GateTrainer):
 
     Args:
         stream: the training text.
-        held_out: evaluated on, each token once.
-        sequences: of an optimizer step, over all devices.
+        held_out: the evaluation text; each token is predicted once.
+        sequences: sequences of an optimizer step, over all devices.
         length: tokens of a sequence.
-        noise_seed: of the gates' noise and of all other random draws of a step.
+        noise_seed: seed of the gates' noise and of all other random draws of a step.
         start_step: the penalty's target is 0 before this step.
-        model, args, ...: as of ``transformers.Trainer``.
+        model, args, ...: see ``transformers.Trainer``.
     """
 
     def __init__(
@@ -86,18 +86,18 @@ class CausalTrainer(GateTrainer):
             self.add_callback(_DelayedTarget(self, start_step))
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As of :class:`GateTrainerMixin`, with the step's own random numbers."""
+        """Same as :class:`GateTrainerMixin`, with random numbers seeded by the step."""
         torch.manual_seed(derive_seed(self.noise_seed, "step", self.state.global_step))
         return super().training_step(model, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs, with the task loss of a dense run, too, and the state of the gates."""
+        """Adds the state of the gates and, for dense runs too, the task loss."""
         if "loss" in logs:
             logs = {"task_loss": logs["loss"], **logs, **self._gate_scalars()}
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Held-out prediction, shared by the devices; ignores its arguments."""
+        """Evaluates held-out text, split over the devices. Ignores its arguments."""
         found = held_out_prediction(
             self.accelerator.unwrap_model(self.model),
             self.held_out,
@@ -115,7 +115,7 @@ class CausalTrainer(GateTrainer):
         return metrics
 
     def curve(self) -> list[CurvePoint]:
-        """What was logged, one point a step; a continued run's has the points before it too."""
+        """The logged points, one per step, including those before a resume."""
         points: dict[int, dict[str, Any]] = {}
         model: nn.Module = self.accelerator.unwrap_model(self.model)
         sizes = [(g.out_features, g.in_features) for g in gated_layers(model).values()]
@@ -148,7 +148,7 @@ class CausalTrainer(GateTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        # A pickle of any objects, which nothing reads: settings are in the run's identity.
+        # A pickle that nothing reads: the run's identity stores the settings.
         (Path(str(output_dir or self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -158,7 +158,7 @@ class CausalTrainer(GateTrainer):
             folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
             position = self.stream.position(step * self.sequences)
             write_text(folder / POSITION_FILE, json.dumps(position))
-        self.accelerator.wait_for_everyone()  # each has a file of its own in it
+        self.accelerator.wait_for_everyone()  # each process writes its own file into the folder
         if self.is_world_process_zero():
             seal(folder)
 
@@ -180,7 +180,7 @@ class _DelayedTarget(TrainerCallback):
 def causal_arguments(
     settings: CausalTraining, folder: str | Path, seed: int, *, progress: bool
 ) -> TrainingArguments:
-    """Trainer arguments of a run; ``folder`` receives the checkpoints."""
+    """Trainer arguments of a run. Checkpoints are written to ``folder``."""
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     backend = "gloo" if shared and not torch.cuda.is_available() else None
     return TrainingArguments(
@@ -207,7 +207,7 @@ def causal_arguments(
         save_strategy="no" if settings.save_every is None else "steps",
         save_steps=settings.save_every or settings.steps,
         save_total_limit=KEPT_CHECKPOINTS,
-        # The stream continues from its position in the checkpoint; nothing is read to be skipped.
+        # The stream seeks to its position in the checkpoint instead of reading and skipping.
         ignore_data_skip=True,
         ddp_find_unused_parameters=False,
         ddp_backend=backend,
@@ -219,18 +219,17 @@ def causal_arguments(
 
 
 def last_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path | None:
-    """The last whole checkpoint of a run in a folder, None if there is none.
+    """The last complete checkpoint of a run in a folder, None if there is none.
 
-    The folder remembers which run it belongs to. A checkpoint that was cut short or is damaged is
-    passed over.
+    The folder stores the identity of its run. Incomplete and corrupt checkpoints are skipped.
 
     Args:
-        folder: of the checkpoints; made if needed.
-        identity: what decides the run's result: settings, seeds, digests. Plain values.
+        folder: folder of the checkpoints; created if needed.
+        identity: plain values that determine the run's result: settings, seeds, digests.
 
     Raises:
-        CheckpointError: the folder holds checkpoints of another run, or of no known one; it is left
-            as it is.
+        CheckpointError: the folder holds checkpoints of another or an unknown run. It is not
+            changed.
     """
     folder = Path(folder)
     found = sorted(
@@ -259,7 +258,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _identity(file: Path) -> dict[str, Any]:
-    """What a folder of checkpoints says of its run; nothing where that cannot be read."""
+    """The identity stored in a folder of checkpoints, empty if it cannot be read."""
     try:
         kept = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What computed a run: code, packages, hardware, memory."""
+"""Code version, packages, hardware and memory of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokenize
 
 
 def code_version(root: Path) -> dict[str, Any]:
-    """The repository's commit and whether tracked files differ from it; unknown outside git."""
+    """Commit, and whether tracked files differ from it (None outside git)."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -36,7 +36,7 @@ def package_versions() -> dict[str, str]:
 
 
 def hardware(threads: int) -> dict[str, Any]:
-    """CPU, cores, memory and accelerator of this machine, and the threads in use."""
+    """CPU, cores, memory, accelerator and threads of this machine."""
     import psutil
     import torch
 
@@ -50,7 +50,7 @@ def hardware(threads: int) -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """The most memory that this process has held: on the accelerator, else resident."""
+    """Peak memory of this process: accelerator memory, or else resident memory."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""GLUE's metrics as ``evaluate`` objects that need no network, and the score of a task."""
+"""GLUE's metrics as offline ``evaluate`` objects, and the score of a task."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from finegates.suite.config.tasks import task_named
 
 
 class GlueMetric(evaluate.Metric):
-    """The metrics of one GLUE task, computed in memory from scikit-learn and scipy.
+    """The metrics of one GLUE task, computed with scikit-learn and scipy.
 
     ``compute(predictions=..., references=...)`` takes integer codes (floats for STS-B) and returns
     ``accuracy``, ``f1`` (of class 1), ``matthews``, or ``pearson`` and ``spearman``, each as GLUE
-    defines it, in [-1, 1]. A correlation with a constant is 0: it is undefined, and GLUE's leader
-    board counts it so.
+    defines it, in [-1, 1]. The correlation with a constant is undefined and counts as 0, as on
+    GLUE's leaderboard.
     """
 
     def __init__(self, task: str, **kwargs: Any) -> None:
@@ -46,7 +46,7 @@ def score(task: str, metrics: dict[str, float]) -> float:
 
 
 def predictions_from_logits(task: str, logits: np.ndarray) -> np.ndarray:
-    """Class codes (rows,), or similarities for regression, from logits (rows, outputs)."""
+    """Class codes or, for regression, similarities (rows,) from logits (rows, outputs)."""
     if task_named(task).labels is None:
         return np.asarray(logits, dtype=np.float32).reshape(-1)
     return np.asarray(logits).argmax(axis=-1)

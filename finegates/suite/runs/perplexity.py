@@ -1,4 +1,4 @@
-"""How well a causal model predicts held-out text, and whether two models agree on it."""
+"""Perplexity on held-out text, and greedy decoding to compare two causal models."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ class Prediction:
     """Held-out next-token prediction.
 
     Attributes:
-        loss: mean negative log likelihood of a token, nats.
-        perplexity: its exponential.
-        bits_per_character: all nats over the characters of the text, in bits: comparable between
-            tokenizers. Marks between documents are predicted too and count in the nats.
-        tokens: predicted.
-        characters: of the text.
+        loss: mean negative log-likelihood per token, in nats.
+        perplexity: exp(loss).
+        bits_per_character: total negative log-likelihood in bits per character of the text,
+            comparable between tokenizers. Separator tokens between documents are predicted and
+            count in it.
+        tokens: number of predicted tokens.
+        characters: number of characters of the text.
     """
 
     loss: float
@@ -50,18 +51,18 @@ def held_out_prediction(
     """Predicts every token of held-out text once, in evaluation mode.
 
     Args:
-        model: causal; its mode is restored.
+        model: causal model; its training mode is restored.
         text: see :class:`HeldOut`.
-        batch_size: windows at once.
-        rank: of this process, which takes every ``ranks``-th batch.
-        ranks: processes that share the work.
-        total: sums a tensor over the processes; needed for more than one.
+        batch_size: windows per batch.
+        rank: rank of this process, which evaluates every ``ranks``-th batch.
+        ranks: number of processes.
+        total: sums a tensor over the processes (all-reduce); required for more than one.
         progress: show a progress bar.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    # Sums of many numbers of like size: in float64, so that batches can be cut anywhere.
+    # Accumulate in float64, so that the result does not depend on the batch boundaries.
     nats = torch.zeros((), dtype=torch.float64, device=device)
     starts = range(rank * batch_size, len(text), ranks * batch_size)
     for start in tqdm(starts, desc="held-out text", disable=not progress, leave=False):
@@ -86,10 +87,10 @@ def held_out_prediction(
 
 @torch.no_grad()
 def greedy_tokens(model: nn.Module, prompts: Tensor, new: int) -> Tensor:
-    """What greedy decoding with a key-value cache appends to prompts (batch, length).
+    """Decodes greedily after prompts (batch, length), with a key-value cache.
 
     Returns:
-        prompt and ``new`` tokens, (batch, length + new); the end of a text does not stop it.
+        prompts and ``new`` tokens, (batch, length + new). An end token does not stop decoding.
     """
     was_training = model.training
     model.eval()

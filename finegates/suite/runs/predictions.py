@@ -1,4 +1,4 @@
-"""A run's predictions of every validation row, in a Parquet file next to its record."""
+"""Predictions of a run for all validation rows, as Parquet next to its record."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ SUFFIX = ".predictions.parquet"
 
 
 class Predictions(Section):
-    """What a record says of its file of predictions: SHA-256, and number of rows."""
+    """SHA-256 and number of rows of a file of predictions, as its record has them."""
 
     sha256: str
     rows: Count
 
 
 def predictions_path(record: str | Path) -> Path:
-    """Where the predictions of a run are stored, by the path of its record."""
+    """The path of a run's predictions from the path of its record."""
     return Path(record).with_suffix(SUFFIX)
 
 
 def expected_predictions(records: Iterable[str | Path]) -> list[str]:
-    """The files of predictions that runs leave, for jobs that read them.
+    """The files of predictions of some runs, for jobs that read them.
 
     Args:
-        records: paths of records, of runs that are still to be made, too.
+        records: paths of records, also of runs that are not done yet.
 
     Returns:
-        a path a record, in their order, without those of records that name no file.
+        one path per record, in their order; records without predictions are skipped.
     """
     return [str(predictions_path(path)) for path in records if not _names_none(Path(path))]
 
@@ -49,7 +49,7 @@ def _names_none(record: Path) -> bool:
     try:
         return signed_values(record).get("predictions") is None
     except RecordError:
-        return False  # its reader raises
+        return False  # the job that reads the record raises the error
 
 
 def write_predictions(
@@ -59,23 +59,23 @@ def write_predictions(
     labels: np.ndarray,
     logits: Mapping[str, np.ndarray],
 ) -> Predictions:
-    """Writes predictions whole or not at all; the same values are the same bytes.
+    """Writes predictions atomically. Equal values give equal bytes.
 
-    The columns are ``row``, ``label`` and for each evaluation ``<name>_prediction`` and
-    ``<name>_logits``, in the order of rows. Labels and predictions are int64 class codes, float32
-    similarities for regression.
+    The columns are ``row``, ``label`` and, for each evaluation, ``<name>_prediction`` and
+    ``<name>_logits``. The file is sorted by row. Labels and predictions are int64 class codes, or
+    float32 similarities for regression.
 
     Args:
-        path: of the file.
+        path: file to write.
         task: GLUE's name.
-        rows: place of each row in the validation split that was used, shape (rows,).
-        labels: of the rows, shape (rows,).
-        logits: by name of the evaluation, each of shape (rows, outputs); stored as float32.
+        rows: index of each row in the validation split that was used, shape (rows,).
+        labels: labels of the rows, shape (rows,).
+        logits: logits by name of the evaluation, shape (rows, outputs); stored as float32.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Imported here, because readers of records do not need torch.
+    # Imported here, so that reading records does not import torch.
     from finegates.suite.runs.metrics import predictions_from_logits
 
     kind = pa.float32() if task_named(task).labels is None else pa.int64()
@@ -96,14 +96,14 @@ def write_predictions(
 
 
 def checked_predictions(record: str | Path) -> Path | None:
-    """The file of a run's predictions; None if its record names none.
+    """The file of a run's predictions, None if its record does not have one.
 
     Args:
         record: path of the record of any run.
 
     Raises:
-        RecordError: the record cannot be read, or the file is missing or is not the one that the
-            record names.
+        RecordError: the record cannot be read, or the file is missing or does not have the
+            SHA-256 in the record.
     """
     named = signed_values(record).get("predictions")
     if named is None:
@@ -120,9 +120,10 @@ def checked_predictions(record: str | Path) -> Path | None:
 
 
 def read_predictions(record: str | Path) -> pd.DataFrame | None:
-    """Reads a run's predictions: the columns of :func:`write_predictions`, a row a validation row.
+    """Reads a run's predictions, one row per validation row.
 
-    Argument, None and errors as for :func:`checked_predictions`.
+    Columns are those of :func:`write_predictions`. Argument, None and errors are those of
+    :func:`checked_predictions`.
     """
     import pandas as pd
 

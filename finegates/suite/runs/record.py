@@ -1,8 +1,8 @@
-"""The run record: one JSON file per run, with everything that a table or an auditor asks of it.
+"""The run record: one JSON file per run, the source of all tables and audits.
 
-A record ends with its own digest, so that a flipped bit is an error and no other number. Records of
-format version 1 were written before there was one; they are read as they are, and
-:func:`is_signed` tells them apart.
+A record ends with the SHA-256 of its own content, so that a flipped bit raises an error instead of
+changing a number. Records of format version 1 do not have this digest. They are still read;
+:func:`is_signed` distinguishes them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from finegates.suite.runs.signed import read_signed, write_signed
 class GateSummary(Section):
     """The gates of a model at one moment.
 
-    ``closed`` are exactly 0 at evaluation, ``open`` exactly 1, ``half_open`` strictly between 0.05
-    and 0.95; fractions of all gates. ``histogram`` counts evaluation gates in equal bins of [0, 1].
-    All of them without the factor that gates of preset ``structured`` have.
-    ``reopened`` is the fraction of gates that were seen closed and, at a later look, not; None in
-    records that are older than it.
+    ``closed``, ``open`` and ``half_open`` are the fractions of gates whose evaluation value is
+    exactly 0, exactly 1, and strictly between 0.05 and 0.95. ``histogram`` counts evaluation gates
+    in equal bins of [0, 1]. The factor of gates of preset ``structured`` is not included.
+    ``reopened`` is the fraction of gates that were closed at one inspection and not at a later one;
+    None in records that predate it.
     """
 
     gates: Count
@@ -44,7 +44,7 @@ class GateSummary(Section):
 
 
 class Epoch(Section):
-    """Metrics on the reported split after an epoch; ``score`` is GLUE's, times 100."""
+    """Metrics on the reported split after an epoch. ``score`` is GLUE's times 100."""
 
     epoch: Annotated[int, Field(ge=1)]
     train_loss: float
@@ -54,7 +54,7 @@ class Epoch(Section):
 
 
 class CompactResult(Section):
-    """The physically smaller model against the gated one, both in evaluation mode."""
+    """The compact model against the gated one, both in evaluation mode."""
 
     score: float
     max_abs_logit_difference: float
@@ -63,7 +63,7 @@ class CompactResult(Section):
 
 
 class Split(Section):
-    """A split of a task's table: digest of its file, and whether it holds the official rows."""
+    """One split of a task: SHA-256 of its file, and whether its rows are official."""
 
     sha256: str | None
     status: str
@@ -74,12 +74,12 @@ class TaskTables(Section):
 
     Attributes:
         name: for captions.
-        source: where they come from, see ``DataSource``.
+        source: kind of source, see ``DataSource``.
         revision: commit hash on the hub.
-        train_rows, validation_rows: that were used.
-        official_train_rows: of GLUE's own table.
-        validation_split: the one that is reported.
-        splits: by name.
+        train_rows, validation_rows: numbers of rows used.
+        official_train_rows: number of rows of GLUE's own table.
+        validation_split: the reported split.
+        splits: splits by name.
     """
 
     name: str
@@ -93,14 +93,14 @@ class TaskTables(Section):
 
 
 class QuotedGates(Quoted):
-    """The gates of a run's method; ``target`` is the one that a matching method took."""
+    """The gates of a run's method. ``target`` is resolved for matching methods."""
 
     preset: str
     target: float | None
 
 
 class QuotedTraining(Quoted):
-    """The training settings of a run, with the numbers of epochs of its task."""
+    """The training settings of a run, with the number of epochs of its task."""
 
     epochs: Count
     batch_size: Count
@@ -108,7 +108,7 @@ class QuotedTraining(Quoted):
 
 
 class RunConfig(Quoted):
-    """A run's method (``finegates.suite.config.methods.Method``), training and tier in words."""
+    """Method (``finegates.suite.config.methods.Method``), training and tier of a run."""
 
     title: str
     gates: QuotedGates | None = None
@@ -129,9 +129,10 @@ class RunConfig(Quoted):
 
 
 class Record(RunRecord):
-    """One run on a task of GLUE; MACs at ``budget.macs_batch`` x ``budget.macs_length``.
+    """One run on a GLUE task.
 
-    ``predictions`` names the file next to the record; None in records that have none.
+    MACs are counted at ``budget.macs_batch`` x ``budget.macs_length`` tokens. ``predictions``
+    describes the file next to the record; None in records without one.
     """
 
     task: str
@@ -156,7 +157,7 @@ class Record(RunRecord):
 
 
 def write_record(record: RunRecord, path: str | Path) -> None:
-    """Writes a record of any run whole or not at all."""
+    """Writes the record of any run atomically."""
     write_signed(record, path)
 
 
@@ -164,12 +165,12 @@ def read_record(path: str | Path) -> Record:
     """Reads and validates a record.
 
     Raises:
-        RecordError: missing, not JSON, of another format version, not as it was written, or not of
-            the schema.
+        RecordError: the file is missing, is not JSON, has another format version, does not match
+            its digest, or does not follow the schema.
     """
     return read_signed(Record, path)
 
 
 def read_records(paths: Iterable[str | Path]) -> list[Record]:
-    """Reads many records, in the given order. Raises RecordError as :func:`read_record`."""
+    """Reads many records in the given order, as :func:`read_record`."""
     return [read_record(path) for path in paths]

@@ -1,4 +1,4 @@
-"""What the record of every run says: what was run, on what, by which code, and what it counted."""
+"""Fields that the records of all runs share: model, code, hardware, budget."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DIGEST_DIGITS = 12
 
 
 class Quoted(Section):
-    """A part of the configuration of the day that a run was made.
+    """A part of the configuration as it was when the run was made.
 
-    What tables read of it has a type. Everything else is kept as it was, under the name that it had
-    then.
+    Fields that tables read are typed. All others are stored unchanged, under the names that they
+    had then.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -31,9 +31,9 @@ class Code(Section):
     """The source files behind a run.
 
     Attributes:
-        commit: of the repository; None outside git.
-        dirty: whether tracked files differed from it; None outside git.
-        digest: SHA-256 of the files that the run depends on.
+        commit: commit of the repository; None outside git.
+        dirty: whether tracked files differed from the commit; None outside git.
+        digest: SHA-256 of the source files that the run depends on.
     """
 
     commit: str | None
@@ -51,12 +51,12 @@ class Model(Section):
 
     Attributes:
         name: for captions.
-        source: where it comes from, see ``ModelSource`` and ``CausalModel``.
+        source: kind of source, see ``ModelSource`` and ``CausalModel``.
         revision: commit hash on the hub.
-        sha256: of its weights.
+        sha256: SHA-256 of its weights.
         architecture: ``model_type`` of transformers.
-        parameters: their number, before anything is attached.
-        vocabulary: tokens of the tokenizer of a model that is trained from random weights.
+        parameters: number of parameters before anything is attached.
+        vocabulary: size of the tokenizer's vocabulary, if the model starts from random weights.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Model(Section):
 
     @property
     def identity(self) -> list[str]:
-        """The revision or the digest as captions print it; empty if neither is known."""
+        """The revision or the digest as captions print it, empty if both are unknown."""
         for word, value in (("revision", self.revision), ("digest", self.sha256)):
             if value:
                 return [f"{word} {value[:DIGEST_DIGITS]}"]
@@ -77,7 +77,7 @@ class Model(Section):
 
 
 class Hardware(Section):
-    """The machine of a run; memory in GiB."""
+    """The machine of a run, memory in GiB."""
 
     cpu: str
     cores: Count | None
@@ -91,9 +91,9 @@ class Hardware(Section):
 
 
 class Parameters(Section):
-    """Parameters by denominator, see ``finegates.budget.Budget``.
+    """Numbers of parameters, see ``finegates.budget.Budget``.
 
-    Those that training moved are ``trainable``.
+    ``trainable`` are the trained ones.
     """
 
     all: Count
@@ -107,7 +107,7 @@ class Parameters(Section):
 
 
 class Macs(Section):
-    """Multiply-accumulates of the encoder: of the dense model, and of what gates leave."""
+    """Multiply-accumulates of the encoder, dense and kept by the gates."""
 
     dense: Count
     kept: Count
@@ -119,17 +119,17 @@ class Macs(Section):
 
 
 class RunBudget(Section):
-    """What a run trained, removed and kept.
+    """Parameters and MACs that a run trained, removed and kept.
 
     Attributes:
-        parameters: by denominator.
-        removable_weights: weights of the gated layers.
-        removed_weights: those in closed rows or columns.
-        realised_sparsity: their fraction.
-        macs_batch: sequences of the MACs.
-        macs_length: tokens of each.
-        macs: of dense and kept.
-        masked_fraction: weights that a 2:4 mask made zero, of those of its layers.
+        parameters: see :class:`Parameters`.
+        removable_weights: number of weights of the gated layers.
+        removed_weights: number of these in closed rows or columns.
+        realised_sparsity: ``removed_weights / removable_weights``.
+        macs_batch: sequences at which MACs are counted.
+        macs_length: tokens of each sequence.
+        macs: see :class:`Macs`.
+        masked_fraction: fraction of the weights of masked layers that a 2:4 mask sets to zero.
     """
 
     parameters: Parameters
@@ -150,10 +150,10 @@ class Closed(Section):
 
 
 class RunRecord(Section):
-    """What the records of all runs have in common. Durations in seconds, memory in MiB.
+    """Fields that all run records share. Durations in seconds, memory in MiB.
 
-    Titles, names and what is quoted of the configuration are those of the day that the run was
-    made. What the run depends on of it, ``finegates.suite.config.dependencies`` says.
+    Titles, names and quoted settings are those of the time of the run. The settings that a run
+    depends on are in ``finegates.suite.config.dependencies``.
     """
 
     format_version: int = FORMAT_VERSION
@@ -178,19 +178,19 @@ class RunRecord(Section):
 
 
 def measured_budget(model: nn.Module, trainable: int, batch: int, length: int) -> RunBudget:
-    """Counts what a model's gates leave.
+    """Counts the parameters and MACs of a model, before and after compaction.
 
     Args:
         model: dense or gated.
-        trainable: parameters that training moved; gates may be at rest by now.
-        batch: of the MACs.
-        length: of the MACs.
+        trainable: number of parameters that were trained; gates may be frozen by now.
+        batch: sequences at which MACs are counted.
+        length: tokens of each sequence.
     """
-    # Imported here, because readers of records (tables, figures) do not need torch.
+    # Imported here, so that reading records (tables, figures) does not import torch.
     from finegates.budget import macs, measure_budget, planned_macs
 
     counted = measure_budget(model)
-    # Models of the suite have adapters, which know the encoder and the head.
+    # All models of the suite have adapters, which locate encoder and head.
     assert counted.encoder_parameters is not None
     assert counted.head_parameters is not None
     return RunBudget(

@@ -1,4 +1,4 @@
-"""Records on disk, with a digest that tells whether anyone changed them."""
+"""Records on disk, each with a SHA-256 of its own content."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ run is done again on the same machine, at the same commit."""
 
 
 class RecordError(ValueError):
-    """A record that cannot be read; the message names the file and what is wrong with it."""
+    """A record cannot be read. The message names the file and the fault."""
 
 
 def write_signed(record: Section, path: str | Path) -> None:
-    """Writes a record of any kind, with its digest, whole or not at all."""
+    """Writes a record of any kind with its digest, atomically."""
     values = {**record.model_dump(), "format_version": FORMAT_VERSION}
     signed = {**values, DIGEST: content_digest(values)}
     write_text(path, json.dumps(signed, indent=1, allow_nan=False) + "\n")
 
 
 def is_signed(record: Any) -> bool:
-    """Whether a record that was read carries a digest of its own."""
+    """Whether a record has a digest of its own content."""
     return bool(record.format_version != UNSIGNED_VERSION)
 
 
 def without_times(values: Mapping[str, Any]) -> dict[str, Any]:
     """A record's plain values without those that differ in a rerun.
 
-    These are its times, and the digest that covers them.
+    These are its times, and its digest, which depends on them.
     """
     return {key: value for key, value in values.items() if key not in (*TIMES, DIGEST)}
 
@@ -58,7 +58,7 @@ def read_signed(model: type[_Model], path: str | Path) -> _Model:
     """Reads a record of any kind.
 
     Raises:
-        RecordError: as :func:`signed_values`, or not of the schema.
+        RecordError: as :func:`signed_values`, or the record does not follow the schema.
     """
     try:
         return validated(model, signed_values(path), path, strict=True)
@@ -67,10 +67,14 @@ def read_signed(model: type[_Model], path: str | Path) -> _Model:
 
 
 def signed_values(path: str | Path) -> dict[str, Any]:
-    """The plain values of a record of any kind, after a look at its digest, which is left out.
+    """Reads the plain values of a record of any kind and checks its digest.
+
+    Returns:
+        the values without the digest.
 
     Raises:
-        RecordError: missing, not JSON, of another format version, or not as it was written.
+        RecordError: the file is missing, is not JSON, has another format version, or does not
+            match its digest.
     """
     try:
         raw = parse_json(Path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Smaller models that training starts from: pruned in one shot, or with fewer layers."""
+"""Smaller initial models: pruned in one shot, or with fewer layers."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def prune_once(
     seed: int,
     progress: bool,
 ) -> nn.Module:
-    """Prunes a model before its training, in place, by some of the training rows.
+    """Prunes a model in place before training, calibrated on training rows.
 
     Args:
-        model: a classifier, with low-rank adapters or without.
-        settings: with a target.
-        rows: of training, tokenized.
+        model: a classifier, with or without low-rank adapters.
+        settings: settings with a target.
+        rows: tokenized training rows.
         collator: makes a batch of rows.
         length: tokens at which MACs are counted.
-        seed: draws the rows, and the order of criterion ``random``.
+        seed: seed of the drawn rows, and of the order of criterion ``random``.
         progress: show a progress bar.
     """
     if settings.target is None:
@@ -68,7 +68,7 @@ def _prune_independent(
     steps: int,
     length: int,
 ) -> nn.Module:
-    """As ``finegates.prune`` by criterion ``taylor``, on rows and columns that share nothing."""
+    """``finegates.prune`` with criterion ``taylor``, on independent rows and columns."""
     groups = IndependentGroups(unwrap(model), length)
     with left_unchanged(model):
         batches = calibration_batches(rows, collator, 16, model)
@@ -80,14 +80,14 @@ def _prune_independent(
 
 
 def keep_layers(model: nn.Module, kept: Callable[[int], Iterable[int]]) -> nn.Module:
-    """Keeps some layers of a model's one stack, in place.
+    """Keeps some layers of an encoder, in place.
 
     Args:
-        model: an encoder with its layers in one ``nn.ModuleList``.
-        kept: from the number of layers to the numbers of those that stay, increasing.
+        model: an encoder with all layers in one ``nn.ModuleList``.
+        kept: maps the number of layers to the increasing indices of those to keep.
 
     Returns:
-        the same model; its configuration counts the layers that it has.
+        the same model, with the new number of layers in its configuration.
 
     Raises:
         ValueError: the layers are in several lists.

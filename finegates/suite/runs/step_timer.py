@@ -1,4 +1,4 @@
-"""The clock of training runs."""
+"""Times the steps of training runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 
 class StepTimer(TrainerCallback):
-    """Wall time of training steps, evaluation and data loading left out."""
+    """Wall time of training steps, without evaluation and data loading."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
@@ -25,5 +25,5 @@ class StepTimer(TrainerCallback):
         self._seconds.append(time.perf_counter() - self._start)
 
     def median(self) -> float:
-        """Seconds of the median step."""
+        """Median time of a step, in seconds."""
         return float(np.median(self._seconds))

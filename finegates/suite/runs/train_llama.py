@@ -1,4 +1,4 @@
-"""A run on plain text from its names to its record: train with gates, evaluate, shrink, compare."""
+"""One run on plain text: train with gates, evaluate, compact and compare."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def train_run(
     code_digest: str | None = None,
     progress: bool = False,
 ) -> CausalRecord | None:
-    """Trains one run and describes it; continues where it was killed.
+    """Trains one run and returns its record. A killed run is resumed.
 
-    Under ``torchrun`` every process calls this; the batch is shared between them.
+    With ``torchrun`` every process calls this function, and the batch is split between them.
 
     Args:
         tier: configuration.
-        run: of ``pretraining_runs(tier)`` or ``posttraining_runs(tier)``.
+        run: one of ``pretraining_runs(tier)`` or ``posttraining_runs(tier)``.
         root: the repository, for the commit in the record.
         code_digest: digest of the source files behind the run.
         progress: show progress bars.
@@ -89,7 +89,7 @@ def train_run(
 
     Raises:
         TextError, ModelError: text or model cannot be used.
-        CheckpointError: the checkpoints found are another run's.
+        CheckpointError: the folder holds checkpoints of another run.
         NonFiniteLossError: the loss became NaN or infinite.
     """
     start = time.perf_counter()
@@ -103,7 +103,7 @@ def train_run(
     else:
         model.requires_grad_(True)
     if settings.gradient_checkpointing:
-        # Not reentrant, so that frozen inputs are allowed; it replays the gates' noise.
+        # Non-reentrant: inputs may be frozen, and the gates' noise is replayed.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = study(tier).text
@@ -171,17 +171,17 @@ def prune_runs(
     root: Path = Path(),
     code_digest: str | None = None,
 ) -> list[CausalRecord]:
-    """One-shot pruning, and the dense model: evaluated, not trained.
+    """Evaluates the dense model and one-shot pruned ones, without training.
 
     Args:
         tier: configuration.
-        runs: of ``pruning_runs(tier)``, all of one model, each with the record that it matches
-            (None for the dense one).
+        runs: runs of ``pruning_runs(tier)`` on one model, each with the record that it matches
+            (None for the dense model).
         root: the repository.
         code_digest: digest of the source files behind the runs.
 
     Raises:
-        ValueError: a run without the record that it matches.
+        ValueError: the record that a run matches is missing.
     """
     torch.set_num_threads(tier.threads)
     posttraining = study(tier).posttraining
@@ -216,7 +216,7 @@ def prune_runs(
                     moments[run.seed] = second_moments(model, names, batches)
                 scores = second_moment_scores(model, names, moments[run.seed])
             counts = {name: closed.model_dump() for name, closed in matched.closed.items()}
-            # A fixed gate copies nothing of the weights: the next run finds the model as it was.
+            # Fixed gates do not change the weights, so the next run starts from the same model.
             attach_fixed(model, closing_gates(scores, counts))  # type: ignore[arg-type]
         record = _describe(
             tier, run, model, held_out, settings, 0,
@@ -238,7 +238,7 @@ def prune_runs(
 
 
 def run_seeds(run: Run) -> dict[str, int]:
-    """Seeds by purpose, shared by all methods of a seed, so that they compare in pairs."""
+    """Seeds by purpose, the same for all methods, so that differences are paired."""
     names = (run.experiment, run.name, run.seed)
     return {
         "init": derive_seed("llama", *names, "init"),
@@ -250,22 +250,25 @@ def run_seeds(run: Run) -> dict[str, int]:
 
 
 def checkpoint_folder(tier: Tier, run: Run) -> Path:
-    """Where a run's checkpoints are kept until its record is written."""
+    """The folder of a run's checkpoints, deleted after its record is written."""
     place = Path(tier.results) / "llama" / "checkpoints" / run.experiment / run.name
     return place / run.label / f"seed{run.seed}"
 
 
 def model_folder(tier: Tier, run: Run) -> Path:
-    """Where pretraining leaves a model; the dense one of the first seed is where others look."""
+    """The folder of a pretrained model.
+
+    Other experiments load the dense model of the first seed.
+    """
     if run.method == DENSE and run.seed == tier.seeds[0]:
         return Path(dense_model(tier.results, run.name))
-    # Not below the dense one's folder, which is replaced as a whole.
+    # Not below the dense model's folder, which is replaced atomically.
     place = Path(tier.results) / "llama" / "models" / run.name / "trained"
     return place / run.label / f"seed{run.seed}"
 
 
 def finish(tier: Tier, run: Run) -> None:
-    """Deletes what only an unfinished run needs, after its record is written."""
+    """Deletes the checkpoints of a run whose record is written."""
     remove_checkpoints(checkpoint_folder(tier, run))
 
 
@@ -302,7 +305,7 @@ def _attach(
     config = gates.gate_config(
         run.target,
         train_biases=pretraining,
-        # Without a task there is no head to train: lm_head and embeddings are frozen.
+        # Without a task there is no head to train; lm_head and embeddings are frozen.
         train_head=pretraining,
         train_weights=pretraining,
         sequence_length=settings.length,
@@ -317,7 +320,7 @@ def _rates(settings: CausalTraining) -> dict[str, float]:
 
 
 def _deciding(settings: CausalTraining) -> dict[str, Any]:
-    """The settings that decide a run's result; how often it is saved, and where, does not."""
+    """The settings that determine a run's result, without those of checkpointing."""
     return settings.model_dump(mode="json", exclude={"save_every", "nodes"})
 
 
@@ -351,7 +354,7 @@ def _describe(
     code_digest: str | None,
     **entries: Any,
 ) -> CausalRecord:
-    """The record of a model: evaluated, counted, compacted, compared."""
+    """Evaluates and compacts a model, and returns its record."""
     final = _evaluate(trained, held_out, settings)
     budget = measured_budget(trained, trainable, 1, settings.length)
     shrunk = None
@@ -403,7 +406,7 @@ def _compare(
 def _calibration(
     tier: Tier, run: Run, tokenizer: PreTrainedTokenizerBase, sequences: int
 ) -> list[torch.Tensor]:
-    """The first training sequences that the matched run saw, in batches."""
+    """The first training sequences of the matched run, in batches."""
     settings = training_of(tier, run)
     seed = run_seeds(run)["text"]
     documents = training_documents(study(tier).text, tier.results, seed)
@@ -413,7 +416,7 @@ def _calibration(
 
 
 def _save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Saves a dense model in Hugging Face layout, or a gated one compact; whole or not at all."""
+    """Saves a dense model in Hugging Face layout or a gated one compact, atomically."""
     with whole_folder(folder) as aside:
         if gated_layers(model):
             save(compact(model), aside)
