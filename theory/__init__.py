@@ -1,11 +1,10 @@
-"""The theorems of the paper, put to the test.
+"""Tests the theorems of the paper on problems that can be computed exactly.
 
-Small problems on which every quantity of the theory can be computed: the gated objective and its
-relaxation, Polyak–Łojasiewicz and smoothness constants, convergence of training with stochastic
-gates, and the landscape compared with that of low-rank adapters. Each check measures what one
-statement says and returns the evidence for or against it; ``theory/README.md`` has the results.
-The theory uses the library's gates, gated layers and penalties; only ``theory.finetuned`` needs
-the rest.
+On these small problems every quantity of the theory is known: the gated objective and its
+relaxation, Polyak–Łojasiewicz (PL) and smoothness constants, convergence with stochastic gates, and
+the landscape of low-rank adapters on the same data. Each check measures one statement and returns
+the evidence for or against it. ``theory/README.md`` has the results. The theory uses the library's
+gates, gated layers and penalties. Only ``theory.finetuned`` needs the rest of the library.
 """
 
 from theory.evidence import Case, Check

@@ -1,7 +1,7 @@
-"""Row and column gates together: a bilinear model, hence a quartic loss that is not convex.
+"""Row and column gates together: a bilinear model with a non-convex quartic loss.
 
-With the prediction B(r, c) = X (Diag(r) W Diag(c))ᵀ/√n and y = Y/√n, L = ½‖B(r, c) − y‖². Where a
-matrix over (r, c) is meant, gates are stacked: θ = (r, c), shape (m + d,).
+With the prediction B(r, c) = X (Diag(r) W Diag(c))ᵀ/√n and y = Y/√n, L = ½‖B(r, c) − y‖². Matrices
+over (r, c) use the stacked gates θ = (r, c), shape (m + d,).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from theory.quadratic import column_quadratic, gradients, loss, rank_tolerance, 
 
 
 def split(problem: Problem, gates: Array) -> tuple[Array, Array]:
-    """θ as (r, c)."""
+    """Splits θ into (r, c)."""
     return gates[: problem.rows], gates[problem.rows :]
 
 
@@ -31,7 +31,7 @@ def joint_gradient(problem: Problem, gates: Array) -> Array:
 
 
 def jacobian(problem: Problem, gates: Array) -> Array:
-    """Derivative of the prediction B(r, c), entries in the order (sample, row); (n m, m + d)."""
+    """Derivative of the prediction B(r, c), shape (n m, m + d), rows in the order (sample, row)."""
     r, c = split(problem, gates)
     by_rows = (problem.inputs @ (problem.weight * c).T)[:, :, None] * np.eye(problem.rows)
     by_cols = problem.inputs[:, None, :] * (r[:, None] * problem.weight)[None, :, :]
@@ -74,10 +74,10 @@ def saddle_coupling(problem: Problem) -> Array:
 
 
 def weight_components(weight: Array) -> int:
-    """Connected components of the bipartite graph of the non-zero entries of W, single nodes apart.
+    """Connected components of the bipartite graph of W's non-zero entries, single nodes excluded.
 
-    Rows and columns of a component can be rescaled against each other without changing the model,
-    on their own: each component is a symmetry of its own.
+    The rows and columns of one component can be rescaled against each other without changing the
+    model. So each component has a symmetry of its own.
     """
     from scipy.sparse.csgraph import connected_components
 
@@ -98,7 +98,7 @@ def fit_gates(problem: Problem, start: Array | None = None, sweeps: int = 60) ->
     gates = np.ones(problem.rows + problem.cols) if start is None else start
     r, c = split(problem, gates)
     for _ in range(sweeps):
-        # The nearest of the minimisers: gates that the loss does not see stay where they are.
+        # Take the nearest minimiser: gates that do not affect the loss keep their values.
         quadratic = row_quadratic(problem, c)
         r = r + quadratic.minimiser() - _on_range(quadratic.spectrum(), r)
         quadratic = column_quadratic(problem, r)
@@ -118,7 +118,7 @@ def fit_gates(problem: Problem, start: Array | None = None, sweeps: int = 60) ->
 
 
 def polished(problem: Problem, gates: Array) -> Array:
-    """A few steps of Newton's method, while they lower the gradient."""
+    """Takes a few Newton steps, as long as they reduce the gradient."""
     slope = joint_gradient(problem, gates)
     for _ in range(6):
         step = np.linalg.lstsq(joint_hessian(problem, gates), slope, rcond=1e-10)[0]
@@ -137,7 +137,7 @@ def _on_range(spectrum: tuple[Array, Array], vector: Array) -> Array:
 
 
 def balanced(problem: Problem, gates: Array) -> Array:
-    """The point of the orbit (t r, c/t) with ‖r‖ = ‖c‖; as it is where one of them is zero."""
+    """The point of the orbit (t r, c/t) with ‖r‖ = ‖c‖; unchanged if r or c is zero."""
     r, c = split(problem, gates)
     norms = np.linalg.norm(r), np.linalg.norm(c)
     if not all(norms):
@@ -169,10 +169,10 @@ class LocalRegion:
     rows: int
 
     def curvature_loss(self, radius: float) -> float:
-        """By how much the Hessian may change within ``radius``: 3σβρ + 1.5β²ρ².
+        """Bound on the change of the Hessian within ``radius``: 3σβρ + 1.5β²ρ².
 
-        J is linear in θ with ‖J(Δ)‖ ≤ β‖Δ‖, so JᵀJ changes by at most 2σβρ + β²ρ²; the residual by
-        at most σρ + βρ²/2, and it enters the Hessian through a bilinear form of norm β.
+        J is linear in θ with ‖J(Δ)‖ ≤ β‖Δ‖, so JᵀJ changes by at most 2σβρ + β²ρ². The residual
+        changes by at most σρ + βρ²/2, and it enters the Hessian through a bilinear form of norm β.
         """
         return 3 * self.slope * self.coupling * radius + 1.5 * (self.coupling * radius) ** 2
 
@@ -199,7 +199,7 @@ class LocalRegion:
         return max(0.0, (self.transverse - self.curvature_loss(moved)) / stretch**2)
 
     def radius(self) -> float:
-        """Up to where the certified constant is positive."""
+        """The largest radius with a positive certified constant."""
         low, high = 0.0, 1.0
         while self.constant(high) > 0:
             high *= 2
@@ -210,11 +210,11 @@ class LocalRegion:
 
 
 def local_region(problem: Problem, minimiser: Array) -> LocalRegion:
-    """The certified region around a minimiser.
+    """Certifies a PL region around a minimiser.
 
     Raises:
-        ValueError: the minimiser has more flat directions than the one scale symmetry (zero rows
-            or columns, a W that falls apart, singular data): there is no such ball.
+        ValueError: the minimiser has more flat directions than the one scale symmetry (zero rows or
+            columns, a disconnected W, singular data), so no such ball exists.
     """
     r, c = split(problem, minimiser)
     orbit = np.concatenate([r, -c])

@@ -1,7 +1,8 @@
-"""Random transformers of one layer, of every kind of block that the library knows.
+"""Random one-layer transformers with every kind of block that the library knows.
 
-Their blocks differ in what flat directions depend on: biases, rotary embeddings, norms of queries
-and keys, grouped queries, gate projections, homogeneous activations, and fused layers.
+The blocks differ in the properties that decide their flat directions: biases, rotary embeddings,
+norms of queries and keys, grouped queries, gate projections, homogeneous activations, and fused
+layers.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ WIDTH = 8
 
 @dataclass(frozen=True)
 class BlockKind:
-    """A type of transformers model and what is special about its block.
+    """A type of transformers model and the special properties of its block.
 
     Attributes:
         type: ``config.model_type``.
-        about: the block in a few words.
-        settings: of its configuration, beyond the sizes.
-        sizes: the names of its sizes, a key of ``_NAMES``.
+        about: a short description of the block.
+        settings: configuration values other than the sizes.
+        sizes: the configuration's names for the sizes, a key of ``_NAMES``.
     """
 
     type: str
@@ -66,7 +67,7 @@ KINDS: dict[str, BlockKind] = {
     "olmo2": BlockKind("olmo2", "norm over all heads", _GROUPED),
     "t5-gated": BlockKind("t5", "gate projection, cross-attention", _GATED, "t5"),
 }
-"""By name, the kinds of blocks."""
+"""Kinds of blocks by name."""
 
 _NAMES: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "usual": lambda width, heads: {
@@ -85,16 +86,17 @@ _NAMES: dict[str, Callable[[int, int], dict[str, Any]]] = {
 
 
 def block_model(name: str, width: int = WIDTH, heads: int = 2, seed: int = 0) -> nn.Module:
-    """A random model of one layer in float64, with weights large enough that all of it matters.
+    """Builds a random one-layer model in float64 with weights large enough to matter.
 
     Args:
         name: a key of ``KINDS``.
-        width: of the residual stream; the feed-forward part is 4 wider, where it can be chosen.
+        width: of the residual stream; the feed-forward part is 4 wider where the configuration
+            allows it.
         heads: number of heads.
         seed: of the weights.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: unknown kind.
     """
     from transformers import CONFIG_MAPPING, AutoModel
 
@@ -110,7 +112,7 @@ def block_model(name: str, width: int = WIDTH, heads: int = 2, seed: int = 0) ->
     )
     implementation: Any = getattr(model, "set_experts_implementation", None)
     if implementation is not None:
-        implementation("eager")  # grouped products do not take float64
+        implementation("eager")  # grouped matmuls do not support float64
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -125,14 +127,14 @@ def block_output(
     seed: int = 0,
     replaced: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """The last hidden states of random tokens, (rows, length, width), computed in float64.
+    """Last hidden states of random tokens in float64, shape (rows, length, width).
 
     Args:
-        model: of :func:`block_model`, with or without gates.
+        model: from :func:`block_model`, with or without gates.
         rows: number of sequences.
-        length: of each.
+        length: tokens in each sequence.
         seed: of the tokens.
-        replaced: by name, tensors to use instead of parameters.
+        replaced: tensors to use instead of parameters, by parameter name.
     """
     generator = torch.Generator().manual_seed(seed)
     config: Any = model.config

@@ -1,13 +1,12 @@
-"""Gates in [0, 1]: clipping makes plateaus, and the box-constrained problem is what to state
-instead.
+"""Gates in [0, 1]: clipping makes plateaus; the box-constrained problem satisfies proximal PL.
 
-Through clip(μ, 0, 1) the pathwise gradient of a gate outside (0, 1) is zero for every loss:
-on the open set where all gates are outside, ∇ = 0 and L > L*. The same problem over ω in the box
+Through clip(μ, 0, 1) the pathwise gradient of a gate outside (0, 1) is zero for every loss. So ∇ =
+0 and L > L* on the open set where all gates are outside. The same problem over ω in the box
 satisfies a *proximal* PL inequality (Karimi, Nutini and Schmidt 2016)
 
     ½ D(ω) ≥ μ (L(ω) − L*),   D(ω) = −2Λ min over y in the box of ⟨∇L, y − ω⟩ + Λ/2 ‖y − ω‖²,
 
-with Λ = λ_max(H), under which projected gradient descent converges at the rate 1 − μ/Λ.
+with Λ = λ_max(H). Under it, projected gradient descent converges at the rate 1 − μ/Λ.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from theory.problems import Array, Problem
 from theory.quadratic import Quadratic, rank_tolerance
 
 MOST_SUBSETS = 20_000
-"""Bases that :func:`box_constant` enumerates at most."""
+"""Largest number of bases that :func:`box_constant` enumerates."""
 
 
 def clip(centres: Array) -> Array:
-    """Entries brought into [0, 1]."""
+    """Clips entries to [0, 1]."""
     return np.clip(centres, 0.0, 1.0)
 
 
 def pathwise_gradient(quadratic: Quadratic, centres: Array) -> Array:
-    """What back-propagation through ω = clip(μ) gives: ∇q(ω) where 0 < μ < 1, else 0."""
+    """Gradient by back-propagation through ω = clip(μ): ∇q(ω) where 0 < μ < 1, else 0."""
     inside = (centres > 0) & (centres < 1)
     return np.where(inside, quadratic.gradient(clip(centres)), 0.0)
 
 
 def box_minimiser(problem: Problem) -> Array:
-    """Column gates of least loss in [0, 1]^d, row gates at 1, by ``scipy.optimize.lsq_linear``."""
-    # (sample, row) by column: X_ij W_aj.
+    """Column gates of least loss in [0, 1]^d by ``scipy.optimize.lsq_linear``, row gates at 1."""
+    # One column for each gate, with the entries X_ij W_aj for (sample, row).
     design = (problem.inputs[:, None, :] * problem.weight[None]).reshape(-1, problem.cols)
     found = lsq_linear(
         design, problem.targets.reshape(-1), bounds=(0.0, 1.0), method="bvls", tol=1e-14
@@ -55,19 +54,22 @@ def prox_decrease(quadratic: Quadratic, gates: Array) -> float:
 
 
 def box_constant(quadratic: Quadratic) -> float:
-    """Computes the largest constant of this argument for proximal PL on the box.
+    """The largest proximal PL constant on the box that this argument gives.
 
     It is
 
         μ = min over K with rank H_KK = |K| = rank H of λ_min(H_KK).
 
-    For H ≻ 0 that is λ_min(H), by strong convexity. For H = AᵀA of rank ρ < d: let x be in the box
-    and p its projection on the minimisers {x in the box: Ax = z}. Then v = x − p = Aᵀλ + ν with
-    ν supported on bounds that are active at p, and vᵀν ≤ 0 as x is in the box. By Carathéodory the
-    columns of A outside ν's support J may be taken to have rank ρ. So ‖v‖² ≤ ⟨Av, λ⟩, and on the
-    columns outside J, ‖λ‖ ≤ ‖v‖/σ_ρ(A outside J): ‖Av‖ ≥ σ_ρ ‖v‖, a Hoffman bound. It goes into
-    L* ≥ L(x) + ⟨∇L, p − x⟩ + ½‖A(p − x)‖² instead of strong convexity. Fewer columns, smaller σ_ρ,
-    so the minimum is over bases K.
+    For H ≻ 0 this is λ_min(H), by strong convexity. For H = AᵀA of rank ρ < d, let x be in the box
+    and p its projection on the minimisers {x in the box: Ax = z}.
+
+    1. v = x − p = Aᵀλ + ν, where ν is supported on the bounds that are active at p, and vᵀν ≤ 0
+       because x is in the box.
+    2. By Carathéodory, the columns of A outside ν's support J may be assumed to have rank ρ. So
+       ‖v‖² ≤ ⟨Av, λ⟩.
+    3. On the columns outside J, ‖λ‖ ≤ ‖v‖/σ_ρ(A outside J). Hence ‖Av‖ ≥ σ_ρ ‖v‖, a Hoffman bound.
+    4. This bound replaces strong convexity in L* ≥ L(x) + ⟨∇L, p − x⟩ + ½‖A(p − x)‖².
+    5. Fewer columns have a smaller σ_ρ, so the minimum is over bases K.
 
     Raises:
         ValueError: more than ``MOST_SUBSETS`` bases.
@@ -110,8 +112,8 @@ def descend_in_box(quadratic: Quadratic, start: Array, optimum: float, steps: in
 def price_prox(point: Array, price: float, target: float) -> Array:
     """argmin over y in the box of ½‖y − x‖² + λ|mean y − t|, by bisection on the multiplier.
 
-    y(ν) = clip(x − ν/d), ν in [−λ, λ]: the mean of y(ν) falls with ν, and ν is where it meets t, or
-    the end of the interval where it does not.
+    y(ν) = clip(x − ν/d) with ν in [−λ, λ]. The mean of y(ν) decreases in ν. The solution is the ν
+    at which it equals t, or an end of the interval if there is none.
     """
     size = len(point)
     low, high = -price, price
@@ -149,10 +151,10 @@ def price_decrease(quadratic: Quadratic, gates: Array, price: float, target: flo
 
 
 def two_columns(ratio: float) -> Quadratic:
-    """½(ω₁ + a ω₂)², a = ``ratio``: a singular problem on which the box costs conditioning.
+    """½(ω₁ + a ω₂)², a = ``ratio``: a singular problem that the box makes worse conditioned.
 
-    Unconstrained its PL constant is 1 + a². In the box the point (0, 1) can only move along ω₂: its
-    proximal PL ratio is a², which is :func:`box_constant` exactly.
+    Its unconstrained PL constant is 1 + a². In the box the point (0, 1) can only move along ω₂, so
+    its proximal PL ratio is a². This equals :func:`box_constant`.
     """
     direction = np.array([1.0, ratio])
     return Quadratic(np.outer(direction, direction), np.zeros(2), 0.0, 1)

@@ -1,4 +1,4 @@
-"""Item 12: what the paper does not ask: the time near the saddle, and what gates can reach."""
+"""Item 12, beyond the paper: the time near the saddle, and the changes that gates can reach."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SIZES = (1e-2, 1e-3, 1e-4)
 
 
 def escape_time(problem: Problem, start: Array, radius: float, *, lora: bool) -> float:
-    """The time at which gradient flow from a start leaves the ball around 0.
+    """Time after which gradient flow from ``start`` leaves the ball around 0.
 
     Args:
         problem: the problem.
-        start: θ = (r, c), or (B, A) of rank 1 alike, shape (m + d,).
+        start: θ = (r, c), or (B, A) of rank 1 in the same layout, shape (m + d,).
         radius: of the ball.
-        lora: flow of the low-rank factors instead of the gates.
+        lora: follow the flow of the low-rank factors instead of the gates.
     """
 
     def flow(_: float, point: Array) -> Array:
@@ -42,13 +42,13 @@ def escape_time(problem: Problem, start: Array, radius: float, *, lora: bool) ->
 
 
 def check_escape(settings: Settings) -> Check:
-    """The time that gradient flow spends near (0, 0) grows by 1/σ₁ for every factor of e of the
-    start's smallness: T(ε) = log(1/ε)/σ₁ + const, σ₁ = σ₁(C ∘ W) for gates, σ₁(C) for LoRA.
+    """T(ε) = log(1/ε)/σ₁ + const: the time of gradient flow near (0, 0), from distance ε.
 
-    There θ' = Sθ + O(‖θ‖³) with the eigenvalues ±σ_i. Closed partners of a block behave the same,
-    with φ' of ``flat-closed`` as σ₁: gates that the penalty closes together come back only in a
-    time that is logarithmic in how far they are closed, and from exactly 0 never. Starts on the
-    unstable direction and in a random one; times until the ball of radius 0.05 is left.
+    σ₁ = σ₁(C ∘ W) for gates and σ₁(C) for LoRA. Near 0, θ' = Sθ + O(‖θ‖³) with the eigenvalues
+    ±σ_i. Closed partners of a block behave in the same way, with φ' of ``flat-closed`` as σ₁. So
+    gates that the penalty closes together reopen in a time that is logarithmic in how far they are
+    closed, and from exactly 0 they never reopen. Measured: starts on the unstable direction and in
+    a random direction, until the flow leaves the ball of radius 0.05.
     """
     cases, rows = [], []
     for problem in settings.drawn("well-conditioned", "under-parameterised")[:12]:
@@ -91,14 +91,14 @@ DRAWS = 60
 
 
 def check_reach(settings: Settings) -> Check:
-    """What gates reach of a small dense random change of W, against LoRA of equal size.
+    """The share of a small dense random change of W that gates reach, against LoRA of equal size.
 
-    For white data a change Δ = εD with D Gaussian is reached, to first order in ε, in its
-    projection on the tangent space {δ_a W_aj + W_aj γ_j}, of dimension m + d − 1 for a W without
-    zeros: a share of (m + d − 1)/md of ‖D‖², in expectation and for any W. LoRA of rank 1, with as
-    many parameters, reaches σ₁²(D)/‖D‖², about (√m + √d)²/md, up to twice as much, for it chooses
-    its direction (Davidson and Szarek: E σ₁ ≤ √m + √d). Measured: the share by which a step of
-    Gauss and Newton from ω = 1 lowers the loss, ε = 10⁻³, and σ₁² of the same changes.
+    For white data, to first order in ε, gates reach the projection of Δ = εD (D Gaussian) on the
+    tangent space {δ_a W_aj + W_aj γ_j}. For a W without zeros its dimension is m + d − 1. So the
+    expected share of ‖D‖² is (m + d − 1)/md, for any W. LoRA of rank 1 has as many parameters and
+    reaches σ₁²(D)/‖D‖², about (√m + √d)²/md. This is up to twice as much, because LoRA chooses its
+    direction (Davidson and Szarek: E σ₁ ≤ √m + √d). Measured: the relative decrease of the loss by
+    one Gauss–Newton step from ω = 1 with ε = 10⁻³, and σ₁² of the same changes.
     """
     cases, rows = [], []
     for m, d in SHAPES:
@@ -115,9 +115,9 @@ def check_reach(settings: Settings) -> Check:
             values = np.linalg.svd(change, compute_uv=False)
             factors.append(float(values[0] ** 2 / np.sum(values**2)))
         predicted = (m + d - 1) / (m * d)
-        # The share is a Beta variable with these parameters; five standard errors of its mean.
+        # The share has a Beta distribution with these parameters; five standard errors of its mean,
         spread = np.sqrt(2 * predicted * (1 - predicted) / (m * d + 2) / DRAWS)
-        tolerance = float(5 * spread / predicted) + 0.01  # and what is of second order in ε
+        tolerance = float(5 * spread / predicted) + 0.01  # plus the second-order terms in ε
         cases.append(Case(f"{m} x {d}", "equal", predicted, float(np.mean(gates)), tolerance))
         rows.append(
             {

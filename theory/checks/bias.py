@@ -1,4 +1,4 @@
-"""Item 3: what a bias changes for row and column gates."""
+"""Item 3: how a bias changes the landscape of row and column gates."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def biased_residual(problem: Problem, bias: Array | None) -> Loss:
 
 
 def _slope_and_zeros(residual: Loss, size: int, start: Array) -> tuple[float, int]:
-    """‖∇L‖ at zero, and zero eigenvalues of the Hessian at a minimiser."""
+    """‖∇L‖ at zero, and the number of zero Hessian eigenvalues at a minimiser."""
     slopes = torch.func.jacrev(residual)
 
     def jacobian(theta: Array) -> Array:
@@ -65,13 +65,15 @@ def _slope_and_zeros(residual: Loss, size: int, start: Array) -> tuple[float, in
 
 
 def check_bias(settings: Settings) -> Check:
-    """y = r ∘ (W(c ∘ x) + b). Frozen b ≠ 0: ‖∇L(0, 0)‖ = ‖b ∘ Ȳ‖, Ȳ the mean of the targets, so
-    that (0, 0) is not critical, and (tr, c/t) is not a symmetry: a minimiser has no flat direction.
-    Trained b: (tr, c/t, b/t) is one, (0, 0, 0) is critical, and one flat direction is left.
+    """y = r ∘ (W(c ∘ x) + b): a frozen bias removes the saddle and the symmetry.
 
-    ∂L/∂r_a at 0 is −b_a Ȳ_a, ∂L/∂c is 0 as r is. The released code trains biases, version 1 freezes
-    them: two landscapes. Measured by automatic differentiation through the library's layer; zero
-    eigenvalues plus one.
+    Frozen b ≠ 0: ‖∇L(0, 0)‖ = ‖b ∘ Ȳ‖ with Ȳ the mean of the targets, so (0, 0) is not critical.
+    (tr, c/t) is not a symmetry, so a minimiser has no flat direction. Trained b: (tr, c/t, b/t) is
+    a symmetry, (0, 0, 0) is critical, and one flat direction is left.
+
+    At 0, ∂L/∂r_a = −b_a Ȳ_a, and ∂L/∂c = 0 because r = 0. The released code trains biases and
+    version 1 freezes them, so their landscapes differ. Measured by automatic differentiation
+    through the library's layer, as zero eigenvalues plus one.
     """
     cases = []
     for problem in settings.drawn("well-conditioned")[:4]:
@@ -79,7 +81,7 @@ def check_bias(settings: Settings) -> Check:
         random = settings.random("bias", problem.name)
         bias = np.asarray(random.standard_normal(m))
         start = np.ones(m + d)
-        # Gates of one sign: a trained bias keeps r_a from crossing 0, b_a would be infinite there.
+        # Gates of one sign: a trained bias keeps r_a from crossing 0, where b_a would be infinite.
         rows, cols = np.split(random.uniform(0.5, 1.3, m + d), [m])
         targets = problem.inputs @ (rows[:, None] * problem.weight * cols).T + rows * bias + 0.3
         targets += 0.05 * random.standard_normal(targets.shape)

@@ -1,4 +1,4 @@
-"""Two claims of the paper, verbatim, over all settings of items 1 to 6."""
+"""Two claims of the paper, as stated, over all settings of items 1 to 6."""
 
 from __future__ import annotations
 
@@ -36,26 +36,31 @@ from theory.relaxation import Relaxed
 from theory.stochastic import stochastic_descent
 
 USEFUL = 1e-4
-"""A PL constant below this fraction of the largest curvature promises nothing within a training:
-10⁴ steps for one e-fold."""
+"""A PL constant below this fraction of the largest curvature has no effect within a training: one
+e-fold takes 10⁴ steps.
+"""
 VANISHING = 1e-6
-"""Where a theorem says that the constant is 0, the ratio at its witness is below this fraction."""
+"""If a theorem says that the constant is 0, the ratio at its witness is below this fraction."""
 RELEASED_START = float(np.tanh(1.0) + 0.5)
-"""Centre of a gate of the released code at the start; its noise has σ = 0.1."""
+"""Initial centre of a gate in the released code; its noise has σ = 0.1."""
 NOISES = (0.1, 0.5)
 
 
 def check_pl(settings: Settings) -> Check:
     """Claim "The gated objective satisfies the PL condition": where is ‖∇L‖² ≥ 2μ(L − L*)?
 
-    Theorems decide it globally. Columns alone, rows alone: yes (``columns-pl``). Rows and columns:
-    not globally (``joint-path``), but near ω = 1 where W is nearly right (``joint-local``). Through
-    clipping: no (``clip-plateau``); proximally in the box: yes (``box-prox-pl``). No votes.
+    Theorems decide the global question, without votes:
 
-    Votes: whether training meets it. The smallest ratio, over the largest curvature, along descent
-    from the start until a thousandth of the gap is left: of row and column gates without clipping
-    from ω = 1, and of column gates on the relaxed objective, σ = 0.1 and 0.5, from the released
-    start. A median over the problems of a family, at least 10⁻⁴.
+    - columns alone, rows alone: yes (``columns-pl``);
+    - rows and columns: not globally (``joint-path``), but near ω = 1 if W is nearly right
+      (``joint-local``);
+    - through clipping: no (``clip-plateau``);
+    - proximally in the box: yes (``box-prox-pl``).
+
+    Votes ask whether PL holds along training. Each takes the smallest ratio over the largest
+    curvature, along descent until a thousandth of the gap is left. Row and column gates descend
+    without clipping from ω = 1. Column gates descend on the relaxed objective from the released
+    start, with σ = 0.1 and 0.5. The median over the problems of a family must be at least 10⁻⁴.
     """
     cases = []
     count = min(settings.problems, 8)
@@ -83,7 +88,7 @@ def check_pl(settings: Settings) -> Check:
 
 
 def _proved(problem: Problem, family: str, random: np.random.Generator) -> list[Case]:
-    """A witness of each theorem."""
+    """One witness for each theorem."""
     cases = []
     for side, quadratic in (
         ("columns", column_quadratic(problem)),
@@ -148,7 +153,7 @@ def _box_case(problem: Problem, family: str, random: np.random.Generator) -> Cas
 
 
 LEFT, MOST = 1e-3, 2000
-"""Descent is over where this share of the gap is left, or after so many steps."""
+"""Descent stops when this share of the gap is left, or after this number of steps."""
 
 
 def smallest_path_ratio(
@@ -158,7 +163,7 @@ def smallest_path_ratio(
     low: float,
     step: float,
 ) -> float:
-    """The smallest ‖∇‖²/2(value − low) along descent with steps that are halved or doubled."""
+    """Smallest ‖∇‖²/2(value − low) along descent with a step that is halved or doubled."""
     point, height, smallest = start, value(start), np.inf
     goal = low + LEFT * (height - low)
     for _ in range(MOST):
@@ -204,10 +209,11 @@ def check_convergence(settings: Settings) -> Check:
     """Claim "Training with stochastic gates converges": does the gap fall to 1 % of its start?
 
     Theorems: gradient descent on column gates and projected descent in the box converge linearly
-    (``columns-descent``, ``box-descent``), and saturated gates without noise never move
+    (``columns-descent``, ``box-descent``). Saturated gates without noise never move
     (``clip-plateau``). Votes: stochastic descent from the middle of the box and from the released
-    start. The gap is that of the training loss over the best loss in the box, or over the relaxed
-    objective's own optimum, after training over before: a median over problems.
+    start. The gap is the training loss minus the best loss in the box, or minus the optimum of the
+    relaxed objective. Each vote is the median over problems of the gap after training over the gap
+    before.
     """
     cases: list[Case] = []
     count = min(settings.problems, 4)
@@ -260,7 +266,7 @@ CLAIM_STEPS = 2000
 def _trained_gaps(
     settings: Settings, problem: Problem, sigma: float, start: float, relaxed_low: float
 ) -> tuple[float, float]:
-    """What is left of the gap to the hard optimum and to the relaxed one, after training."""
+    """Remaining gaps to the hard optimum and to the relaxed one, after training."""
     quadratic, best = column_quadratic(problem), box_minimiser(problem)
     relaxed = Relaxed(quadratic, sigma)
     seed = int(settings.random("claim", problem.name, sigma, start).integers(2**31))

@@ -27,7 +27,7 @@ STEPS = 400
 
 
 def module_gradient(problem: Problem, centres: Array) -> tuple[float, Array]:
-    """Loss and its gradient in the centres, through the library's gates in evaluation."""
+    """Loss and its gradient in the centres, through the library's gates in evaluation mode."""
     linear = torch.nn.Linear(problem.cols, problem.rows, bias=False, dtype=torch.float64)
     linear.weight.data = torch.as_tensor(problem.weight)
     gate = StochasticGate(problem.cols, "paper_v1").double().eval()
@@ -42,10 +42,10 @@ def module_gradient(problem: Problem, centres: Array) -> tuple[float, Array]:
 def check_plateau(settings: Settings) -> Check:
     """Gates at 1 + δ or at −δ: ∂_μ L(clip(μ)) = 0 exactly, and L(1) − L* > 0.
 
-    clip has slope 0 outside (0, 1), so that the product in the chain rule is a zero, not a small
-    number. All gates there: a plateau, not a saddle, and descent without noise never starts.
-    Through the library's modules: the number of gates whose gradient is 0 to the last bit, when all
-    are saturated and when one is not; the height of the plateau against the closed form.
+    clip has slope 0 outside (0, 1), so the chain rule multiplies by an exact zero. If all gates are
+    outside, this is a plateau and not a saddle: descent without noise never starts. Measured
+    through the library's modules: the number of gates whose gradient is exactly 0, if all are
+    saturated and if one is not, and the height of the plateau against the closed form.
     """
     cases = []
     for problem in settings.drawn():
@@ -82,7 +82,7 @@ def check_plateau(settings: Settings) -> Check:
 
 
 def centred(quadratic: Quadratic) -> Quadratic:
-    """The same Hessian with its minimiser in the middle of the box."""
+    """The same Hessian with its minimiser at the centre of the box."""
     middle = np.full(len(quadratic.linear), 0.5)
     return replace(quadratic, linear=quadratic.hessian @ middle)
 
@@ -95,9 +95,9 @@ def is_regular(quadratic: Quadratic) -> bool:
 def check_box_pl(settings: Settings) -> Check:
     """½ D(ω) ≥ μ (L(ω) − L*) in the box, μ = min over bases K of λ_min(H_KK).
 
-    :func:`theory.box.box_constant` holds the proof. For H ≻ 0, μ = λ_min(H). Measured at random
-    points, at vertices, and on the way of projected gradient descent. Attained for regular H along
-    the slowest eigenvector where the minimiser is inside the box, and for singular H on
+    :func:`theory.box.box_constant` has the proof. For H ≻ 0, μ = λ_min(H). Measured at random
+    points, at vertices, and along projected gradient descent. For regular H it is attained along
+    the slowest eigenvector if the minimiser is inside the box. For singular H it is attained on
     ½(ω₁ + aω₂)² (``box-attained``).
     """
     cases = []
@@ -142,9 +142,9 @@ def check_box_pl(settings: Settings) -> Check:
 def check_box_two(settings: Settings) -> Check:
     """½(ω₁ + aω₂)² at (0, 1): ½D/(L − L*) = a², while λ⁺(H) = 1 + a².
 
-    At (0, 1) the gradient is (a, a²); ω₁ cannot decrease, ω₂ moves by a²/Λ, so ½D = a⁴/2 and
-    L − L* = a²/2. The bound of ``box-prox-pl`` is attained; the unconstrained PL constant is wrong
-    in the box by the factor 1 + 1/a².
+    At (0, 1) the gradient is (a, a²). ω₁ cannot decrease and ω₂ moves by a²/Λ, so ½D = a⁴/2 and L −
+    L* = a²/2. The bound of ``box-prox-pl`` is attained. In the box the unconstrained PL constant is
+    too large by the factor 1 + 1/a².
     """
     cases = []
     for ratio in (0.5, 0.2, 0.05):
@@ -168,8 +168,8 @@ def check_box_two(settings: Settings) -> Check:
 def check_box_descent(settings: Settings) -> Check:
     """‖ω_k − ω*‖ ≤ (1 − μ/Λ)^k ‖ω_0 − ω*‖ for projected descent, step 1/Λ, H ≻ 0, μ = λ_min(H).
 
-    A projection does not stretch, and the step's map I − H/Λ has norm 1 − μ/Λ. Attained from the
-    slowest eigenvector where the minimiser is inside. Exponents as in ``columns-descent``.
+    A projection is non-expansive, and the step's map I − H/Λ has norm 1 − μ/Λ. Attained from the
+    slowest eigenvector if the minimiser is inside. Exponents as in ``columns-descent``.
     """
     cases = []
     for problem in settings.drawn():
@@ -185,7 +185,7 @@ def check_box_descent(settings: Settings) -> Check:
             (f"{problem.name}, slowest", inner, np.full(problem.cols, 0.5), start, True),
         ):
             distances = np.linalg.norm(path_in_box(q, first, STEPS) - best, axis=1)
-            # Below, the accuracy of the minimiser makes the distance.
+            # Below this, the error of the minimiser dominates the distance.
             clear = distances[1:] > 1e-7 * max(distances[0], 1e-3)
             steps = np.arange(1, STEPS + 1)[clear]
             exponents = -np.log(distances[1:][clear] / distances[0]) / steps
@@ -209,9 +209,9 @@ def check_box_descent(settings: Settings) -> Check:
 def check_box_descent_gap(settings: Settings) -> Check:
     """L(ω_k) − L* ≤ (1 − μ/Λ)^k (L(ω_0) − L*) for projected gradient descent with step 1/Λ.
 
-    Proximal PL gives min_y of the model ≤ −(μ/Λ)(L − L*), and the model is an upper bound of L
-    (Karimi, Nutini and Schmidt 2016, theorem 5). Exponents as in ``columns-descent``; a bound,
-    which on quadratics loses a factor of two in the exponent.
+    By proximal PL the minimum of the model over y is ≤ −(μ/Λ)(L − L*), and the model is an upper
+    bound of L (Karimi, Nutini and Schmidt 2016, theorem 5). Exponents as in ``columns-descent``.
+    The bound loses a factor of two in the exponent on quadratics.
     """
     cases, rows = [], []
     for problem in settings.drawn():
@@ -220,7 +220,7 @@ def check_box_descent_gap(settings: Settings) -> Check:
         low = quadratic.value(box_minimiser(problem))
         gaps = descend_in_box(quadratic, np.full(problem.cols, 0.5), low, STEPS)
         steps = np.arange(1, STEPS + 1)
-        # Losses are sums of size ``constant``; below eps times that a gap is rounding error.
+        # Losses are sums of size ``constant``; a gap below eps times that is rounding error.
         clear = gaps[1:] > 1e-10 * max(gaps[0], quadratic.constant)
         exponents = -np.log(gaps[1:][clear] / gaps[0]) / steps[clear]
         predicted = float(-np.log1p(-min(mu / smoothness, 1 - 1e-12)))

@@ -1,8 +1,8 @@
-"""Item 8: gates against low-rank adapters: conditioning, iterations, and what each can reach.
+"""Item 8: gates against low-rank adapters: conditioning, iterations, and reach.
 
-Both methods start from the weight W, with the same problems. Ranks are below full rank, LoRA's A
-has its usual scale, targets are made by gates, by a change of rank 1 or by a dense change, and
-iterations are counted to the same loss.
+Both methods start from the weight W on the same problems. Ranks are below full rank, LoRA's A has
+its usual scale, and iterations are counted to the same loss. Targets come from gates, from a change
+of rank 1, or from a dense change.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from theory.outputs import autograd_hessian, sign_problem, white_problem
 from theory.problems import FAMILIES, TEACHERS, Array, Problem, draw_problem
 
 SHARE = 0.01
-"""Iterations are counted until this share of the smaller of both methods' gains is left."""
+"""Iterations are counted until this share of the smaller of the two gains is left."""
 SEEN = (0, 10, 100)
 MOMENTS = (*(f"step {k}" for k in SEEN), "solution")
 SCALES = (0.1, 1.0, 10.0)
@@ -49,10 +49,13 @@ SCALED = ("well-conditioned", "ill-conditioned")
 def study(settings: Settings) -> dict[tuple[str, str, str], dict[str, Array]]:
     """Measurements by family, teacher and method; each array has one entry for each problem.
 
-    Keys: ``gauss_newton MOMENT``, condition numbers on the non-zero spectrum; ``hessian solution``,
-    the same of the Hessian, which is positive semidefinite there and nowhere else; ``low``, the
-    method's least loss; ``iterations R``, of gates to the loss that they and LoRA of rank R both
-    reach, and of LoRA of rank R to that same loss.
+    Keys:
+
+    - ``gauss_newton MOMENT``: condition numbers on the non-zero spectrum.
+    - ``hessian solution``: the same for the Hessian, which is positive semidefinite only there.
+    - ``low``: the method's least loss.
+    - ``iterations R``: for gates, iterations to the loss that both they and LoRA of rank R reach;
+      for LoRA of rank R, iterations to the same loss.
     """
     found: dict[tuple[str, str, str], dict[str, Array]] = {}
     total = len(FAMILIES) * len(TEACHERS)
@@ -67,7 +70,7 @@ def study(settings: Settings) -> dict[tuple[str, str, str], dict[str, Array]]:
 
 
 def drawn(settings: Settings, family: str, teacher: str) -> list[Problem]:
-    """The problems of a family with the targets of a teacher."""
+    """Problems of a family with targets from a teacher."""
     kind = next(kind for kind in TEACHERS if kind == teacher)
     return [
         draw_problem(family, index, settings.seed, teacher=kind) for index in range(settings.trials)
@@ -105,13 +108,13 @@ def _measure(
 
 
 def same_loss(begin: Array, first: Array, second: Array) -> Array:
-    """The loss at which all but ``SHARE`` of the smaller of two gains is made."""
+    """The loss at which both methods have made all but ``SHARE`` of the smaller gain."""
     reachable = np.maximum(first, second)
     return reachable + SHARE * np.maximum(begin - reachable, 0.0)
 
 
 def unexplained(problems: list[Problem], low: Array) -> Array:
-    """(L* − L_ols)/(L(start) − L_ols): how much of a free weight's gain is out of reach."""
+    """(L* − L_ols)/(L(start) − L_ols): the share of a free weight's gain that is out of reach."""
     shares = []
     for problem, height in zip(problems, low, strict=True):
         free = lora_minimiser(problem, min(problem.rows, problem.cols))[2]
@@ -128,12 +131,12 @@ def _compared(first: Array, second: Array) -> Array:
 
 
 def faster(gates: Array, lora: Array) -> Array:
-    """Iterations of LoRA over those of gates; at least one step each."""
+    """Iterations of LoRA over those of gates; each counts as at least one."""
     return _compared(np.maximum(gates, 1.0), np.maximum(lora, 1.0))
 
 
 def _voting(name: str, ratios: Array, *names: object) -> Case:
-    """Whether a median ratio is at least 1: undecided where its 95 % interval contains 1."""
+    """Whether a median ratio is at least 1; undecided if its 95 % interval contains 1."""
     capped = np.clip(ratios, 1e-6, 1e6)
     low, high = interval(capped, *names)
     case = Case(name, "at least", 1.0, float(np.median(capped)))
@@ -171,7 +174,7 @@ def conditioning_frame(settings: Settings) -> pd.DataFrame:
 
 
 def speed_frame(settings: Settings) -> pd.DataFrame:
-    """Median iterations to the same loss, of gates and of LoRA, by family, teacher and rank."""
+    """Median iterations to the same loss for gates and LoRA, by family, teacher and rank."""
     rows: list[dict[str, object]] = []
     for (family, teacher, method), found in study(settings).items():
         if not is_lora(method):
@@ -202,7 +205,7 @@ def speed_frame(settings: Settings) -> pd.DataFrame:
 def scale_frame(settings: Settings) -> pd.DataFrame:
     """LoRA's start by the scale of A: condition numbers, and iterations to the same loss.
 
-    On problems whose teacher is of rank 1. The Gauss–Newton matrix at B = 0 is I ⊗ AGAᵀ: its
+    The problems have a teacher of rank 1. The Gauss–Newton matrix at B = 0 is I ⊗ AGAᵀ, so its
     condition number does not depend on A's scale. That of the indefinite Hessian does.
     """
     rows: list[dict[str, object]] = []
@@ -266,13 +269,13 @@ def reached(settings: Settings, teacher: str, method: str) -> Array:
 
 
 def check_conditioning(settings: Settings) -> Check:
-    """κ_LoRA / κ_gates > 1, κ of the Gauss–Newton matrix on its non-zero spectrum, at the start and
-    at the solution, for row and column gates against every rank below full rank.
+    """κ_LoRA / κ_gates > 1 at the start and at the solution, for every rank below full rank.
 
-    The Gauss–Newton matrix is positive semidefinite everywhere; the Hessian is so at solutions
-    alone, and at LoRA's start its eigenvalues depend on A's scale. No theorem but one: at LoRA's
-    start the matrix is I ⊗ AGAᵀ, which for r = 1 has κ = 1, so that nothing is better conditioned
-    there. Cases: the median ratio over the problems of a family, where its 95 % interval does not
+    κ is the condition number of the Gauss–Newton matrix on its non-zero spectrum, for row and
+    column gates. This matrix is positive semidefinite everywhere. The Hessian is so only at
+    solutions, and at LoRA's start its eigenvalues depend on A's scale. Only one theorem applies: at
+    LoRA's start the matrix is I ⊗ AGAᵀ, which has κ = 1 for r = 1, so nothing is better conditioned
+    there. Cases: the median ratio over the problems of a family, if its 95 % interval does not
     contain 1.
     """
     cases = []
@@ -280,7 +283,7 @@ def check_conditioning(settings: Settings) -> Check:
     for family in FAMILIES:
         for rank in ranks_of(family):
             for teacher, moment in (
-                (TEACHERS[0], MOMENTS[0]),  # a start does not depend on the teacher
+                (TEACHERS[0], MOMENTS[0]),  # the start does not depend on the teacher
                 *((teacher, MOMENTS[-1]) for teacher in TEACHERS),
             ):
                 key = f"gauss_newton {moment}"
@@ -311,9 +314,9 @@ def check_conditioning(settings: Settings) -> Check:
 def check_speed(settings: Settings) -> Check:
     """Iterations of steepest descent to the same loss: LoRA's over the gates', > 1.
 
-    The loss at which 99 % of the smaller of both gains is made. The step is the best of a grid at
-    every iteration, so that neither has a rate to tune. Cases as in ``conditioning-claim``, one for
-    each family, teacher and rank.
+    The loss is the one at which 99 % of the smaller gain is made. The step is the best of a grid at
+    every iteration, so neither method has a learning rate to tune. Cases as in
+    ``conditioning-claim``, one for each family, teacher and rank.
     """
     cases = []
     found = study(settings)
@@ -370,9 +373,9 @@ def check_columns(settings: Settings) -> Check:
 def check_reach(settings: Settings) -> Check:
     """Unexplained share of the gates ≤ that of LoRA: (L* − L_ols)/(L(start) − L_ols).
 
-    m + d gates scale entries of W and cannot leave {Diag(r) W Diag(c)}; LoRA r reaches every
-    change of rank r. Teachers: gates, a change of rank 1, a dense change. Cases: one more than the
-    median difference, gates minus LoRA, where its 95 % interval does not contain 0.
+    m + d gates scale the entries of W and cannot leave {Diag(r) W Diag(c)}. LoRA of rank r reaches
+    every change of rank r. Teachers: gates, a change of rank 1, a dense change. Cases: one plus the
+    median difference, gates minus LoRA, if its 95 % interval does not contain 0.
     """
     cases = []
     for teacher in TEACHERS:
