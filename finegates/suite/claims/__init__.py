@@ -1,7 +1,7 @@
-"""The audit of the paper's claims: which hold, by which numbers.
+"""Audits the paper's claims against the results of a tier.
 
-``config/claims.yaml`` lists every claim with the tests that bear on it; a test is a measure of a
-tier's results and a bound. Verdicts follow from the numbers and are written by nobody.
+``config/claims.yaml`` lists every claim with its tests. A test is a measure of a tier's results and
+a bound. Verdicts are computed from the numbers, never typed.
 """
 
 from finegates.suite.claims.audit import VERDICTS, ClaimResult, TestResult, audit

@@ -1,13 +1,14 @@
-"""From claims and evidence to verdicts.
+"""Computes verdicts from claims and evidence.
 
-A test compares an interval with a bound that was fixed in advance. One number without an interval
-decides nothing. What a mean is one of, and so what its interval covers, depends on the quantity:
+A test compares an interval with a bound that was fixed in advance. A single number without an
+interval is inconclusive. The kind of interval depends on the quantity:
 
-1. Counts and sizes, which no draw changes: the range of all values.
-2. Scores: the mean over just these tasks. Its variance is the sum of that of seeds (where there are
-   several) and that of test rows, by task; degrees of freedom of Welch and Satterthwaite.
-3. One measurement that was repeated (a time): the range of its quartiles.
-4. Everything else: Student's t over the values, at least two.
+1. Deterministic counts and sizes: the range of all values.
+2. Scores: the mean over a fixed set of tasks. For each task, the variance over seeds (if there are
+   several) and the variance from sampling test rows are added. The degrees of freedom are those of
+   Welch and Satterthwaite.
+3. Repeated measurements of one quantity (a time): the range of its quartiles.
+4. All others: Student's t interval over at least two values.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE, NOT_MEASURABLE)
 
 @dataclass(frozen=True)
 class TestResult:
-    """A test of a claim, carried out or not.
+    """The result of a test of a claim, whether or not the test could be run.
 
     Attributes:
-        test: what was to be measured.
+        test: the test.
         verdict: one of :data:`VERDICTS`.
-        mean: of the values; None where the test could not be carried out.
-        interval: of the mean; None where there is none.
-        covers: what the interval covers, in words.
-        measured: the values; None where the test could not be carried out.
-        missing: why it could not.
+        mean: mean of the values; None if the test could not be run.
+        interval: interval of the mean, if there is one.
+        covers: the sources of variation that the interval covers, in words.
+        measured: the values; None if the test could not be run.
+        missing: why the test could not be run.
     """
 
-    __test__ = False  # pytest collects classes of such names
+    __test__ = False  # pytest collects classes whose names begin with Test
 
     test: ClaimTest
     verdict: str
@@ -68,12 +69,12 @@ class ClaimResult:
 
 
 def audit(claims: Sequence[Claim], evidence: Evidence) -> list[ClaimResult]:
-    """Judges every claim by the results of a tier.
+    """Computes the verdict of every claim from the results of a tier.
 
-    A test is supported if the whole interval keeps the bound, contradicted if none of it does, and
-    inconclusive otherwise, or without an interval. Of a claim that is a conjunction one
-    contradicted test contradicts all; of one that says "up to", one supported test is enough. A
-    time is not measurable where its control (:mod:`finegates.suite.timing.control`) is off.
+    A test is supported if the whole interval satisfies the bound, and contradicted if no part of it
+    does. It is inconclusive otherwise, and without an interval. A conjunction is contradicted by
+    one contradicted test. A claim of "up to" needs one supported test. A time is not measurable if
+    its control (:mod:`finegates.suite.timing.control`) is off.
     """
     results = []
     for claim in claims:
@@ -111,7 +112,7 @@ def _check_size(test: ClaimTest, parameters: float, evidence: Evidence) -> None:
 
 
 def interval_of(measured: Measured) -> tuple[Interval | None, str]:
-    """The interval of a measure's mean, and what it covers; see the module."""
+    """The interval of a measure's mean by the module's rules, and what it covers."""
     values = list(measured.values.values())
     if measured.counted:
         return Interval(min(values), max(values), level=1.0), "all values"
@@ -128,12 +129,12 @@ def interval_of(measured: Measured) -> tuple[Interval | None, str]:
 def _over_fixed_tasks(
     values: dict[Unit, float], row_errors: dict[Unit, float]
 ) -> tuple[Interval, str]:
-    """Interval of the mean over just these tasks, from seeds and test rows of each."""
+    """Interval of the mean over a fixed set of tasks (rule 2 of the module)."""
     by_task = _by_task(values)
     variances = []
     several = all(len(units) > 1 for units in by_task.values())
     for units in by_task.values():
-        # All seeds of a task are scored on the same rows: their mean varies as one score does.
+        # All seeds of a task share its test rows, so averaging does not reduce this variance.
         rows = mean(row_errors[unit] for unit in units) ** 2
         parts = [Variance(rows)]
         if len(units) > 1:

@@ -1,4 +1,4 @@
-"""The result files of a tier, as measures of claims read them."""
+"""Reads the result files of a tier for the measures of claims."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 class MissingEvidenceError(LookupError):
-    """What a measure needs is not among the results; the message says what."""
+    """The results lack data that a measure needs. The message names it."""
 
 
 class NoisyEvidenceError(MissingEvidenceError):
-    """A time was measured while the machine was too restless to tell; the message says how."""
+    """A time was measured on a machine that was too noisy. The message says how much."""
 
 
 class Evidence:
-    """Tables of a tier by their path below its results folder, each read once.
+    """Tables of a tier by their path relative to its results folder, cached.
 
     Args:
         folder: ``results/<tier>``.
@@ -31,10 +31,10 @@ class Evidence:
         self._frames: dict[str, pd.DataFrame] = {}
 
     def table(self, name: str) -> pd.DataFrame:
-        """A CSV file as a frame.
+        """Reads a CSV file.
 
         Raises:
-            MissingEvidenceError: the tier has no such file.
+            MissingEvidenceError: the tier does not have this file.
         """
         import pandas as pd
 
@@ -46,13 +46,13 @@ class Evidence:
         return self._frames[name]
 
     def predictions(self, record: str) -> pd.DataFrame | None:
-        """A run's predictions of every validation row, or None where there are none.
+        """A run's predictions of all validation rows, None if it did not store any.
 
         Args:
-            record: path of its record, below the tier's results folder.
+            record: path of the run's record, relative to the tier's results folder.
 
         Raises:
-            RecordError: the record or the file is damaged.
+            RecordError: the record or the file is corrupt.
         """
         path = self.folder / record
         return read_predictions(path) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""What is claimed, where, and which numbers would bear it out: the file ``config/claims.yaml``."""
+"""The ledger of claims and their tests: the schema of ``config/claims.yaml``."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from finegates.suite.config.tier import Section
 
 
 class ClaimTest(Section):
-    """A measure of the results and a bound that it is to keep.
+    """A measure of the results, and the bound that it must satisfy.
+
+    Exactly one of ``at_least``, ``at_most`` and ``within`` is given, or none for measures that
+    return verdicts themselves.
 
     Attributes:
-        label: what is measured, in a few words.
+        label: the measured quantity, in a few words.
         measure: a key of ``finegates.suite.claims.measures.MEASURES``.
         of: arguments of the measure.
-        at_least: the bound from below, or
-        at_most: the bound from above, or
-        within: the margin of an equivalence test, fixed in advance: the whole interval must be
-            within it of 0. Exactly one of the three, and none for checks that judge themselves.
-        parameters: how many a model must have for the test: with fewer its width alone would decide
-            what is measured.
-        claimed: what the claim says, in its own words; empty if it names no number.
-        beside: shown with the claim without bearing on its verdict: a counterpart that the claim
-            does not speak of.
+        at_least: lower bound.
+        at_most: upper bound.
+        within: margin of an equivalence test, fixed in advance: the whole interval must be within
+            [-margin, margin].
+        parameters: minimum number of parameters of the model. In a smaller model its width alone
+            would determine the result.
+        claimed: the claim in its own words; empty if it does not give a number.
+        beside: print the test with the claim, but ignore it in the verdict. Used for a counterpart
+            that the claim does not mention.
     """
 
     label: str
@@ -56,14 +59,14 @@ class ClaimTest(Section):
         return self
 
     def bounds(self) -> tuple[float, float]:
-        """The least and the most that the whole interval may hold."""
+        """Lower and upper bound of the whole interval."""
         if self.within is not None:
             return -self.within, self.within
         least = -math.inf if self.at_least is None else self.at_least
         return least, math.inf if self.at_most is None else self.at_most
 
     def bound(self) -> str:
-        """The bound for print, empty for checks that judge themselves."""
+        """The bound for print, empty for measures that return verdicts."""
         if self.within is not None:
             return f"± {self.within:g}"
         if self.at_least is not None:
@@ -77,13 +80,13 @@ class Claim(Section):
     Attributes:
         id: short name.
         statement: the claim in our words.
-        source: where it was made.
-        denominator: of what its fractions are, or in what unit its numbers are.
-        tests: see :class:`ClaimTest`; none where nothing here can test it.
-        untested: why there are none.
-        combine: ``all``: the claim is a conjunction; ``any``: it says "up to", so that one setting
-            in which it holds is enough.
-        kind: what the paper claims, or what its digest proposes to try; set by the ledger.
+        source: where the claim is made.
+        denominator: denominator of its fractions, or unit of its numbers.
+        tests: see :class:`ClaimTest`; empty if the suite cannot test the claim.
+        untested: why there are no tests.
+        combine: ``all`` for a conjunction; ``any`` for a claim of "up to", which holds if one
+            setting supports it.
+        kind: whether the paper claims it or its digest proposes to try it; set by the ledger.
     """
 
     id: str
@@ -107,7 +110,7 @@ class Claim(Section):
 class Ledger(Section):
     """All claims, in the order of the report.
 
-    ``experiments`` are proposals of the digest, stated as claims that could fail.
+    ``experiments`` are proposals of the paper's digest, written as falsifiable claims.
     """
 
     claims: list[Claim] = Field(min_length=1)
@@ -126,7 +129,8 @@ def load_ledger(path: str | Path = CONFIG / "claims.yaml") -> list[Claim]:
     """Reads and checks a ledger: its claims, then its experiments.
 
     Raises:
-        ConfigError: missing, no YAML, or not of the schema; the message names the place.
+        ConfigError: the file is missing, is not YAML or does not follow the schema. The message
+            names the place.
     """
     path = Path(path)
     ledger = validated(Ledger, read_yaml(path), path)

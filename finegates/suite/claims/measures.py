@@ -1,7 +1,7 @@
-"""Measures of a tier's results: from the tables behind a claim to one number for each run or pair.
+"""Measures of a tier's results: one number for each run or pair of runs.
 
-A measure takes the evidence and the arguments that a test names, and gives its values by unit (task
-and seed, or a single one). Verdicts are made from these values elsewhere: a measure knows no bound.
+A measure takes the evidence and the arguments of a test, and returns values by unit (task and seed,
+or a single one). It does not know the bound; :mod:`finegates.suite.claims.audit` computes verdicts.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ LLAMA_PRETRAINING = "llama/tables/pretraining.csv"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measure found.
+    """The values of a measure.
 
     Attributes:
-        values: by unit, at least one.
-        unit: what they are in, for print.
-        files: where they come from, below the tier's results folder.
-        row_errors: by unit, the standard error of the value that comes from the draw of test rows;
-            None where the value is not computed from test rows. Units are then pairs of task and
-            seed, and the mean is one over just these tasks.
-        paired: whether these errors are of differences row by row, and not of independent draws.
-        ranges: by unit, bounds of the value from repeated measurements; None where there are none.
-        counted: whether values are counts and sizes that no draw of seeds or rows changes.
-        verdicts: of checks that judge themselves; empty for numbers.
+        values: values by unit, at least one.
+        unit: unit of the values for print, such as points.
+        files: source files, relative to the tier's results folder.
+        row_errors: by unit, the standard error of the value from sampling test rows; None for
+            values that are not computed from test rows. Units are then pairs of task and seed,
+            and the mean is over a fixed set of tasks.
+        paired: whether ``row_errors`` are those of row-wise differences instead of independent
+            samples.
+        ranges: by unit, bounds of the value from repeated measurements, if there are any.
+        counted: whether values are counts and sizes, independent of seeds and test rows.
+        verdicts: verdicts of measures that judge themselves; empty for numbers.
     """
 
     values: dict[Unit, float]
@@ -66,14 +67,14 @@ class Measured:
 def score_difference(
     evidence: Evidence, method: str, against: str, epoch: str = "last", study: str | None = None
 ) -> Measured:
-    """Score of a method less that of another, paired by task and seed, in points.
+    """Score of a method minus that of another, paired by task and seed, in points.
 
     Args:
-        evidence: of a tier.
-        method: label.
-        against: label.
-        epoch: ``last``, or ``best``: the best on the reported split, which is peeking.
-        study: whose runs; those of the main table if None.
+        evidence: results of a tier.
+        method: label of the method.
+        against: label of the other method.
+        epoch: ``last``, or ``best``: selected on the reported split, thus optimistic.
+        study: name of a study; the main table if None.
     """
     found = _difference(evidence, method, against, f"{epoch}_score", 1.0, "points", study)
     both = (method, against)
@@ -82,7 +83,7 @@ def score_difference(
     if len(errors) == len(found.values):
         return replace(found, row_errors=errors, paired=True)
     each = [_row_errors(evidence, label, f"{epoch}_score", study) for label in both]
-    # On different draws of rows: on the same rows chance is smaller, so this is an upper bound.
+    # As if the two scores had independent test rows. They share them, so this is an upper bound.
     drawn = {unit: math.hypot(each[0][unit], each[1][unit]) for unit in found.values}
     return replace(found, row_errors=drawn)
 
@@ -90,7 +91,7 @@ def score_difference(
 def _paired_error(
     evidence: Evidence, unit: Unit, methods: tuple[str, str], epoch: str
 ) -> float | None:
-    """The standard error of a difference of scores on the same rows; None without predictions."""
+    """Standard error of a score difference on the same rows, None without predictions."""
     task, seed = unit
     frames = [evidence.predictions(f"runs/{task}/{method}/seed{seed}.json") for method in methods]
     first, second = frames
@@ -106,7 +107,7 @@ def _paired_error(
 def _row_errors(
     evidence: Evidence, method: str, column: str, study: str | None
 ) -> dict[Unit, float]:
-    """Standard errors of a method's scores that come from the draw of test rows, by run."""
+    """Standard errors of a method's scores from sampling test rows, by run."""
     rows = _by_run(evidence, method, "validation_rows", study)
     errors = {}
     for unit, score in _by_run(evidence, method, column, study).items():
@@ -118,17 +119,17 @@ def _row_errors(
 def gate_difference(
     evidence: Evidence, method: str, against: str, kind: str, study: str | None = None
 ) -> Measured:
-    """Difference of a share of gates between two methods, in percentage points.
+    """Difference in a fraction of gates between two methods, in percentage points.
 
-    It is paired by task and seed. Shares are ``closed``, ``open``, ``half_open`` or ``reopened``
-    (closed at one look, open at a later one).
+    It is paired by task and seed. ``kind`` is ``closed``, ``open``, ``half_open`` or ``reopened``
+    (closed at one inspection and open at a later one).
     """
     unit = "% of gates"
     return _difference(evidence, method, against, f"gates_{kind}", 100.0, unit, study)
 
 
 def removed_share(evidence: Evidence, method: str, of: str) -> Measured:
-    """Weights in closed rows and columns, in per cent of the gated, encoder or all parameters."""
+    """Percentage of gated, encoder or all parameters in closed rows and columns."""
     column = {"gated": "gated_parameters", "encoder": "encoder_parameters", "all": "parameters"}[of]
     removed = _by_run(evidence, method, "removed_weights")
     whole = _by_run(evidence, method, column)
@@ -137,14 +138,14 @@ def removed_share(evidence: Evidence, method: str, of: str) -> Measured:
 
 
 def macs_removed(evidence: Evidence, method: str, study: str | None = None) -> Measured:
-    """Multiply-accumulates of the encoder that compaction removes, in per cent."""
+    """Percentage of the encoder's MACs that compaction removes."""
     kept = _by_run(evidence, method, "macs_kept_fraction", study)
     values = {unit: 100 * (1 - fraction) for unit, fraction in kept.items()}
     return Measured(values, "% of MACs", _records(method, study=study))
 
 
 def deployed_time_saved(evidence: Evidence, method: str) -> Measured:
-    """Time of a forward pass that a deployed model saves, in per cent of the dense one."""
+    """Percentage of the dense forward pass's time that a deployed model saves."""
     table = evidence.table(STUDY_TIMES)
     _check_control(table[table["method"] == CONTROL], STUDY_TIMES)
     found, dense = (_rows(table, name, STUDY_TIMES).iloc[0] for name in (method, "dense"))
@@ -155,7 +156,7 @@ def deployed_time_saved(evidence: Evidence, method: str) -> Measured:
 
 
 def _check_control(control: pd.DataFrame, name: str) -> None:
-    """Raises NoisyEvidenceError where the dense model, timed twice, differs from itself."""
+    """Raises NoisyEvidenceError if the dense model, timed twice, differs from itself."""
     off = [ratio - 1 for ratio in control["ratio_to_dense"] if is_noisy(ratio)]
     if off:
         worst = max(off, key=abs)
@@ -166,17 +167,16 @@ def _check_control(control: pd.DataFrame, name: str) -> None:
 
 
 def _saved(found: Any, dense: Any) -> tuple[float, float]:
-    """Bounds of the saved time, in per cent.
+    """Bounds of the saved time, in percent.
 
-    They are the quartiles of repeated passes, each against the opposite quartile of the dense
-    model.
+    They compare each quartile of repeated passes with the opposite quartile of the dense model.
     """
     low = 100 * (1 - float(found["q75_ms"]) / float(dense["q25_ms"]))
     return low, 100 * (1 - float(found["q25_ms"]) / float(dense["q75_ms"]))
 
 
 def shared_encoder_change(evidence: Evidence, method: str) -> Measured:
-    """Score of a task on the encoder that all tasks share less that of its own run, in points."""
+    """Score of a task on the shared encoder minus that of its own run, in points."""
     rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
     scores = zip(rows["task"], rows["shared_score"], rows["run_score"], strict=True)
     values: dict[Unit, float] = {(task,): float(a) - float(b) for task, a, b in scores}
@@ -184,7 +184,7 @@ def shared_encoder_change(evidence: Evidence, method: str) -> Measured:
 
 
 def task_storage(evidence: Evidence, method: str) -> Measured:
-    """Storage of a task next to the shared encoder, in per cent of a full model."""
+    """Storage of a task in addition to the shared encoder, in percent of a full model."""
     rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
     sizes = zip(rows["task"], rows["stored_bytes"], rows["dense_bytes"], strict=True)
     values: dict[Unit, float] = {(task,): 100 * float(a) / float(b) for task, a, b in sizes}
@@ -201,14 +201,17 @@ def property_value(evidence: Evidence, method: str, column: str, scale: float = 
 
 
 def sparsity_gained(evidence: Evidence, method: str) -> Measured:
-    """Realised sparsity after the last epoch less that after the first, in points of per cent."""
+    """Realised sparsity of the last epoch minus that of the first, in percentage points."""
     row = _rows(evidence.table(PROPERTIES), method, PROPERTIES).iloc[0]
     gained = 100 * (float(row["last_epoch"]) - float(row["first_epoch"]))
     return Measured({(method,): gained}, "% of gated weights", (PROPERTIES,))
 
 
 def trainable_share(evidence: Evidence, method: str, head: bool = False) -> Measured:
-    """Trainable parameters in per cent of all parameters; without the task head unless ``head``."""
+    """Percentage of all parameters that are trained.
+
+    The task head counts with ``head`` only.
+    """
     trained = _trained(evidence, method, head)
     whole = _by_run(evidence, method, "parameters")
     values = {unit: 100 * count / whole[unit] for unit, count in trained.items()}
@@ -218,14 +221,14 @@ def trainable_share(evidence: Evidence, method: str, head: bool = False) -> Meas
 def trainable_ratio(
     evidence: Evidence, method: str, against: str, head: bool = False, times: float = 1.0
 ) -> Measured:
-    """How many times fewer parameters a method trains than another.
+    """Trained parameters of another method divided by those of a method.
 
     Args:
-        evidence: of a tier.
-        method: label.
-        against: label.
+        evidence: results of a tier.
+        method: label of the method.
+        against: label of the other method.
         head: count task heads, too.
-        times: factor on the other's count: LoRA's is proportional to its rank.
+        times: factor on the other's count, such as another rank of LoRA.
     """
     few, many = (_trained(evidence, label, head) for label in (method, against))
     values = {unit: times * many[unit] / count for unit, count in few.items() if unit in many}
@@ -235,14 +238,14 @@ def trainable_ratio(
 
 
 def half_open(evidence: Evidence, method: str) -> Measured:
-    """Gates strictly between 0.05 and 0.95 after training, in per cent of all gates."""
+    """Percentage of gates strictly between 0.05 and 0.95 after training."""
     shares = _by_run(evidence, method, "gates_half_open")
     values = {unit: 100 * share for unit, share in shares.items()}
     return Measured(values, "% of gates", _records(method))
 
 
 def compaction_difference(evidence: Evidence, method: str) -> Measured:
-    """Largest difference of a logit between the gated model and the compact one."""
+    """Largest difference of a logit between the gated and the compact model."""
     values = _by_run(evidence, method, "compact_max_abs_logit_difference")
     return Measured(values, "largest difference of a logit", _records(method), counted=True)
 
@@ -254,11 +257,11 @@ def time_saved(
     kept: float | None = None,
     model: str | None = None,
 ) -> Measured:
-    """Time of a forward pass saved against the dense model, in per cent, eager, without decoding.
+    """Percentage of the dense model's eager forward time saved, without decoding.
 
     Args:
-        evidence: of a tier.
-        contender: ``compact``, or ``gated``: the gated model as it is trained, nothing removed.
+        evidence: results of a tier.
+        contender: ``compact``, or ``gated`` for the gated model before compaction.
         gates: ``random`` or ``structured``.
         kept: only cases that keep this fraction; all if None.
         model: only this shape; all if None.
@@ -296,8 +299,8 @@ def time_saved(
 def theory_claim(evidence: Evidence, claim: str) -> Measured:
     """Verdicts of the theory's checks on a claim of the paper.
 
-    The value is the share of checks that support it. Checks that a theorem decides have no vote,
-    unless no other check bears on the claim.
+    The value is the fraction of checks that support it. Checks that a theorem decides count only
+    if the claim does not have any other check.
     """
     table = evidence.table(THEORY)
     found = table[(table["claim"] == claim) & (table["kind"] == "claim")]
@@ -311,9 +314,9 @@ def theory_claim(evidence: Evidence, claim: str) -> Measured:
 
 
 def llama_removed(evidence: Evidence, method: str, of: str) -> Measured:
-    """Weights that compaction removes from a Llama fine-tuned on tasks, in per cent.
+    """Percentage of a task-tuned Llama's weights that compaction removes.
 
-    They are a fraction of its gated weights, of its layers (``encoder``), or of all parameters.
+    The denominator is its gated weights, its layers (``encoder``) or all parameters.
     """
     rows = _llama_rows(evidence, LLAMA_TASK, method)
     values: dict[Unit, float] = {
@@ -323,7 +326,7 @@ def llama_removed(evidence: Evidence, method: str, of: str) -> Measured:
 
 
 def llama_score_difference(evidence: Evidence, method: str, against: str) -> Measured:
-    """Score of a Llama by a method less that by another, paired by task, in points."""
+    """Score of a Llama with a method minus that with another, by task, in points."""
 
     def scores(label: str) -> dict[Unit, float]:
         rows = _llama_rows(evidence, LLAMA_TASK, label)
@@ -334,9 +337,9 @@ def llama_score_difference(evidence: Evidence, method: str, against: str) -> Mea
 
 
 def pretraining_removed(evidence: Evidence, method: str, of: str) -> Measured:
-    """Weights that compaction removes after pretraining with gates, by size.
+    """Percentage of weights that compaction removes after pretraining, by size.
 
-    They are in per cent of the ``gated`` weights or of ``all`` parameters.
+    The denominator is the ``gated`` weights or ``all`` parameters.
     """
     rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
     values: dict[Unit, float] = {
@@ -346,7 +349,7 @@ def pretraining_removed(evidence: Evidence, method: str, of: str) -> Measured:
 
 
 def pretraining_extra(evidence: Evidence, method: str) -> Measured:
-    """Parameters of gates in per cent of the dense model's, by size."""
+    """Gate parameters in percent of the dense model's parameters, by size."""
     rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
     shares = 100 * rows["extra_parameters_fraction"]
     values: dict[Unit, float] = {(n,): s for n, s in zip(rows["name"], shares, strict=True)}
@@ -354,10 +357,10 @@ def pretraining_extra(evidence: Evidence, method: str) -> Measured:
 
 
 def pretraining_faster(evidence: Evidence, method: str) -> Measured:
-    """Factor of tokens that a gated run saves until the dense run's final loss, by size.
+    """Speed-up in tokens of gated over dense pretraining, by size.
 
-    It is the dense run's number of tokens divided by the gated run's at that held-out loss; 0 if it
-    is never reached.
+    It is the dense run's number of tokens divided by the number at which the gated run reaches the
+    dense run's final held-out loss; 0 if it never does.
     """
     rows = _llama_rows(evidence, LLAMA_PRETRAINING, method)
     times = (rows["tokens"] / rows["tokens_to_dense_loss"]).fillna(0.0)
@@ -393,7 +396,7 @@ MEASURES: dict[str, Callable[..., Measured]] = {
 
 
 def model_parameters(evidence: Evidence, measure: str) -> int:
-    """Parameters of the largest model that a measure is about."""
+    """Number of parameters of the largest model behind a measure."""
     tables = {"llama": (LLAMA_TASK, "all"), "pretraining": (LLAMA_PRETRAINING, "all")}
     name, column = tables.get(measure.partition("_")[0], (RUNS, "parameters"))
     table = evidence.table(name)
@@ -403,7 +406,7 @@ def model_parameters(evidence: Evidence, measure: str) -> int:
 
 
 def check_arguments(measure: str, arguments: dict[str, Any]) -> None:
-    """Raises ValueError unless there is such a measure and it takes these arguments."""
+    """Raises ValueError unless the measure exists and takes these arguments."""
     if measure not in MEASURES:
         raise ValueError(f"unknown measure {measure!r}{nearest(measure, MEASURES)}")
     signature = inspect.signature(MEASURES[measure])
@@ -461,7 +464,7 @@ def _by_run(
 
 
 def _llama_rows(evidence: Evidence, table: str, method: str) -> pd.DataFrame:
-    """A method's rows of a table of the experiments on Llama."""
+    """A method's rows in a table of the Llama experiments."""
     return _rows(evidence.table(table), method, table)
 
 

@@ -1,4 +1,4 @@
-"""The audit as tables: a line a claim, and a line a test with its numbers."""
+"""Tables of the audit: one row per claim, and one row per test with its numbers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ SYNTHETIC = (
 
 
 def shown(verdict: str, kind: str) -> str:
-    """A verdict for print: what small models contradict, larger ones may still bear out."""
+    """A verdict for print. Small models contradict a claim only at their own scale."""
     scale = verdict == CONTRADICTED and kind == "claim"
     return f"{verdict} (at this scale)" if scale else verdict
 
 
 def multiplicity(results: Sequence[ClaimResult]) -> str:
-    """How many tests there are, and how many of them chance alone would decide wrongly."""
+    """The number of tests, and the number expected to be wrong by chance alone."""
     decided = [
         test
         for result in results
@@ -58,14 +58,14 @@ def multiplicity(results: Sequence[ClaimResult]) -> str:
 def verdict_table(
     results: Sequence[ClaimResult], tier: str, about: str, synthetic: bool = False
 ) -> Table:
-    """One line for each claim: verdict, and how many of its tests were supported.
+    """One row per claim: its verdict, and the number of supported tests.
 
     Args:
-        results: of :func:`finegates.suite.claims.audit`.
-        tier: its name.
-        about: what the tier's numbers are numbers of.
-        synthetic: whether models and data were made by the workflow itself, so that verdicts check
-            it and do not judge the paper.
+        results: see :func:`finegates.suite.claims.audit`.
+        tier: name of the tier.
+        about: description of the tier's models and data.
+        synthetic: whether the workflow made models and data itself, so that verdicts test the
+            workflow and not the paper.
     """
     import pandas as pd
 
@@ -119,7 +119,7 @@ def verdict_table(
 
 
 def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
-    """One line for each test with its measurement and claim; see `verdict_table`."""
+    """One row per test, with its measurement and claim, as :func:`verdict_table`."""
     import pandas as pd
 
     rows = [_row(result, test) for result in results for test in result.tests]
@@ -147,7 +147,7 @@ def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
 
 
 def _reasoned(row: dict[str, Any]) -> str:
-    """The verdict of a test, or why there is none."""
+    """The verdict of a test, or the reason why there is none."""
     if not row["missing"]:
         return str(row["verdict"])
     noisy = row["verdict"] == NOT_MEASURABLE
@@ -189,10 +189,10 @@ def _covered(covers: str) -> str:
 
 
 def _links(files: str) -> str:
-    """Links from the results folder: tables, and the folders of records behind them."""
+    """Links to tables and to folders of records, relative to the results folder."""
     return ", ".join(f"[{name}]({name.split('*')[0]})" for name in files.split()) or BLANK
 
 
 def _rounded(value: float) -> float:
-    """To significant digits: differences of logits are small."""
+    """Rounds to significant digits, because differences of logits are small."""
     return float(f"{value:.{DECIMALS}g}")

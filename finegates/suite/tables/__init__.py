@@ -1,7 +1,7 @@
-"""Tables of a study's run records: every run, GLUE scores, realised sparsity.
+"""Tables of run records: all runs, GLUE scores, realised sparsity, cost.
 
-Numbers come from records alone. A missing run leaves a blank, an average over tasks is given only
-where every task is there, and the caption, composed from the records, says what was run on what.
+All numbers come from records. A missing run leaves a blank cell. An average over tasks is given
+only if all tasks are present. Captions are composed from the records, too.
 """
 
 from finegates.suite.tables.captions import figure_footer, metric_title, table_caption, task_title

@@ -1,7 +1,7 @@
-"""Captions of tables and figures, composed from run records: nothing in them is typed by hand.
+"""Captions of tables and figures, composed from run records.
 
-A caption says which tier, model, data, rows, metrics, epochs, seeds and hardware the numbers come
-from, and which splits are not the official ones, so that no number is read for more than it is.
+A caption names the tier, model, data, rows, metrics, epochs, seeds and hardware of the numbers, and
+the splits that are not official.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def task_title(task: str) -> str:
 
 
 def metric_title(task: str) -> str:
-    """The task's metric in words; a mean where GLUE averages two."""
+    """The task's metric in words, as a mean if GLUE averages two."""
     names = [METRIC_TITLES.get(name, name) for name in TASKS[task].metrics]
     if len(names) == 1:
         return names[0]
@@ -56,11 +56,11 @@ def metric_title(task: str) -> str:
 def check_study(
     records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
 ) -> list[Record]:
-    """The records in the order of methods, tasks and seeds, for any input order.
+    """Sorts records by method, task and seed.
 
     Raises:
-        ValueError: no records, records of several tiers, two of the same task, method and seed, or
-            one whose task or method is not listed (it would silently be left out).
+        ValueError: there are no records, records of several tiers, two with the same task, method
+            and seed, or one whose task or method is not listed, which would silently be dropped.
     """
     if not records:
         raise ValueError("no run records: a table needs at least one")
@@ -87,7 +87,7 @@ def check_study(
 def table_caption(
     lead: str, records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
 ) -> str:
-    """A table's caption: ``lead`` and what the records say of their origin.
+    """A table's caption: ``lead``, then the origin of the records.
 
     Raises:
         ValueError: see :func:`check_study`.
@@ -150,7 +150,7 @@ def _model(record: Record) -> str:
     here = record.model.source in ("generated", "pretraining")
     facts = [
         *(["pretrained here on generated text"] if here else []),
-        # The encoder's: heads differ from task to task.
+        # Encoder parameters, because heads differ between tasks.
         f"{record.budget.parameters.encoder:,} encoder parameters",
         *record.model.identity,
     ]
@@ -162,7 +162,7 @@ def _synthetic(records: Sequence[Record]) -> bool:
 
 
 def _data(records: Sequence[Record]) -> list[str]:
-    """One sentence for each data source, with its revision or a digest of all its files."""
+    """One sentence per data source, with its revision or a digest of its files."""
     names = _distinct((r.data.name, r.data.source, r.data.revision) for r in records)
     sentences = []
     for name, source, revision in names:
@@ -264,7 +264,7 @@ def _seeds(records: Sequence[Record]) -> str:
 
 
 def _commits(records: Sequence[Record]) -> list[str]:
-    """A warning where the runs that are compared were made by different code."""
+    """A warning if the compared runs were made by different code."""
     commits = sorted({record.code.short_commit for record in records})
     if len(commits) == 1:
         return []
@@ -280,7 +280,7 @@ def _by_task(tasks: Sequence[str], text: Callable[[str], str]) -> str:
 
 
 def _grouped(tasks: Sequence[str], text: Callable[[str], str]) -> str:
-    """Tasks with the same text together: ``3 (CoLA, RTE); 8 (MRPC)``, or the text alone if one."""
+    """Groups tasks by text, ``3 (CoLA, RTE); 8 (MRPC)``, or the text alone if all agree."""
     groups: dict[str, list[str]] = {}
     for task in tasks:
         groups.setdefault(text(task), []).append(task_title(task))

@@ -1,4 +1,4 @@
-"""What a workflow run cost: jobs, time, and how much of it was processes starting up."""
+"""Cost of a workflow run: jobs, wall time, and start-up time of processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def cost_table(
 ) -> pd.DataFrame:
     """Jobs, wall seconds and start-up seconds by rule, and their total.
 
-    Start-up is the time from a process's start until its imports are done and its work begins. It
-    is measured for fine-tuning and pretraining. A job of another rule, which imports as much or
-    less, counts with the mean start-up of a fine-tuning process, or whole if it is shorter.
+    Start-up is the time from the start of a process until its imports are done. It is measured for
+    fine-tuning and pretraining. A job of another rule, which imports at most as much, counts with
+    the mean start-up of a fine-tuning process, or with its whole time if that is shorter.
 
     Args:
-        records: of all runs.
-        benchmarks: folder of Snakemake's benchmark files, one a job. Where they hold less time of
-            fine-tuning than the records, the records count, a job each.
-        pretraining: the summary of the pretraining job, None if there was none.
+        records: records of all runs.
+        benchmarks: folder of Snakemake's benchmark files, one per job. If they hold less
+            fine-tuning time than the records, the records are used instead, one job each.
+        pretraining: the summary of the pretraining job, if there was one.
 
     Returns:
         columns ``rule``, ``jobs``, ``wall_s``, ``startup_s``, ``peak_memory_mib``; the last row is
@@ -38,7 +38,7 @@ def cost_table(
         row = rows.setdefault(rule, {"jobs": 0, "wall_s": 0.0, "peak_memory_mib": 0.0})
         row["jobs"] += 1
         row["wall_s"] += float(measured["s"].sum())
-        # Of very short jobs Snakemake takes no memory reading.
+        # Snakemake does not measure the memory of very short jobs.
         memory = pd.to_numeric(measured["max_rss"], errors="coerce").max()
         row["peak_memory_mib"] = max(row["peak_memory_mib"], 0.0 if pd.isna(memory) else memory)
     recorded = {
@@ -46,7 +46,7 @@ def cost_table(
         "wall_s": sum(record.timing["wall_s"] for record in records),
         "peak_memory_mib": max(record.timing.get("peak_memory_mib", 0.0) for record in records),
     }
-    # Runs that were made elsewhere, or restored, left no benchmark files: their records know.
+    # Restored runs, and runs of other machines, left no benchmark files here: use their records.
     if rows.get("finetune", {"wall_s": 0.0})["wall_s"] < recorded["wall_s"]:
         rows["finetune"] = recorded
     measured_s = sum(record.timing["startup_s"] for record in records)

@@ -13,10 +13,10 @@ from finegates.suite.timing.control import CONTROL, is_noisy, load_note
 
 
 def times_table(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, Any]) -> Table:
-    """The measured times as a table; arguments as :func:`time_deployed` returns and takes them."""
+    """The table of measured times from the frame of :func:`time_deployed`."""
     assert tier.studies is not None
     studies = tier.studies
-    # Words are those of the day, not of the measurement.
+    # Titles come from the current configuration, not from the time of the measurement.
     known = {label: method.title for label, method in tier.all_methods.items()}
     words = [known.get(m, t) for m, t in zip(frame["method"], frame["title"], strict=True)]
     frame = frame.assign(title=words)

@@ -1,4 +1,4 @@
-"""What difference between two methods could have been seen, with so many rows and seeds."""
+"""Detectable differences between two methods, given the numbers of rows and seeds."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def detectable_table(
     """Detectable differences by task, in points.
 
     Args:
-        records: of one tier.
-        methods: in the study's order; differences are from the first.
-        tasks: in the study's order.
+        records: records of one tier.
+        methods: labels in the study's order; differences are from the first.
+        tasks: tasks in the study's order.
 
     Raises:
         ValueError: see :func:`finegates.suite.tables.captions.check_study`.

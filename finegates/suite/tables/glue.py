@@ -1,7 +1,7 @@
-"""Methods by tasks: GLUE scores and realised sparsity, means over seeds.
+"""GLUE scores and realised sparsity of methods by tasks, as means over seeds.
 
-An average over tasks exists only for seeds that have every task: a mean over the easier tasks would
-favour methods that failed on the others.
+Averages over tasks use only seeds that have all tasks. A mean over some tasks would favour methods
+that failed on the others.
 """
 
 from __future__ import annotations
@@ -55,13 +55,15 @@ _RULES = (
 
 
 def read_references(path: str | Path) -> dict[str, dict[str, float]]:
-    """Reference rows from a bag-of-words file, ``{task: {"score": ..., "majority_score": ...}}``.
+    """Reads reference rows from a file of bag-of-words scores.
+
+    Its layout is ``{task: {"score": ..., "majority_score": ...}}``.
 
     Returns:
-        ``{"Bag of words": {task: score}}``, and ``"Majority class"`` where tasks state it.
+        ``{"Bag of words": {task: score}}``, and ``"Majority class"`` for tasks that have it.
 
     Raises:
-        ValueError: not JSON of that layout.
+        ValueError: the file is not JSON of this layout.
     """
     raw = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(raw, dict) or not all(
@@ -91,16 +93,16 @@ def glue_table(
     """Scores of methods by tasks, their average, realised sparsity and cost.
 
     Args:
-        records: of one tier, in any order.
-        methods: labels, in the order of the rows; one without records becomes a row of blanks.
+        records: records of one tier, in any order.
+        methods: labels in the order of the rows; a method without records has blank cells.
         tasks: all tasks of the tier, in the order of the columns.
-        epoch: ``"best"`` is labelled as chosen on the reported split.
-        seeds: that every method should have; all that occur in the records if None.
-        references: printed above the methods.
+        epoch: ``"best"`` is labelled as selected on the reported split.
+        seeds: seeds that each method should have; None takes all seeds of the records.
+        references: scores printed above the methods.
 
     Raises:
         ValueError: see :func:`finegates.suite.tables.captions.check_study`; or an unknown
-        ``epoch``.
+            ``epoch``.
     """
     if epoch not in _LEADS:
         raise ValueError(f"epoch must be 'last' or 'best', got {epoch!r}")
@@ -142,9 +144,10 @@ def sparsity_table(
     *,
     seeds: Sequence[int] | None = None,
 ) -> Table:
-    """Realised sparsity of methods by tasks, as fractions (printed as per cent), with the target.
+    """Realised sparsity of methods by tasks, next to the target.
 
-    Arguments and errors as for :func:`glue_table`.
+    Numbers are fractions, printed in percent. Arguments and errors are those of
+    :func:`glue_table`.
     """
     table = MethodRows(records, methods, tasks, seeds)
     rows = [
@@ -176,7 +179,7 @@ def sparsity_table(
 def _reference_row(
     tier: str, name: str, scores: Mapping[str, float], tasks: Sequence[str]
 ) -> dict[str, Any]:
-    """A row without runs: scores by task and their average if every task has one."""
+    """A row without runs: scores by task, and their average if no task is missing."""
     known = [float(scores[task]) for task in tasks if task in scores]
     row: dict[str, Any] = dict(zip(FACTS, (tier, name, name, "reference"), strict=True))
     row |= dict.fromkeys(COSTS)
@@ -189,7 +192,7 @@ def _reference_row(
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> pd.DataFrame:
-    """Rows as a frame: means first, then costs, then intervals and numbers of seeds."""
+    """Rows as a frame. Columns: means, costs, then intervals and numbers of seeds."""
     import pandas as pd
 
     names = [*tasks, AVERAGE]
@@ -217,7 +220,7 @@ def _mean_and_interval(row: Mapping[str, Any], name: str, scale: float = 1.0) ->
 
 
 def average_cell(row: Mapping[str, Any], scale: float = 1.0) -> str:
-    """The average over tasks with its interval, or how many runs it lacks."""
+    """The average over tasks with its interval, or the number of missing runs."""
     cell = _mean_and_interval(row, AVERAGE, scale)
     missing = row["runs_missing"]
     return f"{cell} ({missing} missing)" if cell == BLANK and missing else cell

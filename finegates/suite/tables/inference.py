@@ -1,4 +1,4 @@
-"""Tables of inference times: dense against compact, by backend, structured and scattered zeros."""
+"""Tables of inference times: dense and compact, backends, scattered zeros."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _CASE = (
 
 
 def _fixed(places: int) -> Callable[[float | None], str]:
-    """Prints milliseconds and ratios; the blank where nothing was measured."""
+    """Prints milliseconds and ratios, or a blank if nothing was measured."""
     return lambda value: BLANK if value is None or pd.isna(value) else f"{value:.{places}f}"
 
 
 def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
-    """The measured times of eager models as a table of compact models.
+    """Eager times of compact models against the dense model.
 
     Args:
-        frame: of one or more calls of ``finegates.suite.timing.inference.time_inference``.
-        repeats: rounds of the shapes, for the caption.
+        frame: rows of one or more calls of ``finegates.suite.timing.inference.time_inference``.
+        repeats: rounds of each shape, for the caption.
         machine: ``finegates.suite.runs.machine.hardware`` of the measurement.
     """
     controlled = bool((frame["contender"] == CONTROL).any())
@@ -95,20 +95,20 @@ def inference_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
     return Table("inference", title, caption, frame, columns, rows)
 
 
-# What compacting and calibrating may take: seconds, and multiples of the gated model's memory.
+# Limits for compaction and calibration: seconds, and multiples of the gated model's memory.
 MOST_SECONDS, MOST_MEMORY = 10.0, 1.2
 
 
 def joined_machine(machines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the captions say of the machine, from the measurements of several shapes.
+    """Joins the machine descriptions of several shapes for the captions.
 
     Args:
         machines: ``finegates.suite.runs.machine.hardware`` of each, with ``compaction`` and
-        ``calibration``.
+            ``calibration``.
 
     Returns:
-        the same of all: one CPU or several, joined, the numbers of threads, the compactions of all,
-        and the longest calibration.
+        a description of the same layout, with all CPUs and numbers of threads, all compactions, and
+        the longest calibration.
     """
     return {
         "cpu": " / ".join(dict.fromkeys(str(machine["cpu"]) for machine in machines)),
@@ -126,7 +126,7 @@ _CONTROLLED = (
 
 
 def _ratio(name: str) -> Callable[[dict[str, Any]], str]:
-    """Prints a ratio of a case, and that it is noisy where the control is off."""
+    """Prints a ratio of a case, marked as noisy if the control is off."""
 
     def printed(row: dict[str, Any]) -> str:
         noisy = row["control"] is not None and is_noisy(row["control"])
@@ -136,7 +136,7 @@ def _ratio(name: str) -> Callable[[dict[str, Any]], str]:
 
 
 def _control(ratio: float | None) -> str:
-    """The control's median, relative to the same model's."""
+    """The control's median relative to that of the same model."""
     if ratio is None:
         return BLANK
     return f"{ratio:.3f} (noisy)" if is_noisy(ratio) else f"{ratio:.3f}"
@@ -146,8 +146,8 @@ def machine_notes(machine: dict[str, Any]) -> list[str]:
     """Sentences on the times of compaction and calibration, and their limits.
 
     Args:
-        machine: as of :func:`inference_table`, with ``compaction`` (by model ``seconds`` and
-            ``peak_memory``) and ``calibration``.
+        machine: as for :func:`inference_table`, with ``compaction`` (``seconds`` and
+            ``peak_memory`` by model) and ``calibration``.
     """
     notes = [
         f"Compacting {name} in place took {cost['seconds']:.1f} s "
@@ -166,7 +166,7 @@ def _within(value: float, most: float, unit: str) -> str:
 
 
 def _reached(row: Any) -> str:
-    """What a compact model was to reach, and whether it did."""
+    """The ratio that a compact model should reach, and whether it did."""
     if pd.isna(row["reach"]):
         return BLANK
     word = "reached" if row[f"ratio_to_{row['against']}"] <= row["reach"] else "missed"
@@ -174,9 +174,9 @@ def _reached(row: Any) -> str:
 
 
 def parts_table(frame: pd.DataFrame, _: list[int], machine: dict[str, Any]) -> Table:
-    """Parts of the time, dense and compact.
+    """Time by part of the forward pass, dense and compact.
 
-    Arguments as for :func:`inference_table`; the rounds are separate ones.
+    Arguments are those of :func:`inference_table`. The parts are measured in separate rounds.
     """
     titles = {
         "products_ms": "Products",
@@ -224,9 +224,9 @@ def parts_table(frame: pd.DataFrame, _: list[int], machine: dict[str, Any]) -> T
 
 
 def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
-    """Times with equally many zeros in whole rows and columns, and scattered.
+    """Times with the same number of zeros, structured and scattered.
 
-    Arguments as for :func:`inference_table`.
+    Arguments are those of :func:`inference_table`.
     """
     columns = (
         *_CASE,
@@ -252,7 +252,7 @@ def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
 
 
 def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
-    """Dense and compact by every backend that was timed; arguments as :func:`inference_table`."""
+    """Dense and compact times by backend, with arguments of :func:`inference_table`."""
     backends = [b for b in BACKEND_TITLES if b in set(frame["backend"])]
     columns = (
         *_CASE,
@@ -276,7 +276,7 @@ def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, An
 
 
 def _cases(frame: pd.DataFrame) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]:
-    """Printed model, gates and batch of every case, and its rows."""
+    """The printed model, gates and batch of each case, with its rows."""
     keys = ["model", "gates", "kept", "batch", "length", "decode"]
     for (model, gates, kept, batch, length, decode), group in frame.groupby(keys, sort=False):
         closed = "none closed" if kept == 1 else f"{gates}, {kept:g} kept"
@@ -285,7 +285,7 @@ def _cases(frame: pd.DataFrame) -> Iterable[tuple[dict[str, Any], pd.DataFrame]]
 
 
 def _load(machines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The least and the most of all load averages; nothing where none was recorded."""
+    """The smallest and largest load average, empty if none was recorded."""
     loads = [load for machine in machines for load in machine.get("load", ()) if load is not None]
     return {"load": [min(loads), max(loads)]} if loads else {}
 

@@ -1,4 +1,4 @@
-"""Captions of tables and figures on Llama, composed from run records."""
+"""Captions of the Llama tables and figures, composed from run records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from finegates.suite.runs.run_record import DIGEST_DIGITS
 
 
 def causal_caption(lead: str, records: Sequence[CausalRecord]) -> str:
-    """A caption: ``lead``, and what the records say of tier, models, text, training, hardware."""
+    """A caption: ``lead``, then tier, models, text, training and hardware."""
     first = records[0]
     description = first.config.tier_description.rstrip(".")
     trained = [r.config.training for r in records if r.config.training is not None]
@@ -32,9 +32,11 @@ def causal_caption(lead: str, records: Sequence[CausalRecord]) -> str:
 
 
 def check_causal(records: Sequence[CausalRecord], experiment: str) -> str:
-    """The records' tier.
+    """Checks the records of an experiment and returns their tier.
 
-    Raises ValueError: no records, several tiers, another experiment, or two of the same run.
+    Raises:
+        ValueError: there are no records, records of several tiers or of another experiment, or two
+            of the same run.
     """
     if not records:
         raise ValueError("no run records: a table needs at least one")

@@ -1,4 +1,4 @@
-"""Gates on a Llama without a task, after and during its pretraining."""
+"""The table of gates trained on a pretrained Llama, without a task."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from finegates.suite.tables.render import Column, Table, decimals
 
 
 def posttraining_table(records: Sequence[CausalRecord]) -> Table:
-    """Held-out prediction against what was removed: gates, one-shot pruning, the dense model.
+    """Perplexity and sparsity of gates, one-shot pruning and the dense model.
 
     Args:
-        records: of one tier, of the experiment ``posttraining``, in the order of the rows.
+        records: records of one tier's experiment ``posttraining``, in the order of the rows.
 
     Raises:
-        ValueError: no records, or of several tiers or experiments.
+        ValueError: there are no records, or records of several tiers or experiments.
     """
     tier = check_causal(records, "posttraining")
     rows = [causal_row(found) for found in groups(records)]

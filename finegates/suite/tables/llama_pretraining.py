@@ -1,4 +1,4 @@
-"""The table and the curves of Llamas that are trained from the start."""
+"""The table and the curves of Llamas that are trained from random weights."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def pretraining_table(records: Sequence[CausalRecord]) -> Table:
-    """Dense and gated training from the same start on the same tokens.
+    """Dense and gated training from the same initial weights on the same tokens.
 
     Args:
-        records: of one tier, of the experiment ``pretraining``, in the order of the rows.
+        records: records of one tier's experiment ``pretraining``, in the order of the rows.
 
     Raises:
-        ValueError: no records, or of several tiers or experiments.
+        ValueError: there are no records, or records of several tiers or experiments.
     """
     tier = check_causal(records, "pretraining")
     dense = {(r.name, r.seed): r for r in records if r.method == "dense"}
@@ -42,7 +42,7 @@ def pretraining_table(records: Sequence[CausalRecord]) -> Table:
         row = causal_row(found)
         reached = [tokens_to_reach(r, dense.get((r.name, r.seed))) for r in found]
         known = [tokens for tokens in reached if tokens is not None]
-        # A mean over the seeds that got there would flatter those that did not.
+        # Blank if any seed did not reach it: a mean over the others would be biased.
         row["tokens_to_dense_loss"] = round(mean(known)) if len(known) == len(reached) else None
         row["tokens"] = found[0].curve[-1].tokens if found[0].curve else None
         rows.append(row)
@@ -74,10 +74,10 @@ def pretraining_table(records: Sequence[CausalRecord]) -> Table:
 
 
 def tokens_to_reach(record: CausalRecord, dense: CausalRecord | None) -> int | None:
-    """Tokens seen at the first evaluation with at most the dense run's final held-out loss.
+    """Tokens until a run first reaches the dense run's final held-out loss.
 
-    None if there is none, or no dense run to compare with. The dense run's own answer is where it
-    first was as good as at its end.
+    None if it never does, or without a dense run. For the dense run itself, this is the first
+    evaluation that is as good as its last one.
     """
     if dense is None:
         return None
@@ -95,7 +95,7 @@ def tokens_to_reach(record: CausalRecord, dense: CausalRecord | None) -> int | N
 
 
 def curve_table(records: Sequence[CausalRecord]) -> pd.DataFrame:
-    """Every point of every run's curve, one a row."""
+    """The curves of all runs, one point per row."""
     import pandas as pd
 
     rows = [

@@ -1,4 +1,4 @@
-"""What the tables on Llama share: typed columns, and where groups of rows begin."""
+"""Shared parts of the Llama tables: typed columns, and groups of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def typed_frame(rows: Sequence[dict[str, Any]], whole: Sequence[str]) -> pd.DataFrame:
     """Rows as a frame with typed columns.
 
-    Names stay strings, the columns ``whole`` become integers, the others floats; blanks are
+    Names stay strings, the columns in ``whole`` become integers and all others floats. Blanks are
     allowed.
     """
     import pandas as pd
@@ -33,7 +33,7 @@ def typed_frame(rows: Sequence[dict[str, Any]], whole: Sequence[str]) -> pd.Data
 
 
 def group_starts(keys: Sequence[object]) -> tuple[int, ...]:
-    """Places, after the first, where the key is another than at the place before."""
+    """Indices, except 0, at which the key differs from the previous one."""
     return tuple(i for i in range(1, len(keys)) if keys[i] != keys[i - 1])
 
 
@@ -55,7 +55,7 @@ COUNTS = ("removed_weights", "gated_weights", "all", "trainable")
 
 
 def groups(records: Sequence[CausalRecord]) -> list[list[CausalRecord]]:
-    """Runs that differ in the seed alone, in the order of the first of each."""
+    """Groups runs that differ only in their seed, in order of first appearance."""
     groups: dict[tuple[str, str, float | None], list[CausalRecord]] = {}
     for record in records:
         groups.setdefault((record.name, record.method, record.target), []).append(record)

@@ -1,4 +1,4 @@
-"""The table of times of a training step of a Llama."""
+"""The table of training-step times of a Llama."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Llama as a classifier: scores, and parameters removed by every denominator."""
+"""The table of a Llama as a classifier: scores and removed parameters."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS, targe
 def llama_task_table(
     records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
 ) -> Table:
-    """Scores of a Llama as a classifier, and what each method removed, by every denominator.
+    """Scores of a Llama as a classifier, and removed parameters by denominator.
 
     Args:
-        records: of one tier.
-        methods: labels, in the order of the rows.
-        tasks: in the order of the groups of rows.
+        records: records of one tier.
+        methods: labels in the order of the rows.
+        tasks: tasks in the order of the groups of rows.
 
     Raises:
         ValueError: see ``finegates.suite.tables.captions.check_study``.
@@ -68,7 +68,7 @@ def _task_row(task: str, method: str, found: list[Record]) -> dict[str, Any]:
         return lambda r: r.budget.removed_weights / getattr(r.budget.parameters, name)
 
     first = found[0].budget.parameters
-    # Without gates nothing is gated: the denominator is unknown, and nothing was removed.
+    # Without gates the denominator is undefined, and nothing was removed.
     gated = first.gated or None
     return {
         "tier": found[0].tier,

@@ -1,4 +1,4 @@
-"""What each method costs next to what it scores: parameters, training time, memory."""
+"""Scores of all methods next to their cost: parameters, training time, memory."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def method_cost_table(
     *,
     seeds: Sequence[int] | None = None,
 ) -> Table:
-    """Average score, MACs, trained parameters, training time and memory of every method.
+    """Average score, MACs, trained parameters, training time and memory by method.
 
     Args:
-        records: of one tier.
-        methods: labels, in the order of the rows.
-        tasks: of the tier.
-        starts: by label, the method whose run on the same task and seed a run starts from.
-        seeds: that every method should have; all that occur in the records if None.
+        records: records of one tier.
+        methods: labels in the order of the rows.
+        tasks: tasks of the tier.
+        starts: by label, the method from whose run on the same task and seed a run starts.
+        seeds: seeds that each method should have; None takes all seeds of the records.
 
     Raises:
         ValueError: see :func:`finegates.suite.tables.captions.check_study`.
@@ -94,7 +94,7 @@ def _ratio(
 ) -> float | None:
     """Mean CPU time relative to full fine-tuning, or None if a time is missing.
 
-    It is by run, and includes the time of the run that it starts from.
+    Ratios are per run and include the time of the run that it starts from.
     """
     ratios = []
     for run in runs:

@@ -1,4 +1,4 @@
-"""A method's numbers: its runs by task, summed up over seeds, and what it costs."""
+"""One row of numbers per method: scores by task over seeds, and cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AVERAGE = "average"
 
 
 class MethodRows:
-    """Records by method, task and seed, checked and in order."""
+    """Records by method, task and seed, checked and sorted."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class MethodRows:
         return [run for run in found if run is not None]
 
     def complete(self, method: str) -> list[list[Record]]:
-        """For each seed that has every task, its runs in the order of tasks."""
+        """The runs of each seed that has all tasks, in the order of tasks."""
         by_seed = (
             [self._runs.get((method, task, seed)) for task in self.tasks] for seed in self.seeds
         )
@@ -44,7 +44,7 @@ class MethodRows:
     def row(
         self, method: str, value: Callable[[Record], float], decimals: int, quantity: str
     ) -> dict[str, Any]:
-        """One method's numbers: a value by task and averaged, and what the method cost."""
+        """Values of a method by task and their average, and the cost of the method."""
         runs = {task: self.runs(method, task) for task in self.tasks}
         all_runs = [run for found in runs.values() for run in found]
         complete = self.complete(method)
@@ -77,7 +77,7 @@ class MethodRows:
 def _summary(
     values: Sequence[float], decimals: int, name: str, *names: object
 ) -> dict[str, float | int | None]:
-    """Mean, interval and number of seeds as columns; no interval for fewer than two seeds."""
+    """Mean, number of seeds and, for two or more seeds, interval as columns."""
     if not values:
         return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_seeds": 0}
     found = summarise(values)

@@ -1,6 +1,6 @@
-"""The table of properties: LoRA, a learnable 2:4 mask and gates side by side, every cell measured.
+"""The paper's table of properties, measured: LoRA, a learnable 2:4 mask, gates.
 
-The paper ticks boxes; here each box is the number that decides it.
+The paper ticks boxes. Here every box is replaced by the number behind it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def properties_table(
     """One row for each method.
 
     Args:
-        methods: labels, in the order of the rows.
-        records: of these methods.
-        tasks: of the records.
-        times: of what is deployed, relative to the dense model, by label.
+        methods: labels in the order of the rows.
+        records: records of these methods.
+        tasks: tasks of the records.
+        times: forward time of the deployed model relative to the dense one, by label.
 
     Raises:
         ValueError: see :func:`finegates.suite.tables.captions.check_study`; a method without
-        records.
+            records.
     """
     import pandas as pd
 
@@ -108,7 +108,7 @@ def _row(method: str, runs: Sequence[Record], times: Mapping[str, float]) -> dic
 
 
 def _zeros(run: Record) -> float:
-    """Fraction of the weights of the layers that gates go on that are zero."""
+    """Fraction of zeros among the weights of the gated or masked layers."""
     masked = run.budget.masked_fraction
     return run.realised_sparsity if masked is None else masked
 
@@ -119,7 +119,7 @@ def _trained(run: Record) -> float:
 
 
 def _added(run: Record) -> float:
-    """Parameters of the deployed model less those of the dense one, relative to these."""
+    """Relative change in parameters from the dense to the deployed model."""
     whole = run.budget.parameters.all
     return (run.compact.parameters - whole) / whole if run.compact is not None else 0.0
 

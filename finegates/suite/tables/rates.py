@@ -1,4 +1,4 @@
-"""Which learning rates were tried, and which each contender has on each task."""
+"""The table of a rate search: the trials and the chosen rates by task."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from finegates.suite.tables.render import BLANK, Column, Table
 def rates_table(
     trials: Sequence[RateTrial], titles: Mapping[str, str], tier: str, shared: Mapping[str, str]
 ) -> Table:
-    """A row a contender and task: the score with each factor, the chosen one marked.
+    """One row per contender and task: the score of each factor, the chosen one marked.
 
     Args:
-        trials: of :func:`finegates.suite.runs.chosen_rates.choose_rates`, of all tasks.
-        titles: of the tier's methods by label.
-        tier: its name.
-        shared: by label, the contender whose rates a method has too.
+        trials: results of :func:`finegates.suite.runs.chosen_rates.choose_rates` for all tasks.
+        titles: titles of the tier's methods by label.
+        tier: name of the tier.
+        shared: by label of a method, the contender whose rates it takes.
 
     Raises:
-        ValueError: no trials.
+        ValueError: there are no trials.
     """
     import pandas as pd
 

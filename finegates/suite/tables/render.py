@@ -1,7 +1,7 @@
-"""A table of numbers with its printed form, and its files: CSV, Markdown, LaTeX.
+"""Tables as CSV, Markdown and LaTeX.
 
-The printed cells are made from the rounded numbers that the CSV holds, so every printed number can
-be found there.
+Printed cells are formatted from the rounded numbers in the CSV file, so every printed number can be
+found there.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Column:
     """One printed column.
 
     Attributes:
-        header: its head.
+        header: heading of the column.
         source: key of a row's value, or a function of the row.
-        format: of the value, to what is printed.
-        text: whether it is text, set to the left; numbers are set to the right.
+        format: converts the value to the printed text.
+        text: whether cells are text, aligned left; numbers are aligned right.
     """
 
     header: str
@@ -39,7 +39,7 @@ class Column:
     text: bool = False
 
     def cell(self, row: Any) -> str:
-        """What is printed of a row."""
+        """The printed cell of a row."""
         return self.format(row[self.source] if isinstance(self.source, str) else self.source(row))
 
 
@@ -48,13 +48,13 @@ class Table:
     """Numbers and their printed form.
 
     Attributes:
-        name: short, for the LaTeX label.
-        title: one line.
-        caption: what the numbers are and where they come from.
-        numbers: what the CSV holds, already rounded; blank where there is no number.
-        columns: what is printed of a row, from left to right.
-        rows: what the columns take their values from: mappings, as a rule.
-        rule_before: rows that a horizontal rule precedes.
+        name: short name, for the LaTeX label.
+        title: title of one line.
+        caption: describes the numbers and their origin.
+        numbers: content of the CSV file, already rounded; missing numbers are blank.
+        columns: printed columns, from left to right.
+        rows: rows from which the columns take their values, usually mappings.
+        rule_before: indices of rows with a horizontal rule above them.
     """
 
     name: str
@@ -67,20 +67,20 @@ class Table:
 
     @cached_property
     def header(self) -> tuple[str, ...]:
-        """Printed column heads."""
+        """Printed column headings."""
         return tuple(column.header for column in self.columns)
 
     @cached_property
     def cells(self) -> tuple[tuple[str, ...], ...]:
-        """Printed rows, as long as ``header``."""
+        """Printed rows, each as long as ``header``."""
         return tuple(tuple(column.cell(row) for column in self.columns) for row in self.rows)
 
     def csv(self) -> str:
-        """The numbers; empty cells where there is none."""
+        """The numbers as CSV, with empty cells for missing ones."""
         return to_csv(self.numbers)
 
     def markdown(self) -> str:
-        """A heading, the table in pipes, the caption."""
+        """A heading, a pipe table and the caption."""
         rows = [tuple(_pipes(cell) for cell in row) for row in (self.header, *self.cells)]
         widths = [max(3, *map(len, cells)) for cells in zip(*rows, strict=True)]
         aligned = list(zip(self.columns, widths, strict=True))
@@ -99,7 +99,7 @@ class Table:
         return f"### {self.title}\n\n" + "\n".join(lines) + f"\n\n{self.caption}\n"
 
     def latex(self) -> str:
-        r"""A floating ``booktabs`` table; needs ``\usepackage{booktabs}`` and UTF-8."""
+        r"""A floating table that needs ``\usepackage{booktabs}`` and UTF-8."""
         sides = "".join("l" if column.text else "r" for column in self.columns)
         lines = [
             r"\begin{table*}[t]",
@@ -120,30 +120,31 @@ class Table:
 
 
 def write_table(table: Table, csv: str | Path, md: str | Path, tex: str | Path) -> None:
-    """Writes the three forms, each whole or not at all."""
+    """Writes the three files, each atomically."""
     write_text(csv, table.csv())
     write_text(md, table.markdown())
     write_text(tex, table.latex())
 
 
 def number(value: float | None, decimals: int = 1) -> str:
-    """A number as a cell prints it, thousands apart; the blank for None."""
+    """Formats a number with thousands separators, or a blank for None."""
     return BLANK if value is None else f"{value:,.{decimals}f}"
 
 
 def decimals(places: int) -> Callable[[float | None], str]:
-    """Prints numbers with so many digits behind the point, see :func:`number`."""
+    """A formatter with a fixed number of decimals, see :func:`number`."""
     return partial(number, decimals=places)
 
 
 def percent(fraction: float | None, decimals: int = 1) -> str:
-    """A fraction as a cell prints it, in per cent; the blank for None."""
+    """Formats a fraction in percent, or a blank for None."""
     return number(None if fraction is None else 100 * fraction, decimals)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """A frame as CSV: shortest exact decimal of each number, Unix line ends, blanks empty.
+    """A frame as CSV that survives a round trip.
 
+    Numbers are their shortest exact decimals, missing values are empty, and lines end as on Unix:
     ``to_csv(read_csv(to_csv(frame))) == to_csv(frame)``.
     """
     return frame.to_csv(index=False, lineterminator="\n", na_rep="")
@@ -172,7 +173,7 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Text with LaTeX's special characters, and the few others that fonts lack, replaced."""
+    """Escapes LaTeX's special characters and replaces characters that fonts lack."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 

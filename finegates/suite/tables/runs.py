@@ -1,7 +1,7 @@
-"""Every run of a study as one row: the long table that the others are summaries of.
+"""The long table: one row per run, which the other tables summarise.
 
-Durations change from run to run and are left out: the table keeps its bytes when the same study is
-run again on the same machine.
+Durations vary between reruns and are left out, so that a rerun of the same study on the same
+machine gives the same bytes.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ INTEGERS = (
 def runs_table(
     records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
 ) -> pd.DataFrame:
-    """One row for every run, in the order of methods, tasks, seeds.
+    """One row per run, in the order of methods, tasks and seeds.
 
-    Scores are GLUE's times 100, sparsities and other fractions are in [0, 1], MACs are the
-    encoder's for ``macs_batch`` x ``macs_length`` tokens. ``best_*`` is the best epoch on the
+    Scores are GLUE's times 100. Sparsities and other fractions are in [0, 1]. MACs are those of the
+    encoder for ``macs_batch`` x ``macs_length`` tokens. ``best_*`` is the best epoch on the
     reported split.
 
     Raises:
@@ -99,11 +99,11 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def target_sparsity(record: Record) -> float | None:
-    """The sparsity that the run's penalty asked for; None for a method without gates."""
+    """The target sparsity of a run's penalty, None for a method without gates."""
     gates = record.config.gates
     return None if gates is None else _rounded(gates.target, FRACTION_DECIMALS)
 
 
 def _rounded(value: Any, decimals: int) -> float | None:
-    """Rounded, without negative zero; None stays None."""
+    """Rounds without negative zero. None stays None."""
     return None if value is None else round(float(value), decimals) + 0.0

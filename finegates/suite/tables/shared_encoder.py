@@ -1,4 +1,4 @@
-"""Several tasks on one frozen encoder: what is stored for a task, and that it still works."""
+"""Several tasks on one frozen encoder: scores, and storage for each task."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ _LEAD = (
 def shared_rows(
     tier: Tier, label: str, seed: int, files: Mapping[str, Path], records: Mapping[str, Record]
 ) -> list[dict[str, Any]]:
-    """Puts every task's file into an encoder that is shared, twice round, and evaluates it.
+    """Loads the file of each task into one shared encoder, twice in turn, and evaluates it.
 
     Args:
         tier: configuration.
-        label: of the method.
-        seed: of the runs.
-        files: what the runs kept, by task.
-        records: of the runs, by task.
+        label: label of the method.
+        seed: seed of the runs.
+        files: files that the runs saved, by task.
+        records: records of the runs, by task.
 
     Returns:
-        a row a task: ``shared_score``, ``run_score``, ``stored_bytes``, ``dense_bytes`` (a model of
-        full size), ``changed_on_return`` (largest difference of a logit between the first and the
-        second time that the task is put in, other tasks between them: zero unless something of
-        another task stays behind).
+        one row per task: ``shared_score``, ``run_score``, ``stored_bytes``, ``dense_bytes`` (a
+        full-size model), and ``changed_on_return``: the largest difference of a logit between the
+        first and the second time that the task is loaded, after all other tasks. It is zero unless
+        another task left something behind.
     """
     torch.set_num_threads(tier.threads)
     tokenizer = load_tokenizer(tier)
@@ -96,13 +96,13 @@ def shared_table(
     methods: Sequence[str],
     tasks: Sequence[str],
 ) -> Table:
-    """A row a method: scores from the shared encoder by task, and what is stored.
+    """One row per method: scores on the shared encoder by task, and storage.
 
     Args:
-        rows: of :func:`shared_rows`, of all methods.
-        records: of the runs.
-        methods: in the order of the rows.
-        tasks: in the order of the columns.
+        rows: rows of :func:`shared_rows` for all methods.
+        records: records of the runs.
+        methods: labels in the order of the rows.
+        tasks: tasks in the order of the columns.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""A study as a table: what each method scored and kept, and how it differs from the first."""
+"""The table of a study: scores and kept MACs, and differences from the first method."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def study_table(
     """Compares the methods of a study.
 
     Args:
-        name: the study's.
-        study: see there.
-        records: of its methods on these tasks and seeds.
-        tasks: in the order of the columns.
-        seeds: in the order in which their averages are shown.
-        times: forward passes of what each method leaves, relative to the dense model's, by label;
-            None leaves the column out.
+        name: name of the study.
+        study: the study.
+        records: records of its methods on these tasks and seeds.
+        tasks: tasks in the order of the columns.
+        seeds: seeds in the order in which their averages are shown.
+        times: forward time of each method's deployed model relative to the dense one, by label;
+            None omits the column.
 
     Raises:
         ValueError: see :func:`finegates.suite.tables.captions.check_study`.
@@ -91,7 +91,7 @@ def study_rows(
 ) -> list[dict[str, Any]]:
     """The numbers of :func:`study_table`, one row per method.
 
-    A row has the settings on the figure's axes (``x``, ``line``) and the average of each seed
+    A row also has the settings on the figure's axes (``x``, ``line``) and the average of each seed
     (``seed_<n>``).
     """
     table = MethodRows(records, study.methods, tasks, seeds)
@@ -122,7 +122,7 @@ def study_rows(
 
 
 def setting(config: Mapping[str, Any], name: str | None) -> float | str | None:
-    """A setting of a run's configuration by its dotted name; None if it has no such part."""
+    """A setting of a run's configuration by its dotted name, None if it is missing."""
     value: Any = config if name is not None else None
     for part in (name or "").split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -130,7 +130,7 @@ def setting(config: Mapping[str, Any], name: str | None) -> float | str | None:
 
 
 def read_times(frame: pd.DataFrame) -> dict[str, float]:
-    """Median times relative to the dense model by method, see ``suite.timing.deployed``."""
+    """Median time of each method relative to dense, see ``suite.timing.deployed``."""
     ratios = zip(frame["method"], frame["ratio_to_dense"], strict=True)
     return {str(method): float(ratio) for method, ratio in ratios}
 

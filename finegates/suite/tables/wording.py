@@ -1,8 +1,8 @@
-"""Words of a tier for captions: titles, names, descriptions, as the configuration has them today.
+"""Words for captions: titles, names and descriptions of the current configuration.
 
-No result depends on them, so a change of words trains nothing. A record keeps the words of the day
-that it was made; tables and figures replace them by those of the configuration, and are made again
-when these change.
+Results do not depend on them, so a change of words does not retrain anything. A record keeps the
+words of the time of its run. Tables and figures replace them with the current ones, and are made
+again when these change.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ Words = dict[str, Any]
 
 
 def words_of(tier: Tier, labels: Iterable[str]) -> Words:
-    """Words that a table of runs by these methods uses.
-
-    They are a rule's parameter ``words``.
-    """
+    """The words that a table of these methods' runs uses: a rule's parameter ``words``."""
     return {
         "description": tier.description,
         "data": _named(tier.data),
@@ -34,7 +31,7 @@ def words_of(tier: Tier, labels: Iterable[str]) -> Words:
 
 
 def text_words_of(tier: Tier, runs: Iterable[Run]) -> Words:
-    """The words that a table of these runs on plain text uses; a rule's parameter ``words``."""
+    """The words that a table of these text runs uses: a rule's parameter ``words``."""
     llama = study(tier)
     posttraining = llama.posttraining
     models = {} if posttraining is None else posttraining.models
@@ -47,9 +44,9 @@ def text_words_of(tier: Tier, runs: Iterable[Run]) -> Words:
 
 
 def reworded(records: Iterable[Record], words: Mapping[str, Any]) -> list[Record]:
-    """The records with the words of :func:`words_of`.
+    """Replaces the words of records with those of :func:`words_of`.
 
-    A model or a table of another source or revision than the configuration's keeps its own name.
+    A model or data set keeps its name if its source or revision differs from the configuration.
     """
     return [
         record.model_copy(
@@ -69,7 +66,7 @@ def reworded(records: Iterable[Record], words: Mapping[str, Any]) -> list[Record
 
 
 def text_reworded(records: Sequence[CausalRecord], words: Mapping[str, Any]) -> list[CausalRecord]:
-    """The records with the words of :func:`text_words_of`, otherwise as :func:`reworded`."""
+    """Same as :func:`reworded`, with the words of :func:`text_words_of`."""
     found = []
     for record in records:
         update: dict[str, Any] = {
@@ -77,7 +74,7 @@ def text_reworded(records: Sequence[CausalRecord], words: Mapping[str, Any]) -> 
             "config": record.config.model_copy(update={"tier_description": words["description"]}),
             "data": _renamed(record.data, words["data"]),
         }
-        # A model that is trained from random weights is called by its size, which is in the path.
+        # A model that is trained from random weights is named by its size, which is in the path.
         if record.experiment == "posttraining" and record.name in words["models"]:
             update["model"] = _renamed(record.model, words["models"][record.name])
         found.append(record.model_copy(update=update))
@@ -92,7 +89,7 @@ _Described = TypeVar("_Described", Model, TaskTables, Text)
 
 
 def _renamed(described: _Described, words: Mapping[str, str | None]) -> _Described:
-    """The entry with the name of the words, where both are of one source and revision."""
+    """Renames an entry if its source and revision are those of the configuration."""
     if (described.source, described.revision) != (words["source"], words["revision"]):
         return described
     return described.model_copy(update={"name": words["name"]})
