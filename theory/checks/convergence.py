@@ -25,13 +25,14 @@ from theory.stochastic import (
 )
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
-"""Steps η as shares of 1/λ_max."""
+"""Steps η in units of 1/λ_max."""
 NOISES = (0.005, 0.01, 0.02, 0.04)
 INTERVALS = 2.5
-"""Half widths of a 95 % interval that a mean may be off, five standard errors: one false alarm in a
-million."""
+"""Allowed distance of a mean in half widths of a 95 % interval, five standard errors: one false
+alarm in a million.
+"""
 LEFT = 0.01
-"""Share of the noise ball that the burn-in may lack."""
+"""Share of the noise ball that may be missing after the burn-in."""
 
 
 def interior_problem(settings: Settings, index: int) -> Problem:
@@ -48,9 +49,10 @@ def interior_problem(settings: Settings, index: int) -> Problem:
 
 
 def burn_in(quadratic: Quadratic, rate: float) -> int:
-    """Steps after which a run from the minimiser has all of its noise ball but ``LEFT``.
+    """Steps until a run from the minimiser has all of its noise ball but ``LEFT``.
 
-    A mode's variance tends to its limit as 1 − (1 − ηλ)^{2k}; modes carry the ball by λ².
+    A mode's variance tends to its limit as 1 − (1 − ηλ)^{2k}. Modes contribute to the ball in
+    proportion to λ².
     """
     values, _ = quadratic.spectrum()
     steps = 1
@@ -62,7 +64,7 @@ def burn_in(quadratic: Quadratic, rate: float) -> int:
 def stationary_runs(
     quadratic: Quadratic, sigma: float, rate: float, settings: Settings, *names: object
 ) -> Array:
-    """Centres of runs in the stationary state, shape (steps, runs, d), from the minimiser on."""
+    """Centres of runs in the stationary state, shape (steps, runs, d), started at the minimiser."""
     burn = burn_in(quadratic, rate)
     steps = np.arange(burn, burn + min(settings.steps, 3000), 5)
     seed = int(settings.random("stationary", *names).integers(2**31))
@@ -74,10 +76,10 @@ def stationary_runs(
 def check_ball(settings: Settings) -> Check:
     """E L(μ_∞) − L* = ½σ² Σ_i ηλ_i²/(2 − ηλ_i): a ball whose radius grows as ησ².
 
-    :func:`theory.stochastic.noise_ball`, of the evaluated loss. The training loss is that of a
-    gate with fresh noise, ½σ² tr H higher. Means over the stationary state of runs; slopes of the
-    measured radius in η (small steps) and in σ on log-log scale, fitted for every run, with
-    bootstrap intervals of their mean.
+    This is :func:`theory.stochastic.noise_ball`, for the evaluated loss. The training loss is that
+    of a gate with fresh noise, ½σ² tr H higher. Measured: means over the stationary state of runs,
+    and log-log slopes of the radius in η (small steps) and in σ. Slopes are fitted for every run,
+    with bootstrap intervals of their mean.
     """
     quadratic = column_quadratic(interior_problem(settings, 0))
     smoothness = quadratic.smoothness
@@ -149,11 +151,11 @@ def _ball_row(axis: str, x: float, predicted: float, found: Array) -> dict[str, 
 
 
 def check_linear(settings: Settings) -> Check:
-    """E L(μ_k) − L* = ½ Σ λ_i[(1 − ηλ_i)^{2k}e_i² + (1 − (1 − ηλ_i)^{2k})·ball_i], hence at most
-    (1 − ημ)^{2k}(L_0 − L*) + ball: linear to the noise ball.
+    """E L(μ_k) − L* = ½ Σ λ_i[(1 − ηλ_i)^{2k}e_i² + (1 − (1 − ηλ_i)^{2k})·ball_i].
 
-    Modes are independent scalar recursions with additive noise. Means over runs against the exact
-    value at several k, within four half widths of their bootstrap interval.
+    Hence it is at most (1 − ημ)^{2k}(L_0 − L*) + ball: linear convergence to the noise ball. Modes
+    are independent scalar recursions with additive noise. Means over runs are compared with the
+    exact value at several k, within four half widths of their bootstrap interval.
     """
     cases, rows = [], []
     quadratic = column_quadratic(interior_problem(settings, 0))
@@ -201,16 +203,15 @@ def check_linear(settings: Settings) -> Check:
 
 
 COPIES = 256
-"""Runs of each problem whose mean gap has to show a constant to within some per cent."""
+"""Runs of each problem that measure a constant within a few per cent."""
 
 
 def check_decaying(settings: Settings) -> Check:
-    """k (E L(μ_k) − L*) → ½σ² Σ scale² λ_i³/(2 scale λ_i − 1) for η_k = scale/(k + k₀),
-    scale = 2/μ: the rate is 1/k.
+    """k (E L(μ_k) − L*) → ½σ² Σ scale² λ_i³/(2 scale λ_i − 1) for η_k = scale/(k + k₀).
 
-    :func:`theory.stochastic.decaying_constant`. The constant over the second half of the steps, and
-    slope −1 over the last decade, from four problems whose gaps are measured in units of their own
-    constant.
+    With scale = 2/μ the rate is 1/k, with the constant :func:`theory.stochastic.decaying_constant`.
+    Measured on four problems, in units of each problem's constant: the constant over the second
+    half of the steps, and the slope −1 over the last decade.
     """
     sigma, last = 0.04, settings.steps
     steps = np.unique(np.geomspace(last / 10, last, 12).astype(int))
@@ -252,7 +253,7 @@ def check_decaying(settings: Settings) -> Check:
     ends = np.quantile(-slopes, [0.025, 0.975])
     middle = float(fitted_slopes(steps, scaled.mean(axis=1))) - 1
     named = f"slope, 95 % interval {ends[0]:.2f} to {ends[1]:.2f}"
-    # Both are reached up to O(λ scale/(k + k₀)), some per cent here.
+    # Both are attained up to O(λ scale/(k + k₀)), a few per cent here.
     cases = (
         Case(
             "constant, in units of the predicted one",
@@ -278,7 +279,7 @@ def check_decaying(settings: Settings) -> Check:
 def module_gradients(
     problem: Problem, centres: Array, sigma: float, samples: int, seed: int
 ) -> Array:
-    """Pathwise gradients of single samples through the library's gates, shape (samples, d)."""
+    """Pathwise gradients of single samples from the library's gates, shape (samples, d)."""
     d = problem.cols
     gate = noisy_gate(samples * d, sigma, seed=seed)
     gate.latent.data = torch.as_tensor(np.tile(centres, samples))
@@ -294,10 +295,10 @@ def module_gradients(
 def check_unbiased(settings: Settings) -> Check:
     """E[1[0 < μ + ε < 1] ∇L(clip(μ + ε))] = ∇F(μ), F(μ) = E L(clip(μ + ε)).
 
-    clip is Lipschitz, so that differentiation passes under the expectation. Tested on samples of
-    the library's gates against the closed-form gradient: Hotelling-like, the sum of squared
-    z-scores over its degrees of freedom must not exceed the 0.9999 quantile of χ². A gradient that
-    is wrong by 5 % fails.
+    clip is Lipschitz, so differentiation and expectation commute. Samples of the library's gates
+    are tested against the closed-form gradient, as in Hotelling's test: the sum of squared z-scores
+    over its degrees of freedom must not exceed the 0.9999 quantile of χ². A gradient that is wrong
+    by 5 % fails.
     """
     from scipy.stats import chi2
 

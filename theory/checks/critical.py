@@ -14,13 +14,13 @@ CRITICAL_STARTS = 30
 
 
 def check_plane(settings: Settings) -> Check:
-    """The plane {(0, c): Sc = 0} is critical; its distance from ω = 1 is √(m + d − ‖P1‖²), P the
-    projector on the kernel of S = C ∘ W.
+    """The plane {(0, c): Sc = 0} is critical, at distance √(m + d − ‖P1‖²) from ω = 1.
 
-    ∇_r L(0, c) = −Sc and ∇_c L(0, c) = 0. Not empty beyond 0 where m < d, so that (0, 0), at
-    distance √(m + d), is not the nearest critical point, and no ball of that radius is PL. The same
-    with sides exchanged where d < m. Predicted from a singular value decomposition; measured: the
-    point nearest to 1 by least squares, and the gradient there from residuals.
+    P projects on the kernel of S = C ∘ W, because ∇_r L(0, c) = −Sc and ∇_c L(0, c) = 0. For m < d
+    the plane contains more than 0. So (0, 0), at distance √(m + d), is not the nearest critical
+    point, and no ball of that radius is PL. For d < m the sides are exchanged. Predicted from a
+    singular value decomposition. Measured: the point nearest to 1 by least squares, and the
+    gradient there from residuals.
     """
     cases = []
     for problem in settings.drawn("well-conditioned", "ill-conditioned", "under-parameterised"):
@@ -51,10 +51,10 @@ def check_plane(settings: Settings) -> Check:
 def check_orbits(settings: Settings) -> Check:
     """L has at least min(m, d) critical orbits with non-zero gates.
 
-    With the longer side eliminated exactly, L is a smooth even function of degree 0 of the other
-    side: a function on the projective space of dimension min(m, d) − 1, which has at least
-    min(m, d) critical points (Lusternik and Schnirelmann 1934). Its value is below ‖Y‖²/2n where
-    S has no kernel on that side, so that both sides are non-zero. Measured: distinct critical
+    After the longer side is eliminated exactly, L is a smooth even function of degree 0 of the
+    other side. This is a function on the projective space of dimension min(m, d) − 1, which has at
+    least min(m, d) critical points (Lusternik and Schnirelmann 1934). Its value is below ‖Y‖²/2n
+    where S has no kernel on that side, so both sides are non-zero. Measured: distinct critical
     values that Newton's method finds.
     """
     cases = []

@@ -1,4 +1,4 @@
-"""Item 10: one small trained network, from what ``theory.finetuned`` measured."""
+"""Item 10: a small trained network, from the measurements of ``theory.finetuned``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ CONDITION = 1e4
 
 
 def check_network_pl(frame: pd.DataFrame) -> Check:
-    """Λ/(‖∇L‖²/2L) ≤ 10⁴ along training: an effective condition number by PL, Λ the largest
-    Hessian eigenvalue in ω that is met on the way.
+    """Λ/(‖∇L‖²/2L) ≤ 10⁴ along training: an effective condition number by PL.
 
-    ‖∇L‖²/2L ≤ ‖∇L‖²/2(L − L*) needs no L*; where it is not small, PL is not refuted. At the start
-    the released code's gates are saturated (clip has slope 0), so that in what is trained the ratio
-    is 0 while L is not minimal: PL fails there as in ``clip-plateau``. Before clipping it does not.
-    Cases: the ratio at every point looked at, at least Λ/10⁴.
+    Λ is the largest Hessian eigenvalue in ω found along training. ‖∇L‖²/2L ≤ ‖∇L‖²/2(L − L*) needs
+    no L*. Where it is large enough, PL is not refuted. At the start the released code's gates are
+    saturated (clip has slope 0). So in the trained parameters the ratio is 0 while L is not
+    minimal, and PL fails as in ``clip-plateau``. Before clipping it does not. Cases: the ratio at
+    every measured point, at least Λ/10⁴.
     """
     largest = float(frame.loc[frame["parameters"] == FREE, "largest"].max())
     cases = [
@@ -42,11 +42,10 @@ def check_network_pl(frame: pd.DataFrame) -> Check:
 
 
 def check_network_conditioning(frame: pd.DataFrame) -> Check:
-    """Λ/(‖∇L‖²/2L) and −λ_min/λ_max: gates (before clipping) against LoRA, at every point looked
-    at.
+    """Λ/(‖∇L‖²/2L) and −λ_min/λ_max: gates (before clipping) against LoRA, at every measured point.
 
-    The first is the number of gradient steps that PL would promise for one e-fold; the second is
-    the share of negative curvature. Gates should have the smaller ones.
+    The first is the number of gradient steps that PL would predict for one e-fold. The second is
+    the share of negative curvature. Gates should have the smaller values.
     """
     cases = []
     table = frame.set_index(["parameters", "step"])

@@ -22,14 +22,14 @@ from theory.flatness import Nullity, flat_space, generators, jacobian, nullity
 from theory.free_gates import FreeGate, free_gates, set_values
 
 PRESETS = {"independent": "reference", "shared": "structured"}
-"""Presets of the library by how their gates are placed."""
+"""Presets of the library, by the placement of their gates."""
 
 WIDTHS = (8, 16, 24, 32)
 RANKS = (1, 2)
 
 
 def kinds(settings: Settings) -> list[str]:
-    """Every kind of block; the first few of them in a study of few problems."""
+    """Every kind of block; only the first few in a study with few problems."""
     return list(KINDS)[: 3 * settings.problems]
 
 
@@ -39,8 +39,8 @@ class Measured:
 
     Attributes:
         nullity: of the Jacobian of its outputs.
-        predicted: dim N of :func:`theory.flatness.flat_space`; for factors r² for each layer.
-        moved: relative change of the outputs when the gates move far, in a random direction of N.
+        predicted: dim N of :func:`theory.flatness.flat_space`; r² for each layer with factors.
+        moved: relative change of the outputs when the gates move far in a random direction of N.
         layers: number of linear layers with gates or factors.
     """
 
@@ -74,7 +74,7 @@ def gated_block(
 
 
 def _rows(size: int, model: nn.Module) -> int:
-    """Sequences of 9 tokens whose outputs are three times as many as the parameters."""
+    """Number of sequences of 9 tokens that give three times as many outputs as parameters."""
     config: Any = unwrap(model).config
     width: int = config.hidden_size
     return -(-3 * size // (9 * width))
@@ -82,7 +82,7 @@ def _rows(size: int, model: nn.Module) -> int:
 
 @lru_cache(maxsize=256)
 def measured_gates(name: str, placed: str, width: int, seed: int) -> Measured:
-    """The flat directions of a block with gates, predicted and measured.
+    """Predicted and measured flat directions of a block with gates.
 
     Args:
         name: a key of ``KINDS``.
@@ -103,7 +103,7 @@ def measured_gates(name: str, placed: str, width: int, seed: int) -> Measured:
 
 @torch.no_grad()
 def _moved(model: nn.Module, gates: list[FreeGate], direction: np.ndarray) -> float:
-    """The relative change of the outputs when log gates move far in a direction, up to 1."""
+    """Relative change of the outputs when log gates move far in a direction, at most 1."""
     start = torch.cat([gate.values.detach() for gate in gates])
     before = block_output(model, 2)
     step = torch.as_tensor(direction / np.abs(direction).max())
@@ -115,7 +115,7 @@ def _moved(model: nn.Module, gates: list[FreeGate], direction: np.ndarray) -> fl
 
 @lru_cache(maxsize=256)
 def measured_factors(name: str, rank: int, width: int, seed: int) -> Measured:
-    """The flat directions of LoRA's factors, none of them zero, on the layers that gates go on."""
+    """Flat directions of LoRA's factors (all non-zero) on the layers that gates would wrap."""
     model = block_model(name, width, seed=seed)
     layers = len(adapter_for(model).gated(model))
     wrapped = fg.add_lora(model, rank=rank, alpha=float(rank)).double().eval()
@@ -134,12 +134,13 @@ def measured_factors(name: str, rank: int, width: int, seed: int) -> Measured:
 
 
 def check_directions(settings: Settings) -> Check:
-    """Nullity of ∂output/∂gates = dim N at random positive gates, and no direction of N moves the
-    output far from there: the proposition of :mod:`theory.flatness`, and that there are no others.
+    """Nullity of ∂output/∂gates = dim N at random positive gates, on every kind of block.
 
-    Predicted from the description of the block and from which gates are placed where; measured by
-    automatic differentiation through the model that ``finegates.attach`` gives. Counts are compared
-    as they are, those of zero plus one.
+    This is the proposition of :mod:`theory.flatness`, and in addition that there are no other flat
+    directions. A far move along N must not change the output either. Predicted from the description
+    of the block and the placement of the gates. Measured by automatic differentiation through the
+    model that ``finegates.attach`` returns. Counts are compared exactly, as count plus one where
+    they can be zero.
     """
     cases, rows = [], []
     for name in kinds(settings):
@@ -179,12 +180,13 @@ def _row(name: str, placed: str, found: Measured) -> dict[str, object]:
 
 
 def check_width(settings: Settings) -> Check:
-    """A block of BERT, width d: 2d + 1 with independent gates, one for each head with shared gates.
+    """A block of BERT of width d: 2d + 1 with independent gates, one for each head with shared
+    gates.
 
-    d values, d scores, and the layer of keys, whose bias softmax does not see; in general a
-    fraction (2d + 1)/(10d + 2f) of the gates, f the feed-forward width, 11 % at f = 4d. With shared
-    gates only those of heads against those of their values are left. LoRA of rank 1 has as many
-    parameters as independent gates.
+    The 2d + 1 are d values, d scores, and the layer of keys, whose bias cancels in softmax. As a
+    fraction of the gates this is (2d + 1)/(10d + 2f) with f the feed-forward width, 11 % at f =
+    4d. With shared gates only the gates of heads against those of their values remain. LoRA of
+    rank 1 has as many parameters as independent gates.
     """
     cases, rows = [], []
     for width in WIDTHS:
@@ -212,8 +214,8 @@ def check_width(settings: Settings) -> Check:
 def check_factors(settings: Settings) -> Check:
     """LoRA of rank r on the same layers: r² for each layer, from GL(r).
 
-    In blocks without LayerNorm, whose subtraction of the mean hides r more directions of a layer
-    that writes to the residual stream.
+    Blocks with LayerNorm are excluded: its subtraction of the mean hides r more directions of each
+    layer that writes to the residual stream.
     """
     cases = []
     for name in kinds(settings):
@@ -236,10 +238,10 @@ def check_factors(settings: Settings) -> Check:
 def check_closed(settings: Settings) -> Check:
     """Two partners enter as a product, L = φ(r_v c_o): at r_v = 0 the gradient of r_v is c_o φ'(0).
 
-    So both gradients vanish where both gates are closed, and the Hessian there is
-    [[0, φ'(0)], [φ'(0), 0]]: a strict saddle, which the penalty drives into. Measured through
-    ``finegates.attach``: gradients at r_v = 0 for c_o = ½, ¼, 0 against the one for c_o = 1, and
-    the least eigenvalue of the Hessian in the pair at (0, 0).
+    So both gradients vanish where both gates are closed. The Hessian there is [[0, φ'(0)], [φ'(0),
+    0]]: a strict saddle, and the penalty drives gates into it. Measured through
+    ``finegates.attach``: gradients at r_v = 0 for c_o = ½, ¼, 0 against the gradient for c_o = 1,
+    and the least eigenvalue of the Hessian in the pair at (0, 0).
     """
     cases = []
     for index in range(2):
@@ -270,7 +272,7 @@ def check_closed(settings: Settings) -> Check:
 
 
 def _loss_of_pair(model: nn.Module, place: int, goal: Tensor, pair: Tensor) -> Tensor:
-    """A squared error as a function of a value's row gate and its column gate of the output."""
+    """A squared error as a function of a value's row gate and its column gate in the output."""
     attention = "encoder.layer.0.attention"
     replaced = {}
     for path, value in zip(("self.value.rows", "output.dense.cols"), pair, strict=True):
@@ -288,10 +290,10 @@ def _slopes(loss: Callable[[Tensor], Tensor], *pair: float) -> tuple[float, floa
 
 
 def check_degeneracy(settings: Settings) -> Check:
-    """The share of flat directions among all parameters: independent gates against LoRA of rank 1,
-    which has exactly as many parameters on the same layers.
+    """Share of flat directions among all parameters: independent gates against LoRA of rank 1.
 
-    "It avoids the bilinear degeneracy of LoRA", for the gates of the paper, block by block.
+    LoRA of rank 1 has exactly as many parameters on the same layers. The claim "It avoids the
+    bilinear degeneracy of LoRA" is tested block by block, for the gates of the paper.
     """
     cases = []
     for name in kinds(settings):
@@ -321,9 +323,9 @@ def check_degeneracy(settings: Settings) -> Check:
 
 
 def _roberta_base() -> tuple[int, int, int]:
-    """Generators, independent gates and gated layers of a block of RoBERTa-base; no weights.
+    """Generators, independent gates and gated layers of a block of RoBERTa-base, without weights.
 
-    All blocks are alike, so that shares are those of the whole model.
+    All blocks are equal, so the shares are those of the whole model.
     """
     from transformers import AutoModel, RobertaConfig
 
@@ -335,11 +337,12 @@ def _roberta_base() -> tuple[int, int, int]:
 
 
 def check_shared(settings: Settings) -> Check:
-    """Shared gates of the preset ``structured`` against independent ones on the same block.
+    """Shared gates of the preset ``structured`` against independent gates on the same block.
 
-    The share of flat directions, per kind of block; sharing leaves gates of heads against those of
-    values, and in blocks without biases two rescalings of an attention and one of a feed-forward
-    part. Those numbers do not grow with the width: compared at the least width here.
+    The share of flat directions, by kind of block. Sharing leaves the gates of heads against those
+    of values. In blocks without biases it also leaves two rescalings of an attention and one of a
+    feed-forward part. These numbers do not grow with the width, so the comparison uses the least
+    width.
     """
     cases = []
     for name in kinds(settings):

@@ -28,11 +28,11 @@ from theory.lora import count_zeros, lora_gradient, lora_loss, lora_minimiser, u
 from theory.problems import Array, Problem, draw_problem
 
 DEVIATION = 0.002
-"""How far the teacher's gates are from 1 where W is nearly right already."""
+"""Distance of the teacher's gates from 1 where W is nearly right."""
 
 
 def nearly_right(settings: Settings, index: int) -> tuple[Problem, Array]:
-    """A problem whose best gates are near 1, and that minimiser, on its orbit nearest to 1."""
+    """A problem whose best gates are near 1, and the point of its optimal orbit nearest to 1."""
     drawn = draw_problem("well-conditioned", index, settings.seed)
     random = settings.random("nearly right", index)
     rows = 1 + DEVIATION * random.standard_normal(drawn.rows)
@@ -48,13 +48,12 @@ def nearly_right(settings: Settings, index: int) -> tuple[Problem, Array]:
 
 
 def check_saddle(settings: Settings) -> Check:
-    """At (0, 0): ∇L = 0 and ∇²L = [[0, −S], [−Sᵀ, 0]], S = (YᵀX/n) ∘ W; its least eigenvalue is
-    −σ₁(S), along (u₁, v₁)/√2.
+    """At (0, 0): ∇L = 0 and ∇²L = [[0, −S], [−Sᵀ, 0]], S = (YᵀX/n) ∘ W.
 
-    L(r, c) = ‖Y‖²/2n − rᵀSc + ½‖B(r, c)‖². Strict iff S ≠ 0. If S = 0 the remaining terms are
-    non-negative and (0, 0) is a global minimiser, so it never is a bad local minimum. Measured:
-    the curvature of L along that direction by a central difference, exact for this quartic up to
-    ε²‖B(u₁, v₁)‖²/4.
+    Its least eigenvalue is −σ₁(S), along (u₁, v₁)/√2. The proof is L(r, c) = ‖Y‖²/2n − rᵀSc +
+    ½‖B(r, c)‖². The saddle is strict iff S ≠ 0. If S = 0 the remaining terms are non-negative and
+    (0, 0) is a global minimiser, so it is never a bad local minimum. Measured: the curvature of L
+    along that direction by a central difference, exact for this quartic up to ε²‖B(u₁, v₁)‖²/4.
     """
     cases = []
     for problem in settings.drawn():
@@ -86,8 +85,8 @@ def check_saddle(settings: Settings) -> Check:
 def check_path(settings: Settings) -> Check:
     """‖∇L‖²/2(L − L*) = ε²σ₁²/2(L(0) − L*) (1 + O(ε²)) on the path θ = ε(u₁, v₁)/√2 → (0, 0).
 
-    There ∇L = −εσ₁(v-u swapped) + O(ε³) while L − L* tends to L(0) − L* > 0. So no global PL
-    constant, for any S ≠ 0, L(0) > L*. The same for LoRA with S replaced by C, see item 7.
+    On this path ∇L = −σ₁θ + O(ε³), while L − L* tends to L(0) − L* > 0. So no global PL constant
+    exists for any S ≠ 0 with L(0) > L*. The same holds for LoRA with C instead of S, see item 7.
     """
     cases, rows = [], []
     for problem in settings.drawn():
@@ -139,13 +138,13 @@ def check_path(settings: Settings) -> Check:
 
 
 def check_symmetry(settings: Settings) -> Check:
-    """L(tr, c/t) = L(r, c), hence ⟨r, ∇_r L⟩ = ⟨c, ∇_c L⟩ and ‖r‖² − ‖c‖² is conserved by
-    gradient flow (differentiate in t at 1; d/dt of the difference is −2 times that of the sides).
+    """L(tr, c/t) = L(r, c): ⟨r, ∇_r L⟩ = ⟨c, ∇_c L⟩, and gradient flow conserves ‖r‖² − ‖c‖².
 
-    Each connected component of the bipartite graph of W's non-zero entries has a symmetry of its
-    own, and at a minimiser each makes one zero eigenvalue (along (r, −c) of the component).
-    Measured: zero eigenvalues at a minimiser; drift along the integrated flow relative to the
-    distance that the gates moved.
+    Differentiate in t at 1; the time derivative of the difference is −2 times that of the two
+    products. Each connected component of the bipartite graph of W's non-zero entries has a symmetry
+    of its own. At a minimiser each symmetry makes one zero eigenvalue, along (r, −c) of the
+    component. Measured: zero eigenvalues at a minimiser, and the drift along the integrated flow
+    relative to the distance that the gates moved.
     """
     cases = []
     for problem in settings.drawn("well-conditioned", "ill-conditioned"):
@@ -156,7 +155,7 @@ def check_symmetry(settings: Settings) -> Check:
     for index in range(settings.problems):
         drawn = draw_problem("well-conditioned", index, settings.seed)
         weight = drawn.weight.copy()
-        weight[:4, 5:], weight[4:, :5] = 0.0, 0.0  # falls apart into two blocks
+        weight[:4, 5:], weight[4:, :5] = 0.0, 0.0  # two disconnected blocks
         targets = drawn.inputs @ (0.7 * weight).T
         problem = replace(drawn, weight=weight, targets=targets, name=f"two blocks {index}")
         zeros = flat_directions(problem, fit_gates(problem))
@@ -168,7 +167,7 @@ def check_symmetry(settings: Settings) -> Check:
         def flow(_: float, gates: Array, problem: Problem = problem) -> Array:
             return -joint_gradient(problem, gates)
 
-        # The flow's own tolerance is what drift there is: 10^-9 of gates of size 1, few times.
+        # The flow's own tolerance explains the drift: a few times 10^-9 for gates of size 1.
         end = solve_ivp(flow, (0, 20), start, rtol=1e-10, atol=1e-12).y[:, -1]
         before, after = (
             float(np.sum(split(problem, gates)[0] ** 2) - np.sum(split(problem, gates)[1] ** 2))
@@ -190,18 +189,18 @@ def check_symmetry(settings: Settings) -> Check:
 def flat_directions(problem: Problem, minimiser: Array) -> int:
     """Zero Hessian eigenvalues at a minimiser."""
     slope = float(np.linalg.norm(joint_gradient(problem, minimiser)))
-    # The orbit's tangent (r, −c) has the norm of θ; a block's share of it is at least a tenth here.
+    # The orbit's tangent (r, −c) has the norm of θ; here each block has at least a tenth of it.
     slack = 10 * slope / float(np.linalg.norm(minimiser))
     return count_zeros(joint_hessian(problem, minimiser), problem.samples * problem.rows, slack)
 
 
 def check_local(settings: Settings) -> Check:
-    """‖∇L‖² ≥ 2μ(ρ)(L − L*) on B(θ*, ρ), hence on B(1, ρ − ‖θ* − 1‖), with the certified
-    μ(ρ) = (λ − 3σβρ' − 1.5β²ρ'²)/τ² of :class:`theory.bilinear.LocalRegion`.
+    """‖∇L‖² ≥ 2μ(ρ)(L − L*) on B(θ*, ρ), hence on B(1, ρ − ‖θ* − 1‖).
 
-    Strong convexity on the slice orthogonal to the orbit, carried along the orbit. Measured: the
-    smallest ratio that descent on the ratio finds on the ball around 1. The certificate is far
-    from tight, and the table says by how much.
+    The certified constant is μ(ρ) = (λ − 3σβρ' − 1.5β²ρ'²)/τ² of
+    :class:`theory.bilinear.LocalRegion`: strong convexity on the slice orthogonal to the orbit,
+    extended along the orbit. Measured: the smallest ratio that descent on the ratio finds in the
+    ball around 1. The certificate is far from tight, as the table shows.
     """
     cases, rows = [], []
     for index in range(min(settings.problems, 12)):
@@ -234,10 +233,10 @@ def check_local(settings: Settings) -> Check:
 
 
 def check_curvature(settings: Settings) -> Check:
-    """‖∇²L(θ* + Δ) − ∇²L(θ*)‖ ≤ 3σβ‖Δ‖ + 1.5β²‖Δ‖²: what the certified ball is paid with.
+    """‖∇²L(θ* + Δ) − ∇²L(θ*)‖ ≤ 3σβ‖Δ‖ + 1.5β²‖Δ‖²: the bound behind the certified ball.
 
-    Measured: the largest change of the Hessian on the sphere that ascent finds, from directions at
-    random and from the one in which the outputs change most.
+    Measured: the largest change of the Hessian that ascent finds on the sphere, from random
+    directions and from the one in which the outputs change most.
     """
     from scipy.optimize import minimize
 
@@ -303,14 +302,14 @@ def _region_rows(
         found, point = smallest_ratio(
             problem, ones, region.centre, float(radius), random, 3, (place,)
         )
-        # Balls are nested: the smallest ratio cannot grow.
+        # Balls are nested, so the smallest ratio cannot grow.
         if found < smallest:
             smallest, place = found, point
         rows.append(
             {
                 "radius": float(radius),
                 "certified": region.constant(float(radius) + offset),
-                # Where the critical plane is in the ball, the infimum is 0.
+                # The infimum is 0 if the ball meets the critical plane.
                 "measured": 0.0 if radius >= critical else smallest,
                 "transverse": region.transverse,
                 "certified_radius": certified_radius,

@@ -25,9 +25,10 @@ RANKS = (1, 2, 4)
 def check_saddle(settings: Settings) -> Check:
     """At (0, 0): ∇L = 0, Hessian −2⟨C, δB δA⟩ as a quadratic form, C = (Y − XWᵀ)ᵀX/n.
 
-    Eigenvalues ±σ_i(C), each r times, and r(m + d) − 2r rank C zeros. Strict iff C ≠ 0, else a
-    global minimiser. At the usual start B = 0, A ≠ 0 the gradient −CAᵀ is not zero, but the Hessian
-    has negative eigenvalues as well: the start is near the saddle, not on it.
+    The eigenvalues are ±σ_i(C), each r times, and r(m + d) − 2r rank C zeros. The saddle is strict
+    iff C ≠ 0; else (0, 0) is a global minimiser. At the usual start B = 0, A ≠ 0 the gradient −CAᵀ
+    is not zero, but the Hessian has negative eigenvalues as well. So the start is near the saddle,
+    not on it.
     """
     cases = []
     for problem in settings.drawn():
@@ -59,13 +60,13 @@ def check_saddle(settings: Settings) -> Check:
 
 
 def check_zeros(settings: Settings) -> Check:
-    """Zero Hessian eigenvalues at a minimiser: r(d − ρ) + r(m + ρ) − q(m + ρ − q), ρ = rank X,
-    q = rank of the fitted update on the range of G; r² + r(d − ρ) for q = r.
+    """Zero Hessian eigenvalues at a minimiser: r(d − ρ) + r(m + ρ) − q(m + ρ − q).
 
-    L(BT, T⁻¹A) = L(B, A) for T in GL(r): the orbit has dimension r² at full rank. Data of rank ρ
-    leave r(d − ρ) directions of A unseen. On the rest the Hessian is positive given a gap
-    σ_r > σ_{r+1} (Eckart and Young's minimiser is then unique up to the orbit), or an exact fit.
-    The gates' count at the same problems is 1, see ``joint-symmetry``.
+    ρ = rank X, and q is the rank of the fitted update on the range of G. For q = r this is r² + r(d
+    − ρ). L(BT, T⁻¹A) = L(B, A) for T in GL(r), so the orbit has dimension r² at full rank. Data of
+    rank ρ do not see r(d − ρ) directions of A. On the rest the Hessian is positive if there is a
+    gap σ_r > σ_{r+1} (Eckart and Young's minimiser is then unique up to the orbit), or if the fit
+    is exact. Gates have one zero eigenvalue on the same problems, see ``joint-symmetry``.
     """
     cases = []
     for family in ("well-conditioned", "ill-conditioned", "rank-deficient", "over-parameterised"):
@@ -76,7 +77,7 @@ def check_zeros(settings: Settings) -> Check:
                 b, a, _ = lora_minimiser(problem, rank)
                 reached = int(np.linalg.matrix_rank(b @ a))
                 slope = np.concatenate([g.ravel() for g in lora_gradient(problem, b, a)])
-                # Generators move B and A by at most their own norm.
+                # Generators change B and A by at most their own norm.
                 slack = 10 * float(np.linalg.norm(slope)) / float(np.linalg.norm(a))
                 found = count_zeros(
                     lora_hessian(problem, b, a), problem.samples * problem.rows, slack
@@ -125,8 +126,8 @@ def check_path(settings: Settings) -> Check:
 def check_lipschitz(settings: Settings) -> Check:
     """λ_max(∇²L(tB, A)) / t² → λ_max(BᵀB) λ_max(G) as t → ∞: no global Lipschitz gradient.
 
-    The block over A is BᵀB ⊗ G; the others grow at most as t. Row and column gates without clipping
-    grow alike; in the box they cannot (``joint-lipschitz``).
+    The block over A is BᵀB ⊗ G; the other blocks grow at most as t. Row and column gates without
+    clipping grow in the same way. In the box they cannot (``joint-lipschitz``).
     """
     cases = []
     for problem in settings.drawn("well-conditioned", "ill-conditioned", "under-parameterised"):
@@ -149,10 +150,10 @@ def check_lipschitz(settings: Settings) -> Check:
 
 
 def check_joint_lipschitz(settings: Settings) -> Check:
-    """‖∇²L(r, c)‖ ≤ Λ_box for r, c in [0, 1]: σ² + β‖F‖ at most, a finite constant.
+    """‖∇²L(r, c)‖ ≤ Λ_box for r, c in [0, 1]: at most σ² + β‖F‖, a finite constant.
 
-    With ‖B(r, c)‖ ≤ β‖r‖‖c‖: ‖J‖² ≤ β²(‖r‖² + ‖c‖²) ≤ β²(m + d), and the residual is at most
-    β√(md) + ‖y‖, entering through a form of norm β. Largest Hessian norm at random points and
+    With ‖B(r, c)‖ ≤ β‖r‖‖c‖: ‖J‖² ≤ β²(‖r‖² + ‖c‖²) ≤ β²(m + d). The residual is at most β√(md) +
+    ‖y‖ and enters through a form of norm β. Measured: the largest Hessian norm at random points and
     vertices of the box.
     """
     cases = []

@@ -1,4 +1,4 @@
-"""Item 13: the objective that is trained: penalty, minibatches, cross-entropy."""
+"""Item 13: the trained objective: penalty, minibatches, cross-entropy."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SPARSITY = 0.4
 
 
 def penalty_slope(layer: torch.nn.Module, gate: StochasticGate, kind: str) -> Array:
-    """The library's gradient of the penalty in the latents of one gate vector."""
+    """The library's gradient of the penalty with respect to the latents of one gate vector."""
     penalty = SparsityPenalty(layer, SPARSITY, kind)
     (slope,) = torch.autograd.grad(penalty(), gate.latent)
     return np.asarray(slope.numpy(), dtype=np.float64)
 
 
 def predicted_jump(name: str, latents: Array) -> float:
-    """‖∇ of half the mean P of a side‖ times two: the jump of |mean P − (1 − s)|, of two sides."""
+    """Twice the norm of ∇(mean P/2) of a side: the jump of |mean P − (1 − s)| over two sides."""
     preset = PRESETS[name]
     if preset.tanh:
         centres, chain = np.tanh(latents) + preset.shift, 1 / np.cosh(latents) ** 2
@@ -50,12 +50,12 @@ def predicted_jump(name: str, latents: Array) -> float:
 
 
 def check_kink(settings: Settings) -> Check:
-    """‖∇pen(a + δu) − ∇pen(a − δu)‖ → ‖∇ mean P‖ as δ → 0 where mean P = 1 − s, and half of that
-    for the hinge: the gradient jumps, so that no Lipschitz constant of it exists.
+    """‖∇pen(a + δu) − ∇pen(a − δu)‖ → ‖∇ mean P‖ as δ → 0 where mean P = 1 − s; half for the hinge.
 
-    |x| has slopes ±1 at 0, max(x, 0) has 0 and 1; the penalty is the mean over rows and columns, so
-    that one side's share is ½. The jump does not shrink with δ, and quotients grow as 1/δ. Rows of
-    unlike gates at the target, through the library's penalty.
+    The gradient jumps, so it has no Lipschitz constant. |x| has slopes ±1 at 0, and max(x, 0) has 0
+    and 1. The penalty is the mean over rows and columns, so one side's share is ½. The jump does
+    not shrink with δ, and the quotients grow as 1/δ. Measured through the library's penalty, on
+    rows of unequal gates at the target.
     """
     cases = []
     for name in ("reference", "paper_v1"):
@@ -66,7 +66,7 @@ def check_kink(settings: Settings) -> Check:
         rows.latent.data = torch.as_tensor(random.uniform(-0.4, 0.4, 24))
         low, high = -3.0, 3.0
         base = rows.latent.data.clone()
-        for _ in range(80):  # the shift that puts the mean P at the target
+        for _ in range(80):  # the shift that moves the mean P to the target
             middle = (low + high) / 2
             rows.latent.data = base + middle
             above = float(rows.open_probability().detach().mean()) > 1 - SPARSITY
@@ -95,9 +95,9 @@ def check_kink(settings: Settings) -> Check:
 
 
 def priced_optimum(quadratic: Quadratic, price: float, target: float) -> Array:
-    """The gates of least q + λ|mean ω − t| in the box, by sequential quadratic programming.
+    """Gates of least q + λ|mean ω − t| in the box, by sequential quadratic programming.
 
-    |x| enters as a variable u ≥ ±x.
+    A variable u ≥ ±x replaces |x|.
     """
     size = len(quadratic.linear)
 
@@ -124,14 +124,14 @@ def priced_optimum(quadratic: Quadratic, price: float, target: float) -> Array:
 
 
 def check_price(settings: Settings) -> Check:
-    """Proximal PL for L + λ|mean ω − (1 − s)| in the box: ½D ≥ λ_min(H) (F − F*), and proximal
-    descent contracts the distance to the optimum by 1 − μ/Λ a step, the kink included.
+    """Proximal PL for L + λ|mean ω − (1 − s)| in the box: ½D ≥ λ_min(H) (F − F*).
 
-    Price and box are convex, and enter as their proximal map, which does not stretch; L is strongly
-    convex (Karimi, Nutini and Schmidt 2016). No gradient of the price is needed, so that its kink
-    does no harm. Random points, a weak and a strong price; attained along the slowest eigenvector
-    from an optimum inside the box, where the price is linear. The optimum is that of sequential
-    quadratic programming.
+    Proximal descent contracts the distance to the optimum by 1 − μ/Λ a step, the kink included.
+    Price and box are convex and enter through their proximal map, which is non-expansive. L is
+    strongly convex (Karimi, Nutini and Schmidt 2016). No gradient of the price is needed, so its
+    kink is harmless. Measured at random points, with a weak and a strong price. The rate is
+    attained along the slowest eigenvector from an optimum inside the box, where the price is
+    linear. The optimum comes from sequential quadratic programming.
     """
     cases = []
     for problem in settings.drawn("well-conditioned", "ill-conditioned", "under-parameterised"):
@@ -156,7 +156,7 @@ def check_price(settings: Settings) -> Check:
             cases.append(Case(name, "at least", mu, min(ratios), 1e-6))
         inner, slowest = centred(quadratic), quadratic.spectrum()[1][:, 0]
         best = inner.minimiser()
-        # The price's slope is taken out of the linear part, so that the optimum stays inside.
+        # Remove the price's slope from the linear part, so that the optimum stays inside.
         shifted = Quadratic(
             inner.hessian, inner.linear + 1.0 / problem.cols, inner.constant, inner.roundings
         )
@@ -203,7 +203,7 @@ def relaxed_optimum(wanted: Array, sigma: float) -> Array:
 def trained_together(
     wanted: Array, sigma: float, price: float, copies: int, steps: int, seed: int
 ) -> Array:
-    """Mean centres of library gates that share one target penalty, over the last tenth of steps."""
+    """Mean centres of library gates that share a target penalty, over the last tenth of steps."""
     size = len(wanted)
     gate = noisy_gate(copies * size, sigma, seed=seed)
     gate.latent.data.fill_(1.0)
@@ -223,13 +223,13 @@ def trained_together(
 
 
 def check_unlike(settings: Settings) -> Check:
-    """Unlike gates under one target penalty: Clarke stationary on the kink, not all at m*.
+    """Unequal gates under one target penalty: Clarke stationary on the kink, not all at m*.
 
-    |mean P − (1 − s)| fixes the mean of P only. On the kink 0 is in the Clarke subdifferential iff
-    one multiplier ν in [−λ, λ] balances the task on every gate, which is stationarity of the task
-    under mean P = 1 − s. So "every gate rests half open at σ_p Φ⁻¹(1 − s)" is for gates that are
-    alike: unlike ones spread around it. Trained library gates, against that constrained optimum by
-    sequential quadratic programming, as P of each gate.
+    |mean P − (1 − s)| fixes only the mean of P. On the kink, 0 is in the Clarke subdifferential iff
+    one multiplier ν in [−λ, λ] balances the task on every gate. This is stationarity of the task
+    under the constraint mean P = 1 − s. So "every gate rests half open at σ_p Φ⁻¹(1 − s)" holds for
+    equal gates only; unequal gates spread around it. Measured as P of each gate: trained library
+    gates against the constrained optimum by sequential quadratic programming.
     """
     cases = []
     for sigma, wanted in ((0.5, (1.0, 0.8, 0.5, 0.2)), (0.3, (1.0, 1.0, 0.6, 0.3, 0.1))):
@@ -284,12 +284,13 @@ def minibatch_runs(
 
 
 def check_minibatch(settings: Settings) -> Check:
-    """E L(μ_∞) − L* = ½ tr(H V) with minibatches of rows: V = E(I − ηH_B)V(I − ηH_B) +
-    η²σ² E H_B² + η² Cov g_B, exactly (:func:`theory.stochastic.minibatch_ball`).
+    """E L(μ_∞) − L* = ½ tr(H V) with minibatches of rows, V the solution of a linear system.
 
-    H_B and g_B are the Hessian and the gradient at the optimum of a minibatch B, drawn with
-    replacement. The noise of gates and that of minibatches do not add up: the batch scales both.
-    Means over runs from the optimum, within five standard errors.
+    V = E(I − ηH_B)V(I − ηH_B) + η²σ² E H_B² + η² Cov g_B, exactly
+    (:func:`theory.stochastic.minibatch_ball`). H_B and g_B are the Hessian and the gradient at the
+    optimum of a minibatch B, drawn with replacement. The noise of gates and that of minibatches are
+    not additive: the batch scales both. Measured: means over runs from the optimum, within five
+    standard errors.
     """
     cases = []
     problem = interior_problem(settings, 0)
@@ -316,12 +317,12 @@ def check_minibatch(settings: Settings) -> Check:
 
 
 def check_cross_entropy(settings: Settings) -> Check:
-    """Cross-entropy on separable data: ‖∇L‖²/2L ~ ½‖z‖² e^{−tγ}/n along tω, γ the least margin and
-    z its sample's gradient of the margin.
+    """Cross-entropy on separable data: ‖∇L‖²/2L ~ ½‖z‖² e^{−tγ}/n along tω.
 
-    L → 0 = L*, so that the ratio needs no L* and tends to 0: even column gates alone, without
-    clipping, have no global PL constant. In the box t is at most 1 and the ratio has a positive
-    minimum. Through the library's layer and ``torch.nn.functional.cross_entropy``, two classes.
+    γ is the least margin and z the gradient of the margin of its sample. L → 0 = L*, so the ratio
+    needs no L* and tends to 0. So even column gates alone, without clipping, have no global PL
+    constant. In the box t is at most 1 and the ratio has a positive minimum. Measured through the
+    library's layer and ``torch.nn.functional.cross_entropy``, with two classes.
     """
     cases = []
     for index in range(min(settings.problems, 3)):

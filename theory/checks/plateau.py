@@ -1,8 +1,8 @@
 """Item 6: how a gate leaves the plateau of the released start, under SGD and under Adam.
 
-A gate at m above 1 by some σ is clipped in most steps: with probability 1 − p its gradient is
-exactly 0. SGD moves it by η E g, with a mean that is proportional to p. Adam divides by the root of
-the mean square, which is proportional to √p: it moves by η E g/√E g², a factor 1/√p faster.
+A gate whose centre is some σ above 1 is clipped in most steps: with probability 1 − p its gradient
+is exactly 0. SGD moves it by η E g, and this mean is proportional to p. Adam divides by the root
+mean square, which is proportional to √p. So it moves the gate by η E g/√E g², a factor 1/√p faster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from theory.relaxation import density
 OPTIMISERS = ("SGD", "Adam")
 NOISE = 0.1
 WANTED = 0.0
-"""A gate that the task wants closed: loss ½(ω − w)²."""
+"""Target w of a gate that the task wants closed: loss ½(ω − w)²."""
 COPIES = 64
 BETA = 0.999
 """β₂ of Adam."""
@@ -42,10 +42,10 @@ def gradient_moment(centre: float, power: int) -> float:
 
 
 def mean_step(optimiser: str, centre: float) -> float:
-    """The mean step of a gate at a centre, in units of the rate: E g, or E g/√E g² for Adam.
+    """Mean step of a gate at a centre, in units of the learning rate: E g, or E g/√E g² for Adam.
 
-    For Adam once its mean square has settled, and where many of the 1/(1 − β₂) = 1000 steps that it
-    remembers have a gradient.
+    Adam's value holds after its mean square has settled, and if many of the 1/(1 − β₂) = 1000 steps
+    in its average have a gradient.
     """
     first = gradient_moment(centre, 1)
     return first if optimiser == "SGD" else first / np.sqrt(gradient_moment(centre, 2))
@@ -66,8 +66,8 @@ def _train(gate: StochasticGate, optimiser: torch.optim.Optimizer) -> None:
 def check_drift(settings: Settings) -> Check:
     """−E Δm per step is η E g for SGD and η E g/√E g² for Adam, at centres above 1 by 1 to 2 σ.
 
-    Rates so small that the centre stays where it is; ``torch.optim`` on the library's gates. Adam's
-    mean square fluctuates by (1 − β₂)/2p of itself, 2 % at most here.
+    The learning rates are so small that the centre does not move. Measured with ``torch.optim`` on
+    the library's gates. Adam's mean square fluctuates by a fraction (1 − β₂)/2p, 2 % at most here.
     """
     cases = []
     for name in OPTIMISERS:
@@ -98,10 +98,10 @@ def check_drift(settings: Settings) -> Check:
 
 
 def leaving_time(optimiser: str, rate: float, start: float, end: float) -> float:
-    """Steps in which a gate of the released code goes from one latent down to another.
+    """Steps that a gate of the released code takes from one latent down to another.
 
-    The mean dynamics, step by step, with m = tanh a + ½: a ← a − η E g_a for SGD. For Adam
-    a ← a − η E g_a/√(v/(1 − β₂^t)) and v ← β₂ v + (1 − β₂) E g_a²; g_a = g sech² a.
+    This is the mean dynamics, step by step, with m = tanh a + ½. SGD: a ← a − η E g_a. Adam: a ← a
+    − η E g_a/√(v/(1 − β₂^t)) and v ← β₂ v + (1 − β₂) E g_a². Here g_a = g sech² a.
     """
     grid = np.linspace(end, start, 401)
     chain = 1 / np.cosh(grid) ** 2
@@ -120,12 +120,12 @@ def leaving_time(optimiser: str, rate: float, start: float, end: float) -> float
 
 
 def check_time(settings: Settings) -> Check:
-    """Steps until m = 1, against the integral of the mean step; the mean over copies.
+    """Steps until m = 1, as a mean over copies, against the integral of the mean step.
 
-    SGD from the released start (a = 1, m = 1.26, p = 0.005), at a rate at which one gradient moves
-    the gate little; its time goes as 1/η, so that the released rate takes that many times longer.
-    Adam from a = 0.85 (p = 0.03): at p = 0.005 it remembers so few gradients that its mean square
-    is not near its mean.
+    SGD runs from the released start (a = 1, m = 1.26, p = 0.005), with a learning rate at which one
+    gradient moves the gate little. Its time is proportional to 1/η, so it scales to the released
+    learning rate. Adam runs from a = 0.85 (p = 0.03). At p = 0.005 it would average so few
+    gradients that its mean square is far from its expectation.
     """
     cases = []
     preset = PRESETS["reference"]

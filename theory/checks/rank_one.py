@@ -17,16 +17,16 @@ from theory.rank_one import descended, two_by_two
 EXAMPLES = ((2.0, 0.9), (3.0, 0.7), (1.2, 0.8))
 """(k, t) with k²t > 1."""
 STARTS = 9
-"""At random, next to ω = 1."""
+"""Random starts for each problem, in addition to ω = 1."""
 APART = 1e-4
-"""Losses that differ by more than this fraction of ‖Y‖²/2n are of different minima."""
+"""Losses that differ by more than this fraction of ‖Y‖²/2n belong to different minima."""
 
 
 def check_minima(settings: Settings) -> Check:
     """The proposition of :mod:`theory.rank_one`: two strict minima, t²/2 and ½.
 
-    Measured: the loss where descent ends that starts near each, without bounds and in [0, 1]⁴; the
-    second smallest Hessian eigenvalue there, which is min(2, k² − t) and min(2t, k²t − 1).
+    Measured: the final loss of descents that start near each, without bounds and in [0, 1]⁴, and
+    the second smallest Hessian eigenvalue there, which is min(2, k² − t) and min(2t, k²t − 1).
     """
     cases = []
     for k, t in EXAMPLES:
@@ -71,11 +71,11 @@ def check_minima(settings: Settings) -> Check:
 
 @lru_cache(maxsize=1024)
 def _ends(family: str, index: int, seed: int) -> tuple[str, tuple[float, ...], bool]:
-    """Losses of the local minima that descents reach, over ‖Y‖²/2n: a problem's name, the losses,
-    and whether the first is that of the descent from ω = 1.
+    """Losses of the local minima that descents reach, over ‖Y‖²/2n.
 
-    An end counts where the gradient vanishes and the Hessian has no negative eigenvalue; others
-    are still on their way.
+    Returns a problem's name, the losses, and whether the first is that of the descent from ω = 1.
+    An end counts if the gradient vanishes and the Hessian has no negative eigenvalue. Other
+    descents have not finished.
     """
     problem = draw_problem(family, index, seed)
     random = np.random.default_rng(derive_seed("theory", "minima", problem.name, seed))
@@ -96,9 +96,9 @@ def _ends(family: str, index: int, seed: int) -> tuple[str, tuple[float, ...], b
 def check_spurious(settings: Settings) -> Check:
     """Claim "A simpler landscape than LoRA's": no local minimum above the best one.
 
-    LoRA has none on any of these problems (reduced-rank regression). Cases: by family, one plus the
-    share of problems where a descent ends in a local minimum above the best by more than 10⁻⁴ of
-    ‖Y‖²/2n, 10 descents each. The 2 x 2 example is decided by its proposition.
+    LoRA has none on any of these problems (reduced-rank regression). Cases, by family: one plus the
+    share of problems where one of 10 descents ends in a local minimum above the best by more than
+    10⁻⁴ of ‖Y‖²/2n. The proposition decides the 2 x 2 example.
     """
     cases, rows = [], []
     for family in FAMILIES:
@@ -134,7 +134,7 @@ def check_start(settings: Settings) -> Check:
     """Does descent from ω = 1 reach the best minimum found? One plus the gap over ‖Y‖²/2n, by
     problem.
 
-    Nothing proves it; the comparison of methods relies on it.
+    There is no proof, but the comparison of methods relies on it.
     """
     cases = []
     for family in FAMILIES:

@@ -1,4 +1,4 @@
-"""Item 5: minima of the relaxed objective, which is not convex, and what noise charges for."""
+"""Item 5: minima of the non-convex relaxed objective, and the price of noise."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from theory.relaxation import Relaxed, inside_charge, mean_clip, vertex_minima
 CORRELATED = 0.95
 PAIR_BEST = np.array([0.55, 0.45])
 WIDE = 100.0
-"""A σ that is as good as infinite: a gate is between 0 and 1 in 0.4 % of the draws."""
+"""A σ that is effectively infinite: a gate is between 0 and 1 in 0.4 % of the draws."""
 FEW = 5
-"""Gates whose vertices are enumerated."""
+"""Number of gates whose vertices are enumerated."""
 
 
 def distinct_minima(relaxed: Relaxed, starts: Array) -> tuple[Array, Array]:
-    """Minima that descents from given centres end in, as mean gates (k, d), and F there, (k,)."""
+    """Distinct minima that descents from the given centres reach, as mean gates (k, d), and F,
+    (k,).
+    """
     gates: list[Array] = []
     values: list[float] = []
     for start in starts:
@@ -39,13 +41,13 @@ def distinct_minima(relaxed: Relaxed, starts: Array) -> tuple[Array, Array]:
 
 
 def check_pair(settings: Settings) -> Check:
-    """Two column gates, H = [[1, ρ], [ρ, 1]], ρ = 0.95, best gates (0.55, 0.45): L is strictly
-    convex, and F has three minima at σ = 0.1 and two from σ = 0.2 on.
+    """Two column gates, H = [[1, ρ], [ρ, 1]]: L is strictly convex, but F has several minima.
 
-    At a vertex noise costs nothing, F = q(v); at the hard optimum it costs ½σ² tr H, so that this
-    minimum is above both vertices from σ² tr H = 2(q(v) − q*) on, and gone when σ is of the size of
-    the distance to a bound. One vertex is not global. Predicted: −q at the vertices, −q* − ½σ² tr H
-    inside; measured: −F at what descents from a grid of starts end in.
+    With ρ = 0.95 and best gates (0.55, 0.45), F has three minima at σ = 0.1 and two from σ = 0.2
+    on. At a vertex noise costs nothing, F = q(v). At the hard optimum it costs ½σ² tr H. So this
+    minimum is above both vertices from σ² tr H = 2(q(v) − q*) on, and it vanishes when σ is
+    comparable to the distance to a bound. One vertex is not global. Predicted: −q at the vertices,
+    −q* − ½σ² tr H inside. Measured: −F at the ends of descents from a grid of starts.
     """
     hessian = np.array([[1.0, CORRELATED], [CORRELATED, 1.0]])
     quadratic = Quadratic(hessian, hessian @ PAIR_BEST, 0.0, 2)
@@ -80,14 +82,14 @@ def check_vertices(settings: Settings) -> Check:
     """σ → ∞: minima are the vertices that no single flip improves
     (:func:`theory.relaxation.vertex_minima`).
 
-    Enumerated on the closed form of L; measured by descent on F at σ = 100 from next to every
-    vertex of the first five gates of a problem.
+    Predicted by enumeration on the closed form of L. Measured by descent on F at σ = 100 from near
+    every vertex of the first five gates of a problem.
     """
     cases = []
     corners = np.array(list(product((0.0, 1.0), repeat=FEW)))
     for family in FAMILIES:
         if FAMILIES[family].degenerate:
-            continue  # equal columns: flips that change nothing
+            continue  # equal columns: flips that have no effect
         for index in range(min(settings.problems, 3)):
             problem = draw_problem(family, index, settings.seed)
             whole = column_quadratic(problem)
@@ -120,8 +122,8 @@ def sampled_increase(
 ) -> Array:
     """Increases of the loss under samples of the library's gates, shape (samples,).
 
-    The linear term, whose mean is zero while nothing is clipped, is subtracted: it carries most of
-    the variance.
+    The linear term is subtracted. Its mean is zero while nothing is clipped, and it has most of the
+    variance.
     """
     gate = noisy_gate(samples * problem.cols, sigma, seed=seed)
     gate.latent.data[:] = gate.latent.data.new_tensor(np.tile(centres, samples))
@@ -134,12 +136,12 @@ def sampled_increase(
 def check_charge(settings: Settings) -> Check:
     """E L(clip(μ + σZ)) − L(clip μ) = ½σ² Σ_{j inside} G_jj ‖w_j‖².
 
-    The variance of a gate inside is σ², of one that is open or closed by some σ it is 0, and L is
-    quadratic. So noise *before* the clip is not ridge: it does not grow with the gate. It charges
-    each gate that is neither open nor closed, by the energy of its input: a price on the number of
-    half-open gates, which the penalty does not name. Half, all and no gates inside, the others
-    beyond either bound, by samples of the library's gates and losses from residuals, within five
-    standard errors.
+    The variance of a gate inside is σ², that of a gate open or closed by some σ is 0, and L is
+    quadratic. So noise *before* the clip is not ridge, because it does not grow with the gate. It
+    charges each gate that is neither open nor closed by the energy of its input: a price on the
+    number of half-open gates that the penalty does not name. Measured with half, all and no gates
+    inside and the others beyond either bound, by samples of the library's gates and losses from
+    residuals, within five standard errors.
     """
     cases = []
     sigma, samples = 0.05, max(2000, settings.samples // 50)
@@ -162,7 +164,7 @@ def check_charge(settings: Settings) -> Check:
             mean = float(found.mean())
             cases.append(Case(f"{family}, {name}", "equal", predicted, mean, slack))
         found = sampled_increase(problem, beyond, sigma, 100, 0)
-        # Nothing is charged: 1 plus an increase of exactly 0.
+        # No charge: 1 plus an increase of exactly 0.
         none = 1 + float(np.abs(found).max())
         cases.append(Case(f"{family}, none inside", "equal", 1.0, none, 1e-12, "none inside"))
     return Check(
@@ -178,10 +180,10 @@ def check_charge(settings: Settings) -> Check:
 
 
 def check_one_minimum(settings: Settings) -> Check:
-    """The share of problems on which descents from eight starts all end in one minimum of F.
+    """Share of problems on which descents from eight starts all end in one minimum of F.
 
-    No theorem: ``relaxation-minima`` shows that there can be more. Cases: the share of problems
-    with one minimum, for a family and a σ, is 1.
+    There is no theorem: ``relaxation-minima`` shows that there can be more. Cases: for each family
+    and σ, the share of problems with one minimum is 1.
     """
     cases = []
     count = min(settings.problems, 15)
@@ -194,7 +196,7 @@ def check_one_minimum(settings: Settings) -> Check:
                 starts = random.uniform(size=(8, problem.cols))
                 relaxed = Relaxed(column_quadratic(problem), sigma)
                 _, values = distinct_minima(relaxed, starts)
-                # Flat directions of singular data are not several minima.
+                # Do not count flat directions of singular data as several minima.
                 single += float(np.ptp(values)) < 1e-4 * relaxed.quadratic.constant
             case = Case(f"{family}, σ = {sigma}", "at least", 1.0, single / count)
             cases.append(replace(case, name=f"{case.name}, {count} problems"))
