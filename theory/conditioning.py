@@ -1,8 +1,8 @@
-"""Gates and low-rank adapters on the same problems, many at a time: conditioning, speed, reach.
+"""Conditioning, speed and reach of gates and low-rank adapters, on batches of problems.
 
-A method is one of ``columns``, ``rows + columns`` and ``LoRA r``, with r below full rank. Every
-array has the problems of a family as its leading dimension. Descent is steepest descent: the step
-is the best of a grid of powers of √2, so that no method has a step size to tune.
+A method is one of ``columns``, ``rows + columns`` and ``LoRA r``, with r below full rank. The
+leading dimension of every array is the problem, within a family. Descent is steepest descent: the
+step is the best of a grid of powers of √2, so that no method has a step size to tune.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METHODS = ("columns", GATES, *(f"LoRA {rank}" for rank in RANKS))
 
 
 def ranks_of(family: str) -> tuple[int, ...]:
-    """The ranks that are below full rank in a family: an adapter of full rank is a free weight."""
+    """Ranks below full rank in a family: an adapter of full rank is a free weight."""
     shape = FAMILIES[family]
     return tuple(rank for rank in RANKS if rank < min(shape.rows, shape.cols))
 
@@ -89,10 +89,10 @@ def rank_of(method: str) -> int:
 
 
 def start(problems: Sequence[Problem], method: str, seed: int, scale: float = 1.0) -> Point:
-    """Gates at 1; of LoRA B = 0 and A uniform in ±``scale``/√d.
+    """Start of a method: gates at 1, or LoRA with B = 0 and A uniform in ±``scale``/√d.
 
-    At ``scale`` 1 that is the usual start: Kaiming's uniform initialisation with a = √5, as in the
-    LoRA paper's code and in peft.
+    ``scale`` 1 is the usual start: Kaiming's uniform initialisation with a = √5, as in the LoRA
+    paper's code and in peft.
     """
     count, (m, d) = len(problems), problems[0].weight.shape
     if not is_lora(method):
@@ -106,13 +106,15 @@ def start(problems: Sequence[Problem], method: str, seed: int, scale: float = 1.
 
 
 def start_loss(batch: Batch) -> Array:
-    """The loss at the start, where every method has the weight W, shape (p,)."""
+    """Loss at the start, where every method has the weight W, shape (p,)."""
     return _losses(batch, batch.weight, batch.weight @ batch.second - batch.cross)
 
 
 def solution(problems: Sequence[Problem], method: str) -> tuple[Point, Array]:
-    """Minimisers and L*, shape (p,): exact for columns and LoRA (balanced); with rows and columns
-    the best of descents from 1 and from two random starts, each solved to the end.
+    """Minimisers and L*, shape (p,).
+
+    They are exact for columns and for LoRA (balanced). With rows and columns they are the best of
+    descents from 1 and from two random starts, each solved to the end.
     """
     if is_lora(method):
         found = [lora_minimiser(p, rank_of(method)) for p in problems]
@@ -126,14 +128,14 @@ def solution(problems: Sequence[Problem], method: str) -> tuple[Point, Array]:
     for number in range(2):
         random = np.random.default_rng(derive_seed(problems[0].name, count, "start", number))
         trial, heights = solve_gates(batch, random.standard_normal((count, m + d)))
-        # By more than rounding: equal minima should not change places with the last bit.
+        # By more than rounding: the last bit must not decide between equal minima.
         better = heights < lows - 1e-9 * batch.null
         best, lows = np.where(better[:, None], trial, best), np.where(better, heights, lows)
     return (best[:, :m], best[:, m:]), lows
 
 
 def _column_solution(problems: Sequence[Problem]) -> tuple[Point, Array]:
-    """The minimisers nearest to the start, which are those that descent finds."""
+    """Minimisers nearest to the start, which descent finds."""
     cols, lows = [], []
     for p in problems:
         quadratic = column_quadratic(p)
@@ -145,14 +147,14 @@ def _column_solution(problems: Sequence[Problem]) -> tuple[Point, Array]:
 
 
 CALM = 8
-"""Steps without progress on any problem, after which Newton's method is over."""
+"""Newton's method stops after this number of steps without progress on any problem."""
 
 
 def solve_gates(batch: Batch, gates: Array, iterations: int = 120) -> tuple[Array, Array]:
     """Local minimisers in (r, c) from given starts (p, m + d), and their losses (p,).
 
-    Newton's method with the damping of Levenberg and Marquardt; the Gauss–Newton matrix takes the
-    Hessian's place where a step of the latter fails.
+    Newton's method with Levenberg–Marquardt damping. If a step with the Hessian fails, the
+    Gauss–Newton matrix replaces it.
     """
     method, m = GATES, batch.weight.shape[1]
     size = gates.shape[1]
@@ -194,8 +196,8 @@ def solve_gates(batch: Batch, gates: Array, iterations: int = 120) -> tuple[Arra
 def gauss_newton(batch: Batch, method: str, point: Point) -> Array:
     """JᵀJ at a point, shape (p, size, size): the Hessian without its residual term.
 
-    Its zero eigenvalues are the symmetries' (and the data's) at every point, while those of the
-    Hessian are so at minimisers only; where the fit is exact the two agree.
+    Symmetries and data make its zero eigenvalues, at every point. The Hessian has these zeros only
+    at minimisers. For an exact fit the two matrices agree.
     """
     return _second_derivative(batch, method, point, residual=False)
 
@@ -265,8 +267,8 @@ class Path:
     """Descents of one method on the problems of a family.
 
     Attributes:
-        iterations: to each goal, infinite where the limit came first; shape (p, goals).
-        points: at the steps of ``seen``, or the last one where the descent was over before.
+        iterations: to each goal, infinite if the limit came first; shape (p, goals).
+        points: at the steps of ``seen``, or the last point if the descent ended earlier.
     """
 
     iterations: Array
@@ -279,15 +281,15 @@ _GRID = np.sqrt(2.0) ** np.arange(-24, 25)
 def steepest_descent(
     batch: Batch, method: str, point: Point, goals: Array, limit: int, seen: Sequence[int] = ()
 ) -> Path:
-    """Descends until the loss is at the lowest of its goals, at most ``limit`` steps.
+    """Descends until the loss reaches the lowest of its goals, at most ``limit`` steps.
 
     Args:
         batch: the problems.
         method: one of ``METHODS``.
-        point: where to start.
+        point: the start.
         goals: losses, shape (p, goals).
-        limit: of steps.
-        seen: steps at which to keep the point, increasing.
+        limit: largest number of steps.
+        seen: steps at which to record the point, increasing.
     """
     first, second = (np.array(part) for part in point)
     iterations = np.full(goals.shape, np.inf)
@@ -355,7 +357,7 @@ def _best_step(
     two = np.sum(linear * pushed, axis=(1, 2)) / 2 + np.sum(error * square, axis=(1, 2))
     three = np.sum(linear * bent, axis=(1, 2))
     four = np.sum(square * bent, axis=(1, 2)) / 2
-    # Around the step of the Gauss–Newton model along the line.
+    # Around the Gauss–Newton step along the line.
     curvature = np.sum(linear * pushed, axis=(1, 2))
     unit = -slope / np.where(curvature > 0, curvature, 1.0)
     t = unit[:, None] * _GRID

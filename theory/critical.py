@@ -1,4 +1,4 @@
-"""Searches on the landscape of row and column gates: small PL ratios, and critical points."""
+"""Searches for small PL ratios and for critical points of row and column gates."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def smallest_ratio(
 ) -> tuple[float, Array]:
     """The smallest PL ratio found in the ball B(centre, radius), an upper estimate of the infimum.
 
-    log ‖∇L‖²/2(L − L*) is minimised from every start by L-BFGS with its exact gradient
-    2∇²L ∇L/‖∇L‖² − ∇L/(L − L*). The ball is the image of all of space under u ↦ centre + radius
-    sin(‖u‖) u/‖u‖, so that its surface is reached as well. Starts: directions at random, the one to
-    (0, 0), and points next to the optimum along the flattest transverse directions of its Hessian.
+    L-BFGS minimises log ‖∇L‖²/2(L − L*) from every start, with the exact gradient 2∇²L ∇L/‖∇L‖² −
+    ∇L/(L − L*). The map u ↦ centre + radius sin(‖u‖) u/‖u‖ sends all of space to the ball, so its
+    surface is reached as well. Starts: random directions, the direction to (0, 0), and points near
+    the optimum along the flattest transverse directions of its Hessian.
 
     Args:
         problem: the problem.
@@ -40,8 +40,8 @@ def smallest_ratio(
         optimum: θ*, a minimiser, shape (m + d,).
         radius: of the ball.
         random: the source of directions.
-        starts: how many of them.
-        known: more points of the ball to start at, for example those found in a smaller one.
+        starts: number of random directions.
+        known: additional starts in the ball, for example those found in a smaller one.
 
     Returns:
         the ratio, and the point.
@@ -50,7 +50,7 @@ def smallest_ratio(
 
     low, size = joint_loss(problem, optimum), len(centre)
     null = problem.null_loss
-    # A gap below this is made of rounding errors.
+    # A gap below this is rounding error.
     floor = 1e-11 * null
 
     weight, second, cross = problem.weight, problem.second_moment, problem.cross_moment
@@ -83,7 +83,7 @@ def smallest_ratio(
     offsets = [*random.standard_normal((starts, size)), -centre]
     offsets = [radius * 0.7 * offset / float(np.linalg.norm(offset)) for offset in offsets]
     _, vectors = np.linalg.eigh(joint_hessian(problem, optimum))
-    # The first is the orbit's, along which nothing changes.
+    # Skip the first, the orbit's, along which nothing changes.
     offsets += [
         optimum + sign * 0.1 * radius * v - centre for v in vectors.T[1:2] for sign in (1, -1)
     ]
@@ -102,15 +102,15 @@ def smallest_ratio(
 
 
 def critical_orbits(problem: Problem, random: np.random.Generator, starts: int) -> list[Array]:
-    """Critical points of L with non-zero gates on both sides, one of each orbit and value.
+    """Critical points of L with non-zero gates on both sides, one for each orbit and value.
 
-    Gauss and Newton's method on ∇L = 0 from random starts, with saddles of every index among its
-    limits. Sorted by loss.
+    Gauss–Newton on ∇L = 0 from random starts; its limits include saddles of every index. Sorted by
+    loss.
 
     Args:
         problem: the problem.
         random: the source of starts.
-        starts: how many.
+        starts: number of starts.
     """
     from scipy.optimize import least_squares
 
@@ -135,13 +135,13 @@ def critical_orbits(problem: Problem, random: np.random.Generator, starts: int) 
 
 
 def nearest_in_plane(problem: Problem) -> Array:
-    """The point of {(0, c): Sc = 0} nearest to ω = 1, by least squares; of {(r, 0)} where d < m."""
+    """The point of {(0, c): Sc = 0} nearest to ω = 1, by least squares; of {(r, 0)} if d < m."""
     coupling = saddle_coupling(problem)
     turned = problem.rows > problem.cols
     coupling = coupling.T if turned else coupling
     few, many = coupling.shape
     nearest = np.ones(many)
-    for _ in range(3):  # again, against rounding
+    for _ in range(3):  # repeated, against rounding errors
         nearest = nearest - np.linalg.lstsq(coupling, coupling @ nearest, rcond=None)[0]
     zero = np.zeros(few)
     return np.concatenate([nearest, zero] if turned else [zero, nearest])

@@ -1,15 +1,14 @@
-"""What a check leaves behind: cases of predicted against measured, and a verdict computed from
-them.
+"""Evidence of a check: predicted against measured cases, and the verdict that follows.
 
-A *case* compares one predicted constant with one measured value. A *check* is a statement, the
-assumptions that it needs, and its cases, of one of three kinds:
+A *case* compares one predicted constant with one measured value. A *check* is a statement, its
+assumptions, and its cases, of one of three kinds:
 
 - ``law``: exact and universal. One case that does not hold contradicts it, and so does a constant
   that is wrong by ``EXACT``: a law has cases in which its constant is attained.
-- ``bound``: universal, but only an inequality is claimed. It says how loose it is.
-- ``claim``: what somebody said of the method, put to the test in several settings. Supported where
-  all of them bear it out, partly where some do, contradicted where none does. A setting in which a
-  theorem decides has no vote: the claim is said to be proved or disproved there.
+- ``bound``: universal, but only an inequality is claimed. The check reports how loose it is.
+- ``claim``: a statement about the method, tested in several settings. It is supported if all of
+  them bear it out, partly if some do, contradicted if none does. A setting that a theorem decides
+  has no vote: the claim is reported as proved or disproved there.
 
 The *power* of a check is the smallest factor on its constant that it notices.
 """
@@ -38,7 +37,7 @@ Verdict = Literal[
 ]
 
 DIGITS = 4
-"""Significant digits of every number that is written: fewer than rounding errors reach."""
+"""Significant digits of every written number: few enough to exclude rounding errors."""
 
 EXACT = 1.25
 """The factor on its constant that every law must notice."""
@@ -46,21 +45,21 @@ EXACT = 1.25
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison.
+    """Compares one predicted constant with one measured value.
 
     Attributes:
         name: the setting, for example ``"well-conditioned 3"``.
-        relation: what ``measured`` should be to ``predicted``.
+        relation: the required relation of ``measured`` to ``predicted``.
         predicted: the constant of the statement; positive and finite.
-        measured: what was found.
-        tolerance: relative; from rounding errors, or from an interval where draws are random.
-        constant: which of the statement's constants it tests, where there are several. Each must
-            be noticed on its own.
-        built: made so that the constant is attained. Such a case gives the check its power; it is
-            not counted among those that hold.
-        proof: of a claim, whether a theorem decides this setting, and how. It has no vote then.
-        undecided: of a claim, whether the interval of what was measured contains the constant. It
-            has no vote then.
+        measured: the measured value.
+        tolerance: relative; from rounding errors, or from an interval if draws are random.
+        constant: the constant of the statement that the case tests, if there are several. A wrong
+            value of each must be noticed on its own.
+        built: constructed to attain the constant. Such a case gives the check its power and is not
+            counted among those that hold.
+        proof: of a claim, whether a theorem decides this setting, and how. Such a case has no vote.
+        undecided: of a claim, whether the interval of the measurement contains the constant. Such a
+            case has no vote.
     """
 
     name: str
@@ -84,7 +83,7 @@ class Case:
 
     @property
     def holds(self) -> bool:
-        """Whether the relation holds within the tolerance; false where nothing was measured."""
+        """Whether the relation holds within the tolerance; false if there is no measurement."""
         slack = self.tolerance * self.predicted
         if self.relation == "equal":
             return bool(abs(self.measured - self.predicted) <= slack)
@@ -94,14 +93,14 @@ class Case:
 
     @property
     def votes(self) -> bool:
-        """Whether it counts in the verdict on a claim: neither proved nor undecided."""
+        """Whether the case counts in the verdict on a claim: neither proved nor undecided."""
         return not self.proof and not self.undecided
 
     @property
     def tightness(self) -> float:
-        """1 where the constant is attained, less where a bound is loose, more where it is broken.
+        """1 if the constant is attained, smaller if a bound is loose, larger if it is broken.
 
-        For equalities the larger of measured/predicted and its inverse.
+        For equalities, the larger of measured/predicted and its inverse.
         """
         if self.measured != self.measured:
             return math.inf
@@ -113,10 +112,10 @@ class Case:
 
     @property
     def power(self) -> float:
-        """The smallest factor on the constant at which the case breaks, 1 where it is broken.
+        """The smallest factor on the constant that breaks the case; 1 if it is already broken.
 
-        The constant is made wrong in the direction that claims more; of an equality in both, and
-        the larger factor counts. Infinite where no factor breaks the case.
+        The constant is changed in the direction that claims more. For an equality it is changed in
+        both directions, and the larger factor counts. Infinite if no factor breaks the case.
         """
         if not self.holds:
             return 1.0
@@ -129,15 +128,15 @@ class Case:
 
     @property
     def margin(self) -> float:
-        """The smallest factor on the constant, up or down, at which the case changes sides."""
+        """The smallest factor on the constant, up or down, that changes whether the case holds."""
         if self.holds:
             return self.power
-        # It comes to hold where the constant is weakened as far as what was measured.
+        # A broken case holds once the constant is weakened to the measured value.
         weak = self.tightness / (1 + self.tolerance)
         return max(1.0, weak) if weak == weak else math.inf
 
     def strengthened(self, factor: float) -> Case:
-        """The same case with a constant wrong by ``factor`` in the direction that claims more."""
+        """The same case with a constant wrong by ``factor``, in the direction that claims more."""
         scale = 1 / factor if self.relation == "at most" else factor
         return replace(self, predicted=self.predicted * scale)
 
@@ -148,13 +147,13 @@ class Check:
 
     Attributes:
         id: short name.
-        item: the question it belongs to, a key of ``theory.tables.ITEMS``.
-        kind: ``"law"``, ``"bound"`` or ``"claim"``, see the module's text.
+        item: the question that it belongs to, a key of ``theory.tables.ITEMS``.
+        kind: ``"law"``, ``"bound"`` or ``"claim"``, see the module's docstring.
         statement: one sentence, with the constant.
-        assumptions: under which it is said to hold.
+        assumptions: of the statement.
         cases: at least one.
-        claim: the claim of the paper that it bears on, or "".
-        frames: tables behind figures, by file name.
+        claim: the claim of the paper that it concerns, or "".
+        frames: tables for figures, by file name.
     """
 
     id: str
@@ -179,14 +178,15 @@ class Check:
 
     @property
     def constants(self) -> tuple[str, ...]:
-        """Names of the statement's constants, "" where there is one."""
+        """Names of the statement's constants, "" if there is only one."""
         return tuple(dict.fromkeys(case.constant for case in self.cases))
 
     @property
     def counted(self) -> tuple[Case, ...]:
         """The cases that the table counts.
 
-        Of a claim those with a vote; of a law those not built to attain the constant, or all.
+        For a claim, those with a vote. For a law, those that are not built to attain the constant,
+        or all if there are no others.
         """
         if self.kind == "claim":
             return tuple(case for case in self.cases if case.votes)
@@ -199,17 +199,17 @@ class Check:
 
     @property
     def proofs(self) -> tuple[int, int]:
-        """Of a claim, in how many settings it is proved to hold and to fail."""
+        """Number of settings in which a claim is proved to hold, and to fail."""
         found = [case.proof for case in self.cases]
         return found.count("holds"), found.count("fails")
 
     @property
     def verdict(self) -> Verdict:
-        """Computed from the cases; see the module's text.
+        """The verdict that follows from the cases; see the module's docstring.
 
-        Of a claim whose every setting is decided by a theorem, "proved", "disproved" or "proved in
-        part"; "inconclusive" where there is neither a vote nor a theorem. "contradicted" where a
-        measurement denies a proof.
+        If theorems decide every setting of a claim: "proved", "disproved" or "proved in part".
+        Without votes or theorems: "inconclusive". If a measurement contradicts a proof:
+        "contradicted".
         """
         if self.kind != "claim":
             return "supported" if all(case.holds for case in self.cases) else "contradicted"
@@ -226,10 +226,10 @@ class Check:
 
     @property
     def power(self) -> float:
-        """The power: the smallest factor on any of its constants at which the verdict changes.
+        """The power: the smallest factor on any constant at which the verdict changes.
 
-        A law or a bound breaks as soon as one case does; of several constants the one that is
-        tested worst counts. A claim's bar is moved up or down until another verdict follows.
+        A law or a bound breaks as soon as one case does. With several constants, the one with the
+        weakest test counts. A claim's bar is moved up or down until the verdict changes.
         """
         if self.kind != "claim":
             groups = [[c for c in self.cases if c.constant == name] for name in self.constants]
@@ -238,7 +238,7 @@ class Check:
         down = [case.margin for case in self.counted if not case.holds]
         if not up and not down:
             return math.inf
-        # Of those that hold all must fall, and of the others all must rise, to leave "partly".
+        # To leave "partly", all cases that hold must fail, or all others must hold.
         return min(max(up), max(down)) if up and down else min(up or down)
 
     @property
@@ -255,11 +255,11 @@ class Check:
         return statistics.median(case.tightness for case in chosen)
 
     def strengthened(self, factor: float, constant: str | None = None) -> Check:
-        """The same evidence against constants wrong by ``factor``: what the verdict must notice.
+        """The same evidence against constants wrong by ``factor``, which the verdict must notice.
 
         Args:
             factor: above 1 it claims more.
-            constant: only this one is wrong; all are where None.
+            constant: the only one that is wrong; all of them if None.
         """
         return replace(
             self,
@@ -270,7 +270,7 @@ class Check:
         )
 
     def record(self) -> dict[str, Any]:
-        """Plain values, rounded, verdict included."""
+        """Plain values, rounded, with the verdict."""
         case = self.deciding
         true, false = self.proofs
         return {
@@ -297,12 +297,12 @@ class Check:
 
 
 def significant(value: float) -> float:
-    """A number rounded to the digits that are written; infinities and NaN as they are."""
+    """Rounds a number to the written digits; infinities and NaN are unchanged."""
     return float(f"{value:.{DIGITS}g}") + 0.0 if math.isfinite(value) else value
 
 
 def rounded(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table with every float rounded to the digits that are written."""
+    """A table with every float rounded to the written digits."""
     return frame.assign(
         **{
             str(name): column.map(significant)

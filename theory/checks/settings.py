@@ -1,4 +1,4 @@
-"""How large a study is, and what every check shares."""
+"""Sizes and seed of a study, shared by all checks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from theory.problems import FAMILIES, Problem, draw_problem
 
 
 class Settings(Theory):
-    """Sizes and seed of a study, with the problems and random numbers that follow from them."""
+    """Sizes and seed of a study, and the problems and random streams that they determine."""
 
     def drawn(self, *families: str) -> list[Problem]:
-        """The problems of some families, of all if none is named."""
+        """Problems of the named families, of all families by default."""
         return [
             draw_problem(family, index, self.seed)
             for family in families or FAMILIES
@@ -21,7 +21,7 @@ class Settings(Theory):
         ]
 
     def random(self, *names: object) -> np.random.Generator:
-        """A stream of random numbers that belongs to a name."""
+        """The random stream of a name."""
         return np.random.default_rng(derive_seed("theory", self.seed, *names))
 
 

@@ -41,10 +41,10 @@ def quadratic_of(problem: Problem, side: Side) -> Quadratic:
 def check_hessian(settings: Settings, side: Side) -> Check:
     """∇²_c L = (XᵀX/n) ∘ (WᵀW); ∇²_r L = Diag(w_aᵀ G w_a).
 
-    ∂²/∂c_j∂c_k of ½Σ (Y_ia − Σ_j X_ij W_aj c_j)²/n is Σ_ia X_ij W_aj X_ik W_ak/n: the product of
-    the two sums. Rows: outputs a do not mix. Compared with automatic differentiation through the
-    library's ``GatedLinear``: Frobenius norm, and on top of it the distance of the two, so that no
-    error can hide in an equal norm.
+    ∂²/∂c_j∂c_k of ½Σ (Y_ia − Σ_j X_ij W_aj c_j)²/n is Σ_ia X_ij W_aj X_ik W_ak/n, the product of
+    the two sums. For rows, outputs a do not mix. Compared with automatic differentiation through
+    the library's ``GatedLinear`` by Frobenius norm plus the distance of the two matrices, so an
+    error cannot hide behind an equal norm.
     """
     cases = []
     for problem in settings.drawn():
@@ -66,9 +66,9 @@ def check_hessian(settings: Settings, side: Side) -> Check:
 def check_pl(settings: Settings, side: Side) -> Check:
     """inf ‖∇L‖²/2(L − L*) = λ⁺_min(H).
 
-    With e = ω − ω*, ‖∇L‖² = eᵀH²e ≥ λ⁺ eᵀHe = 2λ⁺(L − L*) as H² ⪰ λ⁺H; equality along the
-    eigenvector of λ⁺. Measured on loss and gradient from residuals: at random points (at least) and
-    along that eigenvector (equal).
+    With e = ω − ω*, ‖∇L‖² = eᵀH²e ≥ λ⁺ eᵀHe = 2λ⁺(L − L*) because H² ⪰ λ⁺H. Equality holds along
+    the eigenvector of λ⁺. Measured with loss and gradient from residuals: at least the constant at
+    random points, equal to it along that eigenvector.
     """
     cases = []
     for problem in settings.drawn():
@@ -104,7 +104,7 @@ def check_pl(settings: Settings, side: Side) -> Check:
 def check_schur(settings: Settings) -> Check:
     """λ_min(G ∘ WᵀW) ≥ max(λ_min(G) min_j ‖w_j‖², λ_min(WᵀW) min_j G_jj).
 
-    Schur 1911: see :func:`theory.quadratic.schur_lower_bound`. Attained for white data, G = gI,
+    Schur 1911, see :func:`theory.quadratic.schur_lower_bound`. Attained for white data (G = gI),
     where H = g Diag(‖w_j‖²), and for one output whose weights are ±1, where H is G up to signs.
     Measured by singular values of the outputs in the gates.
     """
@@ -138,9 +138,8 @@ def check_schur(settings: Settings) -> Check:
 def check_schur_singular(settings: Settings) -> Check:
     """λ⁺(A ∘ B) ≥ λ⁺(A) λ⁺(P_A ∘ B), with A = G or A = WᵀW, for singular A.
 
-    See :func:`theory.quadratic.schur_range_bound`. Attained where A is a multiple of a projector,
-    and for one output whose weights are ±1. Measured by singular values of the outputs in the
-    gates.
+    See :func:`theory.quadratic.schur_range_bound`. Attained if A is a multiple of a projector, and
+    for one output whose weights are ±1. Measured by singular values of the outputs in the gates.
     """
     cases, rows = [], []
 
@@ -173,11 +172,11 @@ def check_schur_singular(settings: Settings) -> Check:
 
 
 def check_schur_naive(settings: Settings) -> Check:
-    """λ⁺(A ∘ B) ≥ λ⁺(A) min_j B_jj: the tempting form for singular A. It is false.
+    """λ⁺(A ∘ B) ≥ λ⁺(A) min_j B_jj for singular A: a plausible bound that is false.
 
-    Counterexample: A = 11ᵀ has λ⁺ = 2 and A ∘ B = B; B = [[1, 1 − ε], [1 − ε, 1]] has diagonal 1
-    and λ_min = ε. Singular data with nearly equal columns of W: gates that trade off against each
-    other.
+    Counterexample: A = 11ᵀ has λ⁺ = 2 and A ∘ B = B. B = [[1, 1 − ε], [1 − ε, 1]] has diagonal 1
+    and λ_min = ε. This is singular data with nearly equal columns of W: the gates trade off against
+    each other.
     """
     a = np.ones((2, 2))
     cases = []
@@ -198,9 +197,9 @@ def check_schur_naive(settings: Settings) -> Check:
 def check_regularised(settings: Settings) -> Check:
     """rank(A ∘ B) = min(d, rank A · rank B) in general: W repairs singular data.
 
-    A ∘ B is a principal submatrix of A ⊗ B, so that its rank is at most the product of ranks;
-    random factors attain min(d, product). With n < d samples the loss can be strongly convex in the
-    gates though it is not in the weights. Repeated or zero columns of W stay singular.
+    A ∘ B is a principal submatrix of A ⊗ B, so its rank is at most the product of the ranks. Random
+    factors attain min(d, product). With n < d samples the loss can be strongly convex in the gates
+    although it is not in the weights. Repeated or zero columns of W remain singular.
     """
     cases = []
     for problem in settings.drawn("well-conditioned", "over-parameterised"):
@@ -237,7 +236,7 @@ def check_row_bounds(settings: Settings) -> Check:
         high = found / (values[-1] * energy)
         cases.append(Case(f"{problem.name}, low", "at least", 1.0, float(low.min()), ROUNDING))
         cases.append(Case(f"{problem.name}, high", "at most", 1.0, float(high.max()), ROUNDING))
-        # Rows along the eigenvectors of the ends attain both.
+        # Rows along the extreme eigenvectors attain both.
         _, _, axes = np.linalg.svd(problem.inputs)
         ends = replace(problem, weight=axes[[-1, 0]], targets=problem.targets[:, :2])
         found = np.diag(autograd_hessian(ends, "rows"))
@@ -260,11 +259,11 @@ def check_row_bounds(settings: Settings) -> Check:
 def check_descent(settings: Settings, side: Side) -> Check:
     """L(ω_k) − L* ≤ (1 − μ/Λ)^{2k} (L(ω_0) − L*), step 1/Λ, Λ = λ_max(H), μ = λ⁺_min(H).
 
-    Each eigenvector's share of the gap contracts by (1 − λ/Λ)² a step, at most (1 − μ/Λ)²; PL with
-    smoothness alone gives half that exponent (Polyak 1963). Attained from a start along the
-    slowest eigenvector. Compared: the smallest contraction exponent −log(gap_k/gap_0)/k over the
-    path from ω = 1, against −2 log(1 − μ/Λ), and that start's exponent at the last step that is
-    clear of rounding errors.
+    Each eigenvector's share of the gap contracts by (1 − λ/Λ)² a step, at most (1 − μ/Λ)². PL with
+    smoothness alone gives half that exponent (Polyak 1963). Attained from a start along the slowest
+    eigenvector. Compared with −2 log(1 − μ/Λ): the smallest contraction exponent
+    −log(gap_k/gap_0)/k over the path from ω = 1, and the exponent of the slowest start at the last
+    step above rounding error.
     """
     cases, rows = [], []
     steps = np.arange(1, STEPS + 1)
@@ -272,14 +271,14 @@ def check_descent(settings: Settings, side: Side) -> Check:
         quadratic = quadratic_of(problem, side)
         mu, smoothness = quadratic.pl_constant, quadratic.smoothness
         if mu >= (1 - 1e-9) * smoothness:
-            continue  # one step arrives
+            continue  # one step reaches the minimiser
         predicted = float(-2 * np.log1p(-mu / smoothness))
         values, vectors = quadratic.spectrum()
         slowest = vectors[:, int(np.flatnonzero(values > 0)[0])]
         best = least_squares(problem, side)
         for built, start in ((False, np.ones(len(best))), (True, best + slowest)):
             gaps = descend_by_residuals(problem, side, start, 1 / smoothness, STEPS)
-            # Below, rounding errors in the gates make the gap, not descent.
+            # Below this, rounding errors in the gates dominate the gap.
             clear = gaps[1:] > 1e-16 * gaps[0]
             exponents = -np.log(gaps[1:][clear] / gaps[0]) / steps[clear]
             if built and len(exponents):

@@ -38,12 +38,14 @@ LIPSCHITZ_SIGMAS = np.geomspace(0.003, 1.0, 16)
 
 
 def by_quadrature(power: int, centre: float, sigma: float) -> float:
-    """E clip(μ + σZ, 0, 1)^power by ``scipy.integrate.quad``, cut around the density's bulk."""
+    """E clip(μ + σZ, 0, 1)^power by ``scipy.integrate.quad``, restricted to the bulk of the
+    density.
+    """
 
     def integrand(x: float) -> float:
         return x**power * float(density(np.array((x - centre) / sigma))) / sigma
 
-    # A narrow peak inside a wide interval would be overlooked.
+    # Otherwise the rule would miss a narrow peak inside a wide interval.
     cuts = np.unique(np.clip([0.0, centre - 9 * sigma, centre, centre + 9 * sigma, 1.0], 0.0, 1.0))
     middle = sum(
         quad(integrand, low, high, epsabs=1e-14, epsrel=1e-12, limit=200)[0]
@@ -55,7 +57,7 @@ def by_quadrature(power: int, centre: float, sigma: float) -> float:
 
 
 def noisy_gate(size: int, sigma: float, *, seed: int) -> StochasticGate:
-    """A library gate whose centre is its latent, float64."""
+    """A float64 library gate whose latent is its centre."""
     preset = GatePreset("theory", False, 0.0, sigma, sigma, 1.0, 0.0, "target", False)
     torch.manual_seed(seed)
     return StochasticGate(size, preset).double()
@@ -64,9 +66,9 @@ def noisy_gate(size: int, sigma: float, *, seed: int) -> StochasticGate:
 def check_moments(settings: Settings) -> Check:
     """E clip(μ + σZ) = μP + σ(φ(α) − φ(β)) + 1 − Φ(β) and E clip² as in ``theory.relaxation``.
 
-    Split the integral at 0 and 1; E[Z; α < Z < β] = φ(α) − φ(β), E[Z²; ·] = P + αφ(α) − βφ(β).
-    Slopes m' = P and q' = 2E[ω; not clipped]. Against quadrature, and slopes against the quadrature
-    of the difference quotient's limit, P itself.
+    Split the integral at 0 and 1, with E[Z; α < Z < β] = φ(α) − φ(β) and E[Z²; ·] = P + αφ(α) −
+    βφ(β). The slopes are m' = P and q' = 2E[ω; not clipped]. Moments are compared with quadrature,
+    and slopes with the limit of the difference quotient, P itself.
     """
     cases = []
     for sigma in SIGMAS:
@@ -105,7 +107,8 @@ def check_moments(settings: Settings) -> Check:
 def check_monte_carlo(settings: Settings) -> Check:
     """The mean of ``StochasticGate.sample()`` and of its square, against the closed forms.
 
-    Tolerance: five standard errors, so that one false alarm among the cases is rarer than 10^-4.
+    The tolerance is five standard errors, so false alarms are rarer than one in 10^4 runs of the
+    check.
     """
     cases = []
     for sigma in SIGMAS:
@@ -137,7 +140,7 @@ def check_monte_carlo(settings: Settings) -> Check:
 
 
 def measured_lipschitz(relaxed: Relaxed, random: np.random.Generator, starts: int) -> float:
-    """The largest ‖∇²F‖ found: the predicted worst corner, and random points pushed to edges."""
+    """Largest ‖∇²F‖ found, at the predicted worst corner and at random points moved to edges."""
     size, sigma = len(relaxed.quadratic.linear), relaxed.sigma
     corner = relaxed.steepest_corner()
     points = [corner]
@@ -155,8 +158,8 @@ def measured_lipschitz(relaxed: Relaxed, random: np.random.Generator, starts: in
 def check_lipschitz(settings: Settings) -> Check:
     """sup ‖∇²F‖ ≤ ‖off-diagonal H‖ + max_j [H_jj max(1, κ) + β_j κ], κ = φ(0)/σ.
 
-    F_jk = H_jk m'_j m'_k with 0 ≤ m' ≤ 1; |m''| ≤ κ and ½|q''| ≤ max(P, φ(β)/σ).
-    So v1's claim holds: the relaxed objective has a Lipschitz gradient for every σ > 0.
+    F_jk = H_jk m'_j m'_k with 0 ≤ m' ≤ 1; |m''| ≤ κ and ½|q''| ≤ max(P, φ(β)/σ). So version 1's
+    claim holds here: the relaxed task loss has a Lipschitz gradient for every σ > 0.
     """
     cases, rows = [], []
     for problem in settings.drawn("well-conditioned", "ill-conditioned", "rank-deficient"):
@@ -190,10 +193,10 @@ def check_lipschitz(settings: Settings) -> Check:
 
 
 def steepest_found(relaxed: Relaxed, random: np.random.Generator) -> float:
-    """The largest |∂²F/∂μ_j²| that coordinate search finds, by differences of the gradient.
+    """Largest |∂²F/∂μ_j²| that coordinate search finds, by differences of the gradient.
 
-    Each search holds one gate at a bound, and moves the others one at a time far beyond either
-    bound, as long as the curvature, or its negative, grows. Nothing tells it where the largest is.
+    Each search holds one gate at a bound. It moves the others one at a time far beyond either
+    bound, as long as the curvature, or its negative, grows. It does not use the predicted position.
     """
     size, sigma = len(relaxed.quadratic.linear), relaxed.sigma
     far = 40 * sigma
@@ -226,10 +229,10 @@ def steepest_found(relaxed: Relaxed, random: np.random.Generator) -> float:
 def check_growth(settings: Settings) -> Check:
     """lim σ Λ(σ) = max over the box and j of |∂_j L| / √(2π), as σ → 0.
 
-    :meth:`theory.relaxation.Relaxed.lipschitz_growth` holds the proof. So the growth is exactly
-    C/σ, unless the loss is stationary on the whole box. Measured at σ = 10^-5 (where the constant
-    term is below 10^-3 of the growing one), by a search that does not know the predicted corner,
-    and as minus the slope of log Λ against log σ below 10^-3, with its interval over problems.
+    :meth:`theory.relaxation.Relaxed.lipschitz_growth` has the proof. So the growth is exactly C/σ,
+    unless the loss is stationary on the whole box. Measured at σ = 10^-5, where the constant term
+    is below 10^-3 of the growing one, by a search that does not know the predicted corner. Also
+    measured as minus the slope of log Λ against log σ below 10^-3, with its interval over problems.
     """
     cases = []
     slopes = []
@@ -261,12 +264,12 @@ def check_growth(settings: Settings) -> Check:
 def descend_relaxed(relaxed: Relaxed, start: Array) -> tuple[Array, float]:
     """A minimiser of F by L-BFGS from given centres, and F there.
 
-    Where a gate should be closed or open exactly F has none: it falls towards μ = ∓∞, so centres
-    stop at ±6σ beyond the box.
+    If a gate should be exactly closed or open, F has no minimiser: F decreases towards μ = ∓∞. So
+    centres are limited to 6σ beyond the box.
     """
     sigma = relaxed.sigma
 
-    # In units of σ, in which F changes alike for every σ.
+    # In units of σ, F has the same scale for every σ.
     def value(x: Array) -> float:
         return relaxed.value(x * sigma)
 
@@ -274,7 +277,8 @@ def descend_relaxed(relaxed: Relaxed, start: Array) -> tuple[Array, float]:
         return relaxed.gradient(x * sigma) * sigma
 
     point, height = np.asarray(start / sigma, dtype=np.float64), np.inf
-    # Nearer bounds first: far out the slope is so small that a gate would stay on the wrong side.
+    # Nearer bounds first: far outside, the slope is too small to bring back a gate on the wrong
+    # side.
     for wide in (2.5, 6.0):
         found = minimize(
             value,
@@ -289,13 +293,14 @@ def descend_relaxed(relaxed: Relaxed, start: Array) -> tuple[Array, float]:
 
 
 def relaxed_minimum(relaxed: Relaxed, best: Array) -> tuple[Array, float]:
-    """The best minimiser of F found from the hard optimum and from the vertices next to it.
+    """The best minimiser of F found from the hard optimum and from nearby vertices.
 
-    F is not convex (``relaxation-minima``): gates within a third of a bound start there or inside.
+    F is not convex (``relaxation-minima``), so gates within a third of a bound start at the bound
+    or inside.
     """
     wide = 3 * relaxed.sigma
     ends = np.where(best < 0.5, -wide, 1 + wide)
-    # A gate that sits on a bound starts beyond it: at the bound the noise costs most.
+    # A gate on a bound starts beyond it, because noise costs most at the bound.
     on_bound = (best <= 1e-9) | (best >= 1 - 1e-9)
     near = (best < 1 / 3) | (best > 2 / 3)
     starts = [np.where(chosen, ends, best) for chosen in (on_bound, near, np.ones_like(near))]
@@ -303,12 +308,12 @@ def relaxed_minimum(relaxed: Relaxed, best: Array) -> tuple[Array, float]:
 
 
 def check_bias(settings: Settings) -> Check:
-    """0 ≤ min F − L*_box ≤ ½σ² Σ_{j inside} H_jj + small, and that is the limit ratio as σ → 0.
+    """0 ≤ min F − L*_box ≤ ½σ² Σ_{j inside} H_jj + small, and the ratio tends to 1 as σ → 0.
 
-    E L(clip) is an average of values of L over the box, hence ≥ L*_box. Above: centres at ω* for
-    gates inside (variance σ², mean exact but for the tails), far beyond the bound for the others
-    (no variance). Measured: (F* − L*)/σ² against ½ Σ_{inside} H_jj, at a σ for which inside gates
-    are at least 5σ from the bounds.
+    Lower bound: E L(clip) averages values of L over the box, hence is ≥ L*_box. Upper bound: take
+    centres at ω* for gates inside (variance σ², mean exact up to the tails), and far beyond the
+    bound for the others (no variance). Measured: (F* − L*)/σ² against ½ Σ_{inside} H_jj, at a σ for
+    which inside gates are at least 5σ from the bounds.
     """
     cases, rows = [], []
     for problem in settings.drawn("well-conditioned", "ill-conditioned"):
@@ -350,10 +355,11 @@ def check_bias(settings: Settings) -> Check:
 
 
 def check_curvature_peak(settings: Settings) -> Check:
-    """m''(μ) = (φ(μ/σ) − φ((1 − μ)/σ))/σ: a bump of height 1/(σ√2π) at 0, its mirror image at 1.
+    """m''(μ) = (φ(μ/σ) − φ((1 − μ)/σ))/σ: a peak of height 1/(σ√2π) at 0, and its negative mirror
+    image at 1.
 
-    Measured by second differences of the mean that ``scipy.integrate.quad`` gives, at both bounds
-    and half a σ to either side of them.
+    Measured by second differences of the mean from ``scipy.integrate.quad``, at both bounds and
+    half a σ to either side of them.
     """
     cases = []
     for sigma in (0.05, 0.1, 0.2):
@@ -364,7 +370,8 @@ def check_curvature_peak(settings: Settings) -> Check:
                 low, middle, high = (
                     by_quadrature(1, centre + step, sigma) for step in (-width, 0.0, width)
                 )
-                # Second differences: error width²/12 of the fourth derivative, below 10^-4 of m''.
+                # Second differences: error width²/12 times the fourth derivative, below 10^-4 of
+                # m''.
                 found = sign * (low - 2 * middle + high) / width**2
                 closed = sign * float(mean_clip_curvature(np.array(centre), sigma))
                 name = f"σ = {sigma}, μ = {bound:g} + {shift:g} σ"

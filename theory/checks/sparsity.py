@@ -1,4 +1,4 @@
-"""Item 9: the penalties, on the library's own modules."""
+"""Item 9: the penalties, measured on the library's own modules."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ SIGMAS = (0.1, 0.2, 0.3, 0.5, 0.8)
 WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 WANTED = (1.0, 0.6)
 RELEASED = (50 / (72 * 2 * 768), 0.01, 0.1, 1.0)
-"""λ of one gate under the released code's penalty: its 50 over a mean of layers, sides and a width
-of RoBERTa-base, and larger ones."""
+"""λ of one gate under the released code's penalty (its 50 over a mean of layers, sides and a width
+of RoBERTa-base), and larger values.
+"""
 PRESET_NAMES = ("reference", "paper_v1")
 STATES = ("closed", "half open", "open")
 
 
 def _gated_layer(name: str, seed: int) -> tuple[torch.nn.Module, list[StochasticGate]]:
-    """A layer with row and column gates of a preset, float64, noise as the preset has it."""
+    """A float64 layer with row and column gates of a preset, and the preset's noise."""
     generator = torch.Generator().manual_seed(seed)
     linear = torch.nn.Linear(8, 6, dtype=torch.float64)
     rows = StochasticGate(6, name, generator=generator).double()
@@ -53,11 +54,10 @@ STEP = 0.01
 
 
 def minimised_centre(name: str, kind: str, sparsity: float) -> float:
-    """Where signed descent on the library's penalty alone brings the gates of a layer, from 1.
+    """Centre of a layer's gates after signed descent from 1 on the library's penalty alone.
 
-    Gates are set alike, so that the penalty's mean is each one's own. Constant steps first, then
-    shrinking ones: at a kink constant steps chatter, and large ones would jump over the hinge's
-    edge.
+    All gates are equal, so the penalty's mean is each gate's own. Steps are constant first and then
+    shrink: constant steps oscillate at a kink, and large ones would jump over the hinge's edge.
     """
     layer, gates = _gated_layer(name, 0)
     for gate in gates:
@@ -72,12 +72,12 @@ def minimised_centre(name: str, kind: str, sparsity: float) -> float:
 
 
 def check_minimiser(settings: Settings) -> Check:
-    """Target |P − (1 − s)|: m* = σ_p Φ⁻¹(1 − s). Hinge max(P, 1 − s): all m ≤ m*, and descent
-    from above stops there. STG (P itself): none, m → −∞.
+    """Target |P − (1 − s)|: m* = σ_p Φ⁻¹(1 − s). Hinge: all m ≤ m*. STG: no minimiser.
 
-    P = Φ(m/σ_p) is strictly increasing. Measured on ``SparsityPenalty`` of a ``GatedLinear`` with
-    the presets' gates, minimised by signed steps from above; as Φ(m/σ_p), which is positive,
-    against 1 − s, within one step for the hinge, whose slope ends at the edge.
+    The hinge max(P, 1 − s) stops descent from above at m*. STG (P itself) sends m → −∞. P =
+    Φ(m/σ_p) is strictly increasing. Measured on ``SparsityPenalty`` of a ``GatedLinear`` with the
+    presets' gates, minimised by signed steps from above. Φ(m/σ_p), which is positive, is compared
+    with 1 − s, within one step for the hinge, whose slope ends at the edge.
     """
     cases = []
     for name in PRESET_NAMES:
@@ -88,7 +88,7 @@ def check_minimiser(settings: Settings) -> Check:
                 found = float(ndtr(centre / preset.probability_std))
                 sigma = preset.probability_std
                 predicted = float(ndtr(penalty_minimiser(sparsity, sigma) / sigma))
-                # A step moves P by at most φ(0)/σ_p · STEP; the target's last one is 10^-6.
+                # A step changes P by at most φ(0)/σ_p · STEP; the target's last step is 10^-6.
                 slack = 1e-4 if kind == "target" else 0.4 * STEP / sigma / predicted
                 cases.append(
                     Case(f"{name}, {kind}, s = {sparsity}", "equal", predicted, found, slack)
@@ -108,9 +108,10 @@ def check_minimiser(settings: Settings) -> Check:
 def check_half_open(settings: Settings) -> Check:
     """clip(m*, 0, 1) is half open iff 1 − Φ(1/σ_p) < s < ½; its value there is σ_p Φ⁻¹(1 − s).
 
-    m* > 0 iff s < ½ and m* < 1 iff 1 − s < Φ(1/σ_p). With σ_p = ½: 0.023 < s < 0.5, so that s = 0.4
-    is met with every gate at 0.127 and none closed. Evaluation gates of the library, at minimisers
-    of its target penalty; closed ones count as 10⁻⁶, so that every case has a positive constant.
+    m* > 0 iff s < ½, and m* < 1 iff 1 − s < Φ(1/σ_p). For σ_p = ½ the range is 0.023 < s < 0.5, so
+    for s = 0.4 every gate is at 0.127 and none is closed. Measured on evaluation gates of the
+    library at minimisers of its target penalty. Closed gates count as 10⁻⁶, so that every case has
+    a positive constant.
     """
     cases = []
     for name in PRESET_NAMES:
@@ -151,10 +152,10 @@ def check_half_open(settings: Settings) -> Check:
 
 
 def check_range(settings: Settings) -> Check:
-    """P of the released code lies in (Φ((½ − 1)/½), Φ((½ + 1)/½)) = (0.159, 0.999).
+    """P of the released code is in (Φ((½ − 1)/½), Φ((½ + 1)/½)) = (0.159, 0.999).
 
-    The mean is tanh a ∈ (−1, 1). Measured on gates with latents ±30; so s > 0.841 is out of reach,
-    and P ≤ ½ (closed) needs s ≥ ½ on average.
+    The mean is tanh a ∈ (−1, 1). So s > 0.841 is out of reach, and P ≤ ½ (closed) needs s ≥ ½ on
+    average. Measured on gates with latents ±30.
     """
     gate = StochasticGate(2, "reference").double()
     gate.latent.data = torch.tensor([-30.0, 30.0], dtype=torch.float64)
@@ -174,11 +175,11 @@ def check_range(settings: Settings) -> Check:
 
 
 def check_probability(settings: Settings) -> Check:
-    """P(open) of the penalty = the probability that a training gate is above 0, Φ(m/σ).
+    """P(open) of the penalty = the probability Φ(m/σ) that a training gate is above 0.
 
-    P(clip(m + ε) > 0) = Φ(m/σ) with σ the *noise's* standard deviation. The released code's penalty
-    uses σ_p = 0.5 with noise of 0.1, so there the two differ: at s = 0.4, P is 0.6 while the
-    gate is above 0 in Φ(1.27) = 90 % of the steps. Cases: frequency over fresh samples of the
+    P(clip(m + ε) > 0) = Φ(m/σ) with σ the standard deviation of the *noise*. The released code's
+    penalty uses σ_p = 0.5 with noise of 0.1, so the two differ: at s = 0.4, P is 0.6 while the gate
+    is above 0 in Φ(1.27) = 90 % of the steps. Cases: the frequency over fresh samples of the
     presets' gates at their half-open minimiser, against P, within five standard errors.
     """
     cases = []
@@ -213,11 +214,11 @@ def check_probability(settings: Settings) -> Check:
 
 
 STRAY = 0.05
-"""How far the median of 16 noisy gates may be from where the flow ends."""
+"""Allowed distance of the median of 16 noisy gates from the end of the flow."""
 
 
 def _is_stable(gate: OneGate, horizon: float) -> bool:
-    """Whether a tenth more or less of λ leaves the gate where it ends: not at a basin's edge."""
+    """Whether the gate's end is the same for 10 % more or less λ: not at the edge of a basin."""
     ends = [
         np.clip(replace(gate, weight=gate.weight * factor).endpoint(horizon=horizon), 0, 1)
         for factor in (1 / 1.1, 1.1)
@@ -227,12 +228,14 @@ def _is_stable(gate: OneGate, horizon: float) -> bool:
 
 @cache
 def check_endpoint(settings: Settings) -> Check:
-    """Gradient flow on F(m) = ½h E(clip(m + σZ) − w)² + λ pen(Φ(m/σ)) from m = 1 ends at the first
-    sign change of F', in closed form; the library's gates, trained with fresh noise, end there too.
+    """Gradient flow on F from m = 1 ends at the first sign change of F', and library gates end
+    there too.
 
-    F' = h(½q' − wm') ± λφ(m/σ)/σ. Measured over a grid of σ and λ for the three penalties and for
-    gates worth keeping (w = 1) and worth half (w = 0.6). A case is one gate, or the number of those
-    that end closed. Gates on the edge of two basins, which noise may push either way, are left out.
+    F(m) = ½h E(clip(m + σZ) − w)² + λ pen(Φ(m/σ)) and F' = h(½q' − wm') ± λφ(m/σ)/σ, in closed
+    form. The library's gates are trained with fresh noise. Measured over a grid of σ and λ for
+    the three penalties, for gates worth keeping (w = 1) and worth half (w = 0.6). A case is one
+    gate, or the number of gates that end closed. Gates on the edge of two basins are excluded,
+    because noise may push them either way.
     """
     cases, rows = [], []
     steps = settings.gate_steps
@@ -243,7 +246,7 @@ def check_endpoint(settings: Settings) -> Check:
                 for wanted in WANTED
                 for weight in WEIGHTS
             ]
-            # Steps of 0.02 at most, however strong the pull on the way.
+            # Steps of at most 0.02, for the largest slope on the way.
             rates = np.array([0.02 / max(1.0, gate.fastest()) for gate in grid])
             seed = int(settings.random("endpoint", penalty, sigma).integers(2**31))
             trained = train_gates(grid, 16, steps, rates, seed)
@@ -273,7 +276,7 @@ def check_endpoint(settings: Settings) -> Check:
                 kink = penalty_minimiser(gate.sparsity, sigma)
                 held = penalty != "stg" and abs(predicted - kink) < 1e-6
                 name = f"{penalty}, σ = {sigma}, λ = {gate.weight}, w = {gate.wanted}"
-                # At the kink both sides push back, and noise of the task is all that is left.
+                # At the kink both sides push back, so only the noise of the task remains.
                 slack = (STRAY / 2 if held else STRAY) / value
                 constant = "held" if held else gate_state(predicted)
                 cases.append(Case(name, "equal", value, measured, slack, constant))
@@ -295,14 +298,16 @@ def check_endpoint(settings: Settings) -> Check:
 
 
 def check_binary(settings: Settings) -> Check:
-    """Gates converge to 0/1: over the grid of σ and λ, does the gate end closed or open?
+    """Gates converge to 0/1: does the gate end closed or open, over the grid of σ and λ?
 
-    No: target and hinge hold a gate at m* ∈ (0, 1) as soon as λ beats the task (s = 0.4); under STG
-    it then closes, but a gate that is worth half stays half open below that λ. Gates end open where
-    the pull at 1, λφ(1/σ)/σ, cannot beat noise's own pull upwards: small σ or small λ. Cases: the
-    library's trained gate is within 0.01 of 0 or 1, measured as the distance to the nearer; gates
-    that would still be on their way are left out. The same for the preset of the released code
-    (σ_p five times the noise, tanh, Adam), down to the λ that its 50 is for one gate.
+    No. Target and hinge hold a gate at m* ∈ (0, 1) as soon as λ outweighs the task (s = 0.4). Under
+    STG the gate then closes, but a gate worth half stays half open below that λ. Gates end open if
+    the pull at 1, λφ(1/σ)/σ, is weaker than the upward pull of the noise: small σ or small λ.
+
+    Cases: the library's trained gate is within 0.01 of 0 or 1, measured as the distance to the
+    nearer. Gates that have not reached their end are excluded. The same for the preset of the
+    released code (σ_p five times the noise, tanh, Adam), down to the λ that corresponds to its 50
+    for one gate.
     """
     cases = []
     frame = check_endpoint(settings).frames["endpoints"]
@@ -332,10 +337,10 @@ def check_binary(settings: Settings) -> Check:
 def check_threshold(settings: Settings) -> Check:
     """STG: the gate closes iff λ > λ_c(σ) = max over [0, 1] of −(task slope)·σ/φ(m/σ).
 
-    Above λ_c the pull beats the task all the way down to 0; below, flow stops where they balance.
-    Noise of small steps makes the edge soft: the λ at which half of the library's trained gates
-    close, over a grid of 3 % steps, against the closed form. λ_c grows as exp(1/2σ²) for small σ:
-    the penalty does not reach a gate at 1.
+    Above λ_c the pull outweighs the task all the way down to 0. Below, the flow stops where they
+    balance. Noise of small steps blurs the threshold. Measured: the λ at which half of the
+    library's trained gates close, on a grid of 3 % steps. λ_c grows as exp(1/2σ²) for small σ,
+    because the penalty does not reach a gate at 1.
     """
     cases, ratio, most = [], 1.03, 10
     for sigma in (0.3, 0.4, 0.5, 0.8):
@@ -345,7 +350,7 @@ def check_threshold(settings: Settings) -> Check:
         trained = train_gates(
             grid, 32, 5 * settings.gate_steps // 3, np.full(len(grid), 0.03), seed
         )
-        # The shares that close rise from 0 to 1 along the grid; their sum places the half.
+        # The closed share rises from 0 to 1 along the grid; its sum locates one half.
         stayed = float(np.sum(np.mean(trained > 0, axis=1)))
         edge = critical * ratio ** (stayed - 0.5 - most)
         cases.append(Case(f"σ = {sigma}", "equal", critical, edge, 0.1))

@@ -1,4 +1,4 @@
-"""Item 6: how small the gradient of the relaxed objective becomes under stochastic descent."""
+"""Item 6: the gradient of the relaxed objective under stochastic descent."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from theory.stochastic import expected_squared_gradient, stationarity_bound, sto
 def check_bound(settings: Settings) -> Check:
     """(1/K) Σ_{k<K} E‖∇F(μ_k)‖² ≤ (F(μ_0) − L*_box)/(ηK) + ½ηΛv, η = c/√K: O(1/√K).
 
-    The descent lemma for the relaxed objective, Λ and v as computed
-    (:func:`theory.stochastic.stationarity_bound`); L*_box ≤ F as F averages losses of the box. No
-    convexity, clipping included. A bound, and a loose one: Λ and v are worst cases over the box,
-    and a plateau satisfies it from the first step on. What the mean is exactly, where nothing is
-    clipped, is ``sgd-gradient``.
+    The descent lemma for the relaxed objective, with Λ and v from
+    :func:`theory.stochastic.stationarity_bound`. L*_box ≤ F because F averages losses over the box.
+    No convexity is used, and clipping is included. The bound is loose: Λ and v are worst cases over
+    the box, and a plateau satisfies it from the first step. ``sgd-gradient`` has the exact mean
+    where nothing is clipped.
     """
     cases, rows = [], []
     budgets = np.unique(np.geomspace(settings.steps / 20, settings.steps, 5).astype(int))
@@ -62,9 +62,9 @@ def check_bound(settings: Settings) -> Check:
 def check_gradient(settings: Settings) -> Check:
     """(1/K) Σ_{k<K} E‖∇F(μ_k)‖² exactly, while nothing is clipped: ∇F = ∇q there, mode by mode.
 
-    :func:`theory.stochastic.expected_squared_gradient`. With η = c/√K the start's share falls as
-    1/(ηK) and the noise's share grows with η, so that 1/√K is the rate, not only a bound of it.
-    Means over runs from 0.75, within five standard errors.
+    See :func:`theory.stochastic.expected_squared_gradient`. With η = c/√K the start's share falls
+    as 1/(ηK) and the noise's share grows with η. So 1/√K is the exact rate, not only a bound.
+    Measured: means over runs from 0.75, within five standard errors.
     """
     cases = []
     for index in range(2):
