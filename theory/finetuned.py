@@ -1,7 +1,7 @@
-"""Looks at the landscape of a fine-tuned encoder: gates and low-rank factors, along their training.
+"""Landscape of a fine-tuned encoder, for gates and low-rank factors along their training.
 
-The one module of this package that needs the library's models and data; everything else works on
-synthetic least squares.
+Only this module of the package needs the library's models and data. All others use synthetic least
+squares.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LORA = "LoRA"
 
 
 def looked_at_methods(look: NetworkLook) -> dict[str, Method]:
-    """The methods that are trained: gates of the released code, and LoRA."""
+    """The trained methods: gates of the released code, and LoRA."""
     return {
         "gates": Method(
             title="gates",
@@ -54,11 +54,11 @@ def looked_at_methods(look: NetworkLook) -> dict[str, Method]:
 def landscape_frame(
     tier: Tier, task: str, look: NetworkLook, *, progress: bool = False
 ) -> pd.DataFrame:
-    """Trains gates, then LoRA, and measures the task's loss around points of the way.
+    """Trains gates, then LoRA, and measures the task loss around points on the way.
 
-    Columns: ``parameters`` (which are moved: one of ``TRAINED``, ``FREE``, ``LORA``), ``step``,
-    ``size``, ``loss``, ``squared_gradient``, ``ratio`` (‖∇L‖²/2L, a lower estimate of the PL
-    ratio), ``largest`` and ``smallest`` eigenvalue, ``saturated`` (share of gates whose clip has
+    Columns: ``parameters`` (the parameters that move: one of ``TRAINED``, ``FREE``, ``LORA``),
+    ``step``, ``size``, ``loss``, ``squared_gradient``, ``ratio`` (‖∇L‖²/2L, a lower estimate of the
+    PL ratio), ``largest`` and ``smallest`` eigenvalue, ``saturated`` (share of gates whose clip has
     slope 0). The loss is the mean over the first ``rows`` training rows in evaluation mode,
     float64, without the penalty.
     """
@@ -87,7 +87,7 @@ def landscape_frame(
 
 def _prepared(tier: Tier, task: str, name: str, method: Method) -> nn.Module:
     model = load_classifier(tier, task, derive_seed("theory", task, "init"))
-    # Fused attention has no second derivative.
+    # Fused attention does not support second derivatives.
     model.set_attn_implementation("eager")
     seed = derive_seed("theory", task, name)
     seed_everything(seed)
@@ -102,7 +102,7 @@ def _train(
     tier: Tier,
     moments: list[int],
 ) -> Iterator[int]:
-    """Trains step by step and stops at every moment, with the moment's number."""
+    """Trains step by step and yields at every moment, with the moment's number."""
     penalty, config = sparsity_penalty(model), gate_config(model)
     weight = config.penalty_weight if config else 0.0
     groups = [
@@ -136,7 +136,7 @@ def _train(
 def _measured(
     model: nn.Module, name: str, probe: dict[str, Tensor], seed: tuple[object, ...]
 ) -> Iterator[tuple[str, Local, float]]:
-    # A copy: neither precision nor mode of what is trained changes.
+    # Measure a copy, so that the trained model keeps its precision and mode.
     still = copy.deepcopy(model).double().eval()
     if name == "lora":
         factors = parameter_groups(still)["low_rank"]

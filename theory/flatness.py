@@ -6,39 +6,40 @@ be the span of these vectors over the sides, in logarithms of the gates (an entr
 side is multiplied by t^a):
 
 1. *values*: for every value dimension, +1 on its row of v, −1 on its columns of o in every query
-   head that reads it. Attention weights mix tokens, not dimensions, so r_v c_o is all that enters.
+   head that reads it. Attention weights mix tokens, not dimensions, so only r_v c_o enters.
 2. *scores*: for every dimension of keys, +1 on its row of k, −1 on its rows of q. Scores are sums
-   of products r_q r_k. Rotated pairs go together, since a rotation commutes with scaling a pair and
-   with no other scaling. Not where queries and keys are normalised.
-3. *hidden*: for every feed-forward dimension, +1 on its row of up, −1 on its column of down, where
-   up enters linearly (a gate projection) or through an activation that is positively homogeneous
-   of degree k (then −k on the column); with a gate projection and such an activation also +1 on the
+   of products r_q r_k. Rotated pairs share one generator, since a rotation commutes with scaling a
+   pair and with no other scaling. Excluded if queries and keys are normalised.
+3. *hidden*: for every feed-forward dimension, +1 on its row of up, −1 on its column of down, if up
+   enters linearly (a gate projection) or through an activation that is positively homogeneous of
+   degree k (then −k on the column). With a gate projection and such an activation also +1 on the
    row of gate.
 4. *layers*: for a layer without a bias, +1 on all rows, −1 on all columns. Also for keys with a
-   bias, if nothing depends on the position of a key: softmax does not see what all keys share.
+   bias, if nothing depends on the position of a key: softmax ignores a term that all keys share.
 
-Let the gates p of a model set its sides by log side = A log p, A a matrix of zeros and ones: the
-identity for independent gates, one column with several ones for a shared gate, two ones in a row
-for a product of gates, and rows of zeros for sides without a gate. Then at any p > 0 the output is
-constant along every δ of the subspace
+Let the gates p of a model set its sides by log side = A log p, with A a matrix of zeros and ones:
+the identity for independent gates, one column with several ones for a shared gate, two ones in a
+row for a product of gates, and rows of zeros for sides without a gate. Then at any p > 0 the output
+is constant along every δ of the subspace
 
     N = {δ : A δ ∈ S},    so that the Jacobian of the outputs has nullity at least dim N,
 
 for any weights, data, loss, depth and other layers of the model.
 
-*Proof.* Each generator leaves the block's output unchanged for every t > 0, as said; rescalings
-commute, so that all of exp(S) leaves it unchanged. exp(τδ) p sets the sides to exp(τAδ) times what
-they were, with Aδ ∈ S, so that the output is constant in τ; differentiate. ∎
+*Proof.* Each generator leaves the block's output unchanged for every t > 0, as said. Rescalings
+commute, so all of exp(S) leaves it unchanged. exp(τδ) p multiplies the sides by exp(τAδ), with Aδ ∈
+S, so the output is constant in τ. Differentiate. ∎
 
 **Corollary.** Independent gates (A = I) have dim N = dim S: at least 2d for an attention block of
 width d (d values and d scores), d_ff more with a gate projection. Let v and k have biases and no
-row gates of their own, and q, k and v one column gate, as with the preset ``structured``. Then
-A δ in S contains no generator of 1 and 2: on the rows of v and k, A δ is zero, and only these
-generators and the keys' one of 4 are not. The last moves columns that k shares with q and v, where
-no other generator can follow, so that its coefficient is zero; the others have a row each. What is
-left is the kernel of A: gates of a head against those of its values, one for each key-value head.
+row gates of their own, and q, k and v one column gate, as with the preset ``structured``. Then A δ
+in S contains no generator of 1 and 2. On the rows of v and k, A δ is zero, and only these
+generators and the keys' generator of 4 are non-zero there. The last moves columns that k shares
+with q and v, where no other generator can compensate, so its coefficient is zero. Each of the
+others has a row of its own. The kernel of A remains: gates of a head against those of its values,
+one for each key-value head.
 
-The nullity that is measured says more than the proposition, that there are *no others*.
+The measured nullity says more than the proposition: there are *no other* flat directions.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ Side = tuple[str, str]
 
 @dataclass(frozen=True)
 class Generator:
-    """One rescaling that changes nothing.
+    """A rescaling that leaves the output unchanged.
 
     Attributes:
         kind: ``"values"``, ``"scores"``, ``"hidden"`` or ``"layers"``.
@@ -79,7 +80,7 @@ class Generator:
 
 
 def generators(model: nn.Module, blocks: Sequence[Block] | None = None) -> list[Generator]:
-    """The generators of S for all blocks of a model; see the module's text.
+    """The generators of S for all blocks of a model; see the module's docstring.
 
     Args:
         model: of an architecture with an adapter, with or without gates.
@@ -102,7 +103,7 @@ def generators(model: nn.Module, blocks: Sequence[Block] | None = None) -> list[
 
 
 def _clips(model: nn.Module, part: Attention) -> bool:
-    """Whether queries, keys and values are clipped, as in OLMo, which no rescaling survives."""
+    """Whether queries, keys and values are clipped, as in OLMo, which breaks every rescaling."""
     config = getattr(model.get_submodule(part.path), "config", None)
     return getattr(config, "clip_qkv", None) is not None
 
@@ -136,14 +137,14 @@ def _of_attention(model: nn.Module, part: Attention) -> Iterator[Generator]:
 
 
 def _sees_key_positions(model: nn.Module, part: Attention) -> bool:
-    """Whether scores have a term of a key and its position without the query, as DeBERTa's."""
+    """Whether scores have a term in key and position without the query, as in DeBERTa."""
     return "p2c" in getattr(model.get_submodule(part.path), "pos_att_type", ())
 
 
 def _of_feed_forward(model: nn.Module, part: FeedForward) -> Iterator[Generator]:
     width = _size(model, part.down, "cols")
     degree = _degree(model, part)
-    # By layer and row, the degree in which a hidden value depends on it.
+    # By layer and row, the degree of each hidden value in that row's gate.
     sources: list[tuple[str, Places, int]] = []
     if part.gate is None:
         if degree is not None:
@@ -163,7 +164,7 @@ def _of_feed_forward(model: nn.Module, part: FeedForward) -> Iterator[Generator]
 
 
 def _degree(model: nn.Module, part: FeedForward) -> int | None:
-    """k with phi(2x) = 2^k phi(x), or None: powers of two are exact."""
+    """k with phi(2x) = 2^k phi(x), or None; powers of two are exact."""
     from transformers.activations import ACT2FN
 
     if part.phi is None:
@@ -223,7 +224,7 @@ def side_map(model: nn.Module) -> dict[Side, Array]:
     leaves = leaf_gates(model)
     starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
     places = {leaf: slice(a, b) for leaf, a, b in zip(leaves, starts, starts[1:], strict=False)}
-    # log of a product of gates is linear in their logs: its slope at p = 1.
+    # The log of a product of gates is linear in their logs; read off its slope at p = 1.
     ones = torch.ones(int(starts[-1]), dtype=torch.float64)
     found: dict[Side, Array] = {}
     for path, layer in model.named_modules():
@@ -250,7 +251,7 @@ def flat_space(model: nn.Module, blocks: Sequence[Block] | None = None) -> Array
     s = np.zeros((len(spans), len(a)))
     for row, span in zip(s, spans, strict=True):
         row[:] = _joined(sizes, span.exponents)
-    # A δ in S: the kernel of (1 − Π) A, Π the projector on S.
+    # A δ ∈ S is the kernel of (1 − Π) A, with Π the projector on S.
     left, singular, _ = np.linalg.svd(s.T, full_matrices=False)
     basis = left[:, singular > 1e-9]
     outside = a - basis @ (basis.T @ a)
@@ -268,10 +269,10 @@ class Nullity:
     """The kernel of a Jacobian.
 
     Attributes:
-        size: parameters.
+        size: number of parameters.
         count: zero singular values.
-        gap: the smallest singular value that counts as non-zero, over the largest that does not
-            (over rounding error if there is none).
+        gap: the smallest non-zero singular value over the largest zero one, or over rounding error
+            if there are no zeros.
     """
 
     size: int
@@ -280,15 +281,15 @@ class Nullity:
 
 
 def jacobian(output: Callable[[], Tensor], parameters: Sequence[Tensor], seed: int) -> Array:
-    """Random combinations of the rows of ∂output/∂parameters: of the same rank, with few rows.
+    """Random combinations of the rows of ∂output/∂parameters, with the same rank but few rows.
 
     Args:
         output: of any shape, float64.
-        parameters: float64, that require gradients.
+        parameters: float64, with ``requires_grad``.
         seed: of the combinations.
 
     Returns:
-        (rows, number of parameters); entries of parameter p are multiplied by |p|, which is the
+        (rows, number of parameters); entries of parameter p are multiplied by |p|, which gives the
         Jacobian in log p.
     """
     value = output().flatten()
@@ -305,10 +306,10 @@ def jacobian(output: Callable[[], Tensor], parameters: Sequence[Tensor], seed: i
 
 
 def nullity(matrix: Array, floor: float = 1e-11) -> Nullity:
-    """The number of singular values that are zero up to rounding.
+    """Counts the singular values that are zero up to rounding.
 
-    Columns are scaled to norm one first, so that a parameter with little influence is not taken for
-    one without; columns of zeros count as flat.
+    Columns are first scaled to norm one, so that a parameter with little influence is not counted
+    as flat. Columns of zeros count as flat.
     """
     norms = np.linalg.norm(matrix, axis=0)
     matrix = matrix / np.where(norms > 1e-14 * norms.max(), norms, np.inf)

@@ -1,4 +1,4 @@
-"""Gates whose values themselves are the parameters, unclipped: the landscape in ω."""
+"""Unclipped gates whose values are the parameters, for the landscape in ω."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finegates.gates.gated_linear import leaf_gates
 
 
 class FreeGate(Gate):
-    """A gate vector that is its own parameter.
+    """A gate vector that is itself the parameter.
 
     Args:
         values: ω, shape (n,), of any sign and size.
@@ -36,12 +36,12 @@ class FreeGate(Gate):
 
 
 def free_gates(model: nn.Module) -> list[FreeGate]:
-    """Replaces every gate of a model by a free one of its evaluation value, in place.
+    """Replaces every gate of a model, in place, by a free gate with its evaluation value.
 
-    A gate that several layers share stays shared, and a product of gates a product.
+    A gate that several layers share remains shared, and a product of gates remains a product.
 
     Args:
-        model: with gates, as ``finegates.attach`` makes them.
+        model: with gates, from ``finegates.attach``.
 
     Returns:
         the free gates, each once, in the order of ``leaf_gates``.
@@ -54,13 +54,13 @@ def free_gates(model: nn.Module) -> list[FreeGate]:
             if child is not None and child in found:
                 module._modules[name] = found[child]
         if isinstance(module, DerivedGate):
-            module.clips_at_zero = False  # a closed gate has a gradient, too
+            module.clips_at_zero = False  # a closed gate needs a gradient, too
     return list(found.values())
 
 
 @torch.no_grad()
 def set_values(gates: list[FreeGate], values: Tensor) -> None:
-    """Writes one vector into all gates, in their order.
+    """Copies one vector into all gates, in order.
 
     Args:
         gates: of a model.

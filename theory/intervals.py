@@ -21,8 +21,8 @@ def interval(
     """Percentile bootstrap interval at 95 %.
 
     Args:
-        values: shape (count,), at least two; infinite ones (censored) are allowed with a median.
-        names: what the values are; the resampling seed derives from them.
+        values: shape (count,), at least two; a median also accepts infinite (censored) values.
+        names: description of the values, from which the resampling seed is derived.
         statistic: a function of an array and an axis.
     """
     values = np.asarray(values, dtype=np.float64)

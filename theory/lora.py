@@ -31,8 +31,8 @@ def lora_gradient(problem: Problem, b: Array, a: Array) -> tuple[Array, Array]:
 def lora_hessian(problem: Problem, b: Array, a: Array, *, gauss_newton: bool = False) -> Array:
     """∇²L over (B row by row, A row by row), shape (r(m + d), r(m + d)).
 
-    Blocks: I_m ⊗ A G Aᵀ; BᵀB ⊗ G; and between B_ak and A_lj: B_al (AG)_kj + δ_kl E_aj. The last
-    term is left out of the Gauss–Newton matrix.
+    Blocks: I_m ⊗ A G Aᵀ; BᵀB ⊗ G; and between B_ak and A_lj: B_al (AG)_kj + δ_kl E_aj. The
+    Gauss–Newton matrix omits the last term.
     """
     (m, r), d = b.shape, a.shape[1]
     second = problem.second_moment
@@ -75,20 +75,20 @@ def zero_eigenvalues(rows: int, rank: int, data_rank: int, cols: int, product_ra
         r(d − ρ)                       directions of A that the data do not see,
         + r(m + ρ) − q(m + ρ − q)      the kernel of (δB, δA) ↦ δB A + B δA,
 
-    which for full rank q = r is r(d − ρ) + r²: the orbit (B T, T⁻¹A) of GL(r). Exact where the
-    Hessian is positive on the rest: at an exact fit always; else for q = r with a gap
-    σ_r > σ_{r+1} in the whitened target.
+    which for full rank q = r is r(d − ρ) + r²: the orbit (B T, T⁻¹A) of GL(r). The count is exact
+    if the Hessian is positive on the rest. This holds at an exact fit, and for q = r with a gap σ_r
+    > σ_{r+1} in the whitened target.
     """
     seen = rows + data_rank
     return rank * (cols - data_rank) + rank * seen - product_rank * (seen - product_rank)
 
 
 def count_zeros(matrix: Array, roundings: int, slack: float = 0.0) -> int:
-    """Eigenvalues of a symmetric matrix that are zero up to rounding and up to ``slack``.
+    """Counts the eigenvalues of a symmetric matrix that are zero up to rounding and ``slack``.
 
-    At an inexact minimiser a symmetry's eigenvalue is not exactly zero: with v tangent to the
-    orbit, differentiating the invariance gives ‖∇²L v‖ ≤ ‖∇L‖ · ‖generator‖, which is the slack to
-    allow.
+    At an inexact minimiser a symmetry's eigenvalue is not exactly zero. With v tangent to the
+    orbit, differentiating the invariance gives ‖∇²L v‖ ≤ ‖∇L‖ · ‖generator‖, which is the required
+    slack.
     """
     values = np.abs(np.linalg.eigvalsh(matrix))
     return int(np.sum(values <= rank_tolerance(len(values), roundings) * values.max() + slack))

@@ -1,8 +1,8 @@
 """Spectra and PL ratios of a network's loss, by Hessian-vector products and Lanczos' method.
 
-For a loss L ≥ 0 of parameters θ, ‖∇L‖²/2L is at most ‖∇L‖²/2(L − L*): a lower estimate of the PL
-ratio that needs no L*. Extreme eigenvalues come from ``scipy.sparse.linalg.eigsh`` on the operator
-v ↦ ∇²L v, two backward passes each.
+For a loss L ≥ 0, ‖∇L‖²/2L is at most ‖∇L‖²/2(L − L*). So it is a lower estimate of the PL ratio
+that needs no L*. ``scipy.sparse.linalg.eigsh`` finds the extreme eigenvalues of the operator v ↦
+∇²L v, with two backward passes for each product.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from theory.problems import Array
 
 @dataclass(frozen=True)
 class Local:
-    """What a loss looks like at one point.
+    """Loss, gradient and curvature at one point.
 
     Attributes:
         loss: L.
@@ -46,17 +46,17 @@ def local_landscape(
     tolerance: float = 1e-3,
     vectors: int = 12,
 ) -> Local:
-    """Loss, gradient and extreme eigenvalues at the present point.
+    """Loss, gradient and extreme eigenvalues at the current point.
 
     Args:
         loss: a deterministic function of the parameters, twice differentiable.
-        parameters: that require gradients; those that the loss does not see count as flat.
+        parameters: with ``requires_grad``; those that do not affect the loss count as flat.
         seed: of Lanczos' start vector.
         tolerance: relative accuracy of the eigenvalues.
-        vectors: of the Krylov basis.
+        vectors: size of the Krylov basis.
 
     Raises:
-        ValueError: no parameters, or a loss or a second derivative that is not finite.
+        ValueError: there are no parameters, or the loss or a second derivative is not finite.
     """
     parameters = list(parameters)
     if not parameters:
@@ -116,19 +116,20 @@ def _extremes(
             return_eigenvectors=False,
         )
     except ArpackNoConvergence:
-        # An end near zero has no relative accuracy to reach: take Ritz values, bounds from inside.
+        # An extreme eigenvalue near zero cannot reach a relative accuracy: use Ritz values, which
+        # bound it from inside.
         found = _ritz(product, start, 2 * vectors)
     return float(np.min(found)), float(np.max(found))
 
 
 def _ritz(product: Callable[[Array], Array], start: Array, steps: int) -> Array:
-    """Eigenvalues of the compression of the operator to a Krylov space of dimension ``steps``."""
+    """Ritz values: eigenvalues of the operator on a Krylov space of dimension ``steps``."""
     basis = [start / np.linalg.norm(start)]
     images: list[Array] = []
     for _ in range(steps):
         images.append(product(basis[-1]))
         rest = images[-1].copy()
-        for vector in basis * 2:  # twice: once loses orthogonality
+        for vector in basis * 2:  # orthogonalise twice: once loses orthogonality
             rest -= (vector @ rest) * vector
         norm = np.linalg.norm(rest)
         if norm <= 1e-12 * np.linalg.norm(images[-1]):

@@ -1,8 +1,8 @@
 """Measurements on the outputs of a layer with gates on one side.
 
-They share no code with the closed forms of :mod:`theory.quadratic`: losses and gradients come from
-residuals, minimisers from ``numpy.linalg.lstsq``, curvatures from singular values or from automatic
-differentiation through the library's layers.
+They share no code with the closed forms of :mod:`theory.quadratic`. Losses and gradients come from
+residuals, minimisers from ``numpy.linalg.lstsq``, and curvatures from singular values or from
+automatic differentiation through the library's layers.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def descend_by_residuals(
 ) -> Array:
     """Gaps of gradient descent, k = 0..count, from the outputs alone.
 
-    The minimiser of least squares is orthogonal to what gates can change, so that the gap is half
-    the mean squared distance of the outputs to the best ones.
+    The residual of least squares is orthogonal to all changes of the gates. So the gap is half the
+    mean squared distance of the outputs from the best ones.
     """
     design, gradient = design_of(problem, side), gradient_of(problem, side)
     best, gates = least_squares(problem, side), start
@@ -96,7 +96,7 @@ def descend_by_residuals(
 
 
 def white_problem(problem: Problem) -> Problem:
-    """The same weight on inputs with G = 2 I."""
+    """The same weight with inputs for which G = 2 I."""
     left, _ = np.linalg.qr(np.vander(np.linspace(-1, 1, problem.cols + 3), problem.cols))
     inputs = np.sqrt(2.0 * len(left)) * left
     targets = inputs @ problem.weight.T
@@ -104,6 +104,6 @@ def white_problem(problem: Problem) -> Problem:
 
 
 def sign_problem(problem: Problem, random: np.random.Generator) -> Problem:
-    """The same inputs under one output whose weights are ±1: H is G with signs."""
+    """The same inputs with one output whose weights are ±1: H is G up to signs."""
     weight = np.where(random.uniform(size=(1, problem.cols)) > 0.5, 1.0, -1.0)
     return Problem(problem.inputs, weight, problem.targets[:, :1], f"{problem.name}, signs")

@@ -1,4 +1,4 @@
-"""The penalties on one gate: where their minimisers are, in closed form.
+"""Penalties on one gate, with their minimisers in closed form.
 
 A gate with centre m has P = Φ(m/σ_p) in the penalty and the value clip(m, 0, 1) in evaluation. It
 is closed iff m ≤ 0 (P ≤ ½), fully open iff m ≥ 1 (P ≥ Φ(1/σ_p)), and *half open* between.
@@ -25,20 +25,20 @@ PenaltyName = Literal["target", "hinge", "stg"]
 
 
 def penalty_minimiser(sparsity: float, sigma_p: float) -> float:
-    """m* = σ_p Φ⁻¹(1 − s): where P = 1 − s, the minimiser of |P − (1 − s)|.
+    """m* = σ_p Φ⁻¹(1 − s): the minimiser of |P − (1 − s)|, where P = 1 − s.
 
-    max(P, 1 − s) is minimal on all of (−∞, m*]; descent from above stops at its edge, m*.
+    max(P, 1 − s) is minimal on all of (−∞, m*]; descent from above stops at the edge, m*.
     """
     return float(sigma_p * ndtri(1.0 - sparsity))
 
 
 def half_open_range(sigma_p: float) -> tuple[float, float]:
-    """The sparsities s whose minimiser m* is half open: 1 − Φ(1/σ_p) < s < ½."""
+    """The range of sparsities s with a half-open minimiser m*: 1 − Φ(1/σ_p) < s < ½."""
     return float(ndtr(-1.0 / sigma_p)), 0.5
 
 
 def gate_state(value: float) -> str:
-    """``closed``, ``half open`` or ``open``, of an evaluation gate."""
+    """State of an evaluation gate: ``closed``, ``half open`` or ``open``."""
     return "closed" if value <= 0 else "open" if value >= 1 else "half open"
 
 
@@ -46,14 +46,14 @@ def gate_state(value: float) -> str:
 class OneGate:
     """One gate under a task loss ½h(ω − w)² and λ times a penalty, with noise σ = σ_p.
 
-    F(m) = ½h E(clip(m + σZ) − w)² + λ pen(Φ(m/σ)), pen(P) = P for STG, |P − (1 − s)|, max(P, 1 −
-    s).
+    F(m) = ½h E(clip(m + σZ) − w)² + λ pen(Φ(m/σ)). pen(P) is P for STG, |P − (1 − s)| for the
+    target, max(P, 1 − s) for the hinge.
 
     Attributes:
-        penalty: which.
+        penalty: its name.
         sigma: σ, of the noise and of P.
         weight: λ.
-        sparsity: s; STG has none.
+        sparsity: s; unused for STG.
         curvature: h.
         wanted: w.
     """
@@ -82,33 +82,32 @@ class OneGate:
         return np.asarray(task + signs[self.penalty] * pull)
 
     def endpoint(self, start: float = 1.0, horizon: float = 1e3) -> float:
-        """Where gradient flow m' = −F'(m) from ``start`` is at time ``horizon``.
+        """Position of gradient flow m' = −F'(m) from ``start`` at time ``horizon``.
 
-        Stationary points are the sign changes of F' on the way, the kink m* among them; flow stops
-        at the first. Flat tails (F' of the order exp(−m²/2σ²)) take longer than any training: the
-        time to cross an interval is the integral of 1/|F'|, and the horizon ends it.
+        Stationary points are the sign changes of F' along the way, including the kink m*. The flow
+        stops at the first. The time to cross an interval is the integral of 1/|F'|. Flat tails (F'
+        of the order exp(−m²/2σ²)) take longer than any training, so the horizon ends the flow.
         """
         path, speed = self._path(start)
         times = np.cumsum(np.abs(np.diff(path)) / np.maximum(speed, 1e-300))
         return float(path[min(int(np.searchsorted(times, horizon)), len(speed))])
 
     def fastest(self, start: float = 1.0) -> float:
-        """The largest |F'| on that way; a step of descent must be small against its inverse."""
+        """The largest |F'| along that path; the descent step must be small against its inverse."""
         return float(self._path(start)[1].max(initial=0.0))
 
     def _path(self, start: float) -> tuple[Array, Array]:
-        """Places up to the stationary point, or 6 away, and |F'| on each interval between them."""
+        """Places up to the stationary point, or up to a distance of 6, and |F'| between them."""
         direction = -1.0 if self.slope(np.array(start)) > 0 else 1.0
         path = start + direction * np.linspace(0.0, 6.0, 6_001)
-        # Slightly off the start: a start on the kink has a slope on one side only.
+        # Slightly off the start: at a kink the slope is one-sided.
         speed = -direction * self.slope(path[:-1] + direction * 1e-9)
         blocked = np.flatnonzero(speed <= 0)
         if not len(blocked) or not blocked[0]:
             reach = len(speed) if not len(blocked) else 1
             return path[: reach + 1], np.maximum(speed[:reach], 0.0)
         last = int(blocked[0])
-        # The sign changes on the way to this place: at the kink, or where a line through the two
-        # slopes crosses zero.
+        # Sign changes on the way: at the kink, or where the line through two slopes crosses zero.
         stop = path[last] - direction * 1e-3 * speed[last] / (speed[last] - speed[last - 1])
         kink = penalty_minimiser(self.sparsity, self.sigma)
         if self.penalty != "stg" and min(path[last - 1 : last + 1]) <= kink <= max(
@@ -120,8 +119,8 @@ class OneGate:
     def keeping_weight(self) -> float:
         """λ_c: an STG gate that starts at 1 with w = 1 does not close for λ < λ_c.
 
-        max over 0 ≤ m ≤ 1 of −(task slope)/(φ(m/σ)/σ): above it the pull beats the task at every m
-        on the way down to 0, below it flow is stopped in between, at a half-open gate.
+        λ_c = max over 0 ≤ m ≤ 1 of −(task slope)/(φ(m/σ)/σ). Above it the pull outweighs the task
+        at every m down to 0. Below it the flow stops on the way, at a half-open gate.
         """
         centres = np.linspace(0.0, 1.0, 20_001)
         task = replace(self, weight=0.0).slope(centres)
@@ -134,11 +133,12 @@ def train_gates(
     """Trains real ``finegates`` gates on the same objectives with fresh noise.
 
     Args:
-        gates: objectives of one penalty and one σ; the penalty is ``finegates.gates.penalty``'s.
+        gates: objectives with one penalty and one σ; the penalty is from
+            ``finegates.gates.penalty``.
         copies: independent gates for each.
         steps: of stochastic gradient descent.
-        rates: step of each objective, which falls to zero linearly over the last third of the
-            steps, so that the noise ball shrinks: 5/6 · rate · steps is the time of the flow.
+        rates: learning rate of each objective. It decreases linearly to zero over the last third of
+            the steps to shrink the noise ball, so 5/6 · rate · steps is the time of the flow.
         seed: of the noise.
 
     Returns:
@@ -178,17 +178,18 @@ def train_gates(
 def train_released(
     weights: Sequence[float], wanted: float, copies: int, steps: int, rate: float, seed: int
 ) -> Array:
-    """Evaluation gates of the released code after training on ½(ω − w)² + λ|P − (1 − s)|, s = 0.4.
+    """Trains gates of the released code and returns their evaluation values.
 
-    Preset ``reference``: m = tanh a + ½ from a = 1, noise 0.1, P with σ_p = 0.5; Adam, as there, at
-    a rate that falls to zero over the last third.
+    The objective is ½(ω − w)² + λ|P − (1 − s)| with s = 0.4. Preset ``reference``: m = tanh a + ½
+    from a = 1, noise 0.1, P with σ_p = 0.5. As in the released code the optimiser is Adam. Its
+    learning rate decreases to zero over the last third.
 
     Args:
         weights: λ of each objective, per gate.
         wanted: w.
         copies: independent gates for each.
         steps: of Adam.
-        rate: of Adam.
+        rate: learning rate of Adam.
         seed: of the noise.
 
     Returns:

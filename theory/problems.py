@@ -1,11 +1,10 @@
-"""Synthetic least squares: inputs X, a frozen weight W, and targets Y that gates can or cannot
-reach.
+"""Synthetic least-squares problems whose targets gates can or cannot reach.
 
-Y = X W*ᵀ + noise, with W* by one of three teachers:
+Inputs X, a frozen weight W, and targets Y = X W*ᵀ + noise, with W* by one of three teachers:
 
-- ``gates``: Diag(r*) W Diag(c*), which row and column gates can express;
-- ``low-rank``: W + a matrix of rank 1, which a low-rank adapter can express;
-- ``dense``: W + a full matrix, which neither can.
+- ``gates``: Diag(r*) W Diag(c*), which row and column gates can express.
+- ``low-rank``: W plus a matrix of rank 1, which a low-rank adapter can express.
+- ``dense``: W plus a full matrix, which neither can express.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Problem:
         name: family and number, for records.
 
     Raises:
-        ValueError: shapes that do not fit, no samples, or numbers that are not finite.
+        ValueError: shapes do not match, there are no samples, or a number is not finite.
     """
 
     inputs: Array
@@ -102,10 +101,10 @@ class Family:
     Attributes:
         rows, cols, samples: m, d, n.
         condition: of G on its range.
-        rank: of X; None for the largest possible.
-        degenerate: a repeated column of X and W, a zero column and a zero row of W.
-        noise: standard deviation of what is added to the targets.
-        teacher: see the module's text.
+        rank: of X; None for full rank.
+        degenerate: adds a repeated column of X and W, a zero column and a zero row of W.
+        noise: standard deviation of the noise in the targets.
+        teacher: see the module's docstring.
     """
 
     rows: int
@@ -132,16 +131,16 @@ FAMILIES: dict[str, Family] = {
 def draw_problem(
     family: str, index: int, seed: int = 0, *, teacher: Teacher | None = None
 ) -> Problem:
-    """The ``index``-th problem of a family.
+    """Draws the ``index``-th problem of a family.
 
     Args:
         family: a key of ``FAMILIES``.
-        index: its number; the stream of random numbers derives from family, number and seed.
+        index: its number; the random stream is derived from family, number and seed.
         seed: of the whole study.
-        teacher: another one than the family's.
+        teacher: replaces the family's teacher.
 
     Raises:
-        ValueError: an unknown family or teacher.
+        ValueError: unknown family or teacher.
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")
@@ -169,7 +168,7 @@ def draw_problem(
 def _taught(teacher: Teacher, weight: Array, random: np.random.Generator) -> Array:
     m, d = weight.shape
     if teacher == "gates":
-        # Beyond [0, 1], so that bounds are active.
+        # Outside [0, 1], so that bounds are active.
         rows, cols = random.uniform(-0.2, 1.3, (m,)), random.uniform(-0.2, 1.3, (d,))
         return rows[:, None] * weight * cols
     scale = 0.5 * float(np.linalg.norm(weight))

@@ -4,8 +4,8 @@ With one side fixed, L = ‖Y − X (Diag(r) W Diag(c))ᵀ‖²/2n is quadratic 
 
     Hessian in c:  (XᵀX/n) ∘ (Wᵀ Diag(r)² W),      Hessian in r:  Diag((W Diag(c) G Diag(c) Wᵀ)_aa).
 
-A convex quadratic with a minimiser satisfies ‖∇L‖² ≥ 2μ (L − L*) with μ the smallest non-zero
-eigenvalue of the Hessian, and with no larger constant.
+A convex quadratic with a minimiser satisfies ‖∇L‖² ≥ 2μ (L − L*). The largest such μ is the
+smallest non-zero eigenvalue of the Hessian.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 def rank_tolerance(size: int, roundings: int) -> float:
-    """Below which fraction of the largest an eigenvalue of a Gram matrix is rounding error.
+    """Fraction of the largest eigenvalue of a Gram matrix below which one is rounding error.
 
-    A Gram entry sums products of length ``roundings``; by Cauchy and Schwarz its error is at most
-    ``roundings`` · eps · √(H_jj H_kk), so that the matrix is off by at most roundings · eps · tr H
+    A Gram entry sums products of length ``roundings``. By Cauchy and Schwarz its error is at most
+    ``roundings`` · eps · √(H_jj H_kk). So the error of the matrix is at most roundings · eps · tr H
     in Frobenius norm, and tr H ≤ size · λ_max. The eigenvalue routine adds size · eps · λ_max (its
     backward error, up to a small constant). Together, with a factor of two for that constant:
 
@@ -40,7 +40,7 @@ class Quadratic:
         hessian: H, shape (p, p).
         linear: b, shape (p,).
         constant: a.
-        roundings: terms summed in an entry of H; decides what counts as a zero eigenvalue.
+        roundings: number of terms summed in an entry of H; sets the tolerance of zero eigenvalues.
     """
 
     hessian: Array
@@ -57,7 +57,7 @@ class Quadratic:
         return gates @ self.hessian - self.linear
 
     def spectrum(self) -> tuple[Array, Array]:
-        """Eigenvalues (ascending), those below the rank tolerance set to zero, and eigenvectors."""
+        """Ascending eigenvalues (zero where below the rank tolerance) and eigenvectors."""
         values, vectors = np.linalg.eigh(self.hessian)
         floor = rank_tolerance(len(values), self.roundings) * max(values[-1], 0.0)
         return np.where(values > floor, values, 0.0), vectors
@@ -84,7 +84,7 @@ class Quadratic:
         return self.value(self.minimiser())
 
     def gap(self, gates: Array) -> float:
-        """q(ω) − q* = ½ (ω − ω*)ᵀ H (ω − ω*), free of cancellation."""
+        """q(ω) − q* = ½ (ω − ω*)ᵀ H (ω − ω*), without cancellation."""
         error = gates - self.minimiser()
         return float(error @ self.hessian @ error) / 2
 
@@ -151,8 +151,8 @@ def schur_range_bound(a: Array, b: Array, roundings: int) -> float:
     """λ⁺(A) · λ⁺(P_A ∘ B) ≤ λ⁺(A ∘ B), for singular A, B ⪰ 0; λ⁺ the smallest non-zero eigenvalue.
 
     λ⁺(A) P_A ⪯ A ⪯ λ_max(A) P_A with P_A the projector on A's range. Hence A ∘ B and P_A ∘ B have
-    the same kernel, and on its complement the first is at least λ⁺(A) times the second. With a
-    regular A this is the bound of Schur. Infinite where A ∘ B = 0.
+    the same kernel. On its complement the first is at least λ⁺(A) times the second. For regular A
+    this is Schur's bound. Infinite if A ∘ B = 0.
     """
     values, vectors = np.linalg.eigh(a)
     floor = rank_tolerance(len(values), roundings) * values[-1]
@@ -166,8 +166,8 @@ def schur_range_bound(a: Array, b: Array, roundings: int) -> float:
 def descend(quadratic: Quadratic, start: Array, steps: int) -> Array:
     """Gaps q(ω_k) − q*, k = 0..steps, of gradient descent with step 1/λ_max; shape (steps + 1,).
 
-    The gap contracts by 1 − μ/λ_max a step: for a step 1/L smoothness gives a decrease of at least
-    ‖∇q‖²/2L, and PL turns that into μ/L of the gap (Polyak 1963).
+    The gap contracts by 1 − μ/λ_max a step. For a step 1/L, smoothness gives a decrease of at least
+    ‖∇q‖²/2L, and by PL this is at least μ/L of the gap (Polyak 1963).
     """
     step = 1.0 / quadratic.smoothness
     optimum = quadratic.minimiser()

@@ -4,21 +4,21 @@ For white inputs (G = I) the loss of row and column gates is
 
     L(r, c) = ½ Σ_aj W_aj² (r_a c_j − C_aj / W_aj)² + a constant:
 
-the best approximation of the quotients C/W by a matrix of rank one, *weighted* by W². Unweighted,
-as in the low-rank adapters' reduced-rank regression, every local minimum is global (Baldi and
-Hornik 1989). Weighted, it is not so.
+the best approximation of the quotients C/W by a matrix of rank one, *weighted* by W². Without
+weights, as in the low-rank adapters' reduced-rank regression, every local minimum is global (Baldi
+and Hornik 1989). With weights this is false.
 
 **Proposition.** W = [[1, k], [k, 1]], G = I, targets Y = X diag(1, t), 0 < t < 1. Then
 
     A: r = c = (1, 0), L = t²/2,        B: r = c = (0, √t), L = ½,
 
 are critical, with Hessian eigenvalues {0, 2, k² − t, k² + t} at A and {0, 2t, k²t − 1, k²t + 1} at
-B; 0 is the orbit's. For k²t > 1 both are strict local minima up to rescaling, inside [0, 1]⁴, too,
-and B is not global.
+B; the zero belongs to the orbit. For k²t > 1 both are strict local minima up to rescaling, also in
+[0, 1]⁴, and B is not global.
 
 *Proof.* L = ½[(r₁c₁ − 1)² + (r₂c₂ − t)² + k²(r₁c₂)² + k²(r₂c₁)²]. At A the pair (r₁, c₁) has the
-Hessian [[1, 1], [1, 1]], (r₂, c₂) has [[k², −t], [−t, k²]], and the pairs do not mix, because
-r₂ = c₂ = 0; B alike. ∎
+Hessian [[1, 1], [1, 1]], (r₂, c₂) has [[k², −t], [−t, k²]], and the pairs do not mix, because r₂ =
+c₂ = 0. The same argument applies to B. ∎
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def two_by_two(k: float, t: float) -> Problem:
 
 
 def descended(problem: Problem, start: Array, *, boxed: bool = False) -> Array:
-    """Where descent of the loss from a start ends (L-BFGS, then Newton in a trust region).
+    """The end of descent from a start (L-BFGS, then Newton in a trust region).
 
     Args:
         problem: the problem.
         start: (m + d,).
-        boxed: keep gates in [0, 1]; not polished then.
+        boxed: keep gates in [0, 1], without the Newton steps.
     """
     weight, second, cross = problem.weight, problem.second_moment, problem.cross_moment
 
@@ -71,7 +71,7 @@ def descended(problem: Problem, start: Array, *, boxed: bool = False) -> Array:
         bounds=[(0.0, 1.0)] * len(start) if boxed else None,
         options={"maxiter": 1000 if boxed else 150, "ftol": 1e-14, "gtol": 1e-9},
     ).x
-    if not boxed:  # in narrow valleys Newton's steps are the shorter way
+    if not boxed:  # Newton needs fewer steps in narrow valleys
         found = minimize(
             loss,
             balanced(problem, np.asarray(found, dtype=np.float64)),

@@ -1,4 +1,4 @@
-"""The Gaussian relaxation in closed form: moments of a clipped Gaussian, and the loss under them.
+"""The Gaussian relaxation in closed form: moments of a clipped Gaussian, and the loss.
 
 For ω = clip(μ + σZ, 0, 1), Z standard normal, with α = −μ/σ, β = (1 − μ)/σ and P = Φ(β) − Φ(α):
 
@@ -6,7 +6,7 @@ For ω = clip(μ + σZ, 0, 1), Z standard normal, with α = −μ/σ, β = (1 �
     q(μ)  = E ω² = (μ² + σ²)P + σμφ(α) − σ(1 + μ)φ(β) + 1 − Φ(β),
     q' = 2(μP + σ(φ(α) − φ(β))),                             q'' = 2(P − φ(β)/σ).
 
-As gates are independent and L is quadratic in them, with Hessian H and linear part b,
+Gates are independent, and L is quadratic in them with Hessian H and linear part b. Hence
 
     F(μ) = E L(ω) = L(m(μ)) + ½ Σ_j H_jj (q_j − m_j²).
 """
@@ -46,7 +46,7 @@ def mean_clip_slope(centre: Array, sigma: float) -> Array:
     """m'(μ) = Φ((1 − μ)/σ) − Φ(−μ/σ), the probability that the gate is not clipped."""
     centre = np.asarray(centre, dtype=np.float64)
     _positive(sigma)
-    # Of the two equal forms, the one without cancellation in the tails.
+    # Of two equivalent forms, this one has no cancellation in the tails.
     flipped = np.where(centre > 0.5, 1 - centre, centre)
     return np.asarray(ndtr((1 - flipped) / sigma) - ndtr(-flipped / sigma))
 
@@ -126,8 +126,9 @@ class Relaxed:
         return matrix
 
     def lipschitz_bound(self) -> float:
-        """An upper bound on ‖∇²F‖ over all μ: ‖off-diagonal H‖ + max_j H_jj max(1, κ) + β_j κ,
-        with κ = φ(0)/σ and β_j the largest |Σ_{k≠j} H_jk ω_k − b_j| in the box.
+        """Upper bound on ‖∇²F‖ over all μ: ‖off-diagonal H‖ + max_j H_jj max(1, κ) + β_j κ.
+
+        κ = φ(0)/σ, and β_j is the largest |Σ_{k≠j} H_jk ω_k − b_j| in the box.
         """
         h = self.quadratic.hessian
         diagonal = np.diag(h)
@@ -140,16 +141,18 @@ class Relaxed:
     def lipschitz_growth(self) -> float:
         """lim σ · sup ‖∇²F‖ as σ → 0: the largest |∂_j L(ω)| over the box and over j, times φ(0).
 
-        Only the entries F_jj with μ_j within some σ of 0 or 1 grow. At μ_j = 0, σF_jj tends to
-        φ(0) ∂_jL at ω_j = 0; at μ_j = 1 to −φ(0) ∂_jL at ω_j = 1 (m'' and ½q'' are −φ(0)/σ there).
-        ∂_jL is affine, so that its extremes over the box have ω_j in {0, 1}.
+        Only the entries F_jj with μ_j within some σ of 0 or 1 grow. At μ_j = 0, σF_jj tends to φ(0)
+        ∂_jL at ω_j = 0. At μ_j = 1 it tends to −φ(0) ∂_jL at ω_j = 1 (m'' and ½q'' are −φ(0)/σ
+        there). ∂_jL is affine, so its extremes over the box have ω_j in {0, 1}.
         """
         reach = _largest_affine(self.quadratic.hessian, self.quadratic.linear)
         return float(PEAK * reach.max())
 
     def steepest_corner(self) -> Array:
-        """The μ at which that limit is attained: ω_k at the bound that makes |∂_jL| largest, well
-        inside saturation for k ≠ j, and μ_j at the edge itself.
+        """The μ that attains the limit of :meth:`lipschitz_growth`.
+
+        For k ≠ j, ω_k is at the bound that makes |∂_jL| largest, well inside saturation. μ_j is at
+        the edge itself.
         """
         h, b = self.quadratic.hessian, self.quadratic.linear
         up, down = np.maximum(h, 0).sum(1) - b, b - np.minimum(h, 0).sum(1)
@@ -184,21 +187,22 @@ MOST_VERTICES = 2**14
 
 
 def inside_charge(quadratic: Quadratic, centre: Array, sigma: float) -> float:
-    """½σ² Σ H_jj over the gates whose centre is inside (0, 1): what noise adds to the loss there.
+    """½σ² Σ H_jj over the gates with centre inside (0, 1): the loss that noise adds there.
 
-    E L(clip(μ + σZ)) − L(clip μ), up to the tails, where no centre is within some σ of 0 or 1. With
-    H_jj = G_jj ‖w_j‖² it is a charge on the number of gates that are neither open nor closed, each
-    weighted by how much its input carries.
+    This is E L(clip(μ + σZ)) − L(clip μ), up to the tails, if no centre is within some σ of 0 or 1.
+    With H_jj = G_jj ‖w_j‖² it is a charge on the number of gates that are neither open nor closed,
+    each weighted by the energy of its input.
     """
     inside = (centre > 0) & (centre < 1)
     return float(sigma**2 * np.diag(quadratic.hessian)[inside].sum() / 2)
 
 
 def vertex_minima(quadratic: Quadratic) -> Array:
-    """The minima of the relaxed objective for σ → ∞, as gates, shape (minima, d).
+    """Minima of the relaxed objective for σ → ∞, as gates, shape (minima, d).
 
-    There clip(μ + σZ) is 0 or 1, with any probability m between: F is multilinear in m, q(m) + ½ Σ
-    H_jj m_j (1 − m_j), so that its minima are the vertices of the box that no single flip improves.
+    In this limit clip(μ + σZ) is 0 or 1, and its probability m takes any value between. F is
+    multilinear in m, q(m) + ½ Σ H_jj m_j (1 − m_j). So its minima are the vertices of the box that
+    no single flip improves.
 
     Raises:
         ValueError: more than ``MOST_VERTICES`` vertices.

@@ -1,8 +1,8 @@
 """Stochastic gradient descent with fresh gate noise, on column gates.
 
 μ ← μ − η_k g_k, g_k = 1[0 < μ + ε < 1] ∇q(clip(μ + ε)), ε ~ N(0, σ² I) drawn at every step. While
-gates stay several σ inside (0, 1) nothing is clipped, g = H(μ + ε) − b, and in the eigenbasis of H
-every mode is a scalar recursion e ← (1 − ηλ)e − ηλ ε, whose moments are known exactly.
+gates stay several σ inside (0, 1) nothing is clipped and g = H(μ + ε) − b. In the eigenbasis of H
+every mode is then a scalar recursion e ← (1 − ηλ)e − ηλ ε with exactly known moments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Descent:
     """Runs of stochastic gradient descent.
 
     Attributes:
-        steps: the steps k at which was looked, shape (s,).
+        steps: the recorded steps k, shape (s,).
         centres: μ_k of every run, shape (s, runs, d).
     """
 
@@ -42,15 +42,15 @@ def stochastic_descent(
     runs: int,
     seed: int,
 ) -> Descent:
-    """Runs of stochastic gradient descent with clipped gates.
+    """Runs stochastic gradient descent with clipped gates.
 
     Args:
         quadratic: the loss.
         start: μ_0, shape (d,).
         sigma: standard deviation of the gate noise.
-        rate: η_k from k, or one η.
+        rate: η_k as a function of k, or a constant η.
         record: the steps to keep, increasing integers.
-        runs: independent runs.
+        runs: number of independent runs.
         seed: of the noise.
     """
     random = np.random.default_rng(seed)
@@ -77,8 +77,8 @@ def excess(quadratic: Quadratic, centres: Array) -> Array:
 def noise_ball(quadratic: Quadratic, sigma: float, rate: float) -> float:
     """E q(μ) − q* in the stationary state, exactly: ½ σ² Σ_i η λ_i²/(2 − ηλ_i), for η < 2/λ_max.
 
-    A mode's variance v satisfies v = (1 − ηλ)² v + η²λ²σ². For small η that is ησ² tr(H²)/4: a ball
-    whose loss radius grows with the first power of the step and with σ².
+    A mode's variance v satisfies v = (1 − ηλ)² v + η²λ²σ². For small η the gap is ησ² tr(H²)/4: a
+    ball of loss that grows linearly in the step and in σ².
     """
     values, _ = quadratic.spectrum()
     if not 0 < rate < 2 / values[-1]:
@@ -103,8 +103,8 @@ def expected_excess(
 def decaying_constant(quadratic: Quadratic, sigma: float, scale: float) -> float:
     """lim k (E q(μ_k) − q*) with η_k = scale/(k + k₀): ½ σ² Σ_i scale² λ_i³/(2 scale λ_i − 1).
 
-    From v_{k+1} = (1 − scale λ/k)² v_k + scale² λ² σ²/k², whose solution is v ~ a/k with
-    a (2 scale λ − 1) = scale² λ² σ². Needs scale > 1/2μ, else the slowest mode decays slower.
+    From v_{k+1} = (1 − scale λ/k)² v_k + scale² λ² σ²/k², whose solution is v ~ a/k with a (2 scale
+    λ − 1) = scale² λ² σ². Needs scale > 1/2μ; otherwise the slowest mode decays more slowly.
     """
     values, _ = quadratic.spectrum()
     values = values[values > 0]
@@ -132,11 +132,11 @@ def expected_squared_gradient(
 def stationarity_bound(
     relaxed: Relaxed, start: Array, low: float, rate: float, steps: int
 ) -> float:
-    """An upper bound on the mean over k < K of E‖∇F(μ_k)‖²: (F(μ_0) − low)/(ηK) + ½ηΛv.
+    """Upper bound on the mean over k < K of E‖∇F(μ_k)‖²: (F(μ_0) − low)/(ηK) + ½ηΛv.
 
-    The descent lemma with an unbiased gradient, E F_{k+1} ≤ F_k − η‖∇F_k‖² + ½η²Λv, summed; Λ the
-    Lipschitz constant of ∇F, v a bound on E‖g‖², ``low`` a lower bound of F. With η ~ 1/√K it is
-    O(1/√K). No convexity is used.
+    It sums the descent lemma for an unbiased gradient, E F_{k+1} ≤ F_k − η‖∇F_k‖² + ½η²Λv. Λ is the
+    Lipschitz constant of ∇F, v a bound on E‖g‖², and ``low`` a lower bound of F. With η ~ 1/√K it
+    is O(1/√K). No convexity is used.
     """
     second_moment = float(np.sum(relaxed.gradient_bound() ** 2))
     return (relaxed.value(start) - low) / (
@@ -148,8 +148,8 @@ def minibatch_ball(design: Array, targets: Array, sigma: float, rate: float, bat
     """E q(μ) − q* in the stationary state with minibatches and gate noise, exactly: ½ tr(HV).
 
     V = E(I − ηH_B)V(I − ηH_B) + η²σ² E H_B² + η² Cov g_B, a linear system in V. For ``batch`` rows
-    with replacement, E H_B X H_B = HXH + (E H_i X H_i − HXH)/batch and Cov g_B = Cov g_i/batch, H_i
-    and g_i of one row at the optimum.
+    drawn with replacement, E H_B X H_B = HXH + (E H_i X H_i − HXH)/batch and Cov g_B = Cov
+    g_i/batch, with H_i and g_i of one row at the optimum.
 
     Args:
         design: outputs as a linear function of the gates, shape (rows, outputs, d).
@@ -159,14 +159,14 @@ def minibatch_ball(design: Array, targets: Array, sigma: float, rate: float, bat
         batch: rows of a minibatch.
     """
     count, _, size = design.shape
-    single = np.einsum("imd,ime->ide", design, design)  # H_i
+    single = np.einsum("imd,ime->ide", design, design)  # H_i, (rows, d, d)
     mean = single.mean(axis=0)
     linear = np.einsum("imd,im->id", design, targets)
     best = np.linalg.lstsq(mean, linear.mean(axis=0), rcond=None)[0]
     gradients = single @ best - linear
     squares = np.einsum("iab,icd->acbd", single, single).reshape(size**2, size**2) / count
     whole = np.kron(mean, mean)
-    pair = whole + (squares - whole) / batch  # X to E H_B X H_B, on matrices row by row
+    pair = whole + (squares - whole) / batch  # X ↦ E H_B X H_B, on matrices flattened row by row
     eye = np.eye(size)
     drift = rate * (np.kron(mean, eye) + np.kron(eye, mean)) - rate**2 * pair
     noise = sigma**2 * (pair @ eye.reshape(-1)) + (gradients.T @ gradients).reshape(-1) / (

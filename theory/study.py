@@ -1,4 +1,4 @@
-"""Every check on synthetic problems, in the order in which they are reported."""
+"""Every check on synthetic problems, in report order."""
 
 from __future__ import annotations
 
@@ -111,10 +111,10 @@ TOY_CHECKS: dict[str, Callable[[Settings], Check]] = {
 
 
 def run_checks(settings: Settings, only: Iterable[str] | None = None) -> list[Check]:
-    """Runs the checks, all or some of them, with a progress bar in a terminal.
+    """Runs all checks or the named ones, with a progress bar in a terminal.
 
     Raises:
-        ValueError: a name that is not a check.
+        ValueError: a name is not a check.
     """
     names = list(TOY_CHECKS if only is None else only)
     unknown = sorted(set(names) - set(TOY_CHECKS))
@@ -131,5 +131,5 @@ def run_checks(settings: Settings, only: Iterable[str] | None = None) -> list[Ch
 
 
 def figure_frames(checks: Sequence[Check]) -> dict[str, pd.DataFrame]:
-    """The tables behind the figures, rounded, by name."""
+    """The tables for the figures, rounded, by name."""
     return {name: rounded(frame) for check in checks for name, frame in check.frames.items()}

@@ -1,4 +1,4 @@
-"""The tables of the theory: checks as Markdown and CSV, cases, and the paper's claims."""
+"""Tables of the theory: checks as Markdown and CSV, cases, and the paper's claims."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ CLAIMS = {
     "bilinear": "it avoids the bilinear degeneracy of LoRA",
     "binary": "gates converge to 0/1",
 }
-"""Claims of the paper that checks bear on, in its words."""
+"""Claims of the paper that checks concern, in its words."""
 
 MEASURED = {"supported", "partly", "contradicted"}
-"""Verdicts that are a vote; the others say what a theorem decides, or that nothing is decided."""
+"""Verdicts that count as a vote. The others report a theorem's decision, or that nothing is
+decided.
+"""
 
 
 def judge_claims(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The verdict on each claim of the paper, from the checks of kind ``"claim"`` that bear on it.
+    """The verdict on each claim of the paper, from the checks of kind ``"claim"`` about it.
 
-    Supported where all those checks are, contradicted where all are, else partly. Checks that a
-    theorem decides have no vote; where no other check bears on a claim, its verdict is theirs.
+    Supported if all those checks are, contradicted if all are, else partly. Checks that a theorem
+    decides have no vote. If there is no other check of a claim, its verdict is theirs.
     """
     verdicts: dict[str, dict[str, str]] = {}
     for record in records:
@@ -93,10 +95,10 @@ def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
 
 
 def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
-    """The checks as one Markdown table for each item, and the verdicts on the paper's claims.
+    """Formats the checks as one Markdown table for each item, with the verdicts on the claims.
 
     Args:
-        records: of :meth:`Check.record`, or read back from JSON.
+        records: from :meth:`Check.record`, or read back from JSON.
         setting: one sentence: how many problems, which network.
     """
     lines = [setting, ""]
@@ -126,7 +128,7 @@ def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
 def comparison_markdown(
     conditioning: pd.DataFrame, speed: pd.DataFrame, reach: pd.DataFrame, scale: pd.DataFrame
 ) -> str:
-    """Medians with intervals of what item 8 compares, as Markdown tables.
+    """Medians with intervals of the comparison of item 8, as Markdown tables.
 
     Args:
         conditioning, speed, reach, scale: tables of :mod:`theory.checks.comparison`.
@@ -216,10 +218,10 @@ def _row(record: Mapping[str, Any]) -> str:
 
 
 def _factor(record: Mapping[str, Any]) -> str:
-    """The power, rounded up to three digits: a factor that is noticed for certain."""
+    """The power, rounded up to three digits, so that the printed factor is certainly noticed."""
     power = record["power"]
     if not math.isfinite(power):
-        return "none" if record["cases"] else ""  # where nothing votes there is no bar to move
+        return "none" if record["cases"] else ""  # without votes there is no bar to move
     digits = 10.0 ** (2 - math.floor(math.log10(power)))
     return f"× {printed(math.ceil(round(power * digits, 6)) / digits)}"
 
@@ -231,7 +233,7 @@ def _share(record: Mapping[str, Any]) -> str:
 
 
 def printed(value: float) -> str:
-    """Three significant digits, as a reader writes them."""
+    """Formats a number with three significant digits."""
     if not math.isfinite(value):
         return "∞" if value == math.inf else str(value)
     text = f"{value:.3g}"

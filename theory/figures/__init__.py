@@ -1,7 +1,7 @@
-"""Figures of the theory, measured against predicted, from its tables alone.
+"""Draws the figures of the theory, measured against predicted, from its tables alone.
 
-The look is that of ``finegates.suite.figures``. Colours tell families or methods apart, and so do
-markers; solid lines are measured, dashed ones predicted or bounds.
+The style is that of ``finegates.suite.figures``. Colours and markers distinguish families or
+methods. Solid lines are measured, dashed lines are predictions or bounds.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def draw(name: str, frames: Frames, lead: str, network: str) -> Figure:
 
     Args:
         name: a key of ``FIGURES``.
-        frames: tables by name, as ``theory.study.figure_frames`` gives them, and ``network``.
-        lead: the first sentence below: which tier.
-        network: which encoder and task, for the figure about them.
+        frames: tables by name, from ``theory.study.figure_frames``, and ``network``.
+        lead: first sentence of the explanation: which tier.
+        network: encoder and task, for the figure about them.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: unknown name.
         KeyError: a table is missing.
     """
     if name not in FIGURES:

@@ -1,4 +1,4 @@
-"""The time near the saddle, and what gates reach of a dense change."""
+"""Draws the time near the saddle, and the share of a dense change that gates reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Condition numbers, iterations and reach of gates and low-rank adapters."""
+"""Draws condition numbers, iterations and reach of gates and low-rank adapters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOMENTS = ("step 0", "step 10", "step 100", "solution")
 
 
 def draw_conditioning(frames: Frames, lead: str) -> Figure:
-    """Condition numbers by family and moment, iterations, and what each method can reach."""
+    """Draws condition numbers by family and moment, iterations, and the reach of each method."""
     conditioning = frames["conditioning"]
     count = int(conditioning["problems"].iloc[0])
     figure, axes = panels(

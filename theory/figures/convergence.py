@@ -1,4 +1,4 @@
-"""Stochastic training: linear phases, decaying steps, stationarity."""
+"""Draws stochastic training: linear phases, decaying steps, stationarity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient descent on columns and rows, the saddle, and the relaxation."""
+"""Draws gradient descent on columns and rows, the saddle, and the relaxation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def draw_descent(frames: Frames, lead: str) -> Figure:
 
 
 def _tightness(ax: Axes, frames: Frames) -> None:
-    """Points by family, for Schur's bound and for the one on ranges."""
+    """Points by family, for Schur's bound and for the bound on ranges."""
     centres = []
     for group, table in enumerate(("schur", "schur_singular")):
         frame, start = frames[table], 4.0 * group
@@ -69,7 +69,7 @@ def _tightness(ax: Axes, frames: Frames) -> None:
 
 
 def draw_saddle(frames: Frames, lead: str) -> Figure:
-    """The PL ratio on the way into the saddle, and around ω = 1."""
+    """PL ratio on the way into the saddle, and around ω = 1."""
     figure, axes = panels(
         2,
         2,

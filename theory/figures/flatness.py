@@ -1,4 +1,4 @@
-"""Flat directions: against the width of a block, and by kind of block."""
+"""Draws flat directions against the width of a block, and by kind of block."""
 
 from __future__ import annotations
 

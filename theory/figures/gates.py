@@ -1,4 +1,4 @@
-"""Where a gate ends, and what holds on a real network."""
+"""Draws the end of a gate's training, and the measurements on a real network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("gates, before clipping", "gates, as trained", "LoRA")
 
 
 def draw_penalties(frames: Frames, lead: str) -> Figure:
-    """Where a gate ends, by penalty, σ and λ: evaluation gates of trained modules."""
+    """Final evaluation gates of trained modules, by penalty, σ and λ."""
     frame = frames["endpoints"]
     titles = {"target": "Target", "hinge": "Hinge", "stg": "P(open), no target"}
     figure, axes = panels(

@@ -1,4 +1,4 @@
-"""Spurious minima of row and column gates."""
+"""Draws spurious minima of row and column gates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def draw_minima(frames: Frames, lead: str) -> Figure:
-    """The loss of the 2 x 2 example, and the gaps of the minima that descents end in."""
+    """Loss of the 2 x 2 example, and gaps of the minima that descents reach."""
     figure, axes = panels(
         2,
         2,

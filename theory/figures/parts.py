@@ -1,4 +1,4 @@
-"""What the figures of the theory have in common: panels with an explanation, legends, ticks."""
+"""Shared parts of the theory's figures: panels with an explanation, legends, ticks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Frames = Mapping[str, pd.DataFrame]
 
 PANEL = (2.75, 2.2)
-"""Inches: width and height of a panel."""
+"""Width and height of a panel in inches."""
 
 FAMILIES = (
     "well-conditioned",
@@ -33,7 +33,7 @@ SHORT = dict(zip(FAMILIES, ("well", "ill", "deficient", "over", "under"), strict
 def panels(
     count: int, columns: int, footer: str, *, wide: float = 1.0
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels and its explanation below."""
+    """A figure with panels and an explanation below."""
     width = columns * PANEL[0] * wide + 0.3
     height = math.ceil(count / columns) * PANEL[1] + 0.35
     return lay_out(count, columns, (width, height), textwrap.wrap(footer, int(width * 19)))
@@ -42,7 +42,7 @@ def panels(
 def legend(
     figure: Figure, entries: Sequence[tuple[str, str, str, str]], place: str = "upper"
 ) -> None:
-    """Colours of families or methods: above the panels, or in the free cell at the lower right."""
+    """Legend of families or methods: above the panels, or in the free cell at the lower right."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -60,7 +60,7 @@ def legend(
 
 
 def ticks(ax: Axes, places: Iterable[float]) -> None:
-    """Ticks where the points are; those of a logarithmic axis within one decade overlap."""
+    """Ticks at the points; on a logarithmic axis, those within one decade overlap."""
     places = list(places)
     ax.set_xticks(places, [f"{x:,.10g}" for x in places])
     ax.set_xticks([], minor=True)
