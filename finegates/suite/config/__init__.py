@@ -1,1 +1,1 @@
-"""Configuration of a tier: what is run, checked when it is read."""
+"""Configuration of a tier, validated when it is read."""

@@ -1,4 +1,4 @@
-"""What a tier's configuration may say about its benchmarks of time."""
+"""Configuration of a tier's timing benchmarks."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ class StepBenchmark(Section):
 
 
 class InferenceCase(Section):
-    """A compact model to time: which gates close what, on which batch.
+    """A compact model to time: its gates and its batch.
 
     Attributes:
-        gates: ``random``: each row and column of each layer is open with probability ``kept``, on
-            its own; ``structured``: shared gates that leave the fraction ``kept`` of the MACs.
-        kept: see there; 1 closes nothing.
-        batch: sequences.
-        length: tokens of each.
-        reach: the ratio of times to reach, None where it is only shown.
-        against: what the ratio is to: the ``limit`` (the dense time times the fraction of MACs that
-            the compact model has), or the ``dense`` time.
-        decode: time one further token after ``length`` tokens in the cache, not the whole sequence.
+        gates: ``random`` opens each row and column of each layer independently with probability
+            ``kept``; ``structured`` uses shared gates that keep the fraction ``kept`` of the MACs.
+        kept: see ``gates``; 1 closes nothing.
+        batch: number of sequences.
+        length: tokens of each sequence.
+        reach: target for the ratio of times; None only reports the ratio.
+        against: denominator of the ratio: ``limit`` (the dense time times the compact model's
+            fraction of MACs) or ``dense`` (the dense time).
+        decode: time the decoding of one token after ``length`` cached tokens, instead of a forward
+            pass over the sequence.
         backends: backends for the dense, gated and compact model in addition to ``eager``:
-            ``compile`` (torch.compile), ``onnx`` (ONNX Runtime), ``int8`` (the same with weights
-            quantised dynamically; not for the gated model).
-        scattered: time, too, the dense model with as many zeros scattered over its weights, in
-            dense products and in compressed sparse rows.
+            ``compile`` (torch.compile), ``onnx`` (ONNX Runtime), ``int8`` (ONNX Runtime with
+            dynamically quantised weights; not for the gated model).
+        scattered: also time the dense model with the same number of unstructured zeros, as dense
+            matmuls and in compressed sparse row format.
     """
 
     gates: Literal["random", "structured"]
@@ -62,15 +63,15 @@ class InferenceCase(Section):
 
 
 class InferenceBenchmark(Section):
-    """Forward passes of one model shape with random weights: dense, gated (masked), compact.
+    """Forward passes of one model shape with random weights: dense, gated, compact.
 
     Attributes:
-        name: of the shape, for tables.
-        model_type: of ``transformers`` (``roberta``, ``llama``, ...).
+        name: name of the shape, for tables.
+        model_type: ``model_type`` of ``transformers`` (``roberta``, ``llama``, ...).
         sizes: sizes of its configuration that differ from the defaults.
         repeats: interleaved rounds.
-        compaction: measure the time and memory of compacting the first case's model, too.
-        memory_mb: what all models of the shape take at once, for schedulers.
+        compaction: also measure the time and memory of compacting the first case's model.
+        memory_mb: memory of all models of the shape together, for schedulers.
         cases: see :class:`InferenceCase`.
     """
 
@@ -84,7 +85,7 @@ class InferenceBenchmark(Section):
 
     @property
     def label(self) -> str:
-        """The name as part of a file's."""
+        """The name as part of a file name."""
         return re.sub(r"[^A-Za-z0-9.]+", "-", self.name).strip("-.")
 
     @model_validator(mode="after")

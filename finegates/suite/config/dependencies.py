@@ -1,15 +1,15 @@
-"""What of a tier the outputs of a job depend on: a rule's parameter ``settings``.
+"""Settings that a job's outputs depend on: the parameter ``settings`` of a rule.
 
-Snakemake runs a job again when a parameter of its rule has changed. Each function returns the
-settings that one job reads and whose values its outputs depend on, and nothing else: settings of
-other tasks, methods and models are left out, and so are
+Snakemake reruns a job when a parameter of its rule changes. Each function returns only the settings
+that determine the outputs of one job. It leaves out settings of other tasks, methods and models,
+and
 
-* words for captions (titles, names, descriptions), which tables take from the configuration of the
-  day (``finegates.suite.tables.wording``);
-* settings of the machine: what a computer holds at once, how many share a batch, how often a run
-  is saved. They change sums by rounding at most, see ``OF_THE_MACHINE``.
+* words for captions (titles, names, descriptions), which tables take from the current configuration
+  (``finegates.suite.tables.wording``);
+* settings of the machine, such as micro-batch size, number of devices and checkpoint interval. They
+  change results by rounding at most, see ``OF_THE_MACHINE``.
 
-Mappings are sorted by key, so that the order in a file counts only where an output follows it.
+Mappings are sorted by key, so that the order in a file matters only if an output depends on it.
 """
 
 from __future__ import annotations
@@ -48,31 +48,31 @@ remains is the order of sums, that is rounding.
 
 
 def language_settings(tier: Tier) -> Settings:
-    """What the generated tables of one task depend on; its name seeds its rows."""
+    """Settings of the generated tables of one task, whose name seeds the rows."""
     return _plain(tier.generated)
 
 
 def encoder_settings(tier: Tier) -> Settings:
-    """What the encoder that is pretrained here depends on."""
+    """Settings of the encoder that the workflow pretrains."""
     return _plain(tier.model.pretraining)
 
 
 def fetch_settings(tier: Tier, key: str) -> Settings:
-    """What the fetched checkpoint with this key depends on."""
+    """Settings of the fetched checkpoint with this key."""
     return _plain(tier.fetched[key])
 
 
 def floor_settings(tier: Tier) -> Settings:
-    """Inputs of a bag-of-words score other than the tables and the list of tasks."""
+    """Settings of a bag-of-words score, except the tables and the list of tasks."""
     return _plain(tier.data, without=WORDS)
 
 
 def run_settings(tier: Tier, task: str, labels: Iterable[str]) -> Settings:
-    """What the records of the methods ``labels`` on one task depend on.
+    """Settings of the records of the methods ``labels`` on one task.
 
-    The size of an evaluation batch is left out. Evaluation draws no random numbers and changes no
-    weights. Rows of a batch do not meet; padding is masked. A row's logits therefore differ by
-    rounding between sizes, and training is the same to the bit.
+    The evaluation batch size is left out. Evaluation does not draw random numbers or change
+    weights, rows of a batch are independent, and padding is masked. Another size therefore changes
+    logits by rounding only, and leaves the training bitwise equal.
     """
     training = tier.training
     return {
@@ -98,20 +98,20 @@ def run_settings(tier: Tier, task: str, labels: Iterable[str]) -> Settings:
 
 
 def step_settings(tier: Tier) -> Settings:
-    """What the measured times of a training step depend on, and the words of their table."""
+    """Settings of the times of a training step, and the words of their table."""
     if tier.step_benchmark is None:
         return {}
     return {**_steps(tier), "name": tier.model.name}
 
 
 def inference_settings(tier: Tier, label: str) -> Settings:
-    """What the measured times of the shape with this label depend on."""
+    """Settings of the inference times of the shape with this label."""
     shape = next(shape for shape in tier.inference_benchmarks if shape.label == label)
     return _plain(shape, without={"memory_mb"})
 
 
 def study_times_settings(tier: Tier) -> Settings:
-    """Inputs of the times of the studies' deployed models, and words of their table.
+    """Settings of the times of the studies' deployed models, and words of their table.
 
     The runs' own files are not included.
     """
@@ -129,13 +129,13 @@ def study_times_settings(tier: Tier) -> Settings:
 
 
 def toy_settings(tier: Tier) -> Settings:
-    """What the checks of the theory on random problems depend on."""
+    """Settings of the theory's checks on random problems."""
     assert tier.theory is not None
     return _plain(tier.theory, without={"network"})
 
 
 def probe_settings(tier: Tier, task: str) -> Settings:
-    """What the look at the encoder's landscape on a task depends on."""
+    """Settings of the measured loss landscape of the encoder on a task."""
     assert tier.theory is not None
     return {
         "batch_size": tier.training.batch_size,
@@ -148,12 +148,12 @@ def probe_settings(tier: Tier, task: str) -> Settings:
 
 
 def text_settings(tier: Tier) -> Settings:
-    """What the generated plain text depends on."""
+    """Settings of the generated plain text."""
     return _plain(study(tier).text.generated)
 
 
 def tokenizer_settings(tier: Tier) -> Settings:
-    """What the tokenizer that is trained here depends on."""
+    """Settings of the tokenizer that the workflow trains."""
     pretraining = study(tier).pretraining
     text = study(tier).text
     return {
@@ -163,11 +163,11 @@ def tokenizer_settings(tier: Tier) -> Settings:
 
 
 def text_run_settings(tier: Tier, runs: Sequence[Run]) -> Settings:
-    """What the records of training runs on plain text depend on.
+    """Settings of the records of training runs on plain text.
 
     Args:
         tier: configuration.
-        runs: one or more of one experiment and one model or size.
+        runs: one or more runs of the same experiment and the same model or size.
     """
     first, llama = runs[0], study(tier)
     if first.experiment == "pretraining":
@@ -189,7 +189,7 @@ def text_run_settings(tier: Tier, runs: Sequence[Run]) -> Settings:
 
 
 def pruning_settings(tier: Tier, name: str) -> Settings:
-    """Inputs of the records of a dense model and of its one-shot pruned versions.
+    """Settings of the records of a dense model and its one-shot pruned versions.
 
     The records that they match are not included.
     """
@@ -205,7 +205,7 @@ def pruning_settings(tier: Tier, name: str) -> Settings:
 
 
 def llama_step_settings(tier: Tier) -> Settings:
-    """Inputs of the measured times of training steps on Llama, and their table's words."""
+    """Settings of the times of a Llama's training steps, and words of their table."""
     llama = study(tier)
     found: Settings = {
         "benchmark": _plain(llama.step_benchmark),
@@ -218,7 +218,7 @@ def llama_step_settings(tier: Tier) -> Settings:
         section = getattr(llama, experiment)
         if section is None:
             continue
-        # The first of the models or sizes is timed, with the first target of each method.
+        # The first model or size is timed, with the first target of each method.
         name = next(iter(section.models if experiment == "posttraining" else section.sizes))
         found[experiment] = {
             "gates": [
@@ -235,7 +235,7 @@ def llama_step_settings(tier: Tier) -> Settings:
 
 
 def _steps(tier: Tier) -> Settings:
-    """What a step of the first method of each kind depends on."""
+    """Settings of a training step of the first method of each kind."""
     chosen = first_of_each_kind(tier.methods)
     return {
         "benchmark": _plain(tier.step_benchmark),
@@ -254,7 +254,7 @@ def _steps(tier: Tier) -> Settings:
 
 
 def _gates(tier: Tier, run: Run) -> Settings:
-    """A run's gates with its own target; empty for a dense one."""
+    """The gates of a run with its own target, empty for a dense run."""
     gates = gates_of(tier, run)
     if gates is None:
         return {}
@@ -266,7 +266,7 @@ def _training(training: CausalTraining) -> Settings:
 
 
 def _plain(section: Section | None, without: Collection[str] = ()) -> Settings:
-    """A section as plain values, its keys sorted at every depth; empty for None."""
+    """A section as plain values with keys sorted at every depth, empty for None."""
     if section is None:
         return {}
     values: Settings = _sorted(section.model_dump(exclude=set(without)))

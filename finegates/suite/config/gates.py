@@ -1,4 +1,4 @@
-"""Settings of gates that every method with gates has: those of the library's ``GateConfig``."""
+"""Gate settings of a method: the fields of the library's ``GateConfig``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ as later ones that do not set them."""
 
 
 class GateFields(Section):
-    """Settings of gates, each named, defaulted and described as in ``finegates.GateConfig``."""
+    """Gate settings with names, defaults and meanings of ``finegates.GateConfig``."""
 
     preset: PresetName
     penalty_weight: float = Field(default=GateConfig.penalty_weight, ge=0)
@@ -45,15 +45,15 @@ class GateFields(Section):
         return {name: values[name] for name in kept}
 
     def _differs(self, name: str) -> bool:
-        """Whether a setting is not the library's default."""
+        """Whether a setting differs from the library's default."""
         return bool(getattr(self, name) != getattr(GateConfig, name))
 
     def gate_config(self, target: float | None = None, **further: Any) -> GateConfig:
         """The library's configuration of these gates.
 
         Args:
-            target: sparsity to aim at; None takes the section's own.
-            further: fields that the section does not have, or that differ from it.
+            target: target sparsity; None takes the section's own.
+            further: fields that the section does not have, or overrides.
         """
         known = GateConfig.__dataclass_fields__
         values = {name: getattr(self, name) for name in type(self).model_fields if name in known}

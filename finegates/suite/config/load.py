@@ -1,8 +1,8 @@
-"""Configuration of a tier: what runs on which model, data, tasks and methods.
+"""Loads and validates the configuration of a tier.
 
-A tier is one YAML file; each of its methods names a file of ``config/experiments/`` and may
-override values of it. Everything is checked here, once, before any work: unknown keys fail with
-their place and the nearest known key.
+A tier is one YAML file. Each of its methods names a file of ``config/experiments/`` and may
+override its values. The whole configuration is checked here once, before any work. An error on an
+unknown key names its place and the nearest known key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from finegates.suite.config.tier_files import (
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
-# Keys that are known elsewhere and refused here, each with its reason.
+# Keys that users may know from other tools and that are refused here, with the reason.
 _REFUSED = {
     "trust_remote_code": "code that comes with a model is never run; remove the key and take a "
     "model that transformers has a class for",
@@ -37,19 +37,19 @@ _REFUSED = {
 
 
 def configured_tier(config: Mapping[str, Any], files: Sequence[str | Path] = ()) -> Tier:
-    """The tier that a command line asks for.
+    """Loads the tier of a command line.
 
     Args:
-        config: Snakemake's configuration: ``tier`` (see :func:`tier_path`) and, to run a part of
-            it, ``tasks`` and ``methods``, names separated by commas; ``without`` names sections to
-            leave out: ``llama``, ``studies``, ``theory``. Studies are left out, too, where a task
-            or method is. ``processes`` and ``nodes`` replace those of training on plain text;
-            ``lock=shared`` works next to another run.
-        files: Snakemake's configuration files, for messages: a tier is not given by one.
+        config: Snakemake's configuration. ``tier`` selects the tier (see :func:`tier_path`).
+            ``tasks`` and ``methods`` select parts of it, names separated by commas. ``without``
+            names sections to leave out: ``llama``, ``studies``, ``theory``. Studies are left out,
+            too, if some tasks or methods are. ``processes`` and ``nodes`` override those of
+            training on plain text. ``lock=shared`` allows another run at the same time.
+        files: Snakemake's configuration files, for messages; a tier must not be one of them.
 
     Raises:
-        ConfigError: as :func:`load_tier`; a tier that is not there, or that would write where
-            another one does; also for any other key.
+        ConfigError: as :func:`load_tier`; also if the tier does not exist or would write into the
+            folder of another tier, and for unknown keys.
     """
     known = ("tier", "tasks", "methods", "without", "lock", *_LAUNCH)
     _refuse_configfile(config, known, files)
@@ -88,14 +88,14 @@ def configured_tier(config: Mapping[str, Any], files: Sequence[str | Path] = ())
 def _refuse_configfile(
     config: Mapping[str, Any], known: Sequence[str], files: Sequence[str | Path]
 ) -> None:
-    """Raises ConfigError where a tier's file was given as Snakemake's own (``--configfile``)."""
+    """Raises ConfigError if a tier's file was passed as Snakemake's ``--configfile``."""
     of_a_tier = [key for key in config if key in {*Tier.model_fields, "extends"} - {*known}]
     if not of_a_tier:
         return
     file = next((Path(name) for name in files if of_a_tier[0] in read_yaml(Path(name))), None)
     remedy = "NAME, or tier=PATH.yaml"
     if file is not None:
-        # What was given by --config has been laid over what the file says.
+        # Snakemake has already merged --config into the values of the file.
         other = config.get("tier") not in (None, read_yaml(file).get("tier"))
         remedy = str(config["tier"]) if other else tier_name(file)
     raise ConfigError(
@@ -105,12 +105,12 @@ def _refuse_configfile(
     )
 
 
-# How many processes a run on plain text is shared by: of the machine, not of the experiment.
+# Parallelism of a run on plain text: a property of the machine, not of the experiment.
 _LAUNCH = ("processes", "nodes")
 
 
 def _launched(llama: LlamaStudy, launch: dict[str, Any], path: Path) -> LlamaStudy:
-    """The experiments on plain text with other numbers of processes and nodes."""
+    """Overrides processes and nodes of the experiments on plain text."""
     changed = {}
     for name in ("pretraining", "posttraining"):
         section = getattr(llama, name)
@@ -123,10 +123,10 @@ def _launched(llama: LlamaStudy, launch: dict[str, Any], path: Path) -> LlamaStu
 
 
 def _chosen(config: Mapping[str, Any], key: str, known: list[str], path: Path) -> list[str]:
-    """What the command line names under ``key``, in the tier's order; all if it names none."""
+    """Names of the command line under ``key`` in the tier's order, by default all."""
     if key not in config:
         return known
-    given = config[key]  # a list in a file of Snakemake's
+    given = config[key]  # a list, if it comes from a --configfile
     names = given if isinstance(given, list) else [n.strip() for n in str(given).split(",")]
     for name in names:
         if name not in known:
@@ -137,12 +137,12 @@ def _chosen(config: Mapping[str, Any], key: str, known: list[str], path: Path) -
 
 
 def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
-    """Reads and checks a tier file.
+    """Reads and validates a tier file.
 
     A tier may extend another with ``extends: other.yaml`` (next to it, or else in this repository's
-    ``config/``): its keys are laid over the other's; ``model``, ``data``, ``methods``, ``llama``,
-    ``studies`` and ``rate_search`` replace the other's whole. Studies and the search for rates go
-    where methods do: a tier that names methods has its own or none.
+    ``config/``). Its keys are merged into the other's. The sections ``model``, ``data``,
+    ``methods``, ``llama``, ``studies`` and ``rate_search`` are replaced as a whole. A tier with
+    ``methods`` does not inherit ``studies`` and ``rate_search``, which refer to methods.
 
     Args:
         path: the YAML file.
@@ -150,8 +150,8 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
             file, or else this repository's ``config/experiments/``.
 
     Raises:
-        ConfigError: unreadable, not YAML, unknown or missing keys, wrong values; all problems of
-            the file at once.
+        ConfigError: the file is unreadable, is not YAML, has unknown or missing keys or wrong
+            values. The message lists all problems of the file.
     """
     path = Path(path)
     raw = _extended(path)
@@ -162,7 +162,7 @@ def load_tier(path: str | Path, experiments: str | Path | None = None) -> Tier:
 
 
 def resolve_tier(raw: dict[str, Any], path: Path, experiments: Path) -> Tier:
-    """As :func:`load_tier`, from the mapping that a file held; ``path`` is for messages."""
+    """Same as :func:`load_tier`, from a mapping. ``path`` is used in messages."""
     resolved = {**raw, "methods": _resolved(raw.get("methods"), "methods", path, experiments)}
     if isinstance(raw.get("studies"), dict):
         resolved["studies"] = _resolved_studies(raw["studies"], path, experiments)
@@ -175,7 +175,7 @@ def resolve_tier(raw: dict[str, Any], path: Path, experiments: Path) -> Tier:
 
 
 def _resolved_studies(raw: dict[str, Any], path: Path, experiments: Path) -> dict[str, Any]:
-    """Studies with the ones they extend, their methods resolved.
+    """Merges studies with those that they extend, and resolves their methods.
 
     ``gated`` is merged into every method with gates.
     """
@@ -195,7 +195,7 @@ def _resolved_studies(raw: dict[str, Any], path: Path, experiments: Path) -> dic
 
 
 def _resolved(methods: Any, place: str, path: Path, experiments: Path) -> dict[str, Any]:
-    """Methods with the settings of the experiment files that they name."""
+    """Merges methods into the experiment files that they name."""
     if not isinstance(methods, dict):
         raise ConfigError(f"{path}: {place} must be a mapping from labels to settings")
     resolved = {}
@@ -227,20 +227,20 @@ def _extended(path: Path, depth: int = 0) -> dict[str, Any]:
     base = _extended(configuration_file(str(raw.pop("extends")), path, "extends"), depth + 1)
     kept = {key: value for key, value in base.items() if key not in raw or key not in _WHOLE}
     if "methods" in raw:
-        for key in ("studies", "rate_search"):  # of the other's methods
+        for key in ("studies", "rate_search"):  # they refer to the other tier's methods
             kept.pop(key, None)
     return _merged(kept, raw)
 
 
-# Sections that describe one thing: half of one and half of another would name a third. A tier that
-# names methods names them all.
+# Sections that are replaced as a whole: each describes one thing, and half of it from another tier
+# would describe something else.
 _WHOLE = ("model", "data", "methods", "llama", "studies", "rate_search")
 
 
 def validated(
     model: type[_Model], raw: dict[str, Any], path: Path | str, *, strict: bool = False
 ) -> _Model:
-    """``raw`` as a model; ``strict`` takes no text for a number.
+    """Validates ``raw`` as a model. ``strict`` does not convert text to numbers.
 
     Raises:
         ConfigError: lists every problem with its place.
@@ -266,7 +266,7 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """The keys that the section at a place of the configuration knows."""
+    """The known keys of the section at a place of the configuration."""
     current: Any = model
     for part in loc:
         fields = getattr(current, "model_fields", {})
@@ -282,7 +282,7 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``overrides``; nested mappings are merged, not replaced."""
+    """Merges ``overrides`` into ``base``, recursively for nested mappings."""
     merged = dict(base)
     for key, value in overrides.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):

@@ -1,4 +1,4 @@
-"""What a configuration says of a method: what is trained, from which start, how fast."""
+"""Configuration of a method: trained parameters, initial weights, learning rates."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from finegates.suite.config.tasks import TASKS
 
 
 class GateSettings(GateFields):
-    """Gates of a method; every field but ``match`` is one of ``finegates.GateConfig``.
+    """Gates of a method.
+
+    Every field except ``match`` is one of ``finegates.GateConfig``.
 
     Attributes:
         target: see ``finegates.GateConfig``; None with ``match``.
-        match: with preset ``structured``, another gated method instead of a target: the run then
-            keeps as many MACs as that method's run on the same task and seed did.
+        match: with preset ``structured``, a gated method instead of a target: the run keeps as many
+            MACs as that method's run on the same task and seed.
     """
 
     target: float | None = Field(default=None, ge=0, lt=1)
@@ -45,12 +47,12 @@ class GateSettings(GateFields):
 
 
 class LoraSettings(Section):
-    """A low-rank adapter (library ``peft``) on every layer that gates would go on.
+    """LoRA (library ``peft``) on the layers that gates would be attached to.
 
     Attributes:
-        rank: of the two factors.
-        alpha: their product is scaled by this over the rank.
-        dropout: before them, in training.
+        rank: rank of the two factors.
+        alpha: their product is scaled by ``alpha / rank``.
+        dropout: dropout on the input of the factors.
     """
 
     rank: int = Field(default=8, gt=0)
@@ -59,11 +61,11 @@ class LoraSettings(Section):
 
 
 class MagnitudeSettings(Section):
-    """Rows and columns of least norm are closed before training.
+    """Magnitude pruning of rows and columns before training.
 
     Attributes:
-        match: a gated method; layer by layer as many are closed as its run on the same task and
-            seed closed.
+        match: a gated method; each layer loses as many rows and columns as in its run on the same
+            task and seed.
     """
 
     match: str
@@ -73,16 +75,16 @@ class PruningSettings(Section):
     """One-shot pruning of shared groups before training, by ``finegates.prune``.
 
     Attributes:
-        criterion: what decides which dimensions matter least.
-        target: the share of the encoder's MACs to remove.
-        match: a method instead of a target: as many MACs are kept as its run on the same task and
-            seed kept.
-        after: the method of the dense model, fine-tuned on the same task and seed, that is pruned;
-            None: the pretrained model, or the teacher's.
-        steps: parts of the target, with importance measured before each.
-        rows: of the training rows, drawn by seed, that importance is measured on.
-        dimensions: ``all``, ``inner`` for heads and feed-forward dimensions alone, or
-            ``independent`` for rows and columns that share nothing (criterion ``taylor``).
+        criterion: importance criterion.
+        target: fraction of the encoder's MACs to remove.
+        match: a method instead of a target: as many MACs are kept as in its run on the same task
+            and seed.
+        after: prune the fine-tuned model of this dense method on the same task and seed; None
+            prunes the pretrained model, or the teacher's.
+        steps: number of pruning steps; importance is measured again before each.
+        rows: number of training rows, sampled by seed, on which importance is measured.
+        dimensions: ``all``, ``inner`` for heads and feed-forward dimensions only, or
+            ``independent`` for rows and columns that are not grouped (criterion ``taylor``).
     """
 
     criterion: Literal["taylor", "fisher", "second_moment", "magnitude", "random"]
@@ -102,21 +104,21 @@ class PruningSettings(Section):
 
 
 class LayerSettings(Section):
-    """A smaller dense encoder: some of the layers, the others are left out.
+    """A smaller dense encoder that keeps some of the layers.
 
     Attributes:
-        count: layers that stay.
-        which: ``first``, or ``spread`` for layers at even distances, the last included.
+        count: number of kept layers.
+        which: ``first``, or ``spread`` for evenly spaced layers, including the last.
     """
 
     count: int = Field(gt=0)
     which: Literal["first", "spread"] = "first"
 
     def kept(self, layers: int) -> list[int]:
-        """The numbers of the layers that stay, of so many.
+        """Indices of the kept layers of an encoder with ``layers`` layers.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: the encoder has too few layers.
         """
         if self.count > layers:
             raise ValueError(f"layers.count: {self.count} of {layers} layers cannot stay")
@@ -126,12 +128,13 @@ class LayerSettings(Section):
 
 
 class DistillationSettings(Section):
-    """Training starts from another run's weights and follows that model's logits.
+    """Distillation that starts from the teacher's weights.
 
     Attributes:
-        teacher: the method whose run on the same task and seed it is.
-        weight: share of the loss that follows it; see ``finegates.training.distillation``.
-        temperature: that both sides' logits are divided by.
+        teacher: method whose run on the same task and seed is the teacher.
+        weight: weight of the distillation term in the loss; see
+            ``finegates.training.distillation``.
+        temperature: divides the logits of both models.
     """
 
     teacher: str
@@ -140,23 +143,23 @@ class DistillationSettings(Section):
 
 
 class MaskSettings(Section):
-    """A learnable 2:4 mask on the layers that gates would go on.
+    """A learnable 2:4 mask on the layers that gates would be attached to.
 
     See ``finegates.suite.baselines.two_of_four``.
 
     Attributes:
-        scale: of the masks' logits.
+        scale: scale of the masks' logits.
     """
 
     scale: float = Field(default=10.0, gt=0)
 
 
 class Continuation(Section):
-    """Training goes on from what a gated run on the same task and seed ended with.
+    """Continues the training of a gated run on the same task and seed.
 
     Attributes:
-        method: whose run it is.
-        hold: its gates stay as they are, constants without a penalty.
+        method: method of that run.
+        hold: fix its gates as constants, without a penalty.
     """
 
     method: str
@@ -164,31 +167,30 @@ class Continuation(Section):
 
 
 class Method(Section):
-    """One way of fine-tuning: what is trained, from which start, and how fast.
+    """One way of fine-tuning: trained parameters, initial weights, learning rates.
 
     Attributes:
-        title: for tables.
+        title: title for tables.
         gates: see :class:`GateSettings`; None: no gates.
         lora: see :class:`LoraSettings`; None: no adapter.
-        magnitude: see :class:`MagnitudeSettings`; None: nothing is closed before training.
-        prune: see :class:`PruningSettings`; None: nothing is pruned before training.
-        layers: see :class:`LayerSettings`; None: all of them.
+        magnitude: see :class:`MagnitudeSettings`; None: no magnitude pruning.
+        prune: see :class:`PruningSettings`; None: no pruning before training.
+        layers: see :class:`LayerSettings`; None: all layers.
         distillation: see :class:`DistillationSettings`; None: no teacher.
         mask: see :class:`MaskSettings`; None: no mask.
         continues: see :class:`Continuation`; None: starts from the pretrained model.
-        init: the encoder's weights at the start.
-        learning_rate: AdamW's.
-        rate_factor: of ``learning_rate`` and ``gate_learning_rate``, not of the head's; a rate
-            search sets it.
-        rates_of: a contender of the tier's rate search, whose factor on each task is this method's.
-        gate_learning_rate: another one for gates; 0 with shared gates leaves them untrained, so
-            that importance alone decides.
-        head_learning_rate: another one for the task head.
-        schedule: another one than the tier's.
-        warmup: share of the steps over which rates rise from 0.
-        precision: another one than the tier's.
-        epochs_factor: of the tier's number of epochs, for what has the training of two runs at its
-            disposal.
+        init: initial weights of the encoder.
+        learning_rate: AdamW's learning rate.
+        rate_factor: multiplies ``learning_rate`` and ``gate_learning_rate``, not the head's; set
+            by a rate search.
+        rates_of: a contender of the tier's rate search; this method takes its factor on each task.
+        gate_learning_rate: learning rate of gates, if it differs; 0 with shared gates leaves them
+            untrained, so that importance alone selects them.
+        head_learning_rate: learning rate of the task head, if it differs.
+        schedule: overrides the tier's schedule.
+        warmup: fraction of the steps with a linear warm-up.
+        precision: overrides the tier's precision.
+        epochs_factor: multiplies the tier's number of epochs, for a budget of several runs.
     """
 
     title: str
@@ -213,12 +215,12 @@ class Method(Section):
 
     @property
     def rate(self) -> float:
-        """AdamW's learning rate, of what has none of its own."""
+        """AdamW's learning rate of parameters without a rate of their own."""
         return self.learning_rate * self.rate_factor
 
     @property
     def gate_rate(self) -> float | None:
-        """AdamW's learning rate of gates; None: that of everything else."""
+        """AdamW's learning rate of gates, None for that of all other parameters."""
         rate = self.gate_learning_rate
         return None if rate is None else rate * self.rate_factor
 
@@ -231,13 +233,13 @@ class Method(Section):
 
     @property
     def is_dense(self) -> bool:
-        """Whether its runs end with a plain model of full size."""
+        """Whether its runs end with a dense model of full size."""
         smaller = (self.gates, self.magnitude, self.prune, self.layers)
         return self.trains_all and all(section is None for section in smaller)
 
     @property
     def matched(self) -> str | None:
-        """The label of the method whose run on the same task and seed is to be matched."""
+        """Label of the method that is matched, on the same task and seed."""
         if self.magnitude is not None:
             return self.magnitude.match
         if self.prune is not None:
@@ -246,9 +248,9 @@ class Method(Section):
 
     @property
     def start(self) -> str | None:
-        """The label of the method from whose run this one starts.
+        """Label of the method from whose run this one starts.
 
-        That run, on the same task and seed, is its teacher, or is pruned or continued.
+        That run, on the same task and seed, is the teacher, or is pruned or continued.
         """
         if self.distillation is not None:
             return self.distillation.teacher
@@ -258,7 +260,7 @@ class Method(Section):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The labels of the methods whose runs on the same task and seed come first."""
+        """Labels of the methods that must run first on the same task and seed."""
         return tuple(label for label in (self.matched, self.start) if label is not None)
 
     @model_validator(mode="after")
@@ -283,7 +285,9 @@ class Method(Section):
 
 
 def first_of_each_kind(methods: Mapping[str, Method]) -> dict[str, Method]:
-    """The first method of each kind, of those that need no other run: what a step is timed of.
+    """The first method of each kind, whose training steps are timed.
+
+    Methods that need other runs are skipped.
 
     Returns:
         methods by kind: ``full``, ``lora``, ``gates``, ``gates and lora``, in the order of
@@ -304,7 +308,12 @@ def first_of_each_kind(methods: Mapping[str, Method]) -> dict[str, Method]:
 
 
 def check_names(tasks: list[str], methods: dict[str, Method]) -> None:
-    """Raises ValueError for unknown or repeated tasks, unusable labels, matches of no method."""
+    """Checks task names, labels, and references between methods.
+
+    Raises:
+        ValueError: an unknown or repeated task, an unusable label, or a reference to a method that
+            does not exist.
+    """
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f"unknown task {task!r}{nearest(task, TASKS)}")
@@ -353,7 +362,7 @@ def _check_needs(label: str, method: Method, methods: dict[str, Method]) -> None
 
 
 def _same_trained(earlier: Method, later: Method) -> bool:
-    """Whether what the earlier method trains can be put into a model of the later one."""
+    """Whether weights that the earlier method trains can be loaded by the later one."""
     if earlier.gates is None or later.gates is None or earlier.trains_all:
         return False
     ranks = {None if method.lora is None else method.lora.rank for method in (earlier, later)}

@@ -1,8 +1,8 @@
-"""Names and folders of a configuration that become parts of paths: none leads anywhere else.
+"""Checks names of a configuration that become parts of paths.
 
-A workflow writes into the folder that ``results`` names, and in
-``results/published/<tier>``. What it reads from a folder of the user's (``path``) may lie anywhere;
-names that are put into a path may not climb out of the folder before them.
+A workflow writes only into the folder ``results`` and into ``results/published/<tier>``. It may
+read from any folder of the user (``path``). Names that become part of a path must not leave their
+parent folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def check_label(label: str, what: str = "label") -> None:
-    """Raises ValueError for a name that cannot be part of a file's name."""
+    """Raises ValueError for a name that cannot be part of a file name."""
     if not _LABEL.fullmatch(label):
         raise ValueError(
             f"{what} {label!r}: use letters, digits, '-', '_' and '.', the first a letter or digit"
@@ -24,13 +24,13 @@ def check_label(label: str, what: str = "label") -> None:
 
 
 def check_hub(hub: str) -> None:
-    """Raises ValueError unless a hub id is one name, or an owner and a name."""
+    """Raises ValueError unless a hub id is ``name`` or ``owner/name``."""
     if not _HUB.fullmatch(hub) or ".." in hub:
         raise ValueError(f"hub entry {hub!r} is not of the form owner/name")
 
 
 def check_package(package: str) -> None:
-    """Raises ValueError unless ``name/folder`` stays inside an installed top-level package."""
+    """Raises ValueError unless ``name/folder`` is inside a top-level package."""
     name, _, inside = package.partition("/")
     if not _PACKAGE.fullmatch(name) or _leaves(inside):
         raise ValueError(
@@ -39,9 +39,10 @@ def check_package(package: str) -> None:
 
 
 def check_results(results: str) -> None:
-    """Raises ValueError for a folder of results that hides where it is, or that is not its own.
+    """Raises ValueError for a folder of results that is ambiguous or reserved.
 
-    A relative one is in the repository; for a disk elsewhere, an absolute one says so openly.
+    A relative folder is inside the repository. A folder elsewhere must be given as an absolute
+    path.
     """
     path = PurePosixPath(results)
     if ".." in path.parts or not path.parts or not path.name:

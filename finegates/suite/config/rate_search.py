@@ -1,4 +1,4 @@
-"""What a configuration says of the search for learning rates."""
+"""Configuration of the search for learning rates."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from finegates.suite.config.suggest import nearest
 
 
 class RateSearch(Section):
-    """The same few rates for every contender, tried on rows held out of the training rows.
+    """A grid search over learning rates, scored on held-out training rows.
 
-    A trial is a run of the contender's method with its ``rate_factor``, once with each factor. On
-    each task the factor of the highest score on the held-out rows is the contender's; methods that
-    name it by ``rates_of`` have the same.
+    A trial is a run of a contender's method with one ``rate_factor``. All contenders have the same
+    factors. On each task a contender gets the factor with the highest held-out score. Methods that
+    name the contender in ``rates_of`` get the same factor.
 
     Attributes:
-        factors: of a method's learning rates; 1 among them.
+        factors: factors of a method's learning rates, including 1.
         contenders: labels of methods, in the order of the tables.
-        held_out: the last so many training rows are scored and not trained on.
-        train_rows: the first so many of the other training rows are trained on; the tier's number
-            if None.
-        seed: of every trial.
+        held_out: number of last training rows that are scored and not trained on.
+        train_rows: number of first training rows that are trained on; None takes the tier's number.
+        seed: seed of all trials.
     """
 
     factors: list[Annotated[float, Field(gt=0)]] = Field(min_length=2)
@@ -46,8 +45,8 @@ class RateSearch(Section):
         """Checks the search against the methods of the tier.
 
         Raises:
-            ValueError: a contender that is not a method, that takes the rates of another one, that
-                matches another run, or that starts from what is not a contender.
+            ValueError: a contender is not a method, takes the rates of another one, matches or
+                continues another run, or starts from a method that is not a contender.
         """
         for label in self.contenders:
             if label not in methods:
@@ -73,7 +72,7 @@ class RateSearch(Section):
 
 
 def check_shared_rates(methods: dict[str, Method], search: RateSearch | None) -> None:
-    """Raises ValueError for a method that takes the rates of what is not a contender."""
+    """Raises ValueError if ``rates_of`` of a method does not name a contender."""
     contenders = [] if search is None else search.contenders
     for label, method in methods.items():
         if method.rates_of is not None and method.rates_of not in contenders:

@@ -1,4 +1,4 @@
-"""The runs of a search for learning rates as a tier, and the tier with the rates that it chose."""
+"""The trials of a rate search as a tier, and a tier with the chosen rates."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from finegates.suite.config.tier import Tier
 
 
 def searched_tier(tier: Tier) -> Tier:
-    """The trials of a tier's rate search as a tier: a method for each contender and factor.
+    """The trials of a tier's rate search as a tier, one method per contender and factor.
 
-    Data are the training rows alone: some are held out and scored. What trials start from, such as
-    a teacher, is the trial with factor 1 of the method that it is in the tier, so that nothing has
-    seen the rows that are held out.
+    Trials use training rows only, of which some are held out and scored. A trial that starts from
+    another run, such as a teacher, starts from that method's trial with factor 1. Held-out rows are
+    therefore never trained on.
 
     Args:
-        tier: with a ``rate_search``.
+        tier: a tier with a ``rate_search``.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the tier does not have a rate search.
     """
     search = search_of(tier)
     own = {} if search.train_rows is None else {"train_rows": search.train_rows}
@@ -51,19 +51,19 @@ def searched_tier(tier: Tier) -> Tier:
 
 
 def trial_label(contender: str, factor: float) -> str:
-    """What the record of a trial calls its method, such as ``lora-x0.333``."""
+    """The method's label in the record of a trial, such as ``lora-x0.333``."""
     return f"{contender}-x{factor:.3g}"
 
 
 def with_factors(tier: Tier, factors: Mapping[str, float]) -> Tier:
-    """The tier with learning rates times what was chosen on one task.
+    """The tier with learning rates scaled by the factors chosen on one task.
 
     Args:
         tier: configuration.
-        factors: by contender.
+        factors: chosen factors by contender.
 
     Raises:
-        ValueError: a contender of the tier has none.
+        ValueError: the factor of a contender is missing.
     """
     search = search_of(tier)
     missing = [c for c in search.contenders if c in tier.methods and c not in factors]
@@ -82,7 +82,7 @@ def with_factors(tier: Tier, factors: Mapping[str, float]) -> Tier:
 
 
 def contender_of(tier: Tier, label: str) -> str | None:
-    """The contender whose rates a method of the tier has; None if they are not searched."""
+    """The contender whose rates a method takes, None if its rates are not searched."""
     if tier.rate_search is None:
         return None
     if label in tier.rate_search.contenders:
@@ -92,7 +92,7 @@ def contender_of(tier: Tier, label: str) -> str | None:
 
 
 def search_of(tier: Tier) -> RateSearch:
-    """The tier's rate search. Raises ValueError if it has none."""
+    """The tier's rate search. Raises ValueError if there is none."""
     if tier.rate_search is None:
         raise ValueError(f"tier {tier.tier!r} has no rate_search")
     return tier.rate_search

@@ -1,4 +1,4 @@
-"""What every section of a configuration or a record is: a strict, frozen model."""
+"""Base classes of sections of a configuration or a record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finegates.suite.config.names import check_hub
 
 
 class Section(BaseModel):
-    """A part of the configuration: no unknown keys, no changes after loading."""
+    """A strict, frozen model: unknown keys are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
@@ -20,7 +20,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, raw: Any) -> Any:
-        """Pydantic would take true for 1."""
+        """Rejects booleans as numbers, because pydantic converts true to 1."""
         for name, value in raw.items() if isinstance(raw, dict) else ():
             field = cls.model_fields.get(str(name))
             kind = "" if field is None else str(field.annotation)
@@ -46,12 +46,12 @@ def exactly_one(section: BaseModel, names: tuple[str, ...]) -> None:
 
 
 class Source(Section):
-    """Where something comes from: exactly one of the sources, pinned where it is on the hub.
+    """The source of a model, data set or tokenizer: exactly one kind is given.
 
     Attributes:
         path: a folder, relative to the repository.
         hub: a hub id.
-        revision: of it, a commit hash of 40 digits.
+        revision: commit hash of the hub repository, 40 digits.
     """
 
     SOURCES: ClassVar[tuple[str, ...]] = ("path", "hub")
@@ -63,7 +63,7 @@ class Source(Section):
 
     @property
     def kind(self) -> str:
-        """Which of the sources is given, such as ``path``: its name in a record."""
+        """The key of the given source, such as ``path``, as records name it."""
         return next(name for name in self.SOURCES if getattr(self, name) is not None)
 
     @model_validator(mode="after")

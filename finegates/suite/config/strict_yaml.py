@@ -1,4 +1,4 @@
-"""Reading YAML: one mapping a file, without what would pass unseen or grow without bound."""
+"""Reads YAML files strictly, without repeated keys and without aliases."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import yaml
 
 
 class ConfigError(ValueError):
-    """A configuration file that cannot be used; the message names file, key and remedy."""
+    """A configuration file cannot be used. The message names file, key and remedy."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without what would pass unseen or grow without bound: repeated keys and aliases."""
+    """Rejects repeated keys, of which all but one are lost, and aliases.
+
+    Nested aliases could expand without bound.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -37,7 +40,11 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping. Raises ConfigError if it is missing, malformed or not a mapping."""
+    """Reads a YAML file that holds one mapping.
+
+    Raises:
+        ConfigError: the file is missing, malformed or not a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -48,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raw = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply; dates that do not exist
+    except (RecursionError, ValueError) as error:  # nested too deeply, or an invalid date
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values")

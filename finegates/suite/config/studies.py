@@ -1,4 +1,4 @@
-"""What a configuration says of studies."""
+"""Configuration of studies."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Study(Section):
     """A comparison of methods.
 
     Attributes:
-        title: a few words.
-        question: what it asks, a sentence; it opens the captions.
-        methods: labels of what is compared, in the order of the rows; differences are from the
+        title: title of a few words.
+        question: the question of the study, a sentence that opens the captions.
+        methods: labels of the compared methods, in the order of the rows; differences are from the
             first.
-        vary: the setting on the figure's horizontal axis, such as ``gates.target``; the methods
-            side by side if None.
+        vary: the setting on the figure's horizontal axis, such as ``gates.target``; None shows the
+            methods side by side.
         lines: the setting with one line per value in the figure; one line if None.
-        timed: measure the forward pass of what each method leaves to deploy.
+        timed: measure the forward pass of each method's deployed model.
     """
 
     title: str
@@ -43,23 +43,22 @@ class Study(Section):
 
 
 class Studies(Section):
-    """All studies of a tier: on the same tasks and seeds, so that they share runs.
+    """All studies of a tier. They use the same tasks and seeds, and share runs.
 
-    In a file they may extend another (``extends``, in the tier's folder), and settings under
-    ``gated`` hold for every method with gates.
+    In a file, the section may extend another one (``extends``, in the tier's folder). Settings
+    under ``gated`` apply to every method with gates.
 
     Attributes:
-        tasks: some of the tier's.
-        seeds: of every run.
-        methods: methods of the studies in addition to the tier's own; resolved against the
-            experiment files.
+        tasks: some of the tier's tasks.
+        seeds: seeds of every method.
+        methods: methods in addition to the tier's own; resolved against the experiment files.
         compared: the studies by name.
-        shared: labels of methods whose runs on *all* tasks of the tier are put into one frozen
-            encoder, task after task; none for no such table.
-        properties: labels for the table of properties: dense, LoRA, mask, gates; each of them in a
+        shared: labels of methods whose runs on *all* tasks of the tier are loaded into one frozen
+            encoder, task after task; empty for no such table.
+        properties: labels for the table of properties: dense, LoRA, mask, gates; each must be in a
             timed study.
         batch: sequences of a timed forward pass.
-        length: tokens of each.
+        length: tokens of each sequence.
         repeats: interleaved rounds.
     """
 
@@ -75,12 +74,12 @@ class Studies(Section):
 
     @property
     def named(self) -> set[str]:
-        """Every method that a study compares."""
+        """Labels of all methods that a study compares."""
         return {label for study in self.compared.values() for label in study.methods}
 
     @property
     def timed(self) -> list[str]:
-        """Every method of a timed study, once."""
+        """Labels of all methods of timed studies, without repeats."""
         studies = (study.methods for study in self.compared.values() if study.timed)
         return list(dict.fromkeys(label for methods in studies for label in methods))
 
@@ -88,8 +87,8 @@ class Studies(Section):
         """Checks the studies against the tier's own tasks and methods.
 
         Raises:
-            ValueError: a task that is not the tier's, a label that is both the tier's and the
-                studies', a method that nobody defines, or one without the method that it needs.
+            ValueError: a task is not one of the tier's, a label is defined by the tier and by the
+                studies, a method is not defined, or a method that another one needs is missing.
         """
         for task in self.tasks:
             if task not in tasks:
@@ -127,7 +126,7 @@ class Studies(Section):
 
 
 def check_setting(name: str) -> None:
-    """Raises ValueError unless ``name`` is a setting of a method, dots between its parts."""
+    """Raises ValueError unless ``name`` is the dotted name of a method's setting."""
     section: object = Method
     for part in name.split("."):
         fields = getattr(section, "model_fields", {})

@@ -14,9 +14,9 @@ class Task:
     Attributes:
         name: GLUE's name.
         columns: the one or two text columns.
-        labels: label names in the order of their codes; None for regression on 0..5.
+        labels: label names in the order of their codes; None for regression on [0, 5].
         metrics: names of its metrics; the score is their mean, times 100.
-        validation: the split that is reported.
+        validation: the reported split.
         train_rows: official number of training rows.
     """
 
@@ -29,12 +29,12 @@ class Task:
 
     @property
     def correlates(self) -> bool:
-        """Whether the score is a correlation, in [-1, 1], and not a share of rows."""
+        """Whether the score is a correlation in [-1, 1] instead of a fraction of rows."""
         return bool({"matthews", "pearson", "spearman"} & set(self.metrics))
 
     @property
     def num_labels(self) -> int:
-        """Outputs of the task head: classes, or 1 for regression."""
+        """Number of outputs of the task head: classes, or 1 for regression."""
         return 1 if self.labels is None else len(self.labels)
 
 
@@ -76,7 +76,7 @@ TASKS: dict[str, Task] = {
 
 
 class DataError(ValueError):
-    """A table that cannot be used; the message names the table, the fault and the remedy."""
+    """A table cannot be used. The message names the table, the fault and the remedy."""
 
 
 def task_named(name: str) -> Task:

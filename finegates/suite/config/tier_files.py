@@ -1,7 +1,7 @@
-"""The files of tiers: found by name or path, and distinct in what they call and write.
+"""Finds the files of tiers, and checks that their names and results do not collide.
 
-The tiers of this repository are the files of ``config/`` that name one. A file elsewhere is a tier
-of its own, often a copy of one of these.
+The tiers of this repository are the files of ``config/`` with a key ``tier``. A file elsewhere is a
+tier of its own, often a copy of one of these.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ CONFIG = ROOT / "config"
 
 
 def tier_path(name: str = "smoke") -> Path:
-    """The file of a tier: of this repository by name, or any by a path that ends in ``.yaml``.
+    """Finds the file of a tier.
+
+    Args:
+        name: a tier of this repository, or a path that ends in ``.yaml``.
 
     Raises:
-        ConfigError: no such tier or file; the message has the nearest name.
+        ConfigError: there is no such tier or file. The message suggests the nearest name.
     """
     is_path = name.endswith((".yaml", ".yml"))
     path = Path(name).resolve() if is_path else CONFIG / f"{name}.yaml"
@@ -41,16 +44,17 @@ def tier_path(name: str = "smoke") -> Path:
 
 
 def tier_name(path: Path) -> str:
-    """What to call a tier's file by: its name in ``config/``, elsewhere its path."""
+    """How a command line names a tier's file: a name in ``config/``, else its path."""
     path = path.resolve()
     return path.stem if path.parent == CONFIG else str(path)
 
 
 @cache
 def known_tiers() -> dict[str, str]:
-    """The folders of results of this repository's tiers, by the tier's name.
+    """The results folders of this repository's tiers, by the tier's name.
 
-    Read by line, because every job of the workflow looks: parsing all files takes a second.
+    Files are searched line by line. Every job of the workflow calls this, and parsing all files
+    would take a second.
     """
     found = {}
     for path in sorted(CONFIG.glob("*.yaml")):
@@ -62,15 +66,17 @@ def known_tiers() -> dict[str, str]:
 
 
 def configuration_file(name: str, path: Path, place: str) -> Path:
-    """The file that another one extends: next to it, or else of this repository's ``config/``.
+    """Finds a file that another one extends.
+
+    It is next to that file, or else in this repository's ``config/``.
 
     Args:
-        name: of the file, relative or absolute.
-        path: of the file that extends it.
-        place: of the key, for messages.
+        name: name of the file, relative or absolute.
+        path: path of the file that extends it.
+        place: place of the key, for messages.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither file exists.
     """
     found = next((p for p in (path.parent / name, CONFIG / name) if p.exists()), None)
     if found is None:
@@ -82,15 +88,15 @@ def configuration_file(name: str, path: Path, place: str) -> Path:
 
 
 def check_distinct(tier: str, results: str, path: Path) -> None:
-    """Raises ConfigError for a file that passes for another tier, or writes where one does.
+    """Raises ConfigError if a file has the name or the results folder of another tier.
 
-    Records, tables and published copies of the one would be taken for the other's. A copy with the
-    same content is the same tier.
+    Records, tables and published copies of the two would be mixed up. A copy with the same content
+    is the same tier.
 
     Args:
-        tier: the name that the file gives.
-        results: its folder of results.
-        path: of the file.
+        tier: the tier's name in the file.
+        results: its results folder.
+        path: path of the file.
     """
     if path.resolve().parent == CONFIG:
         return
@@ -106,7 +112,7 @@ def check_distinct(tier: str, results: str, path: Path) -> None:
 
 
 def check_folder(tier: str, results: str) -> None:
-    """Raises ConfigError where a folder of results holds the runs of another tier."""
+    """Raises ConfigError if a results folder holds the runs of another tier."""
     folder = Path(results)
     record = next(folder.glob("runs/*/*/seed*.json"), None)
     if record is None:
@@ -114,7 +120,7 @@ def check_folder(tier: str, results: str) -> None:
     try:
         owner = None if record is None else json.loads(record.read_bytes()).get("tier")
     except (OSError, ValueError, AttributeError):
-        return  # corrupt: its reader raises
+        return  # corrupt: the job that reads it raises the error
     if owner not in (None, tier):
         raise ConfigError(
             f"results: {results} holds runs of tier {str(owner)!r}, and this is tier {tier!r}; set "
