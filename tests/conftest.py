@@ -1,8 +1,8 @@
-"""What every test shares: Hypothesis profiles, one thread per worker, no network, opt-in tests.
+"""Shared test setup: Hypothesis profiles, one thread per worker, no network, opt-in tests.
 
 Tests with a marker of :data:`OPT_IN` are skipped, with the reason, unless ``--run-<marker>`` is
-given. Of a matrix of parameters marked ``sampled`` a few cases run always, in which every value of
-every parameter appears (``sampled(n)``: at most n cases); the others are ``thorough``, which
+given. For a parameter matrix marked ``sampled``, a few cases always run, in which every value of
+every parameter appears (``sampled(n)``: at most n cases). The others are ``thorough``, which
 ``--run-slow`` includes.
 """
 
@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, settings
 
 from support.sampling import sample
 
-# Before torch and the Hugging Face libraries are imported, which read these once. Workers of
-# pytest-xdist and programs that tests start inherit them.
+# Set before torch and the Hugging Face libraries are imported, which read these only once. Workers
+# of pytest-xdist and programs that tests start inherit them.
 DEFAULT_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -29,7 +29,7 @@ DEFAULT_ENVIRONMENT = {
 for _name, _value in DEFAULT_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-# The first model of a worker takes seconds to import: time says nothing about an example.
+# A worker's first model takes seconds to import, so a deadline would measure the import.
 _SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", derandomize=True, max_examples=60, print_blob=True, **_SHARED)
 settings.register_profile("dev", max_examples=25, **_SHARED)
@@ -48,7 +48,7 @@ OPT_IN = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds ``--run-slow`` and the like."""
+    """Adds ``--run-slow`` and the other opt-in options."""
     group = parser.getgroup("finegates", "tests that run only when asked for")
     for marker, reason in OPT_IN.items():
         group.addoption(
@@ -57,17 +57,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets the Hugging Face libraries use the network when hub tests are asked for."""
+    """Allows the Hugging Face libraries to use the network if hub tests are requested."""
     if config.getoption("--run-hub"):
         os.environ["HF_HUB_OFFLINE"] = "0"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips the opt-in tests that were not asked for, and says how to run them.
+    """Skips opt-in tests that were not requested, and says how to run them.
 
-    With several workers, which begin with a part of the list each and then take from the ends of
-    each other's, the long tests of the workflow come first and those of faults last: dealt out to
-    several workers, each would make the shared results again.
+    Each of several workers starts with a part of the list and then takes tests from the ends of the
+    others' parts. So the long tests of the workflow come first and those of faults last. If they
+    were spread over several workers, each worker would compute the shared results again.
     """
     if hasattr(config, "workerinput"):
         place = {"workflow": 0, "faults": 2}
@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _sample(items: list[pytest.Item]) -> None:
-    """Marks as thorough what a sample of the cases of a test leaves out."""
+    """Marks the cases of a test that a sample leaves out as thorough."""
     matrices: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("sampled"):
@@ -96,7 +96,7 @@ def _sample(items: list[pytest.Item]) -> None:
     for cases in matrices.values():
         marker = cases[0].get_closest_marker("sampled")
         fast = [case for case in cases if not case.get_closest_marker("slow")]
-        # Cases share the objects that parametrize was given; their equality may be anything.
+        # Cases share the objects given to parametrize, whose equality may be arbitrary.
         values = [{name: id(v) for name, v in case.callspec.params.items()} for case in fast]
         kept = sample(values, *marker.args)
         for index, case in enumerate(fast):

@@ -1,4 +1,4 @@
-"""One page for each module, from its docstrings; docstrings are plain text with literals."""
+"""Writes one page for each module from its docstrings, as plain text with literals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LITERAL = re.compile(r"(``.*?``|`.*?`)", re.DOTALL)
 
 
 def modules() -> list[str]:
-    """Dotted names of all modules of the packages, private ones left out, sorted."""
+    """Dotted names of all public modules of the packages, sorted."""
     found = [
         module.name
         for package in (finegates, theory)
@@ -28,7 +28,7 @@ def modules() -> list[str]:
 
 
 def write_pages(folder: Path) -> list[str]:
-    """Writes a page for each module, and an index; returns the modules' names."""
+    """Writes a page for each module and an index; returns the modules' names."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     names = modules()
@@ -45,9 +45,9 @@ def write_pages(folder: Path) -> list[str]:
 
 
 def plain(line: str) -> str:
-    """A docstring's line with the signs escaped that mathematics and reStructuredText share.
+    """Escapes the characters of a docstring's line that reStructuredText would interpret.
 
-    ``|x|`` is an absolute value here, not a substitution, and ``z_`` a name, not a link.
+    ``|x|`` is an absolute value here, not a substitution, and ``z_`` is a name, not a link.
     """
     parts = _LITERAL.split(line)
     parts[::2] = [re.sub(r"(?<!\\)\||(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
@@ -61,6 +61,6 @@ def _escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
 def setup(app: Any) -> dict[str, bool]:
     """Connects the extension to Sphinx."""
     app.connect("builder-inited", lambda app: write_pages(PAGES))
-    # Before napoleon, which writes links of its own.
+    # Before napoleon, which inserts links of its own.
     app.connect("autodoc-process-docstring", _escape, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,8 +1,8 @@
-"""Pages of the published results: every table with its caption, every figure, every report.
+"""Makes pages of the published results: tables with captions, figures and reports.
 
-The pages are made from ``results/published`` when the site is built, and stored nowhere else. The
-files themselves (CSV, LaTeX, run records) are copied next to the pages that link to them, and a
-tier's report is built again from its published records and tables.
+The site build makes the pages from ``results/published`` and stores them nowhere else. It copies
+the files themselves (CSV, LaTeX, run records) next to the pages that link to them. It rebuilds each
+tier's report from its published records and tables.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GROUPS = (
     ("Theory", ("theory",)),
     ("Figures", ("figures", "llama/figures", "theory/figures")),
 )
-"""Headings of a tier's page, each with the folders whose pages it lists."""
+"""Headings of a tier's page, with the folders whose pages each lists."""
 
 TITLES = {
     "cost": "What the jobs cost",
@@ -37,7 +37,7 @@ TITLES = {
     "checks": "Checks of the theory",
     "fuzz": "Wrong files",
 }
-"""Titles of published texts that have none of their own, by the name of the file."""
+"""Titles of published texts without a heading, by file name."""
 
 _TITLE = re.compile(r"\A#+ (.+)\n")
 _HEADING = re.compile(r"^#{2,6} ", re.MULTILINE)
@@ -46,26 +46,26 @@ _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 @dataclass(frozen=True)
 class Page:
-    """A page of the site: where it goes, its title, its Markdown below the title."""
+    """A page of the site: its path, its title, and the Markdown below the title."""
 
     path: Path
     title: str
     body: str
 
     def write(self) -> None:
-        """Writes it."""
+        """Writes the page."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(f"# {self.title}\n\n{self.body.strip()}\n", encoding="utf-8")
 
 
 _STATEMENTS = ("claims", "claims_evidence", "checks", "faults")
-"""Texts whose tables hold sentences, by the name of the file: their cells are wrapped."""
+"""File names of texts whose tables contain sentences; their cells are wrapped."""
 
 
 def tiers() -> list[Path]:
-    """The published folders that have run records and their tables, sorted.
+    """The published folders with both run records and tables, sorted.
 
-    Of a tier that is not finished there are records alone.
+    An unfinished tier has records only.
     """
     return sorted(
         folder
@@ -75,11 +75,11 @@ def tiers() -> list[Path]:
 
 
 def pages(published: Path, target: Path) -> list[Page]:
-    """A page for every published Markdown file and for every folder of figures alone.
+    """Makes a page for every published Markdown file and for every folder that has only figures.
 
     Args:
         published: ``results/published``.
-        target: where the pages go.
+        target: folder of the pages.
     """
     found = [_text_page(path, published, target) for path in sorted(published.rglob("*.md"))]
     shown = {path.with_suffix("") for path in published.rglob("*.md")}
@@ -102,7 +102,7 @@ def _text_page(path: Path, published: Path, target: Path) -> Page:
     match = _TITLE.match(text)
     title = match[1] if match else TITLES.get(path.stem, _words(path.stem))
     body = _HEADING.sub("## ", text[match.end() :] if match else text)
-    # Links of a text of a tier start at the tier's folder.
+    # Links in a tier's text are relative to the tier's folder.
     tier = published / path.relative_to(published).parts[0]
     body = _LINK.sub(lambda m: _file_link(m[1], tier / m[2], place, published, target), body)
     parts = [styled(body, path.stem)]
@@ -116,7 +116,7 @@ def _text_page(path: Path, published: Path, target: Path) -> Page:
 
 
 def styled(body: str, name: str) -> str:
-    """A published text with its tables and captions in containers, which the style sheet knows.
+    """Puts the tables and captions of a published text in containers for the style sheet.
 
     Args:
         body: Markdown.
@@ -133,7 +133,7 @@ def styled(body: str, name: str) -> str:
 
 
 def _file_link(words: str, file: Path, page: Path, published: Path, target: Path) -> str:
-    """A link to a copied file; the words as code where they name a folder or many files."""
+    """A link to a copied file; plain code if the target is a folder or a pattern."""
     if not file.is_file():
         return f"`{words.strip('`')}`"
     to = os.path.relpath(target / file.relative_to(published), page.parent)
@@ -150,7 +150,7 @@ def _words(name: str) -> str:
 
 
 def tier_page(tier: Path, target: Path, found: Iterable[Page]) -> Page:
-    """The page of one published tier: its report, its claims, and all of its other pages."""
+    """The page of a published tier: its report, its claims, and all of its other pages."""
     folder = target / tier.name
     of_tier = f" (tier {tier.name})"
     by_place = {
@@ -180,7 +180,7 @@ def _toctree(heading: str, names: list[str], titles: dict[str, str]) -> str:
 
 
 def write_pages(published: Path = PUBLISHED, target: Path = PAGES) -> list[Page]:
-    """Writes all pages; returns them, the tiers' own last."""
+    """Writes all pages and returns them, the tiers' own pages last."""
     shutil.rmtree(target, ignore_errors=True)
     found = pages(published, target)
     for tier in tiers():
@@ -192,7 +192,7 @@ def write_pages(published: Path = PUBLISHED, target: Path = PAGES) -> list[Page]
 
 
 def write_report(tier: Path, path: Path) -> None:
-    """Builds a tier's report from its published records and tables, under today's names.
+    """Builds a tier's report from its published records and tables, with current names.
 
     Args:
         tier: the published folder.

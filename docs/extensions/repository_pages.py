@@ -1,8 +1,8 @@
-"""Pages of the repository as pages of the site.
+"""Shows pages of the repository as pages of the site.
 
-``README.md`` is the site's first page and ``theory/README.md`` the page of the theory: their text
-is taken where a page of the site says ``<!-- text of PATH -->``. A link to a file of the repository
-becomes a link to the page of the site that shows it, or plain words where none does.
+``README.md`` is the site's first page, and ``theory/README.md`` is the page of the theory. Their
+text replaces the comment ``<!-- text of PATH -->`` in a page of the site. A link to a file of the
+repository becomes a link to the page that shows it, or plain text if there is none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
 PUBLISHED = ROOT / "results" / "published"
 PAGES = {"README.md": "index.md", "theory/README.md": "theory.md"}
-"""Files of the repository and the pages of the site that hold their text."""
+"""Files of the repository, and the pages of the site that contain their text."""
 
 _QUOTE = re.compile(r"(<!-- begin \S*?(\w+)\.md -->\n)(.*?)(\n<!-- end \S+ -->)", re.DOTALL)
 _TEXT = re.compile(r"<!-- text of (\S+) -->")
@@ -29,7 +29,7 @@ _LINK = re.compile(
 
 
 def page_text(source: str, page: Path) -> str:
-    """What Sphinx reads instead of a page.
+    """The text that Sphinx reads for a page.
 
     Args:
         source: the page's own text.
@@ -45,11 +45,11 @@ def page_text(source: str, page: Path) -> str:
 
 
 def with_links(text: str, folder: Path, page: Path) -> str:
-    """The text with every link for the page that shows it.
+    """Rewrites every link for the page that shows the text.
 
     Args:
         text: Markdown with links relative to ``folder``.
-        folder: where the text is stored.
+        folder: the folder of the text.
         page: the page of the site that shows it.
     """
 
@@ -72,14 +72,14 @@ def with_links(text: str, folder: Path, page: Path) -> str:
 
 
 def site_page(path: Path) -> Path | None:
-    """The page of the site that shows a file or folder of the repository; None if none does."""
+    """The page of the site that shows a file or folder of the repository, or None."""
     name = path.relative_to(ROOT).as_posix()
     if name in PAGES:
         return DOCS / PAGES[name]
     if path.is_relative_to(PUBLISHED):
         shown = DOCS / "published" / path.relative_to(PUBLISHED)
         if path.is_dir():
-            # A folder of tables is shown by its tier's page.
+            # The page of a tier shows its folders of tables.
             tier = path.relative_to(PUBLISHED).parts[:1]
             shown = DOCS.joinpath("published", *tier, "index.md")
         return shown if shown.is_file() else None

@@ -1,4 +1,4 @@
-"""Writes the table of docs/architectures.md from the descriptions, by tiny models of every type."""
+"""Writes the table of docs/architectures.md, from the descriptions and tiny models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START, END = "<!-- table: make pictures -->\n", "<!-- end of table -->\n"
 
 
 def row(kind: str, model: nn.Module) -> str:
-    """What shrinks in a type."""
+    """The dimensions that shrink in a type."""
     blocks = adapter_for(model).blocks(model)
     attentions = [part for block in blocks for part in block.attentions]
     narrows = [part for part in attentions if part.narrows]
@@ -34,7 +34,7 @@ def row(kind: str, model: nn.Module) -> str:
 
 
 def table() -> str:
-    """All types, from the first to the last letter."""
+    """All types in alphabetical order."""
     rows = {name: row(name, described_model(name)) for name in CONFIGURATIONS if "/" not in name}
     head = "| `model_type` | heads | q, k dimensions | v dimensions | feed-forward | experts |"
     lines = [f"{head} ends only |", "|---|---|---|---|---|---|---|"]

@@ -2,7 +2,7 @@
 
     python docs/pictures/how_it_works.py
 
-The picture has a white background of its own, so that it reads the same on light and dark pages.
+The picture has its own white background, so it is readable on light and dark pages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Drawing:
         )
 
     def path(self, steps: str, colour: str, width: float = 1.4, dashed: bool = False) -> None:
-        """A curve without filling."""
+        """A curve without fill."""
         dash = ' stroke-dasharray="4 3"' if dashed else ""
         self.lines.append(
             f'<path d="{steps}" fill="none" stroke="{colour}" stroke-width="{width}"{dash}/>'
@@ -55,7 +55,7 @@ class Drawing:
         where: str = "start",
         bold: bool = False,
     ) -> None:
-        """A line of text; ``where`` is SVG's text-anchor."""
+        """A line of text; ``where`` is the SVG attribute ``text-anchor``."""
         weight = ' font-weight="bold"' if bold else ""
         self.lines.append(
             f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" fill="{colour}" '
@@ -79,7 +79,7 @@ class Drawing:
         closed_rows: Collection[int] = (),
         closed_columns: Collection[int] = (),
     ) -> None:
-        """A matrix of cells, those of closed rows and columns in grey."""
+        """A matrix of cells, with the cells of closed rows and columns in grey."""
         for row in range(rows):
             for column in range(columns):
                 gone = row in closed_rows or column in closed_columns
@@ -88,7 +88,7 @@ class Drawing:
                 self.box(x + column * CELL, y + row * CELL, CELL, CELL, fill, edge)
 
     def text(self) -> str:
-        """The file's content."""
+        """The content of the file."""
         width, height = self.size
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -123,7 +123,7 @@ def gates(drawing: Drawing, x: float) -> None:
 
 
 def groups(drawing: Drawing, x: float) -> None:
-    """Panel 2: a feed-forward part whose two sides share gates."""
+    """Panel 2: a feed-forward part whose layers share gates."""
     drawing.words(x, 30, "2  Groups", 15, bold=True)
     drawing.words(x, 50, "what depends on each other shares one gate", 11.5, MUTED)
     up, top = x, 88
@@ -146,7 +146,7 @@ def groups(drawing: Drawing, x: float) -> None:
 
 
 def compaction(drawing: Drawing, x: float) -> None:
-    """Panel 3: the smaller matrices, and the residual stream of the old width around them."""
+    """Panel 3: the smaller matrices, with the residual stream at its old width around them."""
     drawing.words(x, 30, "3  Compaction", 15, bold=True)
     drawing.words(x, 50, "closed rows and columns are cut out", 11.5, MUTED)
     wide, hidden = WIDE - len(CLOSED_GROUPS), HIDDEN - 1

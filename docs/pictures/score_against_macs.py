@@ -2,8 +2,8 @@
 
     python docs/pictures/score_against_macs.py
 
-Writes ``score_against_macs.csv``, every number of the picture, and ``score_against_macs.svg``,
-which names the SHA-256 digest of that file in a comment.
+Writes ``score_against_macs.csv`` with every number of the picture, and ``score_against_macs.svg``,
+which has the SHA-256 of that file in a comment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METHODS = {
     "structured": ("Shared gates", COLOURS[0], "o"),
     "structured-lora": ("Shared gates + LoRA", COLOURS[0], "^"),
 }
-"""By label: words, colour and marker; LoRA is hollow."""
+"""By label: legend text, colour and marker; markers of LoRA are hollow."""
 
 TASKS = {"sst2": "SST-2 (accuracy)", "mrpc": "MRPC (accuracy, F1)", "qnli": "QNLI (accuracy)"}
 
@@ -36,9 +36,9 @@ TASKS = {"sst2": "SST-2 (accuracy)", "mrpc": "MRPC (accuracy, F1)", "qnli": "QNL
 def points(published: Path = PUBLISHED) -> pd.DataFrame:
     """The picture's numbers, one row for each task and method.
 
-    Columns: ``task``, ``method``, ``macs_kept`` in per cent of the encoder's, the mean over seeds;
-    ``score``, ``low`` and ``high``, times 100, the mean and its 95 % t interval over seeds;
-    ``seeds``.
+    Columns: ``task``, ``method``, ``macs_kept`` (percentage of the encoder's MACs, mean over
+    seeds), ``score`` (mean over seeds, times 100), ``low`` and ``high`` (its 95 % t interval over
+    seeds, times 100), ``seeds``.
 
     Args:
         published: folder with ``glue.csv`` (scores) and ``runs.csv`` (MACs of each run).
@@ -63,7 +63,7 @@ def points(published: Path = PUBLISHED) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> Any:
-    """The figure: a panel for each task, intervals as bars, the legend below."""
+    """Draws a panel for each task, with intervals as bars and the legend below."""
     from matplotlib.figure import Figure
 
     with style():
@@ -98,7 +98,7 @@ def draw(frame: pd.DataFrame) -> Any:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """The numbers as they are stored."""
+    """Formats the numbers as they are stored."""
     stream = io.StringIO()
     frame.to_csv(stream, index=False, lineterminator="\n")
     return stream.getvalue()

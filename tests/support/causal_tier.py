@@ -1,4 +1,4 @@
-"""A tier of tiny files for tests of the experiments on Llama: text, and a random Llama."""
+"""A tier of tiny files for tests of the experiments on Llama: text and a random Llama."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRAINING: dict[str, Any] = {
 
 
 def write_text(folder: Path, documents: int = 60) -> None:
-    """Text in which each word tells the next, mostly; documents apart by empty lines."""
+    """Writes text in which each word mostly determines the next; empty lines separate documents."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(1)
     for split in ("train", "validation"):
@@ -49,7 +49,7 @@ def write_text(folder: Path, documents: int = 60) -> None:
 
 
 def write_llama(folder: Path, positions: int = 32) -> None:
-    """A random Llama with grouped queries and its tokenizer, in Hugging Face layout."""
+    """Writes a random Llama with grouped queries and its tokenizer, in Hugging Face layout."""
     tokenizer = train_tokenizer([" ".join(WORDS)], max_length=positions)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -67,7 +67,7 @@ def write_llama(folder: Path, positions: int = 32) -> None:
 
 
 def llama_section(folder: Path, **training: Any) -> dict[str, Any]:
-    """The section ``llama`` of a tier on the files below ``folder``."""
+    """The section ``llama`` of a tier with files below ``folder``."""
     settings = {**TRAINING, **training}
     return {
         "description": "tiny Llama for tests",
@@ -132,7 +132,7 @@ def llama_section(folder: Path, **training: Any) -> dict[str, Any]:
 
 
 def causal_tier(folder: Path, llama: dict[str, Any] | None = None, **training: Any) -> Tier:
-    """A tier with a section ``llama`` on files below ``folder``, written if they are not there."""
+    """A tier with a section ``llama`` on files below ``folder``, which are written if missing."""
     if not (folder / "llama").is_dir():
         write_llama(folder / "llama")
         write_text(folder / "text")

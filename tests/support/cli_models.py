@@ -18,12 +18,12 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 WORDS = tuple(f"w{number}" for number in range(VOCABULARY - len(SPECIAL)))
 GOOD, BAD = WORDS[:10], WORDS[10:20]
 
-# Wide enough that one dimension is far less than a point of the budget.
+# Wide enough that one dimension is much less than one percentage point of the budget.
 WIDE = {"hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 4}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, with RoBERTa's special tokens."""
+    """A tokenizer with one token for each word, and RoBERTa's special tokens."""
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *WORDS))}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -53,7 +53,7 @@ def checkpoint(
 
 
 def reviews(count: int = 80, seed: int = 0) -> list[dict[str, str]]:
-    """Rows whose label is told by any of their words."""
+    """Rows whose label can be read off any of their words."""
     draw = random.Random(seed)
     return [
         {

@@ -1,4 +1,4 @@
-"""Finds the commands that a document names, and says what is wrong with one."""
+"""Finds the commands that a document names and reports what is wrong with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHELLS = ("", "bash", "console")
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a page: in fences of a shell or without a language, and in backticks."""
+    """The commands of a page: in code fences of a shell or without a language, and in backticks."""
     text = re.sub(r"<!-- begin .*?<!-- end \S+ -->", "", text, flags=re.DOTALL)
     blocks = [block for language, block in fences(text) if language in SHELLS]
     inline = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
@@ -30,15 +30,15 @@ def commands(text: str) -> list[str]:
 
 
 def comments(text: str) -> str:
-    """A YAML file's comments as a page's fence."""
+    """A YAML file's comments, as the code fence of a page."""
     lines = [line.partition("#")[2].strip() for line in text.splitlines() if "#" in line]
     found = [line for line in lines if line.split(" ")[0] in STARTS and len(line.split()) > 1]
     return "```\n" + "\n".join(found) + "\n```\n"
 
 
 def fault(command: str) -> str | None:
-    """What is wrong with a command, None if nothing is."""
-    # A placeholder, or the rest of a sentence that a comment went on with.
+    """Why a command is wrong, or None."""
+    # A placeholder, or the rest of a sentence that continues after a comment.
     words = shlex.split(command.replace("...", "x"), comments=True)
     checks = {"make": _make, "snakemake": _snakemake, "python": _python, "pip": _pip}
     return {**checks, "finegates": _finegates}[words[0]](words[1:])
@@ -81,13 +81,13 @@ def _snakemake(words: list[str]) -> str | None:
         is_file = of_a_tier and (CONFIG / f"{of_a_tier[1]}.yaml").is_file()
         if not is_file and target not in _rules():
             return f"no rule {target}"
-    # An example's own file represents any.
+    # A path in an example represents any file, so it is not checked.
     config = {k: v for k, _, v in (c.partition("=") for c in given.config or []) if "/" not in v}
     try:
         configured_tier(config)
     except ConfigError as error:
         return str(error)
-    # A list since a later Snakemake.
+    # A list in later versions of Snakemake.
     profiles = [given.profile] if isinstance(given.profile, str) else given.profile or []
     for profile in profiles:
         if not (ROOT / profile).is_dir():
@@ -114,7 +114,7 @@ def _finegates(words: list[str]) -> str | None:
     if words[0] in SUITE:
         return _published(words[1:])
     try:
-        # `finegates shrink`, named in a text, need not have its options.
+        # `finegates shrink` in running text may omit its required options.
         parser().parse_args(words if words[1:] else [*words, "--help"])
     except SystemExit as end:
         return "its options are wrong" if end.code else None

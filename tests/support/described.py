@@ -73,7 +73,7 @@ def _without(values: Mapping[str, Any], *names: str, **others: Any) -> dict[str,
     return {**{key: value for key, value in values.items() if key not in names}, **others}
 
 
-# By type, the values of its configuration; a name behind a slash is a variant of the type.
+# Configuration values by type; a name after a slash is a variant of the type.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "bert": _TEXT,
     "roberta": _TEXT,
@@ -328,7 +328,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
 }
 if hasattr(modeling_dinov2, "Dinov2SelfAttention"):
-    # Older versions of transformers have other modules for this option.
+    # Older versions of transformers use other modules for this option.
     del CONFIGURATIONS["dinov2/swiglu"]
 IMAGES = frozenset(("deit", "dinov2", "swin", "vit", "vit_mae"))
 WAVES = frozenset(("hubert", "wav2vec2"))
@@ -377,7 +377,7 @@ def configuration(name: str) -> PretrainedConfig:
 
 
 def heads(name: str) -> list[str]:
-    """The task heads that transformers has for a type."""
+    """The task heads of a type in transformers."""
     kind, config = name.partition("/")[0], type(configuration(name))
     left_out = {
         "masked": kind not in ENCODERS,
@@ -403,7 +403,7 @@ def described_model(
 ) -> nn.Module:
     """A random model in evaluation mode, with weights large enough that every layer matters.
 
-    Experts are multiplied one by one: torch's grouped product does not take float64.
+    Experts are computed one by one, because torch's grouped matmul does not support float64.
     """
     factory = getattr(transformers, _HEADS[head])
     config = configuration(name)
@@ -412,7 +412,7 @@ def described_model(
     except ValueError as error:
         if "attention" not in str(error):
             raise
-        model = factory.from_config(configuration(name))  # has one kind only
+        model = factory.from_config(configuration(name))  # has only one kind
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation(experts)
     generator = torch.Generator().manual_seed(seed)
@@ -432,7 +432,7 @@ def described_inputs(
     length: int = 9,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
-    """Inputs of three rows for a model of that type and head; rows of text have padding."""
+    """Inputs of three rows for a model of a type and head; text has padding."""
     kind, generator = name.partition("/")[0], torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -477,14 +477,14 @@ def _text(config: PretrainedConfig, ids: Tensor, padding: str) -> dict[str, Tens
 
 
 def _end(text: dict[str, Tensor], token: int) -> None:
-    """Puts the end of the sequence at the last place that is not padding."""
+    """Puts the end-of-sequence token at the last position without padding."""
     for row, mask in enumerate(text["attention_mask"]):
         text["input_ids"][row, int(mask.nonzero()[-1])] = token
 
 
 @torch.no_grad()
 def described_outputs(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """All floating-point numbers that a model gives."""
+    """All floating-point outputs of a model."""
     double = next(p for p in model.parameters() if p.is_floating_point()).dtype is torch.float64
     with without_downcasts() if double else nullcontext():
         return list(_floats(model(**inputs)))
@@ -505,7 +505,7 @@ def _floats(values: Any) -> Iterator[Tensor]:
 def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
     """The largest difference, relative to each tensor's largest value.
 
-    It is inf if shapes or non-finite values differ.
+    It is inf if shapes or positions of non-finite values differ.
     """
     if [each.shape for each in one] != [each.shape for each in other]:
         return float("inf")
@@ -521,6 +521,6 @@ def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
 
 @contextmanager
 def without_downcasts() -> Iterator[None]:
-    """Computes in float64 throughout, so that two ways to compute one thing agree closely."""
+    """Computes in float64 throughout, so that two computations of the same value agree closely."""
     with InFloat64():
         yield

@@ -10,26 +10,27 @@ from dataclasses import dataclass
 from typing import Any
 
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
-"""A fence: its language and its content; one after another, so that an end is not taken for a
-beginning."""
+"""A code fence: language and content. Matching them in order distinguishes a fence's end from the
+start of the next.
+"""
 
 _NUMBER = re.compile(r"\d[\d,.]*")
 
 
 class PageError(AssertionError):
-    """A block that does not run, or prints something else; the message says which."""
+    """A block fails, or prints something other than the page shows."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A Python block with the output that the page shows right below it, None if it shows none."""
+    """A Python block, with the output that the page shows directly below it, or None."""
 
     code: str
     output: str | None
 
 
 def fences(text: str) -> Iterator[tuple[str, str]]:
-    """Language and content of every fence of a page, in order."""
+    """Language and content of every code fence of a page, in order."""
     for match in FENCE.finditer(text):
         yield match[1].strip(), match[2]
 
@@ -37,7 +38,7 @@ def fences(text: str) -> Iterator[tuple[str, str]]:
 def examples(text: str) -> list[Example]:
     """The Python blocks of a page.
 
-    A fence of the language ``text`` right after one is its output.
+    A fence of the language ``text`` directly after a block is its output.
     """
     found: list[Example] = []
     end = -1
@@ -57,13 +58,14 @@ def run(text: str, namespace: dict[str, Any] | None = None, *, measured: bool = 
     Args:
         text: of the page.
         namespace: names that the first block may use.
-        measured: numbers in shown outputs are of another model or machine: only the words count.
+        measured: the numbers in shown outputs are from another model or machine, so only the words
+            are compared.
 
     Returns:
-        the namespace after the last block, and under ``printed`` what all blocks printed.
+        the namespace after the last block, with the output of all blocks under ``printed``.
 
     Raises:
-        PageError: a block raises, or prints something else than the page shows.
+        PageError: a block raises, or prints something other than the page shows.
     """
     namespace = {"__name__": "page", **(namespace or {})}
     everything = ""
@@ -82,9 +84,10 @@ def run(text: str, namespace: dict[str, Any] | None = None, *, measured: bool = 
 
 
 def not_printed(shown: str, printed: str, measured: bool) -> str | None:
-    """The first line that a page shows and the block did not print in this order.
+    """The first line that a page shows and that the block did not print in this order.
 
-    A line ``...`` matches any lines; without one, the block must print these lines alone.
+    A line ``...`` matches any number of lines. Without it, the block must print exactly these
+    lines.
     """
 
     def lines(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where the repository is."""
+"""Paths of the repository and of its data."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
-"""Real data and checkpoints, not part of the repository; tests skip without them."""
+"""Real data and checkpoints, not part of the repository; tests are skipped without them."""

@@ -1,4 +1,4 @@
-"""Least-squares problems of arbitrary shape for Hypothesis, singular ones included."""
+"""Hypothesis strategies for least-squares problems of any shape, including singular ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from theory.problems import Array, Problem
 
 
 def matrices(rows: int, cols: int) -> st.SearchStrategy[Array]:
-    """Small integers: zero rows, repeated columns and rank deficiency come up often."""
+    """Matrices of small integers, often with zero rows, repeated columns or a rank deficiency."""
     return arrays(np.int64, (rows, cols), elements=st.integers(-3, 3)).map(
         lambda values: values.astype(np.float64)
     )
@@ -18,7 +18,7 @@ def matrices(rows: int, cols: int) -> st.SearchStrategy[Array]:
 
 @st.composite
 def problems(draw: st.DrawFn, largest: int = 5) -> Problem:
-    """Any n, m, d up to ``largest``; now and then a repeated or zero column, a zero row."""
+    """Problems with any n, m, d up to ``largest``; repeated or zero columns, zero rows in some."""
     n, m, d = (draw(st.integers(1, largest)) for _ in range(3))
     inputs, weight = draw(matrices(n, d)), draw(matrices(m, d))
     targets = draw(matrices(n, m))
@@ -32,5 +32,5 @@ def problems(draw: st.DrawFn, largest: int = 5) -> Problem:
 
 
 def vectors(size: int) -> st.SearchStrategy[Array]:
-    """Gates k/4 in [-2, 2]."""
+    """Vectors of gates k/4 in [-2, 2]."""
     return arrays(np.int64, size, elements=st.integers(-8, 8)).map(lambda k: k / 4.0)

@@ -12,7 +12,7 @@ from support.paths import ROOT
 
 
 def run_two(program: Path, *arguments: object) -> None:
-    """Runs a program twice, with the variables that torchrun sets; both must succeed."""
+    """Runs a program in two processes with torchrun's variables; both must succeed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

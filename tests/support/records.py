@@ -13,7 +13,7 @@ BINS = 20
 
 
 def make_gates(closed: float = 0.2, half_open: float = 0.5, gates: int = 1000) -> dict[str, Any]:
-    """A gate summary; the closed are in the first bin of its histogram, the open in the last."""
+    """A gate summary; the histogram has closed gates in its first bin and open ones in its last."""
     counts = [0] * BINS
     counts[0] = round(closed * gates)
     middle = round(half_open * gates)
@@ -46,12 +46,12 @@ def make_record(
     """A record that satisfies its schema.
 
     Args:
-        scores: one per epoch; ``last`` and ``best`` (the first of equals) follow from them.
+        scores: one per epoch; ``last`` and ``best`` (the first maximum) follow from them.
         target: the gates' target sparsity; None for a method without gates.
         title: the method's title, its label if None.
-        statuses: of the training and the reported split.
+        statuses: of the training split and the reported split.
         source: of the data: ``generated``, ``path`` or ``hub``.
-        overrides: any other field of :class:`Record`, replaced whole.
+        overrides: any other field of :class:`Record`, replaced as a whole.
     """
     task = overrides.get("task", "cola")
     method = overrides.get("method", "gates")
@@ -183,12 +183,12 @@ def make_causal_record(
 
     Args:
         method: ``dense`` has no gates, for any ``target``.
-        target: asked for.
+        target: the requested sparsity.
         experiment: ``posttraining`` or ``pretraining``.
         loss: at the end.
-        losses: held-out, one an evaluation; none in a one-shot run.
-        realised: sparsity.
-        overrides: any other field, replaced whole.
+        losses: held-out, one for each evaluation; empty for a one-shot run.
+        realised: the sparsity that was reached.
+        overrides: any other field, replaced as a whole.
     """
     dense, one_shot = method == "dense", "-as-" in method
     realised = 0.0 if dense else realised

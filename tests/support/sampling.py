@@ -1,4 +1,4 @@
-"""Which cases of a matrix of parameters run when only a sample is wanted."""
+"""Chooses a small sample of the cases of a parameter matrix."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 
 
 def sample(cases: Sequence[Mapping[str, int]], most: int | None = None) -> list[int]:
-    """Chooses few cases in which every value of every parameter appears.
+    """Chooses a few cases in which every value of every parameter appears.
+
+    The choice is greedy: always the first of the cases that add the most new values. So it is the
+    same in every process.
 
     Args:
-        cases: for each case the number of the value that each parameter takes.
-        most: take no more cases than that, those that show most new values first.
+        cases: for each case, the index of the value of each parameter.
+        most: the largest number of cases; those that add the most new values come first.
 
     Returns:
-        the cases chosen, as increasing positions. Greedy: of the cases that show most values not
-        yet seen, the first; so the choice is the same in every process.
+        the indices of the chosen cases, in increasing order.
     """
     missing = {value for case in cases for value in case.items()}
     chosen: list[int] = []

@@ -1,4 +1,4 @@
-"""Saved compact models for tests, and changes to them that no digest gives away."""
+"""Saved compact models for tests, and changes to them that keep the digests valid."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small_model(variant: str = "classifier", **overrides: object) -> nn.Module:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the structure and its digest with it: damage that the digest cannot see."""
+    """Changes the structure and updates its digest, so that the digest cannot reveal the damage."""
     structure = json.loads((folder / "finegates.json").read_text())
     del structure["sha256"]
     change(structure)
@@ -35,7 +35,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Changes tensors and the digest with them: damage that the digest cannot see."""
+    """Changes tensors and updates their digest, so that the digest cannot reveal the damage."""
     tensors = {k: v.clone() for k, v in load_file(folder / "model.safetensors").items()}
     change(tensors)
     save_file(tensors, folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Scans sources and files for what could run code that came as data."""
+"""Scans sources and files for anything that could execute data as code."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-"""Modules whose files are programs; nothing imports them."""
+"""Modules whose files can be programs; nothing imports them."""
 
 CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
-"""Built-in functions that run a text."""
+"""Built-in functions that execute text."""
 
 TRUST = "trust_remote_code"
 
 SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt", ".npy", ".npz", ".h5"}
-"""Suffixes under which pickle travels, or may."""
+"""Suffixes of files that contain pickle, or may contain it."""
 
 
 def faults(source: str) -> list[str]:
-    """What a Python source does that could run code from a file, with line numbers."""
+    """Statements of a Python source that could execute code from a file, with line numbers."""
     return [f"line {line}: {what}" for line, what in sorted(set(_faults(ast.parse(source))))]
 
 
@@ -86,7 +86,7 @@ def _constant(node: ast.expr | None) -> object:
 
 
 def _is_refusal(node: ast.expr) -> bool:
-    """False, or a text: why it is refused."""
+    """Whether a value is False or a string with the reason of a refusal."""
     return _constant(node) is False or (
         isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
@@ -100,7 +100,8 @@ def _loader(call: ast.Call, given: dict[str | None, ast.expr]) -> ast.expr:
 def holds_pickle(content: bytes) -> bool:
     """Whether a file's content is a pickle.
 
-    It may be alone, in a zip archive (as ``torch.save`` writes), or in a NumPy array of objects.
+    The pickle may be the whole file, in a zip archive (as ``torch.save`` writes), or in a NumPy
+    array of objects.
     """
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -111,20 +112,20 @@ def holds_pickle(content: bytes) -> bool:
     if content.startswith(b"\x93NUMPY"):
         return b"|O" in content[:256]
     try:
-        with warnings.catch_warnings(action="ignore"):  # texts with escapes of their own
+        with warnings.catch_warnings(action="ignore"):  # strings with escapes of their own
             opcodes = [(opcode.name, place) for opcode, _, place in pickletools.genops(content)]
-    except Exception:  # no pickle: the reader stumbles in many ways
+    except Exception:  # not a pickle: the reader fails in many ways
         return False
     if opcodes[0][0] == "PROTO":
         return True
-    # Of protocol 0 a table's first lines may happen to be a program; one that is whole and builds
-    # something is none by chance.
+    # The first lines of a table can be a valid protocol 0 program by chance. A complete program
+    # that builds an object cannot.
     builds = {"GLOBAL", "REDUCE", "INST", "OBJ", "BUILD"} & {name for name, _ in opcodes}
     return bool(builds) and opcodes[-1][1] == len(content) - 1
 
 
 def pickles_below(folder: Path) -> list[str]:
-    """Files that hold pickle, or whose suffix says so, relative to the folder."""
+    """Files that contain pickle or have a suffix of it, relative to the folder."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""Two trainings with equal draws: one removes what is closed for good, the other does not."""
+"""Two trainings with equal random draws, with and without removal of closed dimensions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Training = tuple[nn.Module, GateTrainer, list[float]]
 def rows(count: int = 64) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, VOCABULARY, (count, 6), generator=generator)
-    ids[:, -1] = 1  # an end of sequence, which T5 looks for
+    ids[:, -1] = 1  # an end-of-sequence token, which T5 looks for
     return [{"input_ids": row, "labels": int(row[0]) % 2} for row in ids]
 
 
 def without_dropout(architecture: str) -> dict[str, float]:
-    """Its options that set a dropout, whose masks depend on the number of heads."""
+    """Dropout options set to zero, because the masks depend on the number of heads."""
     names = vars(ARCHITECTURES[architecture]())
     return {name: 0.0 for name in names if "dropout" in name or "pdrop" in name}
 
@@ -47,12 +47,12 @@ def fresh(
 ) -> nn.Module:
     torch.manual_seed(0)
     model = prepare(tiny_model(architecture, dtype=dtype, **without_dropout(architecture)))
-    # Gates are float32 otherwise, whose gradients are rounded more coarsely.
+    # Gates are float32 by default, and their gradients would be rounded more coarsely.
     return fg.attach(model, config).to(dtype)
 
 
 def kept(config: fg.GateConfig) -> fg.GateConfig:
-    """The same training without removal."""
+    """The same training configuration without removal."""
     return dataclasses.replace(config, shrink=False, final_at=config.finals())
 
 
@@ -95,7 +95,7 @@ def train(
 
 
 class Rounding(TrainerCallback):
-    """Moves every trained number by as much as the roundings of one product, after every step."""
+    """Perturbs every trained number by the rounding error of one matmul, after every step."""
 
     def __init__(self, seed: int, dtype: torch.dtype = torch.float64) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -110,7 +110,7 @@ class Rounding(TrainerCallback):
 
 
 def differences(one: Training, other: Training) -> dict[str, float]:
-    """Largest differences of two trainings: of losses, of compact weights, of moments."""
+    """Largest differences of two trainings, for losses, compact weights and optimizer moments."""
     models = [fg.compact(model).state_dict() for model, _, _ in (one, other)]
     assert models[0].keys() == models[1].keys()
     assert all(models[0][n].shape == models[1][n].shape for n in models[0])
@@ -126,7 +126,7 @@ def differences(one: Training, other: Training) -> dict[str, float]:
 
 
 def moments(dense: Training, small: Training) -> list[tuple[Tensor, Tensor]]:
-    """The optimizers' numbers for the same entries of the same parameters."""
+    """The optimizers' states for the same entries of the same parameters."""
     cuts: dict[int, Any] = {}
     inner = unwrap(small[0])
     form = dense_form(inner)

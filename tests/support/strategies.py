@@ -1,7 +1,7 @@
-"""Hypothesis strategies for layers whose arithmetic is exact, and for ordinary ones.
+"""Hypothesis strategies for layers with exact arithmetic, and for ordinary layers.
 
-Exact: integer weights, biases and inputs, gates k/8. A product then has a granularity of 2^-6 per
-layer, and the sizes below keep every partial sum of a layer (float32), of a pair (float32) and of a
+Exact: integer weights, biases and inputs, and gates k/8. A product then has a granularity of 2^-6
+per layer. The sizes below keep every partial sum of a layer (float32), of a pair (float32) and of a
 chain of three (float64) within the significand, in any order of summation.
 """
 
@@ -37,7 +37,7 @@ def gaussians(shape: tuple[int, ...], dtype: torch.dtype) -> st.SearchStrategy[T
 
 
 def gate_values(size: int, steps: int = 8) -> st.SearchStrategy[Tensor]:
-    """Gates k/steps: any, none closed, all closed, all but one closed, one closed."""
+    """Gates k/steps: arbitrary, none closed, all closed, all but one closed, or one closed."""
     fractions = arrays(np.int64, size, elements=st.integers(0, steps))
     position = st.integers(0, size - 1)
 
@@ -56,7 +56,7 @@ def gate_values(size: int, steps: int = 8) -> st.SearchStrategy[Tensor]:
 
 
 def gates(size: int, steps: int = 8) -> st.SearchStrategy[FixedGate | None]:
-    """A constant gate, or none at all."""
+    """A constant gate, or None."""
     return st.one_of(st.none(), gate_values(size, steps).map(FixedGate))
 
 

@@ -39,7 +39,7 @@ TINY_SHAPE: dict[str, Any] = {
 
 
 def write_tables(folder: Path, tasks: tuple[str, ...] = ("cola", "stsb"), rows: int = 48) -> None:
-    """Tables in which the first word decides the label."""
+    """Writes tables in which the first word determines the label."""
     draw = random.Random(0)
     for task in tasks:
         spec = task_named(task)
@@ -60,7 +60,7 @@ def write_tables(folder: Path, tasks: tuple[str, ...] = ("cola", "stsb"), rows: 
 
 
 def write_encoder(folder: Path) -> None:
-    """A random two-layer RoBERTa with its tokenizer, in Hugging Face layout."""
+    """Writes a random two-layer RoBERTa with its tokenizer, in Hugging Face layout."""
     tokenizer = train_tokenizer([" ".join(WORDS)], max_length=32)
     config = RobertaConfig(
         vocab_size=len(tokenizer),
@@ -75,7 +75,7 @@ def write_encoder(folder: Path) -> None:
 
 
 def tiny_tier(folder: Path, **overrides: Any) -> Tier:
-    """A tier on files below ``folder``, which are written if they are not there."""
+    """A tier on files below ``folder``, which are written if missing."""
     if not (folder / "encoder").is_dir():
         write_encoder(folder / "encoder")
         write_tables(folder / "data")

