@@ -1,4 +1,4 @@
-"""The conformance suite: every architecture goes through every test, tiny, random and offline."""
+"""The conformance suite: every architecture, tiny, random and offline, passes every test."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def gated_model(
 
 
 def lora_model(architecture: str, **options: object) -> nn.Module:
-    """A classifier with random, non-zero low-rank factors on all its linear layers and its head."""
+    """A classifier with random non-zero low-rank factors on its head and all its linear layers."""
     base = tiny.tiny_model(architecture)
     config = peft.LoraConfig(
         task_type="SEQ_CLS", r=2, target_modules=adapter_for(base).gated(base), **options
@@ -60,7 +60,8 @@ def assert_equal_outputs(small: nn.Module, model: nn.Module) -> None:
     """Compact and gated outputs agree within the derived bound."""
 
     def some_numbers(m: nn.Module) -> torch.Tensor:
-        # The bound takes a derivative per number: all logits of a classifier, 14 of more outputs.
+        # The bound takes one derivative for each number: all logits of a classifier, else 14
+        # outputs.
         numbers = tiny.output(m, tiny.tokens()).flatten()
         return numbers[:: max(1, numbers.numel() // 14)]
 
@@ -221,10 +222,10 @@ def test_all_closed_and_none_closed(architecture: str, value: float, tmp_path: P
                 gate.latent.fill_(value)
     small = compact(model)
     if architecture in ("gpt2", "t5", "t5-gated"):
-        # Conv1D is multiplied the other way round, and T5's matrices have another memory layout.
+        # Conv1D is transposed, and T5's matrices have another memory layout.
         assert_equal_outputs(small, model)
     else:
-        assert_same_bits(small, model)  # gates of exactly 0 and 1 leave nothing to round
+        assert_same_bits(small, model)  # gates of exactly 0 and 1 cause no rounding
     kept = sum(m.weight.numel() for m in small.modules() if isinstance(m, CompactLinear))
     counted = measure_budget(model)
     assert kept == (0 if value < 0 else counted.gated_weights)
@@ -275,14 +276,14 @@ def test_lora_inside_gates(architecture: str, tmp_path: Path) -> None:
 
 def test_lora_beside_gates(architecture: str) -> None:
     model = lora_model(architecture)
-    # Of the first block one layer of each part, the others without gates.
+    # In the first block, gate one layer of each part; the other layers have no gates.
     block = adapter_for(model).blocks(model)[0]
     assert block.feed_forward is not None
     attach(model, GateConfig(modules=(block.feed_forward.up, block.attentions[0].v)))
     tiny.scatter_gates(model)
     small = compact(model.eval())
     assert not [m for m in small.modules() if type(m).__module__.startswith("peft")]
-    # The bound speaks of gated layers: wrap the others, without gates, in a copy.
+    # The bound is defined for gated layers, so wrap the others, without gates, in a copy.
     wrapped = copy.deepcopy(model)
     plain = unwrap(wrapped)
     names = set(adapter_for(plain).gated(plain)) - set(gated_layers(plain))
@@ -316,9 +317,9 @@ def test_macs_agree(architecture: str) -> None:
     assert dense == macs(tiny.tiny_model(architecture), 3, 5)
     assert planned.linear < dense.linear
     if architecture == "deberta-v2":
-        return  # its position scores are further products, not counted in "attention"
-    # What torch counts while the layers run, with attention written as plain products. The model
-    # reads 3 x 7 tokens (T5's decoder as many).
+        return  # its position scores are more matmuls, not counted in "attention"
+    # What torch counts while the layers run, with attention written as plain matmuls. The model
+    # reads 3 x 7 tokens, and T5's decoder as many.
     inputs = tiny.tokens(3, 7)
     for counted in (small, tiny.tiny_model(architecture, _attn_implementation="eager")):
         with FlopCounterMode(display=False, depth=None) as counter:

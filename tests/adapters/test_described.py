@@ -1,4 +1,4 @@
-"""Every described type, tiny, random, offline and in float64: compact computes what gated does."""
+"""Every described type, tiny, random, offline, in float64: the compact and gated models agree."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ from support.described import (
 )
 
 TYPES = sorted(CONFIGURATIONS)
-# Sums over some forty numbers in two orders, through at most three layers: far above what rounding
-# does in float64 (1e-14 at most was seen), far below what any forgotten size does (1e-5 at least).
+# Sums over about forty numbers in two orders, through at most three layers. The tolerance is far
+# above float64's rounding (at most 1e-14 was seen) and far below the effect of a forgotten size (at
+# least 1e-5 was seen).
 ROUNDING = 1e-11
 HEADS = [(name, head) for name in TYPES for head in heads(name)]
 _LANGUAGE = [(name, head) for name, head in HEADS if head in ("causal", "seq2seq", "speech")]
@@ -51,10 +52,10 @@ def gated(name: str, head: str, preset: str, seed: int = 0, **options: Any) -> n
 
 @torch.no_grad()
 def close_every_kind(model: nn.Module, seed: int) -> None:
-    """Closes some of what every shared gate holds, so that each kind of narrowing takes place.
+    """Closes some dimensions of every shared gate, so that each kind of narrowing occurs.
 
-    Left to chance, the widest head of a module often keeps all of its dimensions, and a wrong
-    description of what goes with them would not be noticed.
+    With random gates the widest head of a module often keeps all of its dimensions. A wrong
+    description of those that belong together would then pass.
     """
     generator = torch.Generator().manual_seed(seed)
     for part in model.finegates_structure:
@@ -74,7 +75,7 @@ def close_every_kind(model: nn.Module, seed: int) -> None:
 
 
 _WAYS = list(itertools.product(("structured", "reference"), ("right", "left"), ("sdpa", "eager")))
-# Every type with every head in one way, the ways in turn.
+# Every type with every head once, cycling through the ways.
 _ONCE = [(*pair, *_WAYS[index % len(_WAYS)]) for index, pair in enumerate(HEADS)]
 _ALL = [(*pair, *way) for pair in HEADS for way in _WAYS]
 _REST = [pytest.param(*case, marks=pytest.mark.slow) for case in _ALL if case not in set(_ONCE)]
@@ -115,7 +116,7 @@ def test_every_linear_layer_of_the_transformer_layers_is_described(name: str) ->
     left_out = {path.rpartition(".")[2] for path in found - known}
     assert left_out <= {
         *("pos_proj", "pos_q_proj"),  # of DeBERTa's positions
-        "reduction",  # between the stages of Swin
+        "reduction",  # between stages of Swin
     }
 
 
@@ -129,7 +130,7 @@ def test_shared_gates_meet_their_budget(name: str) -> None:
     for gate in penalty.gates():
         gate.importance.copy_(torch.rand(gate.size, generator=generator))
     kept = penalty.close_least()
-    # One dimension of a tiny model is some per cent of it.
+    # One dimension of a tiny model is a few per cent of it.
     assert 0.5 < kept < 0.7
     small = compact(model)
     counted = macs(small, 1, 9).total / macs(described_model(name), 1, 9).total
@@ -140,7 +141,7 @@ def test_shared_gates_meet_their_budget(name: str) -> None:
 @pytest.mark.parametrize("preset", ["structured", "reference"])
 @pytest.mark.parametrize(("name", "head"), _LANGUAGE, ids=[f"{n}-{h}" for n, h in _LANGUAGE])
 def test_generation_is_that_of_the_gated_model(name: str, head: str, preset: str) -> None:
-    """Greedily and by beams, with a growing cache, one of fixed size, and none."""
+    """Greedy and beam search, with a growing cache, a static cache, and no cache."""
     model = gated(name, head, preset)
     inputs = described_inputs(name, head, padding="left")
     inputs.pop("decoder_input_ids", None)
@@ -171,10 +172,10 @@ def test_positions_beyond_windows_and_original_lengths_count_alike(name: str) ->
 @pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", TYPES)
 def test_training_goes_on_with_the_gradients_of_the_gated_model(name: str) -> None:
-    """Those of all that is not in the layers, embeddings for example; with checkpoints, too."""
+    """Gradients of parameters outside the layers, such as embeddings, also with checkpointing."""
     model = gated(name, "base", "structured")
     inputs = described_inputs(name)
-    if "attention_mask" in inputs:  # rows that see nothing have no gradient in some types
+    if "attention_mask" in inputs:  # fully masked rows have no gradient in some types
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     stacks = adapter_for(model).encoder(model)
     below = [n for n, _ in model.named_parameters() if not n.startswith(stacks)]
@@ -193,7 +194,7 @@ def test_training_goes_on_with_the_gradients_of_the_gated_model(name: str) -> No
             found.append([grad.clone() for grad in grads if grad is not None])
     assert found[0]
     for one, other in itertools.pairwise(found):
-        assert relative_difference(one, other) < 1e-6  # some norms are taken in float32
+        assert relative_difference(one, other) < 1e-6  # some norms are computed in float32
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_training_goes_on_with_the_gradients_of_the_gated_model(name: str) -> No
 def test_a_wrong_description_of_rotary_embeddings_is_noticed(
     name: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What this suite asks for fails where a spec is wrong."""
+    """The suite's requirements fail for a wrong spec."""
     _plant(monkeypatch, name, rotary=change)
     model = gated(name, "base", "structured")
     inputs = described_inputs(name)
@@ -250,7 +251,7 @@ def test_a_wrong_description_of_an_attention_is_noticed(
 
 
 def _plant(monkeypatch: pytest.MonkeyPatch, name: str, **change: Any) -> None:
-    """Changes the specs of the attentions of a model."""
+    """Changes the specs of a model's attentions."""
     specs = dict(described._attention_specs())
     model = described_model(name)
     changed = 0

@@ -1,4 +1,4 @@
-"""Architectures with the layers of one that the conformance suites take, or nearly so."""
+"""Architectures whose layers equal, or nearly equal, those in the conformance suites."""
 
 from __future__ import annotations
 

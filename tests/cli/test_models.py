@@ -170,7 +170,7 @@ def test_a_model_is_timed_against_a_dense_one_and_that_against_itself(
     assert "5 interleaved rounds" in text
     dense = AutoModelForSequenceClassification.from_pretrained(places["dense"])
     left = dense if kind == "dense" else fg.load(places["compact"])
-    if kind != "gated":  # where removal would not pay, sides stay dense
+    if kind != "gated":  # if removal would not pay, sides stay dense
         costs = [fg.macs(model, 2, LENGTH).total for model in (dense, left)]
         assert f"MACs of the batch: {change(*costs)}" in text
     assert re.search(r"^(steady|noisy): the dense model differs from itself by ", text, re.M)
@@ -185,7 +185,7 @@ def test_times_are_called_noisy_where_the_dense_model_is_off_itself(off, word):
 
 
 def test_ratios_are_taken_round_by_round():
-    first = np.array([1.0, 2.0, 4.0])  # drift that meets both alike
+    first = np.array([1.0, 2.0, 4.0])  # drift that affects both equally
     table = bench.table({"dense": first, "dense, again": first, "model": first / 2})
     assert table.splitlines()[-1].split()[-4:] == ["0.500", "0.500", "..", "0.500"]
 

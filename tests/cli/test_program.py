@@ -1,4 +1,4 @@
-"""The program: its help, its exit statuses, and what it says when something is wrong."""
+"""The program: its help, its exit statuses, and its messages for errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMANDS = ("plan", "shrink", "compact", "export", "bench")
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on the standard error."""
+    """The single line on standard error."""
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("finegates: error: ")

@@ -1,4 +1,4 @@
-"""``finegates shrink``: what it makes, what it continues, what it refuses."""
+"""``finegates shrink``: its results, how it resumes, and the inputs that it refuses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK = ["--epochs", "3", "--batch-size", "8", "--max-length", str(LENGTH)]
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny encoder and a table of reviews that any word tells apart."""
+    """A tiny encoder and a table of reviews in which any word determines the label."""
     folder = tmp_path_factory.mktemp("shrink")
     return {
         "model": checkpoint(folder / "model"),
@@ -43,7 +43,7 @@ def summary(out: Path) -> dict[str, Any]:
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """The files of a result by name; its times, which no two runs share, left out."""
+    """The files of a result by name, without times, which differ between runs."""
     found: dict[str, Any] = {path.name: path.read_bytes() for path in out.iterdir()}
     found[outcome.SUMMARY] = {k: v for k, v in summary(out).items() if k != "timing"}
     return found
@@ -86,7 +86,7 @@ def test_the_result_meets_its_target_and_computes_what_the_gated_model_does(
 
 
 class Killed:
-    """Ends a training at a step, as a kill would."""
+    """Stops a training at a step, as a kill would."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         training_step = fg.GateTrainer.training_step
@@ -106,7 +106,7 @@ def uninterrupted(places: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     return contents(out)
 
 
-# 72 rows make 9 steps an epoch: within an epoch, at the end of one, in the repair at the end.
+# 72 rows make 9 steps an epoch: within an epoch, at an epoch's end, during the final repair.
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("step", [5, 9, 14, 25])
 def test_a_killed_run_continues_and_ends_with_the_tensors_of_an_uninterrupted_one(
@@ -217,7 +217,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(places, tmp_path, capsys):
     out = tmp_path / "small"
     assert shrink(places, out) == 0
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    resumption.partial_folder(out).mkdir()  # of a kill between the writing and the tidying
+    resumption.partial_folder(out).mkdir()  # left by a kill between writing and cleaning up
     (resumption.partial_folder(out) / resumption.SETTINGS).write_text("{}")
     capsys.readouterr()
     assert shrink(places, out) == 0

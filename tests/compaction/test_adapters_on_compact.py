@@ -1,4 +1,4 @@
-"""Adapters of peft on compact models: found by the names of dense layers, sized as what is kept."""
+"""peft's adapters on compact models: found by the dense layers' names, with the kept sizes."""
 
 import copy
 import re
@@ -17,11 +17,11 @@ from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from support.tiny import ARCHITECTURES, is_causal, output, scatter_gates, tiny_model, tokens
 
-# By hand: layers of a block that peft's own defaults name, as products of a compact block.
+# By hand: the number of matmuls in a compact block for the layers that peft targets by default.
 DEFAULTS = {
-    "bert": 1,  # query and value are part of one product
+    "bert": 1,  # query and value are part of one matmul
     "roberta": 1,
-    "deberta-v2": 2,  # one product each
+    "deberta-v2": 2,  # one matmul each
     "t5-gated": None,  # encoder and decoder differ: at least one each
     "llama": 1,
     "mistral": 1,
@@ -44,7 +44,7 @@ def lora_layers(model):
 
 @torch.no_grad()
 def adapt(model, seed=0):
-    """Gives the factors numbers, as training would."""
+    """Gives the factors non-zero values, as training would."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_" in name or "ia3_" in name:
@@ -67,7 +67,7 @@ def test_the_defaults_of_lora_put_factors_into_every_block(architecture):
     for block in blocks:
         inside = [name for name in layers if f"{block}." in name]
         assert len(inside) == (DEFAULTS[architecture] or len(inside)) > 0
-    assert torch.equal(logits(wrapped), there)  # factors start at zero
+    assert torch.equal(logits(wrapped), there)  # factors are zero at the start
 
 
 @pytest.mark.sampled
@@ -165,7 +165,7 @@ def test_layers_to_transform_and_exclusions_hold_for_products():
 
 @pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
 def test_dense_models_are_adapted_as_before(architecture):
-    small_model("bert")  # has taught peft
+    small_model("bert")  # registers the compact layers with peft
     dense = tiny_model(architecture, dtype=torch.float32)
     assert product_paths(dense) == {}
     wrapped = peft.get_peft_model(dense, peft.LoraConfig(task_type="SEQ_CLS"))

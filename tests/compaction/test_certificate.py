@@ -1,4 +1,4 @@
-"""A compact model is compared with the gated one on given inputs, and a difference is located."""
+"""A compact model is compared with the gated one on given inputs; a difference is located."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_wrong_weight_is_found_and_its_layer_named(monkeypatch: pytest.MonkeyP
     with pytest.raises(NotEqualError, match=r"part at model.layers.1.self_attn.o_proj "):
         compact(model, verify=tiny.tokens())
     assert calls["number"] == 1
-    compact(model)  # without inputs nothing is compared
+    compact(model)  # without inputs there is no comparison
 
 
 def test_an_error_that_float32_hides_is_found_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_a_model_under_autocast_is_compared_in_its_own_precision() -> None:
     from accelerate.state import AcceleratorState
 
     model = gated("bert")
-    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have made one
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have created one
     try:
         Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
     finally:

@@ -1,4 +1,4 @@
-"""Compaction apart from architectures: single layers, refusals, and faults that must be noticed."""
+"""Compaction of single layers, independent of architectures: results, refusals, planted faults."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ PHI = {
 
 
 def with_activation(architecture: str, phi: object) -> nn.Module:
-    """A gated classifier whose first layer has another activation than its configuration says."""
+    """A gated classifier whose first layer has a different activation than its configuration."""
     model = tiny.tiny_model(architecture, "classifier")
     path, _, name = PHI[architecture].rpartition(".")
     owner = model.get_submodule(path)
@@ -323,7 +323,7 @@ def with_activation(architecture: str, phi: object) -> nn.Module:
 def test_an_activation_that_was_changed_in_the_module_is_the_one_that_is_folded(
     architecture: str,
 ) -> None:
-    """sigmoid(0) = 1/2, where the activation of the configuration has 0."""
+    """sigmoid(0) = 1/2, where the configured activation has 0."""
     gated = with_activation(architecture, nn.Sigmoid())
     found, expected = (tiny.output(m, tiny.tokens()) for m in (compact(gated), gated))
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
@@ -401,7 +401,7 @@ def test_what_training_listens_with_goes_with_the_gates() -> None:
     assert any(module._forward_pre_hooks for module in model.modules())
     tiny.scatter_gates(model)
     small = compact(model.eval())
-    assert penalty is not None  # its hooks would go with it
+    assert penalty is not None  # its hooks would be lost
     assert not any(
         module._forward_pre_hooks
         for module in small.modules()

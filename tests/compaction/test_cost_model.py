@@ -1,4 +1,4 @@
-"""Prices of multiplying and moving: a side goes only where that pays, and outputs do not change."""
+"""Cost model: a side is removed only if that pays, and outputs do not change."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Law: a compact model computes what the gated one computes in evaluation mode.
+"""Law: a compact model computes the same function as the gated one in evaluation mode.
 
-Bit for bit where arithmetic is exact, within the derived bound of ``tolerance`` elsewhere.
+Equality is bit for bit where arithmetic is exact, and within the derived bound of ``tolerance``
+elsewhere.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def test_layer_exact(data: st.DataObject, dtype: torch.dtype, outputs: int, colu
     layer = data.draw(strategies.gated_layers(outputs, columns, dtype, largest=8))
     x = data.draw(strategies.integers((3, columns), 8, dtype))
     small = compact(layer)
-    for gradients in (True, False):  # without them the product is written where it is read from
+    for gradients in (True, False):  # without gradients the matmul takes another code path
         with torch.set_grad_enabled(gradients):
             assert torch.equal(small(x), layer.eval()(x))
             assert small(x).dtype == dtype
@@ -36,7 +37,7 @@ def test_layer_exact(data: st.DataObject, dtype: torch.dtype, outputs: int, colu
 
 @given(st.data(), strategies.SIZES)
 def test_layer_exact_bfloat16(data: st.DataObject, outputs: int) -> None:
-    # Eight bits: gates in halves, up to four columns, |w|, |x| <= 2; sums below 2^8 quarters.
+    # Eight bits: gates k/2, up to four columns, |w|, |x| <= 2; sums below 2^8 quarters.
     columns = data.draw(st.integers(1, 4))
     layer = data.draw(strategies.gated_layers(outputs, columns, torch.bfloat16, largest=2, steps=2))
     x = data.draw(strategies.integers((3, columns), 2, torch.bfloat16))
@@ -99,7 +100,7 @@ def test_pair_with_gate_projection_exact(
 def test_closed_gate_projection_that_is_not_zero_stays(
     data: st.DataObject, columns: int, middle: int, outputs: int
 ) -> None:
-    """sigmoid(0) * up varies with up: a closed row of ``gate`` removes nothing."""
+    """sigmoid(0) * up varies with up, so a closed row of ``gate`` removes nothing."""
     dtype = torch.float64
     up = data.draw(strategies.gated_layers(middle, columns, dtype))
     up.rows = None
@@ -116,7 +117,7 @@ def test_closed_gate_projection_that_is_not_zero_stays(
 def test_pair_with_half_at_zero_is_bounded(
     data: st.DataObject, columns: int, middle: int, outputs: int, every_row: bool
 ) -> None:
-    """sigmoid(0) = 1/2 moves into the bias of ``down``; made if there is none."""
+    """sigmoid(0) = 1/2 is folded into the bias of ``down``, which is created if missing."""
     dtype = torch.float64
     up = data.draw(strategies.gated_layers(middle, columns, dtype))
     if every_row:
@@ -125,10 +126,10 @@ def test_pair_with_half_at_zero_is_bounded(
     pair = tiny.Pair(up, down, "sigmoid").eval()
     x = data.draw(strategies.integers((3, columns), 3, dtype))
     small = compact(pair, adapter=tiny.PairAdapter("sigmoid"))
-    if every_row:  # nothing but halves: exact
+    if every_row:  # only halves: exact
         assert torch.equal(small(x), pair(x))
         return
-    # ``up`` is exact on integers, so both see the same hidden values; only ``down`` rounds.
+    # ``up`` is exact on integers, so both have the same hidden values; only ``down`` rounds.
     bound = linear_bound(down, torch.sigmoid(up(x)))
     assert ((small(x) - pair(x)).abs() <= bound).all()
 
@@ -184,7 +185,7 @@ def test_shared_gates(data: st.DataObject, columns: int, outputs: int) -> None:
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 @given(seed=st.integers(0, 2**16))
-@settings(max_examples=5)  # a derivative for every output number: a second each
+@settings(max_examples=5)  # one derivative for every output number: a second each
 def test_whole_model_bounded(architecture: str, seed: int) -> None:
     model = tiny.tiny_model(architecture, seed=seed)
     attach(model, GateConfig(preset="reference"))
@@ -195,7 +196,7 @@ def test_whole_model_bounded(architecture: str, seed: int) -> None:
     small = compact(model)
     difference = (tiny.output(small, inputs) - tiny.output(model, inputs)).abs()
     assert (difference <= bound).all()
-    # Not vacuous: the bound is far below what any real difference would be.
+    # Not vacuous: the bound is far below any real difference.
     assert float(bound.max()) < 1e-9
 
 

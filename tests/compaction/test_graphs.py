@@ -1,4 +1,4 @@
-"""Compiling a compact model layer by layer: one graph for each layer, however many there are."""
+"""Compiling a compact model layer by layer gives one graph per layer, for any number of layers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Compaction of what peft has put into a model: low-rank terms are merged, all else is refused."""
+"""Compaction of peft layers: low-rank terms are merged, all other adapters are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_low_rank_embeddings_are_refused_before_anything_changes() -> None:
 
 
 TARGETS: dict[str, Any] = {"target_modules": ["query", "value", "intermediate.dense"]}
-# What peft.LoraConfig and its like are called, their options, and what the refusal calls them.
+# Names of peft.LoraConfig and similar classes, their options, and their names in the refusal.
 NOT_PLAIN_LORA = {
     "ia3": ("IA3Config", {"feedforward_modules": ["intermediate.dense"]}, "ia3"),
     "loha": ("LoHaConfig", {"r": 2}, "loha"),
@@ -47,7 +47,7 @@ NOT_PLAIN_LORA = {
 
 
 def peft_model(config: Any) -> nn.Module:
-    """A classifier in peft's wrapper, with random numbers in all that is trained."""
+    """A classifier in peft's wrapper, with random values in all trainable parameters."""
     peft = pytest.importorskip("peft")
     model: nn.Module = peft.get_peft_model(tiny.tiny_model("bert"), config)
     generator = torch.Generator().manual_seed(0)
@@ -79,13 +79,13 @@ def test_what_is_not_plain_lora_is_refused_before_anything_changes(kind: str, ga
     assert [type(module) for module in model.modules()] == classes
     assert torch.equal(tiny.output(model, tiny.tokens()), before)
 
-    # The remedy leaves the gates where they are.
+    # Merging, the suggested remedy, keeps the gates.
     merged = model.merge_and_unload()  # type: ignore[operator]
     assert gated_layers(merged)
     torch.testing.assert_close(tiny.output(merged, tiny.tokens()), before)
     small = compact(merged)
     others = set(adapter_for(merged).gated(merged)) - set(gated_layers(merged))
-    # The bound speaks of gated layers: the others get wrappers without gates.
+    # The bound is defined for gated layers: the others get wrappers without gates.
     attach_fixed(merged, dict.fromkeys(others, (None, None)))
     bound = model_bound(merged, lambda m: tiny.output(m, tiny.tokens()))
     difference = tiny.output(small, tiny.tokens()) - tiny.output(merged, tiny.tokens())
@@ -107,7 +107,7 @@ def test_what_peft_has_merged_is_taken_whatever_it_was() -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_what_peft_has_merged_and_switched_off_is_refused() -> None:
-    """The next call would take it out of the weight again."""
+    """The next call would unmerge it."""
     peft = pytest.importorskip("peft")
     model = attach(peft_model(peft.LoraConfig(r=2, **TARGETS)), GateConfig(modules=("*.query",)))
     model.merge_adapter()  # type: ignore[operator]
@@ -163,7 +163,7 @@ def test_one_adapter_layer_inside_another_is_refused() -> None:
             ValueError, match=r"0\.attention\.self\.query.*another one inside.*merge"
         ):
             compact(plain)
-        outer.merge()  # the one inside is not
+        outer.merge()  # does not merge the inner one
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -186,7 +186,7 @@ MERGED = 2 + 1 + 1 + 2 + 1
 def low_rank_model(dtype: torch.dtype, factors: torch.dtype) -> nn.Module:
     """LoRA on every linear layer, with gates in the first block only.
 
-    The gates are eighths, and the numbers are those of ``dtype`` and ``factors``.
+    The gates are multiples of 1/8. ``dtype`` and ``factors`` are the dtypes of weights and factors.
     """
     peft = pytest.importorskip("peft")
     base = tiny.tiny_model("bert")
@@ -224,7 +224,7 @@ def test_half_precision_is_merged_and_folded_in_float32_and_rounded_once(
     absolute = copy.deepcopy(model).double()
     for parameter in absolute.parameters():
         parameter.data.abs_()
-    sizes = compact(absolute).state_dict()  # |s| (|W| + |t| |B| |A|) |r| |c|: nothing cancels
+    sizes = compact(absolute).state_dict()  # |s| (|W| + |t| |B| |A|) |r| |c|: no cancellation
     found = compact(model, inplace=inplace).state_dict()
     assert found.keys() == exact.keys()
     once = torch.finfo(dtype).eps / 2
@@ -234,7 +234,7 @@ def test_half_precision_is_merged_and_folded_in_float32_and_rounded_once(
             continue
         assert tensor.dtype == dtype
         bound = once * exact[name].abs() + (1 + once) * gamma(MERGED, torch.float32) * sizes[name]
-        # Below the smallest normal number half precision has absolute steps.
+        # Below the smallest normal number, half precision has absolute steps.
         bound = bound.clamp_min(torch.finfo(dtype).tiny * torch.finfo(dtype).eps)
         assert ((tensor.double() - exact[name]).abs() <= bound).all(), name
 

@@ -1,4 +1,4 @@
-"""The plan of a compaction: block by block what is kept, why, and its cost."""
+"""The plan of a compaction: kept dimensions block by block, the reasons, and the costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finegates.gates.config import GateConfig
 from support import tiny
 
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
-# Moving is so cheap here that every closed side goes.
+# Moving data is so cheap here that every closed side is removed.
 CHEAP = CostModel(product=1e-9, gather=1e-12, scatter=1e-12, head_multiple=1)
 
 

@@ -1,4 +1,4 @@
-"""oneDNN's matmuls: where they replace torch's, with the same results."""
+"""oneDNN matmuls: where they replace torch's, and that results are the same."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def whole_numbers(*shape: int) -> torch.Tensor:
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The inputs' shapes of every product by oneDNN."""
+    """Input shapes of every oneDNN matmul."""
     seen = []
     product = kernels.onednn_linear
 
@@ -108,7 +108,7 @@ def test_columns_are_selected_alike_by_every_way(threads, tokens):
 @pytest.mark.parametrize("scatters", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_inference_computes_what_training_does(outputs, tokens, scatters, bias):
-    """The ways that only inference takes are those of the same product."""
+    """Code paths that only inference takes compute the same matmul."""
     layer = CompactLinear(
         torch.randn(outputs, 37),
         torch.randn(outputs) if bias else None,
@@ -234,7 +234,7 @@ def _chosen(model):
 
 def test_a_loaded_model_has_the_products_of_the_one_that_was_saved(tmp_path, recwarn):
     small = compact(_gated(), cost=CostModel(onednn_from=3))
-    use_products(small.classifier, ALWAYS)  # each layer may have its own
+    use_products(small.classifier, ALWAYS)  # each layer may have a different one
     save(small, tmp_path / "out")
     loaded = load(tmp_path / "out")
     layers = dict(small.named_modules())
@@ -313,7 +313,7 @@ def test_exporters_and_compilers_see_torchs_product(calls, tmp_path):
 
 
 def test_calibration_finds_where_onednn_is_the_faster(monkeypatch):
-    """With clocks that say so: the default takes 3 for many rows and 1 for few, oneDNN always 2."""
+    """With a fake clock: torch takes 3 for many rows and 1 for few, oneDNN always 2."""
     from finegates.compaction import cost
 
     def taken(run, repeats):
@@ -340,7 +340,7 @@ def test_calibration_finds_where_onednn_is_the_faster(monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("onednn_from", [None, 1])
 def test_an_output_of_the_dense_width_lies_in_one_piece(onednn_from):
-    """Code around a layer may flatten what it gives."""
+    """The code around a layer may flatten its output."""
     for cols in (None, torch.arange(5)):
         weight = torch.randn(10, 6 if cols is None else 5)
         layer = CompactLinear(weight, torch.zeros(10), in_features=6, cols=cols)

@@ -1,4 +1,4 @@
-"""Compact layers in int8: what quantises linear layers finds the product inside."""
+"""Compact layers in int8: tools that quantise linear layers find the matmul inside."""
 
 import warnings
 
@@ -40,7 +40,7 @@ def test_every_product_of_a_compact_model_becomes_int8(architecture, preset):
     expected = output(small, tokens())
     error = (output(fast, tokens()) - expected).norm()
     stock = uniform(small)
-    # The same function with the same numbers, rounded to int8 in the same way.
+    # The same function with the same values, rounded to int8 in the same way.
     usual = (output(quantised(stock), tokens()) - expected).norm()
     assert 0 < error < 4 * usual + 1e-3 * expected.norm()
     assert "CompactLinear" in repr(fast)

@@ -1,4 +1,4 @@
-"""What of a folder of results must be the same, byte for byte, after any fault."""
+"""Compares results folders byte for byte, except for times; they must be equal after any fault."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from finegates.suite.runs.signed import without_times
 
 TIMED_FOLDERS = {"logs", "benchmarks", "timing"}
-"""Measured times and what jobs printed."""
+"""Folders of measured times and of printed output."""
 
 TIMED_FILES = {"report.html"}
-"""Shows those times, too."""
+"""Files that show those times as well."""
 
 TIMED_KEYS = {"pretraining.json": ("startup_s", "wall_s")}
-"""SHA-256 of files that are not records."""
+"""Keys with times, in JSON files that are not records."""
 
 UNFINISHED = {"checkpoints"}
 
 
 def contents(results: Path) -> dict[str, bytes]:
-    """Every file of a results folder by name; of records and the like, all but their times."""
+    """Every file of a results folder by name, without the times of records and similar files."""
     return {
         str(path.relative_to(results)): _content(path)
         for path in sorted(results.rglob("*"))
@@ -30,12 +30,13 @@ def contents(results: Path) -> dict[str, bytes]:
 
 
 def differences(found: Path, expected: Path, *, finished: bool = True) -> list[str]:
-    """In which files two results folders differ, and how.
+    """Files in which two results folders differ, and how.
 
     Args:
         found: a results folder.
         expected: that of an undisturbed run.
-        finished: whether ``found`` must have every file; if not, those that it has must be whole.
+        finished: whether ``found`` must have every file; if not, the files that it has must be
+            complete.
     """
     ours, theirs = contents(found), contents(expected)
     told = [f"{name}: too many" for name in sorted(ours.keys() - theirs.keys())]
@@ -61,12 +62,12 @@ def _content(path: Path) -> bytes:
     try:
         values = json.loads(content)
     except ValueError:
-        return content  # half of a record: let it differ
+        return content  # half of a record: report a difference
     kept = without_times(values)
     return json.dumps({k: v for k, v in kept.items() if k not in (dropped or ())}).encode()
 
 
 def fragments(results: Path) -> list[str]:
-    """Temporary files that killed writers left."""
+    """Temporary files left by killed writers."""
     names = (str(path.relative_to(results)) for path in results.rglob(".*"))
     return sorted(name for name in names if re.match(r"\.\d+\.", Path(name).name))

@@ -1,4 +1,4 @@
-"""Files that are cut short, or in which a bit has flipped: refused, and made again as told."""
+"""Truncated files and files with a flipped bit: refused, then made again as the message says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scratch import Scratch
 
 
 def flip(path: Path) -> None:
-    """Flips the lowest bit of a digit in the middle: the file stays as well-formed as it was."""
+    """Flips the lowest bit of a digit in the middle, so that the file remains well-formed."""
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     digits = [p for p in range(middle, len(content)) if 48 <= content[p] <= 57]
@@ -22,13 +22,13 @@ def flip(path: Path) -> None:
 
 
 def truncate(path: Path) -> None:
-    """Cuts off the second half."""
+    """Removes the second half."""
     content = path.read_bytes()
     _overwrite(path, content[: len(content) // 2])
 
 
 def _overwrite(path: Path, content: bytes) -> None:
-    """With the dates that it had: a disk does not tell."""
+    """Overwrites a file but keeps its dates, as a faulty disk would."""
     before = path.stat()
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -64,7 +64,7 @@ def damaged_files(folder: Path, whole: Scratch) -> Iterator[Outcome]:
 
 
 def damage_made_good(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """Several files damaged; each deleted as the message says; the same command again."""
+    """Damages several files, deletes each as the message says, and runs the same command again."""
     scratch = Scratch(folder, like=whole)
     for name in ("data/cola/train.parquet", "runs/cola/full/seed0.json", "tables/glue.csv"):
         flip(scratch.results / name)
@@ -78,7 +78,7 @@ def damage_made_good(folder: Path, whole: Scratch) -> Iterator[Outcome]:
 
 
 def damage_met_by_a_job(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """A record damaged when nobody looks but the job that reads it."""
+    """Damages a record that only the job that reads it can notice."""
     scratch = Scratch(folder, like=whole)
     flip(scratch.results / "runs/cola/full/seed0.json")
     (scratch.results / "tables/glue.csv").unlink()

@@ -54,7 +54,7 @@ SEED = 0
 
 
 def undisturbed(folder: Path) -> Scratch:
-    """A run from scratch that nothing befalls, on two cores.
+    """A run from scratch without any fault, on two cores.
 
     Raises:
         RuntimeError: it fails by itself.
@@ -66,7 +66,7 @@ def undisturbed(folder: Path) -> Scratch:
 
 
 def all_faults(folder: Path, count: int) -> tuple[Kills, list[Outcome]]:
-    """Kills and the other faults side by side: each takes one core."""
+    """Kills and the other faults in parallel: each takes one core."""
     begin = time.monotonic()
     whole = undisturbed(folder / "undisturbed")
     duration = 2 * (time.monotonic() - begin)  # on one core
@@ -81,7 +81,7 @@ def all_faults(folder: Path, count: int) -> tuple[Kills, list[Outcome]]:
 
 
 def faults_table(kills: Kills, others: Iterable[Outcome]) -> Table:
-    """One row for each rule in which kills fell, then one for each other fault."""
+    """One row for each rule in which kills occurred, then one for each other fault."""
     fell = Counter(kills.at)
     rows = []
     for where in sorted(fell):

@@ -1,7 +1,6 @@
 """Faults from outside the workflow.
 
-Jobs left alone, two runs at once, a full disk, missing permissions, a clock that goes back, files
-that disappear.
+Orphaned jobs, two runs at once, a full disk, missing permissions, a clock set back, missing files.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ HOUR_NS = 3600 * 10**9
 
 
 def _without(folder: Path, whole: Scratch, *names: str) -> Scratch:
-    """A working copy with the results of a finished run, but for some files."""
+    """A working copy with the results of a finished run, except some files."""
     scratch = Scratch(folder, like=whole)
     for name in names:
         (scratch.results / name).unlink()
@@ -32,13 +31,13 @@ def _without(folder: Path, whole: Scratch, *names: str) -> Scratch:
 
 
 def jobs_left_alone(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """The workflow is killed and its job is not: it keeps the next run out, until it has ended."""
+    """The workflow is killed and its job is not: the job blocks the next run until it has ended."""
     scratch = _without(folder, whole, GATED, "llama/tables/pretraining.csv")
     with ended(scratch.start()) as process:
         wait_until(lambda: list((scratch.results / CHECKPOINTS).glob("checkpoint-*")), "training")
         jobs = kill_alone(process)
         for job in jobs:
-            job.suspend()  # or it might have ended by the time that the next run looks
+            job.suspend()  # or it might end before the next run looks
         found, message = refusal(scratch, scratch.run(), "another run is at work", str(jobs[0].pid))
         yield Outcome(
             "workflow killed, its job at work: run again",
@@ -57,9 +56,9 @@ def jobs_left_alone(folder: Path, whole: Scratch) -> Iterator[Outcome]:
 
 
 def two_runs_at_once(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """A second run while the first is active.
+    """Starts a second run while the first is active.
 
-    The first is from scratch, on another number of cores than the undisturbed one.
+    The first is from scratch, on another number of cores than the undisturbed run.
     """
     first = Scratch(folder)
     with ended(first.start()) as process:
@@ -76,7 +75,7 @@ def two_runs_at_once(folder: Path, whole: Scratch) -> Iterator[Outcome]:
 
 
 def damaged_checkpoints(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """The newest checkpoint is damaged: training goes on from the one before."""
+    """The newest checkpoint is damaged: training resumes from the one before."""
     for number, (damage, harm) in enumerate(DAMAGES.items()):
         scratch = _without(folder / str(number), whole, GATED, "llama/tables/pretraining.csv")
         places = scratch.results / CHECKPOINTS
@@ -96,7 +95,7 @@ def damaged_checkpoints(folder: Path, whole: Scratch) -> Iterator[Outcome]:
 
 
 def deleted_intermediates(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """Files between the first and the last are gone, with a table that needs them."""
+    """Intermediate files are missing, together with a table that needs them."""
     for number, name in enumerate(("data/cola/train.parquet", "runs/cola/distilled/seed0.json")):
         scratch = _without(folder / str(number), whole, name, "tables/glue.csv")
         found, message = recovery(scratch, whole, scratch.run())
@@ -104,7 +103,7 @@ def deleted_intermediates(folder: Path, whole: Scratch) -> Iterator[Outcome]:
 
 
 def clock_set_back(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """Everything so far was written an hour in what is now the future; half is still to be done."""
+    """All files have dates an hour in the future, and half of the work is still to be done."""
     scratch = _without(folder, whole, GATED, "llama/tables/pretraining.csv", "tables/glue.csv")
     for path in (p for name in ("results", ".snakemake") for p in (folder / name).rglob("*")):
         then = path.stat().st_mtime_ns + HOUR_NS
@@ -119,7 +118,7 @@ def clock_set_back(folder: Path, whole: Scratch) -> Iterator[Outcome]:
 
 
 def memory_cut_short(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """What Snakemake remembers of its jobs is cut short, as a power failure may leave it."""
+    """Snakemake's metadata of its jobs is truncated, as by a power failure."""
     scratch = _without(folder, whole, "tables/glue.csv")
     for path in (folder / ".snakemake" / "metadata").rglob("*"):
         if path.is_file():
@@ -137,7 +136,7 @@ if os.geteuid() != 0:
 
 @functools.cache
 def may_mount() -> bool:
-    """Whether a file system can be mounted here, seen by a single process."""
+    """Whether a file system can be mounted here for a single process."""
     if shutil.which("unshare") is None:
         return False
     tried = subprocess.run([*_MOUNTING, "mount -t tmpfs tmpfs /mnt"], capture_output=True)
@@ -145,16 +144,16 @@ def may_mount() -> bool:
 
 
 def full_disk(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """The results' disk holds half of them; then there is room, and the same command again.
+    """A disk too small for the results; then it has room, and the same command runs again.
 
-    Where nothing may be mounted, a limit on the size of files takes the part of the disk's end.
+    If mounting is not possible, a limit on the size of files replaces the full disk.
     """
     scratch = Scratch(folder)
     (folder / "results").mkdir()
     make = _quoted(scratch.command())
     if may_mount():
         size = sum(p.stat().st_blocks * 512 for p in whole.results.rglob("*")) // 2
-        # The disk is seen by these commands alone; its content is copied off before they end.
+        # Only these commands see the disk, so its content is copied before they end.
         steps = [
             f"mount -t tmpfs -o size={size} tmpfs results",
             f"status=0; {make} > full.txt 2>&1 || status=$?; echo $status > full.status",
@@ -180,7 +179,7 @@ def full_disk(folder: Path, whole: Scratch) -> Iterator[Outcome]:
 
 
 def read_only_results(folder: Path, whole: Scratch) -> Iterator[Outcome]:
-    """Results that cannot be written to, and something to do."""
+    """Read-only results, with jobs left to run."""
     scratch = _without(folder, whole, "tables/glue.csv")
     make = _quoted(scratch.command())
     if may_mount():

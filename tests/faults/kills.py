@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, again and again, until the workflow gets through."""
+"""SIGKILL at random moments, repeated until the workflow finishes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from outcomes import Outcome, recovery
 from scratch import Scratch, ended, kill
 
 LONGEST = 0.25
-"""The longest a run is left alone, as a fraction of an undisturbed run's time."""
+"""The longest time before a kill, as a fraction of an undisturbed run's time."""
 
 
 @dataclass
 class Kills:
-    """What a series of kills came to.
+    """The result of a series of kills.
 
     Attributes:
-        at: the rules that were running, a kill each.
-        outcomes: of the runs that were killed, of each at its end.
+        at: the running rules, one entry for each kill.
+        outcomes: of the killed runs, each at its end.
     """
 
     at: list[str] = field(default_factory=list)
@@ -31,16 +31,16 @@ class Kills:
 def kill_at_random(
     folder: Path, whole: Scratch, count: int, *, seed: int, duration: float
 ) -> Kills:
-    """Kills runs from scratch ``count`` times, and lets the last of them through.
+    """Kills runs from scratch ``count`` times, and lets the last of them finish.
 
-    After each kill every file must be complete; the next run must continue from it.
+    After each kill every file must be complete. The next run must continue from them.
 
     Args:
         folder: for the working copies.
         whole: an undisturbed run.
-        count: kills.
+        count: number of kills.
         seed: of the moments.
-        duration: of an undisturbed run with one core, seconds.
+        duration: of an undisturbed run on one core, in seconds.
     """
     draw = random.Random(seed)
     kills = Kills()

@@ -1,4 +1,4 @@
-"""What came of a fault, and the words for it."""
+"""Outcomes of faults, and their names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Expected = Literal["recovers", "refuses"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One fault and what came of it.
+    """One fault and its outcome.
 
     Attributes:
-        fault: what was done.
-        where: to which file, or while what was running.
-        expected: ``recovers``: the same command once more, and everything is as undisturbed;
-            ``refuses``: an error that names thing and remedy, and nothing is written.
+        fault: a description of the fault.
+        where: the file that it hit, or the step that was running.
+        expected: ``recovers`` (the same command again gives the undisturbed results) or ``refuses``
+            (an error names the thing and the remedy, and nothing is written).
         found: the same words, or others.
-        message: what the user reads.
+        message: the message that the user reads.
     """
 
     fault: str
@@ -35,12 +35,12 @@ class Outcome:
 
     @property
     def as_expected(self) -> bool:
-        """Whether it was what was hoped for."""
+        """Whether the outcome is the expected one."""
         return self.found == self.expected
 
 
 def recovery(scratch: Scratch, whole: Scratch, status: int) -> tuple[str, str]:
-    """Whether a run that has ended left what an undisturbed one leaves, and the message if not."""
+    """Whether a finished run left the undisturbed results, and the message if not."""
     if status:
         return "fails", scratch.errors()
     wrong = differences(scratch.results, whole.results)
@@ -50,9 +50,9 @@ def recovery(scratch: Scratch, whole: Scratch, status: int) -> tuple[str, str]:
 
 
 def refusal(scratch: Scratch, status: int, *named: str) -> tuple[str, str]:
-    """Whether a run that has ended refused clearly: failed, named what it should, no traceback."""
+    """Whether a run refused clearly: it failed, named the required words, showed no traceback."""
     told = scratch.errors()
-    message = re.sub(r"\b\d+ \((\S+)\)", r"12345 (\1)", told)  # processes' numbers
+    message = re.sub(r"\b\d+ \((\S+)\)", r"12345 (\1)", told)  # process ids
     if not status:
         return "goes on", message
     missing = [name for name in named if name not in told]

@@ -1,4 +1,4 @@
-"""A working copy of the repository to run the workflow in, by the command that users type."""
+"""A working copy of the repository in which the users' command runs the workflow."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ LINKED = (
 )  # fmt: skip
 
 UNTIL = ("tabulate_glue", "tabulate_llama_pretraining")
-"""The rules that a run in a scratch copy ends with."""
+"""The last rules of a run in a scratch copy."""
 
 PATIENCE_S = 900
 
 
 class Scratch:
-    """A working copy: the sources linked, the results its own.
+    """A working copy: its sources are links, its results are its own.
 
     Attributes:
-        folder: where it is.
+        folder: its path.
         results: of the reduced tier.
-        output: what the last command printed, a file.
+        output: a file with the output of the last command.
     """
 
     def __init__(self, folder: Path, like: Scratch | None = None) -> None:
-        """Makes the copy, with the results and the memory of another one if given."""
+        """Makes the copy, with the results and Snakemake's metadata of another one if given."""
         self.folder = folder
         self.results = folder / "results" / "reduced"
         self.output = folder / "printed.txt"
@@ -52,7 +52,7 @@ class Scratch:
         shutil.copy(TIER, folder)
         if like is not None:
             for name in ("results", ".snakemake"):
-                # Hard links would let a flipped bit through to the original.
+                # A flipped bit would reach the original through hard links.
                 shutil.copytree(like.folder / name, folder / name, symlinks=True)
 
     def command(self, cores: int = 1, *arguments: str) -> list[str]:
@@ -61,7 +61,7 @@ class Scratch:
         return [*make, f"CORES={cores}", f"ARGS={' '.join(['--until', *UNTIL, *arguments])}"]
 
     def start(self, command: Sequence[str] | None = None) -> subprocess.Popen[bytes]:
-        """Starts a command, one ``make reproduce`` if none is given, in a session of its own."""
+        """Starts a command, by default one ``make reproduce``, in its own session."""
         self.told_before = set(self._logs())
         with self.output.open("wb") as output:
             return subprocess.Popen(
@@ -74,17 +74,17 @@ class Scratch:
             )
 
     def run(self, command: Sequence[str] | None = None) -> int:
-        """Runs a command to its end and gives its status."""
+        """Runs a command to its end and returns its status."""
         with ended(self.start(command)) as process:
             return process.wait(timeout=PATIENCE_S)
 
     @property
     def printed(self) -> str:
-        """What the last command printed."""
+        """The output of the last command."""
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     def errors(self) -> str:
-        """The lines of it that say what went wrong, on one line."""
+        """The lines of the output that report errors, joined to one line."""
         found = re.findall(
             r"^(?:error: |WorkflowError(?: in file .*)?:\n|(?=Write-prot|        results/))(.+)$",
             self.printed,
@@ -97,7 +97,7 @@ class Scratch:
         return sorted((self.folder / ".snakemake" / "log").glob("*.snakemake.log"))
 
     def at_work(self) -> str:
-        """The rules whose jobs run at the moment, as Snakemake's log of the last command tells."""
+        """The rules whose jobs are running, from Snakemake's log of the last command."""
         logs = [path for path in self._logs() if path not in self.told_before]
         printed = logs[-1].read_text(encoding="utf-8") if logs else ""
         started = dict(re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    jobid: (\d+)$",
@@ -109,7 +109,7 @@ class Scratch:
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Sees to it that a process and all that it started are gone afterwards."""
+    """Ensures that a process and all of its children have ended afterwards."""
     try:
         yield process
     finally:
@@ -117,14 +117,14 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process started by :meth:`Scratch.start` and to everything that it started."""
+    """Sends SIGKILL to a process started by :meth:`Scratch.start` and to all of its children."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def kill_alone(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """SIGKILL to the workflow and not to its jobs, which are returned."""
+    """Sends SIGKILL to the workflow but not to its jobs, which are returned."""
     below = psutil.Process(process.pid).children(recursive=True)
     jobs = [p for p in below if ".snakemake/scripts" in " ".join(p.cmdline()[:2])]
     for other in [p for p in below if p not in jobs]:
@@ -135,10 +135,10 @@ def kill_alone(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def wait_until(ready: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> None:
-    """Waits, looking often: a job may be over in a moment.
+    """Waits with frequent polling, because a job may end within a moment.
 
     Raises:
-        TimeoutError: it did not come.
+        TimeoutError: the condition never held.
     """
     end = time.monotonic() + seconds
     while not ready():

@@ -1,7 +1,7 @@
 """The workflow under faults: it recovers, or it refuses and says what to do.
 
-A few kills and most faults run always; ``--run-slow`` adds those that start from scratch.
-``make faults`` tries all of them with many kills and writes the table.
+A few kills and most faults always run. ``--run-slow`` adds those that start from scratch. ``make
+faults`` tries all of them with many kills and writes the table.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_a_fault_is_recovered_from_or_refused_clearly(case, whole, tmp_path):
 @pytest.mark.thorough
 def test_a_run_that_is_killed_at_random_moments_ends_as_if_undisturbed(whole, tmp_path):
     begin = time.monotonic()
-    whole.run(whole.command())  # nothing to do: what it takes to start
+    whole.run(whole.command())  # nothing to do: only the time to start
     kills = kill_at_random(tmp_path, whole, 3, seed=1, duration=5 * (time.monotonic() - begin))
     assert len(kills.at) == 3
     assert [outcome for outcome in kills.outcomes if not outcome.as_expected] == []

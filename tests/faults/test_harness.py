@@ -1,4 +1,4 @@
-"""The harness itself: each of its checks fails on an error that is planted."""
+"""The harness itself: each of its checks fails on a planted error."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_every_planted_difference_is_told(whole, again, harm, told):
 
 
 def test_a_number_that_a_run_draws_anew_is_found(whole, again):
-    """Nondeterminism planted in a key that is not a time."""
+    """Plants nondeterminism in a key that is not a time."""
     record = make_record().model_copy(update={"realised_sparsity": 0.2500001})
     write_record(record, again.results / "runs/cola/full/seed0.json")
     assert differences(again.results, whole.results) == [
@@ -135,7 +135,7 @@ if not path.exists():
 
 
 def test_a_half_written_file_is_found_after_a_kill(whole, tmp_path, monkeypatch):
-    """A workflow that writes in place, and is killed while it does."""
+    """A workflow that writes files in place is killed while it writes."""
     monkeypatch.setattr(Scratch, "command", lambda *a: [sys.executable, "-c", TORN])
     kills = kill_at_random(tmp_path / "k", whole, 1, seed=3, duration=30)
     (outcome,) = kills.outcomes

@@ -1,4 +1,4 @@
-"""Models that were made without a part are saved, loaded and exported without it."""
+"""Models built without an optional part are saved, loaded and exported without it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.saved import edit
 
 
 def embedding_model(kind: type, architecture: str, folder: Path) -> nn.Module:
-    """As embedding models are loaded: with no pooling layer."""
+    """A model without a pooling layer, as embedding models are loaded."""
     tiny.tiny_model(architecture, "base").save_pretrained(folder)  # type: ignore[operator]
     model = kind.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float64)  # type: ignore[attr-defined]
     attach(model, GateConfig(preset="structured"))

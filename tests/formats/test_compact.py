@@ -1,4 +1,4 @@
-"""Compact models on disk: what is written, what is kept, and every way a folder can be wrong."""
+"""Compact models on disk: files, restored state, and every way in which a folder can be wrong."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named(folder: Path, damage: str) -> None:
-    load(folder)  # sound before
+    load(folder)  # valid before
     harm, reason = DAMAGES[damage]
     harm(folder)
     with pytest.raises(CompactFormatError, match=reason) as caught:
@@ -393,7 +393,7 @@ def test_heads_of_what_is_no_attention_are_refused(tmp_path: Path) -> None:
 
 
 def irregular_llama() -> nn.Module:
-    """A compact Llama without its second head, whose two groups keep rotated pairs of their own."""
+    """A compact Llama without its second head; its two groups keep different rotated pairs."""
     model = tiny.tiny_model("llama", "language")
     gates = {}
     for block in adapter_for(model).blocks(model):
@@ -424,7 +424,7 @@ def test_stored_indices_that_the_head_sizes_do_not_imply_are_refused(
     name: str, wrong: list[Any], tmp_path: Path
 ) -> None:
     save(irregular_llama(), tmp_path / "small")
-    load(tmp_path / "small")  # sound before
+    load(tmp_path / "small")  # valid before
     place = f"model.layers.1.self_attn.{name}"
     edit_tensors(tmp_path / "small", lambda t: t[place].copy_(torch.tensor(wrong)))
     with pytest.raises(CompactFormatError, match=f"tensor {place} has other indices than"):
@@ -440,7 +440,7 @@ def test_a_structure_with_one_value_changed_is_refused(folder: Path, key: str, v
     (folder / "finegates.json").write_text(json.dumps(structure))
     with pytest.raises(CompactFormatError, match=r"finegates.json is corrupt"):
         load(folder)
-    (folder / "finegates.json").write_text(json.dumps(json.loads(text)))  # other blanks only
+    (folder / "finegates.json").write_text(json.dumps(json.loads(text)))  # only whitespace differs
     load(folder)
 
 

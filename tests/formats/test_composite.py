@@ -1,4 +1,4 @@
-"""Models made of several: one part is compact, and the whole is saved and loaded."""
+"""Composite models: one part is compact, and the whole model is saved and loaded."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def of_instances(decoder: str) -> Callable[[], tuple[nn.Module, list[str]]]:
         language = (BertLMHeadModel if decoder == "bert" else GPT2LMHeadModel)(config)
         encoder = BertModel(tiny.ARCHITECTURES["bert"]())
         model = EncoderDecoderModel(encoder=encoder, decoder=language)
-        # It gives the decoder a configuration, and leaves the model in the decoder its own.
+        # It passes a configuration to the decoder, and the model keeps its own decoder
+        # configuration.
         assert language.base_model.config is not language.config
         language.base_model.config._attn_implementation = "eager"
         return randomised(model), ["encoder"]

@@ -1,4 +1,4 @@
-"""Gated models on disk: made again whole, refused with the folder and the reason, or said so."""
+"""Gated models on disk: restored completely, or refused with the folder and the reason."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_path_in_use_is_refused(tmp_path: Path) -> None:
 
 
 class Wrapper(nn.Module):
-    """A model of nobody's classes around a gated one."""
+    """A wrapper of an unknown class around a gated model."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the structure and its digest with it: damage that the digest cannot see."""
+    """Changes the structure and updates its digest, so that the digest cannot reveal the damage."""
     structure = json.loads((folder / "finegates.json").read_text())
     del structure["sha256"]
     change(structure)

@@ -1,4 +1,4 @@
-"""Settings of generate: saved with a compact model, checked when they are read."""
+"""Generation settings: saved with a compact model, and checked on loading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.saved import edit, small_model
 
 
 def generating_model(architecture: str) -> nn.Module:
-    """A compact language model whose ``generate`` is told when to stop by its settings alone."""
+    """A compact language model whose settings alone decide when ``generate`` stops."""
     model = attach(
         tiny.tiny_model(architecture, "language", seed=3), GateConfig(preset="reference")
     )
@@ -30,7 +30,7 @@ def generating_model(architecture: str) -> nn.Module:
     small = compact(model.eval())
     small.generation_config.update(eos_token_id=None, max_new_tokens=9)
     written = generated(small)[0].tolist()
-    # The first token that does not repeat the one before it ends the sequence.
+    # The first token that differs from the one before it ends the sequence.
     places = [i for i in range(1, 10) if written[-i] not in written[:-i]]
     small.generation_config.update(eos_token_id=[written[-places[-1]], 39])
     return small
@@ -54,7 +54,7 @@ def test_generate_says_the_same_after_loading(architecture: str, tmp_path: Path)
     expected = generated(small)
     assert torch.equal(generated(again), expected)
     edit(tmp_path / "small", lambda s: s.pop("generation_config"))
-    earlier = load(tmp_path / "small")  # written before the settings were kept
+    earlier = load(tmp_path / "small")  # written before settings were saved
     assert generated(earlier).shape != expected.shape, "settings matter here"
 
 
@@ -68,13 +68,13 @@ def test_sampling_after_loading_draws_the_same_tokens(tmp_path: Path) -> None:
     assert again.generation_config.eos_token_id == [39, 38]
     again.generation_config.save_pretrained(
         tmp_path / "stock"
-    )  # transformers refuses settings that do not fit
+    )  # transformers refuses inconsistent settings
 
 
 def test_loaded_settings_may_be_written_again_where_those_of_transformers_may(
     tmp_path: Path,
 ) -> None:
-    odd = {"temperature": 0.9}  # of no effect without sampling; Llama 2 was published so
+    odd = {"temperature": 0.9}  # ignored without sampling; Llama 2 was published with it
     (tmp_path / "generation_config.json").write_text(json.dumps(odd))
     published = GenerationConfig.from_pretrained(tmp_path)
     small = generating_model("llama")
@@ -85,7 +85,7 @@ def test_loaded_settings_may_be_written_again_where_those_of_transformers_may(
     def is_written(config: GenerationConfig) -> bool:
         try:
             config.save_pretrained(tmp_path / "stock")
-        except ValueError:  # of what was changed since it was read
+        except ValueError:  # changed since it was loaded
             return False
         return True
 

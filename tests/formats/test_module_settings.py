@@ -1,4 +1,4 @@
-"""Settings of modules outside tensors are restored by a save, or refused."""
+"""Module settings outside tensors are restored by a save, or refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def comes_back(small: nn.Module, folder: Path) -> bool:
 
 
 def used(small: nn.Module, variant: str) -> None:
-    """Does with a model what users do: checkpointing, a training step, other modes, generating."""
+    """Uses a model as users do: checkpointing, a training step, other modes, generating."""
     small.gradient_checkpointing_enable()  # type: ignore[operator]
     small.train()
     tiny.output(small, tiny.tokens()).sum().backward()
@@ -156,7 +156,7 @@ NUMBERS: dict[str, Callable[[float], object]] = {
     "tensor of one": lambda number: torch.tensor([number]),
     "fraction": Fraction,
 }
-"""What a setting may be changed to that a module computes with as with a number."""
+"""Types of values that a module can compute with as with a number."""
 
 
 @pytest.mark.sampled
@@ -182,7 +182,7 @@ def test_a_changed_number_is_found_in_every_type(case: str, kind: str, tmp_path:
 
 @pytest.mark.parametrize("kind", ["numpy single", "numpy double", "tensor"])
 def test_the_configurations_number_in_another_type_is_no_change(kind: str, tmp_path: Path) -> None:
-    small = small_model("llama", rms_norm_eps=2.0**-10)  # exact in every type
+    small = small_model("llama", rms_norm_eps=2.0**-10)  # exact in every dtype
     change("model.norm", "variance_epsilon", NUMBERS[kind](2.0**-10))(small)
     assert comes_back(small, tmp_path / "small")
 
@@ -224,7 +224,7 @@ def test_the_autocast_that_accelerate_puts_around_a_forward_is_none_of_its_own(
 ) -> None:
     small = small_model("bert", dtype=torch.float32)
     plain = tiny.output(small, tiny.tokens())
-    AcceleratorState._reset_state()  # of an accelerator in another precision, in other tests
+    AcceleratorState._reset_state()  # other tests may have created one in another precision
     try:
         Accelerator(cpu=True, mixed_precision="bf16").prepare(small)
     finally:
@@ -268,15 +268,15 @@ def test_rotary_embeddings_that_have_seen_a_long_input_come_back_as_they_are(
     architecture: str, kind: str, tmp_path: Path
 ) -> None:
     small = small_model(architecture, "language", rope_parameters=ROTARY[kind])
-    lengths = (40, 30, 20, 7, 30)  # the table of 40 serves 30 and 20; 7 puts the first one back
+    lengths = (40, 30, 20, 7, 30)  # the table of 40 serves 30 and 20; 7 restores the first one
 
     def run(model: nn.Module, length: int) -> torch.Tensor:
-        with InFloat64():  # the norms of queries and keys are taken in float32
+        with InFloat64():  # the norms of queries and keys are computed in float32
             return tiny.output(model, tiny.tokens(1, length))
 
     fresh = run(small, 30)
     run(small, lengths[0])
-    # Older transformers keep what was seen under a name that nothing reads.
+    # Older transformers store the longest input under a name that nothing reads.
     remembers = any(getattr(m, "max_seq_len_cached", 0) == lengths[0] for m in small.modules())
     if kind == "dynamic" and remembers:
         assert not torch.equal(run(small, 30), fresh), "the table depends on what was seen"

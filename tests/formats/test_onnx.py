@@ -1,4 +1,4 @@
-"""ONNX graphs of compact models: free shapes, checked by ONNX Runtime before they appear."""
+"""ONNX graphs of compact models: dynamic shapes, checked by ONNX Runtime before writing."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ FAMILIES = {
 
 
 def unpadded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without padding: where a window sees nothing else, torch and ONNX Runtime differ."""
+    """Without padding: torch and ONNX Runtime differ in windows that contain only padding."""
     mask = {"attention_mask": torch.ones_like(inputs["input_ids"])} if "input_ids" in inputs else {}
     return {**inputs, **mask}
 
@@ -189,7 +189,7 @@ def test_a_gated_model_is_exported_when_it_is_asked_for(tmp_path: Path) -> None:
 
 
 class Words(nn.Module):
-    """A model that is exported in a second: an embedding under a linear layer."""
+    """A model that exports within a second: an embedding and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a uniform model takes back of what was removed is known and said."""
+"""The padding of a uniform model is known and reported."""
 
 import logging
 
@@ -18,7 +18,7 @@ DENSE = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * WIDTH)
 
 @torch.no_grad()
 def small_bert(*widths):
-    """A compact BERT whose layers keep so many dimensions of their feed-forward parts."""
+    """A compact BERT with the given feed-forward width in each layer."""
     model = tiny_model("bert", dtype=torch.float32)
     attach(model, GateConfig(preset="reference"))
     for module in model.modules():

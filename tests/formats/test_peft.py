@@ -1,4 +1,4 @@
-"""Gates from the FineGates adapter of peft: latents of the reference gate, then compaction."""
+"""Gates from peft's FineGates adapter: latents of the reference gate, then compaction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.tolerance import model_bound
 
 
 def adapter_state(model: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
-    """What the adapter saves: latents of every linear layer, and a trained head."""
+    """The adapter's saved state: latents of every linear layer, and a trained head."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for path in adapter_for(model).gated(model):
@@ -61,13 +61,13 @@ def test_gates_are_those_of_the_proposal_and_compaction_keeps_them(
     assert ((logits(small) - logits(model)).abs() <= model_bound(model, logits)).all()
 
 
-# The task head's parameter of a classifier, with other numbers than the model's.
+# A parameter of the classifier's task head, with values that differ from the model's.
 HEADS = {"bert": "classifier.bias", "gpt2": "score.weight", "llama": "score.weight"}
 
 
 @pytest.mark.parametrize("architecture", HEADS)
 def test_other_layers_than_bert_s_are_imported_and_compacted_too(architecture: str) -> None:
-    """Conv1D, whose matrices lie the other way round, and feed-forwards with a gate projection."""
+    """Conv1D, whose matrices are transposed, and feed-forward parts with a gate projection."""
     model = tiny.tiny_model(architecture)
     state = without(adapter_state(model), "classifier")
     head = torch.full_like(model.get_parameter(HEADS[architecture]), 0.25)
@@ -90,7 +90,7 @@ def test_other_layers_than_bert_s_are_imported_and_compacted_too(architecture: s
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_biases_that_were_trained_inside_the_adapters_layers_are_taken(architecture: str) -> None:
-    """With ``bias="all"`` peft saves them under the layers that it wrapped."""
+    """With ``bias="all"`` peft saves biases under the names of the wrapped layers."""
     model = tiny.tiny_model(architecture)
     state = without(adapter_state(model), "classifier")
     path = adapter_for(model).gated(model)[1]

@@ -1,4 +1,4 @@
-"""A save that succeeds can be loaded; any other says why and writes nothing."""
+"""A successful save can be loaded; a failed one gives its reason and writes nothing."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_positions_labels_and_large_numbers_come_back_or_are_refused(
 ) -> None:
     small = compact_bert(num_labels=labels, tokens_seen=number)
     small.bert.embeddings.position_ids += first  # type: ignore[union-attr, operator]
-    # The table has 16 rows for the 16 positions from 0 on.
+    # The table has 16 rows for 16 positions starting at 0.
     assert comes_back(small) == (first == 0)
 
 

@@ -1,4 +1,4 @@
-"""Uniform export: stock classes load what compaction made, as far as their configurations go."""
+"""Uniform export: stock classes load compact models, as far as their configurations allow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_stock_class_loads_it_and_computes_the_same(
     uniform(compact(gated)).save_pretrained(tmp_path)  # type: ignore[operator]
     stock = type(gated).from_pretrained(tmp_path, dtype=torch.float64)  # type: ignore[attr-defined]
     assert not [m for m in stock.modules() if isinstance(m, CompactLinear)]
-    # Its sums are the compact model's with more zeros among them, which round nothing.
+    # Its sums are the compact model's with more zeros, which do not round.
     bound = model_bound(gated, some_numbers)
     assert ((some_numbers(stock.eval()) - some_numbers(gated)).abs() <= bound).all()
     assert float(bound.max()) < 1e-9
@@ -65,7 +65,7 @@ def test_decoders_lose_whole_heads_in_the_configuration_too(architecture: str) -
 
 
 def test_heads_are_filled_up_to_a_number_that_the_configuration_admits(tmp_path: Path) -> None:
-    """Four heads of a model 16 wide: of a Llama that three are left, transformers 5 refuses."""
+    """Four heads at width 16: transformers 5 refuses a Llama of this width with three heads."""
     dense = tiny.tiny_model("llama", "language", hidden_size=16, num_key_value_heads=4)
     model = attach(dense, GateConfig(preset="structured"))
     for part in model.finegates_structure:  # type: ignore[union-attr]

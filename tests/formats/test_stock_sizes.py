@@ -1,7 +1,7 @@
-"""Equal sizes in a stock configuration: nothing is padded, and no part of this library is needed.
+"""Equal sizes in a stock configuration: no padding, and no need for this library.
 
-Also the export of every described type: what it computes is what the compact model computes, or it
-is refused by name.
+Also exports every described type: outputs equal the compact model's, or the export is refused by
+name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "t5-gated": {"d_model": 48, "d_ff": 96},
 }
 SAYS_HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
-# Without the library: importing it fails.
+# Without the library: importing it raises.
 STRANGER = """
 import json, sys
 from pathlib import Path
@@ -82,7 +82,7 @@ def inputs_of(name: str) -> dict[str, torch.Tensor]:
 
 
 def pruned_model(name: str, target: float = 0.35) -> nn.Module:
-    """With equal sizes, chosen by importances that are drawn."""
+    """Prunes to equal sizes, with random importances."""
     target = target if name in SAYS_HEADS else 0.2
     config = fg.GateConfig(uniform=True, target=target, sequence_length=7, train_head=False)
     model = fg.attach(dense_model(name), config)
@@ -105,7 +105,7 @@ def output(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def linear_weights(model: nn.Module) -> int:
-    """Weights of all linear layers, those of the head included."""
+    """Weights of all linear layers, including the head."""
     from transformers.pytorch_utils import Conv1D
 
     inner = {id(m.linear) for m in model.modules() if isinstance(m, CompactLinear)}
@@ -170,7 +170,7 @@ def test_nothing_is_padded(name: str) -> None:
 def test_widths_of_layers_are_stored_where_a_class_builds_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As a class of transformers would that reads ``per_layer_config`` for each of its layers."""
+    """Like a class of transformers that reads ``per_layer_config`` for each of its layers."""
     if not hasattr(transformers.PretrainedConfig, "per_layer_config"):
         pytest.skip("this version of transformers has one size for all layers")
     small = fg.compact(scattered_model())
@@ -196,7 +196,7 @@ def test_widths_of_layers_are_stored_where_a_class_builds_them(
 
 
 def scattered_model() -> nn.Module:
-    """A Llama whose layers keep different feed-forward dimensions, and all of their heads."""
+    """A Llama whose layers keep different feed-forward dimensions and all of their heads."""
     model = fg.attach(
         tiny.tiny_model("llama", "language"),
         fg.GateConfig(dimensions="inner", target=0.1, sequence_length=7),

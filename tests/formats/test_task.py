@@ -1,4 +1,4 @@
-"""Tasks on one encoder: put in again, each computes what it did when it was saved."""
+"""Tasks on one encoder: each computes the same after loading as when it was saved."""
 
 import json
 
@@ -26,7 +26,7 @@ def gated(preset="reference", lora=False, seed=0):
 
 
 def train(model, seed):
-    """Any other values for what belongs to the task."""
+    """Changes all values that belong to the task."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in task_state(model).values():
@@ -122,7 +122,7 @@ def test_without_gates_or_without_a_frozen_encoder_there_is_no_task():
 def test_the_file_is_the_same_bytes_whenever_it_is_written(tmp_path):
     model = gated()
     written = set()
-    for _ in range(8):  # the writer's order of several entries would change from call to call
+    for _ in range(8):  # the writer's order of several entries would differ between calls
         save_task(model, tmp_path / "task.safetensors")
         written.add((tmp_path / "task.safetensors").read_bytes())
     assert len(written) == 1

@@ -1,9 +1,9 @@
-"""Gives every reader many inputs and tabulates what became of them: ``make fuzz``.
+"""Feeds many inputs to every reader and tabulates the outcomes: ``make fuzz``.
 
     python tests/fuzz/campaign.py results/fuzz [number of processes]
 
-Two engines: Atheris follows the coverage of the code in processes of its own; Hypothesis replaces
-values in place, so that more inputs get past the parser.
+There are two engines. Atheris follows code coverage in separate processes. Hypothesis replaces
+values in place, so that more inputs pass the parser.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ PATHS = [str(HERE), str(HERE.parent), str(ROOT)]
 sys.path[:0] = PATHS
 
 INPUTS = {"atheris": 12_000, "hypothesis": 3_000}
-"""Of each reader."""
+"""Inputs for each reader."""
 
 SECONDS = 30
-"""A single input that takes longer hangs, and counts as a crash."""
+"""An input that takes longer than this counts as a hang and as a crash."""
 
 MEMORY_MIB = 4000
-"""A process that takes more counts as a crash, too."""
+"""A process that uses more memory than this also counts as a crash."""
 
 
 def by_coverage(name: str, inputs: int, folder: Path) -> dict[str, Any]:
-    """Fuzzes one reader by Atheris."""
+    """Fuzzes a reader with Atheris."""
     counts = folder / f"{name}.json"
     command = [sys.executable, str(HERE / "targets.py"), name, f"-runs={inputs}", "-seed=1"]
     command += [f"-timeout={SECONDS}", f"-rss_limit_mb={MEMORY_MIB}"]
@@ -46,7 +46,7 @@ def by_coverage(name: str, inputs: int, folder: Path) -> dict[str, Any]:
 
 
 def by_values(name: str, inputs: int, folder: Path) -> dict[str, Any]:
-    """Gives one reader inputs of :func:`mutations.inputs`."""
+    """Feeds inputs of :func:`mutations.inputs` to a reader."""
     counts = folder / f"{name}.json"
     done = _run([sys.executable, str(Path(__file__)), "--one", name, str(inputs)], folder, counts)
     return _row(name, "hypothesis", done, counts, None)

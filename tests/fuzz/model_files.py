@@ -1,4 +1,4 @@
-"""Readers of models' files: compact models, tasks, adapters and configurations."""
+"""Readers of model files: compact models, tasks, adapters and configurations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _saved_model() -> Path:
 def compact_model() -> Target:
     """The structure file of a saved compact model, with intact tensors.
 
-    It is tried unchanged, and with a matching digest, as an attacker would write it.
+    It is tried as it is, and with a matching digest, as an attacker would write it.
     """
     saved = _saved_model()
     tensors = (saved / TENSORS).read_bytes()
@@ -85,7 +85,7 @@ def _sealed(content: bytes) -> bytes:
 
 
 def compact_tensors() -> Target:
-    """The tensor file of a saved compact model, its digest made to fit."""
+    """The tensor file of a saved compact model, with a matching digest."""
     saved = _saved_model()
     structure = json.loads((saved / STRUCTURE).read_text())
 
@@ -126,7 +126,7 @@ def task_file() -> Target:
 
 
 def adapter() -> Target:
-    """An adapter with gates of the library peft."""
+    """An adapter of peft with gates."""
     model = _encoder()
     path = "bert.encoder.layer.0.intermediate.dense"
     rows, columns = model.get_submodule(path).weight.shape

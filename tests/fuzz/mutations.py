@@ -1,4 +1,4 @@
-"""Inputs for readers: valid files with bytes or values changed."""
+"""Inputs for readers: valid files with changed bytes or values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCALARS = st.one_of(
 
 @st.composite
 def edited(draw: st.DrawFn, content: bytes) -> bytes:
-    """The content with bytes replaced, cut out or put in at a few places."""
+    """The content with bytes replaced, removed or inserted at a few places."""
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
         end = min(len(content), start + draw(st.integers(0, 8)))
@@ -38,7 +38,7 @@ def nodes(tree: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def regrown(draw: st.DrawFn, tree: Any) -> Any:
-    """The tree with values replaced by others, or removed."""
+    """The tree with values replaced or removed."""
     for _ in range(draw(st.integers(1, 3))):
         places = nodes(tree)
         if not places:
@@ -56,7 +56,7 @@ def regrown(draw: st.DrawFn, tree: Any) -> Any:
 
 @st.composite
 def inputs(draw: st.DrawFn, target: Target) -> bytes:
-    """A valid file with other bytes, or, where the format is a tree, with other values."""
+    """A valid file with changed bytes, or, if the format is a tree, with changed values."""
     seed = draw(st.sampled_from(target.seeds))
     if target.tree is None or draw(st.integers(0, 3)) == 0:
         return draw(edited(seed))

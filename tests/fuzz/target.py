@@ -1,8 +1,7 @@
-"""What is fuzzed: a reader of files of others, as a function of bytes.
+"""A fuzzing target: a reader of untrusted files, as a function of bytes.
 
-It takes any, and either reads a valid file or refuses it with the error that its documentation
-names; all else is a failure. What is read is checked for what must hold of it, and what is done in
-reading is watched.
+For any bytes it reads a valid file or raises the error that its documentation names. Anything else
+is a failure. The result must satisfy its invariants, and side effects of reading are watched.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from watch import watched
 
 
 class AcceptedInvalid(AssertionError):
-    """A file was read that does not hold what it must."""
+    """An invalid file was accepted: an invariant does not hold."""
 
 
 def must(condition: bool, what: str) -> None:
@@ -26,17 +25,17 @@ def must(condition: bool, what: str) -> None:
 
 
 SHARED = Path(tempfile.mkdtemp(prefix="fuzz"))
-"""Where the files that are read lie, and what several targets share."""
+"""Folder of the files to read, and data that several targets share."""
 
 
 class Target:
-    """Something that reads a file.
+    """A reader of files.
 
     Attributes:
         seeds: valid files, where mutations start.
-        refusals: the errors that an invalid file may raise.
+        refusals: errors that an invalid file may raise.
         tree: the format whose values, not only bytes, can be replaced: ``json``, ``yaml`` or None.
-        accepted, refused: how often each happened.
+        accepted, refused: counts.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Target:
         self.tree = tree
         self.accepted = self.refused = 0
         self._read = read
-        # What is imported late is imported now: an import does what reading must not.
+        # Import late imports now, because an import performs acts that reading must not.
         for seed in seeds:
             with tempfile.TemporaryDirectory(dir=SHARED) as folder:
                 read(Path(folder), seed)()

@@ -1,4 +1,4 @@
-"""All that reads files of others, by name.
+"""All readers of untrusted files, by name.
 
 ``python tests/fuzz/targets.py NAME -runs=25000`` fuzzes one by coverage (Atheris).
 """
@@ -44,7 +44,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
 
 
 def main(arguments: list[str]) -> None:
-    """Fuzzes a target until libFuzzer's options end it; ``COUNTS`` names a file for its counts."""
+    """Fuzzes a target until libFuzzer's options end it; ``COUNTS`` is the file for its counts."""
     name, *options = arguments
     target = TARGETS[name]()
     corpus = Path(tempfile.mkdtemp(prefix=f"corpus-{name}"))
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
 
     def once(content: bytes) -> None:
         target(content)
-        # libFuzzer ends the process without a word to Python.
+        # libFuzzer ends the process without running Python's exit handlers.
         if counts and (target.accepted + target.refused) % 100 == 0:
             written = json.dumps({"accepted": target.accepted, "refused": target.refused})
             Path(counts).write_text(written)

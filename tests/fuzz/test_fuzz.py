@@ -1,4 +1,4 @@
-"""Files from others are read or refused, for any content."""
+"""Untrusted files are read or refused, for any content."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_what_reading_must_not_do_is_caught(act):
 
     def read(folder, content):
         (folder / "f").write_bytes(content)
-        # A seed is read once before anything is watched.
+        # Read one seed before watching starts.
         return lambda: act(folder) if doing else None
 
     target = Target([b"x"], ValueError, read)

@@ -1,6 +1,6 @@
-"""Watches what a program does while it reads a file.
+"""Watches the side effects of reading a file.
 
-It must start no process, use no network, no pickle, no module of the file's folder, and write
+Reading must start no process, use no network, no pickle, no module of the file's folder, and write
 nothing.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class ForbiddenAct(BaseException):
-    """What reading must not do; no reader may catch it."""
+    """A forbidden side effect of reading, which no reader may catch."""
 
 
 _FORBIDDEN = (
@@ -27,7 +27,7 @@ _FORBIDDEN = (
 )  # fmt: skip
 
 _importing = frozenset({"marshal.loads", "ctypes.dlopen", "code.__new__"})
-"""What an import of a library does, too; forbidden unless one is under way."""
+"""Acts that importing a library performs as well; forbidden outside an import."""
 
 _watching = False
 
@@ -63,7 +63,7 @@ sys.dont_write_bytecode = True
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Within the block, a forbidden act raises :class:`ForbiddenAct` before it is done."""
+    """Raises :class:`ForbiddenAct` before any forbidden act within the block."""
     global _watching
     _watching = True
     try:

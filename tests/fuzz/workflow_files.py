@@ -27,7 +27,7 @@ from support.records import make_causal_record, make_record
 
 
 def check_tier(tier: Tier) -> None:
-    """Raises AcceptedInvalid for a tier that would write elsewhere, or with senseless numbers."""
+    """Raises AcceptedInvalid for a tier that would write elsewhere, or that has invalid numbers."""
     llama = bool(tier.llama)
     runs = [
         *(pretraining_runs(tier) if llama else []),
@@ -83,7 +83,7 @@ methods:
   full: {experiment: full}
   gates: {experiment: reference, gates: {target: 0.4}}
 """
-    # The files that ship are ten times as long, and as slow to parse.
+    # The shipped files are ten times as long, and as slow to parse.
     llama = b"""\
 llama:
   description: d
@@ -124,7 +124,7 @@ def _record(made: Any, reader: Callable[[Path], Any]) -> Target:
 
 
 def _says(found: Any, raw: Any) -> bool:
-    """Whether what was read holds all that the file does; what it leaves out has a default."""
+    """Whether the result contains all values of the file; omitted values have defaults."""
     if isinstance(raw, dict):
         return isinstance(found, dict) and all(k in found and _says(found[k], raw[k]) for k in raw)
     if isinstance(raw, list):
@@ -134,7 +134,7 @@ def _says(found: Any, raw: Any) -> bool:
 
 def record() -> Target:
     """A run record."""
-    # Without a digest, as old ones are: it would refuse every mutation at the door.
+    # Without a digest, like old records: a digest would reject every mutation immediately.
     return _record(make_record(format_version=1), read_record)
 
 
@@ -154,7 +154,7 @@ def table() -> Target:
             path.write_bytes(content)
 
         def check() -> None:
-            # One of the two fits; both are tried.
+            # Only one of the two is valid, so both are tried.
             refusals = []
             for task in ("cola", "stsb"):
                 try:
