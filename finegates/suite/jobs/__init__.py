@@ -1,1 +1,1 @@
-"""Jobs of the workflow: seals on what they write, locks, the version of the code."""
+"""Jobs of the workflow: checksums of outputs, locks, code versions, terminal."""

@@ -1,4 +1,4 @@
-"""Common parts of all jobs: log, errors, lock, seals and start-up time."""
+"""Common parts of all jobs: log, errors, lock, seals, start-up time."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from finegates.suite.jobs.seals import break_seal, check_seal, seal
 
 @contextmanager
 def running(job: Any, *, sealed: bool = True) -> Iterator[None]:
-    """Runs a job of the workflow: log, checked inputs, lock, sealed outputs.
+    """Runs the body of a job of the workflow.
 
-    The log is that of :func:`job_log`. The seals of inputs are checked, the job joins the lock of
-    its run, and its outputs are sealed at the end.
+    Output goes to a log (:func:`job_log`). The seals of inputs are checked, the job joins the lock
+    of its run, and its outputs are sealed at the end.
 
     Args:
-        job: what Snakemake hands to a script.
-        sealed: whether the outputs are; copies for others are not.
+        job: Snakemake's object ``snakemake`` of a script.
+        sealed: whether to seal the outputs; committed copies are not sealed.
     """
-    # NumPy's products round by the number of threads; Snakemake's is that of the cores at hand.
-    # torch is told the tier's number, which records name.
+    # Rounding of NumPy's matmuls depends on the number of threads, which Snakemake sets to the
+    # number of cores. torch gets the tier's number of threads, which is in the records.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with job_log(job.log[0]), at_work():
         for path in job.input:
@@ -45,16 +45,16 @@ def running(job: Any, *, sealed: bool = True) -> Iterator[None]:
 
 @contextmanager
 def job_log(path: str | Path) -> Iterator[None]:
-    """Sends standard output and error, warnings and progress to a log file.
+    """Redirects standard output and error, warnings and progress to a log file.
 
-    A failure leaves its traceback in the log and one line on the original standard error, then ends
-    the process with status 1.
+    On failure the traceback is written to the log and one line to the original standard error. Then
+    the process exits with status 1.
     """
     path = Path(path)
     sys.stdout.flush()
     sys.stderr.flush()
     terminal = os.dup(2)
-    # Descriptors, not sys.stdout: compiled libraries write to the former.
+    # Redirect file descriptors, not sys.stdout, because compiled libraries write to them.
     saved = os.dup(1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def job_log(path: str | Path) -> Iterator[None]:
 
 
 def _remedy(error: Exception, log: Path) -> str:
-    """What to do about a full disk, which libraries report in many ways, or not at all."""
+    """A remedy if the disk is full, which libraries report in many ways or not at all."""
     place = next(folder for folder in log.parents if folder.is_dir())
     reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     if any(reason in str(error) for reason in reasons) or shutil.disk_usage(place).free < 1 << 16:
@@ -89,8 +89,8 @@ def _remedy(error: Exception, log: Path) -> str:
 
 
 def seconds_since_start() -> float:
-    """Wall seconds since this process was started, its imports so far included."""
+    """Wall seconds since the start of this process, including imports."""
     import psutil
 
-    # A clock that is set back in between must not give a negative time.
+    # The clock may have been set back, which must not give a negative time.
     return max(0.0, time.time() - psutil.Process().create_time())

@@ -1,7 +1,7 @@
-"""One run at a time in a folder of results, by a lock that the kernel lets go of.
+"""Allows one run at a time in a results folder, by a lock that the kernel releases.
 
-A run holds the folder's lock for as long as it or one of its jobs is alive. A kill leaves nothing
-to clean up, and a job that outlives its killed run still keeps the next run out.
+A run holds the folder's lock as long as it or one of its jobs is alive. A killed run leaves nothing
+to clean up. A job that outlives its killed run still blocks the next run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.
 
 
 class LockError(RuntimeError):
-    """The folder of results cannot be had; the message says who has it, or why."""
+    """The results folder is locked or not writable. The message says by whom or why."""
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises LockError if the folder is there and nothing can be written into it."""
+    """Raises LockError if the folder exists and is not writable."""
     if Path(folder).exists() and not os.access(folder, os.W_OK | os.X_OK):
         raise LockError(_not_writable(folder, "read-only"))
 
@@ -40,14 +40,14 @@ def _not_writable(folder: str | Path, why: str) -> str:
 
 
 def hold(folder: str | Path, *, shared: bool = False) -> None:
-    """Takes the lock of a folder of results until this process and its jobs have ended.
+    """Locks a results folder until this process and its jobs have ended.
 
     Args:
-        folder: made if needed.
-        shared: allow another run that makes other files.
+        folder: results folder, created if needed.
+        shared: allow another run, which must make other files.
 
     Raises:
-        LockError: another run is at work there, or the folder cannot be written to.
+        LockError: another run holds the lock, or the folder is not writable.
     """
     place = Path(folder).absolute() / LOCK
     try:
@@ -55,7 +55,7 @@ def hold(folder: str | Path, *, shared: bool = False) -> None:
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise LockError(_not_writable(folder, str(error.strerror))) from error
-    # Alone for a moment, which shows that nobody else is there; then shared with the jobs.
+    # An exclusive lock shows that there is no other run. It is then shared with the jobs.
     wanted = [fcntl.LOCK_SH] if shared else [fcntl.LOCK_EX, fcntl.LOCK_SH]
     if not all(_locked(descriptor, kind) for kind in wanted):
         os.close(descriptor)
@@ -68,10 +68,10 @@ def hold(folder: str | Path, *, shared: bool = False) -> None:
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Shares the lock of the run that started this job, if one did.
+    """Shares the lock of the run that started this job, if there is one.
 
     Raises:
-        LockError: that run has ended, and another one has begun.
+        LockError: that run has ended, and another one holds the lock.
     """
     place = os.environ.get(HELD)
     if place is None:
@@ -99,7 +99,7 @@ def _locked(descriptor: int, kind: int) -> bool:
 
 
 def _holders(place: Path) -> str:
-    """The processes of this machine that have the lock file open."""
+    """The processes on this machine that have the lock file open."""
     import psutil
 
     found = []
@@ -107,7 +107,7 @@ def _holders(place: Path) -> str:
         try:
             opened = {file.path for file in process.open_files()}
         except psutil.Error:
-            continue  # ended meanwhile, or somebody else's
+            continue  # ended meanwhile, or owned by another user
         if str(place) in opened and process.pid != os.getpid():
             found.append(f"{process.pid} ({process.info['name']})")
     return f" (processes {', '.join(found)})" if found else ""

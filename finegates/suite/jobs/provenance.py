@@ -1,8 +1,8 @@
 """Digests of the source code behind a result.
 
-Snakemake reruns a job when its script changes, but does not see edits to modules that the script
-imports. A rule therefore takes the digest of its modules as a parameter. As every job reads the
-rules again, the findings of a file are cached in Snakemake's folder, under the file's content.
+Snakemake reruns a job when its script changes, but does not see changes of modules that the script
+imports. A rule therefore takes the digest of these modules as a parameter. Every job evaluates the
+rules again, so the result of parsing a file is cached in Snakemake's folder by the file's content.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _FOR_TYPES = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 _Findings = tuple[str, list[str], list[str]]
 
-_MOST = 1000  # findings in the file: several times as many as there are modules
+_MOST = 1000  # cached files, several times the number of modules
 
 
 def code_digest(*files: str | Path) -> str:
-    """Digest of Python files and of everything that they import from this repository.
+    """Digest of Python files and of all modules that they import from this repository.
 
-    Comments, docstrings and layout do not count: the digest is over syntax trees. Imports for type
-    checkers alone (``if TYPE_CHECKING:``) do not run and do not count, either.
+    The digest is computed from syntax trees, so comments, docstrings and layout do not count.
+    Imports below ``if TYPE_CHECKING:`` do not run and do not count, either.
 
     Args:
         files: paths relative to the repository's root.
@@ -67,14 +67,14 @@ def code_digest(*files: str | Path) -> str:
 
 @cache
 def _analysed(path: Path) -> tuple[bytes, tuple[Path, ...]]:
-    """Digest of a file's syntax tree without docstrings, and the repository files it imports."""
+    """Digest of a file's syntax tree without docstrings, and the files it imports."""
     digest, names, _ = _findings(path)
     found = {file for name in names for file in (*_module_files(name), *_lazy_files(name))}
     return bytes.fromhex(digest), tuple(sorted(found - {path}))
 
 
 def _findings(path: Path) -> _Findings:
-    """As :func:`_parsed`, of a file that this or an earlier process may have parsed."""
+    """Same as :func:`_parsed`, cached over calls and processes."""
     content = path.read_bytes()
     key = hashlib.sha256(_FORMAT + sys.version.encode() + b"\0" + content).hexdigest()
     known = _remembered(ROOT)
@@ -84,10 +84,9 @@ def _findings(path: Path) -> _Findings:
 
 
 def _parsed(content: bytes, path: Path) -> _Findings:
-    """Digest of a syntax tree, and its imports.
+    """Digest of a syntax tree, its imports, and its imports for type checkers.
 
-    The tree is without docstrings and without imports for type checkers. Names of imports and of
-    imports for type checkers are returned separately.
+    The digest excludes docstrings and imports for type checkers.
     """
     tree = ast.parse(content, filename=str(path))
     typed: list[str] = []
@@ -103,9 +102,9 @@ def _parsed(content: bytes, path: Path) -> _Findings:
 
 
 def _imported(nodes: Sequence[ast.AST]) -> list[str]:
-    """Names of this repository that are imported at any depth.
+    """Names of this repository that are imported at any depth of the tree.
 
-    A package as a whole has a star.
+    ``import package`` also gives ``package.*``.
     """
     names: set[str] = set()
     for node in (inner for outer in nodes for inner in ast.walk(outer)):
@@ -120,10 +119,10 @@ def _imported(nodes: Sequence[ast.AST]) -> list[str]:
 
 @cache
 def _lazy_files(name: str) -> frozenset[Path]:
-    """The files of what a package loads on first use, which it imports for type checkers.
+    """Files of names that a package loads lazily, found by its imports for type checkers.
 
     Args:
-        name: of the package and of what is taken from it, or a star for all.
+        name: ``package.name``, or ``package.*`` for all names.
     """
     package, _, taken = name.rpartition(".")
     home = ROOT.joinpath(*package.split("."), "__init__.py")
@@ -142,7 +141,7 @@ def _lazy_files(name: str) -> frozenset[Path]:
 
 @cache
 def _remembered(root: Path) -> dict[str, _Findings]:
-    """What earlier processes found, to be added to; empty if there is nothing to be read."""
+    """Reads the cache of earlier processes, empty if it is missing or corrupt."""
     try:
         stored = json.loads((root / MEMORY).read_text(encoding="utf-8"))
         return {
@@ -159,12 +158,12 @@ def _remember(root: Path, known: dict[str, _Findings]) -> None:
         (root / MEMORY).parent.mkdir(parents=True, exist_ok=True)
         write_text(root / MEMORY, json.dumps(newest))
     except OSError:
-        pass  # a read-only checkout: each process looks for itself
+        pass  # a read-only checkout: each process parses the files itself
 
 
 @cache
 def _module_files(name: str) -> frozenset[Path]:
-    """A module's file and the packages above it; empty outside the repository."""
+    """Files of a module and its parent packages, empty outside the repository."""
     parts = name.split(".")
     if parts[0] not in ("finegates", "theory"):
         return frozenset()

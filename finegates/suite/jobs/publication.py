@@ -10,12 +10,12 @@ from finegates.files import whole_folder
 
 
 def publish(files: Iterable[str | Path], source: Path, target: Path) -> None:
-    """Copies files, which replace the earlier copies as a whole or not at all.
+    """Copies files and atomically replaces all earlier copies.
 
     Args:
-        files: below ``source``; a file that is given twice is copied once.
-        source: folder of results.
-        target: folder of the copies, which get the same paths below it.
+        files: files below ``source``; repeated files are copied once.
+        source: results folder.
+        target: folder of the copies, which keep their relative paths.
     """
     copied = list(dict.fromkeys(map(Path, files)))
     with whole_folder(target) as aside:

@@ -1,9 +1,9 @@
 """Seals: the SHA-256 of a job's output, stored next to the file.
 
-A disk may flip a bit, a copy may stop half way; the workflow's tool looks at dates alone. Every job
-therefore seals what it writes, and looks at the seals of what it reads. The seal of ``a.csv`` is
-``.a.csv.sha256``, that of a folder ``.sha256`` inside it; ``sha256sum --check`` reads them, too.
-``finegates verify`` checks all of a tier.
+A disk may flip a bit, and a copy may stop half way, but Snakemake only compares dates. Every job
+therefore seals its outputs and checks the seals of its inputs. The seal of ``a.csv`` is
+``.a.csv.sha256``, that of a folder is ``.sha256`` inside it. ``sha256sum --check`` reads both.
+``finegates verify`` checks all seals of a tier.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 class SealError(ValueError):
-    """A file is not as its job wrote it; the message names it and the remedy."""
+    """A file does not match its seal. The message names it and the remedy."""
 
 
 def seal(path: str | Path) -> None:
-    """Writes the seal of a file or folder, whole or not at all; of nothing where there is none."""
+    """Writes the seal of a file or folder atomically. A missing one is skipped."""
     path = Path(path)
     if not path.exists():
         return
@@ -50,10 +50,10 @@ def check_seal(path: str | Path) -> bool:
     """Compares a file or folder with its seal.
 
     Returns:
-        whether there is one; what was never sealed (an input of the user's) is nobody's to judge.
+        whether there is a seal. Files of the user are not sealed and pass.
 
     Raises:
-        SealError: the content is another one than at the sealing.
+        SealError: the content has changed since it was sealed.
     """
     path = Path(path)
     place = _place(path)
@@ -75,11 +75,11 @@ def damaged(folder: str | Path, skip: Iterable[str | Path] = ()) -> tuple[int, l
     """Checks every seal below a folder.
 
     Args:
-        folder: any.
-        skip: folders in it that are left out.
+        folder: any folder.
+        skip: folders in it to leave out.
 
     Returns:
-        the number of files and folders with an intact seal, and a message for each other one.
+        the number of files and folders with an intact seal, and a message for each corrupt one.
     """
     count, messages = 0, []
     for place in sorted(Path(folder).rglob(f"*{SUFFIX}")):
@@ -89,13 +89,13 @@ def damaged(folder: str | Path, skip: Iterable[str | Path] = ()) -> tuple[int, l
             place.parent if place.name == SUFFIX else place.with_name(place.name[1 : -len(SUFFIX)])
         )
         if not path.exists():
-            continue  # deleted: it will be made again
+            continue  # deleted, so Snakemake makes it again
         try:
             count += check_seal(path)
         except SealError as error:
             messages.append(str(error))
         except FileNotFoundError:
-            continue  # a job has just started to make it again
+            continue  # a job has just started to rewrite it
     return count, messages
 
 
@@ -106,7 +106,7 @@ def _place(path: Path) -> Path:
 def _files(path: Path) -> Iterable[Path]:
     if not path.is_dir():
         return [path]
-    # Hidden files are the tools' own: the seal, a time stamp.
+    # Hidden files belong to tools: the seal, a time stamp.
     return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
 
 

@@ -1,8 +1,8 @@
-"""Shows a run of the workflow in the terminal: one line a job, time left.
+"""Terminal output of a workflow run: one line per job, and the time left.
 
-Snakemake's own messages, with the inputs, outputs and reasons of every job, still go to its log
-file in ``.snakemake/log``. Its options ``--verbose``, ``--printshellcmds``, ``--debug-dag`` and
-``--quiet`` bring back its own terminal.
+Snakemake's own messages, with inputs, outputs and reasons of every job, are still written to its
+log file in ``.snakemake/log``. Its options ``--verbose``, ``--printshellcmds``, ``--debug-dag`` and
+``--quiet`` restore its own terminal output.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _COMMON = (
 
 
 class Terminal(logging.Handler):
-    """Writes one line for each job that ends, and what went wrong.
+    """Writes one line for each finished job, and the errors of failed ones.
 
     Args:
-        stream: where to write.
+        stream: output stream.
         results: folder of the tier's results.
-        times: seconds that jobs of each rule took before.
-        dry: nothing runs: the plan is a table of rules.
-        render: turns a record that is not a job's into text, Snakemake's own formatter.
-        clock: seconds, monotonic.
+        times: durations of earlier jobs by rule.
+        dry: a dry run, which prints a table of the planned rules.
+        render: Snakemake's formatter, for records that do not belong to a job.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Terminal(logging.Handler):
         self.stream = stream
         self.results = results
         self.times = times
-        self.cores: int | None = None  # at hand, as Snakemake says; None: a cluster's
+        self.cores: int | None = None  # Snakemake's number of cores; None on a cluster
         self.dry = dry
         self.render = render
         self.clock = clock
@@ -77,7 +77,7 @@ class Terminal(logging.Handler):
         self.planned_once = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes what a record of Snakemake's logger is worth."""
+        """Writes the lines for a record of Snakemake's logger, if there are any."""
         try:
             lines = list(self._lines(record))
             if lines:
@@ -88,7 +88,7 @@ class Terminal(logging.Handler):
             self.handleError(record)
 
     def look(self) -> None:
-        """Says which jobs are at work, if nothing was written for long."""
+        """Lists the running jobs if nothing was written for a while."""
         with self.lock:  # type: ignore[union-attr]
             now = self.clock()
             if not self.running or now - self.last < self.silence:
@@ -126,14 +126,14 @@ class Terminal(logging.Handler):
             event is None and not str(record.msg or "").strip().startswith(_COMMON)
         ):
             text = self.render(record)
-            # That a script ended with an error its job's own lines say, which follow.
+            # The failed job's own lines follow, so Snakemake's message is dropped.
             if text.strip() and "CalledProcessError in file" not in text:
                 yield text
             if text.startswith("Nothing to be done"):
                 yield from self._where()
 
     def _announce(self, stats: Mapping[str, int]) -> Iterable[str]:
-        if self.planned_once:  # a dry run says it once more at its end
+        if self.planned_once:  # a dry run repeats its plan at the end
             return
         self.planned_once = True
         self.planned = Counter({rule: n for rule, n in stats.items() if rule != "total"})
@@ -174,7 +174,7 @@ class Terminal(logging.Handler):
         spent: Counter[str] = Counter()
         for rule, _, _, begin in self.running.values():
             spent[rule] += now - begin  # type: ignore[assignment]
-        parallel = self.cores or max(1, len(self.running))  # a cluster runs what it is given
+        parallel = self.cores or max(1, len(self.running))  # a cluster runs all submitted jobs
         left = self.times.left(self.planned, parallel, spent)
         about = f"   about {spoken(left)} left" if left >= 1 and done < total else ""
         yield f"{done:>4} of {total:<4} {label:<44} {spoken(seconds):>12}{about}"
@@ -210,28 +210,28 @@ class Terminal(logging.Handler):
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun."""
+    """A number with its noun, in singular or plural."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def few(names: Iterable[str], most: int = 3) -> str:
-    """The first of some names, and how many more there are."""
+    """The first few names, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def show_jobs(workflow: Any, results: str | Path, tier: str) -> Terminal | None:
-    """Gives the terminal of a workflow one line a job, instead of Snakemake's many.
+    """Replaces Snakemake's terminal output with one line per job.
 
     Args:
-        workflow: Snakemake's, while it reads the Snakefile.
+        workflow: Snakemake's workflow object, while it reads the Snakefile.
         results: folder of the tier's results.
-        tier: its name, under which times of earlier runs are stored.
+        tier: name of the tier, under which times of earlier runs are stored.
 
     Returns:
-        What writes from now on; ``None`` if Snakemake's own terminal stays: in the process of a
-        single job, or if one of its options asks for more or for less.
+        the new handler; None if Snakemake's own output stays, which is the case in the process of a
+        single job, and with options that ask for more or less output.
     """
     asked = workflow.output_settings
     if asked.quiet or asked.verbose or asked.printshellcmds or asked.debug_dag:

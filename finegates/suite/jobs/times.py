@@ -1,7 +1,7 @@
-"""Remembers how long jobs take, so that the next run can say it.
+"""Stores durations of jobs to estimate the time of the next run.
 
-A run stores its times in ``.snakemake/finegates/times``. A tier that has not run here may have
-times of a run elsewhere in ``workflow/times``, copied from there.
+A run stores its times in ``.snakemake/finegates/times``. For a tier that has not run here,
+``workflow/times`` may ship the times of a run elsewhere.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Times:
     """Seconds and threads that a job of each rule takes.
 
     Attributes:
-        tier: whose rules.
-        known: of an earlier run: seconds and threads by rule.
-        source: which run that was, for a message: empty without one.
-        now: of this run: seconds by rule, one number for each job that ended.
+        tier: name of the tier.
+        known: seconds and threads by rule, of an earlier run.
+        source: the earlier run, for a message; empty without one.
+        now: seconds by rule of this run, one number per finished job.
     """
 
     tier: str
@@ -43,7 +43,7 @@ class Times:
 
     @classmethod
     def read(cls, tier: str, folders: tuple[Path, ...] = (MEASURED, SHIPPED)) -> Times:
-        """Reads the times of the last run here, else those that come with the workflow."""
+        """Reads the times of the last run here, or else those shipped with the workflow."""
         for folder in folders:
             try:
                 text = (folder / f"{tier}.csv").read_text(encoding="utf-8")
@@ -51,21 +51,21 @@ class Times:
                 rows = list(csv.DictReader(io.StringIO(table)))
                 known = {r["rule"]: (float(r["seconds"]), int(r["threads"])) for r in rows}
             except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
-                continue  # an estimate is not worth an error
+                continue  # a missing estimate must not be an error
             if known and all(math.isfinite(s) and s >= 0 for s, _ in known.values()):
                 return cls(tier, known, f" (as measured on {where.lstrip('# ')})")
         return cls(tier)
 
     def add(self, rule: str, seconds: float, threads: int) -> None:
-        """Notes a job that ended."""
+        """Records a finished job."""
         self.now[rule].append(seconds)
         self.threads[rule] = threads
 
     def of(self, rule: str, jobs: int = 1) -> float:
-        """Seconds that some jobs of a rule take one after the other, 0 if nothing is known.
+        """Estimated seconds of some jobs of a rule in sequence, 0 if nothing is known.
 
-        Means of this run where there are some; else those of the earlier run, times how much slower
-        this run is; else the mean of what ended.
+        It uses the rule's mean in this run, or else its mean in the earlier run scaled by the
+        relative speed of this run, or else the mean of all finished jobs.
         """
         if self.now[rule]:
             return jobs * _mean(self.now[rule])
@@ -76,12 +76,12 @@ class Times:
     def left(
         self, jobs: Mapping[str, int], cores: int, spent: Mapping[str, float] | None = None
     ) -> float:
-        """Seconds until some jobs are done, if cores never wait for each other.
+        """Estimated seconds until some jobs are done, if cores are never idle.
 
         Args:
-            jobs: number of jobs not ended, by rule.
-            cores: at hand.
-            spent: seconds that those at work have taken, by rule.
+            jobs: number of unfinished jobs by rule.
+            cores: number of cores.
+            spent: seconds that running jobs have taken so far, by rule.
         """
         work = 0.0
         for rule, number in jobs.items():
@@ -91,7 +91,7 @@ class Times:
         return work
 
     def write(self, folder: Path = MEASURED) -> None:
-        """Stores the times of this run, and for rules that did not run the earlier ones."""
+        """Stores the times of this run, and earlier times of rules that did not run."""
         rows = dict(self.known)
         rows |= {r: (_mean(ended), self.threads[r]) for r, ended in self.now.items() if ended}
         out = io.StringIO()
@@ -103,7 +103,7 @@ class Times:
         write_text(folder / f"{self.tier}.csv", f"# {cpu_name()}\n{out.getvalue()}")
 
     def _pace(self) -> float:
-        """How much slower jobs of this run are than those of the earlier one."""
+        """Slow-down of this run's jobs relative to the earlier run."""
         before = after = 0.0
         for rule, ended in self.now.items():
             if rule in self.known:

@@ -1,4 +1,4 @@
-"""Ratios of times that were taken in turn."""
+"""Ratios of interleaved time measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finegates.clock import quartiles
 
 
 def ratios(seconds: Mapping[str, np.ndarray], to: str) -> pd.DataFrame:
-    """Median and quartiles in ms of each contender, and the median's ratio to that of ``to``."""
+    """Median, quartiles (ms) and ratio of each contender to the median of ``to``."""
     rows = []
     for name, values in seconds.items():
         low, median, high = quartiles(values)

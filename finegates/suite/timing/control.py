@@ -1,8 +1,8 @@
-"""An A/A control of measured times: one contender timed twice, which must not differ from itself.
+"""An A/A control of time measurements: one contender is timed twice.
 
-The control takes its turns with the others. Where its median is off by more than :data:`LIMIT`, the
-machine was too restless for ratios of that measurement, and neither tables nor verdicts rest on
-them.
+The control is interleaved with the other contenders. If its median differs from that of the same
+model by more than :data:`LIMIT`, the machine was too noisy. Tables and verdicts then do not use the
+ratios of this measurement.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ Run = Callable[[], object]
 
 
 def with_control(contenders: Mapping[str, Run], of: str) -> dict[str, Run]:
-    """The contenders with one of them a second time, at the end of each round.
+    """Adds one of the contenders a second time, at the end of each round.
 
-    At the end, because neighbours in a round share what the machine does in the meantime.
+    Contenders that are close in a round see the same state of the machine, so the control is kept
+    apart from the contender that it repeats.
 
     Args:
-        contenders: by name.
-        of: whose control it is.
+        contenders: contenders by name.
+        of: name of the contender to repeat.
 
     Raises:
-        ValueError: a contender is called :data:`CONTROL` already.
+        ValueError: a contender is already named :data:`CONTROL`.
     """
     if CONTROL in contenders:
         raise ValueError(f"no contender but the control may be called {CONTROL!r}")
@@ -38,12 +39,12 @@ def with_control(contenders: Mapping[str, Run], of: str) -> dict[str, Run]:
 
 
 def is_noisy(ratio: float) -> bool:
-    """Whether a control's median, relative to the same model's, is off by more than the limit."""
+    """Whether a control's ratio to the same model differs from 1 by more than the limit."""
     return abs(ratio - 1.0) > LIMIT
 
 
 def load_average() -> float | None:
-    """Processes that have run or waited for a CPU in the last minute; None where unknown."""
+    """Load average of the last minute, None if it is unknown."""
     try:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):
@@ -51,11 +52,11 @@ def load_average() -> float | None:
 
 
 def load_note(machine: Mapping[str, Any]) -> str:
-    """A sentence on the load of a measurement's machine; empty for one that did not record it.
+    """A sentence on the machine's load during a measurement, empty if unknown.
 
     Args:
-        machine: as of ``finegates.suite.runs.machine.hardware``, with ``load``: averages before,
-            after and between measurements.
+        machine: see ``finegates.suite.runs.machine.hardware``, with ``load``: load averages before,
+            between and after measurements.
     """
     loads = [load for load in machine.get("load", ()) if load is not None]
     if not loads:

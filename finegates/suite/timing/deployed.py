@@ -1,4 +1,4 @@
-"""Measured time of what each method of a study leaves to deploy."""
+"""Forward times of the deployed models of a study's methods."""
 
 from __future__ import annotations
 
@@ -40,18 +40,19 @@ def deployed(
     matched: Record | None = None,
     cost: Any = None,
 ) -> nn.Module:
-    """The model that a run leaves to deploy, in evaluation mode.
+    """The deployed model of a run, in evaluation mode.
 
-    Gates and adapters are folded, closed rows and columns removed, masks written into the weights.
+    Gates and LoRA are folded into the weights, closed rows and columns are removed, and masked
+    weights are set to zero.
 
     Args:
         tier: configuration.
-        label: of one of its methods.
-        task: of the run.
-        seed: of the run.
-        kept: what the run kept (``finegates.suite.runs.finetune.write_trained``).
+        label: label of one of its methods.
+        task: task of the run.
+        seed: seed of the run.
+        kept: file that the run saved (``finegates.suite.runs.finetune.write_trained``).
         matched: the record that the method matches.
-        cost: prices for compaction; None removes wherever it can.
+        cost: cost model for compaction; None removes all closed rows and columns.
     """
     method: Method = tier.all_methods[label]
     model = load_classifier(tier, task, derive_seed(task, seed, "init"), method.init)
@@ -76,13 +77,13 @@ def time_deployed(
     """Times forward passes of deployed models, interleaved in one process.
 
     Args:
-        tier: its ``studies`` say on how many sequences of how many tokens, and how often.
-        models: by label; ``DENSE`` must be among them.
-        task: whose runs they are, for the table.
-        seed: as well.
+        tier: configuration; ``studies`` sets batch, length and number of rounds.
+        models: models by label, including ``DENSE``.
+        task: task of the runs, for the table.
+        seed: seed of the runs, for the table.
 
     Returns:
-        a row a model and one of the control, columns ``COLUMNS``; times in milliseconds.
+        one row per model and one for the control, columns ``COLUMNS``; times in milliseconds.
     """
     assert tier.studies is not None
     dense = models[DENSE]

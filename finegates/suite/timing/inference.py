@@ -1,8 +1,8 @@
-"""Inference times of true shapes with random weights, against what the arithmetic allows.
+"""Inference times of real model shapes with random weights, against a MACs limit.
 
-The limit of a compact model is the dense time times MACs(compact) / MACs(dense), attention products
-included: what it would take if everything shrank with the products. Norms, softmax, activations and
-the moving of data do not, so the limit is below what can be reached.
+The limit of a compact model is the dense time times MACs(compact) / MACs(dense), with attention
+matmuls included. Norms, softmax, activations and data movement do not shrink in this proportion, so
+the limit is a lower bound that cannot be reached.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COLUMNS = (
     "q25_ms", "q75_ms", "macs_ratio", "ratio_to_dense", "ratio_to_limit", "against", "reach",
     *PARTS,
 )  # fmt: skip
-# Runs that are profiled for their parts, after those that are timed.
+# Profiled runs after the timed ones, for the times of the parts.
 _PROFILED = 3
 
 Shape = tuple[int, int, bool]
@@ -53,9 +53,10 @@ Shape = tuple[int, int, bool]
 class _Contender:
     """A timed model, case and backend.
 
-    Models are ``dense``, its ``control``, ``gated``, ``compact``, or with scattered zeros
-    ``scattered`` (dense matmuls) and ``sparse`` (compressed rows); the case None means all.
-    Backends are ``eager``, ``onednn`` (eager with oneDNN's matmul), or one of the configuration.
+    Models are ``dense``, its ``control``, ``gated``, ``compact`` and, with unstructured zeros,
+    ``scattered`` (dense matmuls) and ``sparse`` (compressed sparse rows). The case None means all
+    cases. Backends are ``eager``, ``onednn`` (eager with oneDNN's matmul), and those of the
+    configuration.
     """
 
     kind: str
@@ -65,12 +66,12 @@ class _Contender:
 
 @dataclass(frozen=True)
 class Prices:
-    """What this machine's products and moves cost.
+    """Measured cost models of matmuls and data movement on this machine.
 
     Attributes:
-        plain: with torch's default product.
-        fast: with oneDNN's where that is faster.
-        seconds: what measuring ``fast`` took, which is what a user's calibration takes.
+        plain: cost model with torch's default matmul.
+        fast: cost model with oneDNN's matmul where it is faster.
+        seconds: time to measure ``fast``, which is the time of a user's calibration.
     """
 
     plain: CostModel
@@ -79,7 +80,7 @@ class Prices:
 
 
 def measure_prices(threads: int) -> Prices:
-    """Calibrates with so many CPU threads."""
+    """Calibrates the cost models with a number of CPU threads."""
     torch.set_num_threads(threads)
     start = time.perf_counter()
     fast = calibrate()
@@ -91,21 +92,21 @@ def measure_prices(threads: int) -> Prices:
 def time_inference(
     benchmark: InferenceBenchmark, threads: int, prices: Prices | None = None
 ) -> pd.DataFrame:
-    """Times dense, gated and compact models, interleaved for each shape of batch.
+    """Times dense, gated and compact models, interleaved for each batch shape.
 
     Args:
         benchmark: model shape, cases, rounds.
         threads: CPU threads.
-        prices: that compaction goes by; measured here if None.
+        prices: cost models for compaction; None measures them.
 
     Returns:
-        a row a contender, columns ``COLUMNS``; ``macs_ratio`` is MACs(contender) / MACs(dense), and
-        ratios are to the dense model run eagerly. ``reach`` and ``against`` are the case's, at the
-        compact model. Contender ``control`` is the dense model a second time
-        (:mod:`finegates.suite.timing.control`). A backend that this machine cannot run has no
-        times; where oneDNN's matmul is not faster than torch's, it has no rows. The parts of the
-        time, by :func:`finegates.suite.timing.inference_parts.parts_of_time` in further runs, are
-        those of dense and compact models run eagerly.
+        one row per contender, columns ``COLUMNS``. ``macs_ratio`` is MACs(contender) / MACs(dense).
+        Ratios of times are to the eager dense model. ``reach`` and ``against`` of a case are in the
+        row of its compact model. Contender ``control`` is the dense model a second time
+        (:mod:`finegates.suite.timing.control`). Times are blank for a backend that this machine
+        cannot run. ``onednn`` has rows only if its matmul is faster than torch's. Eager dense and
+        compact models also have times by part, measured in further runs by
+        :func:`finegates.suite.timing.inference_parts.parts_of_time`.
     """
     torch.set_num_threads(threads)
     prices = prices or measure_prices(threads)
@@ -147,7 +148,7 @@ def time_inference(
                 contender: _runner(model, shape, contender.backend, threads, Path(folder))
                 for contender, model in models.items()
             }
-            # Last, so that a round has everything else between the two.
+            # Last, so that all other contenders run between the two.
             runs[_Contender(CONTROL, None, "eager")] = runs[_Contender("dense", None, "eager")]
             able = {str(c): run for c, run in runs.items() if run is not None}
             seconds = interleaved(able, benchmark.repeats)
@@ -166,7 +167,7 @@ def time_inference(
                         continue
                     if contender.backend not in (*eager, *case.backends):
                         continue
-                    zeros = contender.kind in ("scattered", "sparse")  # no fewer by shape
+                    zeros = contender.kind in ("scattered", "sparse")  # shapes stay dense
                     fraction = 1.0 if zeros else _macs(model, shape) / _macs(dense, shape)
                     values = seconds.get(str(contender))
                     row = _row(benchmark, case, contender, values, fraction, unit)
@@ -178,9 +179,9 @@ def measure_compaction(benchmark: InferenceBenchmark, threads: int) -> dict[str,
     """Time and memory of compacting the model of the first case, in place.
 
     Returns:
-        ``seconds``, and ``peak_memory``: the largest resident memory while it runs, minus what was
-        resident in addition to the model, as a multiple of the gated model's parameters and
-        buffers.
+        ``seconds``, and ``peak_memory``: the peak resident memory minus the memory that was
+        resident before in addition to the model, as a multiple of the size of the gated model's
+        parameters and buffers.
     """
     import gc
 
@@ -221,11 +222,11 @@ def random_model(benchmark: InferenceBenchmark) -> nn.Module:
     return model.eval()
 
 
-# Gates go around weights that could be trained, so neither is made in inference mode.
+# Gates and the weights that they wrap must be trainable, so they are not made in inference mode.
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> nn.Module:
-    """A copy of the model with the case's constant gates around the same weights.
+    """A copy of the model with constant gates of a case, which shares its weights.
 
     With ``take`` the model itself is gated.
     """
@@ -239,7 +240,7 @@ def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> 
         gates = list(penalty.gates())
         for gate in gates:
             gate.latent.normal_(generator=generator)
-        # The lowest go, wherever they are, until no more than asked is kept.
+        # Close the smallest latents globally until at most the target fraction is kept.
         order = torch.cat([gate.latent for gate in gates]).sort().values.tolist()
         closed = bisect.bisect_left(
             range(len(order) - 1), True, key=lambda n: penalty.realised(-order[n]) <= case.kept
@@ -260,15 +261,15 @@ def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> 
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares parameters and buffers, to save memory."""
+    """A copy of the model that shares parameters and buffers, to save memory."""
     shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 
 
 def scattered_copy(dense: nn.Module, gated: nn.Module) -> nn.Module:
-    """A copy of the dense model with scattered zeros.
+    """A copy of the dense model with unstructured zeros.
 
-    Their share equals that of the gated model's closed rows and columns.
+    Their fraction equals that of the gated model's closed rows and columns.
     """
     kept = 1 - realised_sparsity(gated)
     seed = derive_seed("time_inference", "scattered", str(kept))
@@ -283,14 +284,14 @@ def _macs(model: nn.Module, shape: Shape) -> int:
     batch, length, decode = shape
     if not decode:
         return macs(model, batch, length).total
-    token = macs(model, batch, 1)  # its attention products are with one key; here with all
+    token = macs(model, batch, 1)  # attention over one key, scaled to all cached keys below
     return token.linear + token.attention * (length + 1)
 
 
 def _runner(
     model: nn.Module, shape: Shape, backend: str, threads: int, folder: Path
 ) -> Callable[[], object] | None:
-    """What runs the model once; None if the backend cannot on this machine."""
+    """A function that runs the model once, None if the backend does not work here."""
     batch, length, decode = shape
     inputs = random_inputs(model, batch, length)
     if decode:
@@ -303,13 +304,13 @@ def _runner(
             compiled(**inputs)
             return lambda: compiled(**inputs)
         return _onnx_runner(model, inputs, backend == "int8", threads, folder)
-    except Exception as error:  # no compiler, an operator that is not supported, a missing package
+    except Exception as error:  # no compiler, an unsupported operator, a missing package
         warnings.warn(f"{backend} is left out: {type(error).__name__}: {error}", stacklevel=2)
         return None
 
 
 def random_inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Random token ids (batch, length) and a mask of ones, as keyword arguments of the model."""
+    """Random token ids and a mask of ones (batch, length), as keyword arguments."""
     vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
     return {
         "input_ids": torch.randint(5, vocabulary, (batch, length)),
@@ -318,10 +319,10 @@ def random_inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.
 
 
 def _decoder(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
-    """One further token after a prompt whose keys and values are cached."""
+    """A function that decodes one token after a cached prompt."""
     from transformers import DynamicCache
 
-    # The head of a classifier pools over positions; decoding is the base model's.
+    # A classifier's head pools over positions, so the base model decodes.
     base: nn.Module = model.base_model  # type: ignore[assignment]
     cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
     base(input_ids=inputs["input_ids"], past_key_values=cache, use_cache=True)
@@ -355,8 +356,8 @@ def _onnx_runner(
         quantised = path.with_suffix(".int8.onnx")
         if not quantised.exists():
             graph = onnx.load(path)
-            # The exporter's shapes of intermediate values and those that quantising infers may
-            # name free sizes differently; they are inferred again.
+            # The exporter and the quantiser may name dynamic sizes of intermediate values
+            # differently. Without the exporter's shapes, all of them are inferred again.
             del graph.graph.value_info[:]
             quantize_dynamic(graph, quantised, weight_type=QuantType.QInt8)
         path = quantised

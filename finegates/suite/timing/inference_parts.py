@@ -1,4 +1,4 @@
-"""Which part of a forward pass takes how long: products, attention, data on the move, the rest."""
+"""Time of a forward pass by part: matmuls, attention, data movement, the rest."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PARTS = ("products_ms", "attention_ms", "moving_ms", "rest_ms")
 
 
 def parts_of_time(run: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Profiles what a run spends its time on; the caller has warmed it up.
+    """Profiles a forward pass by part. The caller has warmed it up.
 
     Args:
-        run: a forward pass on the CPU, eagerly.
-        rounds: profiled runs, at least 1; medians are given.
+        run: an eager forward pass on the CPU.
+        rounds: profiled runs, at least 1.
 
     Returns:
-        milliseconds by name in ``PARTS``: products of linear layers; attention's own, with its
-        softmax; operators that only select or copy; norms, activations, sums and all others.
+        median milliseconds by name in ``PARTS``: matmuls of linear layers; matmuls and softmax of
+        attention; operators that only select or copy data; norms, activations, sums and all others.
     """
     found = np.empty((rounds, len(PARTS)))
     for number in range(rounds):

@@ -39,15 +39,15 @@ Step = Callable[[], None]
 def time_llama_steps(tier: Tier, threads: int) -> pd.DataFrame:
     """Training steps of the tier's experiments on Llama, interleaved.
 
-    A step is what the trainer does: forward, loss with penalty, backward, optimizer. Token ids are
-    random; their values do not matter to the time. Memory is that of all tensors at the step's
-    peak, weights and optimizer state included.
+    A step is one of the trainer: forward, loss with penalty, backward, optimizer. Token ids are
+    random, because the time does not depend on them. Memory is that of all tensors at the peak of a
+    step, with weights and optimizer state.
 
     Returns:
-        a row for each experiment and contender, the reference's control the last
+        one row per experiment and contender, with the control of the reference last
         (:mod:`finegates.suite.timing.control`): ``experiment``, ``contender``, ``median_ms``,
-        ``q25_ms``, ``q75_ms``, ``to`` (the contender that ratios are to), ``time_ratio``,
-        ``time_limit``, ``peak_mib``, ``memory_ratio``, ``memory_limit`` (blank without one).
+        ``q25_ms``, ``q75_ms``, ``to`` (the reference of the ratios), ``time_ratio``,
+        ``time_limit``, ``peak_mib``, ``memory_ratio``, ``memory_limit`` (blank without a limit).
     """
     torch.set_num_threads(threads)
     frames = []
@@ -97,7 +97,7 @@ def _contenders(
         )
     if llama.pretraining is not None:
         tokenizer = load_text_tokenizer(llama.pretraining.tokenizer, tier.results)
-        # The last size whose step fits a benchmark is for the tier to name: the first is taken.
+        # The first size is timed, so a tier lists a size first whose step fits the benchmark.
         sizes = next(iter(llama.pretraining.sizes.values()))
         seed = derive_seed("time_llama_step")
         models = {"dense": make_llama(sizes, tokenizer, seed)}
@@ -154,7 +154,7 @@ def _step(tier: Tier, model: nn.Module, folder: str) -> Step:
 
 
 def _peak(model: nn.Module, step: Step) -> float:
-    """Bytes: what stays between steps (weights, optimizer state), and a step's peak above it."""
+    """Peak bytes of a step, including weights and optimizer state."""
     step()  # makes the optimizer's state
     resting = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""How much memory a computation holds at its peak, counted in tensors."""
+"""Peak tensor memory of a computation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 def peak_tensor_bytes(run: Callable[[], object]) -> int:
-    """The most bytes that tensors take at once while ``run`` runs, beyond what was there before.
+    """Peak bytes of tensors that are allocated while ``run`` runs.
 
-    On an accelerator by its allocator, else by the profiler's allocation events on the CPU: the
-    resident memory of a process would count the interpreter, libraries, and what freed memory the
-    allocator keeps.
+    Measured by the accelerator's allocator, or else by the profiler's allocation events on the CPU.
+    The resident memory of a process would include the interpreter, libraries, and freed memory that
+    the allocator keeps.
 
     Args:
         run: called once.

@@ -1,4 +1,4 @@
-"""Measured times: contenders interleaved in one process, medians and ratios."""
+"""Times of a training step: contenders interleaved in one process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from finegates.training.trainer import GateTrainer
 
 
 def time_training_step(tier: Tier, threads: int) -> pd.DataFrame:
-    """One training step of full fine-tuning, LoRA, gates, and gates with LoRA, on the same batch.
+    """Times a step of full fine-tuning, LoRA, gates, and gates with LoRA.
 
-    A step is what the trainer does: forward, loss with penalty, backward, optimizer. Token ids are
-    random; their values do not matter to the time.
+    A step is one of the trainer: forward, loss with penalty, backward, optimizer. All contenders
+    see the same batch. Token ids are random, because the time does not depend on them.
 
     Returns:
-        a row a contender, LoRA's control the last; see :func:`ratios`.
+        one row per contender, with the control of LoRA last; see :func:`ratios`.
     """
     if tier.step_benchmark is None:
         raise ValueError(f"tier {tier.tier!r} has no step_benchmark")
@@ -49,7 +49,7 @@ def task_step_contenders(
 
     Args:
         tier: configuration.
-        folder: for the trainers, which write nothing there.
+        folder: output folder of the trainers, in which they do not write anything.
     """
     settings = tier.step_benchmark
     assert settings is not None
@@ -79,7 +79,7 @@ def _training_step(
             report_to="none",
         ),
     )
-    # What train() sets up before its first step: mixed precision, optimizer, no accumulation.
+    # The setup of train() before its first step: mixed precision, optimizer, no accumulation.
     wrapped = trainer.accelerator.prepare(prepared)
     optimizer = trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
