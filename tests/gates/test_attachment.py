@@ -1,4 +1,4 @@
-"""Attaching and detaching gates: what is wrapped, what is trained, what comes back."""
+"""Attaching and detaching gates: wrapped layers, trained parameters, and the restored model."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_open_gates_change_nothing_and_half_open_gates_do():
     attach(base, REFERENCE)
     set_latents(base, 5.0)
     assert torch.equal(output(base, inputs), before)
-    set_latents(base, 0.0)  # every gate 1/2
+    set_latents(base, 0.0)  # every gate is 1/2
     assert not torch.allclose(output(base, inputs), before)
 
 
@@ -281,7 +281,7 @@ def test_layers_whose_weight_the_module_around_reads_itself_are_refused(
 
 
 def test_the_encoder_layer_does_pass_over_its_linear_layers():
-    """Why it is refused: in evaluation mode it computes something else than gates ask for."""
+    """The reason for the refusal: in evaluation mode the layer ignores the gates."""
     layer, x = encoder_layer().eval(), torch.randn(2, 3, 8, dtype=torch.float64)
     with torch.no_grad():
         before = layer(x)
@@ -296,7 +296,7 @@ def test_other_layers_of_a_model_with_multi_head_attention_take_gates():
 
 
 class Quantised(nn.Linear):
-    """As quantisation libraries have them: an nn.Linear whose weight holds codes."""
+    """Like the layers of quantisation libraries: an nn.Linear whose weight contains codes."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -342,14 +342,14 @@ def test_a_part_that_is_compact_in_part_keeps_the_rest_of_its_layers():
 
 
 class Scaled(nn.Linear):
-    """An nn.Linear by its class alone."""
+    """An nn.Linear by class, but with another function."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 3.0 * super().forward(x)
 
 
 class FalconLinear(nn.Linear):
-    """As Falcon has it: the product and the bias one after another."""
+    """Like Falcon's: the matmul and the bias in two operations."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight.T + self.bias

@@ -1,4 +1,4 @@
-"""Models that differ from their configuration: pruned, shortened, with parts missing or shared."""
+"""Models that differ from their configuration: pruned, shortened, with missing or shared parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def attached(model: nn.Module, preset: str = "structured", seed: int = 0) -> nn.
 
 
 def stack_of(model: nn.Module) -> tuple[nn.ModuleList, str]:
-    """The last list of layers, and its path."""
+    """The last list of layers and its path."""
     path = adapter_for(model).blocks(model)[-1].path.rpartition(".")[0]
     layers = model.get_submodule(path)
     assert isinstance(layers, nn.ModuleList)
@@ -40,7 +40,7 @@ def stack_of(model: nn.Module) -> tuple[nn.ModuleList, str]:
 
 
 def keep(linear: nn.Module, rows: torch.Tensor | None, cols: torch.Tensor | None) -> None:
-    """Prunes a linear layer in place; that of GPT-2 holds its weight transposed."""
+    """Prunes a linear layer in place; GPT-2's weights are transposed."""
     transposed = not isinstance(linear, nn.Linear)
     weight = linear.weight.data.T if transposed else linear.weight.data
     if rows is not None:
@@ -57,7 +57,7 @@ def keep(linear: nn.Module, rows: torch.Tensor | None, cols: torch.Tensor | None
 
 
 def prune_heads(model: nn.Module, groups: int = 1) -> nn.Module:
-    """Takes the first key-value heads of the first layer away, with their queries."""
+    """Removes the first key-value heads of the first layer, with their queries."""
     part = adapter_for(model).blocks(model)[0].attentions[0]
     width, each = part.head_dim, part.heads // part.kv_heads
     queries = torch.arange(groups * each * width, part.heads * width)
@@ -81,7 +81,7 @@ def prune_heads(model: nn.Module, groups: int = 1) -> nn.Module:
     return model
 
 
-# The position scores of T5 and MPNet are counted for all heads of all layers: none can go in one.
+# T5 and MPNet compute position scores for all heads of all layers, so no single layer can lose one.
 PRUNABLE = [name for name in ARCHITECTURES if not name.startswith(("t5", "mpnet"))]
 
 
@@ -118,7 +118,7 @@ def test_what_makes_a_model_by_its_configuration_refuses_a_pruned_one_by_name(
 
 
 def test_heads_of_several_widths_are_left_alone():
-    """DeBERTa takes the widths of a head from what it finds: values may be narrower than scores."""
+    """DeBERTa reads the head widths from its modules: values may be narrower than scores."""
     model = tiny.tiny_model("deberta-v2")
     part = adapter_for(model).blocks(model)[0].attentions[0]
     values = torch.arange(part.heads * part.head_dim).view(part.heads, -1)[:, 1:].flatten()
@@ -157,7 +157,7 @@ def test_layers_that_are_gone_are_not_asked_for(architecture, preset, tmp_path):
 
 
 class Nothing(nn.Module):
-    """In the place of a feed-forward part that was taken out."""
+    """Replaces a removed feed-forward part."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(x)
@@ -177,7 +177,7 @@ def test_parts_that_are_gone_are_not_asked_for(architecture):
 
 
 class Codes(nn.Linear):
-    """As quantisation libraries have them: an nn.Linear whose weight holds codes."""
+    """Like the layers of quantisation libraries: an nn.Linear whose weight contains codes."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -195,7 +195,7 @@ def _put(model: nn.Module, path: str, module: nn.Module | None) -> None:
 
 
 def _shared(model: nn.Module, path: str) -> None:
-    """Another place of the same shape has the same layer."""
+    """Shares a layer between two places of the same shape."""
     layer = model.get_submodule(path)
     others = (other for other in _linears(model) if other != path)
     twin = next(
@@ -218,7 +218,7 @@ PLANTED: dict[str, Callable[[nn.Module, str], None]] = {
 
 
 def everything(model: nn.Module) -> dict[str, object]:
-    """What attaching may change: modules, parameters, what is trained, attributes, the mode."""
+    """Everything that attaching may change: modules, parameters, attributes, the mode."""
     found: dict[str, object] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         found[path] = (id(module), type(module), module.training, sorted(vars(module)))

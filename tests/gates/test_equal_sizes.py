@@ -1,4 +1,4 @@
-"""Equal sizes of all layers: the best ones within a budget, by importance."""
+"""Equal sizes of all layers: the best sizes within a budget, by importance."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw_importance(penalty: MacsPenalty, seed: int = 0) -> None:
 
 
 def kept_sizes(model: nn.Module) -> set[tuple[int, ...]]:
-    """By layer: feed-forward dimensions; key-value heads, and query heads of each."""
+    """By layer: feed-forward dimensions, key-value heads, and query heads of each."""
     found = set()
     for part in model.finegates_structure:  # type: ignore[union-attr]
         if isinstance(part, FeedForwardGates):
@@ -85,10 +85,10 @@ def test_every_layer_keeps_the_same_sizes_within_the_budget(
 
 
 def brute_force(model: nn.Module, multiple: int, goal: float) -> tuple[float, float]:
-    """Least importance that equal sizes can close within a goal, with the kept fraction.
+    """The least importance that equal sizes can close within a goal, with the kept fraction.
 
-    MACs are counted by hand: those of a token in the linear layers and, per token attended to, of
-    the two products of every head.
+    MACs are counted by hand: those of a token in the linear layers, and for each attended token
+    those of the two matmuls of every head.
     """
     parts = model.finegates_structure
     feeds = [p.hidden.importance for p in parts if isinstance(p, FeedForwardGates)]  # type: ignore[union-attr]
@@ -103,7 +103,7 @@ def brute_force(model: nn.Module, multiple: int, goal: float) -> tuple[float, fl
     found = []
     for kv_heads, each in itertools.product(range(1, 5), range(1, 3)):
         if hidden % (kv_heads * each):
-            continue  # Llama's configuration refuses it
+            continue  # refused by Llama's configuration
         for intermediate in range(multiple, 97, multiple):
             kept = macs(intermediate, kv_heads, each) / macs(96, 4, 2)
             if kept > goal + 0.01:

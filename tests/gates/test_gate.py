@@ -73,7 +73,7 @@ def test_samples_have_the_closed_form_expectation(preset, latent):
     )[0]
     assert expected == pytest.approx(by_quadrature, abs=1e-7)
     sampled = gate.sample().mean().item()
-    assert abs(sampled - expected) < 5 * std / math.sqrt(n)  # five standard errors at most
+    assert abs(sampled - expected) < 5 * std / math.sqrt(n)  # at most five standard errors
 
 
 @given(st.floats(-4, 4))
@@ -227,7 +227,7 @@ def test_gates_drawn_at_once_are_those_drawn_alone_to_the_bit_where_there_is_no_
 def test_gates_drawn_at_once_have_noise_of_their_own_and_fresh_at_every_draw():
     gates = [StochasticGate(4000) for _ in range(2)]
     for gate in gates:
-        gate.latent.data.zero_()  # centre one half: far from both ends
+        gate.latent.data.zero_()  # centre 1/2: far from both ends
     draws = []
     for _ in range(2):
         with GateDraw(gates):
@@ -270,7 +270,7 @@ def test_a_state_dict_brings_back_how_far_a_gate_was_hardened(hardness):
         gate.latent.copy_(torch.tensor([-1.0, -0.1, 0.2, 0.6, 2.0]))
     gate.harden(hardness)
     again = StochasticGate(5, "structured")
-    again.harden(0.5)  # something else was in it
+    again.harden(0.5)  # it contained something else
     again.load_state_dict(copy.deepcopy(gate.state_dict()))
     assert again.hardness == hardness
     assert torch.equal(again.value(), gate.value())

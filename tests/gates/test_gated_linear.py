@@ -1,4 +1,4 @@
-"""A gated layer: the same function whichever way it is computed, and the same gradients."""
+"""A gated layer: the same function and the same gradients in every code path."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_fixed_rows_take_the_plain_product():
 
 
 class Quantised(nn.Linear):
-    """As quantisation libraries have them: an nn.Linear whose weight holds codes."""
+    """Like the layers of quantisation libraries: an nn.Linear whose weight contains codes."""
 
     def __init__(self, inputs: int, outputs: int, dtype: torch.dtype = torch.int8) -> None:
         super().__init__(inputs, outputs)

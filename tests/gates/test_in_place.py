@@ -1,4 +1,4 @@
-"""Gated layers keep their output for the backward pass only if nothing changes it in place."""
+"""Gated layers save their output for the backward pass only if nothing modifies it in place."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_training_works_whatever_is_done_to_the_output(module: type, saves: bool
     assert all(layer.saves_output is saves for layer in gated_layers(model).values())
     with torch.no_grad():
         for layer in gated_layers(model).values():
-            layer.rows.latent.fill_(0.5)  # between: noise opens and closes none for good
+            layer.rows.latent.fill_(0.5)  # between 0 and 1: noise opens or closes none permanently
     model.train()
     model(torch.randn(4, 6)).square().sum().backward()
     for layer in gated_layers(model).values():

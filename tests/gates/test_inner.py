@@ -38,7 +38,7 @@ def budget_of(model: nn.Module) -> MacsPenalty:
 
 
 def scattered(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Closes some dimensions, but no part as a whole."""
+    """Closes some dimensions, but never a whole part."""
     tiny.scatter_gates(model, seed)
     for gate in budget_of(model).gates():
         gate.latent.data[0] = 1.0

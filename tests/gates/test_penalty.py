@@ -70,7 +70,7 @@ def test_kurtosis_weights_are_the_stated_softmax_over_open_rows():
     layer = gated([1.0, -1.0, 1.0], [1.0, 1.0, -1.0, 1.0, 1.0])
     model = nn.Sequential(layer).train()
     weights = KurtosisWeights(model, tau=2.0)
-    assert weights.weights("0", "rows") is None  # nothing has flowed yet
+    assert weights.weights("0", "rows") is None  # no input so far
     x = torch.randn(4, 7, 5)
     model(x)
     content = (layer.weight * x.reshape(-1, 5).mean(0)).detach()[:, [0, 1, 3, 4]]

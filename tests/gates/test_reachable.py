@@ -1,4 +1,4 @@
-"""Targets: met where they can be, refused by attach with the largest in reach where they cannot."""
+"""Targets: met if possible; otherwise attach refuses them and names the largest reachable one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVERY = [*sorted(ARCHITECTURES), "deberta-v2-own-positions"]
 
 
 def kept_when_closed(architecture: str, length: int) -> float:
-    """The fraction of the MACs that compaction would leave with every gate closed."""
+    """The fraction of the MACs that remain after compaction with every gate closed."""
     model = attach(model_of(architecture), GateConfig(preset="structured", target=0.0))
     for module in model.modules():
         if isinstance(module, StochasticGate):
@@ -68,7 +68,7 @@ def test_what_can_be_reached_by_closing_everything_alone_is_refused(architecture
 
 
 def few_heads(architecture: str) -> nn.Module:
-    """Of one layer with one or two heads, each a good part of the model."""
+    """A one-layer model with one or two heads, each a large part of the model."""
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2}
     if architecture in ("llama", "qwen3"):
         sizes |= {"num_key_value_heads": 1, "head_dim": 24, "hidden_size": 48}
@@ -90,7 +90,7 @@ def test_a_budget_is_met_though_a_head_is_a_large_part_of_the_model(architecture
     generator = torch.Generator().manual_seed(1)
     for gate in penalty.gates():
         gate.importance.copy_(torch.rand(gate.size, generator=generator))
-    for part in model.finegates_structure:  # heads, and what is in them, matter the least
+    for part in model.finegates_structure:  # heads and their contents matter least
         if hasattr(part, "heads"):
             for gate in (part.heads, part.values):
                 if gate is not None:
@@ -117,7 +117,7 @@ def test_what_would_go_too_far_stays_open_and_the_next_are_closed():
 @pytest.mark.parametrize("preset", ["reference", "paper_v1"])
 @pytest.mark.parametrize("architecture", ["bert", "llama", "t5"])
 def test_independent_gates_need_not_close_everything_to_meet_their_target(architecture, preset):
-    """With one of the n dimensions at P = 1/2 and the others at the infimum, the mean is lowest."""
+    """The mean is least with one of the n dimensions at P = 1/2 and the others at the infimum."""
     infimum, _ = preset_named(preset).open_probability_range()
     model = tiny_model(architecture)
     attach(model, GateConfig(preset=preset, target=0.0))

@@ -1,4 +1,4 @@
-"""Shared gates: one for every dimension that compaction can remove, and a budget that is met."""
+"""Shared gates: one for every dimension that compaction can remove, within a budget."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ def test_what_matters_least_for_its_cost_is_closed_until_the_target_is_met(
     assert abs(kept - (1 - target)) < 0.02
     worth = torch.cat([gate.importance / cost for gate, cost in zip(gates, costs, strict=True)])
     closed = torch.cat([gate.closed() for gate in gates])
-    # Worthier than an open one is closed only where closing that one, too, would go too far.
+    # An open gate may be worth less than a closed one only if closing it, too, would remove too
+    # much.
     skipped = ~closed & (worth < worth[closed].max()) if closed.any() else ~closed & closed
     for number in skipped.nonzero().flatten():
         mask = closed & (worth <= worth[number])
@@ -139,7 +140,7 @@ def test_the_goal_falls_evenly_to_the_target() -> None:
 
 
 class _Waits(TorchDispatchMode):
-    """Counts how often the program asks for a number, for which a GPU would have to finish."""
+    """Counts the calls that read a number from a tensor, which would synchronise a GPU."""
 
     count = 0
 
@@ -220,7 +221,7 @@ def test_summaries_count_a_shared_gate_once() -> None:
     summary = summarise_gates(model)
     assert summary["gates"] == sum(gate.size for gate in budget_of(model).gates())
     # Inputs of attention and feed-forward, outputs of both (12 each), scores and values (12 each),
-    # heads (3), hidden (20): two layers of them.
+    # heads (3), hidden (20): two such layers.
     assert summary["gates"] == 2 * (4 * 12 + 2 * 12 + 3 + 20)
 
 

@@ -1,4 +1,4 @@
-"""What records or rewrites each operation sees a compact model as an ordinary one."""
+"""Tools that record or rewrite operations handle a compact model like any other."""
 
 import io
 
@@ -26,7 +26,7 @@ def small_model(architecture, preset="structured"):
 
 
 def placing_layer():
-    """Gathers, scatters, and multiplies into rows that are longer than its outputs."""
+    """A layer that gathers, scatters, and multiplies into rows longer than its outputs."""
     return CompactLinear(
         torch.randn(5, 4),
         torch.randn(5),

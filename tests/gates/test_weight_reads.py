@@ -1,4 +1,4 @@
-"""Layers whose weight the module around multiplies itself: found in its source, refused by name."""
+"""Layers whose weight is used by the surrounding module: found in its source, refused by name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mamba() -> nn.Module:
 
 
 def falcon_mamba() -> nn.Module:
-    """It calls the layer where it is quantised, and there alone."""
+    """A module that calls the layer only if it is quantised."""
     return FalconMambaModel(
         FalconMambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, state_size=4)
     )
@@ -71,7 +71,7 @@ def detr() -> nn.Module:
 
 
 def skip_unless(model: nn.Module, pattern: str, **premise: bool) -> None:
-    """Skips where the source of the module around a layer has it otherwise: versions differ."""
+    """Skips if the source of the module around a layer differs, as it does between versions."""
     name = next(n for n, _ in model.named_modules() if fnmatch(n, pattern))
     path, _, layer = name.rpartition(".")
     source = inspect.getsource(type(model.get_submodule(path)))
@@ -133,7 +133,7 @@ def test_a_layer_that_is_read_in_one_way_of_several_is_gated_with_a_warning(make
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
 @pytest.mark.parametrize("architecture", sorted(tiny.ARCHITECTURES))
 def test_reading_what_a_weight_is_like_does_not_count(architecture, variant):
-    """The feed-forward part of T5 looks at the precision of a weight, and calls its layer."""
+    """T5's feed-forward part reads the dtype of a weight, and calls its layer."""
     model = tiny.tiny_model(architecture, variant)
     with warnings.catch_warnings(action="error"):
         for name in adapter_for(model).gated(model):
@@ -141,7 +141,7 @@ def test_reading_what_a_weight_is_like_does_not_count(architecture, variant):
 
 
 class Reads(nn.Module):
-    """In many ways."""
+    """Reads weights in many ways."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Reads(nn.Module):
 
 
 class Inherits(Reads):
-    """Its source says nothing."""
+    """Inherits the reads: its own source has none."""
 
 
 @pytest.mark.parametrize("kind", [Reads, Inherits])

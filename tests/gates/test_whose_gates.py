@@ -1,4 +1,4 @@
-"""Penalty, draws and schedule are those of the model that is trained, or it is said by name."""
+"""Penalty, draws and schedule belong to the trained model, or an error names the problem."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from finegates.training.trainer import GateTrainer
 from support.tiny import VOCABULARY, tiny_model
 
 TARGET = 0.5
-# Wide enough that one dimension of a head is far less than a point.
+# Wide enough that one dimension of a head is much less than one percentage point.
 WIDE = {"hidden_size": 48, "intermediate_size": 192, "num_attention_heads": 4}
 NEAR = 0.05
 
@@ -70,7 +70,7 @@ def of_model_init(run_in: Path) -> nn.Module:
 
 
 def of_a_trial(run_in: Path) -> nn.Module:
-    """As a search over hyperparameters trains each of its trials."""
+    """The model of a search's last trial, as a hyperparameter search trains each trial."""
     seen: list[Any] = []
 
     def made(trial: Any) -> nn.Module:
@@ -79,7 +79,7 @@ def of_a_trial(run_in: Path) -> nn.Module:
 
     run = trainer(run_in, model_init=made)
     with pytest.MonkeyPatch.context() as patched:
-        # Which otherwise asks for the class of an installed backend.
+        # It would otherwise ask for the class of an installed backend.
         patched.setattr("transformers.integrations.hp_params", dict)
         for trial in ({"number": 0}, {"number": 1}):
             run.train(trial=trial)
@@ -154,7 +154,7 @@ def test_gates_attached_by_a_callback_are_warned_of_once_and_truly(
     assert len(said) == 1
     assert "after the training had begun" in said[0]
     assert "before train()" in said[0]
-    # And it is true: the latents are where attach put them.
+    # The warning is true: the latents are where attach put them.
     assert run.penalty is None
     latents = {id(g.latent) for g in leaf_gates(model) if isinstance(g, StochasticGate)}
     held = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
@@ -168,7 +168,7 @@ def test_a_budget_that_coarse_dimensions_miss_is_said_with_both_numbers(
 ) -> None:
     model = gated()
     run = trainer(tmp_path, model)
-    if coarse:  # as where no choice comes nearer: everything stays
+    if coarse:  # simulates a choice that cannot come nearer: everything stays
         monkeypatch.setattr(MacsPenalty, "close_least", lambda self: self.realised())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -211,7 +211,7 @@ def test_what_attach_leaves_on_an_inner_model_goes_with_the_gates() -> None:
 
 
 class Towers(nn.Module):
-    """Two models side by side, each with a head of its own."""
+    """Two parallel models, each with its own head."""
 
     def __init__(self, *towers: nn.Module) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ def with_one_frozen(preset: str) -> nn.Module:
 def test_shared_gates_that_were_frozen_are_refused_before_they_are_closed_first(
     freeze: Callable[[str], nn.Module], tmp_path: Path
 ) -> None:
-    """Their importance would be zero, that of what nobody misses."""
+    """Their importance would be zero, like that of dimensions without any effect."""
     model = freeze("structured")
     before = [gate.latent.clone() for gate in leaf_gates(model) if isinstance(gate, StochasticGate)]
     run = trainer(tmp_path, model)
@@ -322,7 +322,7 @@ def test_the_stock_trainer_around_gates_is_noticed_once(
     with pytest.warns(UserWarning, match=r"none of them closes: .*GateTrainer") as caught:
         Trainer(model=model, args=arguments, train_dataset=rows()).train()
     assert len([w for w in caught if "none of them closes" in str(w.message)]) == 1
-    if preset != "reference":  # which the task alone may close
+    if preset != "reference":  # the task alone may close these
         with pytest.warns(UserWarning, match="no gate of .* is closed"):
             compact(model)
 

@@ -1,4 +1,4 @@
-"""Budgets: the numbers of the paper's models, and laws between the counts."""
+"""Budgets: the numbers of the paper's models, and laws that relate the counts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_numbers_of_the_paper(
 
 
 def test_forty_percent_of_what() -> None:
-    """40 % of the 125 M or 355 M parameters is this much of the gated weights (fact 3)."""
+    """40 % of the 125 M or 355 M parameters, as a share of the gated weights (fact 3)."""
     assert round(100 * 0.4 * 124_647_170 / 84_934_656, 1) == 58.7
     assert round(100 * 0.4 * 355_361_794 / 301_989_888, 1) == 47.1
 
@@ -89,7 +89,7 @@ def test_dense_cost_of_roberta_base() -> None:
 
 
 def test_planned_cost_without_building() -> None:
-    """The plan needs gate values only: the weights may lie on the meta device."""
+    """The plan needs only gate values, so the weights may be on the meta device."""
     model = roberta(BASE)
     first = adapter_for(model).blocks(model)[0].feed_forward
     assert first is not None

@@ -1,4 +1,4 @@
-"""What torch is told to make tensors of by default: it changes nothing here."""
+"""torch's default device and dtype have no effect on the library."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_penalties_and_closing_are_those_without_a_default(kind, preset):
             found.append(penalty.close_least())
         return found
 
-    model = tiny.tiny_model("llama")  # transformers itself heeds defaults
+    model = tiny.tiny_model("llama")  # transformers itself uses the defaults
     expected = values()
     made, tiny_model = model, tiny.tiny_model
     try:
@@ -136,19 +136,19 @@ def test_calibration_measures_the_cpu_whatever_the_default_device_is():
     assert 0 < cost.product < 1
 
 
-# What torch makes tensors with; those of whole numbers have no default precision.
+# torch's constructors; those of integers have no default precision.
 _FLOATING = {
     "empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand", "randn", "tensor",
     "zeros", "scalar_tensor",
 }  # fmt: skip
 _WHOLE = {"arange", "as_tensor", "randint", "randperm"}
 _MODULES = {"Linear", "Embedding", "LayerNorm"}
-# Its jobs set what they need for a process of their own.
+# Its jobs set the defaults of their own process.
 _SUITE = "suite/"
 
 
 def implicit(source: str) -> list[str]:
-    """Calls that leave the device or the precision of new tensors to torch's defaults."""
+    """Calls that leave the device or the dtype of new tensors to torch's defaults."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):

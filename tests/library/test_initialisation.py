@@ -1,4 +1,4 @@
-"""Models with numbers of their own are not started at random by what takes them in."""
+"""Models with trained values are not re-initialised by a class that wraps them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_class_that_takes_a_model_in_and_calls_post_init_leaves_it_alone(
 ) -> None:
     """The wrapper derives from the architecture's own base.
 
-    GPT-2's initialises all that it finds in itself by name.
+    GPT-2's base initialises every module that it finds by name.
     """
     model = WAYS[way](small_model(architecture), tmp_path)
     before = numbers(model)
@@ -86,7 +86,7 @@ def test_a_class_that_takes_a_model_in_and_calls_post_init_leaves_it_alone(
 
         def _init_weights(self, module: nn.Module) -> None:
             super()._init_weights(module)
-            if module is self.head:  # that of T5 in transformers 5.9 starts no plain layer
+            if module is self.head:  # T5's in transformers 5.9 initialises no plain layer
                 nn.init.constant_(module.bias, 7.0)
 
     around = Around(model)

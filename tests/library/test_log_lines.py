@@ -1,4 +1,4 @@
-"""Attaching, training and compacting say one line each, through the logger ``finegates``."""
+"""Attaching, training and compacting each log one line through the logger ``finegates``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support import tiny
 
 
 def rows(count: int) -> list[dict[str, object]]:
-    """Random tokens whose first one decides the label."""
+    """Random tokens; the first one determines the label."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, tiny.VOCABULARY, (count, 6), generator=generator)
     return [{"input_ids": row, "labels": int(row[0]) % 2} for row in ids]
@@ -32,7 +32,7 @@ def test_each_step_of_the_ten_lines_says_one_line(preset, caplog, tmp_path):
     dense = sum(p.numel() for p in model.parameters())
     fg.attach(model, fg.GateConfig(preset=preset, target=0.4))
     (line,) = lines(caplog)
-    # Of each of two layers: query, key, value, output, and the two of the feed-forward part.
+    # In each of two layers: query, key, value, output, and the two of the feed-forward part.
     assert "to 12 layers of BertForSequenceClassification" in line
     assert f"preset {preset}); target: remove 40 %" in line
 

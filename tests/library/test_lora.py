@@ -1,4 +1,4 @@
-"""What add_lora trains is what peft saves: factors and the task head."""
+"""peft saves the parameters that add_lora trains: factors and the task head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 
 
 def moved(model: nn.Module) -> nn.Module:
-    """The model with other values for all that is trained."""
+    """The model with changed values of all trainable parameters."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""One-shot criteria: what they score, and that they close as many as they are told."""
+"""One-shot criteria: their scores, and the number of dimensions that they close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptions are found by search, certified by replay, and wrong ones are not believed."""
+"""Specs are found by search and certified by replay; wrong ones are rejected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.described import (
     relative_difference,
 )
 
-# What a search by names finds of each type; the others' modules need facts that names do not give.
+# Types that a search by names describes completely; others need facts that names do not give.
 WHOLE = [
     *("albert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert"),
     *("gemma", "gemma2", "gemma3_text", "granite", "olmo", "olmo2", "smollm3", "starcoder2"),
@@ -50,7 +50,7 @@ def found(name: str) -> Description:
 
 
 def pruned(model: nn.Module, description: Description, seed: int) -> tuple[nn.Module, nn.Module]:
-    """The model between shared gates of which a third is closed, and compact."""
+    """The model with a third of its shared gates closed, and its compact form."""
     adapter = OnlyAdapter(*description.specs)
     gated = copy.deepcopy(model)
     structure, sides = build_structure(
@@ -83,7 +83,7 @@ def test_heads_and_all_dimensions_are_found(name: str) -> None:
 @pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", [*WHOLE, *PARTLY])
 def test_what_is_found_is_exact_in_the_whole_model(name: str) -> None:
-    """Random plans once certified two wrong descriptions on heads of few dimensions."""
+    """Random plans once certified two wrong specs for heads with few dimensions."""
     model, inputs = described_model(name), described_inputs(name, padding="left", seed=1)
     description = found(name)
     for seed in range(3):
@@ -105,7 +105,7 @@ def test_nothing_is_searched_where_all_is_known() -> None:
 
 
 class Odd(nn.Module):
-    """Looks like an attention, and adds what each dimension of a query has to do with the next."""
+    """Looks like an attention, but mixes each query dimension with the next."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Trainers put containers, autocast and device hooks around models; finegates sees the model."""
+"""Trainers wrap models in containers, autocast and device hooks; finegates finds the model."""
 
 import copy
 
@@ -52,7 +52,7 @@ def logits(model):
 
 
 def prepared(model, accelerator, precision, times=1):
-    """As ``Trainer`` and ``Accelerator.prepare`` leave it."""
+    """A model as ``Trainer`` and ``Accelerator.prepare`` leave it."""
     for _ in range(times):
         assert accelerator(precision).prepare_model(model) is model
     return model
@@ -65,11 +65,11 @@ def test_a_compact_model_computes_in_float32_after_training_under_autocast(
 ):
     expected = logits(compact(gated(architecture)))
     model = prepared(gated(architecture), accelerator, "bf16", times)
-    assert not torch.equal(logits(model), expected)  # autocast was on
+    assert not torch.equal(logits(model), expected)  # autocast was active
     small = compact(model)
     assert torch.equal(logits(small), expected)
     assert {"forward", "_original_forward"}.isdisjoint(vars(small))
-    # The given model goes on under autocast.
+    # The given model is still under autocast.
     assert {"forward", "_original_forward"} <= vars(model).keys()
 
 
@@ -118,7 +118,7 @@ def test_a_gated_model_trained_under_autocast_is_exported_in_float32(accelerator
 
 
 def ddp(model):
-    """A distributed container as it is after ``init_process_group``, without one."""
+    """A distributed container as after ``init_process_group``, but without a process group."""
     wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
     nn.Module.__init__(wrapped)
     wrapped.module = model

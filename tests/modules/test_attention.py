@@ -1,4 +1,4 @@
-"""Heads of compact models: what goes, what stays, and that nothing changes but the cost."""
+"""Attention heads of compact models: removed and kept dimensions, with unchanged outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REMOVES_HEADS = [name for name in ARCHITECTURES if not name.startswith("t5")]
 
 
 class Closing:
-    """Constant gates for the attentions of a model, all open until told otherwise."""
+    """Constant gates for the attentions of a model, all open at first."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -39,7 +39,7 @@ class Closing:
             self.gates[path] = (torch.ones(outputs), torch.ones(columns))
 
     def rows(self, part: Attention, name: str) -> torch.Tensor:
-        """Row gates of q, k or v, (heads, head_dim), to be written to."""
+        """Row gates of q, k or v, (heads, head_dim), writable."""
         queries, keys = part.heads * part.head_dim, part.kv_heads * part.head_dim
         values, _ = self.gates[getattr(part, name)]
         if part.is_fused:
@@ -48,7 +48,7 @@ class Closing:
         return values.view(-1, part.head_dim)
 
     def cols(self, part: Attention) -> torch.Tensor:
-        """Column gates of o, (heads, head_dim), to be written to."""
+        """Column gates of o, (heads, head_dim), writable."""
         return self.gates[part.o][1].view(-1, part.head_dim)
 
     def at_random(self, seed: int, closed: float) -> None:
@@ -133,7 +133,7 @@ def test_heads_that_stay_take_their_own_position_scores() -> None:
     kept = [small.get_submodule(part.path).finegates_kept for part in closing.parts]
     assert [heads.tolist() for heads in kept] == [[1, 2], [0, 2]]
     assert_equal_outputs(model, small)
-    kept[0].copy_(torch.tensor([0, 1]))  # the scores of a head that is gone
+    kept[0].copy_(torch.tensor([0, 1]))  # the scores of a removed head
     with pytest.raises(AssertionError):
         assert_equal_outputs(model, small)
 
@@ -164,7 +164,7 @@ def test_a_rotated_pair_goes_only_if_both_members_are_closed_on_one_side(archite
     def widths(close: list[tuple[str, int]]) -> list[int]:
         closing = Closing(tiny.tiny_model(architecture))
         for part in closing.parts:
-            closing.rows(part, "v")[:, :2] = 0  # else values hold the width
+            closing.rows(part, "v")[:, :2] = 0  # otherwise values keep the width
             for side, dimension in close:
                 closing.rows(part, side)[:, dimension] = 0
         model = closing.attached()
@@ -269,7 +269,8 @@ def test_t5_generates_the_gated_models_tokens(architecture: str, preset: str) ->
     settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     expected = model.generate(prompt, **settings)  # type: ignore[operator]
     assert torch.equal(small.generate(prompt, **settings), expected)  # type: ignore[operator]
-    # Two layers: of the encoder once, of the decoder for each token; the cache keeps what crosses.
+    # Two layers: the encoder's once, the decoder's for each token; the cache stores
+    # cross-attention.
     shared = preset == "structured"
     assert calls == {"qkv": shared * (2 + 2 * 6), "kv": shared * 2}
     assert torch.equal(small.generate(prompt, use_cache=False, **settings), expected)  # type: ignore
@@ -307,8 +308,8 @@ def test_torch_compile_takes_the_layers_without_graph_breaks(
     model = attach(tiny.tiny_model(architecture, dtype=torch.float32), GateConfig(preset=preset))
     tiny.scatter_gates(model)
     small = compact(model)
-    torch._dynamo.reset()  # models of other tests share the code, and there is a limit to versions
-    with mode():  # without gradients, layers that are not compiled go ways of their own
+    torch._dynamo.reset()  # models of other tests share the code, and versions are limited
+    with mode():  # without gradients, uncompiled layers take other code paths
         expected = tiny.output(small, tiny.tokens())
         for block in adapter_for(small).blocks(small):
             small.get_submodule(block.path).compile(backend="eager", fullgraph=True)
@@ -347,12 +348,12 @@ def test_attention_weights_are_still_recorded_those_of_kept_heads(
     architecture: str, asked_before: bool
 ) -> None:
     closing = Closing(tiny.tiny_model(architecture, "base"))
-    closing.rows(closing.parts[0], "k")[0] = 0.5  # narrowed are: the first layer alone
+    closing.rows(closing.parts[0], "k")[0] = 0.5  # only the first layer is narrowed
     closing.rows(closing.parts[0], "v")[-1] = 0
     closing.cols(closing.parts[0])[-1] = 0
     model = closing.attached()
     model.set_attn_implementation("eager")  # type: ignore[operator]
-    if asked_before:  # transformers then has put its hooks already
+    if asked_before:  # transformers has already placed its hooks
         attention_weights(model)
     small = compact(model)
     expected = attention_weights(model)
@@ -401,7 +402,7 @@ def test_indices_lie_where_the_weights_do(device: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
 def test_a_module_holds_no_empty_place_for_a_buffer_that_is_not_saved(architecture: str) -> None:
-    """Accelerate, asked to offload buffers, takes each of them for a tensor."""
+    """Accelerate treats every buffer as a tensor if it offloads buffers."""
     small = compact(Closing(tiny.tiny_model(architecture)).attached())
     for path, module in small.named_modules():
         for name in module._non_persistent_buffers_set:

@@ -1,4 +1,4 @@
-"""Compact models with caches that transformers sizes from the configuration of the dense one."""
+"""Compact models with caches that transformers sizes from the dense model's configuration."""
 
 import peft
 import pytest
@@ -13,13 +13,13 @@ from finegates.gates.stochastic import StochasticGate
 from support.tiny import scatter_gates, tiny_model, tokens
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "bert")
-# Of the first query head only, or of the last: groups of unlike sizes.
+# Only the first query head, or only the last: groups of different sizes.
 CLOSED = {"regular": (2,), "irregular": (3,)}
 
 
 @torch.no_grad()
 def pair(architecture, closed=(2,)):
-    """A gated model with heads closed, and its compact form."""
+    """A gated model with closed heads, and its compact form."""
     more = {"is_decoder": True} if architecture == "bert" else {}
     model = tiny_model(architecture, "language", dtype=torch.float32, **more)
     if architecture == "bert":
@@ -125,7 +125,7 @@ def test_a_learned_prefix_attends_as_one_of_the_kept_heads(architecture):
     ids = tokens(2, 7)["input_ids"]
     found = wrapped(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     prefix = wrapped.get_prompt(2)
-    # By hand: each layer's prefix cut to its heads, as a cache of those sizes.
+    # By hand: the prefix of each layer, cut to its heads, as a cache of those sizes.
     cache = DynamicCache(config=small.config)
     for index, block in enumerate(
         small.model.layers if architecture == "llama" else small.transformer.h

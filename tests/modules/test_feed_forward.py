@@ -1,4 +1,4 @@
-"""Gate and up projections that read the same inputs are one product in a compact model."""
+"""Gate and up projections with the same inputs are one matmul in a compact model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from support.saved import edit
 GATED = ["llama", "mistral", "qwen2", "qwen3", "t5-gated"]
 PRICES = [
     None,
-    CostModel(product=1e-9, gather=1e-12, scatter=1e-12, head_multiple=1),  # all that can go, goes
-    CostModel(product=1e-12, gather=1e-9, scatter=1e-9, head_multiple=1),  # nothing pays
+    CostModel(product=1e-9, gather=1e-12, scatter=1e-12, head_multiple=1),  # removal always pays
+    CostModel(product=1e-12, gather=1e-9, scatter=1e-9, head_multiple=1),  # removal never pays
 ]
 
 
 def shared(architecture: str, mean: float = 0.0) -> nn.Module:
-    """With shared gates: gate and up read the same inputs."""
+    """A model with shared gates: gate and up read the same inputs."""
     model = attach(tiny.tiny_model(architecture), GateConfig(preset="structured"))
     tiny.scatter_gates(model, mean=mean)
     return model.eval()

@@ -1,4 +1,4 @@
-"""An attention is made narrower only where its class computes what the narrow one does."""
+"""An attention is narrowed only if its class computes the same as the narrow module."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 20,
     "max_position_embeddings": 32, "pad_token_id": 0,
 }  # fmt: skip
-# What each has of its own that a plain rotary attention would leave out.
+# Features of each type that a plain rotary attention would leave out.
 OTHERS = {
     "gemma2": ({"attn_logit_softcapping": 2.0}, "attn_logit_softcapping"),
     "gpt_oss": ({"num_local_experts": 2, "num_experts_per_tok": 1}, "sinks"),
@@ -104,7 +104,7 @@ def test_a_spec_given_for_a_look_alike_stays_exact_and_says_what_keeps_its_size(
     expected = model(ids).last_hidden_state
     plan = plan_compaction(model, given)
     kept = [note for note in plan.notes if "self_attn: its heads keep their sizes" in note]
-    # qwen3 has norms of which the spec does not speak.
+    # qwen3 has norms that the spec does not mention.
     refused = attribute != "" or model_type == "qwen3"
     assert len(kept) == 2 * refused
     assert all(str(attribute or "does not normalise") in note for note in kept)

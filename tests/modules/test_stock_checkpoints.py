@@ -1,4 +1,4 @@
-"""Stock checkpoints: refused where they would not hold the model, written where they do."""
+"""Stock checkpoints: refused if they would not represent the model, otherwise written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 
 
 def with_closed_inputs(architecture: str, variant: str = "base", **overrides: object) -> nn.Module:
-    """Compact on the input sides alone: hardly a kept name has another shape than before."""
+    """A model compact on input sides only: nearly all kept names have their old shapes."""
     model = attach(
         tiny.tiny_model(architecture, variant, **overrides), GateConfig(preset="structured")
     )
@@ -168,7 +168,7 @@ def test_the_stock_trainer_says_what_to_do_instead(tmp_path: Path) -> None:
 def test_accelerate_writes_no_weights_that_from_pretrained_would_mix_with_random_ones(
     kind: str, tmp_path: Path
 ) -> None:
-    """It writes weights without a configuration, which from_pretrained takes by the default one."""
+    """It writes weights without a configuration, so from_pretrained would use the default one."""
     if kind == "gated":
         model = attach(tiny.tiny_model("bert"), GateConfig())
     else:

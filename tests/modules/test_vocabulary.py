@@ -1,4 +1,4 @@
-"""Vocabularies that change their size: logits of tokens that stay do not change."""
+"""Resized vocabularies: the logits of remaining tokens do not change."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ MAKERS = {"gated": gated, "other products": fast, "compact": small}
 
 @torch.no_grad()
 def logits(model: nn.Module, tokens: int) -> Tensor:
-    """Of the first tokens, after a text of tokens that always stay."""
+    """Logits of the first tokens, after a text of tokens that always remain."""
     inputs = tiny.tokens()
     inputs["input_ids"] = 3 + inputs["input_ids"] % 30
     return tiny.output(model.eval(), inputs)[..., :tokens]

@@ -13,16 +13,16 @@ from finegates.pruning.groups import SharedGroups
 from finegates.pruning.sensitivity import measure_sensitivity
 from support.tiny import ARCHITECTURES, VOCABULARY, is_causal, tiny_model
 
-# Norms, rotations and losses compute in float32 also in a model of float64: a loss of about 3 errs
-# by some 3e-7, its differences by 1.5 times that over STEP, the stencil by STEP^4 / 30 times the
-# fifth derivative.
+# Norms, rotations and losses are computed in float32 also in a float64 model. A loss of about 3 has
+# an error of about 3e-7. Its differences have 1.5 times that error over STEP, plus the stencil's
+# STEP^4 / 30 times the fifth derivative.
 STEP = 0.01
 NOISE = 5e-5
 FAST = ("bert", "deberta-v2", "llama", "t5-gated")
 
 
 def rows(architecture: str, variant: str, count: int = 3) -> dict[str, Tensor]:
-    """One batch; rows differ in length, and in how many of their labels count."""
+    """One batch; rows differ in length and in the number of labels that count."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCABULARY, (count, 6), generator=generator)
     mask = torch.ones_like(ids)
@@ -32,7 +32,7 @@ def rows(architecture: str, variant: str, count: int = 3) -> dict[str, Tensor]:
         ids[-1, 3] = 1
     ids = torch.where(mask.bool(), ids, 0)
     if architecture.startswith("t5") and variant == "classifier":
-        ids[-1] = torch.tensor([5, 6, 7, 8, 9, 1])  # it needs as many ends in every row
+        ids[-1] = torch.tensor([5, 6, 7, 8, 9, 1])  # every row has the same number of end tokens
         mask[-1] = 1
     batch = {"input_ids": ids, "attention_mask": mask}
     if variant == "classifier":
@@ -49,7 +49,7 @@ def parts(batch: dict[str, Tensor], sizes: list[int]) -> list[dict[str, Tensor]]
 
 
 def row_losses(model: nn.Module, batch: dict[str, Tensor], shifted: bool) -> Tensor:
-    """What each row adds to the mean loss of all, in units in which L is the mean over rows."""
+    """Each row's contribution to the mean loss, scaled so that L is the mean over rows."""
     labels = batch["labels"]
     counted = labels[:, 1:] if shifted and labels.ndim > 1 else labels
     items = torch.tensor(
@@ -62,7 +62,7 @@ def row_losses(model: nn.Module, batch: dict[str, Tensor], shifted: bool) -> Ten
 def differences(
     model: nn.Module, groups: SharedGroups, batch: dict[str, Tensor], shifted: bool
 ) -> Any:
-    """By gate and a few of its dimensions, differences of fourth order of the rows' losses."""
+    """Fourth-order differences of the rows' losses, by gate, for a few of its dimensions."""
     for gate in groups.open:
         for place in {0, gate.size // 2, gate.size - 1}:
             losses = {}

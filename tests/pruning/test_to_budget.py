@@ -1,4 +1,4 @@
-"""One-shot pruning: the budget is met, the choice is the criterion's, the rest is as it was."""
+"""One-shot pruning: the budget is met, the criterion decides, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.tolerance import model_bound
 
 CRITERIA = ("taylor", "fisher", "second_moment", "magnitude", "random")
 FAST = ("bert", "llama", "t5")
-# Coarse as tiny models are, one dimension is far less than a point of the budget here.
+# Even in tiny models, one dimension is much less than a percentage point of the budget here.
 WIDE = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
 
 
@@ -102,7 +102,7 @@ def test_nothing_else_of_the_model_changes(variant, criterion):
 
 
 class Rows(Dataset):
-    """A dataset with a column that no model reads."""
+    """A dataset with a column that models do not use."""
 
     def __len__(self) -> int:
         return 6
@@ -173,7 +173,7 @@ def test_second_moments_leave_padding_out_however_batches_are_cut():
 def test_the_least_important_go_first():
     model = wide_bert()
     layer = model.bert.encoder.layer[1]
-    with torch.no_grad():  # feed-forward dimensions that nothing would miss
+    with torch.no_grad():  # feed-forward dimensions without any effect
         layer.output.dense.weight[:, 10:30] = 0.0
         layer.intermediate.dense.weight[10:30] = 0.0
         layer.intermediate.dense.bias[10:30] = 0.0

@@ -1,7 +1,7 @@
-"""The same choice by Torch-Pruning, an implementation of its own: equal scores, equal models.
+"""Torch-Pruning, an independent implementation, gives equal scores and equal models.
 
-Feed-forward dimensions by magnitude: their order, what is left of the model without some of them,
-and how many multiply-accumulates that saves.
+Compared for feed-forward dimensions by magnitude: their order, the model without some of them, and
+the saved multiply-accumulates.
 """
 
 import copy
@@ -22,7 +22,7 @@ LENGTH = 8
 
 
 def layers_of(model):
-    """Of each feed-forward part the layer whose rows go, the one that reads it, and the gate."""
+    """For each feed-forward part: the layer that loses rows, the one that reads it, the gate."""
     groups = SharedGroups(model, "inner", LENGTH)
     return [
         (part.part.up, part.part.down, part.hidden)

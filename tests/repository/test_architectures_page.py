@@ -1,4 +1,4 @@
-"""The table of supported types is that of the descriptions."""
+"""The table of supported types follows from the descriptions."""
 
 from __future__ import annotations
 

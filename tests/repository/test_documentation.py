@@ -1,4 +1,4 @@
-"""What the documents say exists: commands, options, keys, names, files."""
+"""Everything that the documents name exists: commands, options, keys, names, files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def examples() -> Iterator[tuple[str, str, str]]:
 
 
 def code_fault(block: str) -> str | None:
-    """The first name or argument of the library that an example has and the library has not."""
+    """The first name or argument in an example that the library does not have."""
     for node in ast.walk(ast.parse(block)):
         is_name = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "fg"
         if is_name and node.attr not in fg.__all__:
@@ -115,7 +115,7 @@ def test_every_yaml_example_has_keys_of_the_section_it_is_for():
 
 
 def unknown_keys(annotation: Any, tree: Any) -> list[str]:
-    """Keys of a tree that the sections of an annotation do not have."""
+    """Keys of a tree that do not belong to the sections of an annotation."""
     sections = list(_sections(annotation))
     if not isinstance(tree, dict) or not sections:
         return []
@@ -185,9 +185,9 @@ def listed(described: type) -> set[str]:
 
 
 def documented(section: type[BaseModel]) -> set[str]:
-    """The keys that the description of a section or of its bases lists.
+    """The keys in the description of a section or of its bases.
 
-    Those of gates are described once, in the library's configuration.
+    The keys of gates are described once, in the library's configuration.
     """
     found = set().union(*(listed(base) for base in section.__mro__ if issubclass(base, Section)))
     if issubclass(section, GateFields):

@@ -1,4 +1,4 @@
-"""The scripts in examples/ run with a small budget, on real tables or generated ones."""
+"""The scripts in examples/ run with a small budget, on real or generated tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def ran(folder: Path, name: str, *arguments: str) -> str:
-    """Runs an example in a folder without data next to it and gives what it printed."""
+    """Runs an example in a folder without data next to it and returns its output."""
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
@@ -30,7 +30,7 @@ def ran(folder: Path, name: str, *arguments: str) -> str:
 
 
 def counts(printed: str) -> tuple[int, int]:
-    """Parameters before and after, as an example prints them last."""
+    """Parameters before and after, as an example prints them at its end."""
     found = re.findall(r"^([\d,]+) -> ([\d,]+) parameters", printed, re.MULTILINE)[-1]
     return tuple(int(number.replace(",", "")) for number in found)  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""The language of the house: words that the style avoids, and short summaries of the public API."""
+"""House style: avoided words, and short summaries of the public API."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ import pytest
 import finegates
 from support.paths import ROOT
 
-# What the style says instead: next to, instead of, again, is stored or appears, is not a.
+# The style's replacements: next to, instead of, again, is stored or appears, is not a.
 AVOIDED = re.compile(
     r"\b(beside|besides|in place of|anew|whatever|whoever|stands?|stood|lies|lying"
     r"|(?<!there )(?:is|are) no(?! longer\b| more\b))\b",
@@ -23,7 +23,7 @@ AVOIDED = re.compile(
 FOLDERS = ("finegates", "theory", "tests", "workflow", "config", "docs", "examples", "profiles")
 PROSE = {".md", ".rst", ".smk", ".yaml"}
 
-# Texts with such a word that stay, by file: the word, and why.
+# Allowed occurrences by file: the word, and the reason.
 ALLOWED = {
     "config/claims.yaml": {"beside": "a key of the ledger, which published tables carry"},
     "finegates/suite/claims/ledger.py": {"beside": "the same key"},
@@ -43,12 +43,12 @@ ALLOWED = {
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of prose with their numbers: of Python, comments and strings alone."""
+    """Lines of prose with their numbers: of Python files, only comments and strings."""
     content = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         yield from enumerate(content.split("\n"), 1)
         return
-    # From Python 3.12 on, the text of an f-string has a token of its own kind.
+    # From Python 3.12 on, the text of an f-string is a separate token type.
     kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", None)}
     for token in tokenize.generate_tokens(io.StringIO(content).readline):
         if token.type in kinds:
@@ -126,7 +126,7 @@ def test_summaries_of_the_public_api_are_short_and_one_sentence():
 
 
 def test_every_summary_is_one_line():
-    """ruff's D205 says it of all folders but the theory, whose checks start with formulas."""
+    """ruff's D205 covers all folders but theory, where checks start with formulas."""
     for path in sorted((ROOT / "finegates").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):

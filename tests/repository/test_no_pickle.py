@@ -1,9 +1,9 @@
-"""No pickle anywhere: neither the code nor the files hold what could run as a program.
+"""No pickle anywhere: neither code nor files can execute data.
 
-One kind of file is an exception, for as long as a run on plain text or of ``finegates shrink`` is
-unfinished: the checkpoints of ``transformers.Trainer`` hold the optimizer's and the random numbers'
-state as ``torch.save`` writes them. They are read with ``weights_only=True``, which runs nothing,
-and deleted with the last step.
+One kind of file is an exception while a run on plain text or of ``finegates shrink`` is unfinished.
+The checkpoints of ``transformers.Trainer`` contain the state of the optimizer and of the random
+generators as ``torch.save`` writes it. They are read with ``weights_only=True``, which executes
+nothing, and deleted with the last step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from support.scan import faults, holds_pickle, pickles_below
 SOURCES = sorted(p for d in ("finegates", "theory", "workflow") for p in (ROOT / d).rglob("*.py"))
 RULES = [ROOT / "Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))]
 CHECKPOINTED = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
-"""What ``transformers`` reads when a run continues."""
+"""Checkpoint files that ``transformers`` reads to resume a run."""
 
 
 def test_no_source_reads_or_writes_pickle_or_runs_a_text():
@@ -121,7 +121,7 @@ def test_no_committed_file_holds_pickle():
 
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
-    """A run on plain text that was killed after its second checkpoint."""
+    """A run on plain text, killed after its second checkpoint."""
     tier = causal_tier(tmp_path, save_every=2)
     run = Run("posttraining", "tiny", "reference", 0.4, 0)
     step = CausalTrainer.training_step
@@ -154,7 +154,7 @@ def test_a_checkpoint_holds_pickle_where_transformers_reads_it_and_is_deleted(
     monkeypatch.setattr(torch, "load", watched)
     assert train_run(tier, run, progress=False) is not None
     assert {name for name, _ in read} == CHECKPOINTED
-    # None leaves it to torch, whose default it is.
+    # None leaves it to torch, which uses this default.
     assert all(weights_only in (True, None) for _, weights_only in read)
     finish(tier, run)
     assert pickles_below(Path(tier.results)) == []
@@ -171,7 +171,7 @@ def test_a_program_in_place_of_a_checkpoint_is_not_run(interrupted, tmp_path, fi
 
     for path in checkpoint_folder(tier, run).rglob(file):
         torch.save(Touch(), path)
-        seal(path.parent)  # else it would be passed over as damaged
+        seal(path.parent)  # otherwise it would be skipped as damaged
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         train_run(tier, run, progress=False)
     assert not mark.exists()

@@ -1,4 +1,4 @@
-"""What is published: a wheel that works alone with what it declares, and nothing else installed."""
+"""The published wheel works with its declared dependencies and nothing else installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAVY |= {"scikit-learn", "scipy", "snakemake", "sphinx"}
 
 
 def finish(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A program of an environment that knows nothing of this one."""
+    """A program whose environment is independent of this one."""
     own = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     words = list(map(str, command))
     return subprocess.run(words, cwd=cwd, env=own, capture_output=True, text=True, timeout=600)
@@ -39,7 +39,7 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """Wheel and source distribution of what git knows, built from a copy."""
+    """Wheel and source distribution of the files tracked by git, built from a copy."""
     folder = tmp_path_factory.mktemp("package")
     source, dist = folder / "source", folder / "dist"
     tracked = run("git", "ls-files", "-z", cwd=ROOT).split("\0")
@@ -59,12 +59,12 @@ def wheel(built) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(wheel, tmp_path_factory) -> Path:
-    """The Python of an environment with the wheel, without extras, in the tested versions."""
+    """The Python of an environment with only the wheel, without extras, in the tested versions."""
     folder = tmp_path_factory.mktemp("alone")
     run(sys.executable, "-m", "venv", folder / "env", cwd=folder)
     python = folder / "env" / "bin" / "python"
     constraints = ["-q", "-c", ROOT / "constraints.txt"]
-    # torch first, so that the build of the configured index, CPU or GPU, is kept.
+    # torch first, so that the configured index's build (CPU or GPU) is kept.
     run(python, *PIP, "install", *constraints, "torch", cwd=folder)
     run(python, *PIP, "install", *constraints, wheel, cwd=folder)
     return python

@@ -1,4 +1,4 @@
-"""Every Python block of README and docs, run on tiny models: what a page promises comes out."""
+"""Runs every Python block of README and docs on tiny models and compares the output."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ WITH_CODE = [page for page in PAGES if examples(page.read_text())]
 
 SENTENCE = "a charming film dull from beginning to end once upon time good bad plot [unk]"
 WORDS = SENTENCE.split(" ")
-# The padding token's number is that of the architecture's configuration.
+# The padding token has the id that the architecture's configuration names.
 SPECIAL = {"roberta": ["[CLS]", "[PAD]", "[SEP]"], "other": ["[PAD]", "[CLS]", "[SEP]"]}
-# Wide enough that one dimension is far less than a point of the budget.
+# Wide enough that one dimension is much less than one percentage point of the budget.
 SIZES = {"hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 4, "vocab_size": 24}
 CHECKPOINTS = {
     "FacebookAI/roberta-base": ("roberta", "classifier"),
     "sentence-transformers/all-MiniLM-L6-v2": ("bert", "classifier"),
     "meta-llama/Llama-3.2-1B": ("llama", "language"),
 }
-"""Names of the hub in pages: folders of the working directory, so that ``from_pretrained`` finds
-them, with a tiny model and a tokenizer."""
+"""Model names in pages: folders of the working directory that ``from_pretrained`` finds, with a
+tiny model and a tokenizer.
+"""
 
 
 def tokenizer(architecture: str) -> PreTrainedTokenizerFast:
-    """Whole words; the special tokens of encoders around a sentence."""
+    """A whole-word tokenizer with an encoder's special tokens around a sentence."""
     special = SPECIAL.get(architecture, SPECIAL["other"])
     vocabulary = {word: place for place, word in enumerate(special + WORDS)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
@@ -66,7 +67,7 @@ def sentences(count: int) -> dict[str, list[Any]]:
 
 
 def load_dataset(name: str, part: str, split: str | None = None) -> Any:
-    """Replaces ``datasets.load_dataset``: a few rows with the columns of the real ones."""
+    """Replaces ``datasets.load_dataset``: a few rows with the real data's columns."""
     from datasets import Dataset, DatasetDict
 
     if "wikitext" in name:
@@ -79,7 +80,7 @@ def load_dataset(name: str, part: str, split: str | None = None) -> Any:
 
 
 def save_small() -> None:
-    """A compact encoder with its tokenizer in ``small/``."""
+    """Saves a compact encoder with its tokenizer in ``small/``."""
     model = tiny_model("roberta", dtype=torch.float32, max_position_embeddings=40, **SIZES)
     fg.attach(model, fg.GateConfig(preset="structured", target=0.3))
     scatter_gates(model)
@@ -88,7 +89,7 @@ def save_small() -> None:
 
 
 def link_results() -> None:
-    """The page's paths start at the repository."""
+    """Links the results, because the page's paths start at the repository."""
     os.symlink(ROOT / "results", "results")
 
 
@@ -98,7 +99,7 @@ PREPARED: dict[str, Callable[[], None]] = {
     "stock-model.md": save_small,
     "read-the-claims.md": link_results,
 }
-"""What a page says that the reader has already, by page."""
+"""Preparation that a page assumes, by page."""
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_the_readme_makes_a_smaller_model_of_the_asked_cost_that_reloads(reader)
     small, gated = given["small"], given["model"].eval()
     dense = AutoModelForSequenceClassification.from_pretrained(given["name"])
     assert any(isinstance(module, CompactLinear) for module in small.modules())
-    # Sides that would not pay stay dense on such a small model, so that it may cost more.
+    # Sides that would not pay stay dense in such a small model, so it may cost more.
     assert macs(small, 1, 128).total / macs(dense, 1, 128).total >= 0.58
     kept = planned_macs(gated, 1, 128).total / macs(dense, 1, 128).total
     assert kept == pytest.approx(0.6, abs=0.02)

@@ -1,4 +1,4 @@
-"""Of a matrix of parameters a sample runs always, and all of it when asked for."""
+"""A sample of a parameter matrix always runs, and the whole matrix on request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_value_of_every_parameter_appears_in_as_few_cases_as_can_be(sizes:
     chosen = sample(cases)
     for place, size in enumerate(sizes):
         assert {cases[index][f"p{place}"] for index in chosen} == set(range(size))
-    # Of a full product, the longest axis needs a case for each of its values, and no more.
+    # For a full product, the longest axis needs exactly one case for each of its values.
     assert len(chosen) == max(sizes)
 
 

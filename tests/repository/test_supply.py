@@ -1,4 +1,4 @@
-"""Versions: what is pinned is what is declared, and comes from nowhere in particular."""
+"""Versions: pins match the declared ranges, and no file names a registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TESTED = ("suite", "onnx", "test")
-"""The extras that are tested with their oldest versions, too."""
+"""Extras that are also tested with their oldest versions."""
 
 
 def pins(file: str) -> dict[str, str]:

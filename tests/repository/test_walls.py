@@ -1,4 +1,4 @@
-"""Import layers: no layer imports a higher one, and the library never the suite."""
+"""Import layers: no layer imports a higher one, and the library never imports the suite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("importlinter", reason="import-linter belongs to the extra '
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """Sources and contracts, to be changed."""
+    """A modifiable copy of the sources and the import contracts."""
     for package in ("finegates", "theory"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=lambda *_: {"__pycache__"})
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -45,7 +45,7 @@ PLANTED = {
     "finegates.suite.config.tier": "finegates.suite.runs.record",
     "finegates.suite.stats": "theory.lora",
 }
-"""Imports from lower rooms of higher ones, by the module that imports."""
+"""Forbidden imports from higher layers, by the importing module."""
 
 
 def test_every_import_of_a_higher_room_is_caught(copy):

@@ -1,8 +1,8 @@
-"""A Slurm of one machine, from Debian's slurm-wlm and munge, started for a test and ended.
+"""A one-machine Slurm from Debian's slurm-wlm and munge, started and stopped by a test.
 
-Needs root, for its daemons start jobs as the user who submits them. The ports are its own. Outside
-the given folder it makes one link, for jobs look for the configuration in its usual place and
-nowhere else; where a configuration is there already, no cluster is started.
+It needs root, because its daemons start jobs as the submitting user. It uses its own ports. Outside
+the given folder it creates one link, because jobs look for the configuration only in its usual
+place. If a configuration is there already, no cluster is started.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def unavailable() -> str | None:
 
 @contextmanager
 def running(folder: Path, cpus: int = 2, memory_mb: int = 8000) -> Iterator[dict[str, str]]:
-    """Starts the cluster and gives the environment variables that its commands need."""
+    """Starts the cluster and yields the environment variables for its commands."""
     folder.mkdir(parents=True)
     for name in ("state", "spool"):
         (folder / name).mkdir()

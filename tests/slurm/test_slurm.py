@@ -1,4 +1,4 @@
-"""The workflow on a real Slurm: jobs go through its queue, tables are those of a local run."""
+"""The workflow on a real Slurm: jobs use its queue, tables equal those of a local run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PLACES = {"tables", "figures", "studies", "theory"}
 def snakemake(
     folder: Path, tier: str, *arguments: str, environment: dict[str, str] | None = None
 ) -> str:
-    """Runs the workflow on a file system folder and gives what it printed."""
+    """Runs the workflow on a file system folder and returns its output."""
     folder.mkdir(parents=True, exist_ok=True)
     if tier == "tiny":
         tier = str(folder / "tiny.yaml")
@@ -95,7 +95,7 @@ def test_the_workflow_runs_through_slurm_and_its_tables_are_the_local_ones(tmp_p
             *("--profile", str(ROOT / "profiles" / "slurm"), "--latency-wait", "10"),
             *("--cores", "2"),
             *("--default-resources", "slurm_partition=test", "slurm_account=test"),
-            # Too little for its imports: Slurm kills the first attempt; the next has enough.
+            # Too little for the imports: Slurm kills the first attempt; the next has enough.
             *("--set-resources", "score_bag_of_words:mem_mb=40 * 30 ** (attempt - 1)"),
             environment=environment,
         )
