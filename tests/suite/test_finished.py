@@ -1,4 +1,4 @@
-"""Finished runs of an unfinished tier are published whole, and none is lost."""
+"""Finished runs of an unfinished tier are published completely, and none is lost."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def results(tmp_path):
     finish(folder, "runs/cola/full/seed0.json")
     finish(folder, "search/runs/cola/full-x1/seed0.json")
     (folder / "search" / "cola.json").write_text("{}")
-    # What is not finished, and what is not of runs.
+    # Unfinished files, and files that do not belong to runs.
     (folder / "runs" / "cola" / "lora").mkdir()
     (folder / "runs/cola/lora/seed0.predictions.parquet").write_bytes(b"half")
     (folder / "models").mkdir()

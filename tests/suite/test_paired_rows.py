@@ -1,4 +1,4 @@
-"""Standard errors from rows: by leaving each out, and as the spread over draws of rows."""
+"""Standard errors from rows: by the jackknife, and as the spread over samples of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finegates.suite.runs.metrics import GlueMetric, score
 
 
 def rows_of(task: str, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, and predictions of two models that err together on some rows."""
+    """Labels, and predictions of two models that make some errors on the same rows."""
     rng = np.random.default_rng(seed)
     if TASKS[task].labels is None:
         labels = np.round(rng.uniform(0, 5, rows), 1)  # with ties
@@ -40,14 +40,14 @@ def test_pseudo_values_are_those_of_leaving_each_row_out(task):
     whole, count = glue(task, labels, predictions), len(labels)
     kept = [np.arange(count) != place for place in range(count)]
     expected = [count * whole - (count - 1) * glue(task, labels[k], predictions[k]) for k in kept]
-    # STS-B's metric takes float32.
+    # STS-B's metric uses float32.
     bound = 1e-2 if TASKS[task].labels is None else 1e-9
     assert pseudo_values(task, labels, predictions) == pytest.approx(expected, abs=bound)
 
 
 @pytest.mark.parametrize("task", ["sst2", "mrpc", "cola", "stsb"])
 def test_the_paired_error_is_the_spread_over_draws_of_rows(task):
-    """And smaller than that of two draws, for the models err together."""
+    """It is smaller than that of two independent samples, because the models share errors."""
     found = np.array(
         [
             pseudo_values(task, labels, first).mean() - pseudo_values(task, labels, second).mean()
@@ -64,8 +64,8 @@ def test_the_paired_error_is_the_spread_over_draws_of_rows(task):
 def test_of_accuracies_it_is_mcnemars():
     """The error is sqrt(b + c - (b - c)² / n) / n.
 
-    b and c are the rows that only one model gets right; the division under the root uses n - 1
-    instead of n.
+    b and c count the rows that only one model predicts correctly. The division under the root uses
+    n - 1 instead of n.
     """
     labels, first, second = rows_of("sst2", 300)
     b = int(((first == labels) & (second != labels)).sum())

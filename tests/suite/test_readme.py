@@ -1,4 +1,4 @@
-"""README.md and theory/README.md quote published files, and only as they are."""
+"""README.md and theory/README.md quote published files without changes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Statistics over seeds: no interval from one value, none that depends on order."""
+"""Statistics over seeds: no interval from one value, and none that depends on order."""
 
 import numpy
 import pytest
@@ -60,7 +60,7 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says(seeds):
 
 
 def test_variances_of_seeds_and_rows_add():
-    """Known variances give a normal interval; equal ones of f freedoms each behave as twice f."""
+    """Known variances give a normal interval; two equal ones of f degrees of freedom act as 2f."""
     known = combined_interval(5.0, [Variance(3.0), Variance(1.0)])
     assert known.half_width == pytest.approx(1.959964 * 2, rel=1e-6)
     both = combined_interval(5.0, [Variance(1.0, 4), Variance(1.0, 4)])
@@ -103,7 +103,7 @@ def test_a_detectable_difference_is_found_as_often_as_promised():
     difference = detectable_by_rows(error)
     found = rng.normal(difference, error * 2**0.5, 20000) / (error * 2**0.5)
     assert numpy.mean(abs(found) > 1.96) == pytest.approx(POWER, abs=0.01)
-    # Over seeds the formula takes a central t: close, and not above the truth's power by much.
+    # Over seeds the formula uses a central t: close to the true power, and not much above it.
     base = numpy.array([-1, 1] * (seeds // 2)) * spread * ((seeds - 1) / seeds) ** 0.5
     shift = detectable_by_seeds(base)
     draws = rng.normal(shift, spread, (20000, seeds))

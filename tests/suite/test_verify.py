@@ -1,4 +1,4 @@
-"""The command that checks a tier's results: it passes what is whole and names what is not."""
+"""The command that verifies a tier's results: it passes complete results and names faults."""
 
 import json
 import os

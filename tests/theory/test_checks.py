@@ -1,4 +1,4 @@
-"""Every check at a small size: verdicts are computed, and every one of them can fail."""
+"""Every check at a small size: verdicts are computed, and each of them can fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases, verdicts and the power of a check: what follows from what was measured."""
+"""Cases, verdicts and the power of a check follow from the measurements."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_the_power_of_a_case_is_the_factor_at_which_it_breaks(relation, predicte
         ("at most", 1.0, 0.1, 2.2),
         ("at least", 5.0, 0.0, 2.5),
         ("equal", 2.0, 0.25, 4 / 3),  # up 1/0.75, down 1.25
-        ("equal", 2.0, 1.0, np.inf),  # zero would be accepted
-        ("at most", 3.0, 0.0, 1.0),  # broken as it is
+        ("equal", 2.0, 1.0, np.inf),  # zero would hold
+        ("at most", 3.0, 0.0, 1.0),  # broken already
         ("at most", 0.0, 0.0, np.inf),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_setting_that_a_theorem_decides_has_no_vote():
     assert _claim(disproved).verdict == "disproved"
     assert _claim(proved, disproved).verdict == "proved in part"
     assert _claim(held, proved, disproved).record()["cases"] == 1
-    # A measurement that denies a proof is not passed over.
+    # A measurement that contradicts a proof changes the verdict.
     assert _claim(held, Case("e", "at least", 1.0, 2.0, proof="fails")).verdict == "contradicted"
     with pytest.raises(ValueError, match=r"only the cases of a claim are proved.*\['c'\]"):
         _law(proved)

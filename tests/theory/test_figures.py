@@ -1,4 +1,4 @@
-"""Figures of the theory from their tables: every one can be drawn, and in the same bytes."""
+"""Every figure of the theory can be drawn from its tables, with the same bytes each time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_axis_of_a_figure_is_labelled(frames, name):
     figure = draw(name, frames, "Tier x.", "a network")
     panels = [ax for ax in figure.axes if ax.axison and ax.get_title(loc="left")]
     assert len(panels) >= 2
-    if name not in ("penalties", "conditioning"):  # there panels share the labels of their edges
+    if name not in ("penalties", "conditioning"):  # there panels share the labels of their axes
         assert all(ax.get_ylabel() for ax in panels)
 
 

@@ -1,4 +1,4 @@
-"""Flat directions of blocks: rescalings that change nothing, how many, and that none is missed."""
+"""Flat directions of blocks: rescalings that leave the output unchanged, and their exact number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from theory.checks.settings import Settings
 from theory.flatness import flat_space, generators, jacobian, nullity
 from theory.free_gates import free_gates, set_values
 
-# What of the proposition differs between kinds.
+# Kinds that differ in the proposition's conditions.
 FEW = ("bert", "llama", "t5", "qwen3", "phi3")
 
 
@@ -27,7 +27,7 @@ def test_every_generator_multiplied_into_the_sides_changes_no_output(name):
     assert spans
     random = np.random.default_rng(0)
     total: dict[tuple[str, str], np.ndarray] = {}
-    for span in spans:  # all at once, each by a factor of its own
+    for span in spans:  # all at once, each by its own factor
         power = random.uniform(-1, 1)
         for side, exponents in span.exponents.items():
             total[side] = total.get(side, 0) + power * exponents
@@ -91,7 +91,7 @@ SMALL = Settings(problems=1)
 
 @pytest.fixture
 def fresh():
-    """Forgets what was measured of gates, before and after."""
+    """Clears cached measurements of gates, before and after."""
     checks.measured_gates.cache_clear()
     yield
     checks.measured_gates.cache_clear()
@@ -138,9 +138,9 @@ def test_a_gradient_that_does_not_vanish_between_closed_partners_is_found_out(mo
     assert checks.check_closed(SMALL).verdict == "contradicted"
 
 
-# Kinds with more flat directions than the description tells: q and k keep their sizes there for
-# another reason; ReLUs that no input opens; latents between projections; experts without a token;
-# towers whose outputs are fewer than their gates; projections that are clipped on every input.
+# Kinds with more flat directions than the description predicts. Reasons: q and k keep their sizes
+# for another reason; ReLUs that no input opens; latents between projections; experts without a
+# token; towers with fewer outputs than gates; projections that are clipped on every input.
 MORE = {
     *("deberta", "falcon/alibi", "smollm3", "opt", "bart", "m2m_100", "deepseek_v3", "gpt_oss"),
     *("marian", "mbart", "pegasus", "whisper", "blenderbot", "wav2vec2", "hubert"),
@@ -153,12 +153,12 @@ MORE = {
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_described_type_has_the_flat_directions_of_the_proposition(name, preset):
     model = described_model(name, attention="eager")
-    # Weights of 0.3 saturate attention at these widths, and saturated directions are nearly flat.
+    # Weights of 0.3 saturate attention at these widths, and saturated directions are almost flat.
     for parameter in model.parameters():
         parameter.data.mul_(0.7)
     many = [described_inputs(name, seed=i) for i in range(6)]
     inputs = {key: torch.cat([each[key] for each in many]) for key in many[0]}
-    if "attention_mask" in inputs:  # rows that attend to nothing are NaN with a short window
+    if "attention_mask" in inputs:  # fully masked rows are NaN with a short window
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     fg.attach(model, fg.GateConfig(preset=preset, target=0.1, train_head=False))
     gates = free_gates(model.eval())

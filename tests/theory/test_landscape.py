@@ -158,7 +158,7 @@ def test_the_adapters_hessian_is_that_of_its_loss(data, rank):
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 5])
 def test_an_exact_fit_has_the_predicted_number_of_zero_eigenvalues_beyond_its_rank(rank):
-    """Rank 2 is taught exactly; factors of rank r > 2 have the larger kernel of the formula."""
+    """The teacher has rank 2; factors of rank r > 2 have the larger kernel of the formula."""
     random = np.random.default_rng(rank)
     inputs, weight = random.standard_normal((12, 5)), random.standard_normal((4, 5))
     change = random.standard_normal((4, 2)) @ random.standard_normal((2, 5))
@@ -197,7 +197,7 @@ def test_steepest_descent_reaches_the_optimum_that_the_closed_form_names(method)
     assert np.isfinite(path.iterations).all()
     assert np.all(path.iterations[:, 1] == 0)
     np.testing.assert_array_equal(path.points[0][1], first[1])
-    # An optimum that is too low by a tenth of the way is never reached.
+    # An optimum too low by a tenth of the gap is never reached.
     wrong = low - 0.1 * np.array([p.null_loss for p in drawn])
     path = steepest_descent(batch, method, first, wrong[:, None], 50)
     assert np.isinf(path.iterations).all()

@@ -1,4 +1,4 @@
-"""Lanczos and PL ratios on functions whose spectra are known, and on a tiny encoder."""
+"""Lanczos and PL ratios on functions with known spectra, and on a tiny encoder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_tiny_encoder_is_looked_at_along_both_trainings(tmp_path):
     assert set(frame["parameters"]) == {TRAINED, FREE, LORA}
     assert list(frame[frame["parameters"] == LORA]["step"]) == [0, 4]
     start = frame[(frame["step"] == 0) & (frame["parameters"] == TRAINED)].iloc[0]
-    # The released code's gates start saturated: nothing that is trained moves the task loss.
+    # The released code's gates start saturated: no trained parameter affects the task loss.
     assert start["saturated"] > 0.9
     assert start["ratio"] < 1e-3 * frame[frame["parameters"] == FREE]["ratio"].iloc[0]
     assert (frame["largest"] >= frame["smallest"]).all()

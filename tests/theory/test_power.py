@@ -1,4 +1,4 @@
-"""A constant of a law that is wrong by a factor of 1.25 is found out, where it is computed."""
+"""A law's check notices a factor of 1.25 on its constant, planted where it is computed."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ CONSTANTS = {
     "joint-saddle": "theory.checks.joint.saddle_coupling",
     "penalty-half-open": "theory.checks.sparsity.penalty_minimiser",
 }
-"""Checks, and the function that computes their constant."""
+"""Checks, and the functions that compute their constants."""
 
 
 SLOW = ("plateau-drift", "plateau-time", "penalty-half-open", "relaxation-bias")
-"""Checks that are run once, with the slow tests: their cases are equalities, which notice either
-direction alike, and every law's power is tested without running it again."""
+"""Checks that run once, with the slow tests. Their cases are equalities, which notice both
+directions, and the power of every law is tested without a rerun.
+"""
 
 
 def scaled(function: Callable[..., Any], factor: float) -> Callable[..., Any]:
@@ -107,7 +108,7 @@ def _alike(wanted: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _padded(problem: Problem) -> np.ndarray:
-    """Row gates alone, in the shape of all."""
+    """Row gates alone, padded to the shape of all gates."""
     return np.eye(problem.rows, problem.rows + problem.cols)
 
 
@@ -126,13 +127,13 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("name", "place", "wrong"),
     [
-        # The second bump of m'' is dropped.
+        # Drops the second peak of m''.
         ("relaxation-curvature", "smoothing.mean_clip_curvature", lambda f: _one_bump),
-        # The unconstrained PL constant where the box costs conditioning.
+        # The unconstrained PL constant, although the box worsens the conditioning.
         ("box-prox-pl", "clipping.box_constant", lambda f: _bounded_by_the_free_constant),
-        # A small gradient where there should be none.
+        # A small gradient instead of zero.
         ("clip-plateau", "clipping.module_gradient", _leaking),
-        # Unlike gates that would rest where gates that are alike do.
+        # Unequal gates that would rest where equal gates do.
         ("penalty-unlike", "objective.relaxed_optimum", lambda f: _alike),
         # Flips judged by the hard loss, without the cost of noise.
         pytest.param(
@@ -175,7 +176,7 @@ def test_a_certificate_that_pays_too_little_for_its_radius_is_found_out(monkeypa
 
 @pytest.mark.slow
 def test_a_pull_that_is_wrong_by_a_quarter_is_found_out(monkeypatch):
-    """The closed-form flow has it, the library's trained gates do not."""
+    """The closed-form flow contains it, the library's trained gates do not."""
     original = OneGate.slope
     monkeypatch.setattr(
         OneGate,
@@ -186,5 +187,5 @@ def test_a_pull_that_is_wrong_by_a_quarter_is_found_out(monkeypatch):
 
 
 def replace_seed(settings: Settings) -> Settings:
-    """Other settings, so that nothing remembered is used."""
+    """Other settings, so that no cached result is used."""
     return settings.model_copy(update={"seed": 1})

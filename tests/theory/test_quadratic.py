@@ -107,7 +107,7 @@ def test_descent_meets_its_bound_and_a_larger_constant_would_not(family):
     rate = quadratic.pl_constant / quadratic.smoothness
     steps = np.arange(1001)
     assert np.all(gaps <= gaps[0] * (1 - rate) ** steps * (1 + 1e-9) + 1e-25)
-    # In the end a quadratic contracts by (1 − μ/Λ)² a step, and not any faster.
+    # Asymptotically a quadratic contracts by exactly (1 − μ/Λ)² a step.
     wrong = max(0.0, 1 - 20 * rate)
     assert not np.all(gaps <= gaps[0] * wrong**steps)
 

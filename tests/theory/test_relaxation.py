@@ -102,7 +102,7 @@ def test_samples_of_the_librarys_gates_have_the_closed_forms_mean(sigma):
     sample = gate.sample().detach().numpy()
     error = sample.std() / 200
     assert sample.mean() == pytest.approx(float(mean_clip(np.array(0.2), sigma)), abs=5 * error)
-    # The closed form of another noise is rejected.
+    # The closed form for another noise is rejected.
     assert abs(sample.mean() - float(mean_clip(np.array(0.2), 0.25))) > 5 * error
 
 

@@ -1,4 +1,4 @@
-"""A student follows its teacher's logits as far as it is asked to."""
+"""A student follows its teacher's logits with the requested weight."""
 
 import copy
 import math

@@ -1,7 +1,7 @@
-"""A search over hyperparameters: every trial trains, closes and counts the model that it made.
+"""A hyperparameter search: every trial trains, closes and counts its own model.
 
-The loop is that of transformers, ``run_hp_search_optuna``. What it asks of Optuna, which is not
-installed here, are the few names below.
+The loop is transformers' ``run_hp_search_optuna``. Optuna is not installed here, so the classes
+below replace the few names that the loop needs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from finegates.gates.stochastic import StochasticGate
 from finegates.training.trainer import GateTrainer
 from support.tiny import VOCABULARY, tiny_model
 
-# Wide enough that one dimension of a head is far less than a point.
+# Wide enough that one dimension of a head is much less than one percentage point.
 WIDE = {"hidden_size": 48, "intermediate_size": 192, "num_attention_heads": 4}
 NEAR = 0.05
 
 
 class PrunedTrialError(Exception):
-    """What a trial is stopped by."""
+    """Raised to stop a trial."""
 
 
 class Trial:
-    """One of ``optuna``: its values are given and not drawn."""
+    """Replaces ``optuna``'s trial: its values are given, not drawn."""
 
     def __init__(self, study: Study, number: int, params: dict[str, Any]) -> None:
         self.study, self.number, self.params = study, number, params
@@ -47,7 +47,7 @@ class Trial:
 
 
 class Study:
-    """One of ``optuna``."""
+    """Replaces ``optuna``'s study."""
 
     def __init__(self, trials: Sequence[dict[str, Any]], pruned: Sequence[int]) -> None:
         self.trials = [Trial(self, number, params) for number, params in enumerate(trials)]
@@ -72,7 +72,7 @@ class Study:
 
 @pytest.fixture
 def optuna(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library of that name, as far as transformers asks for it."""
+    """A library named optuna with the names that transformers needs."""
     library: Any = types.ModuleType("optuna")
     library.Trial = Trial
     library.trial = types.SimpleNamespace(BaseTrial=Trial)
@@ -90,7 +90,7 @@ def rows(count: int = 32) -> list[dict[str, Any]]:
 
 
 class Ends(TrainerCallback):
-    """What each training left of its model: kept MACs, and the mean probability to be open."""
+    """Final state of each trained model: kept MACs, and the mean open probability."""
 
     def __init__(self) -> None:
         self.kept: list[float] = []
@@ -110,7 +110,7 @@ def searched(
     pruned: Sequence[int] = (),
     **arguments: Any,
 ) -> tuple[Ends, Any]:
-    """Ends of the trials in their order, and the best run."""
+    """Final states of the trials in order, and the best run."""
     settings: dict[str, Any] = {
         "num_train_epochs": 4,
         "per_device_train_batch_size": 8,
@@ -174,6 +174,6 @@ def test_a_trial_that_is_pruned_leaves_nothing_to_the_next(tmp_path: Path) -> No
 @pytest.mark.parametrize("preset", ["reference", "paper_v1"])
 def test_the_penalty_is_on_the_gates_of_each_trial(preset: str, tmp_path: Path) -> None:
     ends, _ = searched(tmp_path, [{"target": 0.5}, {"target": 0.3}], preset)
-    first, second = ends.open  # 0.99 and 0.84 at the start; that of paper_v1 closes more than asked
+    first, second = ends.open  # 0.99 and 0.84 at the start; paper_v1 closes more than the target
     assert first < 0.6
     assert second < 0.8

@@ -1,4 +1,4 @@
-"""Importance: of the steps that are taken, in one unit, and there before anything is closed."""
+"""Importance: from executed steps only, in one unit, and available before any gate closes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from finegates.training.trainer import GateTrainer
 from support.tiny import ARCHITECTURES, VOCABULARY, tiny_model
 
 BATCH = 4
-START = 22  # of the exponent of the scale: large enough to overflow in the first steps
+START = 22  # exponent of the initial scale, large enough to overflow in the first steps
 
 
 def rows(count: int) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, VOCABULARY, (count, 6), generator=generator)
-    ids[:, -1] = 1  # an end of sequence, which T5 looks for
+    ids[:, -1] = 1  # an end-of-sequence token, which T5 looks for
     return [{"input_ids": row, "labels": row[0] % 2} for row in ids]
 
 
 class InOrder(GateTrainer):
-    """Takes its rows in their order, with a gradient scaler that may be given."""
+    """Reads its rows in order, with an optional gradient scaler."""
 
     def __init__(self, *args: Any, scale: float | None = None, half: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -43,7 +43,7 @@ class InOrder(GateTrainer):
         if scale is not None:
             self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
             self.accelerator.native_amp = half
-            # What accelerate sets for fp16 on a GPU; on a CPU it leaves that out.
+            # accelerate sets this for fp16 on a GPU, but not on a CPU.
             self.accelerator.state._mixed_precision = "fp16" if half else "no"
 
     def get_train_dataloader(self) -> DataLoader:
@@ -54,7 +54,7 @@ class InOrder(GateTrainer):
 
 
 class Skipped(TrainerCallback):
-    """Notes which steps the optimizer skips."""
+    """Records the steps that the optimizer skips."""
 
     def __init__(self, scale: float | None) -> None:
         self.steps: list[int] = []
@@ -76,7 +76,7 @@ def _single_precision_afterwards() -> Iterator[None]:
 
 
 def plain_model(architecture: str) -> torch.nn.Module:
-    """In single precision, and without dropout."""
+    """A model in float32 without dropout."""
     torch.manual_seed(0)
     without = {"dropout_rate": 0.0} if architecture.startswith("t5") else {}
     model = tiny_model(architecture, dtype=torch.float32, **without)
@@ -95,7 +95,7 @@ def trained(
 ) -> tuple[torch.Tensor, list[int], InOrder]:
     """Importances after a training, skipped steps, and the trainer.
 
-    The final choice would come after the last step. Nothing is random in it.
+    The final choice would follow the last step. Nothing is random in it.
     """
     model = plain_model(architecture)
     config = GateConfig(
@@ -137,7 +137,7 @@ def test_importance_after_overflowed_steps_is_that_of_the_training_without_them(
 
 def test_a_step_whose_gates_are_finite_does_not_count_either_if_it_is_skipped(tmp_path):
     class Spoilt(InOrder):
-        """The gradient of the head overflows in the second step, and no other."""
+        """The head's gradient overflows in the second step only."""
 
         def training_step(self, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(model, *args, **kwargs)
@@ -182,7 +182,7 @@ def test_importance_of_accumulated_gradients_is_that_of_the_whole_batch(tmp_path
     data = rows(BATCH)
     whole, _, run = trained(tmp_path, data, arguments={"max_grad_norm": 0.0})
     gates = list(run.penalty.gates())
-    # Two micro-batches of the same rows give the gradient of one of them.
+    # Two micro-batches with the same rows give the gradient of one of them.
     twice, _, other = trained(
         tmp_path, data + data, arguments={"gradient_accumulation_steps": 2, "max_grad_norm": 0.5}
     )
@@ -194,7 +194,7 @@ def test_importance_of_accumulated_gradients_is_that_of_the_whole_batch(tmp_path
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_importance_is_the_squared_gradient_of_the_factors(tmp_path, architecture):
-    """After one step from zero: a hundredth of the square, by a backward pass of its own."""
+    """After one step from zero: 1/100 of the squared gradient, from a separate backward pass."""
     data = rows(BATCH)
     found, _, run = trained(tmp_path, data, architecture)
     model = plain_model(architecture)
@@ -207,7 +207,7 @@ def test_importance_is_the_squared_gradient_of_the_factors(tmp_path, architectur
 
 
 class SteppedInside(InOrder):
-    """As DeepSpeed and LOMO: the gradients are gone when the backward pass ends."""
+    """Like DeepSpeed and LOMO: gradients are gone when the backward pass ends."""
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         schedule, self._schedule = self._schedule, None
@@ -233,7 +233,7 @@ def test_gradients_that_are_gone_before_the_step_stop_the_training_with_the_reas
 
 @pytest.fixture
 def alone() -> Iterator[DeviceMesh]:
-    """A process group of this process alone."""
+    """A process group that contains only this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
@@ -305,7 +305,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_importance_as_it_was():
     gate.scale.grad = torch.tensor([1.0, 2.0, 3.0])
     gate.observe()
     before = gate.importance.clone()
-    for number in (torch.inf, torch.nan, 1e30):  # the last one's square is infinite
+    for number in (torch.inf, torch.nan, 1e30):  # the square of the last one is infinite
         gate.scale.grad = torch.tensor([1.0, number, 3.0])
         gate.observe()
     assert torch.equal(gate.importance, before)

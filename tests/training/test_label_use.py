@@ -1,4 +1,4 @@
-"""Heads that count other labels than most: their steps, too, are those of the whole batch."""
+"""Heads that count labels differently: their steps, too, equal those of the whole batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from support.tiny import VOCABULARY
 from support.tolerance import gamma
 from support.training_rows import Row, trained
 
-# Gates are in float32, and the sums of a step have some hundred terms.
+# Gates are float32, and the sums of a step have some hundred terms.
 ROUNDING = gamma(1 << 10, torch.float32)
 ROWS, LENGTH = 8, 7
 _SIZES = {
@@ -77,7 +77,7 @@ def gated(kind: str) -> nn.Module:
 
 
 def padded_rows(inside: int) -> list[Row]:
-    """Sequences of two to seven tokens whose padding has a label, too."""
+    """Sequences of two to seven tokens whose padding has labels as well."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for number in range(ROWS):
@@ -85,14 +85,14 @@ def padded_rows(inside: int) -> list[Row]:
         mask = [1] * length + [0] * (LENGTH - length)
         ids = torch.randint(3, VOCABULARY, (LENGTH,), generator=generator).tolist()
         labels = torch.randint(0, 2, (LENGTH,), generator=generator).tolist()
-        if inside:  # some within the sequences are left out as well
+        if inside:  # some labels within the sequences are ignored as well
             labels[number % 2] = -100
         rows.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
     return rows
 
 
 def two_headed_rows() -> list[Row]:
-    """Two choices a row; the first label, which is not a target, is ignored in some."""
+    """Rows with two choices; some ignore the first label, which is not a target."""
     rows = []
     for number in range(ROWS):
         ids = torch.randint(3, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(number))
@@ -103,7 +103,7 @@ def two_headed_rows() -> list[Row]:
 
 
 def answers() -> list[Row]:
-    """Answers, and a verdict whether there is one: means over the same rows."""
+    """Answers, and whether there is one: means over the same rows."""
     return [
         {
             "input_ids": row["input_ids"],
@@ -164,7 +164,7 @@ def test_a_step_has_the_gradient_of_its_whole_batch(case, tmp_path):
 
 def test_a_mask_of_another_shape_than_the_labels_is_refused_in_several(tmp_path):
     class OfFrames(nn.Module):
-        """As heads of speech do: its labels are fewer than what the mask is of."""
+        """Like speech heads: it has fewer labels than mask positions."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""What is logged of a training: the task's progress apart from the penalty's."""
+"""The training log: the task's progress separate from the penalty's."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_loss_is_the_sum_of_its_terms(tmp_path):
 
 
 def test_a_task_that_improves_is_seen_to_while_the_penalty_rises(tmp_path):
-    """The goal of shared gates falls during the training, so that their penalty rises at first."""
+    """The target of shared gates changes during training, so their penalty rises at first."""
     model = model_for("two classes", "bert", "structured", schedule=(0.0, 0.9, 0.95, 1.0))
     rows = [{**row, "labels": 0} for row in rows_for("two classes", 64)]
     found = logs(

@@ -19,7 +19,7 @@ from support.tiny import ARCHITECTURES, VOCABULARY, scatter_gates
 from support.tolerance import gamma
 from support.training_rows import Row, rows_for, trained
 
-# Gates are in float32, and the sums of a step have some hundred terms.
+# Gates are float32, and the sums of a step have some hundred terms.
 ROUNDING = gamma(1 << 10, torch.float32)
 SENTENCES = "next_sentence_label"
 
@@ -175,7 +175,7 @@ def test_what_a_model_hands_on_by_keyword_is_a_label(tmp_path):
 
 
 def test_uneven_answers_of_one_process_are_refused_by_all(tmp_path, monkeypatch):
-    # The other of two processes has one micro-batch of uneven positions, this one has none.
+    # The other of two processes has a micro-batch with unequal counts, this one does not.
     monkeypatch.setattr(WeighedStep, "_averaging_processes", lambda self: 2)
     other = torch.tensor([15, 8, 1])
     model, rows = gated("BertForQuestionAnswering", "bert"), answers(ends_outside=0)

@@ -1,4 +1,4 @@
-"""The optimizer is Trainer's; gates and learning rates only split its groups."""
+"""The optimizer is Trainer's; gates and learning rates only split its parameter groups."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_rates_next_to_a_given_optimizer_are_refused(tmp_path):
 
 
 class _Hidden(torch.optim.SGD):
-    """Keeps the parameters to itself, as layer-wise optimizers do."""
+    """Hides its parameters, as layer-wise optimizers do."""
 
     def __init__(self, params, **kwargs):
         super().__init__([torch.zeros(1)], **kwargs)

@@ -1,4 +1,4 @@
-"""A training that is stopped and resumed ends as the uninterrupted one, tensor by tensor."""
+"""A stopped and resumed training equals the uninterrupted one, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from finegates.training.trainer import GateTrainer
 from support.tiny import ARCHITECTURES, VOCABULARY, output, tiny_model, tokens
 
 PRESETS = ("reference", "paper_v1", "structured")
-STEPS = 20  # four an epoch
-# Of the default schedule: before the budget falls, while it does, at the end of an epoch, while
-# gates harden, and once all is decided.
+STEPS = 20  # four steps an epoch
+# In the default schedule: before the budget falls, while it falls, at the end of an epoch, while
+# gates harden, and after all choices.
 STOPS = (1, 6, 8, 13, 17)
 
 
@@ -68,14 +68,14 @@ ADAPTERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 def rows(count: int = 32) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, VOCABULARY, (count, 6), generator=generator)
-    ids[:, -1] = 1  # an end of sequence, which T5 looks for
+    ids[:, -1] = 1  # an end-of-sequence token, which T5 looks for
     return [{"input_ids": row, "labels": int(row[0]) % 2} for row in ids]
 
 
 def fresh(adapters: str, preset: str, architecture: str = "roberta") -> nn.Module:
     torch.manual_seed(0)
     model = ADAPTERS[adapters](tiny_model(architecture, dtype=torch.float32))
-    if preset == "uniform":  # of encoders it closes feed-forward dimensions alone
+    if preset == "uniform":  # on encoders it closes only feed-forward dimensions
         return attach(model, GateConfig(uniform=True, target=0.2, sequence_length=6))
     return attach(model, GateConfig(preset=preset, target=0.4, sequence_length=6))
 
@@ -104,7 +104,7 @@ def trainer(model: nn.Module, folder: Path, **settings: Any) -> GateTrainer:
 
 
 def everything(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor, whether it is in the state dict or not, and what is trained."""
+    """Every tensor, in the state dict or not, and requires_grad of each parameter."""
     named = [*model.named_parameters(), *model.named_buffers(), *model.state_dict().items()]
     flags = {f"{n} trains": torch.tensor(p.requires_grad) for n, p in model.named_parameters()}
     return {name: tensor.detach().clone() for name, tensor in named} | flags
@@ -117,7 +117,7 @@ def assert_same(model: nn.Module, expected: dict[str, Tensor]) -> None:
 
 
 def logged(run: GateTrainer) -> list[dict[str, Any]]:
-    """What was logged of the gates."""
+    """The logged values of the gates."""
     return [
         {k: v for k, v in entry.items() if k == "step" or k.startswith("gates/")}
         for entry in run.state.log_history
@@ -183,7 +183,7 @@ def test_a_training_for_more_epochs_keeps_what_was_decided(tmp_path: Path) -> No
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:
-    """A checkpoint of six steps."""
+    """A checkpoint after six steps."""
     run = trainer(fresh("peft", "structured"), tmp_path, save_steps=6)
     run.add_callback(StopAfter(6))
     run.train()
@@ -274,7 +274,7 @@ def test_the_best_model_comes_back_whole(adapters: str, preset: str, tmp_path: P
         eval_steps=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
-        greater_is_better=True,  # so that the best is not the last
+        greater_is_better=True,  # so that the best is not the last checkpoint
     )
     run.add_callback(Note())
     run.train()
@@ -310,7 +310,7 @@ def test_from_pretrained_refuses_a_checkpoint(adapters: str, tmp_path: Path) -> 
     for auto in (AutoModel, AutoModelForSequenceClassification):
         with pytest.raises(ValueError, match="finegates-gated"):
             auto.from_pretrained(tmp_path / "model")
-    # These do without a type, and without any configuration take the default sizes.
+    # These classes need no model type, and use default sizes without a configuration.
     for kind in (RobertaForSequenceClassification, LlamaModel, T5Model, GPT2Model, DebertaV2Model):
         with pytest.raises(Exception, match=r"finegates\.load\(folder\) reads it"):
             kind.from_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Training with removal equals training without it, up to rounding, under the same draws."""
+"""Training with removal equals training without it, up to rounding, for the same random draws."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from support.tolerance import gamma
 
 
 def rounding_bound(model, folder, reference, **arguments):
-    """By how much roundings of one product per number and step change a training.
+    """The effect on a training of one rounding error for each number and step.
 
-    Two trainings whose every product rounds differently part as those do whose numbers are moved by
-    such roundings. Four times the largest of three such moves covers moves in other directions.
+    Two trainings that round every product differently diverge like two whose numbers are perturbed
+    by such rounding errors. Four times the largest of three perturbations covers other directions.
     """
     moved = [
         differences(reference, train(model(), folder, Rounding(seed), **arguments))
@@ -41,7 +41,7 @@ def rounding_bound(model, folder, reference, **arguments):
 
 
 def assert_law(make, folder, **arguments):
-    """The law for a model of a configuration; returns both trainings."""
+    """Asserts the law for one model and returns both trainings."""
     dense = train(make(kept(CONFIG)), folder, **arguments)
     small = train(make(CONFIG), folder, **arguments)
     bound = rounding_bound(lambda: make(kept(CONFIG)), folder, dense, **arguments)
@@ -56,7 +56,7 @@ def test_training_with_removal_is_training_without_it(architecture, tmp_path):
     sizes = [sum(p.numel() for p in model.parameters()) for model, _, _ in (dense, small)]
     assert sizes[1] < 0.8 * sizes[0]
     assert any(isinstance(module, CompactLinear) for module in small[0].modules())
-    # What is reported is reported of all dimensions.
+    # Reported values include removed dimensions.
     for one, other in zip(dense[1].history.entries, small[1].history.entries, strict=True):
         assert one.keys() == other.keys()
         for name in one:
@@ -183,7 +183,7 @@ def test_the_law_holds_however_a_step_is_computed(arguments, tmp_path):
 
 
 def gradients(model, autocast):
-    """Loss and gradients of one step, by the name of the dense parameter."""
+    """Loss and gradients of one step, by the dense parameter's name."""
     model.train()
     torch.manual_seed(5)
     batch = rows()[:8]
@@ -200,8 +200,8 @@ def gradients(model, autocast):
 
 
 def test_half_precision_rounds_a_step_alike(tmp_path):
-    # Steps in bfloat16 differ so much that choices of what to close would part; one step is held
-    # against the same step of the model in its dense sizes.
+    # Steps in bfloat16 differ so much that the choices of gates to close would diverge. So one step
+    # is compared with the same step of the dense-sized model.
     config = dataclasses.replace(CONFIG, train_weights=True)
     small, _, _ = train(fresh("bert", config, dtype=torch.float32), tmp_path)
     form = dense_form(small)
@@ -216,7 +216,7 @@ def test_half_precision_rounds_a_step_alike(tmp_path):
             for name, parameter in moved.named_parameters():
                 if not name.endswith("latent"):
                     signs = 2.0 * (torch.rand(parameter.shape, generator=generator) < 0.5) - 1
-                    # Each number and each result of a product are rounded in eight bits.
+                    # Each number and each result of a product has eight bits.
                     parameter.mul_(1 + gamma(4, torch.bfloat16) * signs)
         for name, value in gradients(moved, autocast=True)[0].items():
             change = float((value - reference[name]).abs().max())
@@ -272,7 +272,7 @@ def test_a_checkpoint_knows_its_shape(architecture, tmp_path):
 
 
 def test_a_model_that_shrank_trains_on(tmp_path):
-    # Nothing more is closed, and the budget is kept.
+    # No more gates close, and the budget is kept.
     model, _, _ = train(fresh("bert", CONFIG), tmp_path / "one")
     sizes = [gate.size for gate in leaf_gates(model)]
     loaded_from = tmp_path / "saved"

@@ -1,4 +1,4 @@
-"""A step's gradient is that of its whole batch, however the batch is cut."""
+"""A step's gradient is that of its whole batch, for any split into micro-batches."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ FAST = {
     ("seq2seq", "t5"),
     ("question", "bert"),
 }
-# The sums of a step have some hundred terms, in float32 where a model takes its loss in that.
+# The sums of a step have some hundred terms, in float32 if a model computes its loss in it.
 ROUNDING = gamma(1 << 10, torch.float32)
 
 
 def differs(found, wanted) -> float:
-    """The largest difference of two gradients, by the largest entry."""
+    """The largest difference of two gradients, relative to the largest entry."""
     assert set(found) >= {name for name, value in wanted.items() if value.any()}
     scale = max(float(value.abs().max()) for value in wanted.values())
     zero = torch.zeros(())
@@ -133,7 +133,7 @@ def test_so_it_is_under_every_convention_of_trainer(
 
 @pytest.mark.parametrize("head", ["two classes", "tokens"])
 def test_the_last_window_may_hold_fewer_and_smaller_micro_batches(head, tmp_path):
-    # Steps of 8, 8 and 6 rows; the last 6 are cut into 4 and 2, or 2, 2 and 2.
+    # Steps of 8, 8 and 6 rows; the last 6 are split into 4 and 2, or 2, 2 and 2.
     check(
         model_for(head, "bert"),
         head,
@@ -215,7 +215,7 @@ def test_a_mean_of_means_is_noticed(tmp_path, monkeypatch):
 
 
 def test_a_step_made_by_hand_carries_what_its_caller_says(tmp_path):
-    """As ``Trainer`` does it: the count of micro-batches, and the items of the whole step."""
+    """As in ``Trainer``: the number of micro-batches, and the items of the whole step."""
     rows, model = rows_for("tokens", 16), model_for("tokens", "bert")
     weight = model.finegates_config.penalty_weight
     wanted, *_ = expected(model, collate(rows), partial(mean_loss, "tokens"), weight)
@@ -231,7 +231,7 @@ def test_a_step_made_by_hand_carries_what_its_caller_says(tmp_path):
 
 
 class _Wide(nn.Module):
-    """What ``nn.DataParallel`` makes of a model: a loss for each of two devices."""
+    """Like ``nn.DataParallel``: one loss for each of two devices."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -309,7 +309,7 @@ def test_the_loss_is_looked_at_once_a_step_and_before_any_weight_moves(tmp_path,
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_the_weights_of_all_micro_batches_add_up_to_one(items):
-    """``items[p][m]`` are the labels of a micro-batch of a process; gradients are averaged."""
+    """``items[p][m]`` counts the labels of a micro-batch of a process; gradients are averaged."""
     counts = torch.tensor([[[labels, 2] for labels in process] for process in items])
     cut = StepCut(3, counts.sum((0, 1)), len(items))
     weights = [cut.weights(one, torch.float64) for process in counts for one in process]

@@ -1,4 +1,4 @@
-"""The trainer: gates move, the penalty is in the loss, faults stop it."""
+"""The trainer: gates move, the penalty is part of the loss, faults stop it."""
 
 import math
 
@@ -170,7 +170,7 @@ def test_shared_gates_draw_for_themselves(tmp_path):
     assert len(drawn) < len(set(uses))
 
 
-# Wide enough that one dimension of a head is far less than a point.
+# Wide enough that one dimension of a head is much less than one percentage point.
 WIDE = {"hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 4}
 WIDE_LLAMA = {**WIDE, "head_dim": 24, "num_key_value_heads": 2}
 

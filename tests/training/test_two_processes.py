@@ -1,4 +1,4 @@
-"""Two processes (gloo, on the CPU) make the step that one makes on the same rows."""
+"""Two processes (gloo, on the CPU) take the same step as one process on the same rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDING = gamma(1 << 10, torch.float32)
 
 
 def both(folder, *arguments, **options):
-    """What each of two processes wrote."""
+    """The output of each of two processes."""
     program = ROOT / "tests/support/two_processes.py"
     run_two(program, folder, *arguments, json.dumps(options))
     return [folder / f"found{rank}.pt" for rank in range(2)]
@@ -28,8 +28,8 @@ def both(folder, *arguments, **options):
 @pytest.mark.parametrize(
     ("head", "architecture", "preset"),
     [
-        ("tokens", "bert", "paper_v1"),  # takes the count of items and ignores it
-        ("causal", "llama", "paper_v1"),  # divides by it
+        ("tokens", "bert", "paper_v1"),  # accepts the item count and ignores it
+        ("causal", "llama", "paper_v1"),  # divides by the item count
         ("causal", "gpt2", "structured"),
         ("seq2seq", "t5", "structured"),
         ("two classes", "deberta-v2", "structured"),

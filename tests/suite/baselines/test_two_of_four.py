@@ -1,4 +1,4 @@
-"""Masks keep two weights of every four, start from magnitude, and learn which."""
+"""2:4 masks keep two weights of every four, start from magnitude, and learn the choice."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Verdicts follow from evidence: planted on either side of every bound, it turns them."""
+"""Verdicts follow from evidence: values planted on either side of a bound change them."""
 
 import json
 import math
@@ -35,13 +35,13 @@ LEDGER = load_ledger()
 TESTS = [(claim, test) for claim in LEDGER for test in claim.tests]
 PAIRS = [("cola", 0), ("cola", 1), ("rte", 0)]
 
-# Distance of a planted value from the bound, and what the values spread by within it.
+# Distance of planted values from the bound, and their spread.
 MARGIN, SPREAD = 0.5, 0.01
 
-# Measures of one number, which is on one side.
+# Measures with a single value, which is on one side.
 SINGLE = ("deployed_time_saved", "property_value", "sparsity_gained")
 
-# Larger than every model that a test asks for, and so many rows that their draw does not matter.
+# Larger than every model that a test needs, and so many rows that sampling noise is negligible.
 PARAMETERS, ROWS = 1e11, 10**10
 
 
@@ -55,7 +55,7 @@ def runs(method: str, **columns: list[float]) -> pd.DataFrame:
 
 
 def timed(row: dict, saved: list[float], dense: dict) -> pd.DataFrame:
-    """Rows of a table of times that save so many per cent, and of what they save them of."""
+    """Rows of a times table with given savings in per cent, and the dense model's rows."""
     ratios = [1 - value / 100 for value in saved]
     slow = pd.DataFrame({**dense, "ratio_to_dense": [1.0] * len(saved)})
     fast = pd.DataFrame({**row, "ratio_to_dense": ratios})
@@ -66,7 +66,7 @@ def timed(row: dict, saved: list[float], dense: dict) -> pd.DataFrame:
 
 
 def plant(folder, measure: str, of: dict, values: list[float]) -> Evidence:
-    """Results in which a measure finds these values."""
+    """Results in which a measure has the given values."""
     method, against = of.get("method", ""), of.get("against", "")
     tables = {}
     file = f"studies/runs/{of['study']}.csv" if "study" in of else "tables/runs.csv"
@@ -207,7 +207,7 @@ def test_evidence_on_either_side_of_a_bound_turns_the_verdict(tmp_path, claim, t
 def test_a_score_of_one_seed_has_the_interval_of_its_test_rows(tmp_path):
     """For accuracies on n rows each the half-width is z sqrt(sum of p (1 - p) / n).
 
-    This holds to first order; for the mean over two tasks it is that of their sum, halved.
+    This holds to first order. For the mean over two tasks it is that of their sum, halved.
     """
     rows, scores = 400, {"sst2": (90.0, 80.0), "rte": (60.0, 70.0)}
     frame = pd.DataFrame(
@@ -249,7 +249,7 @@ def test_seeds_add_to_the_interval_of_test_rows(tmp_path):
 
 
 def test_scores_with_predictions_are_compared_row_by_row(tmp_path):
-    """The rows on which both models agree add nothing: two of 400 differ, one each way."""
+    """Rows on which both models agree add nothing: two of 400 differ, one in each direction."""
     labels = numpy.arange(400) % 2
     one, other = labels.copy(), labels.copy()
     one[:100] = other[:100] = 1 - labels[:100]
@@ -272,7 +272,7 @@ def test_scores_with_predictions_are_compared_row_by_row(tmp_path):
     interval, covers = interval_of(measured)
     assert covers == "test rows, paired"
     assert interval.half_width == pytest.approx(1.96 * 100 * math.sqrt(2) / 400, rel=0.01)
-    # As two draws of rows it would be nearly nine times as wide.
+    # As two independent samples of rows it would be nearly nine times as wide.
     (tmp_path / "runs/sst2/a/seed0.json").unlink()
     wide, covers = interval_of(
         MEASURES["score_difference"](Evidence(tmp_path), method="a", against="b")
@@ -282,7 +282,7 @@ def test_scores_with_predictions_are_compared_row_by_row(tmp_path):
 
 
 def test_what_the_width_of_a_model_decides_is_not_tested_on_a_smaller_one(tmp_path):
-    """The same numbers decide at the size that is asked for."""
+    """The same numbers decide at the required size."""
     test = {**TEST, "parameters": 2 * PARAMETERS}
     claim = Claim(**CLAIM, tests=[test])
     evidence = plant(tmp_path, "score_difference", {"method": "a", "against": "b"}, [1.0] * 3)
@@ -302,7 +302,7 @@ def test_what_the_width_of_a_model_decides_is_not_tested_on_a_smaller_one(tmp_pa
     ],
 )
 def test_as_good_as_is_an_equivalence_test(tmp_path, values, expected):
-    """A difference in either direction counts against it."""
+    """A difference in either direction counts against the claim."""
     of = {"method": "a", "against": "b"}
     test = {"label": "l", "measure": "score_difference", "of": of, "within": 1}
     (result,) = audit(

@@ -1,4 +1,4 @@
-"""A job runs again if and only if a setting changed that its outputs depend on: every key."""
+"""A job reruns if and only if a setting that its outputs depend on changed: for every key."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from finegates.suite.tables.wording import text_words_of, words_of
 from support.causal_tier import causal_tier, llama_section
 from support.tier import tiny_tier
 
-# What a change of each key makes again. Jobs are named by families; "runs" means fine-tuning
-# runs of the section that the key is in, "causal" for those on plain text, "step" for the timing of
-# a step. Of a method, a size or a model, only the jobs that are of it.
+# The jobs that rerun after a change of each key, by family. "runs" are fine-tuning runs of the
+# key's section, "causal" the runs on plain text, and "step" the timing of a step. For a key of one
+# method, size or model, only its own jobs.
 NOTHING: tuple[str, ...] = ()
 EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "Tier": {
@@ -78,7 +78,7 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
         "learning_rate": ("runs", "step"),
         "*": ("runs",),
     },
-    # Factors and contenders name the trials; the choice is an input of the runs.
+    # Factors and contenders name the trials; the chosen rate is an input of the runs.
     "RateSearch": {**dict.fromkeys(("held_out", "train_rows"), ("trials",)), "*": NOTHING},
     "GateSettings": {"*": ("runs", "step")},
     "LoraSettings": {"*": ("runs", "step")},
@@ -132,7 +132,7 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def jobs(tier: Tier) -> dict[tuple[str, ...], Any]:
-    """The parameters of every job, by family and what the job is of."""
+    """The parameters of every job, by family and by what the job is for."""
     found: dict[tuple[str, ...], Any] = {
         ("encoder",): encoder_settings(tier),
         ("fetch",): [fetch_settings(tier, key) for key in tier.fetched],
@@ -177,7 +177,7 @@ def jobs(tier: Tier) -> dict[tuple[str, ...], Any]:
 def leaves(
     section: BaseModel, at: tuple[Any, ...] = ()
 ) -> Iterator[tuple[tuple[Any, ...], str, str]]:
-    """The place of every value of a configuration, with its section's class and its key."""
+    """The place of every value of a configuration, with the class of its section and its key."""
     for key in type(section).model_fields:
         value = getattr(section, key)
         entries: Any = {key: value}
@@ -204,7 +204,7 @@ def sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def keys_of(owner: type[BaseModel]) -> set[tuple[str, str]]:
-    """Every key below a section that holds a value, by class, whether a file gives it or not."""
+    """Every key below a section that has a value, by class, even if the file omits it."""
     found: set[tuple[str, str]] = set()
     for key, field in owner.model_fields.items():
         below = sections(field.annotation)
@@ -213,7 +213,7 @@ def keys_of(owner: type[BaseModel]) -> set[tuple[str, str]]:
 
 
 def changed(owner: Any, place: tuple[Any, ...]) -> Any:
-    """A copy of a configuration with another value at one place."""
+    """A copy of a configuration with a different value at one place."""
     key, *rest = place
     if isinstance(owner, BaseModel):
         value = getattr(owner, key)
@@ -327,12 +327,12 @@ def test_the_table_has_every_key_of_the_configuration(whole):
 def translated(families: tuple[str, ...], place: tuple[Any, ...]) -> set[str]:
     """The families of the section that a key is in."""
     names: dict[str, tuple[str, ...]] = {"causal": ("pretrain", "posttrain")}
-    if place[0] == "data":  # Llama's tables are the tier's, where it has none of its own
+    if place[0] == "data":  # Llama uses the tier's tables if it has none
         names |= {"runs": ("runs", "llama_runs"), "tables": ("tables", "llama_tables")}
     if place[0] in ("training", "methods", "model", "data", "threads"):
         names["runs"] = (*names.get("runs", ("runs",)), "trials")
     if place in (("data", "validation_rows"), ("data", "held_out")):
-        names["runs"] = ("runs", "llama_runs")  # trials have their own
+        names["runs"] = ("runs", "llama_runs")  # trials have rows of their own
     if place[0] == "llama":
         names |= {"step": ("llama_step",), "tables": ("llama_tables",)}
         names |= {"runs": ("llama_runs",), "look": (), "deployed": ()}
@@ -345,7 +345,7 @@ def translated(families: tuple[str, ...], place: tuple[Any, ...]) -> set[str]:
     return {family for name in families for family in names.get(name, (name,))}
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer")  # values need not be of their types
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")  # values may have other types
 def test_a_change_of_a_key_changes_the_parameters_of_the_jobs_whose_outputs_depend_on_it(whole):
     before = jobs(whole)
     steps = {"full", "lora", "gates", "gates-lora"}
@@ -356,7 +356,7 @@ def test_a_change_of_a_key_changes_the_parameters_of_the_jobs_whose_outputs_depe
         where = ".".join(map(str, place))
         after = jobs(changed(whole, place))
         found = {job for job in before if job in after and before[job] != after[job]}
-        # Of a method, a size or a model, no other's jobs.
+        # Of one method, size or model, no jobs of others.
         named = next((place[i + 1] for i, part in enumerate(place) if part in
                       ("methods", "sizes", "models") and i + 1 < len(place)), None)  # fmt: skip
         expected = {
@@ -371,19 +371,19 @@ def test_a_change_of_a_key_changes_the_parameters_of_the_jobs_whose_outputs_depe
             and named not in steps
         ):
             expected -= {("step",), ("llama_step",)}
-        if key == "rate_factor":  # each trial has its own
+        if key == "rate_factor":  # each trial has its own factor
             expected = {job for job in expected if job[0] != "trials"}
         if key == "title" and named not in ("full", "lora", "gates", "on"):
             expected -= {("deployed",)}
         if owner == "StepBenchmark" and place[0] == "step_benchmark":
             expected -= {("llama_step",)}
-        if where == "model.dense":  # the encoder is pretrained here, which comes first
+        if where == "model.dense":  # the encoder is pretrained here, before the tables
             expected -= {("tables",)}
         if where == "llama.on_task.model.name":
             expected -= {("llama_step",)}
         if key == "epochs_by_task":
             expected = {job for job in expected if job[1] == "cola"}
-        # Only the first model or size is timed, and no gates with random biases.
+        # Only the first model or size is timed, without gates that have random biases.
         first = named in ("tiny", "gated", "reference", "structured") or owner == "CausalTraining"
         first = first or owner == "TokenizerSource"
         if place[:2] in (("llama", "pretraining"), ("llama", "posttraining")) and not first:
@@ -415,12 +415,12 @@ def test_a_schedule_and_a_precision_of_a_method_s_own_hide_the_tier_s(tmp_path):
 
 
 class Reads:
-    """The places of a configuration that were read while it was watched."""
+    """Records the places of a configuration that are read while it is watched."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tier: Tier) -> None:
         owners: dict[int, tuple[Any, ...]] = {}
         self.places: set[tuple[Any, ...]] = set()
-        keep = []  # an identity belongs to an object that is alive
+        keep = []  # an id belongs to a live object
 
         def learn(section: BaseModel, at: tuple[Any, ...]) -> None:
             owners[id(section)] = at
@@ -450,7 +450,7 @@ class Reads:
 
 
 def undeclared(tier: Tier, reads: Reads, settings: Any) -> set[str]:
-    """What was read of a configuration and is in none of a job's parameters."""
+    """Places that were read but are not in any parameter of the job."""
     before = repr(settings(tier))
     values = {place for place, _, _ in leaves(tier)}
     return {
@@ -460,7 +460,7 @@ def undeclared(tier: Tier, reads: Reads, settings: Any) -> set[str]:
     }
 
 
-# Read for what a record says of its origin, or of the machine; see
+# Read for what a record says about its origin or the machine; see
 # finegates.suite.config.dependencies.
 QUOTED = {"tier", "description", "results"}
 
@@ -523,10 +523,11 @@ def test_one_shot_pruning_reads_no_setting_that_is_not_among_its_parameters(tmp_
 
 
 def test_the_size_of_an_evaluation_batch_changes_logits_by_rounding_alone(tmp_path):
-    """The reason why it is none of a run's parameters.
+    """Why it is not a parameter of the runs.
 
-    Two sums of n products in float32 in other orders differ by at most 2·n·eps of the sum of their
-    magnitudes. A token passes 2 layers of 6 products of at most 24 terms, and logits are below 1.
+    Two sums of n products in float32 in different orders differ by at most 2·n·eps of the sum of
+    their magnitudes. A token passes 2 layers of 6 products of at most 24 terms, and logits are
+    below 1.
     """
     tier = tiny_tier(tmp_path)
     tokenizer = load_tokenizer(tier)

@@ -1,4 +1,4 @@
-"""Settings of gates are typed once: those of the suite are those of the library's configuration."""
+"""Gate settings are defined once: the suite's are those of the library's configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_default_is_the_librarys_and_every_field_its_own_or_the_librarys(s
     for name, field in section.model_fields.items():
         if name in OWN[section]:
             assert name not in library
-        elif name not in ("preset", "target"):  # which a tier must choose
+        elif name not in ("preset", "target"):  # a tier must choose these
             assert field.default == library[name], name
 
 

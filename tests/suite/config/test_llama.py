@@ -1,4 +1,4 @@
-"""The section of a tier on Llama: what it refuses, and how it says so."""
+"""The Llama section of a tier: refused settings and their error messages."""
 
 from __future__ import annotations
 

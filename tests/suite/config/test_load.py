@@ -1,4 +1,4 @@
-"""Configuration: what is accepted, and how what is wrong is named."""
+"""Configuration: accepted files, and error messages for the others."""
 
 from pathlib import Path
 

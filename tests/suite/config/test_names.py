@@ -1,4 +1,4 @@
-"""Names and paths of a configuration lead nowhere else."""
+"""Names and paths of a configuration cannot lead outside its folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sound(tmp_path_factory):
 
 
 def changed(sound, place, value):
-    """A copy with the value, or with it as the name of an entry, at a place."""
+    """A copy with a value, or with an entry of that name, at a place."""
     raw = json.loads(json.dumps(sound))
     *parents, last = place.split(".")
     section = raw

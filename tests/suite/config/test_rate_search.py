@@ -1,4 +1,4 @@
-"""The same few rates for every contender, on rows that nothing they start from has seen."""
+"""The same few rates for every contender, on rows that no starting point has seen."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A tier's file is found by name or path; a copy is a tier of its own, or says what to change."""
+"""A tier's file is found by name or path; a copy is a tier of its own, or an error says why not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_tiers_are_the_files_that_name_one():
 
 
 def test_a_copy_with_the_same_content_is_the_same_tier(copied):
-    """What it extends is found in the repository's folder, where it is not next to the copy."""
+    """The tier that it extends is found in the repository's folder if not next to the copy."""
     assert configured_tier({"tier": str(copied)}) == configured_tier({"tier": "local"})
 
 
@@ -83,7 +83,7 @@ def test_a_folder_with_runs_of_another_tier_is_refused(tmp_path):
 )
 def test_a_target_of_make_names_the_nearest_tier_in_one_line(target, message):
     command = ["make", "--no-print-directory", *target.split()]
-    # A make that runs these tests hands its depth and its flags on, and says both.
+    # A make that runs these tests passes on its depth and flags, and prints both.
     outside = {k: v for k, v in os.environ.items() if k not in {"MAKELEVEL", "MAKEFLAGS", "MFLAGS"}}
     done = subprocess.run(
         command, cwd=ROOT, env=outside, capture_output=True, text=True, timeout=60

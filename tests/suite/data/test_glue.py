@@ -1,4 +1,4 @@
-"""Reading GLUE tables: columns, labels, and how what is wrong is named."""
+"""Reading GLUE tables: columns, labels, and error messages."""
 
 import math
 

@@ -155,7 +155,7 @@ def test_connectives_say_how_the_second_passage_stands_to_the_first() -> None:
             continue
         met[connective] += 1
         if " is " in first or "?" in second[0]:
-            continue  # reviews agree in verdict; questions may differ in what they ask
+            continue  # reviews agree in verdict; questions may differ in their topic
         same = meaning(first) == meaning(second[0])
         assert connective not in ("again", "so", "but", "meanwhile") or same == (
             connective == "again"
@@ -192,11 +192,11 @@ def test_acceptable_rows_agree_and_most_unacceptable_ones_do_not() -> None:
     for text, label in zip(table["sentence"].to_pylist(), table["label"].to_pylist(), strict=True):
         outcome[label].append(agrees(text.split()))
     assert all(outcome[1])
-    assert numpy.mean(outcome[0]) < 0.5  # the others are wrong in word order
+    assert numpy.mean(outcome[0]) < 0.5  # the others have a wrong word order
 
 
 def implies(one: Event, other: Event) -> bool:
-    """The definition, apart from how `entailed` constructs its events."""
+    """The definition, independent of how `entailed` constructs its events."""
     if one.negated or other.negated:
         return one == other
     return one.verb == other.verb and all(

@@ -1,4 +1,4 @@
-"""Text: what is refused and how, packed sequences, positions that streams continue from."""
+"""Text: refused inputs, packed sequences, and the positions from which streams resume."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_packing_loses_nothing_and_continues_anywhere(documents, length, after):
     )
     assert list(itertools.chain(*whole)) == list(itertools.islice(tokens, 16 * length))
     stream = PackedText(Documents(texts, 5), TOKENIZER, length)
-    take(stream, 14)  # a loader reads ahead of what was trained on
+    take(stream, 14)  # a loader reads ahead of the trained batches
     position = json.loads(json.dumps(stream.position(after)))
     other = PackedText(Documents(texts, 5), TOKENIZER, length)
     other.seek(position)
@@ -205,7 +205,7 @@ def test_held_out_windows_predict_each_token_once(documents, length, alone):
     assert predicted == [token for ids in encoded for token in ids[1:]]
     assert held_out.tokens == len(predicted)
     assert held_out.characters == sum(map(len, texts))
-    # Each label is what follows its input.
+    # Each label is the token after its input.
     shown = held_out.inputs[held_out.labels != IGNORED].tolist()
     assert shown == [token for ids in encoded for token in ids[:-1]]
     assert len(held_out) == len(held_out.inputs)

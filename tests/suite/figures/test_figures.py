@@ -1,4 +1,4 @@
-"""Figures show what their CSV holds, and the same CSV gives the same bytes."""
+"""Figures show the content of their CSV, and the same CSV gives the same bytes."""
 
 import pytest
 from scipy import stats
@@ -115,7 +115,7 @@ def test_an_axis_of_scores_spans_the_widest_interval_of_its_means():
         for method, target, scores in (("full", None, (80, 80)), ("gates", 0.4, (78, 82)))
         for seed, score in enumerate(scores)
     ]
-    widest = 2 * stats.t.ppf(0.975, 1) * 2.0  # two values at 2 from their mean
+    widest = 2 * stats.t.ppf(0.975, 1) * 2.0  # two values at distance 2 from their mean
     found = spans(draw_tradeoff(tradeoff_frame(records, METHODS, TASKS)))
     assert found == pytest.approx([widest] * 3, rel=1e-6)
 

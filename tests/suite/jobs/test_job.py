@@ -1,4 +1,4 @@
-"""What jobs of the workflow share: logs, failures, cost."""
+"""Shared parts of the workflow's jobs: logs, failures, cost."""
 
 import json
 import subprocess

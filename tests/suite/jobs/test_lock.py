@@ -1,4 +1,4 @@
-"""The lock of a results folder: one run at a time, and nothing left behind by a kill."""
+"""The lock of a results folder: one run at a time, and no leftovers after a kill."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ print("holding", flush=True)
 time.sleep(600)
 """
 
-# A run that starts a job and is killed: the job lives on.
+# A run that starts a job and is killed, while the job survives.
 PARENT = """
 import subprocess, sys, time
 from finegates.suite.jobs.lock import hold
@@ -47,7 +47,7 @@ def start(tmp_path):
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    monkeypatch.setenv("FINEGATES_LOCK", "")  # put back afterwards
+    monkeypatch.setenv("FINEGATES_LOCK", "")  # restored afterwards
     monkeypatch.delenv("FINEGATES_LOCK")
 
 
@@ -75,7 +75,7 @@ def test_a_job_that_outlives_its_run_keeps_the_next_run_out(start, tmp_path):
     with pytest.raises(LockError, match=rf"processes {job} \("):
         hold(tmp_path)
     os.kill(job, signal.SIGKILL)
-    run.stdout.read()  # to its end: the job has gone
+    run.stdout.read()  # until the job has ended
     hold(tmp_path)
 
 

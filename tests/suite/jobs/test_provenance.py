@@ -1,4 +1,4 @@
-"""The code digest: it changes with what runs, and only with that."""
+"""The code digest changes if and only if executed code changes."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ from finegates.suite.jobs import provenance
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A little repository: script -> finegates.a -> finegates.b; nothing imports finegates.c."""
+    """A small repository: script -> finegates.a -> finegates.b; nothing imports finegates.c."""
     package = tmp_path / "finegates"
     package.mkdir()
     (package / "__init__.py").write_text("")

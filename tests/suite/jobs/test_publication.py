@@ -1,4 +1,4 @@
-"""Published copies are replaced as a whole, and are as they were if one cannot be made."""
+"""Published copies are replaced as a whole, and remain unchanged if one copy fails."""
 
 from __future__ import annotations
 

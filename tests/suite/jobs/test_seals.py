@@ -1,4 +1,4 @@
-"""Seals: what a job wrote is known again, and nothing else passes for it."""
+"""Seals: a job's output is recognised, and nothing else passes for it."""
 
 import subprocess
 

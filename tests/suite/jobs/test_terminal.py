@@ -1,4 +1,4 @@
-"""The terminal of a run: one line a job, what is left, errors in full, where to look at the end."""
+"""The terminal of a run: one line a job, time left, errors in full, where to look at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finegates.suite.jobs.times import Times
 
 
 class Clock:
-    """A clock that tests set."""
+    """A clock with a settable time."""
 
     now = 100.0
 
@@ -24,7 +24,7 @@ class Clock:
 
 
 class Run:
-    """A terminal, and the records that Snakemake sends for a run."""
+    """A terminal, and the records that Snakemake sends during a run."""
 
     def __init__(self, results: Path, *, dry: bool = False, times: Times | None = None) -> None:
         self.clock = Clock()
@@ -41,7 +41,7 @@ class Run:
         )
 
     def say(self, message: str | None = None, level: int = logging.INFO, **extra: object) -> str:
-        """Sends a record and gives what is written for it."""
+        """Sends a record and returns the text written for it."""
         before = len(self.stream.getvalue())
         record = logging.makeLogRecord({"msg": message, "levelno": level, **extra})
         self.terminal.handle(record)
@@ -78,7 +78,7 @@ def test_a_job_is_one_line_when_it_ends_with_its_time_and_the_time_left(results)
     assert run.start(1, "finetune", task="sst2") == ""
     run.clock.now += 80
     line = run.end(1, 1, 4)
-    # Three more jobs of 80 s each, as the one that ended, on two cores.
+    # Three more jobs of 80 s each, like the one that ended, on two cores.
     assert line.split("   ")[-1] == "about 2 min left\n"
     assert line.split()[:5] == ["1", "of", "4", "finetune", "sst2"]
     assert "1 min 20 s" in line
@@ -103,7 +103,7 @@ def test_on_a_cluster_as_many_jobs_run_as_are_at_work(results):
     for number in range(5):
         run.start(number, "finetune")
     run.clock.now += 60
-    # Of the eight jobs left four are at work and have had their minute.
+    # Of the eight remaining jobs four are running, and their minute is over.
     assert run.end(0, 1, 9).endswith("about 1 min left\n")
 
 
@@ -120,7 +120,7 @@ def test_before_it_starts_a_run_says_what_takes_how_long_on_how_many_cores(resul
     known = {"finetune": (120.0, 1), "time_step": (30.0, 2), "draw": (3.0, 1)}
     run = Run(results, times=Times("tiny", known, " (as measured on a CPU)"))
     said = run.plan(cores=2, draw=2, finetune=3, time_step=1)
-    # Two cores share 3 x 120 + 2 x 3 s; the benchmark takes both for 30 s.
+    # Two cores share 3 x 120 + 2 x 3 s; the benchmark uses both for 30 s.
     assert said.splitlines()[0] == "6 jobs on 2 cores, about 3 min 33 s (as measured on a CPU)"
     listed = [line.split() for line in said.splitlines()[1:4]]
     assert [words[0] for words in listed] == ["finetune", "time_step", "draw"]

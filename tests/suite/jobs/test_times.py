@@ -1,4 +1,4 @@
-"""How long jobs take: measured once, said the next time."""
+"""Job durations: measured once, announced the next time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights from GGUF: what was not quantised to the bit, what was within half a step."""
+"""Weights from GGUF: unquantised ones to the bit, quantised ones within half a step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAYER = {
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """The rows of queries or keys in GGUF's order: the two members of a rotated pair together."""
+    """Rows of queries or keys in GGUF's order: the two members of a rotated pair are adjacent."""
     rows, columns = weight.shape
     half = rows // heads // 2
     return weight.view(heads, 2, half, columns).transpose(1, 2).reshape(rows, columns)
@@ -52,7 +52,7 @@ def llama() -> LlamaForCausalLM:
 
 
 def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
-    """The model in GGUF, the down projections quantised to Q4_1."""
+    """Writes the model as GGUF, with the down projections quantised to Q4_1."""
     config, weights = model.config, model.state_dict()
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -108,7 +108,8 @@ def test_a_gguf_file_becomes_float32_weights_and_a_tokenizer(llama, tmp_path, mo
         if "down_proj" not in name:
             assert torch.equal(weights[name], weight), name
             continue
-        # Q4_1: 16 levels from the least to the largest of 32 numbers; scale and least in float16.
+        # Q4_1: 16 levels from the minimum to the maximum of 32 numbers; scale and minimum in
+        # float16.
         blocks = weight.view(-1, 32)
         low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
         rounding = 2**-11 * (low.abs() + (high - low))

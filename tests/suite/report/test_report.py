@@ -1,4 +1,4 @@
-"""The report is one page that needs nothing else, and says what the results say."""
+"""The report is a self-contained page that agrees with the results."""
 
 import re
 from html.parser import HTMLParser
@@ -17,7 +17,7 @@ METHODS, TASKS = ("full", "gates"), ("cola", "rte")
 
 
 def results(folder: Path, records) -> Path:
-    """A tier's folder with records, tables and a figure, and its report."""
+    """The folder of a tier with records, tables, a figure, and its report."""
     tables = [folder / "tables" / f"glue.{suffix}" for suffix in ("csv", "md", "tex")]
     write_table(glue_table(records, METHODS, TASKS), *tables)
     (folder / "tables" / "runs.csv").write_text(to_csv(runs_table(records, METHODS, TASKS)))
@@ -37,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 class Links(HTMLParser):
-    """Where a page links to, what it loads, and its anchors."""
+    """The links of a page, the resources that it loads, and its anchors."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What users would pick instead of gates, as runs: pruned in one shot, with fewer layers."""
+"""Runs of the alternatives to gates: one-shot pruning and fewer layers."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def kept(record) -> float:
     return record.budget.macs.kept_fraction
 
 
-# The groups of this encoder are coarse: one head of two is a quarter of a layer.
+# The groups of this encoder are coarse: one of two heads is a quarter of a layer.
 COARSE = 0.1
 
 
@@ -67,7 +67,7 @@ def test_what_is_pruned_in_one_shot_keeps_the_budget_through_its_repair(tier, da
     assert pruned.compact.max_abs_logit_difference < 1e-5
     assert pruned.budget.parameters.trainable == pruned.budget.parameters.all
     low_rank = finetune(tier, data, "taylor-lora", 0, start=start, progress=False)
-    # The same choice, repaired in another way; paths are those of peft.
+    # The same choice with another repair; paths are peft's.
     assert list(low_rank.closed.values()) == list(pruned.closed.values())
     assert low_rank.budget.parameters.trainable < pruned.budget.parameters.trainable
     other = finetune(tier, data, "magnitude", 0, matched=pruned, start=start, progress=False)
@@ -84,7 +84,7 @@ def test_independent_rows_and_columns_are_pruned_to_the_same_budget_and_share_no
     assert record.compact.encoder_macs == record.budget.macs.kept
     assert record.compact.max_abs_logit_difference < 1e-5
     shared = finetune(tier, data, "taylor", 0, start=start, progress=False)
-    # Queries and keys close their inputs together where groups are shared.
+    # With shared groups, queries and keys close their inputs together.
     for made, alike in ((shared, True), (record, False)):
         inputs = {
             tuple(made.closed[path].cols for path in made.closed if path.endswith(f".{name}"))

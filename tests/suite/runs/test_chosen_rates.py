@@ -1,4 +1,4 @@
-"""Rates are chosen on held-out training rows, by one rule, among runs that differ in rate alone."""
+"""Rates are chosen on held-out training rows, by one rule, among runs that differ only in rate."""
 
 import json
 from typing import Any
@@ -39,7 +39,7 @@ def test_the_factor_of_the_highest_mean_score_after_the_last_epoch_is_chosen_by_
     assert chosen(records) == {
         ("lora", "cola"): 1.0,
         ("lora", "rte"): 3.0,
-        ("full", "cola"): 1.0,  # of equal scores the lowest
+        ("full", "cola"): 1.0,  # the lowest of equal scores
     }
     first, second = choose_rates(records)[:2]
     assert (first.factor, first.rate, first.score, first.seeds) == (1.0, 1e-4, 60.0, (0, 1))

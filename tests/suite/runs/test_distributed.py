@@ -1,4 +1,4 @@
-"""Two processes (gloo, on the CPU) train what one does on the same global batch."""
+"""Two processes (gloo, on the CPU) train like one process on the same global batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.tier import tiny_tier
 
 
 def write_tier(folder: Path, processes: int) -> Path:
-    """A tier file for programs: as :func:`causal_tier`, with so many processes."""
+    """Writes a tier file for programs: :func:`causal_tier` with the given number of processes."""
     if not (folder / "llama").is_dir():
         write_llama(folder / "llama")
         write_text(folder / "text")
@@ -52,7 +52,7 @@ def test_two_processes_agree_with_one(tmp_path, method):
     one, two = records
     assert one.config.training.processes == 1
     assert two.config.training.processes == 2
-    # Sums are taken in another order: float32's rounding, grown over eight steps.
+    # Sums are in another order: float32 rounding, amplified over eight steps.
     assert two.final.loss == pytest.approx(one.final.loss, rel=1e-5)
     assert two.closed == one.closed
     for ours, theirs in zip(two.curve, one.curve, strict=True):
@@ -62,7 +62,7 @@ def test_two_processes_agree_with_one(tmp_path, method):
 
 
 def fake_srun(folder: Path) -> Path:
-    """A program that starts as many copies of a command as srun would, all on this machine."""
+    """A program that starts copies of a command as srun would, all on this machine."""
     path = folder / "bin" / "srun"
     path.parent.mkdir()
     path.write_text(

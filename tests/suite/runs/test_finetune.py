@@ -67,7 +67,7 @@ def test_the_same_run_gives_the_same_record_but_for_times(tier, data, gated):
 
 
 def test_a_label_decides_nothing(tier, data, gated):
-    """Methods of the same settings are the same run: pairs differ by what their settings say."""
+    """Methods with the same settings are the same run, so pairs differ only by their settings."""
     methods = {"gates": tier.methods["gates"], "other": tier.methods["gates"]}
     renamed = tier.model_copy(update={"methods": methods})
     again = finetune(renamed, data["cola"], "other", 0, progress=False)
@@ -111,7 +111,7 @@ def test_bfloat16_training_keeps_gates_and_compact_equal_in_float32(folder):
 
 def test_a_method_may_choose_its_own_precision(folder, data):
     epochs = {"epochs": 1, "batch_size": 8, "max_length": 24}
-    # Fast, for the logged digits to differ.
+    # A high learning rate, so that the logged digits differ.
     method = {"experiment": "lora", "learning_rate": 0.1}
     half = tiny_tier(folder, training={**epochs, "precision": "bfloat16"}, methods={"lora": method})
     own = tiny_tier(folder, training=epochs, methods={"lora": {**method, "precision": "bfloat16"}})
@@ -208,7 +208,7 @@ def test_shared_gates_end_closed_or_open_at_the_asked_cost(tier, data, method):
     counted = record.budget.parameters
     assert counted.trainable > counted.gates + counted.head, "they were trained, then rest"
     assert record.last.gates.closed + record.last.gates.open == 1.0
-    # At this tiny size a dimension of a head is many points.
+    # At this tiny size one dimension of a head is many percentage points.
     kept = record.compact.encoder_macs / record.budget.macs.dense
     assert abs(kept - (1 - target)) < 0.2
     assert record.compact.max_abs_logit_difference < 1e-4

@@ -1,4 +1,4 @@
-"""Predictions of every validation row: complete, in order, vouched for by the record."""
+"""Predictions of every validation row: complete, in order, with their digest in the record."""
 
 from __future__ import annotations
 

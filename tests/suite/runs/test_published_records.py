@@ -1,4 +1,4 @@
-"""Published records are read as they were written: nothing is lost, added or changed on the way."""
+"""Published records are read as written: no value is lost, added or changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run records: written whole, read back equal, refused when damaged."""
+"""Run records: written as a whole, read back equal, refused when corrupt."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_no_flipped_bit_of_a_record_becomes_another_record(data, tmp_path_factor
         found = read_record(path)
     except RecordError:
         return
-    assert found == record  # a blank became another one
+    assert found == record  # one space was replaced
 
 
 def test_a_record_from_before_there_was_a_digest_is_read_as_it_is(tmp_path):

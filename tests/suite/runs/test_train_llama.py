@@ -1,4 +1,4 @@
-"""Runs on plain text: what is trained, what resumes, what is refused, what is compared."""
+"""Runs on plain text: training, resumption, refusals, comparison."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DENSE = Run("pretraining", "tiny", "dense", None, 0)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("causal")
-    causal_tier(path)  # writes the files that every test may begin with
+    causal_tier(path)  # writes the files with which every test may start
     return path
 
 
@@ -64,12 +64,12 @@ def trained(tier, run) -> CausalRecord:
 
 
 def timeless(record: CausalRecord) -> dict:
-    """What the record holds, times aside."""
+    """The content of the record without times."""
     return record.model_copy(update={"timing": {}}).model_dump()
 
 
 def trainer_of(monkeypatch) -> list[CausalTrainer]:
-    """The trainers that runs make from now on."""
+    """The trainers of all later runs."""
     made: list[CausalTrainer] = []
     init = CausalTrainer.__init__
 
@@ -211,7 +211,7 @@ def test_the_checkpoints_of_another_run_are_refused_and_left_alone(folder, tmp_p
     with pytest.raises(CheckpointError, match=r"another run \(they differ in training\).*Delete"):
         train_run(other, GATES, progress=False)
     assert before == {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
-    # How often it is saved does not make it another run.
+    # The number of saves does not change the identity of a run.
     train_run(
         causal_tier(folder, save_every=4).model_copy(update={"results": str(tmp_path)}),
         GATES,
@@ -246,7 +246,7 @@ def test_dense_and_gated_pretraining_share_start_and_tokens(folder, tmp_path, mo
     assert "model.layers.0.mlp.down_proj" not in gated.closed
     counts = gated.budget.parameters
     assert counts.trainable == counts.all + counts.gates
-    # What they leave behind loads: a stock model, and a compact one.
+    # Their output can be loaded: a stock model, and a compact one.
     source = CausalModel(name="tiny", dense="tiny")
     model, _ = load_causal(source, tier.results)
     assert torch.equal(model.model.embed_tokens.weight, made[0].model.get_input_embeddings().weight)
@@ -289,7 +289,7 @@ def test_the_penalty_counts_once_however_a_batch_is_cut(folder, tmp_path, monkey
         return log["loss"] - log["task_loss"]
 
     assert penalised(4) == pytest.approx(penalised(1), rel=1e-5)
-    # The planted error: a penalty that each micro-batch carries whole.
+    # The planted error: the whole penalty in each micro-batch.
     monkeypatch.setattr(StepCut, "even_share", 1.0)
     assert penalised(4) == pytest.approx(4 * penalised(1), rel=1e-3)
 
@@ -317,7 +317,7 @@ def test_a_compact_model_predicts_and_generates_what_the_gated_one_does(
     assert gated.bits_per_character > 0
     prompts = held_out.inputs[:2, :6]
     assert torch.equal(greedy_tokens(model, prompts, 12), greedy_tokens(small, prompts, 12))
-    # The check sees a difference where there is one.
+    # The check notices a difference if there is one.
     with torch.no_grad():
         small.model.norm.weight[0] *= 2
     changed = held_out_prediction(small, held_out)
@@ -340,7 +340,7 @@ def test_pruning_matches_each_layer_of_the_gated_run(folder, tmp_path):
         if run.method.endswith("-as-structured"):
             assert record.realised_sparsity > 0
             losses.add(record.final.loss)
-    assert len(losses) == 3  # each criterion chooses otherwise
+    assert len(losses) == 3  # each criterion makes another choice
     assert records[0].final == records[0].start
     with pytest.raises(ValueError, match="needs the record of reference-s0.2"):
         prune_runs(tier, [(runs[1], None)])

@@ -1,4 +1,4 @@
-"""The cost of the paper tier: counted by hand where that can be done, and written as computed."""
+"""The cost of the paper tier: counted by hand if possible, and written as computed."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_measured_steps_follow_the_formula():
     check = check_table(load_tier(CONFIG / "local.yaml"))
     lora = check[check["Method"] == "lora"]
     assert len(lora) == 5
-    # Five lengths of text from 11 to 70 tokens: one rate, up to a third.
+    # Five text lengths from 11 to 70 tokens: one rate, within a third.
     assert lora["GFLOP/s"].max() < 1.34 * lora["GFLOP/s"].min()
     assert lora["GFLOP a step"].max() > 5 * lora["GFLOP a step"].min()
 

@@ -1,4 +1,4 @@
-"""Cost next to score: a method's time counts what it starts from, relative to full fine-tuning."""
+"""Cost next to score: a method's time includes its starting point, relative to full fine-tuning."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def table(**without):
 
 def test_time_counts_the_runs_that_a_run_starts_from():
     ratios = dict(zip(table().numbers["method"], table().numbers["time_ratio"], strict=True))
-    # Means over tasks of the ratio on each: a long task does not outweigh a short one.
+    # Means over tasks of the ratio on each, so that a long task does not outweigh a short one.
     assert ratios == pytest.approx(
         {
             "full": 1.0,

@@ -1,7 +1,7 @@
 """Every published table follows from the published records and measurements, to the byte.
 
-Not among them: the cost of a workflow, whose jobs' own files are not published, and the verdicts on
-claims, which have a test of their own.
+Two tables are excluded. The cost of a workflow needs files of its jobs that are not published. The
+verdicts on claims have their own test.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from finegates.suite.tables.wording import reworded, text_reworded, text_words_o
 from support.paths import ROOT
 
 PUBLISHED = ROOT / "results" / "published"
-# Of a tier that is not finished there are records alone.
+# An unfinished tier has records only.
 TIERS = sorted(f.parent.name for f in PUBLISHED.glob("*/runs") if f.with_name("tables").is_dir())
 
 Made = Iterator[tuple[str, str]]
-"""Paths below a tier's folder, each with the text that the code makes now."""
+"""Paths below a tier's folder, with the text that the current code produces."""
 
 
 def forms(place: str, table: Table) -> Made:

@@ -1,4 +1,4 @@
-"""The table of rates shows every trial, and which decided."""
+"""The table of rates shows every trial, and the one that decided."""
 
 import pytest
 

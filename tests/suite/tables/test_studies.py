@@ -1,4 +1,4 @@
-"""Studies compare what they are asked to, in pairs; a shared encoder keeps nothing of a task."""
+"""Studies compare the requested runs in pairs; a shared encoder stores nothing of a task."""
 
 import pandas as pd
 import pytest
@@ -70,7 +70,7 @@ def data(tier):
 
 @pytest.fixture(scope="module")
 def first(tier, data, folder):
-    """A gated run that others go on from: its record and what it trained."""
+    """A gated run from which others continue: its record and its trained parameters."""
     kept = folder / "gates.safetensors"
     return finetune(tier, data["cola"], "gates", 0, keep=kept, progress=False), kept
 

@@ -1,4 +1,4 @@
-"""Tables: what is printed is in the records, what is missing stays blank."""
+"""Tables: printed values come from the records, missing values stay blank."""
 
 import io
 import json
@@ -188,6 +188,6 @@ def test_what_could_be_detected_is_said_by_task(tmp_path):
 
 @pytest.mark.parametrize("package", ["tables", "claims", "figures", "tables.wording"])
 def test_reading_records_for_tables_needs_no_torch(package):
-    """Its jobs start at once, and hold a fifth of the memory that torch would take."""
+    """Jobs for tables start quickly and use a fifth of the memory that torch would need."""
     code = f"import sys, finegates.suite.{package}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Words for captions are the configuration's of today; results are the records'."""
+"""Captions use the words of the current configuration; results come from the records."""
 
 from __future__ import annotations
 

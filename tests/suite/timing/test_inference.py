@@ -1,4 +1,4 @@
-"""Inference times: who is timed, what the ratios are to, and what the table says of them."""
+"""Inference times: timed models, the reference of each ratio, and the table's wording."""
 
 import copy
 
@@ -42,7 +42,7 @@ MACHINE = {"cpu": "some CPU", "threads": 1}
 
 @pytest.fixture(autouse=True)
 def _only_torchs_product(monkeypatch):
-    """Which product is the faster must not change what the tests see."""
+    """Disables oneDNN, so that the choice of the faster matmul does not affect the tests."""
     monkeypatch.setattr("finegates.suite.timing.inference.calibrate", lambda **options: CostModel())
 
 
@@ -76,7 +76,7 @@ def test_the_table_tells_the_products_apart(fast_frame):
     table = inference_table(fast_frame, [2], MACHINE)
     with_onednn = fast_frame[fast_frame["backend"] == "onednn"].set_index("contender")
     dense, compact = (with_onednn.loc[name] for name in ("dense", "compact"))
-    # Against the dense model of the same products, not against torch's.
+    # Against the dense model with the same matmuls, not with torch's.
     limits = (dense["median_ms"] * compact["macs_ratio"].to_numpy()).to_numpy()
     alike = compact["median_ms"].to_numpy() / limits
     for i, row in enumerate(table.cells):
@@ -139,7 +139,7 @@ def test_the_parts_of_a_run_are_told_apart_by_operator():
     assert tuple(runs) == PARTS
     for part, run in runs.items():
         spent = parts_of_time(run, 3)
-        # Every run has something of the rest, such as the making of its output.
+        # Every run has a remainder, such as the allocation of its output.
         assert {name for name in spent if spent[name] > 0} - {"rest_ms"} == {part} - {"rest_ms"}
         assert spent[part] > 0
 
@@ -215,7 +215,7 @@ def test_backends_stand_in_a_table_of_their_own():
     pytest.importorskip("onnxruntime")
     case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "backends": ["onnx", "int8"]}
     frame = time_inference(InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]}), threads=1)
-    # Dense, gated, compact, and dense once more as the control.
+    # Dense, gated, compact, and dense again as the control.
     assert frame.groupby("backend").size().to_dict() == {"eager": 4, "onnx": 3, "int8": 2}
     table = backend_table(frame, [2], MACHINE)
     assert [row[3] for row in table.cells] == ["dense", "gated", "compact"]
