@@ -1,1 +1,1 @@
-"""The suite that reproduces and audits the paper with the library; nothing else imports it."""
+"""Reproduces and audits the paper with the library, which never imports the suite."""

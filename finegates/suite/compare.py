@@ -1,12 +1,12 @@
-"""Two result trees side by side: what a rerun confirms, what it does not, what is missing.
+"""Compares two trees of results, such as the published one and a rerun.
 
     finegates compare results/published/local results/local
 
 Scores are compared by method and task, as means over seeds. Two cells agree if they are equal, or
-if their difference is within the intervals of both: over seeds (t) where there are several,
-and else the sampling error of the rows. Counts that chance does not touch (parameters) must be
-equal. The exit status is 0 if all cells agree, 1 if some differ or are missing, 2 if a tree cannot
-be read.
+if their difference is within the intervals of both. These are t intervals over seeds if there are
+several, and otherwise the sampling error of the rows. Deterministic counts (parameters) must be
+equal. The exit status is 0 if all cells agree, 1 if some differ or are missing, and 2 if a tree
+cannot be read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Z = 1.96
 
 
 class CompareError(ValueError):
-    """A result tree that cannot be read; the message names what is missing."""
+    """A tree of results cannot be read. The message names the missing file."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Cell:
     """A quantity of a method on a task, in two trees.
 
     Attributes:
-        method: label.
+        method: label of the method.
         task: GLUE's name.
         quantity: a column of ``tables/runs.csv``.
-        first: its mean over seeds in the first tree, None if it is not there.
-        second: the same in the second.
-        margin: by how much the two may differ; zero for what must be equal.
-        outcome: ``equal``, ``agrees``, ``differs``, or which tree alone has it.
+        first: mean over seeds in the first tree, None if it is missing.
+        second: mean over seeds in the second tree, None if it is missing.
+        margin: largest allowed difference; zero for quantities that must be equal.
+        outcome: ``equal``, ``agrees``, ``differs``, or the only tree that has it.
     """
 
     method: str
@@ -64,14 +64,14 @@ EXACT = ("parameters", "encoder_parameters", "gated_parameters", "encoder_macs_d
 
 
 def compare(first: str | Path, second: str | Path) -> list[Cell]:
-    """All cells of two result trees, in the order of the first one's runs.
+    """Compares all cells of two trees, in the order of the first one's runs.
 
     Args:
         first: a results folder, ``results/<tier>`` or ``results/published/<tier>``.
-        second: another one.
+        second: another results folder.
 
     Raises:
-        CompareError: a folder holds no readable table of runs.
+        CompareError: a folder does not have a readable table of runs.
     """
     trees = [_groups(Path(folder)) for folder in (first, second)]
     names = list(dict.fromkeys([*trees[0], *trees[1]]))
@@ -113,7 +113,7 @@ def _cell(
 
 
 def _margin(task: str, quantity: str, *trees: pd.DataFrame) -> float:
-    """What the uncertainties of both means add up to."""
+    """The combined uncertainty of both means."""
     squares = 0.0
     for rows in trees:
         found = summarise(rows[quantity])
@@ -127,7 +127,7 @@ def _margin(task: str, quantity: str, *trees: pd.DataFrame) -> float:
 
 
 def report(cells: Sequence[Cell]) -> str:
-    """The outcome as text: what is not confirmed, line by line, and how many cells are."""
+    """The outcome as text: a line per unconfirmed cell, and the number of confirmed ones."""
     lines = []
     for cell in cells:
         if cell.outcome in (EQUAL, AGREES):
@@ -146,7 +146,7 @@ def report(cells: Sequence[Cell]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="finegates compare", description="Compare two result trees."
     )

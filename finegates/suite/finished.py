@@ -1,10 +1,10 @@
-"""Publishes the finished runs of a tier that takes longer than one machine is there.
+"""Publishes the finished runs of a tier that is not complete yet.
 
     python -m finegates.suite.finished results/base results/published/base
 
-copies records, their predictions and the chosen learning rates, without tables and figures;
-``make restore TIER=base`` continues from them. Once a tier is finished, ``snakemake publish`` puts
-everything in their place.
+copies records, their predictions and the chosen learning rates, without tables and figures.
+``make restore TIER=base`` continues from them, on another machine too. When a tier is complete,
+``snakemake publish`` replaces these copies with all results.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ RECORDS = "runs/**/seed*.json"
 
 
 class UnfinishedError(ValueError):
-    """The copies would hold less than they do; the message says what to do."""
+    """Publishing would remove runs from the copies. The message names the remedy."""
 
 
 def finished_files(results: Path) -> list[Path]:
-    """The files of every finished run below a folder of results, checked against their digests.
+    """Files of all finished runs below a results folder, with their digests checked.
 
     Args:
         results: ``results/<tier>``.
 
     Raises:
-        RecordError: a record or a file of predictions is damaged or missing.
+        RecordError: a record or a file of predictions is corrupt or missing.
     """
     files: list[Path] = []
     for record in sorted(results.rglob(RECORDS)):
@@ -43,16 +43,16 @@ def finished_files(results: Path) -> list[Path]:
 
 
 def publish_finished(results: Path, target: Path) -> None:
-    """Copies what :func:`finished_files` finds; the earlier copies are replaced as a whole.
+    """Copies the files of :func:`finished_files` and replaces all earlier copies.
 
     Args:
         results: ``results/<tier>``.
         target: ``results/published/<tier>``.
 
     Raises:
-        UnfinishedError: no run is finished, the copies are of a finished tier, or they hold runs
-            that the results lack.
-        RecordError: as :func:`finished_files`.
+        UnfinishedError: no run is finished, the copies are those of a complete tier, or they hold
+            runs that the results lack.
+        RecordError: see :func:`finished_files`.
     """
     files = finished_files(results)
     if not files:
@@ -70,7 +70,7 @@ def publish_finished(results: Path, target: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Publishes what is finished; ends with status 1 and one line if that cannot be done."""
+    """Publishes finished runs. On failure, prints one line and exits with status 1."""
     parser = argparse.ArgumentParser(description="Publish the finished runs of a tier.")
     parser.add_argument("results", type=Path, help="for example results/base")
     parser.add_argument("target", type=Path, help="for example results/published/base")

@@ -1,14 +1,14 @@
-"""How far a score, or the difference of two, would move with other test rows.
+"""Jackknife standard errors of a score, or of a paired difference, over test rows.
 
-Two models that are scored on the same rows err on many of them together, so their difference moves
-less than two independent draws of rows would suggest. Every row gets its jackknife pseudo-value
+Two models make many of their errors on the same rows, so the difference of their scores varies less
+than with independent samples of rows. The jackknife pseudo-value of row i is
 
     p_i = n θ - (n - 1) θ_(-i),
 
-with θ_(-i) the score without row i; their mean is the score up to terms of order 1/n. Pseudo-values
-of two models subtract row by row, and the standard error of the mean of the differences is that of
-the difference of scores (Efron and Tibshirani 1993, chapter 11). For accuracies it is the standard
-error behind McNemar's test.
+where θ_(-i) is the score without row i. The mean of the p_i is the score up to terms of order 1/n.
+The pseudo-values of two models are subtracted row by row. The standard error of the mean of these
+differences estimates that of the difference of scores (Efron and Tibshirani 1993, chapter 11). For
+accuracies it is the standard error in McNemar's test.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def pseudo_values(task: str, labels: Array, predictions: Array) -> Array:
     Args:
         task: GLUE's name.
         labels: shape (rows,), at least three rows.
-        predictions: shape (rows,); class codes, or similarities for regression.
+        predictions: class codes, or similarities for regression, shape (rows,).
 
     Returns:
-        shape (rows,), float64, times 100 as the score is.
+        shape (rows,), float64, times 100 like the score.
 
     Raises:
         ValueError: shapes differ, or there are fewer than three rows.
@@ -58,7 +58,7 @@ def paired_error(task: str, labels: Array, first: Array, second: Array) -> float
         task: GLUE's name.
         labels: shape (rows,).
         first: predictions of one model, shape (rows,).
-        second: of the other.
+        second: predictions of the other model, shape (rows,).
     """
     differences = pseudo_values(task, labels, first) - pseudo_values(task, labels, second)
     return float(np.std(differences, ddof=1) / math.sqrt(len(labels)))
@@ -72,7 +72,7 @@ def _accuracy(labels: Array, predictions: Array) -> tuple[float, Array]:
 def _from_counts(
     score: Callable[[float, float, float, float], float],
 ) -> Callable[[Array, Array], tuple[float, Array]]:
-    """A score of two classes from the counts (true, false) x (positive, negative)."""
+    """A binary score of the counts (tp, fp, fn, tn), with its leave-one-out values."""
 
     def left_out(labels: Array, predictions: Array) -> tuple[float, Array]:
         cell = 2 * (predictions == 1) + (labels == predictions)  # fn, tn, fp, tp as 0, 1, 2, 3
@@ -81,7 +81,7 @@ def _from_counts(
         def value(fn: float, tn: float, fp: float, tp: float) -> float:
             return score(tp, fp, fn, tn)
 
-        # Only four values are possible, one for each kind of row that is left out.
+        # Removing a row decrements one of the four counts, so there are only four values.
         without = np.array(
             [value(*(counts - (np.arange(4) == k))) if counts[k] else 0.0 for k in range(4)]
         )
@@ -114,7 +114,7 @@ def _spearman(labels: Array, predictions: Array) -> tuple[float, Array]:
 
     x, y = rankdata(labels), rankdata(predictions)
     whole, _ = _pearson(x, y)
-    # Without row i ranks above its own fall by one, and those of its ties by a half.
+    # Without row i, larger ranks decrease by 1 and tied ranks by 1/2.
     lower = [_ranks_without(values, ranks) for values, ranks in ((labels, x), (predictions, y))]
     keep = ~np.eye(len(x), dtype=bool)
     u, v = (ranks[keep].reshape(len(x), -1) for ranks in lower)  # (rows left out, other rows)
@@ -131,7 +131,7 @@ def _ranks_without(values: Array, ranks: Array) -> Array:
 
 
 def _correlation(xy: Array, xx: Array, yy: Array) -> Array:
-    """The quotient; 0 where a side is constant, as GLUE counts it."""
+    """xy / sqrt(xx yy), and 0 if a side is constant, as GLUE counts it."""
     square = np.maximum(xx * yy, 0.0)
     root = np.sqrt(square)
     return np.divide(xy, root, out=np.zeros_like(root), where=root > 0)

@@ -1,4 +1,4 @@
-"""Where the repository is that the suite is part of: configuration, results, pages."""
+"""Paths of the repository: configuration, results, pages."""
 
 from __future__ import annotations
 

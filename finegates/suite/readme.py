@@ -1,8 +1,7 @@
-"""Keeps the tables quoted in README.md and theory/README.md equal to the published files.
+"""Updates the tables quoted in README.md and theory/README.md from published files.
 
-Run ``finegates quote`` after publishing.
-
-A quoted file is between ``<!-- begin PATH -->`` and ``<!-- end PATH -->``.
+Run ``finegates quote`` after publishing. A quote is between ``<!-- begin PATH -->`` and
+``<!-- end PATH -->``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _QUOTE = re.compile(r"<!-- begin (?P<path>\S+) -->\n.*?<!-- end (?P=path) -->", 
 
 
 def with_quotes(text: str, root: Path) -> str:
-    """The text with every quoted file's present content.
+    """Replaces every quote with the current content of its file.
 
     Raises:
         FileNotFoundError: a quoted file does not exist.
@@ -37,12 +36,12 @@ def with_quotes(text: str, root: Path) -> str:
 
 
 def quoted_files(text: str) -> list[str]:
-    """Paths of the files that the text quotes."""
+    """Paths of the files that a text quotes."""
     return [match["path"] for match in _QUOTE.finditer(text)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line, which takes no arguments; returns the exit status."""
+    """Runs the command, which takes no arguments, and returns its exit status."""
     argparse.ArgumentParser(
         prog="finegates quote", description="Bring quoted tables up to date."
     ).parse_args(arguments)

@@ -1,9 +1,9 @@
-"""Means with Student t intervals, and what seeds and test rows each add to their width.
+"""Student t intervals of means, for variation of seeds and of test rows.
 
-With the few seeds that fine-tuning studies use, resampling is of no use: a percentile bootstrap of
-three values is their range, which covers the true mean three times out of four. A t interval keeps
-its level for normal values. It says how far the mean would move with other *seeds*. With other test
-rows a score moves, too: :func:`combined_interval` adds both. One value alone has no interval.
+Fine-tuning studies use few seeds, for which the bootstrap fails: a percentile bootstrap of three
+values is their range, which covers the true mean three times out of four. A t interval is exact for
+normal values. It covers variation over *seeds*. :func:`combined_interval` adds the variation over
+test rows. A single value does not have an interval.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Interval:
-    """A two-sided interval; ``low <= high``."""
+    """A two-sided interval with ``low <= high``."""
 
     low: float
     high: float
@@ -30,13 +30,16 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Half the interval's width; the interval need not be centred on the mean."""
+        """Half the interval's width. The mean need not be its centre."""
         return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Values over seeds: number, mean, range, and the mean's interval (None for one value)."""
+    """Number, mean, range and interval of values over seeds.
+
+    The interval is None for a single value.
+    """
 
     count: int
     mean: float
@@ -46,21 +49,21 @@ class Summary:
 
 
 def mean(values: Iterable[float]) -> float:
-    """The arithmetic mean, correctly rounded, so that it does not depend on the order of values.
+    """The correctly rounded arithmetic mean, independent of the order of values.
 
     Raises:
-        ValueError: no values.
+        ValueError: there are no values.
     """
     values = list(values)
     if not values:
         raise ValueError("the mean of no values is undefined")
-    # In exact fractions: a rounded sum, divided and rounded again, can leave the values' range.
+    # statistics.mean is exact. A rounded sum divided by n can leave the range of the values.
     return float(statistics.mean(map(float, values)))
 
 
 @dataclass(frozen=True)
 class Variance:
-    """An estimated variance of a mean, and its degrees of freedom (infinite where it is known)."""
+    """An estimated variance of a mean, and its degrees of freedom (infinite if known)."""
 
     value: float
     freedom: float = math.inf
@@ -71,13 +74,13 @@ def t_interval(values: Iterable[float], level: float = LEVEL) -> Interval | None
 
     Args:
         values: one per seed, in any order.
-        level: nominal coverage in (0, 1); kept exactly for independent normal values.
+        level: nominal coverage in (0, 1), exact for independent normal values.
 
     Returns:
-        the interval; None for a single value.
+        the interval, None for a single value.
 
     Raises:
-        ValueError: no values, a value that is not finite, or a level outside (0, 1).
+        ValueError: there are no values, a value is not finite, or the level is outside (0, 1).
     """
     values = list(values)
     if not values:
@@ -91,7 +94,7 @@ def t_interval(values: Iterable[float], level: float = LEVEL) -> Interval | None
 
 def mean_variance(values: Sequence[float]) -> Variance:
     """The variance s² / n of the mean of n independent values, at least two."""
-    # fsum: the result must not depend on the order of values.
+    # fsum makes the result independent of the order of values.
     centre = mean(values)
     square = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
     return Variance(square / len(values), len(values) - 1)
@@ -107,11 +110,11 @@ def combined_interval(
 
     Args:
         centre: the mean.
-        variances: v_i with f_i, for example of seeds and of test rows.
+        variances: v_i with degrees of freedom f_i, for example of seeds and of test rows.
         level: nominal coverage in (0, 1).
 
     Raises:
-        ValueError: no variances, or a level outside (0, 1).
+        ValueError: there are no variances, or the level is outside (0, 1).
     """
     from scipy.stats import norm, t
 
@@ -132,7 +135,7 @@ def combined_interval(
 
 
 def summarise(values: Iterable[float], level: float = LEVEL) -> Summary:
-    """Number, mean, range and interval of values over seeds; see :func:`t_interval`."""
+    """Number, mean, range and t interval of values over seeds."""
     values = list(values)
     return Summary(
         count=len(values),
@@ -146,9 +149,9 @@ def summarise(values: Iterable[float], level: float = LEVEL) -> Summary:
 def paired_differences(
     first: Mapping[_Key, float], second: Mapping[_Key, float]
 ) -> dict[_Key, float]:
-    """``first[key] - second[key]`` for the keys (seeds, or task and seed) that both have.
+    """``first[key] - second[key]`` for all common keys (seeds, or task and seed).
 
-    Pairing removes what the two share: the seed's data order and head initialisation.
+    Pairing removes the common effects of a seed: data order and initial head.
     ``paired_differences(a, b)[k] == -paired_differences(b, a)[k]``.
     """
     return {key: value - second[key] for key, value in first.items() if key in second}
@@ -157,21 +160,21 @@ def paired_differences(
 def summarise_differences(
     first: Mapping[_Key, float], second: Mapping[_Key, float], level: float = LEVEL
 ) -> Summary | None:
-    """Summary of the paired differences; None if no key is common. See :func:`summarise`."""
+    """Summary (:func:`summarise`) of the paired differences, None without common keys."""
     differences = paired_differences(first, second)
     return summarise(differences.values(), level) if differences else None
 
 
 def sampling_error(score: float, rows: int, *, correlation: bool = False) -> float:
-    """Standard error of a score that comes from drawing its rows at random, to first order.
+    """Standard error of a score from sampling its test rows, to first order.
 
-    For a share p of n rows sqrt(p (1 - p) / n), p with two rows of either kind added, so that a
-    score of 100 has an error, too (Agresti and Coull 1998); for a correlation r,
-    (1 - r^2) / sqrt(n - 1), the delta method for two normal variables, which is rough for
+    For a fraction p of n rows it is sqrt(p (1 - p) / n). Two rows of each kind are added before, so
+    that a score of 100 has an error, too (Agresti and Coull 1998). For a correlation r it is
+    (1 - r^2) / sqrt(n - 1), the delta method for two normal variables, which is only rough for
     Matthews' coefficient.
 
     Args:
-        score: times 100, in [0, 100], or [-100, 100] for a correlation.
+        score: score times 100, in [0, 100], or [-100, 100] for a correlation.
         rows: n, at least 2.
         correlation: whether the score is a correlation.
 
@@ -179,7 +182,7 @@ def sampling_error(score: float, rows: int, *, correlation: bool = False) -> flo
         the standard error, times 100.
 
     Raises:
-        ValueError: a score out of range, or fewer than two rows.
+        ValueError: the score is out of range, or there are fewer than two rows.
     """
     fraction = score / 100
     if rows < 2:
@@ -197,12 +200,11 @@ POWER = 0.8
 
 
 def detectable_by_rows(standard_error: float) -> float:
-    """Smallest difference that a two-sided test finds with *different* test rows.
+    """Smallest difference that a two-sided test detects with *independent* test rows.
 
-    With probability ``POWER`` at ``LEVEL`` it finds a true difference of (z_.975 + z_.8) sqrt(2)
-    standard errors.
-
-    Two models that are scored on the same rows differ less by chance, so this is an upper bound.
+    At ``LEVEL`` it detects a true difference of (z_.975 + z_.8) sqrt(2) standard errors with
+    probability ``POWER``. Two models with the same test rows differ less by chance, so this is an
+    upper bound.
     """
     from scipy.stats import norm
 
@@ -211,13 +213,13 @@ def detectable_by_rows(standard_error: float) -> float:
 
 
 def detectable_by_seeds(differences: Iterable[float]) -> float | None:
-    """Smallest mean difference that a paired t test over these seeds finds.
+    """Smallest mean difference that a paired t test over these seeds detects.
 
-    With probability ``POWER`` at ``LEVEL`` it finds a true difference of (t_.975 + t_.8) s /
-    sqrt(n), s their standard deviation.
+    At ``LEVEL`` it detects a true difference of (t_.975 + t_.8) s / sqrt(n) with probability
+    ``POWER``, where s is the standard deviation of the differences.
 
     Returns:
-        None for fewer than two differences.
+        the difference, None for fewer than two differences.
     """
     from scipy.stats import t
 

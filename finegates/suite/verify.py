@@ -1,8 +1,9 @@
-"""Checks that a tier's results are as their jobs wrote them: every seal, every record's digest.
+"""Verifies the SHA-256 of a tier's results: all seals and all records.
 
     finegates verify local
 
-ends with status 1 and names what is damaged, and what to do. ``make reproduce`` begins with it.
+exits with status 1 if a file is corrupt, and names the file and the remedy. ``make reproduce``
+begins with it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ SKEW_S = 60
 
 
 def verify(results: str | Path) -> tuple[str, list[str]]:
-    """Checks a folder of results.
+    """Verifies a results folder.
 
     Returns:
-        what was checked, in words, and a message for each file that is damaged, or if dates cannot
-        be trusted.
+        a summary of the checked files, and a message for each corrupt file and for dates that
+        cannot be trusted.
     """
-    # A kill may leave a checkpoint half deleted; the run that continues looks for a whole one.
+    # A kill may leave a checkpoint half deleted. A resumed run looks for a complete one itself.
     sealed, messages = damaged(results, skip=[Path(results) / "llama" / "checkpoints"])
     messages += _from_the_future(Path(results))
     signed = unsigned = 0
@@ -49,7 +50,7 @@ def verify(results: str | Path) -> tuple[str, list[str]]:
 def _from_the_future(results: Path) -> list[str]:
     """A message if the clock was set back since results were written.
 
-    New results would look older than their inputs.
+    New results would otherwise look older than their inputs.
     """
     dates = {path: path.stat().st_mtime for path in results.rglob("*")}
     newest = max(dates, key=lambda path: dates[path], default=None)
@@ -63,7 +64,7 @@ def _from_the_future(results: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module."""
+    """Entry point of the command in the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="finegates verify", description="Check that results are as their jobs wrote them."
     )

@@ -1,7 +1,7 @@
-"""One page with everything a reviewer opens: verdicts, numbers, figures, runs, environment.
+"""The report of a tier on one page: verdicts, tables, figures, runs, environment.
 
-The page holds its styles, scripts and figures itself and asks the network for nothing. It is made
-from a tier's result files alone.
+The page embeds its styles, scripts and figures and does not use the network. It is made only from a
+tier's result files.
 """
 
 from finegates.suite.report.page import ReportError, build_report

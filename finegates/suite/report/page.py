@@ -1,4 +1,4 @@
-"""The page: sections from a tier's Markdown tables and SVG figures, verdicts, runs."""
+"""Builds the page from a tier's Markdown tables, SVG figures, verdicts and runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finegates.suite.runs.run_record import DIGEST_DIGITS
 
 
 class ReportError(ValueError):
-    """A report that cannot be made; the message says what is missing."""
+    """A report cannot be made. The message names the missing parts."""
 
 
 SECTIONS = (
@@ -30,7 +30,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Part:
-    """A table or a figure of a section: ``html`` is trusted, made here."""
+    """A table or a figure of a section. ``html`` is generated here and trusted."""
 
     name: str
     path: str
@@ -55,16 +55,16 @@ def build_report(
     """The page of a tier.
 
     Args:
-        folder: ``results/<tier>``; its Markdown tables and SVG figures go into the page.
-        records: of all runs of the main table.
-        results: of :func:`finegates.suite.claims.audit`.
-        studied: records of the studies' runs; records of the main table are listed once.
+        folder: ``results/<tier>`` with Markdown tables and SVG figures.
+        records: records of all runs of the main table.
+        results: results of :func:`finegates.suite.claims.audit`.
+        studied: records of the studies' runs; records of the main table are not repeated.
 
     Returns:
-        HTML of one file; links go to files below ``folder``, nothing else is referred to.
+        a self-contained HTML page that links only to files below ``folder``.
 
     Raises:
-        ReportError: no records.
+        ReportError: there are no records.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -93,7 +93,7 @@ def build_report(
 
 
 def _in_parentheses(verdict: str, kind: str) -> str:
-    """A verdict of a tier whose models and data the workflow makes itself."""
+    """A verdict in parentheses, for a tier with generated models and data."""
     return f"({verdict})"
 
 
@@ -125,7 +125,7 @@ def _table(folder: Path, path: Path) -> Part:
         if token.type == "th_open":
             token.attrSet("scope", "col")
     html = renderer.renderer.render(tokens, renderer.options, {})
-    # What scrolls sideways can be reached by keyboard.
+    # Wide tables scroll sideways, so they must be reachable by keyboard.
     place = path.relative_to(folder).as_posix()
     opening = f'<div class="wide" tabindex="0" role="region" aria-label="{place}">'
     return Part(path.stem, place, f"{opening}{html}</div>")
@@ -163,7 +163,7 @@ def _run(record: Record) -> dict[str, Any]:
 
 
 def _environment(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Facts that all runs share, and all values where they do not."""
+    """Facts about the runs' environment, with all values if runs differ."""
 
     def values(read: Any) -> str:
         return "; ".join(dict.fromkeys(str(read(record)) for record in records))
@@ -185,5 +185,5 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def _links(files: Sequence[str]) -> list[tuple[str, str]]:
-    """Evidence files with their links: the folder for a name of several files."""
+    """Evidence files with their links. A pattern of several files links to its folder."""
     return [(name, name.split("*")[0]) for name in files]

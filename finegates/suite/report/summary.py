@@ -1,4 +1,4 @@
-"""The report's first lines: what came out, in sentences made from the numbers."""
+"""The summary at the top of the report, in sentences composed from the numbers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from finegates.suite.stats import mean
 
 
 def summary_lines(records: Sequence[Record], results: Sequence[ClaimResult]) -> list[str]:
-    """At most ten sentences on what was run, what was found, and what not to conclude.
+    """At most ten sentences on the runs, the findings and their limits.
 
     Args:
-        records: of one tier, at least one.
-        results: of :func:`finegates.suite.claims.audit`.
+        records: records of one tier, at least one.
+        results: results of :func:`finegates.suite.claims.audit`.
     """
     first = records[0]
     tasks = list(dict.fromkeys(record.task for record in records))
@@ -73,7 +73,7 @@ def _verdicts(results: Sequence[ClaimResult]) -> str:
 
 
 def _averages(records: Sequence[Record], tasks: Sequence[str], seeds: int) -> dict[str, float]:
-    """Means over tasks of the methods that have every task and seed."""
+    """Means over tasks of the methods for which no task or seed is missing."""
     scores: dict[str, list[float]] = {}
     for record in records:
         scores.setdefault(record.method, []).append(record.last.score)

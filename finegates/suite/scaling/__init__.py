@@ -1,5 +1,5 @@
-"""What the tables of the tier ``paper`` cost: GPU-hours, memory, disk; see ``docs/scaling.md``.
+"""Cost of the tables of the tier ``paper``: GPU-hours, memory, disk.
 
-``finegates scaling`` writes that page from the tier's configuration;
+``finegates scaling`` writes ``docs/scaling.md`` from the tier's configuration.
 ``finegates scaling --measure`` measures the memory of activations first.
 """

@@ -1,8 +1,9 @@
-"""Memory of activations, measured: bytes that a layer holds per token for the backward pass.
+"""Measures activation memory: bytes per token that a layer saves for the backward pass.
 
-Layers are measured at their true proportions with few heads, on the CPU, in tensors
-(``finegates.suite.timing.memory``); every term is proportional to the width, so the rest is a
-factor. The difference of a two-layer and a one-layer model excludes embeddings and head.
+Layers are measured on the CPU, with fewer heads in the true proportions
+(``finegates.suite.timing.memory``). Every term is proportional to the width, so the result is
+scaled by a factor. The difference between models of two layers and one layer excludes embeddings
+and head.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BATCH, LENGTH = 2, 128
 
 
 def reduced(config: PretrainedConfig, layers: int) -> tuple[PretrainedConfig, int]:
-    """The shape with fewer heads in the same proportion, and how many times narrower it is."""
+    """The shape with fewer heads in the same proportions, and the factor of its width."""
     sizes: dict[str, Any] = config.to_dict()
     heads = sizes["num_attention_heads"]
     kv_heads = sizes.get("num_key_value_heads") or heads
@@ -49,7 +50,7 @@ def _plain(sizes: dict[str, Any]) -> dict[str, Any]:
 def activation_bytes(
     config: PretrainedConfig, *, precision: str, trains_all: bool, gated: bool
 ) -> float:
-    """Bytes per token and layer of a training step, gradients of weights not counted."""
+    """Bytes per token and layer of a training step, without gradients of weights."""
     peaks, weights = [], []
     for layers in (1, 2):
         small, factor = reduced(config, layers)

@@ -1,4 +1,4 @@
-"""What the cost model takes from elsewhere: the device, the shapes of hub models, lengths."""
+"""Inputs of the cost model: the device, the shapes of hub models, text lengths."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Device:
     """An accelerator.
 
     Attributes:
-        name: as its vendor has it.
-        peak: dense operations a second, by precision, from the vendor's data sheet.
-        utilisation: the share of the peak that training reaches; an assumption.
-        memory: bytes.
-        launch_s: the least time of one layer's forward pass, for its kernels are launched one by
-            one; an assumption. A backward pass has twice as many.
+        name: the vendor's name.
+        peak: dense operations per second by precision, from the vendor's data sheet.
+        utilisation: fraction of the peak that training reaches; an assumption.
+        memory: memory in bytes.
+        launch_s: minimum time of one layer's forward pass, due to kernel launches; an assumption. A
+            backward pass has twice as many launches.
     """
 
     name: str
@@ -97,6 +97,6 @@ DOCUMENT_TOKENS = 500
 
 
 def shape_of(hub: str) -> PretrainedConfig:
-    """The configuration of a model of the hub. Raises KeyError for one that is not listed."""
+    """The configuration of a hub model. Raises KeyError for one that is not listed."""
     model_type, sizes = SHAPES[hub]
     return AutoConfig.for_model(model_type, **sizes)

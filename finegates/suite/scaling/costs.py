@@ -1,8 +1,9 @@
-"""The cost of every run of a tier: operations, time, memory, disk.
+"""Cost model of a tier's runs: operations, time, memory, disk.
 
-A step costs 2 * MACs * (1 + b + c) operations: one pass forward, b = 2 passes' worth backward where
-weights are trained and b = 1 where they are frozen (their gradient is left out), c = 1 where
-activations are recomputed. It takes the larger of what its operations and what its launches take.
+A step costs 2 * MACs * (1 + b + c) operations for forward pass, backward pass and recomputation. b
+is 2 if weights are trained and 1 if they are frozen, because their gradients are not computed. c is
+1 with gradient checkpointing and 0 without. The time of a step is the maximum of the times of its
+operations and of its kernel launches.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ Activations = Callable[[PretrainedConfig, str, bool, bool], float]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run costs.
+    """The cost of a run.
 
     Attributes:
-        table: that it is for.
-        part: model or size, for a row of its own.
+        table: the table that the run is for.
+        part: model or size, which has a row of its own.
         steps: optimizer steps.
         operations: floating-point operations.
-        seconds: on one device.
-        memory: bytes on the device at the peak, were it one device.
-        kept: bytes on disk when it is done.
-        held: further bytes on disk while it is not.
+        seconds: time on one device.
+        memory: peak bytes on a single device.
+        kept: bytes on disk after the run.
+        held: further bytes on disk during the run.
     """
 
     table: str
@@ -72,11 +73,11 @@ class Cost:
 
 @dataclass
 class Shape:
-    """A model as the cost model sees it.
+    """The shape of a model in the cost model.
 
     Attributes:
-        config: its configuration.
-        head: parameters of the head that multiply every token; 0 of a classifier.
+        config: configuration of the model.
+        head: parameters of a head that is applied to every token; 0 for a classifier.
     """
 
     config: PretrainedConfig
@@ -84,19 +85,19 @@ class Shape:
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
-        """Parameters without a head, MACs a token in linear layers."""
+        """Parameters without the head, and MACs per token in linear layers."""
         with torch.device("meta"):
             model = AutoModel.from_config(self.config)
         return sum(p.numel() for p in model.parameters()), macs(model, 1, 1).linear
 
     @property
     def parameters(self) -> int:
-        """All of them; a tied head counts once."""
+        """All parameters. A tied head counts once."""
         tied = getattr(self.config, "tie_word_embeddings", False)
         return self.sizes[0] + (0 if tied else self.head)
 
     def forward(self, sequences: float, length: float) -> float:
-        """Operations of a forward pass: linear layers, attention products, head."""
+        """Operations of a forward pass: linear layers, attention matmuls, head."""
         attention = 2 * length * self.config.hidden_size * self.config.num_hidden_layers
         return 2 * sequences * length * (self.sizes[1] + attention + self.head)
 
@@ -104,13 +105,16 @@ class Shape:
 def training_seconds(
     shape: Shape, operations: float, passes: float, precision: str, device: Device
 ) -> float:
-    """Seconds of work; ``passes`` counts the forward passes that the launches are worth."""
+    """Training time in seconds.
+
+    ``passes`` is the number of kernel launches in units of forward passes.
+    """
     computing = operations / (device.peak[precision] * device.utilisation)
     return max(computing, passes * shape.config.num_hidden_layers * device.launch_s)
 
 
 def step_factor(trains_all: bool, recomputes: bool = False) -> int:
-    """Forward passes that a training step is worth."""
+    """Cost of a training step in units of forward passes."""
     return 1 + (2 if trains_all else 1) + recomputes
 
 
@@ -118,7 +122,7 @@ def glue_costs(
     tier: Tier, table: str, source: ModelSource, methods: dict[str, Method], training: Training,
     tasks: list[str], seeds: list[int], activations: Activations, record_bytes: float,
 ) -> Iterator[Cost]:  # fmt: skip
-    """Fine-tuning on tasks: every task, method and seed."""
+    """Costs of fine-tuning for every task, method and seed."""
     assert source.hub is not None
     shape = Shape(shape_of(source.hub), 0)
     limit = tier.data.train_rows or 10**9
@@ -126,7 +130,7 @@ def glue_costs(
         rows, length = min(limit, task_named(task).train_rows), TOKENS[task]
         epochs = training.epochs_of(task)
         batches = math.ceil(rows / training.batch_size)
-        evaluations = epochs + 1  # once more, the compact model
+        evaluations = epochs + 1  # one more for the compact model
         for method in methods.values():
             precision = method.precision or training.precision
             factor = step_factor(method.trains_all)
@@ -154,25 +158,25 @@ def _memory(
     shape: Shape, precision: str, trains_all: bool, gated: bool, tokens: float,
     recomputes: bool, activations: Activations,
 ) -> float:  # fmt: skip
-    """Weights, gradients and AdamW's two moments in float32, activations, logits."""
+    """Bytes of weights, gradients and AdamW's moments (float32), activations, logits."""
     weights = shape.parameters
     held = 4.0 * weights + (12.0 * weights if trains_all else 0.0)
     if precision == "bfloat16":
-        held += 2.0 * weights  # autocast keeps what it has cast
+        held += 2.0 * weights  # autocast caches the bfloat16 weights
     layer = activations(shape.config, precision, trains_all, gated) * tokens
     layers = shape.config.num_hidden_layers
     if recomputes:
         held += layer + 4.0 * layers * shape.config.hidden_size * tokens
     else:
         held += layers * layer
-    # Logits in float32, their logarithms and their gradient.
+    # Logits, log-probabilities and the gradient of logits, all in float32.
     return held + (12.0 * tokens * shape.config.vocab_size if shape.head else 0.0)
 
 
 def causal_costs(
     tier: Tier, run: Run, shape: Shape, activations: Activations, record_bytes: float
 ) -> Cost:
-    """A run on plain text; one-shot pruning only evaluates."""
+    """The cost of a run on plain text. One-shot pruning only evaluates."""
     assert tier.llama is not None
     settings = training_of(tier, run)
     pretraining = run.experiment == "pretraining"
@@ -196,7 +200,7 @@ def causal_costs(
         record_bytes + (4.0 * shape.parameters if pretraining else 0.0),
         0.0
         if one_shot
-        # One more is being written; of a frozen model the weights alone.
+        # One more is being written. A frozen model saves only its weights.
         else (KEPT_CHECKPOINTS + 1) * shape.parameters * (12.0 if pretraining else 4.0),
     )
 
@@ -232,7 +236,7 @@ def llama_shape(tier: Tier, run: Run) -> Shape:
 
 
 def tier_costs(tier: Tier, activations: Activations, record_bytes: float) -> Iterator[Cost]:
-    """Every training or evaluating run of a tier that takes its models from the hub."""
+    """Costs of all runs of a tier that takes its models from the hub."""
     yield from glue_costs(
         tier, "GLUE", tier.model, tier.methods, tier.training, tier.tasks, tier.seeds,
         activations, record_bytes,

@@ -1,4 +1,4 @@
-"""The page ``docs/scaling.md``: the cost model, its check, and the cost of every table."""
+"""Writes ``docs/scaling.md``: the cost model, its check, and the cost of all tables."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ GIB, HOUR = 2**30, 3600
 
 
 class Measured:
-    """Activation bytes by shape, read from a file or measured and remembered.
+    """Activation bytes by shape, read from a file or measured and cached.
 
     Args:
-        known: what the file holds.
-        measure: measure missing values instead of raising.
+        known: values from the file.
+        measure: measure missing values instead of raising an error.
     """
 
     def __init__(self, known: dict[str, float], measure: bool) -> None:
@@ -43,7 +43,7 @@ class Measured:
     def __call__(
         self, config: PretrainedConfig, precision: str, trains_all: bool, gated: bool
     ) -> float:
-        """Bytes per token and layer. Raises KeyError where they are not known."""
+        """Bytes per token and layer. Raises KeyError for unknown ones."""
         sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads)
         key = f"{config.model_type} {'x'.join(map(str, sizes))} {precision}"
         key += f"{' trained' if trains_all else ''}{' gated' if gated else ''}"
@@ -53,7 +53,7 @@ class Measured:
             found = activation_bytes(
                 config, precision=precision, trains_all=trains_all, gated=gated
             )
-            # Three digits: what is left differs between libraries of kernels.
+            # Three digits, because further ones differ between kernel libraries.
             self.known[key] = float(f"{found:.3g}")
         return self.known[key]
 
@@ -102,7 +102,7 @@ texts: such a step also moves every weight of the embeddings, which is not a mat
 
 
 def table_of(costs: Sequence[Cost]) -> pd.DataFrame:
-    """Costs summed by table and model, with the longest and the largest run, and the total."""
+    """Costs by table and model, with the longest and the largest run, and a total."""
     rows: dict[tuple[str, str], list[Cost]] = {}
     for cost in costs:
         rows.setdefault((cost.table, cost.part), []).append(cost)
@@ -129,7 +129,7 @@ def _row(table: str, part: str, runs: Sequence[Cost]) -> dict[str, Any]:
 
 
 def check_table(local: Tier) -> pd.DataFrame:
-    """Operations of a step by the formula, and the published records' median step."""
+    """Operations of a step by the formula, next to the published median step times."""
     records = read_records(sorted(RUNS.rglob("seed*.json")))
     rows = []
     for method, trains_all in (("full", True), ("lora", False)):
@@ -154,7 +154,7 @@ def check_table(local: Tier) -> pd.DataFrame:
 
 
 def page(measure: bool = False) -> tuple[str, dict[str, float]]:
-    """The page's text, and the measurements that it is made from."""
+    """The page's text, and the measurements behind it."""
     known = {} if measure else parse_json(MEASURED.read_text(encoding="utf-8"))["bytes"]
     measured = Measured(known, measure)
     sizes = [path.stat().st_size for path in RUNS.rglob("seed*.json")]
@@ -199,14 +199,14 @@ def _text(costs: dict[str, list[Cost]], check: pd.DataFrame) -> str:
 
 
 def _timing_minutes() -> float:
-    """What the published inference times take: every median as often as it was measured."""
+    """Minutes of the inference benchmarks: published medians times repeats."""
     medians = pd.read_csv(INFERENCE).groupby("model")["median_ms"].sum()
     shapes = load_tier(CONFIG / "paper.yaml").inference_benchmarks
     return sum(float(medians[shape.name]) * shape.repeats for shape in shapes) / 60_000
 
 
 def write(measure: bool = False) -> None:
-    """Writes the page, and with ``measure`` what it is made from."""
+    """Writes the page and, with ``measure``, the measurements behind it."""
     text, known = page(measure)
     if measure:
         made = {"versions": package_versions(), "bytes": known}
