@@ -330,6 +330,8 @@ def _search(
             if not candidates:
                 continue
             spec = _first_exact(candidates, replays, (*kinds, "rows"))
+            if spec is not None:
+                spec = _joint(spec, replays)
             yield spec or f"{name}{what}: no description is exact, so it stays whole"
             if spec is not None:
                 claimed |= _linears_below(layer, path)
@@ -355,6 +357,18 @@ def _first_exact(
                 if all(replay.certifies(less, fewer) for replay in replays):
                     return less
     return None
+
+
+def _joint(spec: Spec, replays: list[_Replay]) -> Spec:
+    """The spec with one matmul for layers that read the same, where that is exact, too."""
+    several = (
+        spec.q != spec.k if isinstance(spec, AttentionSpec) else spec.gate not in (None, spec.up)
+    )
+    if several:
+        joint = dataclasses.replace(spec, joint=True)
+        if all(replay.certifies(joint, ("ends",)) for replay in replays):
+            return joint
+    return spec
 
 
 def _attention_candidates(

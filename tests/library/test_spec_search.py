@@ -80,6 +80,17 @@ def test_heads_and_all_dimensions_are_found(name: str) -> None:
         assert any(isinstance(spec, FeedForwardSpec) for spec in specs)
 
 
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(
+    ("name", "joint"), [("vit", True), ("gemma", True), ("albert", False), ("phi3", False)]
+)
+def test_layers_that_read_the_same_are_found_to_be_one_matmul(name: str, joint: bool) -> None:
+    """ALBERT's attention adds its input to its output, so that its input stays what it is."""
+    (spec,) = (each for each in found(name).specs if isinstance(each, AttentionSpec))
+    assert spec.joint == joint
+    assert "joint=True" in str(found(name)) or not joint
+
+
 @pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", [*WHOLE, *PARTLY])
 def test_what_is_found_is_exact_in_the_whole_model(name: str) -> None:
