@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from finegates.lora import add_lora as add_lora
     from finegates.one_shot import magnitude_gates as magnitude_gates
     from finegates.pruning.to_budget import prune as prune
-    from finegates.spec_search import describe as describe
+    from finegates.spec_search.description import describe as describe
     from finegates.training.distillation import Distillation as Distillation
     from finegates.training.distillation import with_teacher as with_teacher
     from finegates.training.trainer import GateTrainer as GateTrainer
@@ -63,7 +63,7 @@ _HOMES = {
     "CostModel": "compaction",
     "calibrate": "compaction",
     "compact": "compaction",
-    "describe": "spec_search",
+    "describe": "spec_search.description",
     "load": "formats.compact",
     "plan_compaction": "compaction",
     "save": "formats.compact",

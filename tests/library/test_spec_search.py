@@ -16,7 +16,8 @@ from finegates.compaction import compact
 from finegates.gates.attachment import attach_gates
 from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate
-from finegates.spec_search import Description, OnlyAdapter, describe
+from finegates.spec_search.description import Description, describe
+from finegates.spec_search.replay import OnlyAdapter
 from support.described import (
     described_inputs,
     described_model,

@@ -1,0 +1,1 @@
+"""Descriptions of unknown architectures, found by search and certified by replay."""

@@ -1,0 +1,189 @@
+"""Certifies a spec on the layers of a model: what it gives for one call, gated and compact.
+
+Gates close some of every kind of dimension, the layer is compacted by the spec, and both are called
+with what the layer got in an ordinary forward pass of the model, in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import AttentionSpec, FeedForwardSpec
+from finegates.adapters.described import DescribedAdapter
+from finegates.compaction.certificate import InFloat64, floats, relative_difference
+from finegates.compaction.transform import compact
+from finegates.gates.attachment import attach_gates
+from finegates.gates.block_parts import AttentionGates, FeedForwardGates, Part, Structure
+from finegates.gates.gate import FixedGate
+from finegates.gates.shared import Sides, build_structure
+from finegates.gates.stochastic import StochasticGate
+from finegates.modules.linear import linear_shape
+
+_EQUAL = 1e-9
+
+Spec = AttentionSpec | FeedForwardSpec
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Layer(nn.Module):
+    """A transformer layer by itself, at a path as in a model."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([layer])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layers[0](*args, **kwargs)
+
+
+@dataclass
+class Replay:
+    """A layer and one call of it."""
+
+    layer: nn.Module
+    call: Call
+    seed: int
+    dense: list[Tensor] = field(default_factory=list)
+
+    def certifies(self, spec: Spec, kinds: tuple[str, ...]) -> bool:
+        """Whether a spec describes its modules in this layer, for every kind of closure."""
+        if not self.dense:
+            self.dense = _outputs(_Layer(self.layer), self.call)
+        for number, kind in enumerate((*kinds, *(["all"] * 6))):
+            try:
+                if not self._is_exact(spec, kind, self.seed + number):
+                    return False
+            except Exception:  # a wrong description can fail in any way
+                return False
+        return True
+
+    def _is_exact(self, spec: Spec, kind: str, seed: int) -> bool:
+        # Only what the spec describes is closed.
+        adapter = OnlyAdapter(spec)
+        model = _Layer(copy.deepcopy(self.layer))
+        structure, sides = build_structure(
+            model,
+            lambda name, size: StochasticGate(size, "structured"),
+            experts=False,
+            adapter=adapter,
+        )
+        if not structure:
+            return False
+        if kind == "rows":
+            sides = _closed_rows(model, structure, seed)
+        attach_gates(model, sides)
+        _close(structure, kind, seed)
+        model.eval()
+        gated = _outputs(model, self.call)
+        small = compact(model, inplace=True, adapter=adapter)
+        changed = relative_difference(self.dense, gated) > 1e-7
+        narrowed = any(
+            hasattr(m, "finegates_heads") or hasattr(m, "dense_shape") for m in small.modules()
+        )
+        return (
+            changed
+            and narrowed
+            and relative_difference(gated, _outputs(small, self.call)) <= _EQUAL
+        )
+
+
+class OnlyAdapter(DescribedAdapter):
+    """An adapter that knows the given specs and no others."""
+
+    def _tables(self) -> dict[type, dict[str, Any]]:
+        tables: dict[type, dict[str, Any]] = {t: {} for t in super()._tables()}
+        for spec in self._further:
+            tables[type(spec)] = dict.fromkeys(spec.classes, spec)
+        return tables
+
+
+def _closed_rows(model: nn.Module, structure: Structure, seed: int) -> Sides:
+    """Gates that close some rows of every layer that widens or projects, each its own."""
+    generator = torch.Generator().manual_seed(seed)
+    sides: Sides = {}
+    for part in structure:
+        if not isinstance(part, AttentionGates | FeedForwardGates):
+            continue
+        end = part.part.o if isinstance(part, AttentionGates) else part.part.down
+        for path in part.part.linears():
+            if path != end:
+                _, rows = linear_shape(model.get_submodule(path))
+                kept = (
+                    torch.rand(rows, generator=generator, dtype=torch.float32, device="cpu") > 0.3
+                ).to(torch.float64)
+                sides[path] = (FixedGate(kept), None)
+    return sides
+
+
+@torch.no_grad()
+def _close(structure: Structure, kind: str, seed: int) -> None:
+    """Closes a third of what every gate of a kind holds; ``all`` closes some of each."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in structure:
+        for gate in part.gates():
+            gate.latent.fill_(2.0)
+            name, rows, count = _kind(part, gate)
+            if kind not in ("all", name):
+                continue
+            for row in range(rows):
+                closed = torch.randperm(count, generator=generator, device="cpu")[
+                    : max(count > 1, count // 3)
+                ]
+                gate.latent[row * count + closed] = -1.0
+
+
+def _kind(part: Part, gate: StochasticGate) -> tuple[str, int, int]:
+    """What a gate closes, in how many rows of how many dimensions of which each loses some."""
+    if isinstance(part, AttentionGates):
+        inner = part.part
+        if gate is part.values:
+            return "values", inner.kv_heads, inner.head_dim
+        if gate is part.heads:
+            each = inner.heads // inner.kv_heads
+            return ("heads", inner.kv_heads, each) if inner.even else ("heads", 1, inner.heads)
+        return ("scores" if gate is part.scores else "ends"), 1, gate.size
+    return ("hidden" if gate is getattr(part, "hidden", None) else "ends"), 1, gate.size
+
+
+def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
+    """What a layer gives to the next; attention weights are of as many heads as there are."""
+    args, kwargs = copy.deepcopy(call)
+    with torch.no_grad(), InFloat64():
+        return list(itertools.islice(floats(model(*args, **kwargs)), 1))
+
+
+def layer_calls(
+    model: nn.Module, layers: dict[str, nn.Module], inputs: Mapping[str, Any]
+) -> dict[str, Call]:
+    """What each layer is called with."""
+    calls: dict[str, Call] = {}
+    handles = []
+    for path, layer in layers.items():
+
+        def before(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            calls.setdefault(path, (args, kwargs))
+
+        handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+    given = {
+        name: value.to(torch.float64)
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for name, value in inputs.items()
+    }
+    if "use_cache" in inspect.signature(type(model).forward).parameters:
+        given["use_cache"] = False
+    try:
+        with torch.no_grad(), InFloat64():
+            model(**given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: calls[path] for path in layers if path in calls}
