@@ -28,6 +28,7 @@ from finegates.suite.config.dependencies import (
     text_settings,
     tokenizer_settings,
     toy_settings,
+    training_benchmark_settings,
 )
 from finegates.suite.jobs.lock import LockError, check_writable, hold
 from finegates.suite.jobs.provenance import code_digest

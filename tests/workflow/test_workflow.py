@@ -96,6 +96,7 @@ TINY = {
         "repeats": 2,
     },
     "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 2},
+    "training_benchmark": {"batch_size": 2, "length": 8, "steps": 4, "repeats": 1},
     "inference_benchmarks": [TINY_SHAPE],
     "theory": {
         "problems": 1,
@@ -151,7 +152,13 @@ def test_one_command_makes_every_table_figure_and_record(finished):
         assert f"tables/{name}" in made
     assert {"figures/tradeoff.svg", "figures/tradeoff.png"} <= made
     assert {"theory/checks.csv", "theory/checks.md", "theory/figures/network.pdf"} <= made
-    assert {"timing/step.csv", "timing/cost.csv", "timing/methods.md"} <= made
+    assert {
+        "timing/step.csv",
+        "timing/training.csv",
+        "timing/training.md",
+        "timing/cost.csv",
+        "timing/methods.md",
+    } <= made
     assert {"claims.csv", "claims.md", "report.html"} <= made
 
 

@@ -23,6 +23,28 @@ rule time_step:
         "../scripts/time_step.py"
 
 
+rule time_training:
+    input:
+        encoder=ENCODER,
+    output:
+        csv=f"{RESULTS}/timing/training.csv",
+        md=f"{RESULTS}/timing/training.md",
+    log:
+        f"{RESULTS}/logs/time_training.log",
+    conda:
+        "../../environment.yml"
+    # All cores, so that nothing else runs during the measurement.
+    threads: workflow.cores
+    resources:
+        mem_mb=memory(6000),
+        runtime=120,
+    params:
+        settings=training_benchmark_settings(TIER),
+        code=code_digest("workflow/scripts/time_training.py"),
+    script:
+        "../scripts/time_training.py"
+
+
 SHAPES = {shape.label: shape for shape in TIER.inference_benchmarks}
 
 
@@ -99,6 +121,7 @@ rule draw_timing:
 # What of these the tier asks for.
 TIMINGS = [
     *(rules.time_step.output if TIER.step_benchmark else []),
+    *(rules.time_training.output if TIER.training_benchmark else []),
     *(
         [
             *rules.tabulate_timing.input,

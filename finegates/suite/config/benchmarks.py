@@ -62,22 +62,52 @@ class InferenceCase(Section):
         return self
 
 
-class InferenceBenchmark(Section):
-    """Forward passes of one model shape with random weights: dense, gated, compact.
+class ModelShape(Section):
+    """A classifier with random weights.
 
     Attributes:
         name: name of the shape, for tables.
         model_type: ``model_type`` of ``transformers`` (``roberta``, ``llama``, ...).
         sizes: sizes of its configuration that differ from the defaults.
+    """
+
+    name: str
+    model_type: str
+    sizes: dict[str, int] = Field(default_factory=dict)
+
+
+class TrainingBenchmark(Section):
+    """Whole training runs: full fine-tuning, LoRA, shared gates, and gates with removal.
+
+    Attributes:
+        batch_size: rows of a step.
+        length: tokens of each.
+        steps: of a run.
+        repeats: interleaved rounds.
+        kept: fractions of the MACs that gates end at.
+        rank: of LoRA.
+        shapes: of models to train next to the tier's own.
+    """
+
+    batch_size: int = Field(gt=0)
+    length: int = Field(gt=0)
+    steps: int = Field(default=60, gt=0)
+    repeats: int = Field(default=3, gt=0)
+    kept: list[float] = Field(default=[0.6, 0.4], min_length=1)
+    rank: int = Field(default=8, gt=0)
+    shapes: list[ModelShape] = Field(default_factory=list)
+
+
+class InferenceBenchmark(ModelShape):
+    """Forward passes of one model shape: dense, gated (masked), compact.
+
+    Attributes:
         repeats: interleaved rounds.
         compaction: also measure the time and memory of compacting the first case's model.
         memory_mb: memory of all models of the shape together, for schedulers.
         cases: see :class:`InferenceCase`.
     """
 
-    name: str
-    model_type: str
-    sizes: dict[str, int] = Field(default_factory=dict)
     repeats: int = Field(default=20, gt=0)
     compaction: bool = False
     memory_mb: int = Field(default=6000, gt=0)

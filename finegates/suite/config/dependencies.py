@@ -104,6 +104,18 @@ def step_settings(tier: Tier) -> Settings:
     return {**_steps(tier), "name": tier.model.name}
 
 
+def training_benchmark_settings(tier: Tier) -> Settings:
+    """What the measured times of whole training runs depend on, and the words of their table."""
+    if tier.training_benchmark is None:
+        return {}
+    return {
+        "benchmark": _plain(tier.training_benchmark),
+        "model": _plain(tier.model, without=WORDS),
+        "name": tier.model.name,
+        "precision": tier.training.precision,
+    }
+
+
 def inference_settings(tier: Tier, label: str) -> Settings:
     """Settings of the inference times of the shape with this label."""
     shape = next(shape for shape in tier.inference_benchmarks if shape.label == label)

@@ -45,6 +45,7 @@ def searched_tier(tier: Tier) -> Tier:
         "llama": None,
         "theory": None,
         "step_benchmark": None,
+        "training_benchmark": None,
         "inference_benchmarks": [],
     }
     return tier.model_copy(update=changed)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from finegates.suite.config.benchmarks import InferenceBenchmark, StepBenchmark
+from finegates.suite.config.benchmarks import InferenceBenchmark, StepBenchmark, TrainingBenchmark
 from finegates.suite.config.llama import (
     CausalModel,
     LlamaPosttraining,
@@ -308,6 +308,7 @@ class Tier(Section):
         rate_search: see :class:`finegates.suite.config.rate_search.RateSearch`; None: every method
             has its configured rates.
         step_benchmark: see :class:`StepBenchmark`; None: no such table.
+        training_benchmark: see :class:`TrainingBenchmark`; None: no such table.
         inference_benchmarks: see :class:`InferenceBenchmark`; empty: no such tables.
         theory: see :class:`Theory`; None: the theory is left out.
         llama: see :class:`LlamaStudy`; None: none of these experiments.
@@ -328,6 +329,7 @@ class Tier(Section):
     methods: dict[str, Method] = Field(min_length=1)
     rate_search: RateSearch | None = None
     step_benchmark: StepBenchmark | None = None
+    training_benchmark: TrainingBenchmark | None = None
     inference_benchmarks: list[InferenceBenchmark] = Field(default_factory=list)
     theory: Theory | None = Theory()
     llama: LlamaStudy | None = None

@@ -34,7 +34,7 @@ from finegates.gates.penalty import MacsPenalty, sparsity_penalty
 from finegates.modules.linear import linear_shape
 from finegates.seeds import derive_seed
 from finegates.suite.baselines.scattered import scatter_zeros, to_sparse
-from finegates.suite.config.benchmarks import InferenceBenchmark, InferenceCase
+from finegates.suite.config.benchmarks import InferenceBenchmark, InferenceCase, ModelShape
 from finegates.suite.timing.control import CONTROL
 from finegates.suite.timing.inference_parts import PARTS, parts_of_time
 
@@ -211,7 +211,7 @@ def measure_compaction(benchmark: InferenceBenchmark, threads: int) -> dict[str,
 
 
 @torch.inference_mode(mode=False)
-def random_model(benchmark: InferenceBenchmark) -> nn.Module:
+def random_model(benchmark: ModelShape) -> nn.Module:
     """A classifier of the benchmark's shape with random weights, in evaluation mode."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 

@@ -25,6 +25,7 @@ from finegates.suite.config.dependencies import (
     text_settings,
     tokenizer_settings,
     toy_settings,
+    training_benchmark_settings,
 )
 from finegates.suite.config.llama_runs import posttraining_runs, pretraining_runs, pruning_runs
 from finegates.suite.config.llama_task import task_tier
@@ -53,11 +54,11 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
         "tasks": NOTHING,
     },
     "ModelSource": {
-        "name": ("tables", "step"),
-        **dict.fromkeys(("dense", "path", "package", "hub", "revision"), ("runs", "look", "step")),
-        **dict.fromkeys(("dense", "revision"), ("runs", "look", "step", "tables")),
+        "name": ("tables", "step", "whole_runs"),
+        **dict.fromkeys(("path", "package", "hub"), ("runs", "look", "step", "whole_runs")),
+        **dict.fromkeys(("dense", "revision"), ("runs", "look", "step", "whole_runs", "tables")),
     },
-    "Pretraining": {"*": ("encoder", "runs", "look", "step")},
+    "Pretraining": {"*": ("encoder", "runs", "look", "step", "whole_runs")},
     "DataSource": {
         "name": ("tables",),
         **dict.fromkeys(("path", "hub", "train_rows", "held_out"), ("runs", "floor", "look")),
@@ -69,7 +70,7 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
         "batch_size": ("runs", "look"),
         "eval_batch_size": NOTHING,
         "max_length": ("runs", "look"),
-        "precision": ("runs", "step"),
+        "precision": ("runs", "step", "whole_runs"),
         "*": ("runs",),
     },
     "Method": {
@@ -89,6 +90,8 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "DistillationSettings": {"*": ("runs",)},
     "Continuation": {"*": ("runs",)},
     "StepBenchmark": {"*": ("step",)},
+    "TrainingBenchmark": {"*": ("whole_runs",)},
+    "ModelShape": {"*": ("whole_runs",)},
     "InferenceBenchmark": {"memory_mb": NOTHING, "name": NOTHING, "*": ("inference",)},
     "InferenceCase": {"*": ("inference",)},
     "Theory": {"*": ("toys",)},
@@ -138,6 +141,7 @@ def jobs(tier: Tier) -> dict[tuple[str, ...], Any]:
         ("fetch",): [fetch_settings(tier, key) for key in tier.fetched],
         ("floor",): floor_settings(tier),
         ("step",): step_settings(tier),
+        ("whole_runs",): training_benchmark_settings(tier),
         ("deployed",): study_times_settings(tier),
         ("toys",): toy_settings(tier),
         ("look",): probe_settings(tier, "cola"),
@@ -265,6 +269,11 @@ def whole(tmp_path_factory) -> Tier:
         {
             **base.model_dump(),
             "runs_per_process": "run",
+            "training_benchmark": {
+                "batch_size": 2,
+                "length": 8,
+                "shapes": [{"name": "wide", "model_type": "bert", "sizes": {"hidden_size": 24}}],
+            },
             "rate_search": {"factors": [1.0, 3.0], "contenders": ["full"], "held_out": 4},
             "model": {"name": "tiny", "pretraining": PRETRAINING},
             "data": {"name": "made", "generated": {"train_rows": 8, "validation_rows": 8}},
@@ -335,7 +344,7 @@ def translated(families: tuple[str, ...], place: tuple[Any, ...]) -> set[str]:
         names["runs"] = ("runs", "llama_runs")  # trials have rows of their own
     if place[0] == "llama":
         names |= {"step": ("llama_step",), "tables": ("llama_tables",)}
-        names |= {"runs": ("llama_runs",), "look": (), "deployed": ()}
+        names |= {"runs": ("llama_runs",), "look": (), "deployed": (), "whole_runs": ()}
         if place[1] in ("pretraining", "posttraining"):
             names["causal"] = ({"pretraining": "pretrain", "posttraining": "posttrain"}[place[1]],)
         if place[1] == "pretraining":
