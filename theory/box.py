@@ -1,7 +1,7 @@
 """Gates in [0, 1]: clipping makes plateaus; the box-constrained problem satisfies proximal PL.
 
-Through clip(μ, 0, 1) the pathwise gradient of a gate outside (0, 1) is zero for every loss. So ∇ =
-0 and L > L* on the open set where all gates are outside. The same problem over ω in the box
+Through clip(μ, 0, 1) the pathwise gradient of a gate outside (0, 1) is zero for every loss. So
+∇ = 0 and L > L* on the open set where all gates are outside. The same problem over ω in the box
 satisfies a *proximal* PL inequality (Karimi, Nutini and Schmidt 2016)
 
     ½ D(ω) ≥ μ (L(ω) − L*),   D(ω) = −2Λ min over y in the box of ⟨∇L, y − ω⟩ + Λ/2 ‖y − ω‖²,

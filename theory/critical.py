@@ -29,10 +29,10 @@ def smallest_ratio(
 ) -> tuple[float, Array]:
     """The smallest PL ratio found in the ball B(centre, radius), an upper estimate of the infimum.
 
-    L-BFGS minimises log ‖∇L‖²/2(L − L*) from every start, with the exact gradient 2∇²L ∇L/‖∇L‖² −
-    ∇L/(L − L*). The map u ↦ centre + radius sin(‖u‖) u/‖u‖ sends all of space to the ball, so its
-    surface is reached as well. Starts: random directions, the direction to (0, 0), and points near
-    the optimum along the flattest transverse directions of its Hessian.
+    L-BFGS minimises log ‖∇L‖²/2(L − L*) from every start, with the exact gradient
+    2∇²L ∇L/‖∇L‖² − ∇L/(L − L*). The map u ↦ centre + radius sin(‖u‖) u/‖u‖ sends all of space to
+    the ball, so its surface is reached as well. Starts: random directions, the direction to (0, 0),
+    and points near the optimum along the flattest transverse directions of its Hessian.
 
     Args:
         problem: the problem.

@@ -27,8 +27,8 @@ is constant along every δ of the subspace
 for any weights, data, loss, depth and other layers of the model.
 
 *Proof.* Each generator leaves the block's output unchanged for every t > 0, as said. Rescalings
-commute, so all of exp(S) leaves it unchanged. exp(τδ) p multiplies the sides by exp(τAδ), with Aδ ∈
-S, so the output is constant in τ. Differentiate. ∎
+commute, so all of exp(S) leaves it unchanged. exp(τδ) p multiplies the sides by exp(τAδ), with
+Aδ ∈ S, so the output is constant in τ. Differentiate. ∎
 
 **Corollary.** Independent gates (A = I) have dim N = dim S: at least 2d for an attention block of
 width d (d values and d scores), d_ff more with a gate projection. Let v and k have biases and no

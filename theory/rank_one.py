@@ -17,8 +17,8 @@ B; the zero belongs to the orbit. For k²t > 1 both are strict local minima up t
 [0, 1]⁴, and B is not global.
 
 *Proof.* L = ½[(r₁c₁ − 1)² + (r₂c₂ − t)² + k²(r₁c₂)² + k²(r₂c₁)²]. At A the pair (r₁, c₁) has the
-Hessian [[1, 1], [1, 1]], (r₂, c₂) has [[k², −t], [−t, k²]], and the pairs do not mix, because r₂ =
-c₂ = 0. The same argument applies to B. ∎
+Hessian [[1, 1], [1, 1]], (r₂, c₂) has [[k², −t], [−t, k²]], and the pairs do not mix, because
+r₂ = c₂ = 0. The same argument applies to B. ∎
 """
 
 from __future__ import annotations

@@ -142,9 +142,9 @@ def check_box_pl(settings: Settings) -> Check:
 def check_box_two(settings: Settings) -> Check:
     """½(ω₁ + aω₂)² at (0, 1): ½D/(L − L*) = a², while λ⁺(H) = 1 + a².
 
-    At (0, 1) the gradient is (a, a²). ω₁ cannot decrease and ω₂ moves by a²/Λ, so ½D = a⁴/2 and L −
-    L* = a²/2. The bound of ``box-prox-pl`` is attained. In the box the unconstrained PL constant is
-    too large by the factor 1 + 1/a².
+    At (0, 1) the gradient is (a, a²). ω₁ cannot decrease and ω₂ moves by a²/Λ, so ½D = a⁴/2 and
+    L − L* = a²/2. The bound of ``box-prox-pl`` is attained. In the box the unconstrained PL
+    constant is too large by the factor 1 + 1/a².
     """
     cases = []
     for ratio in (0.5, 0.2, 0.05):

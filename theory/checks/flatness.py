@@ -180,13 +180,12 @@ def _row(name: str, placed: str, found: Measured) -> dict[str, object]:
 
 
 def check_width(settings: Settings) -> Check:
-    """A block of BERT of width d: 2d + 1 with independent gates, one for each head with shared
-    gates.
+    """A BERT block of width d: 2d + 1 with independent gates, one for each head with shared gates.
 
     The 2d + 1 are d values, d scores, and the layer of keys, whose bias cancels in softmax. As a
-    fraction of the gates this is (2d + 1)/(10d + 2f) with f the feed-forward width, 11 % at f =
-    4d. With shared gates only the gates of heads against those of their values remain. LoRA of
-    rank 1 has as many parameters as independent gates.
+    fraction of the gates this is (2d + 1)/(10d + 2f) with f the feed-forward width, 11 % at f = 4d.
+    With shared gates only the gates of heads against those of their values remain. LoRA of rank 1
+    has as many parameters as independent gates.
     """
     cases, rows = [], []
     for width in WIDTHS:

@@ -50,10 +50,11 @@ def nearly_right(settings: Settings, index: int) -> tuple[Problem, Array]:
 def check_saddle(settings: Settings) -> Check:
     """At (0, 0): ∇L = 0 and ∇²L = [[0, −S], [−Sᵀ, 0]], S = (YᵀX/n) ∘ W.
 
-    Its least eigenvalue is −σ₁(S), along (u₁, v₁)/√2. The proof is L(r, c) = ‖Y‖²/2n − rᵀSc +
-    ½‖B(r, c)‖². The saddle is strict iff S ≠ 0. If S = 0 the remaining terms are non-negative and
-    (0, 0) is a global minimiser, so it is never a bad local minimum. Measured: the curvature of L
-    along that direction by a central difference, exact for this quartic up to ε²‖B(u₁, v₁)‖²/4.
+    Its least eigenvalue is −σ₁(S), along (u₁, v₁)/√2. The proof expands the loss:
+    L(r, c) = ‖Y‖²/2n − rᵀSc + ½‖B(r, c)‖². The saddle is strict iff S ≠ 0. If S = 0 the remaining
+    terms are non-negative and (0, 0) is a global minimiser, so it is never a bad local minimum.
+    Measured: the curvature of L along that direction by a central difference, exact for this
+    quartic up to ε²‖B(u₁, v₁)‖²/4.
     """
     cases = []
     for problem in settings.drawn():

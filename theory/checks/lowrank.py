@@ -62,11 +62,11 @@ def check_saddle(settings: Settings) -> Check:
 def check_zeros(settings: Settings) -> Check:
     """Zero Hessian eigenvalues at a minimiser: r(d − ρ) + r(m + ρ) − q(m + ρ − q).
 
-    ρ = rank X, and q is the rank of the fitted update on the range of G. For q = r this is r² + r(d
-    − ρ). L(BT, T⁻¹A) = L(B, A) for T in GL(r), so the orbit has dimension r² at full rank. Data of
-    rank ρ do not see r(d − ρ) directions of A. On the rest the Hessian is positive if there is a
-    gap σ_r > σ_{r+1} (Eckart and Young's minimiser is then unique up to the orbit), or if the fit
-    is exact. Gates have one zero eigenvalue on the same problems, see ``joint-symmetry``.
+    ρ = rank X, and q is the rank of the fitted update on the range of G. For q = r this is
+    r² + r(d − ρ). L(BT, T⁻¹A) = L(B, A) for T in GL(r), so the orbit has dimension r² at full rank.
+    Data of rank ρ do not see r(d − ρ) directions of A. On the rest the Hessian is positive if there
+    is a gap σ_r > σ_{r+1} (Eckart and Young's minimiser is then unique up to the orbit), or if the
+    fit is exact. Gates have one zero eigenvalue on the same problems, see ``joint-symmetry``.
     """
     cases = []
     for family in ("well-conditioned", "ill-conditioned", "rank-deficient", "over-parameterised"):
@@ -152,9 +152,9 @@ def check_lipschitz(settings: Settings) -> Check:
 def check_joint_lipschitz(settings: Settings) -> Check:
     """‖∇²L(r, c)‖ ≤ Λ_box for r, c in [0, 1]: at most σ² + β‖F‖, a finite constant.
 
-    With ‖B(r, c)‖ ≤ β‖r‖‖c‖: ‖J‖² ≤ β²(‖r‖² + ‖c‖²) ≤ β²(m + d). The residual is at most β√(md) +
-    ‖y‖ and enters through a form of norm β. Measured: the largest Hessian norm at random points and
-    vertices of the box.
+    With ‖B(r, c)‖ ≤ β‖r‖‖c‖: ‖J‖² ≤ β²(‖r‖² + ‖c‖²) ≤ β²(m + d). The residual is at most
+    β√(md) + ‖y‖ and enters through a form of norm β. Measured: the largest Hessian norm at random
+    points and vertices of the box.
     """
     cases = []
     for problem in settings.drawn():

@@ -100,8 +100,8 @@ def check_drift(settings: Settings) -> Check:
 def leaving_time(optimiser: str, rate: float, start: float, end: float) -> float:
     """Steps that a gate of the released code takes from one latent down to another.
 
-    This is the mean dynamics, step by step, with m = tanh a + ½. SGD: a ← a − η E g_a. Adam: a ← a
-    − η E g_a/√(v/(1 − β₂^t)) and v ← β₂ v + (1 − β₂) E g_a². Here g_a = g sech² a.
+    This is the mean dynamics, step by step, with m = tanh a + ½. SGD: a ← a − η E g_a. Adam:
+    a ← a − η E g_a/√(v/(1 − β₂^t)) and v ← β₂ v + (1 − β₂) E g_a². Here g_a = g sech² a.
     """
     grid = np.linspace(end, start, 401)
     chain = 1 / np.cosh(grid) ** 2

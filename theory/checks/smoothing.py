@@ -66,9 +66,9 @@ def noisy_gate(size: int, sigma: float, *, seed: int) -> StochasticGate:
 def check_moments(settings: Settings) -> Check:
     """E clip(μ + σZ) = μP + σ(φ(α) − φ(β)) + 1 − Φ(β) and E clip² as in ``theory.relaxation``.
 
-    Split the integral at 0 and 1, with E[Z; α < Z < β] = φ(α) − φ(β) and E[Z²; ·] = P + αφ(α) −
-    βφ(β). The slopes are m' = P and q' = 2E[ω; not clipped]. Moments are compared with quadrature,
-    and slopes with the limit of the difference quotient, P itself.
+    Split the integral at 0 and 1, with E[Z; α < Z < β] = φ(α) − φ(β) and
+    E[Z²; ·] = P + αφ(α) − βφ(β). The slopes are m' = P and q' = 2E[ω; not clipped]. Moments are
+    compared with quadrature, and slopes with the limit of the difference quotient, P itself.
     """
     cases = []
     for sigma in SIGMAS:

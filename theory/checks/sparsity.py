@@ -74,10 +74,10 @@ def minimised_centre(name: str, kind: str, sparsity: float) -> float:
 def check_minimiser(settings: Settings) -> Check:
     """Target |P − (1 − s)|: m* = σ_p Φ⁻¹(1 − s). Hinge: all m ≤ m*. STG: no minimiser.
 
-    The hinge max(P, 1 − s) stops descent from above at m*. STG (P itself) sends m → −∞. P =
-    Φ(m/σ_p) is strictly increasing. Measured on ``SparsityPenalty`` of a ``GatedLinear`` with the
-    presets' gates, minimised by signed steps from above. Φ(m/σ_p), which is positive, is compared
-    with 1 − s, within one step for the hinge, whose slope ends at the edge.
+    The hinge max(P, 1 − s) stops descent from above at m*. STG (P itself) sends m → −∞.
+    P = Φ(m/σ_p) is strictly increasing. Measured on ``SparsityPenalty`` of a ``GatedLinear`` with
+    the presets' gates, minimised by signed steps from above. Φ(m/σ_p), which is positive, is
+    compared with 1 − s, within one step for the hinge, whose slope ends at the edge.
     """
     cases = []
     for name in PRESET_NAMES:
