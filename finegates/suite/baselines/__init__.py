@@ -1,1 +1,1 @@
-"""What gates are compared with in time: unstructured and two-of-four sparsity."""
+"""Baselines of gates: independent pruning, 2:4 masks, unstructured sparsity."""

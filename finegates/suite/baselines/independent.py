@@ -1,8 +1,8 @@
-"""One-shot pruning of independent rows and columns: importance without shared groups.
+"""One-shot pruning of independent rows and columns, without shared groups.
 
-One of the four cells of the ablation {shared, independent} x {learned gates, importance alone}:
-every gated layer has a row gate and a column gate of its own, as preset ``reference`` has, and the
-least important are closed until compaction keeps as many MACs as the goal allows.
+It is one of the four cells of the ablation {shared, independent} x {learned gates, importance
+alone}. Every gated layer has row and column gates of its own, as with preset ``reference``. The
+least important ones are closed until compaction reaches the target number of MACs.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from finegates.pruning.groups import SharedGroups, Vectors
 
 
 class IndependentGroups(SharedGroups):
-    """A gate for each row and each column of each gated layer, all open at first.
+    """A gate for each row and each column of each gated layer, initially open.
 
-    What is removed with a row or a column is its own weights, and what compaction finds to bear on
-    nothing then. The model is not changed.
+    Closing a gate removes the weights of its row or column, and all weights that compaction then
+    finds unused. The model is not changed.
 
     Args:
-        model: plain, without gates.
+        model: a model without gates.
         length: tokens of a sequence, for the MACs of attention.
 
     Attributes:
-        sides: for every gated layer its row gate and its column gate.
-        gates: all of them, by name.
-        open: (n,) of every gate, float32: 1 where open, 0 where closed.
+        sides: row gate and column gate of every gated layer.
+        gates: all gates by name.
+        open: float32 mask (n,) of every gate, 1 if open and 0 if closed.
     """
 
     def __init__(self, model: nn.Module, length: int) -> None:
@@ -44,7 +44,7 @@ class IndependentGroups(SharedGroups):
         self.structure = ()
         self.gates, self.sides = {}, {}
         self._costs: Vectors = {}
-        with torch.random.fork_rng(devices=[]):  # gates draw latents, which nothing reads here
+        with torch.random.fork_rng(devices=[]):  # gates draw latents, which are not used here
             for path in adapter_for(model).gated(model):
                 columns, outputs = linear_shape(model.get_submodule(path))
                 pair = StochasticGate(outputs, "reference"), StochasticGate(columns, "reference")
@@ -61,7 +61,7 @@ class IndependentGroups(SharedGroups):
         self.dense = float(planned_macs(self._shadow, 1, length).total)
 
     def kept(self, opened: Mapping[StochasticGate, Tensor] | None = None) -> float:
-        """The fraction of the dense MACs that compaction keeps, as :meth:`SharedGroups.kept`."""
+        """Fraction of the dense MACs that compaction keeps, see :meth:`SharedGroups.kept`."""
         layers = gated_layers(self._shadow)
         for path, pair in self.values(opened).items():
             for side, values in zip(("rows", "cols"), pair, strict=True):
@@ -72,5 +72,5 @@ class IndependentGroups(SharedGroups):
         return planned_macs(self._shadow, 1, self.length).total / self.dense
 
     def costs(self) -> Vectors:
-        """The MACs of one token that each row or column is a part of in the dense model."""
+        """MACs per token of each row or column in the dense model."""
         return self._costs

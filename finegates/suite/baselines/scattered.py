@@ -1,4 +1,4 @@
-"""As many zeros as gates make, but scattered: what they are worth in time without structure."""
+"""Unstructured sparsity with as many zeros as gates make, to compare times."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from finegates.modules.linear import find_linear
 
 @torch.no_grad()
 def scatter_zeros(model: nn.Module, kept: float, seed: int) -> nn.Module:
-    """Sets weights of the layers that gates would go on to zero, each on its own, in place.
+    """Sets random weights of the gateable layers to zero, in place.
 
     Args:
         model: a transformers model whose architecture has an adapter.
-        kept: probability in (0, 1] with which a weight stays.
-        seed: of the choice.
+        kept: probability in (0, 1] with which a weight is kept.
+        seed: seed of the selection.
 
     Returns:
-        the same model; shapes and dense products stay as they are.
+        the same model, with unchanged shapes and dense matmuls.
     """
     inner = unwrap(model)
     generator = torch.Generator().manual_seed(seed)
@@ -33,16 +33,16 @@ def scatter_zeros(model: nn.Module, kept: float, seed: int) -> nn.Module:
 
 
 class SparseLinear(nn.Module):
-    """``y = x W^T + b`` with W in compressed sparse rows (torch's CSR product on a CPU).
+    """``y = x W^T + b`` with W in compressed sparse row format (CSR).
 
     Args:
-        linear: whose weight, zeros left out, and bias are taken.
+        linear: layer whose nonzero weights and bias are used.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that CSR tensors are in beta
+            warnings.simplefilter("ignore")  # CSR tensors are in beta
             self.register_buffer("weight", linear.weight.detach().to_sparse_csr())
         self.bias = linear.bias
 
@@ -55,7 +55,7 @@ class SparseLinear(nn.Module):
 
 
 def to_sparse(model: nn.Module) -> nn.Module:
-    """Replaces the linear layers that gates would go on by :class:`SparseLinear`, in place.
+    """Replaces the gateable linear layers with :class:`SparseLinear`, in place.
 
     Raises:
         TypeError: a layer is not ``nn.Linear``.

@@ -1,9 +1,9 @@
-"""A learnable 2:4 mask: of every four weights in a row two are kept, and training chooses which.
+"""A learnable 2:4 mask, which keeps two of every four weights in a row.
 
-The baseline that the paper's table of properties names (MaskLLM, Fang et al. 2024), small: a frozen
-weight is multiplied by a mask that is, in training, a Gumbel-softmax mixture of the six patterns
-with two ones, and in evaluation the likeliest one. It trains 6/4 numbers for each weight; shapes
-stay as they are, so that only hardware with sparse products of this pattern runs it faster.
+A small version of the baseline in the paper's table of properties (MaskLLM, Fang et al. 2024). A
+frozen weight is multiplied by a mask. In training the mask is a Gumbel-softmax mixture of the six
+patterns with two ones, in evaluation the most probable pattern. It trains 6/4 parameters per
+weight. Shapes do not change, so that only hardware with 2:4 sparse matmuls runs it faster.
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ PATTERNS = torch.tensor(
 
 
 class MaskedLinear(nn.Module):
-    """``y = x (M * W)^T + b`` with a frozen weight and a learnt 2:4 mask M along the inputs.
+    """``y = x (M * W)^T + b`` with a frozen weight W and a learnable 2:4 mask M.
 
-    In training ``M = sum_k p_k P_k`` for each group of four, P_k the patterns and
-    ``p = softmax((scale * logits + g) / temperature)`` with Gumbel noise g; in evaluation the
-    pattern of the largest logit. The logits start at how much of a group's magnitude a pattern
-    keeps, so that training starts from magnitude pruning.
+    The mask is along the inputs. In training ``M = sum_k p_k P_k`` for each group of four weights,
+    where P_k are the patterns and ``p = softmax((scale * logits + g) / temperature)`` with Gumbel
+    noise g. In evaluation M is the pattern with the largest logit. A pattern's initial logit is
+    the fraction of its group's magnitude that it keeps, so that training starts from magnitude
+    pruning.
 
     Args:
-        base: a linear layer whose inputs are a multiple of four; its weight and bias are frozen.
-        scale: of the logits, above 0; the larger, the surer the choices at the start.
+        base: a linear layer whose number of inputs is a multiple of four; its weight and bias are
+            frozen.
+        scale: scale of the logits, above 0; larger values give sharper initial masks.
 
     Attributes:
-        temperature: of the mixture, above 0; it falls towards one pattern a group.
+        temperature: temperature of the mixture, above 0; at low ones it is nearly one-hot.
 
     Raises:
-        ValueError: inputs that are not a multiple of four.
+        ValueError: the number of inputs is not a multiple of four.
     """
 
     def __init__(self, base: nn.Linear, scale: float = 10.0) -> None:
@@ -60,7 +62,7 @@ class MaskedLinear(nn.Module):
         self.register_buffer("patterns", PATTERNS.to(groups), persistent=False)
 
     def mask(self) -> Tensor:
-        """(out, in), with two ones in every four in evaluation."""
+        """The mask (out, in). In evaluation two of every four entries are one."""
         assert isinstance(self.patterns, Tensor)
         if self.training:
             scores = self.scale * self.logits
@@ -77,7 +79,7 @@ class MaskedLinear(nn.Module):
 
 
 def attach_masks(model: nn.Module, scale: float = 10.0) -> nn.Module:
-    """Masks the layers that gates would go on, in place; masks and the task head are trained.
+    """Masks the gateable layers in place and trains only masks and the task head.
 
     Args:
         model: a transformers model whose architecture has an adapter and uses ``nn.Linear``.
@@ -88,7 +90,8 @@ def attach_masks(model: nn.Module, scale: float = 10.0) -> nn.Module:
 
     Raises:
         TypeError: a layer is not ``nn.Linear``.
-        ValueError: no adapter, or a layer's inputs are not a multiple of four.
+        ValueError: the architecture does not have an adapter, or a layer's number of inputs is not
+            a multiple of four.
     """
     inner = unwrap(model)
     layers: dict[str, nn.Linear] = {}
@@ -108,10 +111,10 @@ def attach_masks(model: nn.Module, scale: float = 10.0) -> nn.Module:
 
 @torch.no_grad()
 def fold_masks(model: nn.Module) -> nn.Module:
-    """Writes the chosen masks into the weights as zeros and takes the masks off, in place.
+    """Sets masked weights to zero and removes the masks, in place.
 
     Returns:
-        the same model, of plain linear layers.
+        the same model, with plain linear layers.
     """
     inner = unwrap(model)
     masked = {n: m for n, m in inner.named_modules() if isinstance(m, MaskedLinear)}
@@ -123,7 +126,7 @@ def fold_masks(model: nn.Module) -> nn.Module:
 
 
 def zero_fraction(model: nn.Module) -> float:
-    """Fraction of the weights of the layers that gates or masks would go on that are zero."""
+    """Fraction of zeros among the weights of the gateable layers."""
     inner = unwrap(model)
     layers = map(inner.get_submodule, adapter_for(inner).gated(inner))
     weights = [layer.get_parameter("weight") for layer in layers]
@@ -132,7 +135,7 @@ def zero_fraction(model: nn.Module) -> float:
 
 
 def masked_layers(model: nn.Module) -> Iterator[MaskedLinear]:
-    """The layers with masks."""
+    """Yields the layers with masks."""
     return (module for module in model.modules() if isinstance(module, MaskedLinear))
 
 
@@ -140,9 +143,9 @@ class MaskSchedule(TrainerCallback):
     """Lowers the temperature of all masks geometrically over the training.
 
     Args:
-        model: with masks.
+        model: model with masks.
         start: temperature at the first step.
-        end: at the last.
+        end: temperature at the last step.
     """
 
     def __init__(self, model: nn.Module, start: float = 1.0, end: float = 0.05) -> None:

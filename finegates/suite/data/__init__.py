@@ -1,1 +1,1 @@
-"""Data sets of the suite: GLUE, plain text, and a language made here."""
+"""Data sets of the suite: GLUE, plain text, and a generated language."""

@@ -1,7 +1,7 @@
-"""The baseline that sees words but not their order: regression on word counts.
+"""The bag-of-words baseline: regression on word counts, without word order.
 
-A task of the generated language counts as a test of an encoder only if this baseline does badly.
-It is given a fair chance: its regularisation is chosen by cross-validation on the training rows.
+A task of the generated language tests an encoder only if this baseline fails on it. For a fair
+comparison, its regularisation is chosen by cross-validation on the training rows.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ FOLDS = 4
 def bag_of_words_score(
     train: pyarrow.Table, validation: pyarrow.Table, task: str
 ) -> numpy.typing.NDArray[Any]:
-    """Predict validation labels from word counts, each word marked with its side.
+    """Predict validation labels from word counts, by text column.
 
-    Logistic regression for classes, ridge regression for stsb; strength by 4-fold
-    cross-validation on the training rows (accuracy, squared error). Words are what white space
-    separates, in lower case; words seen only in validation are ignored. Validation labels are
-    not read.
+    It uses logistic regression for classes and ridge regression for stsb. The regularisation is
+    chosen by 4-fold cross-validation on the training rows (accuracy, squared error). Words are
+    separated by white space, in lower case. Words that occur only in validation are ignored, and
+    validation labels are not read.
 
     Arguments:
-        train: the columns that `glue.read_split` gives: the task's texts and `label`; n rows.
+        train: columns of `glue.read_split`: the task's texts and `label`; n rows.
         validation: the same text columns; m rows.
         task: cola, sst2, mrpc, qqp, stsb, mnli, qnli or rte.
 
@@ -62,10 +62,9 @@ def bag_of_words_score(
 def constant_predictions(
     train: pyarrow.Table, validation: pyarrow.Table, task: str
 ) -> numpy.typing.NDArray[Any]:
-    """Predict one answer for every validation row, shape (m,).
+    """Predict the same label for all validation rows, shape (m,).
 
-    It is the most frequent training label (of equally frequent ones the least), or for stsb the
-    mean score.
+    It is the most frequent training label (the smallest one for ties), or the mean score for stsb.
     """
     labels = train["label"].to_numpy()
     if task_named(task).labels is None:
@@ -75,7 +74,7 @@ def constant_predictions(
 
 
 def marked_texts(table: pyarrow.Table, task: str) -> list[str]:
-    """Join the text columns of each row, every word prefixed with its side: "1:the 1:dog 2:the"."""
+    """Join the text columns, each word with its column's number: "1:the 1:dog 2:the"."""
     columns = [table[name].to_pylist() for name in task_named(task).columns]
     return [
         " ".join(

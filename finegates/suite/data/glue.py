@@ -1,4 +1,4 @@
-"""GLUE's tasks: columns, label sets, metrics; reading their tables from a folder or the hub.
+"""Reads and checks GLUE's tables from a folder or the hub.
 
 Sizes and label sets are those of the data set card ``nyu-mll/glue``.
 """
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def split_path(folder: str | Path, task: str, split: str) -> Path:
-    """Where a folder of tables holds a split: ``<folder>/<task>/<split>.parquet``.
+    """The path of a split: ``<folder>/<task>/<split>.parquet``.
 
-    ``split`` is ``train`` or ``validation``; the latter is the task's reported split (for MNLI
+    ``split`` is ``train`` or ``validation``, which is the task's reported split (for MNLI
     ``validation_matched``).
     """
     name = task_named(task).validation if split == "validation" else split
@@ -26,14 +26,14 @@ def split_path(folder: str | Path, task: str, split: str) -> Path:
 
 
 def read_split(folder: str | Path, task: str, split: str, rows: int | None = None) -> pa.Table:
-    """A split from a folder of Parquet tables: the first ``rows`` rows, all if None.
+    """Reads the first ``rows`` rows of a split from a folder, all if None.
 
     Returns:
         the text columns and ``label`` (int64, or float32 for regression).
 
     Raises:
-        DataError: folder, file or column missing, unreadable file, no rows, empty texts, or labels
-            outside the task's set.
+        DataError: a folder, file or column is missing, a file is unreadable, there are no rows,
+            texts are empty, or labels are outside the task's set.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -48,7 +48,7 @@ def read_split(folder: str | Path, task: str, split: str, rows: int | None = Non
         raise DataError(f"{path} does not exist; the folder lacks split {split!r} of task {task!r}")
     try:
         table = pq.read_table(path)
-        table.validate(full=True)  # texts are UTF-8, offsets lie within their buffers
+        table.validate(full=True)  # texts are UTF-8, offsets are within their buffers
         _ = table.column_names  # names are text
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
@@ -56,7 +56,7 @@ def read_split(folder: str | Path, task: str, split: str, rows: int | None = Non
 
 
 def checked(table: pa.Table, task: str, origin: str) -> pa.Table:
-    """The task's columns of a table, their types and values checked; see :func:`read_split`."""
+    """The task's columns, with types and values checked as by :func:`read_split`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -81,7 +81,7 @@ def checked(table: pa.Table, task: str, origin: str) -> pa.Table:
     if spec.labels is None:
         if not pa.types.is_floating(labels.type) and not pa.types.is_integer(labels.type):
             raise DataError(f"{origin}: labels of {task!r} must be numbers, found {labels.type}")
-        if not pc.all(pc.is_finite(labels)).as_py():  # NaN is neither the least nor the greatest
+        if not pc.all(pc.is_finite(labels)).as_py():  # min_max ignores NaN
             raise DataError(f"{origin}: labels of {task!r} must be finite numbers")
         low, high = pc.min_max(labels).as_py().values()
         if not (low >= 0 and high <= 5):
@@ -106,10 +106,11 @@ def checked(table: pa.Table, task: str, origin: str) -> pa.Table:
 def read_hub_split(
     hub: str, revision: str, task: str, split: str, rows: int | None = None
 ) -> pa.Table:
-    """As :func:`read_split`, from the Hugging Face hub at a pinned revision.
+    """Same as :func:`read_split`, from the Hugging Face hub at a pinned revision.
 
     Raises:
-        DataError: no network, unknown id or revision; or as :func:`read_split`.
+        DataError: the hub cannot be reached, the id or revision is unknown, or see
+            :func:`read_split`.
     """
     import datasets
 
@@ -117,7 +118,7 @@ def read_hub_split(
     name = spec.validation if split == "validation" else split
     try:
         loaded = datasets.load_dataset(hub, task, revision=revision, split=name)
-    except Exception as error:  # the hub client has many kinds; each means that it cannot be had
+    except Exception as error:  # the hub client raises many kinds of errors
         raise DataError(
             f"cannot load {hub!r} at {revision} for task {task!r} ({type(error).__name__}: "
             f"{error}); check the network, or download it elsewhere and set data.path to the folder"
@@ -126,7 +127,7 @@ def read_hub_split(
 
 
 def describe_split(folder: str | Path, task: str, split: str) -> dict[str, Any]:
-    """What a record says of a table: its digest and, where the file states it, its status."""
+    """A record's entry on a table: its SHA-256 and, if the file has one, its status."""
     import pyarrow.parquet as pq
 
     path = split_path(folder, task, split)

@@ -1,4 +1,4 @@
-"""Documents as sequences of equal length without padding, and the position in such a stream."""
+"""Packs documents into sequences of equal length, as a stream that can seek."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ REMEMBERED = 4096
 
 
 def document_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A document's token ids with the tokenizer's own marks around it.
+    """A document's token ids with the tokenizer's special tokens.
 
-    Where the tokenizer adds neither a beginning nor an end, its end (or beginning) token is
-    appended: in a packed sequence something must tell documents apart.
+    If the tokenizer adds neither BOS nor EOS, its EOS (or BOS) token is appended, because documents
+    in a packed sequence must be separated.
     """
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     marks = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
@@ -37,15 +37,15 @@ def document_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 class PackedText(IterableDataset[dict[str, Tensor]]):
-    """An endless stream of sequences of ``length`` tokens, documents one after another.
+    """An endless stream of sequences of ``length`` tokens from concatenated documents.
 
-    A document goes on in the next sequence where one ends; nothing is padded and nothing lost.
-    Two streams of the same documents give the same sequences, and one that is put to a position
-    with :meth:`seek` gives those that follow it.
+    A document continues in the next sequence; tokens are neither padded nor dropped. Two streams of
+    the same documents yield the same sequences. After :meth:`seek`, a stream yields the sequences
+    that follow the position.
 
     Args:
-        documents: the source.
-        tokenizer: of the model.
+        documents: source of the documents.
+        tokenizer: tokenizer of the model.
         length: tokens of a sequence.
     """
 
@@ -66,17 +66,16 @@ class PackedText(IterableDataset[dict[str, Tensor]]):
         self._positions: deque[dict[str, Any]] = deque([self._start], maxlen=REMEMBERED)
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Continues from a position that :meth:`position` gave."""
+        """Continues from a position returned by :meth:`position`."""
         self._start = position
 
     def position(self, sequences: int) -> dict[str, Any]:
-        """The position after so many sequences from the beginning.
+        """The position after a number of sequences from the beginning, as JSON values.
 
-        A loader reads ahead, so this is asked for by number and not for now. What it holds is plain
-        (JSON).
+        A data loader reads ahead, so the position is requested by the number of consumed sequences.
 
         Raises:
-            ValueError: the stream has not got there, or it is too long ago.
+            ValueError: the stream has not reached this position, or does not remember it any more.
         """
         for kept in reversed(self._positions):
             if kept["sequences"] == sequences:
@@ -84,7 +83,7 @@ class PackedText(IterableDataset[dict[str, Tensor]]):
         raise ValueError(f"the stream remembers no position after {sequences} sequences")
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Sequences from the present position on, without end."""
+        """Yields sequences from the current position, without end."""
         self._documents.seek(self._start["source"])
         tokens = list(self._start["tokens"])
         sequences = self._start["sequences"]
@@ -108,26 +107,27 @@ class PackedText(IterableDataset[dict[str, Tensor]]):
 
 
 class HeldOut:
-    """Held-out text in windows: each token behind the first is predicted exactly once.
+    """Held-out text in windows, in which every token after the first is predicted once.
 
-    A window of ``length`` tokens predicts the token behind each; the next begins at the last of
-    those. A last window is filled up and its filling not predicted.
+    A window of ``length`` tokens predicts the next token at each position. The following window
+    begins with the last predicted token. The last window is padded, and its padding is not
+    predicted.
 
     Args:
-        documents: one after another, as in training.
-        tokenizer: of the model.
+        documents: documents, concatenated as in training.
+        tokenizer: tokenizer of the model.
         length: tokens of a window.
-        alone: begin each document in a window of its own, so that it is predicted from nothing
-            but itself; its first token is then not predicted.
+        alone: start each document in a window of its own, without context from other documents; its
+            first token is then not predicted.
 
     Attributes:
-        inputs: (windows, length).
-        labels: (windows, length), already shifted: position i holds what follows token i.
-        tokens: predicted tokens.
-        characters: of the documents, marks between documents not counted.
+        inputs: token ids, (windows, length).
+        labels: (windows, length), already shifted: position i holds the token after token i.
+        tokens: number of predicted tokens.
+        characters: number of characters of the documents, without separators.
 
     Raises:
-        TextError: nothing to predict.
+        TextError: there is nothing to predict.
     """
 
     def __init__(

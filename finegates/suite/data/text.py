@@ -1,4 +1,4 @@
-"""Plain text as documents: from a folder, the hub (streamed), or generated; checked, resumable."""
+"""Documents of plain text: from a folder, streamed from the hub, or generated."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ SPLITS = ("train", "validation")
 
 
 class TextError(ValueError):
-    """Text that cannot be used; the message names the file, the fault and the remedy."""
+    """Text cannot be used. The message names the file, the fault and the remedy."""
 
 
 def text_folder(source: TextSource, results: str) -> Path | None:
-    """The folder with the tier's text; None when it is streamed from the hub."""
+    """The folder with the tier's text, None if it is streamed from the hub."""
     if source.generated is not None:
         return Path(results) / "llama" / "text"
     return None if source.path is None else Path(source.path)
 
 
 def text_file(folder: str | Path, split: str) -> Path:
-    """The file of a split, ``<split>.parquet`` or ``<split>.txt``; the first if neither exists."""
+    """``<split>.parquet`` or ``<split>.txt``, or the former if neither exists."""
     candidates = [Path(folder) / f"{split}{suffix}" for suffix in (".parquet", ".txt")]
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
 def text_files(source: TextSource, folder: str | Path) -> dict[str, Path]:
-    """The files of a folder that are trained on, and that count as the validation split."""
+    """The files of the training and the validation split in a folder."""
     return {
         "train": text_file(folder, "train"),
         "validation": text_file(folder, source.evaluated),
@@ -41,17 +41,18 @@ def text_files(source: TextSource, folder: str | Path) -> dict[str, Path]:
 
 
 def read_documents(path: str | Path, column: str = "text", limit: int | None = None) -> list[str]:
-    """The documents of a Parquet column or of a UTF-8 text file (empty lines separate them).
+    """Reads documents from a Parquet column or a UTF-8 text file.
 
-    Empty documents are left out.
+    Empty lines separate the documents of a text file. Empty documents are left out.
 
     Args:
         path: ``.parquet``, or any other suffix for text.
-        column: of a Parquet file.
-        limit: take the first so many; all if None.
+        column: column of a Parquet file.
+        limit: maximum number of documents; all if None.
 
     Raises:
-        TextError: no file, not UTF-8, not Parquet, no such column, or nothing in it.
+        TextError: the file or column is missing, the file is not UTF-8 or Parquet, or it does not
+            have any documents.
     """
     path = Path(path)
     try:
@@ -87,7 +88,7 @@ def _parquet(path: Path, column: str) -> list[str]:
     with path.open("rb") as file:
         try:
             table = pq.read_table(file)
-            table.validate(full=True)  # texts are UTF-8, offsets lie within their buffers
+            table.validate(full=True)  # texts are UTF-8, offsets are within their buffers
             _ = table.column_names  # names are text
         except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
             raise TextError(f"{path} is not a readable Parquet file: {error}") from error
@@ -102,12 +103,13 @@ def _parquet(path: Path, column: str) -> list[str]:
 
 
 class Documents:
-    """Documents in a list, over and over, in an order of each round that ``seed`` decides.
+    """An endless, shuffled iterator over a list of documents.
 
-    The order depends on the seed alone, so that runs with the same seed see the same text.
+    The order of each epoch depends only on the seed, so that runs with the same seed see the same
+    text.
 
     Attributes:
-        position: rounds done, and documents of the current one.
+        position: finished epochs, and documents of the current one.
     """
 
     def __init__(self, texts: Sequence[str], seed: int) -> None:
@@ -122,7 +124,7 @@ class Documents:
         self.position = dict(position)
 
     def __iter__(self) -> Iterator[str]:
-        """Documents from the present position on, without end."""
+        """Yields documents from the current position, without end."""
         while True:
             order = list(range(len(self.texts)))
             random.Random(derive_seed(self.seed, "order", self.position["round"])).shuffle(order)
@@ -133,17 +135,18 @@ class Documents:
 
 
 class StreamedDocuments:
-    """Documents of a ``datasets.IterableDataset``, over and over, in its own order.
+    """An endless iterator over a ``datasets.IterableDataset``, in its own order.
 
     Attributes:
-        position: rounds done, and the stream's own state: resuming skips nothing by reading it.
+        position: finished epochs, and the state of the stream, so that resuming does not read and
+            skip documents.
     """
 
     def __init__(self, stream: Any, column: str = "text") -> None:
         self._beginning = stream
         self._column = column
         self._round = 0
-        # The state after the last document that was handed out: the stream itself reads ahead.
+        # The state after the last yielded document, because the stream reads ahead.
         self._state: dict[str, Any] | None = None
 
     @property
@@ -157,9 +160,9 @@ class StreamedDocuments:
         self._state = position["stream"]
 
     def __iter__(self) -> Iterator[str]:
-        """Documents from the present position on, without end."""
+        """Yields documents from the current position, without end."""
         while True:
-            # A stream that was put to a place begins there ever after: each round has its own.
+            # A stream with a loaded state always starts there, so each epoch has its own copy.
             stream = copy.deepcopy(self._beginning)
             whole = self._state is None
             if self._state is not None:
@@ -183,7 +186,7 @@ class StreamedDocuments:
 def training_documents(
     source: TextSource, results: str, seed: int
 ) -> Documents | StreamedDocuments:
-    """The training text, less what is held out of it.
+    """The training text without held-out documents.
 
     Raises:
         TextError: see :func:`read_documents`; or ``held_out`` leaves no documents to train on.
@@ -195,10 +198,10 @@ def training_documents(
 
 
 def tokenizer_documents(source: TextSource, results: str) -> Sequence[str]:
-    """The documents that a tokenizer is trained on: the training split, once, in the file's order.
+    """The documents for training a tokenizer: the training split in file order.
 
     Raises:
-        TextError: as :func:`training_documents`; the text is streamed, which has no end.
+        TextError: the text is streamed and has no end, or see :func:`training_documents`.
     """
     folder = text_folder(source, results)
     if folder is None:
@@ -210,10 +213,10 @@ def tokenizer_documents(source: TextSource, results: str) -> Sequence[str]:
 
 
 def held_out_documents(source: TextSource, results: str) -> list[str]:
-    """The first documents of the validation split, or the documents held out instead.
+    """The first documents of the validation split, or those held out of training.
 
     Raises:
-        TextError: as :func:`training_documents`.
+        TextError: see :func:`training_documents`.
     """
     folder = text_folder(source, results)
     if folder is not None and source.held_out is not None:
@@ -227,7 +230,7 @@ def held_out_documents(source: TextSource, results: str) -> list[str]:
 
 
 def _split_training(source: TextSource, folder: Path) -> tuple[list[str], list[str]]:
-    """The documents of the training split that are trained on, and those that are held out."""
+    """Splits the training split into documents for training and held-out ones."""
     path = text_file(folder, "train")
     documents = read_documents(path, source.column)
     cut = len(documents) - (source.held_out or 0)
@@ -255,12 +258,12 @@ def _stream(source: TextSource, split: str) -> Any:
 
 
 def describe_text(source: TextSource, results: str) -> dict[str, Any]:
-    """The ``data`` entry of a run record: where the text comes from, digests of its files."""
+    """The ``data`` entry of a run record: source of the text, digests of its files."""
     folder = text_folder(source, results)
     files = {} if folder is None else text_files(source, folder)
     status = {split: _status(path) for split, path in files.items()}
     if source.held_out is not None:
-        # Said where every table says what its text is: this is not the reported one.
+        # Captions print the status, so that held-out text is not taken for the reported split.
         files["validation"] = files["train"]
         status["validation"] = f"last {source.held_out:,} documents held out of train"
     return {
@@ -274,7 +277,7 @@ def describe_text(source: TextSource, results: str) -> dict[str, Any]:
 
 
 def _status(path: Path) -> str | None:
-    """What a Parquet file says of itself under ``split_status``; None if nothing."""
+    """The metadata ``split_status`` of a Parquet file, None if it is missing."""
     if path.suffix != ".parquet":
         return None
     import pyarrow.parquet as pq

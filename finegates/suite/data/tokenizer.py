@@ -1,4 +1,4 @@
-"""A word-level tokenizer with RoBERTa's special tokens and pair format, trained on given text."""
+"""Trains a word-level tokenizer with RoBERTa's special tokens and pair format."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ def train_tokenizer(
 
     Arguments:
         texts: training text, one string per document; tabs count as spaces.
-        vocabulary: largest number of tokens, special ones included; the most frequent words stay.
-        max_length: number of tokens beyond which `truncation=True` cuts.
+        vocabulary: maximum number of tokens, including special ones; the most frequent words are
+            kept.
+        max_length: number of tokens to which `truncation=True` truncates.
 
     Returns:
         A fast tokenizer of the transformers library.
 
     Raises:
-        ValueError: `vocabulary` has no room for a word next to the special tokens.
+        ValueError: `vocabulary` does not have room for a word in addition to the special tokens.
     """
     if vocabulary <= len(SPECIAL_TOKENS):
         raise ValueError(
@@ -65,9 +66,9 @@ def train_tokenizer(
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> Path:
-    """Write a tokenizer as a folder that `AutoTokenizer.from_pretrained` reads; return the folder.
+    """Save a tokenizer for `AutoTokenizer.from_pretrained` and return the folder.
 
-    The folder is created if needed; files of the same names in it are replaced.
+    The folder is created if needed. Files with the same names are replaced.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

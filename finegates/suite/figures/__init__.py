@@ -1,10 +1,7 @@
-"""Figures of a study.
+"""Figures: trade-offs of score and sparsity, gate values, inference times, studies.
 
-They show score against realised sparsity, gate values over training, inference time, and the
-comparisons of smaller studies.
-
-A figure is drawn from a frame alone, and that frame is written as CSV next to it. The same frame
-gives the same bytes of SVG, PDF and PNG (same version of Matplotlib).
+A figure is drawn only from a frame, which is written as CSV next to it. With the same version of
+Matplotlib, the same frame gives the same bytes of SVG, PDF and PNG.
 """
 
 from finegates.suite.figures.gates import draw_gate_histograms, gate_histogram_frame

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 def gate_histogram_frame(
     records: Sequence[Record], method: str, methods: Sequence[str], tasks: Sequence[str]
 ) -> pd.DataFrame:
-    """Evaluation gates of a method, by task, epoch and bin, counted over all seeds.
+    """Histograms of a method's evaluation gates by task and epoch, over all seeds.
 
-    Columns: ``task``, ``method``, ``title``, ``seeds`` (number of them), ``epoch``, ``low`` and
+    Columns: ``task``, ``method``, ``title``, ``seeds`` (their number), ``epoch``, ``low`` and
     ``high`` (the bin's edges in [0, 1]), ``count``, ``fraction`` (of the gates, sums to 1 over the
-    bins of an epoch), and, repeated for every bin of an epoch, the fractions of gates that are
-    ``closed`` (exactly 0), ``half_open`` (between 0.05 and 0.95) and ``open`` (exactly 1).
+    bins of an epoch). The fractions of gates that are ``closed`` (exactly 0), ``half_open``
+    (between 0.05 and 0.95) and ``open`` (exactly 1) are repeated for every bin of an epoch.
 
     Raises:
-        ValueError: no record of the method, none with gates, histograms of different lengths; or
-            see :func:`finegates.suite.tables.captions.check_study`.
+        ValueError: there is no record of the method, none has gates, or histograms have different
+            lengths; or see :func:`finegates.suite.tables.captions.check_study`.
     """
     import pandas as pd
 
@@ -49,12 +49,13 @@ def gate_histogram_frame(
 
 
 def draw_gate_histograms(frame: pd.DataFrame, footer: str = "") -> Figure:
-    """Evaluation gates over training: a panel for each task; epochs downwards, colour the fraction.
+    """Evaluation gates over training, one panel per task.
 
-    Above each panel are the final fractions of closed, half-open and open gates.
+    Epochs go downwards, and the colour is the fraction of gates in a bin. The final fractions of
+    closed, half-open and open gates are above each panel.
 
     Args:
-        frame: of :func:`gate_histogram_frame`.
+        frame: see :func:`gate_histogram_frame`.
         footer: text under the panels.
     """
     from matplotlib.colors import PowerNorm
@@ -63,7 +64,7 @@ def draw_gate_histograms(frame: pd.DataFrame, footer: str = "") -> Figure:
     columns = min(len(tasks), 4 if len(tasks) > 6 else 3)
     with style():
         figure, axes = grid(len(tasks), columns, footer, shared_colours=True)
-        # A square root keeps thinly filled bins visible next to the peaks at 0 and 1.
+        # A square-root scale keeps small bins visible next to the peaks at 0 and 1.
         norm = PowerNorm(0.5, vmin=0.0, vmax=max(float(frame["fraction"].max()), 1e-6))
         mesh = None
         for ax, task in zip(axes, tasks, strict=True):

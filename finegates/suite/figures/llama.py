@@ -1,4 +1,4 @@
-"""Figures of the experiments on Llama: perplexity against sparsity, loss curves."""
+"""Figures of the Llama experiments: perplexity against sparsity, loss curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DENSE_COLOUR = "#111111"
 
 
 def draw_posttraining(frame: pd.DataFrame, footer: str = "") -> Figure:
-    """Perplexity against realised sparsity: a panel for each model, a line for each method.
+    """Perplexity against realised sparsity, one panel per model, one line per method.
 
     Args:
         frame: the numbers of ``finegates.suite.tables.llama_posttraining.posttraining_table``.
@@ -59,10 +59,10 @@ def draw_posttraining(frame: pd.DataFrame, footer: str = "") -> Figure:
 
 
 def draw_pretraining(frame: pd.DataFrame, footer: str = "") -> Figure:
-    """Held-out loss and closed weights over the tokens seen: two panels for each size.
+    """Held-out loss and closed weights over the tokens seen, two panels per size.
 
     Args:
-        frame: of ``finegates.suite.tables.llama_pretraining.curve_table``.
+        frame: see ``finegates.suite.tables.llama_pretraining.curve_table``.
         footer: text under the panels.
     """
     names = list(dict.fromkeys(frame["name"]))
@@ -109,10 +109,10 @@ def draw_pretraining(frame: pd.DataFrame, footer: str = "") -> Figure:
 
 
 def _looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Look of each method.
+    """Line style of each method.
 
     Gates have solid lines, one-shot pruning dashed ones. A method that matches a gated method has
-    its colour, and each criterion its marker.
+    the same colour. Each criterion has a marker.
     """
     gated = [method for method in methods if "-as-" not in method]
     criteria = list(dict.fromkeys(m.partition("-as-")[0] for m in methods if "-as-" in m))
@@ -132,7 +132,7 @@ def _looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _legend(figure: Figure, ax: Axes) -> None:
-    """What the first panel shows, each label once."""
+    """A legend of the first panel, without repeated labels."""
     handles, labels = ax.get_legend_handles_labels()
     found = dict(zip(labels, handles, strict=True))
     add_legend(figure, list(found.values()), list(found))

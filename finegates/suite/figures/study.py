@@ -1,4 +1,4 @@
-"""What a study found: score, MACs and, where measured, time of each method."""
+"""The figure of a study: score, MACs and, if measured, time of each method."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def draw_study(
 ) -> Figure:
     """Draws a study.
 
-    Without a setting that varies, a line of dots for each method: small ones are seeds, a large one
-    their mean. With one, curves over it, a curve for each value of ``lines``, and the score against
-    the MACs that are kept; methods that do not have the setting are horizontal lines.
+    Without ``vary``, each method has a row of dots: small ones are seeds, a large one is their
+    mean. With it, there are curves over the setting, one for each value of ``lines``, and a panel
+    of score against kept MACs. Methods without the setting are horizontal lines.
 
     Args:
         frame: ``numbers`` of ``finegates.suite.tables.study.study_table``.
-        seeds: whose averages the frame holds.
+        seeds: seeds whose averages are in the frame.
         vary: name of the setting on the horizontal axis.
         lines: name of the setting with one curve per value.
         footer: text under the panels.
@@ -126,7 +126,7 @@ def _curves(
 
 
 def _front(ax: Axes, frame: pd.DataFrame, lines: str | None) -> None:
-    """Score against MACs; those that no other beats in both are ringed."""
+    """Score against MACs, with rings around the Pareto-optimal points."""
     for place, (_, group) in enumerate(_groups(frame)):
         ordered = group.sort_values("macs_kept_fraction")
         kept = 100 * ordered["macs_kept_fraction"]
@@ -146,7 +146,7 @@ def _front(ax: Axes, frame: pd.DataFrame, lines: str | None) -> None:
 
 
 def _widest(frame: pd.DataFrame) -> float:
-    """Width of the widest interval of a mean score, in points; 0 without one."""
+    """Width of the widest interval of a mean score in points, 0 if there is none."""
     width = (frame["average_high"] - frame["average_low"]).max()
     return 0.0 if width != width else float(width)
 
@@ -159,7 +159,7 @@ def _undominated(row: dict[Any, Any], frame: pd.DataFrame) -> bool:
 
 
 def _groups(frame: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
-    """The rows of each curve; one curve where no setting tells them apart."""
+    """The rows of each curve, one curve if there is no setting for lines."""
     on_axis = frame[frame["x"].notna()]
     if on_axis["line"].isna().all():
         return [(None, on_axis)]

@@ -1,4 +1,4 @@
-"""What the figures share: palette, settings, a grid of panels, files of the same bytes."""
+"""Shared parts of figures: palette, settings, panel grids, reproducible files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ LEGEND_HEIGHT = 0.37
 
 
 def style() -> Any:
-    """The figures' settings, on top of Matplotlib's defaults and not of the user's."""
+    """The figures' settings on top of Matplotlib's defaults, without the user's."""
     import matplotlib.style
 
     matplotlib.use("Agg")
@@ -79,14 +79,14 @@ def grid(
     legend_entries: int = 0,
     shared_colours: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, room for a footer and for a legend (:func:`add_legend`).
+    """A figure with panels, a footer and space for a legend (:func:`add_legend`).
 
     Args:
-        panels: their number.
-        columns: how many of them side by side.
-        footer: text below all.
+        panels: number of panels.
+        columns: panels per row.
+        footer: text below the panels.
         legend_entries: lines of the legend, 0 for none.
-        shared_colours: room for one colour bar.
+        shared_colours: leave space for a colour bar.
     """
     rows = math.ceil(panels / columns)
     side = LEGEND_WIDTH if legend_entries else 0.9 if shared_colours else 0.2
@@ -100,7 +100,7 @@ def grid(
 def lay_out(
     panels: int, columns: int, size: tuple[float, float], lines: Sequence[str]
 ) -> tuple[Figure, list[Axes]]:
-    """A figure whose panels fill width and height (inches) in ``size``, the lines below them."""
+    """A figure whose panels fill ``size`` (width, height in inches), above the lines."""
     from matplotlib.figure import Figure
 
     width, height = size
@@ -131,7 +131,7 @@ def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) ->
 
 
 def write_footer(figure: Figure, lines: Sequence[str]) -> None:
-    """Writes lines of small print along the lower edge; nothing for none."""
+    """Writes lines of small print along the lower edge, if there are any."""
     if not lines:
         return
     width, height = figure.get_size_inches()
@@ -147,7 +147,7 @@ def write_footer(figure: Figure, lines: Sequence[str]) -> None:
 
 
 def label_edges(axes: Sequence[Axes], columns: int, x: str, y: str) -> None:
-    """Axis labels below the lowest panel of each column and to the left of each row."""
+    """Labels the axes below the lowest panel of each column and left of each row."""
     for place, ax in enumerate(axes):
         if place + columns >= len(axes):
             ax.set_xlabel(x)
@@ -158,17 +158,17 @@ def label_edges(axes: Sequence[Axes], columns: int, x: str, y: str) -> None:
 def typed(
     frame: pd.DataFrame, integers: Sequence[str] = (), floats: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Columns with blanks as nullable integers, and as floats with NaN."""
+    """Converts columns with blanks to nullable integers, or to floats with NaN."""
     return frame.astype({name: "Int64" for name in integers} | {name: float for name in floats})
 
 
 def save_figure(figure: Figure, *paths: str | Path) -> None:
-    """Saves a figure in the format of each path's suffix (svg, pdf, png), each file whole or not.
+    """Saves a figure atomically, in the format of each path's suffix (svg, pdf, png).
 
-    The files hold no date and no names of programs: the same figure gives the same bytes.
+    The files do not contain dates or program names, so that the same figure gives the same bytes.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: a path has another suffix.
     """
     metadata: dict[str, dict[str, Any]] = {
         ".svg": {"Date": None, "Creator": None},
@@ -188,7 +188,10 @@ def save_figure(figure: Figure, *paths: str | Path) -> None:
 
 
 def _fix_layout(figure: Figure) -> None:
-    """Computes the layout once and rounds it: the solver's last bits depend on memory addresses."""
+    """Computes the layout once and rounds it.
+
+    The last bits of the layout solver depend on memory addresses.
+    """
     if figure.get_layout_engine() is None:
         return
     with style():
@@ -200,12 +203,12 @@ def _fix_layout(figure: Figure) -> None:
 
 
 def span_scores(ax: Axes, axis: Literal["x", "y"], widest: float = 0.0) -> None:
-    """Widens an axis of scores, about its middle, until differences within chance look small.
+    """Widens an axis of scores around its centre, so that chance differences look small.
 
     Args:
-        ax: with everything drawn.
-        axis: that of the scores.
-        widest: width of the widest interval among them, in points.
+        ax: finished plot.
+        axis: the axis of the scores.
+        widest: width of the widest interval of a score, in points.
     """
     low, high = getattr(ax, f"get_{axis}lim")()
     missing = max(LEAST_SPAN, widest) - (high - low)

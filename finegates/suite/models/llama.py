@@ -1,4 +1,4 @@
-"""Causal models and tokenizers: loaded, made with random weights, and checked for each other."""
+"""Loads causal models and tokenizers, or makes Llamas with random weights."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from finegates.suite.models.sources import ModelError, dense_model
 
 
 def tokenizer_folder(results: str) -> str:
-    """Where a tokenizer that is trained here is kept."""
+    """The folder of a tokenizer that the workflow trains."""
     return f"{results}/llama/tokenizer"
 
 
 def load_causal(
     source: CausalModel, results: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A pretrained causal model in float32, evaluation mode, with its tokenizer.
+    """Loads a pretrained causal model in float32 and evaluation mode, with its tokenizer.
 
     Raises:
-        ModelError: not there, no network, or model and tokenizer do not belong together.
+        ModelError: the model does not exist, the network is down, or model and tokenizer do not
+            match.
     """
     where = _where(source, results)
     settings: dict[str, Any] = {} if source.revision is None else {"revision": source.revision}
@@ -53,7 +54,11 @@ def load_causal(
 
 
 def load_text_tokenizer(source: TokenizerSource, results: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of models that are trained here. Raises ModelError as :func:`load_causal`."""
+    """Loads the tokenizer of models trained from random weights.
+
+    Raises:
+        ModelError: see :func:`load_causal`.
+    """
     where = source.path or source.hub or tokenizer_folder(results)
     settings: dict[str, Any] = {} if source.revision is None else {"revision": source.revision}
     return load_pretrained(
@@ -77,7 +82,7 @@ def make_llama(
 
 
 def llama_config(sizes: LlamaSizes, vocabulary: int, **tokens: Any) -> LlamaConfig:
-    """The configuration of a Llama of these sizes; ``tokens`` are ids of special tokens."""
+    """A Llama's configuration of these sizes. ``tokens`` are ids of special tokens."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=sizes.hidden,
@@ -92,7 +97,7 @@ def llama_config(sizes: LlamaSizes, vocabulary: int, **tokens: Any) -> LlamaConf
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raises ModelError where a tokenizer has ids that the model has no embedding for."""
+    """Raises ModelError if a tokenizer has ids without an embedding in the model."""
     embeddings: Any = model.get_input_embeddings()
     rows = int(embeddings.weight.shape[0])
     if len(tokenizer) > rows:
@@ -103,7 +108,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def check_positions(model: PreTrainedModel, length: int, name: str) -> None:
-    """Raises ModelError where sequences are longer than the model's positions."""
+    """Raises ModelError if sequences are longer than the model's context."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise ModelError(

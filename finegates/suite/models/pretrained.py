@@ -1,8 +1,8 @@
-"""Pretrained configurations, models and tokenizers: loaded as data, never as code.
+"""Loads pretrained configurations, models and tokenizers without running their code.
 
-A folder or a hub entry may come with Python files, or with weights as pickle, which is code too.
-transformers asks at the terminal whether to run the former, and takes the latter where there is no
-safetensors file. Here both are refused.
+A folder or a hub repository may have Python files, or pickled weights, which can run code, too.
+transformers prompts before it runs Python files, and loads pickled weights if there is no
+safetensors file. Here both are errors.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from finegates.files import parse_json
 
 
 class ModelError(ValueError):
-    """A pretrained model that cannot be had; the message names it and the remedy."""
+    """A pretrained model cannot be loaded. The message names it and the remedy."""
 
 
 def load_pretrained(
     auto_class: Any, where: str | Path, name: str, *, from_hub: bool = False, **settings: Any
 ) -> Any:
-    """``auto_class.from_pretrained(where, **settings)``, with nothing of it run.
+    """``auto_class.from_pretrained(where, **settings)`` without remote code or pickle.
 
     Args:
         auto_class: an auto-class of transformers.
         where: a folder, or a hub id.
-        name: of the model, for messages.
-        from_hub: which of the two.
-        settings: as of ``from_pretrained``; ``revision`` for a hub id.
+        name: name of the model, for messages.
+        from_hub: whether ``where`` is a hub id.
+        settings: see ``from_pretrained``; ``revision`` for a hub id.
 
     Raises:
-        ModelError: not there, no network, not what the class loads, weights as pickle only, or it
-            asks for code of its own.
+        ModelError: the model does not exist, the network is down, the class cannot load it, its
+            weights are only pickled, or it needs custom code.
     """
     if not from_hub and not Path(where).is_dir():
-        # transformers would take its name for a hub id, with no pinned revision.
+        # transformers would use its name as a hub id, without a pinned revision.
         raise ModelError(
             f"cannot load model {name!r} from {where} (no such folder); check the folder"
         )
@@ -46,12 +46,12 @@ def load_pretrained(
     try:
         _check_stays(Path(where))
         _check_asks_for_no_code(where, name, settings.get("revision"))
-        if hasattr(auto_class, "from_config"):  # a model: the others have no weights
+        if hasattr(auto_class, "from_config"):  # only models have weights
             settings["use_safetensors"] = True
         return auto_class.from_pretrained(where, trust_remote_code=False, **settings)
     except ModelError:
         raise
-    except Exception as error:  # any file may come as config.json; say which folder it was
+    except Exception as error:  # config.json may hold anything, so name the folder
         remedy = (
             "check the network, or download it elsewhere and set path to the folder"
             if from_hub
@@ -62,7 +62,7 @@ def load_pretrained(
 
 
 def _check_stays(folder: Path) -> None:
-    """Raises ValueError where an index of weights names files outside its folder."""
+    """Raises ValueError if an index of weights names files outside its folder."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return
@@ -90,13 +90,13 @@ def _check_asks_for_no_code(where: str | Path, name: str, revision: str | None) 
 
 
 def _asking(values: Any) -> list[str]:
-    """The keys, at any depth, by which a configuration asks for code from elsewhere."""
+    """Keys of a configuration, at any depth, that refer to custom code."""
     if isinstance(values, list):
         return [key for value in values for key in _asking(value)]
     if not isinstance(values, dict):
         return []
     found = [key for key in ("auto_map", "custom_pipelines") if values.get(key)]
-    # An attention function with a slash in its name is a repository of compiled code.
+    # An attention implementation with a slash in its name is a hub repository of kernels.
     found += [
         key
         for key, value in values.items()

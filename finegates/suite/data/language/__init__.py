@@ -1,7 +1,7 @@
-"""A small generated language: a pretraining corpus and eight tasks shaped like GLUE, all synthetic.
+"""A small synthetic language: a pretraining corpus and eight GLUE-like tasks.
 
-It exists so that every step of the workflow runs on a fresh machine with no data to fetch. Numbers
-measured on it say nothing about English.
+With it, every step of the workflow runs on a fresh machine without downloads. Numbers measured on
+it do not transfer to English.
 """
 
 from finegates.suite.data.language.corpus import CONNECTIVES, SEPARATOR, generate_corpus

@@ -1,10 +1,10 @@
 """Unlabelled text of the generated language, for pretraining.
 
-A document is one sentence, or two that belong together, separated by a tab: a statement and the
-same in other words, what follows from it, denies it or changes it, a question and its answer or
-another question, a review and another or a remark. As in running text, a connective ("so", "but",
-"again", ...) often opens the second and names its relation to the first. Neither a document without
-its connective nor a passage of it equals a row of a validation or test split.
+A document is one sentence, or two related ones separated by a tab. The second of two sentences is a
+paraphrase, a consequence, a denial or a change of a statement; an answer to a question or another
+question; another review or a remark on a review. As in running text, a connective ("so", "but",
+"again", ...) often opens the second sentence and names its relation to the first. Neither a
+document without its connective nor one of its passages equals a row of a validation or test split.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def generate_corpus(documents: int, seed: int) -> list[str]:
     """Generate documents for pretraining.
 
     Arguments:
-        documents: how many, positive.
+        documents: number of documents, positive.
         seed: any integer; hashed together with the corpus's name.
 
     Returns:
-        `documents` strings: one sentence, or two separated by a tab. Repetitions may occur.
+        `documents` strings of one sentence, or two separated by a tab. Documents may repeat.
 
     Raises:
         ValueError: `documents` < 1.
@@ -50,7 +50,7 @@ def generate_corpus(documents: int, seed: int) -> list[str]:
     while len(corpus) < documents:
         passages, connective = _draw_document(rng)
         texts = [sentence(words) for words in passages]
-        # Neither as a pair nor alone: a connective must not tell of a validation row either.
+        # Checked as a pair and alone, so that connectives do not leak labels of validation rows.
         if any(split_of(*row) != "train" for row in (texts, *zip(texts, strict=True))):
             continue
         if connective and rng.random() < CONNECTED:

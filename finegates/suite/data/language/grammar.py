@@ -1,12 +1,12 @@
-"""Meanings (who does what to what, where, when) and the sentences that express them.
+"""Events (who does what to what, where, when) and the sentences that express them.
 
-An `Event` is a meaning. `express` chooses its wording among synonyms; the order of words is fixed:
+An `Event` is a meaning. `express` chooses its wording among synonyms. The word order is fixed:
 
     [adjective] subject [near neighbour] verb object [place] [time]
 
-Two wordings of one event are paraphrases by construction, and every relation between sentences is
-computed on events, never on words. The finite verb takes the number of its subject across
-all words between them.
+Two wordings of one event are paraphrases by construction. All relations between sentences are
+computed on events, never on words. The finite verb agrees in number with its subject, across all
+words between them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from finegates.suite.data.language.lexicon import (
 class Event:
     """`subject` does (or, if `negated`, does not) `verb` an `object`, perhaps somewhere, sometime.
 
-    `plural` is the subject's number; `near` is what it is near to, and that thing's plurality.
+    `plural` is the number of the subject. `near` is a thing near the subject, with its number.
     """
 
     subject: Concept
@@ -43,7 +43,7 @@ class Event:
 
 
 def concept_of(event: Event, role: str) -> Concept | None:
-    """What fills a role of an event, if anything."""
+    """The concept that fills a role of an event, if there is one."""
     concept: Concept | None = getattr(event, role)
     return concept
 
@@ -70,8 +70,8 @@ def draw_event(
 ) -> Event:
     """Draw an event.
 
-    Each keyword is a probability: of a hypernym as subject or as object, of each optional part, of
-    negation.
+    Each keyword is a probability: of a hypernym as subject or object (`kind`), of an optional part,
+    or of negation.
     """
 
     def pick(role: str, chance: float = 1.0) -> Concept | None:
@@ -105,7 +105,7 @@ def subject_words(event: Event, rng: Random) -> list[str]:
 
 
 def adjunct_words(event: Event, rng: Random, *, asked: str | None = None) -> list[str]:
-    """Words of place and time, as far as the event has them; without the role that is `asked`."""
+    """Words of place and time, if the event has them, without the role `asked`."""
     words = []
     if event.place is not None and asked != "place":
         words.append(rng.choice(event.place.wordings))
@@ -115,7 +115,7 @@ def adjunct_words(event: Event, rng: Random, *, asked: str | None = None) -> lis
 
 
 def express(event: Event, rng: Random) -> list[str]:
-    """Choose a wording of an event. Returns its words, no full stop."""
+    """Choose a wording of an event. Returns its words without a full stop."""
     verb = rng.choice(event.verb.wordings)
     if event.negated:
         predicate = [_do(event), "not", verb]
@@ -134,9 +134,9 @@ QUESTIONS = {"who": "subject", "what": "object", "where": "place", "when": "time
 
 
 def ask(event: Event, about: str, rng: Random) -> list[str]:
-    """Word a question about an event, leaving out what is asked; ends with "?".
+    """Word a question about a role of an event, ending with "?".
 
-    `about` is one of `QUESTIONS`, or "whether" for a question to be answered by yes or no.
+    `about` is one of `QUESTIONS`, or "whether" for a yes-no question.
     """
     adjuncts = adjunct_words(event, rng, asked=QUESTIONS.get(about))
     verb, thing = rng.choice(event.verb.wordings), [rng.choice(event.object.wordings)]

@@ -1,8 +1,8 @@
-"""The words of the generated language and what they mean: concepts, their synonyms and their kinds.
+"""The lexicon of the generated language: concepts, synonyms and hypernyms.
 
-A concept owns two interchangeable wordings (synonyms). Subjects and objects also belong to a kind,
-their hypernym. Every word is one token, and no word belongs to two concepts or two roles, so that
-a word tells by itself which part of a sentence it fills and what it means there.
+A concept has two interchangeable wordings (synonyms). Subjects and objects also belong to a kind,
+their hypernym. Every word is one token and belongs to exactly one concept and one role, so that a
+word determines its role in the sentence and its meaning.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def _concepts(entries: str, kind: str | None = None) -> tuple[Concept, ...]:
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun of this language; all are regular."""
+    """The plural of a noun of this language. All are regular."""
     return noun + "s"
 
 
 def third_person(verb: str) -> str:
-    """The third person singular of a verb of this language; all are regular."""
+    """The third person singular of a verb of this language. All are regular."""
     return verb + ("es" if verb.endswith("sh") else "s")
 
 
@@ -61,10 +61,10 @@ CRITICISM: tuple[Concept, ...] = _concepts("bad/awful stupid/silly dull/boring u
 
 
 def kinds(role: str) -> tuple[Concept, ...]:
-    """The hypernyms among a role's concepts, in their order; none for most roles."""
+    """The hypernyms among a role's concepts, in their order, empty for most roles."""
     return tuple(dict.fromkeys(concept.kind for concept in ROLES[role] if concept.kind))
 
 
 def opposite(verb: Concept) -> Concept:
-    """The verb that cannot be true of the same subject and object."""
+    """The antonym of a verb, which contradicts it for the same subject and object."""
     return ROLES["verb"][ROLES["verb"].index(verb) ^ 1]

@@ -1,8 +1,8 @@
-"""Relations between meanings: what follows from an event, denies it, leaves it open, resembles it.
+"""Relations between events: entailment, contradiction, neutrality, similarity.
 
-Everything here maps events to events, so that labels are right by construction. A statement that
-is not negated implies what says less: a hypernym instead of a concept, no adjective, no place, no
-time. Of a negated one only paraphrases are used.
+All functions map events to events, so that labels are correct by construction. A statement without
+negation entails weaker ones: a hypernym instead of a concept, or without adjective, place or time.
+For a negated statement only paraphrases are used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def comparable(one: Concept, other: Concept) -> bool:
 
 
 def changed(event: Event, rng: Random, role: str | None = None) -> Event:
-    """Put another concept, incomparable to the present one, into one role (default: at random)."""
+    """Replace the concept of one role (default: random) with an incomparable one."""
     role = rng.choice(roles_of(event)) if role is None else role
     present = concept_of(event, role)
     others = [c for c in ROLES[role] if present is None or not comparable(c, present)]
@@ -34,7 +34,7 @@ def changed(event: Event, rng: Random, role: str | None = None) -> Event:
 
 
 def entailed(event: Event, rng: Random) -> Event:
-    """What follows from an event: the same, or something weaker if it is not negated."""
+    """An entailed event: the same or, without negation, a weaker one."""
     if event.negated:
         return event
     for role in THINGS:
@@ -79,10 +79,10 @@ def names_kind(event: Event, role: str) -> bool:
 
 
 def similarity(one: Event, other: Event) -> float:
-    """5 x the mean similarity of the roles that either event fills.
+    """5 x the mean similarity over the roles that either event fills.
 
-    It is 1 for the same concept, 1/2 for concepts of one kind or a concept and its kind, 0
-    otherwise.
+    The similarity of a role is 1 for the same concept, 1/2 for concepts of one kind or a concept
+    and its kind, and 0 otherwise.
     """
     roles = [role for role in ROLES if role in {*roles_of(one), *roles_of(other)}]
     return 5 * sum(_alike(concept_of(one, r), concept_of(other, r)) for r in roles) / len(roles)
@@ -97,7 +97,7 @@ def _alike(one: Concept | None, other: Concept | None) -> float:
 
 
 def graded(event: Event, rng: Random) -> Event:
-    """An event of random resemblance: every degree from none to all of the roles changed."""
+    """An event of random similarity, with a random number of roles changed."""
     roles = roles_of(event)
     for role in rng.sample(roles, rng.randint(0, len(roles))):
         event = changed(event, rng, role)

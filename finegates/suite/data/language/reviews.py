@@ -1,7 +1,7 @@
-"""Short film reviews whose verdict depends on what negation and contrast do to the words.
+"""Short film reviews whose polarity depends on negation and contrast.
 
-"good" counts against the film under "not", and in "although plot is good , music is dull"
-the main clause decides. Reviews often contain words of the other polarity.
+"not" reverses the polarity of "good", and in "although plot is good , music is dull" the main
+clause decides. Reviews often contain words of the other polarity.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Eight labelled tasks in the generated language, shaped exactly like those of GLUE.
+"""Eight labelled tasks in the generated language, with the format of GLUE.
 
-Columns, label values and metrics are GLUE's; the text is synthetic. Labels are computed from
-meanings. Classes are balanced, and single words say little: both labels of a pair use the same
-constructions, and what differs is which concepts meet in a role.
+Columns, label values and metrics are GLUE's. The text is synthetic, and labels are computed from
+events. Classes are balanced. Single words carry little information: both labels of a pair use the
+same constructions and differ only in the concepts that share a role.
 
-Splits are disjoint by construction: a row belongs to the split that the hash of its text falls
-into (70 % train, 20 % validation, 10 % test), for every seed and number of rows.
+Splits are disjoint by construction: the hash of a row's text determines its split (70 % train, 20 %
+validation, 10 % test), for every seed and number of rows.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _pair(one: Event, other: Event, rng: Random) -> tuple[str, ...]:
 def _draw_acceptability(label: int, rng: Random) -> Row:
     event = draw_event(rng, place=0.25, time=0.25, negated=0.25)
     if rng.random() < 0.7:
-        # Mostly a neighbour of the other number, which pulls the verb away from its subject.
+        # Mostly a neighbour of the other number, as an attractor for the verb's agreement.
         pulls = rng.random() < 0.7
         neighbour = rng.choice(NEIGHBOURS)
         event = replace(event, near=(neighbour, event.plural != pulls))
@@ -128,8 +128,8 @@ for _verb in (wording for concept in ROLES["verb"] for wording in concept.wordin
 def violate(words: list[str], rng: Random) -> list[str]:
     """Return an unacceptable version of a sentence, of the same length.
 
-    Three in four have the finite verb in the form for the other number; in the others two
-    different neighbouring words are exchanged.
+    Three in four have the finite verb in the wrong number. In the others two different adjacent
+    words are swapped.
     """
     broken = list(words)
     if rng.random() < 0.25:
@@ -162,7 +162,7 @@ def _draw_duplicate(label: int, rng: Random) -> Row:
 
 
 def draw_questions(same: bool, rng: Random) -> tuple[list[str], list[str]]:
-    """Word two questions that ask the same, or that differ in one concept or in what is asked."""
+    """Word two questions that are equivalent, or differ in a concept or the asked role."""
     event, about = draw_event(rng), rng.choice(list(QUESTIONS))
     asked = about
     other = event
@@ -176,7 +176,7 @@ def draw_questions(same: bool, rng: Random) -> tuple[list[str], list[str]]:
 
 
 def _draw_inference(label: int, rng: Random) -> Row:
-    # Negation is as frequent in premises and in hypotheses of every label: a third.
+    # A third of the premises and of the hypotheses of each label are negated.
     event = draw_event(rng, kind=0.2, negated=1 / 3)
     return _pair(event, (entailed, undetermined, contradicting)[label](event, rng), rng), label
 
@@ -205,7 +205,7 @@ def draw_answer(answers: bool, rng: Random) -> tuple[list[str], list[str]]:
     lacks = not answers and role in ("place", "time") and rng.random() < 0.5
     if role in ("place", "time"):
         told = with_role(told, role, None if lacks else rng.choice(ROLES[role]))
-    # The question repeats what is told, but for what it asks and, often, the other adjunct.
+    # The question repeats the statement without the asked role and, often, the other adjunct.
     asked = replace(told, adjective=None)
     for adjunct in ("place", "time"):
         if rng.random() < 0.5:
