@@ -33,9 +33,10 @@ def joint_gradient(problem: Problem, gates: Array) -> Array:
 def jacobian(problem: Problem, gates: Array) -> Array:
     """Derivative of the prediction B(r, c), shape (n m, m + d), rows in the order (sample, row)."""
     r, c = split(problem, gates)
+    # Derivatives in r, (n, m, m), and in c, (n, m, d).
     by_rows = (problem.inputs @ (problem.weight * c).T)[:, :, None] * np.eye(problem.rows)
     by_cols = problem.inputs[:, None, :] * (r[:, None] * problem.weight)[None, :, :]
-    joined = np.concatenate([by_rows, by_cols], axis=2)
+    joined = np.concatenate([by_rows, by_cols], axis=2)  # (n, m, m + d)
     return joined.reshape(-1, problem.rows + problem.cols) / np.sqrt(problem.samples)
 
 
@@ -54,8 +55,8 @@ def joint_hessian(problem: Problem, gates: Array) -> Array:
     """
     r, c = split(problem, gates)
     weight, second = problem.weight, problem.second_moment
-    effective = r[:, None] * weight * c
-    error = effective @ second - problem.cross_moment
+    effective = r[:, None] * weight * c  # M, (m, d)
+    error = effective @ second - problem.cross_moment  # E, (m, d)
     mixed = r[:, None] * weight * ((weight * c) @ second) + error * weight
     return np.block(
         [
@@ -90,8 +91,9 @@ def weight_components(weight: Array) -> int:
 
 
 def fit_gates(problem: Problem, start: Array | None = None, sweeps: int = 60) -> Array:
-    """A local minimiser of L near ``start`` (θ = 1 if None), by exact alternating least squares and
-    then Levenberg and Marquardt's method; shape (m + d,), rescaled so that ‖r‖ = ‖c‖.
+    """A local minimiser of L near ``start`` (θ = 1 if None), shape (m + d,), with ‖r‖ = ‖c‖.
+
+    Exact alternating least squares, then Levenberg–Marquardt, then a few Newton steps.
     """
     from scipy.optimize import least_squares
 

@@ -117,6 +117,7 @@ def price_prox(point: Array, price: float, target: float) -> Array:
     """
     size = len(point)
     low, high = -price, price
+    # The mean misses the target for all multipliers: take the nearer end.
     if clip(point - high / size).mean() > target:
         return clip(point - high / size)
     if clip(point - low / size).mean() < target:

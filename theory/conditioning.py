@@ -173,6 +173,7 @@ def solve_gates(batch: Batch, gates: Array, iterations: int = 120) -> tuple[Arra
         if calm == CALM:
             break
         point = gates[:, :m], gates[:, m:]
+        # Newton after a step that lowered the loss, Gauss–Newton after one that did not.
         curvature = np.where(
             newton[:, None, None],
             hessian(batch, method, point),
@@ -213,27 +214,27 @@ def _second_derivative(batch: Batch, method: str, point: Point, *, residual: boo
     if is_lora(method):
         rank = rank_of(method)
         b, a = first, second
-        mixed = np.einsum("pal,pkj->paklj", b, a @ batch.second)
+        mixed = np.einsum("pal,pkj->paklj", b, a @ batch.second)  # (p, m, r, r, d)
         if residual:
             error = (batch.weight + b @ a) @ batch.second - batch.cross
             mixed = mixed + np.einsum("kl,paj->paklj", np.eye(rank), error)
         mixed = mixed.reshape(count, m * rank, rank * d)
-        inner = a @ batch.second @ a.transpose(0, 2, 1)
+        inner = a @ batch.second @ a.transpose(0, 2, 1)  # A G Aᵀ, (p, r, r)
         upper = np.einsum("ab,pkl->pakbl", np.eye(m), inner).reshape(count, m * rank, m * rank)
-        outer = b.transpose(0, 2, 1) @ b
+        outer = b.transpose(0, 2, 1) @ b  # BᵀB, (p, r, r)
         lower = np.einsum("pkl,pij->pkilj", outer, batch.second).reshape(count, rank * d, rank * d)
         return _blocks(upper, mixed, lower)
-    scaled = first[:, :, None] * batch.weight
-    columns = batch.second * (scaled.transpose(0, 2, 1) @ scaled)
+    scaled = first[:, :, None] * batch.weight  # Diag(r) W, (p, m, d)
+    columns = batch.second * (scaled.transpose(0, 2, 1) @ scaled)  # G ∘ (Wᵀ Diag(r)² W)
     if method == "columns":
         return columns
-    kept = batch.weight * second[:, None, :]
+    kept = batch.weight * second[:, None, :]  # W Diag(c), (p, m, d)
     products = kept @ batch.second
-    mixed = scaled * products
+    mixed = scaled * products  # JᵀJ between r_a and c_j, (p, m, d)
     if residual:
         error = (first[:, :, None] * kept) @ batch.second - batch.cross
         mixed = mixed + error * batch.weight
-    energies = np.sum(products * kept, axis=2)
+    energies = np.sum(products * kept, axis=2)  # h_a, (p, m)
     return _blocks(energies[:, :, None] * np.eye(m), mixed, columns)
 
 
@@ -300,11 +301,13 @@ def steepest_descent(
         if k in seen:
             points.append((first.copy(), second.copy()))
         x, y = first[active], second[active]
-        model = _model(work, method, x, y)
+        # Loss at the current points of the active problems.
+        model = _model(work, method, x, y)  # (active, m, d)
         error = model @ work.second - work.cross
         height = _losses(work, model, error)
         reached = height[:, None] <= goals[active]
         iterations[active] = np.where(reached & np.isinf(iterations[active]), k, iterations[active])
+        # Drop the problems that have reached all of their goals.
         kept = ~np.asarray(reached.all(axis=1), dtype=np.bool_)
         if not kept.all():
             active, work = active[kept], work.take(kept)
@@ -335,7 +338,7 @@ def _losses(batch: Batch, model: Array, error: Array) -> Array:
 def _gradient(batch: Batch, method: str, x: Array, y: Array, error: Array) -> tuple[Array, Array]:
     if is_lora(method):
         return error @ y.transpose(0, 2, 1), x.transpose(0, 2, 1) @ error
-    pulled = error * batch.weight
+    pulled = error * batch.weight  # E ∘ W, (p, m, d)
     columns = np.sum(pulled * x[:, :, None], axis=1)
     if method == "columns":
         return np.zeros_like(x), columns
@@ -352,7 +355,8 @@ def _best_step(
         weight = batch.weight
         linear = -(dx[:, :, None] * y[:, None, :] + x[:, :, None] * dy[:, None, :]) * weight
         square = dx[:, :, None] * dy[:, None, :] * weight
-    pushed, bent = linear @ batch.second, square @ batch.second
+    pushed, bent = linear @ batch.second, square @ batch.second  # M₁ G and M₂ G
+    # Coefficients of t to t⁴ in the loss, each (p,).
     slope = np.sum(error * linear, axis=(1, 2))
     two = np.sum(linear * pushed, axis=(1, 2)) / 2 + np.sum(error * square, axis=(1, 2))
     three = np.sum(linear * bent, axis=(1, 2))

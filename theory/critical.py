@@ -59,10 +59,11 @@ def smallest_ratio(
         n = max(float(np.linalg.norm(u)), 1e-300)
         scale, slope = np.sin(n) / n, (n * np.cos(n) - np.sin(n)) / n**3
         r, c = split(problem, centre + radius * scale * u)
-        by_rows, by_cols = weight * c, r[:, None] * weight
-        model = r[:, None] * by_rows
+        by_rows, by_cols = weight * c, r[:, None] * weight  # W Diag(c), Diag(r) W
+        model = r[:, None] * by_rows  # M, (m, d)
         outputs = model @ second
         error = outputs - cross
+        # Loss gap and gradient in (r, c).
         gap = float(np.vdot(model, outputs / 2 - cross)) + null - low
         gradient = np.concatenate([(error * by_rows).sum(1), (error * by_cols).sum(0)])
         squared = float(gradient @ gradient)
@@ -77,6 +78,7 @@ def smallest_ratio(
                 (turned * by_cols + error * weight * dr[:, None]).sum(0),
             ]
         )
+        # Gradient of the log ratio in θ, then in u by the chain rule.
         outer = 2 * curved / squared - gradient / gap
         return np.log(squared / (2 * gap)), radius * (scale * outer + slope * (u @ outer) * u)
 

@@ -253,8 +253,8 @@ def flat_space(model: nn.Module, blocks: Sequence[Block] | None = None) -> Array
         row[:] = _joined(sizes, span.exponents)
     # A δ ∈ S is the kernel of (1 − Π) A, with Π the projector on S.
     left, singular, _ = np.linalg.svd(s.T, full_matrices=False)
-    basis = left[:, singular > 1e-9]
-    outside = a - basis @ (basis.T @ a)
+    basis = left[:, singular > 1e-9]  # orthonormal basis of S, (sides, dim S)
+    outside = a - basis @ (basis.T @ a)  # (1 − Π) A, (sides, gates)
     _, singular, right = np.linalg.svd(outside, full_matrices=True)
     rank = int(np.sum(singular > 1e-9 * np.sqrt(count)))
     return np.asarray(right[rank:], dtype=np.float64)

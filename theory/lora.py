@@ -36,9 +36,9 @@ def lora_hessian(problem: Problem, b: Array, a: Array, *, gauss_newton: bool = F
     """
     (m, r), d = b.shape, a.shape[1]
     second = problem.second_moment
-    mixed = np.einsum("al,kj->aklj", b, a @ second)
+    mixed = np.einsum("al,kj->aklj", b, a @ second)  # JᵀJ between B_ak and A_lj, (m, r, r, d)
     if not gauss_newton:
-        error = b @ a @ second - update_moment(problem)
+        error = b @ a @ second - update_moment(problem)  # E, (m, d)
         mixed = mixed + np.einsum("kl,aj->aklj", np.eye(r), error)
     mixed = mixed.reshape(m * r, r * d)
     return np.block(

@@ -102,7 +102,7 @@ class Relaxed:
     def value(self, centre: Array) -> float:
         """F(μ)."""
         mean = mean_clip(centre, self.sigma)
-        spread = square_clip(centre, self.sigma) - mean**2
+        spread = square_clip(centre, self.sigma) - mean**2  # Var ω, (d,)
         return self.quadratic.value(mean) + float(np.diag(self.quadratic.hessian) @ spread) / 2
 
     def gradient(self, centre: Array) -> Array:
@@ -117,7 +117,7 @@ class Relaxed:
         diagonal = np.diag(h)
         mean, slope = mean_clip(centre, self.sigma), mean_clip_slope(centre, self.sigma)
         matrix = h * np.outer(slope, slope)
-        others = self.quadratic.gradient(mean) - diagonal * mean
+        others = self.quadratic.gradient(mean) - diagonal * mean  # Σ_{k≠j} H_jk m_k − b_j, (d,)
         np.fill_diagonal(
             matrix,
             diagonal * square_clip_curvature(centre, self.sigma) / 2
@@ -134,7 +134,7 @@ class Relaxed:
         diagonal = np.diag(h)
         kappa = PEAK / self.sigma
         off = h - np.diag(diagonal)
-        reach = _largest_affine(off, self.quadratic.linear)
+        reach = _largest_affine(off, self.quadratic.linear)  # β, (d,)
         edge = diagonal * max(1.0, kappa) + reach * kappa
         return float(np.linalg.norm(off, 2) + edge.max())
 
@@ -211,6 +211,6 @@ def vertex_minima(quadratic: Quadratic) -> Array:
     if 2**size > MOST_VERTICES:
         raise ValueError(f"2^{size} vertices are too many to enumerate; take fewer gates")
     corners = np.stack(np.meshgrid(*[[0.0, 1.0]] * size, indexing="ij"), axis=-1).reshape(-1, size)
-    flips = 1 - 2 * corners
+    flips = 1 - 2 * corners  # +1 opens a gate, −1 closes it
     change = flips * quadratic.gradient(corners) + np.diag(quadratic.hessian) / 2
     return np.asarray(corners[(change > 0).all(axis=1)])

@@ -161,12 +161,13 @@ def minibatch_ball(design: Array, targets: Array, sigma: float, rate: float, bat
     count, _, size = design.shape
     single = np.einsum("imd,ime->ide", design, design)  # H_i, (rows, d, d)
     mean = single.mean(axis=0)
-    linear = np.einsum("imd,im->id", design, targets)
+    linear = np.einsum("imd,im->id", design, targets)  # (rows, d)
     best = np.linalg.lstsq(mean, linear.mean(axis=0), rcond=None)[0]
-    gradients = single @ best - linear
+    gradients = single @ best - linear  # g_i at the optimum, (rows, d)
     squares = np.einsum("iab,icd->acbd", single, single).reshape(size**2, size**2) / count
     whole = np.kron(mean, mean)
     pair = whole + (squares - whole) / batch  # X ↦ E H_B X H_B, on matrices flattened row by row
+    # Stationarity in vec(V): drift vec(V) = η² noise.
     eye = np.eye(size)
     drift = rate * (np.kron(mean, eye) + np.kron(eye, mean)) - rate**2 * pair
     noise = sigma**2 * (pair @ eye.reshape(-1)) + (gradients.T @ gradients).reshape(-1) / (
