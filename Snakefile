@@ -1,8 +1,8 @@
 # Reproduces every table and figure of a tier: snakemake --cores 8 all
 #
 # The tier is a configuration file: `--config tier=local` takes config/local.yaml, and
-# `--config tier=some/file.yaml` any other; `tasks=cola,rte` runs a part of it. Results land in the
-# folder that the file names.
+# `--config tier=some/file.yaml` takes any other; `tasks=cola,rte` runs a part of it. Results are
+# written to the folder that the file names.
 
 import os
 import re
@@ -45,15 +45,15 @@ try:
     check_folder(TIER.tier, TIER.results)
     DATA_FILES = [str(path) for path in data_files(TIER)]
     MODEL_FOLDER = model_folder(TIER)
-    # Here, because Snakemake says no more than that outputs are protected.
+    # Checked here, because Snakemake's own message is only that outputs are protected.
     check_writable(TIER.results)
 except (ConfigError, DataError, LockError, ModelError) as error:
-    # One line: of a WorkflowError Snakemake prints three, and a line of this file.
+    # SystemExit prints one line; Snakemake would print a WorkflowError on several lines.
     raise SystemExit(f"error: {error}") from None
 
 RESULTS = TIER.results
 show_jobs(workflow, RESULTS, TIER.tier)
-# Jobs inherit it: they print to logs, in which progress bars are noise.
+# Inherited by jobs, which print to logs, where progress bars are noise.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 METHODS = list(TIER.methods)
 RECORDS = expand(
@@ -97,7 +97,7 @@ if TIER.llama:
 include: "workflow/rules/claims.smk"
 
 
-# This instead of Snakemake's own lock, which a kill leaves behind (profiles/default turns it off).
+# Replaces Snakemake's own lock, which a kill leaves behind (profiles/default turns it off).
 onstart:
     try:
         hold(RESULTS, shared=config.get("lock") == "shared")
@@ -122,7 +122,7 @@ rule all:
         STUDY_RESULTS if TIER.studies else [],
 
 
-# Trains everything and makes no tables.
+# Trains all models without making tables.
 rule runs:
     input:
         TRIALS,

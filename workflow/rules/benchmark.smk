@@ -1,4 +1,4 @@
-# Measured times: these files differ from run to run, tables of results do not.
+# Measured times. Unlike tables of results, these files differ between runs.
 
 
 rule time_step:
@@ -48,7 +48,7 @@ rule time_training:
 SHAPES = {shape.label: shape for shape in TIER.inference_benchmarks}
 
 
-# A run for each shape: all that a ratio compares is measured in one.
+# One job per shape, so that the times in a ratio are measured in the same process.
 rule time_inference:
     output:
         csv=f"{RESULTS}/timing/inference/{{shape}}.csv",
@@ -118,7 +118,7 @@ rule draw_timing:
         "../scripts/draw_timing.py"
 
 
-# What of these the tier asks for.
+# Benchmarks of the tier's configuration.
 TIMINGS = [
     *(rules.time_step.output if TIER.step_benchmark else []),
     *(rules.time_training.output if TIER.training_benchmark else []),

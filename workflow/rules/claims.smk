@@ -1,4 +1,4 @@
-# The audit of the paper's claims, from this tier's tables, and the page that shows everything.
+# The audit of the paper's claims from this tier's tables, and the report on one page.
 
 LEDGER = workflow.source_path("../../config/claims.yaml")
 

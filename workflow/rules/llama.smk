@@ -28,7 +28,7 @@ if LLAMA.text.generated:
             "../scripts/generate_text.py"
 
 
-# A rule of its own: other words make the tokenizer again, not the text.
+# A separate rule, so that another vocabulary rebuilds the tokenizer and not the text.
 if trained_tokenizer():
 
     rule train_tokenizer:
@@ -82,7 +82,7 @@ if LLAMA.pretraining:
         script:
             "../scripts/train_llama.py"
 
-    # The dense model of the first seed is where the other experiments may start.
+    # The other experiments may start from the dense model of the first seed.
     use rule pretrain_llama as pretrain_dense_llama with:
         output:
             record=f"{L}/runs/pretraining/{{size}}/dense/seed{TIER.seeds[0]}.json",
@@ -93,7 +93,7 @@ if LLAMA.pretraining:
             f"{RESULTS}/benchmarks/pretrain_dense_llama/{{size}}.tsv"
         params:
             settings=pretraining_settings,
-            # Of which seed the model is, its path does not say.
+            # The path of the model does not name its seed.
             seed=f"seed {TIER.seeds[0]}",
             code=code_digest("workflow/scripts/train_llama.py"),
 
@@ -148,7 +148,7 @@ if LLAMA.pretraining:
 
 if LLAMA.posttraining:
 
-    # Tiny runs share a process by model; long ones have a process each.
+    # Tiny runs of a model share a process. Long runs have a process each.
     rule posttrain_llama:
         input:
             text=llama_text(),
@@ -187,7 +187,7 @@ if LLAMA.posttraining:
         script:
             "../scripts/train_llama.py"
 
-    # The dense model and one-shot pruning: evaluations, all in one process.
+    # The dense model and one-shot pruning only evaluate, all in one process.
     rule prune_llama:
         input:
             text=llama_text(),
@@ -399,7 +399,7 @@ LLAMA_RESULTS = [
 ]
 
 
-# These experiments alone: snakemake llama
+# Only these experiments: snakemake llama
 rule llama:
     input:
         LLAMA_RESULTS,

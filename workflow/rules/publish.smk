@@ -1,4 +1,4 @@
-# Committed copies of results are written by this rule alone: snakemake publish --config tier=local
+# Only this rule writes committed copies of results: snakemake publish --config tier=local
 
 
 rule publish:

@@ -1,4 +1,4 @@
-# Tables and figures, made from run records alone.
+# Tables and figures, made only from run records.
 
 STUDY = {"methods": METHODS, "tasks": TIER.tasks, "seeds": TIER.seeds}
 WORDS = words_of(TIER, METHODS)
@@ -37,7 +37,7 @@ rule tabulate_glue:
         "../scripts/tabulate_glue.py"
 
 
-# Times differ from run to run, so this is not a table of results.
+# Times differ between runs, so this is not a table of results.
 rule tabulate_method_cost:
     input:
         records=RECORDS,
@@ -125,7 +125,7 @@ rule draw_tradeoff:
         "../scripts/draw_tradeoff.py"
 
 
-# One picture for each method with trained gates.
+# One figure for each method with trained gates.
 rule draw_gates:
     input:
         records=RECORDS,

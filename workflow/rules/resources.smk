@@ -1,6 +1,6 @@
-# What jobs ask of a scheduler.
+# Resources that jobs request from a scheduler.
 
 
 def memory(mb):
-    """Memory of a job, twice as much at each further attempt (profiles/slurm retries)."""
+    """Memory of a job, doubled at each retry (profiles/slurm retries)."""
     return lambda wildcards, attempt: mb * 2 ** (attempt - 1)

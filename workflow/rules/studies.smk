@@ -1,4 +1,4 @@
-# Studies in addition to the main table: tables and figures of records, measured times, the shared encoder.
+# Studies in addition to the main table: tables, figures, measured times, the shared encoder.
 
 STUDIES = TIER.studies
 FOLDER = f"{RESULTS}/studies"
@@ -187,7 +187,7 @@ rule tabulate_properties:
         "../scripts/tabulate_properties.py"
 
 
-# What of these the tier asks for.
+# Outputs of the tier's configuration.
 STUDY_RESULTS = [
     *expand(rules.tabulate_study.output, study=STUDIES.compared),
     *expand(rules.draw_study.output, study=STUDIES.compared),

@@ -1,9 +1,9 @@
-# The paper's theorems put to the test: random least-squares problems, then the tier's encoder.
+# Tests of the paper's theorems on random least-squares problems and on the tier's encoder.
 
 THEORY = f"{RESULTS}/theory"
 LOOK_TASK = TIER.theory.network.task if TIER.theory.network.task in TIER.tasks else TIER.tasks[0]
 
-# Tables behind the figures, by figure; the encoder's is measured by a rule of its own.
+# Tables behind the figures, by figure. A separate rule measures the encoder's.
 TOY_TABLES = {
     "descent": ["descent_columns", "descent_rows", "descent_box", "schur", "schur_singular"],
     "saddle": ["saddle_path", "local_region"],

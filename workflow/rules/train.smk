@@ -1,5 +1,5 @@
-# Fine-tuning: one record a run. Tiny runs share a process by task, because the start of a process
-# costs as much as such a run; long ones have a process each and are resumed run by run.
+# Fine-tuning, one record per run. Tiny runs of a task share a process, because starting one takes as
+# long as such a run. Long runs have a process each, so that they are resumed one by one.
 
 
 rule finetune:
@@ -38,7 +38,7 @@ rule finetune:
         "../scripts/finetune.py"
 
 
-# A run that others need more of than its record.
+# Runs whose trained weights other jobs need.
 if KEPT and not PER_TASK:
 
     use rule finetune as finetune_kept with:
@@ -52,14 +52,14 @@ if KEPT and not PER_TASK:
     ruleorder: finetune_kept > finetune
 
 
-# The studies' runs: by task and seed, what the tier's own table does not hold.
+# The studies' runs that are not in the tier's main table, by task and seed.
 if TIER.studies and PER_TASK:
     STUDIED = [m for m in TIER.study_methods if m not in METHODS]
     STUDIED_AGAIN = [m for m in TIER.study_methods if m in METHODS]
     FURTHER_SEEDS = [seed for seed in TIER.studies.seeds if seed not in TIER.seeds]
 
-    # By far the longest jobs of the tier: started late, the last of them runs alone. They wait for
-    # those of the main table on the same tasks, so that these come first of all.
+    # By far the longest jobs of the tier, so they start early: the last one would otherwise run
+    # alone. They wait for those of the main table on the same tasks, which come first.
     use rule finetune as finetune_first with:
         wildcard_constraints:
             task="|".join(TIER.studies.tasks),
@@ -110,7 +110,7 @@ if TIER.studies and PER_TASK:
                 code=code_digest("workflow/scripts/finetune.py"),
 
 
-# The search for learning rates, on rows that are held out of the training rows.
+# The search for learning rates, scored on held-out training rows.
 if SEARCH:
 
     use rule finetune as try_rate with:
@@ -139,7 +139,7 @@ if SEARCH:
             trained=TRIAL_TRAINED,
         wildcard_constraints:
             method="|".join(map(re.escape, SEARCH.kept)) or "none",
-        priority: 2  # others start from it
+        priority: 2  # other runs start from it
 
     ruleorder: try_rate_kept > try_rate
 
