@@ -114,7 +114,7 @@ def _spearman(labels: Array, predictions: Array) -> tuple[float, Array]:
 
     x, y = rankdata(labels), rankdata(predictions)
     whole, _ = _pearson(x, y)
-    # Without row i, larger ranks decrease by 1 and tied ranks by 1/2.
+    # Without row i, larger ranks decrease by 1 and tied ranks by 1/2: each (rows, rows).
     lower = [_ranks_without(values, ranks) for values, ranks in ((labels, x), (predictions, y))]
     keep = ~np.eye(len(x), dtype=bool)
     u, v = (ranks[keep].reshape(len(x), -1) for ranks in lower)  # (rows left out, other rows)
@@ -123,7 +123,7 @@ def _spearman(labels: Array, predictions: Array) -> tuple[float, Array]:
 
 
 def _ranks_without(values: Array, ranks: Array) -> Array:
-    """(rows left out, rows): ranks of all rows once one is left out."""
+    """Ranks of all rows after one is left out, (rows left out, rows)."""
     above = values[None, :] > values[:, None]
     tied = values[None, :] == values[:, None]
     lowered: Array = ranks[None, :] - above - 0.5 * tied

@@ -55,8 +55,8 @@ class MaskedLinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.scale = scale
         self.temperature = 1.0
-        groups = base.weight.detach().float().abs().unflatten(1, (-1, 4))
-        kept = groups @ PATTERNS.to(groups).T
+        groups = base.weight.detach().float().abs().unflatten(1, (-1, 4))  # (out, in / 4, 4)
+        kept = groups @ PATTERNS.to(groups).T  # (out, in / 4, 6)
         share = kept / groups.sum(-1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)
         self.logits = nn.Parameter(share)
         self.register_buffer("patterns", PATTERNS.to(groups), persistent=False)
@@ -70,6 +70,7 @@ class MaskedLinear(nn.Module):
         else:
             chosen = self.logits.argmax(-1)
             mixture = functional.one_hot(chosen, len(self.patterns)).to(self.logits.dtype)
+        # (out, in / 4, 6) times (6, 4) is (out, in / 4, 4).
         return (mixture @ self.patterns).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:

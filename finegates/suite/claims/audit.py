@@ -115,14 +115,14 @@ def interval_of(measured: Measured) -> tuple[Interval | None, str]:
     """The interval of a measure's mean by the module's rules, and what it covers."""
     values = list(measured.values.values())
     if measured.counted:
-        return Interval(min(values), max(values), level=1.0), "all values"
-    if measured.row_errors is not None:
+        return Interval(min(values), max(values), level=1.0), "all values"  # rule 1
+    if measured.row_errors is not None:  # rule 2
         interval, covers = _over_fixed_tasks(measured.values, measured.row_errors)
         return interval, f"{covers}, paired" if measured.paired else covers
     if measured.ranges is not None and len(values) == 1:
         ((low, high),) = measured.ranges.values()
-        return Interval(low, high, level=0.5), "quartiles"
-    found = t_interval(values)
+        return Interval(low, high, level=0.5), "quartiles"  # rule 3
+    found = t_interval(values)  # rule 4
     return found, "" if found is None else f"{len(values)} values"
 
 

@@ -80,13 +80,13 @@ class TrainingBenchmark(Section):
     """Whole training runs: full fine-tuning, LoRA, shared gates, and gates with removal.
 
     Attributes:
-        batch_size: rows of a step.
-        length: tokens of each.
-        steps: of a run.
+        batch_size: rows per step.
+        length: tokens of each row.
+        steps: steps of a run.
         repeats: interleaved rounds.
-        kept: fractions of the MACs that gates end at.
-        rank: of LoRA.
-        shapes: of models to train next to the tier's own.
+        kept: final fractions of the MACs of gated runs.
+        rank: rank of LoRA.
+        shapes: shapes of models to train in addition to the tier's own.
     """
 
     batch_size: int = Field(gt=0)

@@ -105,7 +105,7 @@ def step_settings(tier: Tier) -> Settings:
 
 
 def training_benchmark_settings(tier: Tier) -> Settings:
-    """What the measured times of whole training runs depend on, and the words of their table."""
+    """Settings of the times of whole training runs, and the words of their table."""
     if tier.training_benchmark is None:
         return {}
     return {

@@ -114,14 +114,15 @@ class EncodedDocuments:
             `UNLABELLED` elsewhere; both (batch_size, longest of the batch).
         """
         drawn = torch.randint(len(self.tokens), (settings.batch_size,))
-        words = self.tokens[drawn, : int(self.lengths[drawn].max())]
-        connectives = self.connectives[drawn]
+        words = self.tokens[drawn, : int(self.lengths[drawn].max())]  # (batch, longest)
+        connectives = self.connectives[drawn]  # (batch,)
         # Masking would hide whether a word equals the one in the other passage.
         shown = (connectives != UNLABELLED) & (torch.rand(len(drawn)) < settings.shown)
         chance = settings.mask_probability * (~shown).float()  # (batch,)
         chosen = (words >= self.words_from) & (torch.rand(words.shape) < chance[:, None])
         labels = words.where(chosen, UNLABELLED)
         labels[:, 0] = connectives
+        # As in BERT: 80 % of the chosen words are masked, 10 % are replaced, 10 % are unchanged.
         fate = torch.rand(words.shape)
         random = torch.randint(self.words_from, self.vocabulary, words.shape)
         tokens = words.where(~(chosen & (fate < 0.9)), random)

@@ -66,9 +66,9 @@ def held_out_prediction(
     nats = torch.zeros((), dtype=torch.float64, device=device)
     starts = range(rank * batch_size, len(text), ranks * batch_size)
     for start in tqdm(starts, desc="held-out text", disable=not progress, leave=False):
-        ids = text.inputs[start : start + batch_size].to(device)
-        labels = text.labels[start : start + batch_size].to(device)
-        logits = model(input_ids=ids, use_cache=False).logits.float()
+        ids = text.inputs[start : start + batch_size].to(device)  # (batch, length)
+        labels = text.labels[start : start + batch_size].to(device)  # (batch, length)
+        logits = model(input_ids=ids, use_cache=False).logits.float()  # (batch, length, vocabulary)
         nats += functional.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         ).double()

@@ -1,4 +1,4 @@
-"""The table of whole training runs: what gates cost next to LoRA and full fine-tuning."""
+"""The table of whole training runs: cost of gates, LoRA and full fine-tuning."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def training_runs_text(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, An
     """The table as Markdown, with the machine and its load.
 
     Args:
-        frame: of :func:`finegates.suite.timing.training_runs.time_training_runs`.
-        tier: whose ``training_benchmark`` was timed.
-        machine: as of ``finegates.suite.runs.machine.hardware``, with ``load``.
+        frame: rows of :func:`finegates.suite.timing.training_runs.time_training_runs`.
+        tier: tier whose ``training_benchmark`` was timed.
+        machine: see ``finegates.suite.runs.machine.hardware``, with ``load``.
     """
     settings = tier.training_benchmark
     assert settings is not None

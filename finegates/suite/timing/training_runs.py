@@ -1,7 +1,8 @@
-"""Measured times of whole training runs: full fine-tuning, LoRA, gates, and gates with removal.
+"""Times of whole training runs: full fine-tuning, LoRA, gates, gates with removal.
 
-A step says nothing of a training whose model shrinks: what counts is the run. All runs of a model
-have the same steps on the same random token ids, whose values do not matter to the time.
+The time of one step does not describe a training whose model shrinks, so whole runs are timed. All
+runs of a model have the same steps on the same token ids, which are random because the time does
+not depend on them.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Contender:
     """A way to train a classifier.
 
     Attributes:
-        name: for tables.
-        prepare: gives a copy of the classifier what is trained.
+        name: name for tables.
+        prepare: attaches the trained parameters to a copy of the classifier.
     """
 
     name: str
@@ -55,10 +56,10 @@ class Contender:
 
 
 def contenders(settings: TrainingBenchmark) -> tuple[Contender, ...]:
-    """Full fine-tuning, LoRA, and shared gates for every budget, kept to the end and removed.
+    """Full fine-tuning, LoRA, and shared gates of each budget, without and with removal.
 
     Args:
-        settings: of the benchmark.
+        settings: settings of the benchmark.
     """
     found = [
         Contender(FULL, lambda model: model),
@@ -85,13 +86,13 @@ def time_training_runs(tier: Tier, threads: int) -> pd.DataFrame:
     """Times whole runs of the tier's classifier, and of the benchmark's shapes.
 
     Returns:
-        a row per model and contender, LoRA's control the last of each model: ``model``,
-        ``contender``, ``macs_kept`` (of the compact model, measured), ``trainable`` (parameters at
-        the start), ``seconds`` (median), ``q25``, ``q75``, ``ratio_to_lora``, ``end_mib`` (what
-        parameters and optimizer hold at the end, and a further step at its peak).
+        one row per model and contender, with the control of LoRA last for each model: ``model``,
+        ``contender``, ``macs_kept`` (measured on the compact model), ``trainable`` (parameters at
+        the start), ``seconds`` (median), ``q25``, ``q75``, ``ratio_to_lora``, ``end_mib`` (memory
+        of parameters and optimizer at the end, plus the peak of one more step).
 
     Raises:
-        ValueError: the tier has no ``training_benchmark``.
+        ValueError: the tier does not have a ``training_benchmark``.
     """
     settings = tier.training_benchmark
     if settings is None:
@@ -189,7 +190,7 @@ def _trainable(trainer: GateTrainer) -> int:
 
 
 def _at_the_end(trainer: GateTrainer, settings: TrainingBenchmark) -> dict[str, Any]:
-    """MACs per row of the compact model, and MiB that training holds after its last step."""
+    """MACs per row of the compact model, and MiB of training after its last step."""
     model: nn.Module = trainer.model  # type: ignore[assignment]
     held = sum(tensor.numel() * tensor.element_size() for tensor in _held(trainer))
     batch = next(iter(trainer.get_train_dataloader()))
@@ -209,7 +210,7 @@ def _at_the_end(trainer: GateTrainer, settings: TrainingBenchmark) -> dict[str, 
 
 
 def _held(trainer: GateTrainer) -> Iterator[torch.Tensor]:
-    """Parameters, and what the optimizer keeps for them."""
+    """Yields parameters and optimizer state."""
     model: nn.Module = trainer.model  # type: ignore[assignment]
     yield from model.parameters()
     assert trainer.optimizer is not None
