@@ -1,1 +1,1 @@
-"""Reproduces and audits the paper with the library, which never imports the suite."""
+"""The suite that reproduces and audits the paper with the library."""

@@ -127,7 +127,7 @@ def _margin(task: str, quantity: str, *trees: pd.DataFrame) -> float:
 
 
 def report(cells: Sequence[Cell]) -> str:
-    """The outcome as text: a line per unconfirmed cell, and the number of confirmed ones."""
+    """The outcome as text: unconfirmed cells, and a count of confirmed ones."""
     lines = []
     for cell in cells:
         if cell.outcome in (EQUAL, AGREES):

@@ -22,11 +22,11 @@ RECORDS = "runs/**/seed*.json"
 
 
 class UnfinishedError(ValueError):
-    """Publishing would remove runs from the copies. The message names the remedy."""
+    """Publishing would lose copied runs. The message names the remedy."""
 
 
 def finished_files(results: Path) -> list[Path]:
-    """Files of all finished runs below a results folder, with their digests checked.
+    """Verified files of all finished runs below a results folder.
 
     Args:
         results: ``results/<tier>``.
@@ -43,7 +43,7 @@ def finished_files(results: Path) -> list[Path]:
 
 
 def publish_finished(results: Path, target: Path) -> None:
-    """Copies the files of :func:`finished_files` and replaces all earlier copies.
+    """Copies :func:`finished_files` and replaces all earlier copies.
 
     Args:
         results: ``results/<tier>``.
@@ -70,7 +70,7 @@ def publish_finished(results: Path, target: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Publishes finished runs. On failure, prints one line and exits with status 1."""
+    """Publishes finished runs. On failure, exits with one line and status 1."""
     parser = argparse.ArgumentParser(description="Publish the finished runs of a tier.")
     parser.add_argument("results", type=Path, help="for example results/base")
     parser.add_argument("target", type=Path, help="for example results/published/base")

@@ -1,4 +1,4 @@
-"""Jackknife standard errors of a score, or of a paired difference, over test rows.
+"""Jackknife standard errors of scores and paired differences over rows.
 
 Two models make many of their errors on the same rows, so the difference of their scores varies less
 than with independent samples of rows. The jackknife pseudo-value of row i is
@@ -52,7 +52,7 @@ def pseudo_values(task: str, labels: Array, predictions: Array) -> Array:
 
 
 def paired_error(task: str, labels: Array, first: Array, second: Array) -> float:
-    """Standard error of the difference of two scores on the same rows, times 100.
+    """Standard error of a difference of scores on the same rows, times 100.
 
     Args:
         task: GLUE's name.

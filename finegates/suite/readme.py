@@ -1,4 +1,4 @@
-"""Updates the tables quoted in README.md and theory/README.md from published files.
+"""Updates quoted tables in README.md and theory/README.md.
 
 Run ``finegates quote`` after publishing. A quote is between ``<!-- begin PATH -->`` and
 ``<!-- end PATH -->``.

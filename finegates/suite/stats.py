@@ -49,7 +49,7 @@ class Summary:
 
 
 def mean(values: Iterable[float]) -> float:
-    """The correctly rounded arithmetic mean, independent of the order of values.
+    """The correctly rounded mean, independent of the order of values.
 
     Raises:
         ValueError: there are no values.
@@ -63,7 +63,7 @@ def mean(values: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class Variance:
-    """An estimated variance of a mean, and its degrees of freedom (infinite if known)."""
+    """A variance of a mean, and its degrees of freedom (infinite if known)."""
 
     value: float
     freedom: float = math.inf
@@ -149,7 +149,7 @@ def summarise(values: Iterable[float], level: float = LEVEL) -> Summary:
 def paired_differences(
     first: Mapping[_Key, float], second: Mapping[_Key, float]
 ) -> dict[_Key, float]:
-    """``first[key] - second[key]`` for all common keys (seeds, or task and seed).
+    """``first[key] - second[key]`` for all common keys, such as seeds.
 
     Pairing removes the common effects of a seed: data order and initial head.
     ``paired_differences(a, b)[k] == -paired_differences(b, a)[k]``.
@@ -160,7 +160,7 @@ def paired_differences(
 def summarise_differences(
     first: Mapping[_Key, float], second: Mapping[_Key, float], level: float = LEVEL
 ) -> Summary | None:
-    """Summary (:func:`summarise`) of the paired differences, None without common keys."""
+    """Summary of the paired differences, None without common keys."""
     differences = paired_differences(first, second)
     return summarise(differences.values(), level) if differences else None
 
@@ -200,7 +200,7 @@ POWER = 0.8
 
 
 def detectable_by_rows(standard_error: float) -> float:
-    """Smallest difference that a two-sided test detects with *independent* test rows.
+    """Smallest detectable difference with *independent* test rows.
 
     At ``LEVEL`` it detects a true difference of (z_.975 + z_.8) sqrt(2) standard errors with
     probability ``POWER``. Two models with the same test rows differ less by chance, so this is an

@@ -1,1 +1,1 @@
-"""Baselines of gates: independent pruning, 2:4 masks, unstructured sparsity."""
+"""Baselines: independent pruning, 2:4 masks, unstructured sparsity."""

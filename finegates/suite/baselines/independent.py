@@ -61,7 +61,7 @@ class IndependentGroups(SharedGroups):
         self.dense = float(planned_macs(self._shadow, 1, length).total)
 
     def kept(self, opened: Mapping[StochasticGate, Tensor] | None = None) -> float:
-        """Fraction of the dense MACs that compaction keeps, see :meth:`SharedGroups.kept`."""
+        """Fraction of MACs that compaction keeps, see :meth:`SharedGroups.kept`."""
         layers = gated_layers(self._shadow)
         for path, pair in self.values(opened).items():
             for side, values in zip(("rows", "cols"), pair, strict=True):

@@ -1,4 +1,4 @@
-"""Unstructured sparsity with as many zeros as gates make, to compare times."""
+"""Unstructured sparsity with as many zeros as gates make, for timing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SparseLinear(nn.Module):
 
 
 def to_sparse(model: nn.Module) -> nn.Module:
-    """Replaces the gateable linear layers with :class:`SparseLinear`, in place.
+    """Replaces gateable linear layers with :class:`SparseLinear`, in place.
 
     Raises:
         TypeError: a layer is not ``nn.Linear``.

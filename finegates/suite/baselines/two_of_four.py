@@ -28,7 +28,7 @@ PATTERNS = torch.tensor(
 
 
 class MaskedLinear(nn.Module):
-    """``y = x (M * W)^T + b`` with a frozen weight W and a learnable 2:4 mask M.
+    """``y = x (M * W)^T + b`` with frozen weight W and learnable 2:4 mask M.
 
     The mask is along the inputs. In training ``M = sum_k p_k P_k`` for each group of four weights,
     where P_k are the patterns and ``p = softmax((scale * logits + g) / temperature)`` with Gumbel
@@ -80,7 +80,7 @@ class MaskedLinear(nn.Module):
 
 
 def attach_masks(model: nn.Module, scale: float = 10.0) -> nn.Module:
-    """Masks the gateable layers in place and trains only masks and the task head.
+    """Masks the gateable layers in place and trains masks and task head.
 
     Args:
         model: a transformers model whose architecture has an adapter and uses ``nn.Linear``.

@@ -112,7 +112,7 @@ def _check_size(test: ClaimTest, parameters: float, evidence: Evidence) -> None:
 
 
 def interval_of(measured: Measured) -> tuple[Interval | None, str]:
-    """The interval of a measure's mean by the module's rules, and what it covers."""
+    """The interval of a measure's mean by the module's rules, and its scope."""
     values = list(measured.values.values())
     if measured.counted:
         return Interval(min(values), max(values), level=1.0), "all values"  # rule 1

@@ -16,7 +16,7 @@ class MissingEvidenceError(LookupError):
 
 
 class NoisyEvidenceError(MissingEvidenceError):
-    """A time was measured on a machine that was too noisy. The message says how much."""
+    """A time was measured on a noisy machine. The message says how noisy."""
 
 
 class Evidence:
@@ -46,7 +46,7 @@ class Evidence:
         return self._frames[name]
 
     def predictions(self, record: str) -> pd.DataFrame | None:
-        """A run's predictions of all validation rows, None if it did not store any.
+        """A run's predictions of all validation rows, None if it stored none.
 
         Args:
             record: path of the run's record, relative to the tier's results folder.

@@ -1,4 +1,4 @@
-"""The ledger of claims and their tests: the schema of ``config/claims.yaml``."""
+"""The ledger of claims and tests: the schema of ``config/claims.yaml``."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Measured:
 def score_difference(
     evidence: Evidence, method: str, against: str, epoch: str = "last", study: str | None = None
 ) -> Measured:
-    """Score of a method minus that of another, paired by task and seed, in points.
+    """Score of a method minus that of another, paired by run, in points.
 
     Args:
         evidence: results of a tier.
@@ -119,7 +119,7 @@ def _row_errors(
 def gate_difference(
     evidence: Evidence, method: str, against: str, kind: str, study: str | None = None
 ) -> Measured:
-    """Difference in a fraction of gates between two methods, in percentage points.
+    """Difference in a fraction of gates, in percentage points.
 
     It is paired by task and seed. ``kind`` is ``closed``, ``open``, ``half_open`` or ``reopened``
     (closed at one inspection and open at a later one).
@@ -129,7 +129,7 @@ def gate_difference(
 
 
 def removed_share(evidence: Evidence, method: str, of: str) -> Measured:
-    """Percentage of gated, encoder or all parameters in closed rows and columns."""
+    """Percentage of closed weights, of the gated, encoder or all parameters."""
     column = {"gated": "gated_parameters", "encoder": "encoder_parameters", "all": "parameters"}[of]
     removed = _by_run(evidence, method, "removed_weights")
     whole = _by_run(evidence, method, column)
@@ -176,7 +176,7 @@ def _saved(found: Any, dense: Any) -> tuple[float, float]:
 
 
 def shared_encoder_change(evidence: Evidence, method: str) -> Measured:
-    """Score of a task on the shared encoder minus that of its own run, in points."""
+    """Score on the shared encoder minus that of the task's run, in points."""
     rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
     scores = zip(rows["task"], rows["shared_score"], rows["run_score"], strict=True)
     values: dict[Unit, float] = {(task,): float(a) - float(b) for task, a, b in scores}
@@ -184,7 +184,7 @@ def shared_encoder_change(evidence: Evidence, method: str) -> Measured:
 
 
 def task_storage(evidence: Evidence, method: str) -> Measured:
-    """Storage of a task in addition to the shared encoder, in percent of a full model."""
+    """Storage of a task with a shared encoder, in percent of a full model."""
     rows = _rows(evidence.table(SHARED_ENCODER), method, SHARED_ENCODER)
     sizes = zip(rows["task"], rows["stored_bytes"], rows["dense_bytes"], strict=True)
     values: dict[Unit, float] = {(task,): 100 * float(a) / float(b) for task, a, b in sizes}
@@ -201,7 +201,7 @@ def property_value(evidence: Evidence, method: str, column: str, scale: float = 
 
 
 def sparsity_gained(evidence: Evidence, method: str) -> Measured:
-    """Realised sparsity of the last epoch minus that of the first, in percentage points."""
+    """Realised sparsity, last minus first epoch, in percentage points."""
     row = _rows(evidence.table(PROPERTIES), method, PROPERTIES).iloc[0]
     gained = 100 * (float(row["last_epoch"]) - float(row["first_epoch"]))
     return Measured({(method,): gained}, "% of gated weights", (PROPERTIES,))
@@ -257,7 +257,7 @@ def time_saved(
     kept: float | None = None,
     model: str | None = None,
 ) -> Measured:
-    """Percentage of the dense model's eager forward time saved, without decoding.
+    """Percentage of the dense model's eager forward time that is saved.
 
     Args:
         evidence: results of a tier.
@@ -326,7 +326,7 @@ def llama_removed(evidence: Evidence, method: str, of: str) -> Measured:
 
 
 def llama_score_difference(evidence: Evidence, method: str, against: str) -> Measured:
-    """Score of a Llama with a method minus that with another, by task, in points."""
+    """Score of a Llama by a method minus another, paired by task, in points."""
 
     def scores(label: str) -> dict[Unit, float]:
         rows = _llama_rows(evidence, LLAMA_TASK, label)
@@ -337,7 +337,7 @@ def llama_score_difference(evidence: Evidence, method: str, against: str) -> Mea
 
 
 def pretraining_removed(evidence: Evidence, method: str, of: str) -> Measured:
-    """Percentage of weights that compaction removes after pretraining, by size.
+    """Percentage of weights removed after gated pretraining, by size.
 
     The denominator is the ``gated`` weights or ``all`` parameters.
     """

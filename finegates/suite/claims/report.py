@@ -1,4 +1,4 @@
-"""Tables of the audit: one row per claim, and one row per test with its numbers."""
+"""Tables of the audit: one row per claim, and one row per test."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ SYNTHETIC = (
 
 
 def shown(verdict: str, kind: str) -> str:
-    """A verdict for print. Small models contradict a claim only at their own scale."""
+    """A verdict for print, with contradicted claims marked "at this scale"."""
     scale = verdict == CONTRADICTED and kind == "claim"
     return f"{verdict} (at this scale)" if scale else verdict
 
 
 def multiplicity(results: Sequence[ClaimResult]) -> str:
-    """The number of tests, and the number expected to be wrong by chance alone."""
+    """The number of tests, and the number expected to be wrong by chance."""
     decided = [
         test
         for result in results
@@ -119,7 +119,7 @@ def verdict_table(
 
 
 def evidence_table(results: Sequence[ClaimResult], tier: str) -> Table:
-    """One row per test, with its measurement and claim, as :func:`verdict_table`."""
+    """One row per test with its measurement, as :func:`verdict_table`."""
     import pandas as pd
 
     rows = [_row(result, test) for result in results for test in result.tests]

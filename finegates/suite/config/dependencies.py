@@ -1,4 +1,4 @@
-"""Settings that a job's outputs depend on: the parameter ``settings`` of a rule.
+"""Settings that a job's outputs depend on: a rule's ``settings``.
 
 Snakemake reruns a job when a parameter of its rule changes. Each function returns only the settings
 that determine the outputs of one job. It leaves out settings of other tasks, methods and models,
@@ -63,7 +63,7 @@ def fetch_settings(tier: Tier, key: str) -> Settings:
 
 
 def floor_settings(tier: Tier) -> Settings:
-    """Settings of a bag-of-words score, except the tables and the list of tasks."""
+    """Settings of a bag-of-words score, except tables and list of tasks."""
     return _plain(tier.data, without=WORDS)
 
 
@@ -105,7 +105,7 @@ def step_settings(tier: Tier) -> Settings:
 
 
 def training_benchmark_settings(tier: Tier) -> Settings:
-    """Settings of the times of whole training runs, and the words of their table."""
+    """Settings of the times of whole training runs, with their table's words."""
     if tier.training_benchmark is None:
         return {}
     return {
@@ -123,7 +123,7 @@ def inference_settings(tier: Tier, label: str) -> Settings:
 
 
 def study_times_settings(tier: Tier) -> Settings:
-    """Settings of the times of the studies' deployed models, and words of their table.
+    """Settings of the times of deployed models, with their table's words.
 
     The runs' own files are not included.
     """
@@ -201,7 +201,7 @@ def text_run_settings(tier: Tier, runs: Sequence[Run]) -> Settings:
 
 
 def pruning_settings(tier: Tier, name: str) -> Settings:
-    """Settings of the records of a dense model and its one-shot pruned versions.
+    """Settings of the records of a dense model and its pruned versions.
 
     The records that they match are not included.
     """
@@ -217,7 +217,7 @@ def pruning_settings(tier: Tier, name: str) -> Settings:
 
 
 def llama_step_settings(tier: Tier) -> Settings:
-    """Settings of the times of a Llama's training steps, and words of their table."""
+    """Settings of the times of a Llama's steps, with their table's words."""
     llama = study(tier)
     found: Settings = {
         "benchmark": _plain(llama.step_benchmark),

@@ -19,7 +19,7 @@ as later ones that do not set them."""
 
 
 class GateFields(Section):
-    """Gate settings with names, defaults and meanings of ``finegates.GateConfig``."""
+    """Gate settings that mirror the fields of ``finegates.GateConfig``."""
 
     preset: PresetName
     penalty_weight: float = Field(default=GateConfig.penalty_weight, ge=0)

@@ -203,7 +203,7 @@ class CausalModel(Source):
 
 
 class LlamaPosttraining(Section):
-    """Gates trained on next-token loss, against one-shot pruning at equal sparsity.
+    """Gates trained on next-token loss, against matched one-shot pruning.
 
     Attributes:
         models: models by name; a name is a folder of results.

@@ -1,4 +1,4 @@
-"""The runs of a tier's experiments on plain text, and the paths of their records."""
+"""The runs of a tier's experiments on plain text, and their paths."""
 
 from __future__ import annotations
 

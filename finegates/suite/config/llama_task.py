@@ -1,4 +1,4 @@
-"""The experiment on a Llama as a sequence classifier, as a tier of its own."""
+"""The experiment on a Llama as a classifier, as a tier of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from finegates.suite.config.tier import Tier
 
 
 def task_tier(tier: Tier) -> Tier:
-    """The tier with model, data, tasks and methods of its section ``llama.on_task``.
+    """The tier with the settings of its section ``llama.on_task``.
 
     Raises:
         ValueError: the tier does not have this section.

@@ -240,7 +240,7 @@ _WHOLE = ("model", "data", "methods", "llama", "studies", "rate_search")
 def validated(
     model: type[_Model], raw: dict[str, Any], path: Path | str, *, strict: bool = False
 ) -> _Model:
-    """Validates ``raw`` as a model. ``strict`` does not convert text to numbers.
+    """Validates ``raw``. ``strict`` does not convert text to numbers.
 
     Raises:
         ConfigError: lists every problem with its place.

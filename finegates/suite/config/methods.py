@@ -1,4 +1,4 @@
-"""Configuration of a method: trained parameters, initial weights, learning rates."""
+"""Configuration of a method: trained parameters, initial weights, rates."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class MagnitudeSettings(Section):
 
 
 class PruningSettings(Section):
-    """One-shot pruning of shared groups before training, by ``finegates.prune``.
+    """One-shot pruning of shared groups (``finegates.prune``) before training.
 
     Attributes:
         criterion: importance criterion.
@@ -167,7 +167,7 @@ class Continuation(Section):
 
 
 class Method(Section):
-    """One way of fine-tuning: trained parameters, initial weights, learning rates.
+    """A method of fine-tuning: trained parameters, initial weights, rates.
 
     Attributes:
         title: title for tables.

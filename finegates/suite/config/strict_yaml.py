@@ -9,7 +9,7 @@ import yaml
 
 
 class ConfigError(ValueError):
-    """A configuration file cannot be used. The message names file, key and remedy."""
+    """A configuration file is invalid. The message names file, key and remedy."""
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -43,7 +43,7 @@ class Study(Section):
 
 
 class Studies(Section):
-    """All studies of a tier. They use the same tasks and seeds, and share runs.
+    """All studies of a tier, which share tasks, seeds and runs.
 
     In a file, the section may extend another one (``extends``, in the tier's folder). Settings
     under ``gated`` apply to every method with gates.
@@ -126,7 +126,7 @@ class Studies(Section):
 
 
 def check_setting(name: str) -> None:
-    """Raises ValueError unless ``name`` is the dotted name of a method's setting."""
+    """Raises ValueError unless ``name`` is a method's setting (dotted name)."""
     section: object = Method
     for part in name.split("."):
         fields = getattr(section, "model_fields", {})

@@ -29,7 +29,7 @@ class Task:
 
     @property
     def correlates(self) -> bool:
-        """Whether the score is a correlation in [-1, 1] instead of a fraction of rows."""
+        """Whether the score is a correlation instead of a fraction of rows."""
         return bool({"matthews", "pearson", "spearman"} & set(self.metrics))
 
     @property
@@ -76,7 +76,7 @@ TASKS: dict[str, Task] = {
 
 
 class DataError(ValueError):
-    """A table cannot be used. The message names the table, the fault and the remedy."""
+    """A table is invalid. The message names it, the fault and the remedy."""
 
 
 def task_named(name: str) -> Task:

@@ -1,4 +1,4 @@
-"""The schema of a tier's configuration: sections with types, defaults and limits.
+"""The schema of a tier: sections with types, defaults and limits.
 
 ``finegates.suite.config.load`` reads files into these sections.
 """
@@ -377,7 +377,7 @@ class Tier(Section):
 
     @property
     def generated(self) -> GeneratedData | None:
-        """Sizes of the generated tables of the tier or its Llama, if there are any."""
+        """Sizes of the generated tables of the tier or its Llama, if any."""
         own = self.llama.on_task.data if self.llama and self.llama.on_task else None
         return self.data.generated or (own.generated if own else None)
 

@@ -1,4 +1,4 @@
-"""Finds the files of tiers, and checks that their names and results do not collide.
+"""Finds the files of tiers, and checks that tiers do not collide.
 
 The tiers of this repository are the files of ``config/`` with a key ``tier``. A file elsewhere is a
 tier of its own, often a copy of one of these.
@@ -44,7 +44,7 @@ def tier_path(name: str = "smoke") -> Path:
 
 
 def tier_name(path: Path) -> str:
-    """How a command line names a tier's file: a name in ``config/``, else its path."""
+    """The name of a tier's file in ``config/``, or its path elsewhere."""
     path = path.resolve()
     return path.stem if path.parent == CONFIG else str(path)
 
@@ -88,7 +88,7 @@ def configuration_file(name: str, path: Path, place: str) -> Path:
 
 
 def check_distinct(tier: str, results: str, path: Path) -> None:
-    """Raises ConfigError if a file has the name or the results folder of another tier.
+    """Raises ConfigError if a file has the name or results of another tier.
 
     Records, tables and published copies of the two would be mixed up. A copy with the same content
     is the same tier.

@@ -1,4 +1,4 @@
-"""The bag-of-words baseline: regression on word counts, without word order.
+"""The bag-of-words baseline: regression on word counts without order.
 
 A task of the generated language tests an encoder only if this baseline fails on it. For a fair
 comparison, its regularisation is chosen by cross-validation on the training rows.
@@ -74,7 +74,7 @@ def constant_predictions(
 
 
 def marked_texts(table: pyarrow.Table, task: str) -> list[str]:
-    """Join the text columns, each word with its column's number: "1:the 1:dog 2:the"."""
+    """Join text columns, with column numbers: "1:the 1:dog 2:the"."""
     columns = [table[name].to_pylist() for name in task_named(task).columns]
     return [
         " ".join(

@@ -56,7 +56,7 @@ def read_split(folder: str | Path, task: str, split: str, rows: int | None = Non
 
 
 def checked(table: pa.Table, task: str, origin: str) -> pa.Table:
-    """The task's columns, with types and values checked as by :func:`read_split`."""
+    """The task's columns, checked as by :func:`read_split`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -106,7 +106,7 @@ def checked(table: pa.Table, task: str, origin: str) -> pa.Table:
 def read_hub_split(
     hub: str, revision: str, task: str, split: str, rows: int | None = None
 ) -> pa.Table:
-    """Same as :func:`read_split`, from the Hugging Face hub at a pinned revision.
+    """Same as :func:`read_split`, from the hub at a pinned revision.
 
     Raises:
         DataError: the hub cannot be reached, the id or revision is unknown, or see
@@ -127,7 +127,7 @@ def read_hub_split(
 
 
 def describe_split(folder: str | Path, task: str, split: str) -> dict[str, Any]:
-    """A record's entry on a table: its SHA-256 and, if the file has one, its status."""
+    """A record's entry on a table: its SHA-256 and, if given, its status."""
     import pyarrow.parquet as pq
 
     path = split_path(folder, task, split)

@@ -1,4 +1,4 @@
-"""Packs documents into sequences of equal length, as a stream that can seek."""
+"""Packs documents into sequences of equal length, with exact resume."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def document_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 class PackedText(IterableDataset[dict[str, Tensor]]):
-    """An endless stream of sequences of ``length`` tokens from concatenated documents.
+    """An endless stream of sequences of ``length`` tokens from documents.
 
     A document continues in the next sequence; tokens are neither padded nor dropped. Two streams of
     the same documents yield the same sequences. After :meth:`seek`, a stream yields the sequences
@@ -70,7 +70,7 @@ class PackedText(IterableDataset[dict[str, Tensor]]):
         self._start = position
 
     def position(self, sequences: int) -> dict[str, Any]:
-        """The position after a number of sequences from the beginning, as JSON values.
+        """The position after a number of sequences, as JSON values.
 
         A data loader reads ahead, so the position is requested by the number of consumed sequences.
 
@@ -107,7 +107,7 @@ class PackedText(IterableDataset[dict[str, Tensor]]):
 
 
 class HeldOut:
-    """Held-out text in windows, in which every token after the first is predicted once.
+    """Held-out text in windows. Each token after the first is predicted once.
 
     A window of ``length`` tokens predicts the next token at each position. The following window
     begins with the last predicted token. The last window is padded, and its padding is not

@@ -1,4 +1,4 @@
-"""Documents of plain text: from a folder, streamed from the hub, or generated."""
+"""Documents of plain text from a folder, the hub, or the generator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLITS = ("train", "validation")
 
 
 class TextError(ValueError):
-    """Text cannot be used. The message names the file, the fault and the remedy."""
+    """Text is invalid. The message names the file, the fault and the remedy."""
 
 
 def text_folder(source: TextSource, results: str) -> Path | None:
@@ -135,7 +135,7 @@ class Documents:
 
 
 class StreamedDocuments:
-    """An endless iterator over a ``datasets.IterableDataset``, in its own order.
+    """An endless iterator over a ``datasets.IterableDataset``, in order.
 
     Attributes:
         position: finished epochs, and the state of the stream, so that resuming does not read and
@@ -198,7 +198,7 @@ def training_documents(
 
 
 def tokenizer_documents(source: TextSource, results: str) -> Sequence[str]:
-    """The documents for training a tokenizer: the training split in file order.
+    """Documents to train a tokenizer on: the training split in file order.
 
     Raises:
         TextError: the text is streamed and has no end, or see :func:`training_documents`.
@@ -213,7 +213,7 @@ def tokenizer_documents(source: TextSource, results: str) -> Sequence[str]:
 
 
 def held_out_documents(source: TextSource, results: str) -> list[str]:
-    """The first documents of the validation split, or those held out of training.
+    """The validation documents, or those held out of training.
 
     Raises:
         TextError: see :func:`training_documents`.
@@ -258,7 +258,7 @@ def _stream(source: TextSource, split: str) -> Any:
 
 
 def describe_text(source: TextSource, results: str) -> dict[str, Any]:
-    """The ``data`` entry of a run record: source of the text, digests of its files."""
+    """The ``data`` entry of a run record: source and digests of the text."""
     folder = text_folder(source, results)
     files = {} if folder is None else text_files(source, folder)
     status = {split: _status(path) for split, path in files.items()}

@@ -1,4 +1,4 @@
-"""Trains a word-level tokenizer with RoBERTa's special tokens and pair format."""
+"""Trains a word-level tokenizer in RoBERTa's format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 def train_tokenizer(
     texts: Iterable[str], *, vocabulary: int = 1000, max_length: int = 64
 ) -> PreTrainedTokenizerFast:
-    """Train a tokenizer with one token per word or punctuation mark, lower case.
+    """Train a tokenizer of lower-case words and punctuation marks.
 
     A single text becomes `<s> A </s>`, a pair `<s> A </s></s> B </s>`, as RoBERTa has it. Words
     outside the vocabulary become `<unk>`. There are no token type ids.
@@ -66,7 +66,7 @@ def train_tokenizer(
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> Path:
-    """Save a tokenizer for `AutoTokenizer.from_pretrained` and return the folder.
+    """Save a tokenizer for `AutoTokenizer` and return the folder.
 
     The folder is created if needed. Files with the same names are replaced.
     """

@@ -1,4 +1,4 @@
-"""Figures: trade-offs of score and sparsity, gate values, inference times, studies.
+"""Figures: trade-offs, gate values, inference times, studies.
 
 A figure is drawn only from a frame, which is written as CSV next to it. With the same version of
 Matplotlib, the same frame gives the same bytes of SVG, PDF and PNG.

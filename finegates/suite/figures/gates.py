@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def gate_histogram_frame(
     records: Sequence[Record], method: str, methods: Sequence[str], tasks: Sequence[str]
 ) -> pd.DataFrame:
-    """Histograms of a method's evaluation gates by task and epoch, over all seeds.
+    """Histograms of a method's gates by task and epoch, over all seeds.
 
     Columns: ``task``, ``method``, ``title``, ``seeds`` (their number), ``epoch``, ``low`` and
     ``high`` (the bin's edges in [0, 1]), ``count``, ``fraction`` (of the gates, sums to 1 over the

@@ -1,4 +1,4 @@
-"""Figures of the Llama experiments: perplexity against sparsity, loss curves."""
+"""Figures of the Llama experiments: perplexity, loss curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DENSE_COLOUR = "#111111"
 
 
 def draw_posttraining(frame: pd.DataFrame, footer: str = "") -> Figure:
-    """Perplexity against realised sparsity, one panel per model, one line per method.
+    """Perplexity against sparsity, one panel per model, one line per method.
 
     Args:
         frame: the numbers of ``finegates.suite.tables.llama_posttraining.posttraining_table``.
@@ -59,7 +59,7 @@ def draw_posttraining(frame: pd.DataFrame, footer: str = "") -> Figure:
 
 
 def draw_pretraining(frame: pd.DataFrame, footer: str = "") -> Figure:
-    """Held-out loss and closed weights over the tokens seen, two panels per size.
+    """Held-out loss and closed weights over tokens, two panels per size.
 
     Args:
         frame: see ``finegates.suite.tables.llama_pretraining.curve_table``.

@@ -1,4 +1,4 @@
-"""The figure of a study: score, MACs and, if measured, time of each method."""
+"""The figure of a study: score, MACs and measured time of each method."""
 
 from __future__ import annotations
 

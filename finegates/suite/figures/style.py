@@ -1,4 +1,4 @@
-"""Shared parts of figures: palette, settings, panel grids, reproducible files."""
+"""Shared parts of figures: palette, settings, panel grids, files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ LEGEND_HEIGHT = 0.37
 
 
 def style() -> Any:
-    """The figures' settings on top of Matplotlib's defaults, without the user's."""
+    """The figures' settings on top of Matplotlib's own defaults."""
     import matplotlib.style
 
     matplotlib.use("Agg")
@@ -79,7 +79,7 @@ def grid(
     legend_entries: int = 0,
     shared_colours: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, a footer and space for a legend (:func:`add_legend`).
+    """A figure with panels, a footer and space for :func:`add_legend`.
 
     Args:
         panels: number of panels.
@@ -100,7 +100,7 @@ def grid(
 def lay_out(
     panels: int, columns: int, size: tuple[float, float], lines: Sequence[str]
 ) -> tuple[Figure, list[Axes]]:
-    """A figure whose panels fill ``size`` (width, height in inches), above the lines."""
+    """A figure with panels of ``size`` (width, height in inches) above lines."""
     from matplotlib.figure import Figure
 
     width, height = size
@@ -147,7 +147,7 @@ def write_footer(figure: Figure, lines: Sequence[str]) -> None:
 
 
 def label_edges(axes: Sequence[Axes], columns: int, x: str, y: str) -> None:
-    """Labels the axes below the lowest panel of each column and left of each row."""
+    """Labels the axes of the lowest panel of each column and left of rows."""
     for place, ax in enumerate(axes):
         if place + columns >= len(axes):
             ax.set_xlabel(x)
@@ -158,12 +158,12 @@ def label_edges(axes: Sequence[Axes], columns: int, x: str, y: str) -> None:
 def typed(
     frame: pd.DataFrame, integers: Sequence[str] = (), floats: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Converts columns with blanks to nullable integers, or to floats with NaN."""
+    """Converts columns with blanks to nullable integers or floats."""
     return frame.astype({name: "Int64" for name in integers} | {name: float for name in floats})
 
 
 def save_figure(figure: Figure, *paths: str | Path) -> None:
-    """Saves a figure atomically, in the format of each path's suffix (svg, pdf, png).
+    """Saves a figure atomically as svg, pdf or png, by each path's suffix.
 
     The files do not contain dates or program names, so that the same figure gives the same bytes.
 
@@ -203,7 +203,7 @@ def _fix_layout(figure: Figure) -> None:
 
 
 def span_scores(ax: Axes, axis: Literal["x", "y"], widest: float = 0.0) -> None:
-    """Widens an axis of scores around its centre, so that chance differences look small.
+    """Widens an axis of scores, so that chance differences look small.
 
     Args:
         ax: finished plot.

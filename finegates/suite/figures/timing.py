@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def draw_inference(frame: pd.DataFrame, footer: str) -> Figure:
-    """Time of compact models against their MACs, both relative to the dense model.
+    """Time of compact models against MACs, both relative to the dense model.
 
     Args:
         frame: see ``finegates.suite.timing.inference.time_inference``.

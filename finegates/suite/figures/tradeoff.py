@@ -79,7 +79,7 @@ def tradeoff_frame(
 def draw_tradeoff(
     frame: pd.DataFrame, footer: str = "", against: str = "realised_sparsity"
 ) -> Figure:
-    """Score against sparsity or MACs, one panel per task and one for the average.
+    """Score against sparsity or MACs, by task and for the average.
 
     Pruned methods are points: small ones are runs, large ones are means over seeds. Dense methods
     are horizontal lines at their mean, references are dotted lines.

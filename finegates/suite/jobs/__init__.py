@@ -1,1 +1,1 @@
-"""Jobs of the workflow: checksums of outputs, locks, code versions, terminal."""
+"""Jobs of the workflow: checksums, locks, code versions, terminal."""

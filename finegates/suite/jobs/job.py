@@ -45,7 +45,7 @@ def running(job: Any, *, sealed: bool = True) -> Iterator[None]:
 
 @contextmanager
 def job_log(path: str | Path) -> Iterator[None]:
-    """Redirects standard output and error, warnings and progress to a log file.
+    """Redirects standard output and standard error to a log file.
 
     On failure the traceback is written to the log and one line to the original standard error. Then
     the process exits with status 1.

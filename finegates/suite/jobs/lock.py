@@ -1,4 +1,4 @@
-"""Allows one run at a time in a results folder, by a lock that the kernel releases.
+"""Locks a results folder for one run, with a lock of the kernel.
 
 A run holds the folder's lock as long as it or one of its jobs is alive. A killed run leaves nothing
 to clean up. A job that outlives its killed run still blocks the next run.
@@ -23,7 +23,7 @@ _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.
 
 
 class LockError(RuntimeError):
-    """The results folder is locked or not writable. The message says by whom or why."""
+    """The results folder is locked or not writable. The message says why."""
 
 
 def check_writable(folder: str | Path) -> None:

@@ -33,7 +33,7 @@ _MOST = 1000  # cached files, several times the number of modules
 
 
 def code_digest(*files: str | Path) -> str:
-    """Digest of Python files and of all modules that they import from this repository.
+    """Digest of Python files and the modules of this repository they import.
 
     The digest is computed from syntax trees, so comments, docstrings and layout do not count.
     Imports below ``if TYPE_CHECKING:`` do not run and do not count, either.

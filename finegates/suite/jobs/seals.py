@@ -24,7 +24,7 @@ class SealError(ValueError):
 
 
 def seal(path: str | Path) -> None:
-    """Writes the seal of a file or folder atomically. A missing one is skipped."""
+    """Writes the seal of a file or folder, if it exists, atomically."""
     path = Path(path)
     if not path.exists():
         return

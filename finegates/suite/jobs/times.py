@@ -43,7 +43,7 @@ class Times:
 
     @classmethod
     def read(cls, tier: str, folders: tuple[Path, ...] = (MEASURED, SHIPPED)) -> Times:
-        """Reads the times of the last run here, or else those shipped with the workflow."""
+        """Reads the times of the last run here, or else the shipped ones."""
         for folder in folders:
             try:
                 text = (folder / f"{tier}.csv").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ class Times:
         self.threads[rule] = threads
 
     def of(self, rule: str, jobs: int = 1) -> float:
-        """Estimated seconds of some jobs of a rule in sequence, 0 if nothing is known.
+        """Estimated seconds of jobs of a rule in sequence, 0 if unknown.
 
         It uses the rule's mean in this run, or else its mean in the earlier run scaled by the
         relative speed of this run, or else the mean of all finished jobs.
@@ -91,7 +91,7 @@ class Times:
         return work
 
     def write(self, folder: Path = MEASURED) -> None:
-        """Stores the times of this run, and earlier times of rules that did not run."""
+        """Stores the times of this run, and earlier times of other rules."""
         rows = dict(self.known)
         rows |= {r: (_mean(ended), self.threads[r]) for r, ended in self.now.items() if ended}
         out = io.StringIO()

@@ -1,4 +1,4 @@
-"""Pretrains a small RoBERTa on masked words and connectives, without a checkpoint.
+"""Pretrains a small RoBERTa on masked words and connectives.
 
 Documents of two passages are encoded in the pair format `<s> A </s></s> B </s>` of fine-tuning. A
 connective that opens the second passage ("but", "again", ...) is removed and predicted at `<s>`, by
@@ -141,7 +141,7 @@ def _part(document: str) -> tuple[list[str], str | None]:
 
 @torch.no_grad()
 def set_waves(positions: torch.Tensor, base: float = 100.0) -> None:
-    """Initialise position embeddings (positions, hidden) as sinusoids, in place.
+    """Initialise position embeddings (positions, hidden) as sinusoids.
 
     Neighbours then have similar embeddings from the first step, so that attention learns to find
     them in hundreds instead of thousands of steps (Vaswani et al. 2017, section 3.5). Their

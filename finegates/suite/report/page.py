@@ -1,4 +1,4 @@
-"""Builds the page from a tier's Markdown tables, SVG figures, verdicts and runs."""
+"""Builds the page from a tier's tables, figures, verdicts and runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Part:
-    """A table or a figure of a section. ``html`` is generated here and trusted."""
+    """A table or a figure of a section. ``html`` is generated and trusted."""
 
     name: str
     path: str

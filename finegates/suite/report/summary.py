@@ -1,4 +1,4 @@
-"""The summary at the top of the report, in sentences composed from the numbers."""
+"""The summary at the top of the report, composed from the numbers."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def choose_rates(records: Iterable[Record]) -> list[RateTrial]:
 
 
 def write_choices(trials: Iterable[RateTrial], path: str | Path) -> None:
-    """Writes the chosen factors of one task by contender, and all trials, as JSON."""
+    """Writes the chosen factors and all trials of one task as JSON."""
     listed = list(trials)
     chosen = {trial.contender: trial.factor for trial in listed if trial.chosen}
     content = {"factors": chosen, "trials": [asdict(trial) for trial in listed]}

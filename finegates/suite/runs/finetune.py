@@ -380,7 +380,7 @@ def write_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
 
 
 def read_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
-    """Loads a file of :func:`write_trained` into a model prepared in the same way."""
+    """Loads a file of :func:`write_trained` into an equally prepared model."""
     if whole:
         load_model(model, path)
     else:

@@ -15,7 +15,7 @@ from finegates.suite.runs.signed import read_signed
 
 
 class HeldOutResult(Section):
-    """Held-out loss (nats per token), perplexity, bits per character, and counts."""
+    """Held-out loss (nats per token), perplexity, bits per character, counts."""
 
     loss: float
     perplexity: float
@@ -94,14 +94,14 @@ class TextTraining(Quoted):
 
 
 class TextConfig(Quoted):
-    """Gates or criterion of a run, its training (None if untrained), and its tier."""
+    """Gates or criterion, training (None if untrained) and tier of a run."""
 
     training: TextTraining | None
     tier_description: str
 
 
 class CausalRecord(RunRecord):
-    """One run on plain text. ``start`` is measured before training, with gates."""
+    """One run on plain text. ``start`` is measured before training."""
 
     experiment: Experiment
     name: str

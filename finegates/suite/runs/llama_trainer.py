@@ -43,7 +43,7 @@ KEPT_CHECKPOINTS = 2
 
 
 class CheckpointError(ValueError):
-    """Checkpoints cannot be resumed from. The message names them and the remedy."""
+    """Checkpoints cannot be resumed. The message names them and the remedy."""
 
 
 class CausalTrainer(GateTrainer):
@@ -86,7 +86,7 @@ class CausalTrainer(GateTrainer):
             self.add_callback(_DelayedTarget(self, start_step))
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Same as :class:`GateTrainerMixin`, with random numbers seeded by the step."""
+        """Same as :class:`GateTrainerMixin`, with a seed for each step."""
         torch.manual_seed(derive_seed(self.noise_seed, "step", self.state.global_step))
         return super().training_step(model, *args, **kwargs)
 
@@ -219,7 +219,7 @@ def causal_arguments(
 
 
 def last_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path | None:
-    """The last complete checkpoint of a run in a folder, None if there is none.
+    """The last complete checkpoint of a run in a folder, if there is one.
 
     The folder stores the identity of its run. Incomplete and corrupt checkpoints are skipped.
 

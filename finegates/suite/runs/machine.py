@@ -50,7 +50,7 @@ def hardware(threads: int) -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """Peak memory of this process: accelerator memory, or else resident memory."""
+    """Peak accelerator memory, or else resident memory, of this process."""
     import torch
 
     if torch.cuda.is_available():

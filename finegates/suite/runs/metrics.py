@@ -46,7 +46,7 @@ def score(task: str, metrics: dict[str, float]) -> float:
 
 
 def predictions_from_logits(task: str, logits: np.ndarray) -> np.ndarray:
-    """Class codes or, for regression, similarities (rows,) from logits (rows, outputs)."""
+    """Class codes or similarities (rows,) from logits (rows, outputs)."""
     if task_named(task).labels is None:
         return np.asarray(logits, dtype=np.float32).reshape(-1)
     return np.asarray(logits).argmax(axis=-1)

@@ -1,4 +1,4 @@
-"""Perplexity on held-out text, and greedy decoding to compare two causal models."""
+"""Perplexity on held-out text, and greedy decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions of a run for all validation rows, as Parquet next to its record."""
+"""Predictions for all validation rows, as Parquet next to a record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUFFIX = ".predictions.parquet"
 
 
 class Predictions(Section):
-    """SHA-256 and number of rows of a file of predictions, as its record has them."""
+    """SHA-256 and number of rows of a file of predictions, in its record."""
 
     sha256: str
     rows: Count

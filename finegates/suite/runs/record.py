@@ -1,4 +1,4 @@
-"""The run record: one JSON file per run, the source of all tables and audits.
+"""The run record: one JSON file per run, the source of all tables.
 
 A record ends with the SHA-256 of its own content, so that a flipped bit raises an error instead of
 changing a number. Records of format version 1 do not have this digest. They are still read;
@@ -44,7 +44,7 @@ class GateSummary(Section):
 
 
 class Epoch(Section):
-    """Metrics on the reported split after an epoch. ``score`` is GLUE's times 100."""
+    """Metrics on the reported split after an epoch, ``score`` times 100."""
 
     epoch: Annotated[int, Field(ge=1)]
     train_loss: float
@@ -63,7 +63,7 @@ class CompactResult(Section):
 
 
 class Split(Section):
-    """One split of a task: SHA-256 of its file, and whether its rows are official."""
+    """One split of a task, with the SHA-256 and the status of its file."""
 
     sha256: str | None
     status: str
@@ -93,7 +93,7 @@ class TaskTables(Section):
 
 
 class QuotedGates(Quoted):
-    """The gates of a run's method. ``target`` is resolved for matching methods."""
+    """The gates of a run's method, with the target of a matched run."""
 
     preset: str
     target: float | None
@@ -108,7 +108,7 @@ class QuotedTraining(Quoted):
 
 
 class RunConfig(Quoted):
-    """Method (``finegates.suite.config.methods.Method``), training and tier of a run."""
+    """Method, training and tier of a run, see :mod:`finegates.suite.config`."""
 
     title: str
     gates: QuotedGates | None = None

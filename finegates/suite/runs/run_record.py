@@ -1,4 +1,4 @@
-"""Fields that the records of all runs share: model, code, hardware, budget."""
+"""Shared fields of all run records: model, code, hardware, budget."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Model(Section):
 
     @property
     def identity(self) -> list[str]:
-        """The revision or the digest as captions print it, empty if both are unknown."""
+        """The revision or digest as captions print it, empty if unknown."""
         for word, value in (("revision", self.revision), ("digest", self.sha256)):
             if value:
                 return [f"{word} {value[:DIGEST_DIGITS]}"]

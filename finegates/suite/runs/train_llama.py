@@ -238,7 +238,7 @@ def prune_runs(
 
 
 def run_seeds(run: Run) -> dict[str, int]:
-    """Seeds by purpose, the same for all methods, so that differences are paired."""
+    """Seeds by purpose. All methods share them, so differences are paired."""
     names = (run.experiment, run.name, run.seed)
     return {
         "init": derive_seed("llama", *names, "init"),

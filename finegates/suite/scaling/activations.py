@@ -1,4 +1,4 @@
-"""Measures activation memory: bytes per token that a layer saves for the backward pass.
+"""Measures activation memory per token that a layer saves for backward.
 
 Layers are measured on the CPU, with fewer heads in the true proportions
 (``finegates.suite.timing.memory``). Every term is proportional to the width, so the result is
@@ -22,7 +22,7 @@ BATCH, LENGTH = 2, 128
 
 
 def reduced(config: PretrainedConfig, layers: int) -> tuple[PretrainedConfig, int]:
-    """The shape with fewer heads in the same proportions, and the factor of its width."""
+    """The shape with fewer heads in the same proportions, and the factor."""
     sizes: dict[str, Any] = config.to_dict()
     heads = sizes["num_attention_heads"]
     kv_heads = sizes.get("num_key_value_heads") or heads
@@ -50,7 +50,7 @@ def _plain(sizes: dict[str, Any]) -> dict[str, Any]:
 def activation_bytes(
     config: PretrainedConfig, *, precision: str, trains_all: bool, gated: bool
 ) -> float:
-    """Bytes per token and layer of a training step, without gradients of weights."""
+    """Bytes per token and layer of a training step, without weight gradients."""
     peaks, weights = [], []
     for layers in (1, 2):
         small, factor = reduced(config, layers)

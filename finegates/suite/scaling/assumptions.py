@@ -1,4 +1,4 @@
-"""Inputs of the cost model: the device, the shapes of hub models, text lengths."""
+"""Inputs of the cost model: device, shapes of hub models, text lengths."""
 
 from __future__ import annotations
 
@@ -97,6 +97,6 @@ DOCUMENT_TOKENS = 500
 
 
 def shape_of(hub: str) -> PretrainedConfig:
-    """The configuration of a hub model. Raises KeyError for one that is not listed."""
+    """The configuration of a hub model. Raises KeyError for unknown ones."""
     model_type, sizes = SHAPES[hub]
     return AutoConfig.for_model(model_type, **sizes)

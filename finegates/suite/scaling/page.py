@@ -1,4 +1,4 @@
-"""Writes ``docs/scaling.md``: the cost model, its check, and the cost of all tables."""
+"""Writes ``docs/scaling.md``: cost model, its check, costs of all tables."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ texts: such a step also moves every weight of the embeddings, which is not a mat
 
 
 def table_of(costs: Sequence[Cost]) -> pd.DataFrame:
-    """Costs by table and model, with the longest and the largest run, and a total."""
+    """Costs by table and model, with longest and largest run, and a total."""
     rows: dict[tuple[str, str], list[Cost]] = {}
     for cost in costs:
         rows.setdefault((cost.table, cost.part), []).append(cost)
@@ -129,7 +129,7 @@ def _row(table: str, part: str, runs: Sequence[Cost]) -> dict[str, Any]:
 
 
 def check_table(local: Tier) -> pd.DataFrame:
-    """Operations of a step by the formula, next to the published median step times."""
+    """Operations of a step by formula, next to published median step times."""
     records = read_records(sorted(RUNS.rglob("seed*.json")))
     rows = []
     for method, trains_all in (("full", True), ("lora", False)):

@@ -1,4 +1,4 @@
-"""Detectable differences between two methods, given the numbers of rows and seeds."""
+"""Detectable differences of two methods, by numbers of rows and seeds."""
 
 from __future__ import annotations
 

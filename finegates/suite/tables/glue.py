@@ -1,4 +1,4 @@
-"""GLUE scores and realised sparsity of methods by tasks, as means over seeds.
+"""GLUE scores and realised sparsity by method and task, over seeds.
 
 Averages over tasks use only seeds that have all tasks. A mean over some tasks would favour methods
 that failed on the others.

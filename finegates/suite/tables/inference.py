@@ -252,7 +252,7 @@ def scattered_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, 
 
 
 def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, Any]) -> Table:
-    """Dense and compact times by backend, with arguments of :func:`inference_table`."""
+    """Dense and compact times by backend, as :func:`inference_table`."""
     backends = [b for b in BACKEND_TITLES if b in set(frame["backend"])]
     columns = (
         *_CASE,

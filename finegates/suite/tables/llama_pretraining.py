@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def pretraining_table(records: Sequence[CausalRecord]) -> Table:
-    """Dense and gated training from the same initial weights on the same tokens.
+    """Dense and gated training from the same weights on the same tokens.
 
     Args:
         records: records of one tier's experiment ``pretraining``, in the order of the rows.

@@ -55,7 +55,7 @@ COUNTS = ("removed_weights", "gated_weights", "all", "trainable")
 
 
 def groups(records: Sequence[CausalRecord]) -> list[list[CausalRecord]]:
-    """Groups runs that differ only in their seed, in order of first appearance."""
+    """Groups runs that differ only in the seed, in order of appearance."""
     groups: dict[tuple[str, str, float | None], list[CausalRecord]] = {}
     for record in records:
         groups.setdefault((record.name, record.method, record.target), []).append(record)

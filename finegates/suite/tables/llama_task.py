@@ -16,7 +16,7 @@ from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS, targe
 def llama_task_table(
     records: Sequence[Record], methods: Sequence[str], tasks: Sequence[str]
 ) -> Table:
-    """Scores of a Llama as a classifier, and removed parameters by denominator.
+    """Scores and removed parameters of a Llama as a classifier.
 
     Args:
         records: records of one tier.

@@ -1,4 +1,4 @@
-"""Scores of all methods next to their cost: parameters, training time, memory."""
+"""Scores of methods next to their cost: parameters, time, memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def method_cost_table(
     *,
     seeds: Sequence[int] | None = None,
 ) -> Table:
-    """Average score, MACs, trained parameters, training time and memory by method.
+    """Average score, MACs, trained parameters, time and memory by method.
 
     Args:
         records: records of one tier.

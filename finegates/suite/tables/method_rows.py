@@ -44,7 +44,7 @@ class MethodRows:
     def row(
         self, method: str, value: Callable[[Record], float], decimals: int, quantity: str
     ) -> dict[str, Any]:
-        """Values of a method by task and their average, and the cost of the method."""
+        """Values of a method by task, their average, and the method's cost."""
         runs = {task: self.runs(method, task) for task in self.tasks}
         all_runs = [run for found in runs.values() for run in found]
         complete = self.complete(method)

@@ -1,4 +1,4 @@
-"""The paper's table of properties, measured: LoRA, a learnable 2:4 mask, gates.
+"""The paper's table of properties, measured: LoRA, 2:4 mask, gates.
 
 The paper ticks boxes. Here every box is replaced by the number behind it.
 """

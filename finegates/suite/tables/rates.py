@@ -14,7 +14,7 @@ from finegates.suite.tables.render import BLANK, Column, Table
 def rates_table(
     trials: Sequence[RateTrial], titles: Mapping[str, str], tier: str, shared: Mapping[str, str]
 ) -> Table:
-    """One row per contender and task: the score of each factor, the chosen one marked.
+    """Scores by factor, one row per contender and task, choices marked.
 
     Args:
         trials: results of :func:`finegates.suite.runs.chosen_rates.choose_rates` for all tasks.

@@ -173,7 +173,7 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Escapes LaTeX's special characters and replaces characters that fonts lack."""
+    """Escapes LaTeX's special characters and some that fonts lack."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 

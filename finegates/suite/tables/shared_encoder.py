@@ -35,7 +35,7 @@ _LEAD = (
 def shared_rows(
     tier: Tier, label: str, seed: int, files: Mapping[str, Path], records: Mapping[str, Record]
 ) -> list[dict[str, Any]]:
-    """Loads the file of each task into one shared encoder, twice in turn, and evaluates it.
+    """Loads each task's file into one encoder, twice in turn, and evaluates.
 
     Args:
         tier: configuration.

@@ -1,4 +1,4 @@
-"""The table of a study: scores and kept MACs, and differences from the first method."""
+"""The table of a study: scores, kept MACs, differences from the first."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def study_rows(
 
 
 def setting(config: Mapping[str, Any], name: str | None) -> float | str | None:
-    """A setting of a run's configuration by its dotted name, None if it is missing."""
+    """A setting of a run's configuration by dotted name, None if missing."""
     value: Any = config if name is not None else None
     for part in (name or "").split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -130,7 +130,7 @@ def setting(config: Mapping[str, Any], name: str | None) -> float | str | None:
 
 
 def read_times(frame: pd.DataFrame) -> dict[str, float]:
-    """Median time of each method relative to dense, see ``suite.timing.deployed``."""
+    """Median times relative to dense, see ``suite.timing.deployed``."""
     ratios = zip(frame["method"], frame["ratio_to_dense"], strict=True)
     return {str(method): float(ratio) for method, ratio in ratios}
 

@@ -1,4 +1,4 @@
-"""The table of whole training runs: cost of gates, LoRA and full fine-tuning."""
+"""The table of whole training runs: gates, LoRA and full fine-tuning."""
 
 from __future__ import annotations
 

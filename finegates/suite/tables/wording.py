@@ -1,4 +1,4 @@
-"""Words for captions: titles, names and descriptions of the current configuration.
+"""Words for captions: current titles, names and descriptions.
 
 Results do not depend on them, so a change of words does not retrain anything. A record keeps the
 words of the time of its run. Tables and figures replace them with the current ones, and are made
@@ -21,7 +21,7 @@ Words = dict[str, Any]
 
 
 def words_of(tier: Tier, labels: Iterable[str]) -> Words:
-    """The words that a table of these methods' runs uses: a rule's parameter ``words``."""
+    """Words of a table of these methods' runs: a rule's ``words``."""
     return {
         "description": tier.description,
         "data": _named(tier.data),
@@ -31,7 +31,7 @@ def words_of(tier: Tier, labels: Iterable[str]) -> Words:
 
 
 def text_words_of(tier: Tier, runs: Iterable[Run]) -> Words:
-    """The words that a table of these text runs uses: a rule's parameter ``words``."""
+    """Words of a table of these text runs: a rule's ``words``."""
     llama = study(tier)
     posttraining = llama.posttraining
     models = {} if posttraining is None else posttraining.models

@@ -11,7 +11,7 @@ from finegates.clock import quartiles
 
 
 def ratios(seconds: Mapping[str, np.ndarray], to: str) -> pd.DataFrame:
-    """Median, quartiles (ms) and ratio of each contender to the median of ``to``."""
+    """Median, quartiles (ms) and ratio to the median of ``to``."""
     rows = []
     for name, values in seconds.items():
         low, median, high = quartiles(values)

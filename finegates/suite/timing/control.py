@@ -39,7 +39,7 @@ def with_control(contenders: Mapping[str, Run], of: str) -> dict[str, Run]:
 
 
 def is_noisy(ratio: float) -> bool:
-    """Whether a control's ratio to the same model differs from 1 by more than the limit."""
+    """Whether a control's ratio to its model is off by more than the limit."""
     return abs(ratio - 1.0) > LIMIT
 
 

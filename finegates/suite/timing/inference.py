@@ -1,4 +1,4 @@
-"""Inference times of real model shapes with random weights, against a MACs limit.
+"""Inference times of real model shapes, against a limit by MACs.
 
 The limit of a compact model is the dense time times MACs(compact) / MACs(dense), with attention
 matmuls included. Norms, softmax, activations and data movement do not shrink in this proportion, so
@@ -212,7 +212,7 @@ def measure_compaction(benchmark: InferenceBenchmark, threads: int) -> dict[str,
 
 @torch.inference_mode(mode=False)
 def random_model(benchmark: ModelShape) -> nn.Module:
-    """A classifier of the benchmark's shape with random weights, in evaluation mode."""
+    """A random classifier of the benchmark's shape, in evaluation mode."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     torch.manual_seed(derive_seed("time_inference", benchmark.name))
@@ -226,7 +226,7 @@ def random_model(benchmark: ModelShape) -> nn.Module:
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def gated_copy(dense: nn.Module, case: InferenceCase, *, take: bool = False) -> nn.Module:
-    """A copy of the model with constant gates of a case, which shares its weights.
+    """A copy of the model with a case's constant gates and shared weights.
 
     With ``take`` the model itself is gated.
     """
@@ -310,7 +310,7 @@ def _runner(
 
 
 def random_inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Random token ids and a mask of ones (batch, length), as keyword arguments."""
+    """Random token ids and a mask of ones, each (batch, length)."""
     vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
     return {
         "input_ids": torch.randint(5, vocabulary, (batch, length)),

@@ -1,4 +1,4 @@
-"""Time of a forward pass by part: matmuls, attention, data movement, the rest."""
+"""Time of a forward pass by part: matmuls, attention, data movement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time and memory of a gated training step, against LoRA and the dense model."""
+"""Time and memory of a gated training step, against LoRA and dense."""
 
 from __future__ import annotations
 

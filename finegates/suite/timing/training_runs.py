@@ -1,4 +1,4 @@
-"""Times of whole training runs: full fine-tuning, LoRA, gates, gates with removal.
+"""Times of whole training runs: full, LoRA, gates, gates with removal.
 
 The time of one step does not describe a training whose model shrinks, so whole runs are timed. All
 runs of a model have the same steps on the same token ids, which are random because the time does
@@ -56,7 +56,7 @@ class Contender:
 
 
 def contenders(settings: TrainingBenchmark) -> tuple[Contender, ...]:
-    """Full fine-tuning, LoRA, and shared gates of each budget, without and with removal.
+    """Full fine-tuning, LoRA, and gates of each budget, with removal too.
 
     Args:
         settings: settings of the benchmark.
@@ -83,7 +83,7 @@ def _gating(kept: float, shrink: bool, length: int) -> Callable[[nn.Module], nn.
 
 
 def time_training_runs(tier: Tier, threads: int) -> pd.DataFrame:
-    """Times whole runs of the tier's classifier, and of the benchmark's shapes.
+    """Times whole runs of the tier's classifier and the benchmark's shapes.
 
     Returns:
         one row per model and contender, with the control of LoRA last for each model: ``model``,

@@ -1,4 +1,4 @@
-"""A small synthetic language: a pretraining corpus and eight GLUE-like tasks.
+"""A small synthetic language: a corpus and eight GLUE-like tasks.
 
 With it, every step of the workflow runs on a fresh machine without downloads. Numbers measured on
 it do not transfer to English.

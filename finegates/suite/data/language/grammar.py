@@ -1,4 +1,4 @@
-"""Events (who does what to what, where, when) and the sentences that express them.
+"""Events (who does what, where, when) and sentences that express them.
 
 An `Event` is a meaning. `express` chooses its wording among synonyms. The word order is fixed:
 
@@ -105,7 +105,7 @@ def subject_words(event: Event, rng: Random) -> list[str]:
 
 
 def adjunct_words(event: Event, rng: Random, *, asked: str | None = None) -> list[str]:
-    """Words of place and time, if the event has them, without the role `asked`."""
+    """Words of place and time, if present, without the role `asked`."""
     words = []
     if event.place is not None and asked != "place":
         words.append(rng.choice(event.place.wordings))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Concept:
-    """A meaning: `wordings` are its synonyms, `kind` its hypernym if it has one."""
+    """A meaning, with its synonyms (`wordings`) and hypernym (`kind`), if any."""
 
     wordings: tuple[str, ...]
     kind: Concept | None = None
@@ -61,10 +61,10 @@ CRITICISM: tuple[Concept, ...] = _concepts("bad/awful stupid/silly dull/boring u
 
 
 def kinds(role: str) -> tuple[Concept, ...]:
-    """The hypernyms among a role's concepts, in their order, empty for most roles."""
+    """The hypernyms among a role's concepts, empty for most roles."""
     return tuple(dict.fromkeys(concept.kind for concept in ROLES[role] if concept.kind))
 
 
 def opposite(verb: Concept) -> Concept:
-    """The antonym of a verb, which contradicts it for the same subject and object."""
+    """The antonym of a verb."""
     return ROLES["verb"][ROLES["verb"].index(verb) ^ 1]

@@ -1,4 +1,4 @@
-"""Relations between events: entailment, contradiction, neutrality, similarity.
+"""Relations of events: entailment, contradiction, neutrality, similarity.
 
 All functions map events to events, so that labels are correct by construction. A statement without
 negation entails weaker ones: a hypernym instead of a concept, or without adjective, place or time.
@@ -26,7 +26,7 @@ def comparable(one: Concept, other: Concept) -> bool:
 
 
 def changed(event: Event, rng: Random, role: str | None = None) -> Event:
-    """Replace the concept of one role (default: random) with an incomparable one."""
+    """Replace the concept of a role (default: random) by an incomparable one."""
     role = rng.choice(roles_of(event)) if role is None else role
     present = concept_of(event, role)
     others = [c for c in ROLES[role] if present is None or not comparable(c, present)]
@@ -48,7 +48,7 @@ def entailed(event: Event, rng: Random) -> Event:
 
 
 def contradicting(event: Event, rng: Random) -> Event:
-    """A contradiction of an event: a negated consequence, or its opposite verb."""
+    """A contradiction: a negated consequence, or the opposite verb."""
     if event.negated:
         return replace(event, negated=False)
     weaker = entailed(event, rng)

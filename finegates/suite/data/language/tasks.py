@@ -47,7 +47,7 @@ SPLITS = {"train": range(0, 7), "validation": range(7, 9), "test": range(9, 10)}
 
 
 def sentence(words: list[str]) -> str:
-    """Join words into a sentence, with a full stop unless it ends in a question mark."""
+    """Join words into a sentence, with a full stop unless it is a question."""
     return " ".join(words if words[-1] == "?" else [*words, "."])
 
 
@@ -162,7 +162,7 @@ def _draw_duplicate(label: int, rng: Random) -> Row:
 
 
 def draw_questions(same: bool, rng: Random) -> tuple[list[str], list[str]]:
-    """Word two questions that are equivalent, or differ in a concept or the asked role."""
+    """Word two questions, equivalent or with a different concept or role."""
     event, about = draw_event(rng), rng.choice(list(QUESTIONS))
     asked = about
     other = event
