@@ -27,8 +27,8 @@ def summarise_gates(
     gate entries, where a gate shared between layers counts once. The realised sparsity is the
     fraction of the gated layers' weights in a closed row or column.
     """
+    gates = leaf_gates(model)  # refuses what is not a model
     layers = dense_layers(model)
-    gates = leaf_gates(model)
     # Dimensions that were removed while training count as closed.
     values = torch.cat([gate.spread(gate.openness().float()).cpu() for gate in gates])
     probability = torch.cat([gate.spread(gate.open_probability().float()).cpu() for gate in gates])
