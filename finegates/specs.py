@@ -21,7 +21,11 @@ Of = Callable[[Any], Any]
 
 def is_named_cross(module: Any, name: str) -> bool:
     """Whether the name of an attention in its layer says that it attends to an encoder's states."""
-    return name in ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn")
+    names = name.split(".")[-2:]
+    return any(
+        each in ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn")
+        for each in names
+    )
 
 
 def named(*classes: str) -> tuple[str, ...]:
@@ -184,6 +188,7 @@ class FeedForwardSpec:
         activation: the name of that function in transformers' ``ACT2FN``.
         joint: whether forward has one argument, which it reads in gate and up alone, so that the
             two can be one matmul.
+        when: whether a module of these classes is what is described; None: always.
     """
 
     classes: tuple[str, ...]
@@ -194,3 +199,4 @@ class FeedForwardSpec:
     phi: str | None = "act_fn"
     activation: str = ""
     joint: bool = False
+    when: Of | None = None

@@ -75,7 +75,7 @@ class Adapter(ABC):
         """
         return 1.0
 
-    def obstacle(self, module: nn.Module, part: Attention) -> str | None:
+    def obstacle(self, model: nn.Module, part: Attention) -> str | None:
         """Says why an attention module cannot be narrowed; None if it can.
 
         Called before :meth:`narrow`, with the dense or gated module.

@@ -22,10 +22,9 @@ def _falcon_layout(module: Any) -> Layout:
     return "multi_query" if module.multi_query else "heads"
 
 
-def _in_slices(module: Any) -> str | None:
-    if module.pretraining_tp > 1 and module.slow_but_exact:
-        return "it multiplies slices of its weights"
-    return None
+def _whole_products(module: Any) -> bool:
+    """Whether a module of BLOOM calls its layers, and does not multiply slices of weights."""
+    return not (module.pretraining_tp > 1 and module.slow_but_exact)
 
 
 ATTENTIONS: tuple[AttentionSpec, ...] = (
@@ -211,7 +210,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         layout="heads",
         sizes={"num_heads": "heads"},
         head_arguments={"alibi": None},
-        unsupported=_in_slices,
+        when=_whole_products,
     ),
 )
 FEED_FORWARDS: tuple[FeedForwardSpec, ...] = (
@@ -261,7 +260,11 @@ FEED_FORWARDS: tuple[FeedForwardSpec, ...] = (
         named("gpt2.GPT2MLP", "gpt_neo.GPTNeoMLP"), up="c_fc", down="c_proj", phi="act"
     ),
     FeedForwardSpec(
-        named("bloom.BloomMLP"), up="dense_h_to_4h", down="dense_4h_to_h", phi="gelu_impl"
+        named("bloom.BloomMLP"),
+        up="dense_h_to_4h",
+        down="dense_4h_to_h",
+        phi="gelu_impl",
+        when=_whole_products,
     ),
 )
 

@@ -25,7 +25,7 @@ from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, 
 from finegates.modules.attention import RotaryAttention
 from finegates.modules.experts import is_experts
 from finegates.modules.joint import join_gate
-from finegates.modules.likeness import unlikeness
+from finegates.modules.likeness import is_alike, unlikeness
 from finegates.modules.narrowed import fit_norms, narrow_stock, removed_parameters
 from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec, NormSpec
 
@@ -106,11 +106,13 @@ class DescribedAdapter(Adapter):
             return scaled(module, sizes)
         return float((sizes.width / sizes.head_dim) ** 0.5) if scaled else 1.0
 
-    def obstacle(self, module: nn.Module, part: Attention) -> str | None:
+    def obstacle(self, model: nn.Module, part: Attention) -> str | None:
         """Says why an attention keeps its sizes: its forward, its options, or its weights."""
         if part.narrows:
             return None
-        reason = _why_whole(module, self._attention_spec(module))
+        module = model.get_submodule(part.path)
+        spec = self._attention_spec(module)
+        reason = _why_whole(module, spec) or _own_surroundings(model, part.path, spec)
         return reason or f"the weights of {type(module).__name__} are not heads of its sizes"
 
     def norm_of(self, module: nn.Module) -> NormSpec | None:
@@ -141,7 +143,8 @@ def _parts(model: nn.Module, path: str, module: nn.Module, tables: _Tables) -> l
     feed: FeedForwardSpec | None = _spec(module, tables[FeedForwardSpec])
     mixer: MixerSpec | None = _spec(module, tables[MixerSpec])
     if attention is not None:
-        narrows = _why_whole(module, attention) is None
+        reason = _why_whole(module, attention) or _own_surroundings(model, path, attention)
+        narrows = reason is None
         found.append(attention_part(model, path, module, attention, narrows=narrows))
     if mixer is not None:
         found.append(mixer_part(model, path, module, mixer))
@@ -175,9 +178,33 @@ def _own_forward(module: nn.Module, classes: tuple[str, ...]) -> str | None:
     if "forward" in vars(module):
         return f"the forward of this {name} has been replaced"
     known = next(each for each in type(module).__mro__ if class_name(each) in classes)
-    if isinstance(module, RotaryAttention) or type(module).forward is known.forward:  # type: ignore[attr-defined]
+    kind: Any = type(module)
+    if isinstance(module, RotaryAttention) or _is_alike(kind, known):
         return None
     return f"the forward of {name} is not that of {known.__name__}"
+
+
+@functools.cache
+def _is_alike(one: Any, other: Any) -> bool:
+    return is_alike(one, other)
+
+
+def _own_surroundings(model: nn.Module, path: str, spec: AttentionSpec) -> str | None:
+    """Why what happens around a module is unknown; None if the spec needs nothing there.
+
+    An output projection outside of the module (``^`` in its path) reads its result only if the
+    module around both is one of transformers.
+    """
+    if not any(name.startswith("^") for name in (spec.q, spec.k, spec.v, spec.o)):
+        return None
+    kinds = [type(model.get_submodule(each)) for each in (path, path.rpartition(".")[0])]
+    if all(_is_stock(kind) == _is_stock(kinds[0]) for kind in kinds):
+        return None
+    return f"what {kinds[1].__name__} does with its result is not known"
+
+
+def _is_stock(kind: type) -> bool:
+    return kind.__module__.startswith("transformers.")
 
 
 def _blocks(layer: str, parts: list[_Part]) -> Iterator[Block]:

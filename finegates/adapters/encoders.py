@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finegates.specs import AttentionSpec, FeedForwardSpec, RotarySpec, named
+from finegates.specs import AttentionSpec, FeedForwardSpec, RotarySpec, is_named_cross, named
 
 _HALF = RotarySpec()
 _SIZES = {"num_attention_heads": "heads", "all_head_size": "heads*width"}
@@ -106,6 +106,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         named("esm.EsmSelfAttention"),
         rotary=RotarySpec(when=lambda module: module.position_embedding_type == "rotary"),
         scaled_by_width=True,
+        cross=is_named_cross,
         joint=True,
         **BERT,
     ),
@@ -137,8 +138,8 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         sizes=_SIZES,
         # Positions have projections of their own, which read all dimensions.
         fixed_scores=True,
-        fixed_heads=lambda module: module.talking_head,
         value_bias=True,
+        unsupported=lambda module: "it mixes the scores of heads" if module.talking_head else None,
         per_head={
             "q_bias": 0,
             "v_bias": 0,

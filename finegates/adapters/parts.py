@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -38,8 +39,10 @@ def attention_part(
     q, k, v, o = (_resolved(path, name) for name in (spec.q, spec.k, spec.v, spec.o))
     cross = spec.cross
     if callable(cross):
-        cross = cross(module, path.rpartition(".")[2])
+        cross = cross(module, path)
     joint = "" if not spec.joint or q == k else "kv" if cross else "qkv"
+    if cross and "key_value_states" not in inspect.signature(type(module).forward).parameters:
+        joint = ""  # its encoder's states have another name
     present = (q, k, v, o, f"{path}.{joint}" if joint else q)
     if not any(has_module(model, each) for each in present):
         return None
@@ -159,6 +162,8 @@ def feed_forward_part(
     model: nn.Module, path: str, spec: FeedForwardSpec, *, narrows: bool = True
 ) -> FeedForward | None:
     """The feed-forward part of the module at a path; None if its layers are gone."""
+    if spec.when is not None and not spec.when(model.get_submodule(path)):
+        return None
     up, down = _resolved(path, spec.up), _resolved(path, spec.down)
     gate = None if spec.gate is None else _resolved(path, spec.gate)
     joins = spec.joint and gate is not None and gate != up

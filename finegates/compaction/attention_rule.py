@@ -49,7 +49,7 @@ def narrow_attention(
     if not all_linear(model, paths):
         return None  # compact already
     layers = {path: model.get_submodule(path) for path in paths}
-    reason = adapter.obstacle(model.get_submodule(part.path), part)
+    reason = adapter.obstacle(model, part)
     if reason is not None:
         notes.append(f"{part.path}: its heads keep their sizes: {reason}")
         return None

@@ -94,6 +94,24 @@ def record(
     return recording
 
 
+def record_compact(
+    model: nn.Module, inputs: Mapping[str, Any], paths: list[str], *, strict: bool = False
+) -> Recording:
+    """As :func:`record`, of a compact model whose description may be wrong.
+
+    Raises:
+        NotEqualError: the model cannot be called on the inputs.
+    """
+    try:
+        return record(model, inputs, paths, strict=strict)
+    except Exception as error:  # a wrong description can fail in any way
+        raise NotEqualError(
+            f"the compact {type(model).__name__} cannot be called on the inputs that the gated one "
+            f"takes: {type(error).__name__}: {error}. A description of its modules does not fit "
+            "them; compare it with their code, or leave it out"
+        ) from error
+
+
 def writing_layers(model: nn.Module, adapter: Adapter | None) -> list[str]:
     """Paths of the layers that write to the residual stream, in order; empty without an adapter."""
     try:

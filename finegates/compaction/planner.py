@@ -19,7 +19,7 @@ from finegates.compaction.feed_forward_rule import pair_feed_forward
 from finegates.compaction.plans import BlockPlan, ExpertsPlan, LayerPlan, Plan
 from finegates.compaction.sides import choose_sides
 from finegates.gates.dense_form import in_dense_sizes
-from finegates.gates.gated_experts import GatedExperts
+from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import gated_layers
 
 __all__ = ["BlockPlan", "LayerPlan", "Plan", "plan_compaction"]
@@ -50,7 +50,7 @@ def plan_compaction(
     notes: list[str] = []
     heads: dict[str, HeadSizes] = {}
     joined: list[str] = []
-    if drafts and adapter is None:
+    if (drafts or gated_experts(plain)) and adapter is None:
         try:
             adapter = adapter_for(plain)
         except ValueError as error:
@@ -81,7 +81,7 @@ def plan_compaction(
     }
     blocks = (
         ()
-        if adapter is None or not drafts
+        if adapter is None or not (drafts or experts)
         else _block_plans(adapter, plain, layers, heads, experts)
     )
     counted = model_parameters(plain, layers, experts)

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, adapter_for, attentions, unwrap
-from finegates.compaction.certificate import check_equal, check_inputs, record, writing_layers
+from finegates.compaction.certificate import (
+    check_equal,
+    check_inputs,
+    record,
+    record_compact,
+    writing_layers,
+)
 from finegates.compaction.cost import CostModel
 from finegates.compaction.draft import gate_values
 from finegates.compaction.graphs import allow_graphs
@@ -26,6 +32,7 @@ from finegates.gates.parts import forget_attachment
 from finegates.initialisation import mark_initialised
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.experts import narrowed_experts
+from finegates.modules.kinds import GatedLayer
 from finegates.modules.linear import dense_weight, find_linear, unmergeable
 from finegates.modules.stock_methods import adapt_stock_methods
 from finegates.modules.tying import move_tied_keys, note_untied
@@ -91,7 +98,8 @@ def compact(
     plain = unwrap(model)
     check_undispatched(plain)
     plain = widened(plain)
-    if not gated_layers(plain) and not any(isinstance(m, CompactLinear) for m in plain.modules()):
+    kinds = GatedLayer | CompactLinear
+    if not any(isinstance(module, kinds) for module in plain.modules()):
         raise ValueError(
             f"{type(plain).__name__} has no gates, so there is nothing to compact; call "
             "finegates.attach and train first"
@@ -176,7 +184,7 @@ def compact(
     logger.info("compacted %s: %s", type(plain).__name__, plan.summary())
     mark_initialised(result).eval()
     if verify is not None and expected is not None:
-        check_equal(expected, record(result, verify, points))
+        check_equal(expected, record_compact(result, verify, points))
     return result
 
 
@@ -195,7 +203,7 @@ def _verify_copies(
     remove_autocast(double)
     expected = record(double, inputs, points, strict=True)
     small = compact(double, inplace=True, adapter=adapter, cost=cost)
-    check_equal(expected, record(small, inputs, points, strict=True))
+    check_equal(expected, record_compact(small, inputs, points, strict=True))
 
 
 def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:

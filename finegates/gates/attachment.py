@@ -304,6 +304,12 @@ def _gated(inner: nn.Module, sides: Sides) -> dict[str, GatedLinear | GatedExper
     layers: dict[str, GatedLinear | GatedExperts] = {}
     for name, (rows, cols) in sides.items():
         base = inner.get_submodule(name)
+        if is_experts(base) and name.endswith(".base_layer"):
+            raise ValueError(
+                f"{name.removesuffix('.base_layer')} holds stacked experts with adapters of peft, "
+                "which read the weights of what they wrap; leave the experts out of the adapters, "
+                "for example by fg.add_lora or LoraConfig(target_modules=['q_proj', ...])"
+            )
         try:
             if rows is None and cols is not None and is_experts(base):
                 layers[name] = GatedExperts(base, cols).train(base.training)

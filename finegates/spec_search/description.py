@@ -110,7 +110,33 @@ def describe(
             else:
                 specs.append(found)
                 LOGGER.info("described %s", ", ".join(found.classes))
-    return Description(tuple(specs), tuple(dict.fromkeys(notes)))
+    confirmed: list[Spec] = []
+    for spec in specs:
+        kept = _confirmed(spec, [Replay(layers[path], calls[path], seed) for path in calls])
+        if kept is None:
+            notes.append(
+                f"{', '.join(spec.classes)}: the description is not exact in every layer, so it "
+                "stays whole"
+            )
+        elif kept not in confirmed:
+            confirmed.append(kept)
+    return Description(tuple(confirmed), tuple(dict.fromkeys(notes)))
+
+
+def _confirmed(spec: Spec, replays: list[Replay]) -> Spec | None:
+    """The spec, if it is exact in every layer that has such a module; None if it is not.
+
+    Layers of one class may differ, and a class may be in layers of several.
+    """
+    having = [
+        replay
+        for replay in replays
+        if any(class_name(type(module)) in spec.classes for module in replay.layer.modules())
+    ]
+    for each in (spec, dataclasses.replace(spec, joint=False)):
+        if all(replay.certifies(each, (), times=2) for replay in having):
+            return each
+    return None
 
 
 def _search(

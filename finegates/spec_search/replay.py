@@ -53,11 +53,11 @@ class Replay:
     seed: int
     dense: list[Tensor] = field(default_factory=list)
 
-    def certifies(self, spec: Spec, kinds: tuple[str, ...]) -> bool:
+    def certifies(self, spec: Spec, kinds: tuple[str, ...], times: int = 6) -> bool:
         """Whether a spec describes its modules in this layer, for every kind of closure."""
         if not self.dense:
             self.dense = _outputs(_Layer(self.layer), self.call)
-        for number, kind in enumerate((*kinds, *(["all"] * 6))):
+        for number, kind in enumerate((*kinds, *(["all"] * times))):
             try:
                 if not self._is_exact(spec, kind, self.seed + number):
                     return False

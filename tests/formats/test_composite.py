@@ -20,8 +20,12 @@ from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
+    TrOCRConfig,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
+    ViTConfig,
 )
 
 from finegates.budget import macs, planned_macs
@@ -104,6 +108,20 @@ def of_instances(decoder: str) -> Callable[[], tuple[nn.Module, list[str]]]:
     return make
 
 
+def captions() -> tuple[nn.Module, list[str]]:
+    """Images to text: the decoder has one kind of attention only, the encoder several."""
+    decoder = TrOCRConfig(
+        vocab_size=tiny.VOCABULARY,
+        d_model=12,
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=16,
+    )
+    vision = ViTConfig(**{k: v for k, v in VISION.items() if k != "projection_dim"})
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, decoder)
+    return randomised(VisionEncoderDecoderModel(config)), ["encoder"]
+
+
 KINDS: dict[str, Callable[[], tuple[nn.Module, list[str]]]] = {
     "encoder-decoder": encoder_decoder,
     "encoder-decoder of a bert instance": of_instances("bert"),
@@ -112,6 +130,7 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, list[str]]]] = {
     "llava of mistral": llava("mistral"),
     "llava of qwen2": llava("qwen2"),
     "dual encoder": dual_encoder,
+    "captions": captions,
 }
 
 
@@ -122,6 +141,8 @@ def output(model: nn.Module) -> Tensor:
     found: Tensor
     if isinstance(model, EncoderDecoderModel):
         found = model(**tokens, decoder_input_ids=tokens["input_ids"]).logits
+    elif isinstance(model, VisionEncoderDecoderModel):
+        found = model(pixel_values=pixels, decoder_input_ids=tokens["input_ids"]).logits
     elif isinstance(model, LlavaForConditionalGeneration):
         ids = torch.cat([torch.full((2, 4), 39), tokens["input_ids"] % 39], dim=1)
         found = model(input_ids=ids, pixel_values=pixels).logits

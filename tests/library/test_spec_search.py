@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import finegates as fg
 from finegates import adapters
@@ -141,3 +142,52 @@ def test_what_no_description_fits_is_left_whole() -> None:
     assert not [spec for spec in description.specs if isinstance(spec, AttentionSpec)]
     assert [spec for spec in description.specs if isinstance(spec, FeedForwardSpec)]
     assert "Odd: no description is exact, so it stays whole" in str(description)
+
+
+class SomeMix(nn.Module):
+    """An attention whose heads see each other in some layers."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.head_dim, self.num_heads, self.mixes = 6, 4, mixes
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        shape = (*hidden_states.shape[:2], -1, self.head_dim)
+        q, k, v = (
+            layer(hidden_states).view(shape).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        context = nn.functional.scaled_dot_product_attention(q, k, v)
+        if self.mixes:
+            context = context - context.mean(1, keepdim=True)
+        return self.o_proj(context.transpose(1, 2).reshape(hidden_states.shape))
+
+
+class AttentionLayer(GradientCheckpointingLayer):
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.attention = SomeMix(mixes)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states + self.attention(states)
+
+
+class Stack(nn.Module):
+    def __init__(self, mixing: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(AttentionLayer(index in mixing) for index in range(5))
+
+    def forward(self, states: Tensor) -> Tensor:
+        for layer in self.layers:
+            states = layer(states)
+        return states
+
+
+def test_a_class_is_described_only_if_it_is_in_every_layer_as_described() -> None:
+    """Neither the first, the middle nor the last of these layers mixes its heads."""
+    states = {"states": torch.randn(2, 9, 24, dtype=torch.float64)}
+    for mixing, found_in in (((), 1), ((1, 3), 0)):
+        torch.manual_seed(0)
+        description = describe(Stack(mixing).double(), states)
+        assert len(description.specs) == found_in

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModel
+from transformers.models.bert.modeling_bert import BertAttention, BertLayer
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
 from finegates.adapters import (
@@ -17,6 +19,12 @@ from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from finegates.modules.attention import RotaryAttention
 from finegates.modules.likeness import unlikeness
+from support.described import (
+    described_inputs,
+    described_model,
+    described_outputs,
+    relative_difference,
+)
 from support.tiny import scatter_gates
 
 SIZES = {
@@ -163,6 +171,52 @@ def test_a_subclass_with_a_forward_of_its_own_is_another_attention():
     module.__class__ = LlamaAttention
     module.forward = lambda *args: None
     assert "has been replaced" in unlikeness(module, RotaryAttention.classes)
+
+
+class _Mixing(GPTNeoSelfAttention):
+    """Overrides a method that forward calls."""
+
+    def _attn(self, *args, **kwargs):
+        outputs, weights = super()._attn(*args, **kwargs)
+        return outputs - 0.5 * outputs.mean(1, keepdim=True), weights
+
+
+class _Normed(BertAttention):
+    """Normalises between attention and output projection."""
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        context, weights = self.self(hidden_states, attention_mask=attention_mask)
+        context = torch.nn.functional.rms_norm(context, context.shape[-1:])
+        return self.output(context, hidden_states), weights
+
+
+class _Same(BertLayer):
+    """Changes nothing."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["structured", "reference"])
+@pytest.mark.parametrize(
+    ("name", "of", "kind", "keeps"),
+    [
+        ("gpt_neo", GPTNeoSelfAttention, _Mixing, True),
+        ("bert", BertAttention, _Normed, True),
+        ("bert", BertLayer, _Same, False),
+    ],
+)
+def test_what_a_subclass_changes_around_or_below_forward_counts(name, of, kind, keeps, preset):
+    model = described_model(name)
+    for module in model.modules():
+        if type(module) is of:
+            module.__class__ = kind
+    inputs = described_inputs(name)
+    attach(model, GateConfig(preset=preset, sequence_length=9 if preset == "structured" else 128))
+    scatter_gates(model)
+    expected = described_outputs(model.eval(), inputs)
+    plan = plan_compaction(model)
+    assert any("heads keep their sizes" in note for note in plan.notes) == keeps
+    assert not any("keep their width" in note for note in plan.notes)
+    assert relative_difference(expected, described_outputs(compact(model), inputs)) < 1e-11
 
 
 @torch.no_grad()

@@ -85,6 +85,13 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "share_att_key": True,
         "norm_rel_ebd": "layer_norm",
     },
+    "deberta/talking": {
+        **_TEXT,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "max_relative_positions": 16,
+        "talking_head": True,
+    },
     "mpnet": _TEXT,
     "llama": _GROUPED,
     "mistral": {**_GROUPED, **_WINDOW},

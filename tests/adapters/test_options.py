@@ -1,0 +1,122 @@
+"""Options and parts of described types that the conformance suite does not have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomModel,
+    EsmConfig,
+    EsmModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
+
+from finegates.adapters import AttentionSpec, DescribedAdapter
+from finegates.compaction import compact
+from finegates.compaction.certificate import NotEqualError
+from finegates.gates.attachment import attach
+from finegates.gates.config import GateConfig
+from finegates.gates.gated_experts import gated_experts
+from finegates.gates.gated_linear import leaf_gates
+from support import tiny
+from support.described import (
+    described_inputs,
+    described_model,
+    described_outputs,
+    relative_difference,
+)
+
+ROUNDING = 1e-11  # as in test_described
+
+
+def test_experts_alone_are_compacted_too() -> None:
+    """Of an architecture whose attention has no description."""
+    config = Qwen2MoeConfig(
+        vocab_size=48,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        intermediate_size=40,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    torch.manual_seed(0)
+    model = Qwen2MoeForCausalLM(config).double().eval()
+    model.set_experts_implementation("eager")
+    attach(model, GateConfig(preset="structured", sequence_length=9))
+    with torch.no_grad():
+        for gate in leaf_gates(model):
+            gate.latent[: gate.size // 2] = -1.0  # all dimensions of every second expert
+    inputs = described_inputs("mixtral")
+    before = described_outputs(model.eval(), inputs)
+    small = compact(model)
+    assert relative_difference(before, described_outputs(small, inputs)) < ROUNDING
+    assert not gated_experts(small)
+
+
+def test_experts_in_adapters_are_refused_before_anything_changes() -> None:
+    peft = pytest.importorskip("peft")
+    base = described_model("mixtral", "causal")
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules="all-linear"))
+    with pytest.raises(ValueError, match=r"experts .*adapters of peft.*fg\.add_lora"):
+        attach(model, GateConfig(preset="structured", sequence_length=9))
+    described_outputs(model, described_inputs("mixtral", "causal"))
+
+
+def test_slices_of_weights_are_not_gated() -> None:
+    config = BloomConfig(
+        vocab_size=48, hidden_size=24, n_layer=2, n_head=4, pretraining_tp=2, slow_but_exact=True
+    )
+    with pytest.raises(ValueError, match="no module of this BloomModel"):
+        attach(BloomModel(config), GateConfig(preset="structured"))
+
+
+@torch.no_grad()
+def test_a_class_that_attends_to_itself_and_to_others_is_both() -> None:
+    config = EsmConfig(
+        vocab_size=48,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=40,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        mask_token_id=3,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+    torch.manual_seed(0)
+    model = EsmModel(config).double().eval()
+    for parameter in model.parameters():
+        parameter.normal_(0.0, 0.3)
+    states = torch.randn(2, 7, 24, dtype=torch.float64)
+    inputs = {"input_ids": torch.randint(4, 48, (2, 7)), "encoder_hidden_states": states}
+    attach(model, GateConfig(preset="structured", sequence_length=7))
+    tiny.scatter_gates(model)
+    before = described_outputs(model.eval(), inputs)
+    small = compact(model)
+    assert relative_difference(before, described_outputs(small, inputs)) < ROUNDING
+
+
+def test_a_description_that_cannot_run_is_an_error_of_the_certificate() -> None:
+    wrong = DescribedAdapter(
+        AttentionSpec(
+            ("albert.AlbertAttention",),
+            q="query",
+            k="key",
+            v="value",
+            o="dense",
+            width="attention_head_size",
+            joint=True,
+        )
+    )
+    model = described_model("albert")
+    attach(model, GateConfig(preset="structured", sequence_length=9))
+    tiny.scatter_gates(model, mean=0.7)
+    with pytest.raises(NotEqualError, match="cannot be called on the inputs.*description"):
+        compact(model.eval(), adapter=wrong, verify=described_inputs("albert"))
