@@ -62,7 +62,10 @@ def test_experts_alone_are_compacted_too() -> None:
 def test_experts_in_adapters_are_refused_before_anything_changes() -> None:
     peft = pytest.importorskip("peft")
     base = described_model("mixtral", "causal")
-    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules="all-linear"))
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"]
+    )
+    model = peft.get_peft_model(base, config)
     with pytest.raises(ValueError, match=r"experts .*adapters of peft.*fg\.add_lora"):
         attach(model, GateConfig(preset="structured", sequence_length=9))
     described_outputs(model, described_inputs("mixtral", "causal"))
