@@ -19,13 +19,17 @@ Of = Callable[[Any], Any]
 """A fact that depends on the module: called with it."""
 
 
-def is_named_cross(module: Any, name: str) -> bool:
-    """Whether the name of an attention in its layer says that it attends to an encoder's states."""
-    names = name.split(".")[-2:]
-    return any(
-        each in ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn")
-        for each in names
-    )
+_CROSS = ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn")
+
+
+def is_named_cross(module: Any, path: str) -> bool:
+    """Whether the name of an attention, or of the module around it, says that it attends to others.
+
+    Args:
+        module: the attention.
+        path: its path in the model.
+    """
+    return any(name in _CROSS for name in path.split(".")[-2:])
 
 
 def named(*classes: str) -> tuple[str, ...]:
@@ -118,7 +122,7 @@ class AttentionSpec:
         fixed_scores: whether the dimensions of queries and keys stay; may depend on the module.
         value_bias: whether something is added to values behind their projection, so that a closed
             row of it is not a zero value.
-        cross: whether it attends to an encoder's states; may depend on the module and its name.
+        cross: whether it attends to an encoder's states; may depend on the module and its path.
         joint: whether forward reads the module's input in q, k and v alone, which can therefore be
             one matmul; with ``cross``, the encoder's states in k and v.
         executor: the module of the library that takes the place of a narrowed one

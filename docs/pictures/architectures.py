@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from finegates.adapters import adapter_for  # noqa: E402
-from support.described import CONFIGURATIONS, described_model  # noqa: E402
+from support.described import described_model  # noqa: E402
+from support.described_types import CONFIGURATIONS  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
 START, END = "<!-- table: make pictures -->\n", "<!-- end of table -->\n"

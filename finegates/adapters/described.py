@@ -177,11 +177,16 @@ def _own_forward(module: nn.Module, classes: tuple[str, ...]) -> str | None:
     name = type(module).__name__
     if "forward" in vars(module):
         return f"the forward of this {name} has been replaced"
-    known = next(each for each in type(module).__mro__ if class_name(each) in classes)
+    known = _described_class(module, classes)
     kind: Any = type(module)
     if isinstance(module, RotaryAttention) or _is_alike(kind, known):
         return None
     return f"the forward of {name} is not that of {known.__name__}"
+
+
+def _described_class(module: nn.Module, classes: tuple[str, ...]) -> Any:
+    """The class of a module, or the one that it is derived from, which a spec names."""
+    return next(each for each in type(module).__mro__ if class_name(each) in classes)
 
 
 @functools.cache
@@ -192,15 +197,16 @@ def _is_alike(one: Any, other: Any) -> bool:
 def _own_surroundings(model: nn.Module, path: str, spec: AttentionSpec) -> str | None:
     """Why what happens around a module is unknown; None if the spec needs nothing there.
 
-    An output projection outside of the module (``^`` in its path) reads its result only if the
-    module around both is one of transformers.
+    A spec of a class of transformers with an output projection outside of the module (``^`` in its
+    path) says what the class of transformers around it does, and nothing about others.
     """
     if not any(name.startswith("^") for name in (spec.q, spec.k, spec.v, spec.o)):
         return None
-    kinds = [type(model.get_submodule(each)) for each in (path, path.rpartition(".")[0])]
-    if all(_is_stock(kind) == _is_stock(kinds[0]) for kind in kinds):
+    known = _described_class(model.get_submodule(path), spec.classes)
+    around = type(model.get_submodule(path.rpartition(".")[0]))
+    if _is_stock(around) or not _is_stock(known):
         return None
-    return f"what {kinds[1].__name__} does with its result is not known"
+    return f"what {around.__name__} does with its result is not known"
 
 
 def _is_stock(kind: type) -> bool:

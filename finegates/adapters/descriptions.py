@@ -2,7 +2,7 @@
 
 To add an architecture, name its attention and feed-forward classes in a spec that fits, or write a
 spec of its own; then add a tiny configuration to ``CONFIGURATIONS`` in
-``tests/support/described.py``, which takes it through the conformance suite.
+``tests/support/described_types.py``, which takes it through the conformance suite.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class GateConfig:
             closed, once per hundredth of the training. Between the last two fractions the gates
             move linearly to zero or one; afterwards only the other parameters train.
         shrink: with ``"structured"``: :class:`finegates.GateTrainer` removes dimensions from the
-            running model once they are closed for good, so that later steps are cheaper. Weights,
+            running model once they are closed for good, so that later steps multiply less. Weights,
             gates, low-rank factors and the optimizer's moments lose them. Up to rounding, the
             training is the one with ``shrink=False`` and the same ``final_at``; only the masks of a
             dropout on removed heads or dimensions differ.

@@ -35,8 +35,8 @@ LOGGER = logging.getLogger(__name__)
 class Description:
     """The specs that were found for a model.
 
-    ``print(description)`` gives them as code to paste into a program, or into
-    ``finegates/adapters/descriptions.py``.
+    ``print(description)`` gives them as code to paste into a program, or into one of the modules
+    that ``finegates/adapters/descriptions.py`` collects.
 
     Attributes:
         specs: certified on the model's layers.
@@ -81,9 +81,7 @@ def describe(
     double = copy.deepcopy(unwrap(model)).to(torch.float64).eval()
     known = known or DescribedAdapter()
     cross = {
-        type(module)
-        for path, module in double.named_modules()
-        if is_named_cross(module, path.rpartition(".")[2])
+        type(module) for path, module in double.named_modules() if is_named_cross(module, path)
     }
     layers = {
         path: layer

@@ -24,13 +24,13 @@ from finegates.gates.penalty import penalty_of
 from finegates.modules.experts import expert_shape
 from support import tiny
 from support.described import (
-    CONFIGURATIONS,
     described_inputs,
     described_model,
     described_outputs,
     heads,
     relative_difference,
 )
+from support.described_types import CONFIGURATIONS
 
 TYPES = sorted(CONFIGURATIONS)
 # Sums over about forty numbers in two orders, through at most three layers. The tolerance is far

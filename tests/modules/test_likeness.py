@@ -3,7 +3,7 @@
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModel
-from transformers.models.bert.modeling_bert import BertAttention, BertLayer
+from transformers.models.bert.modeling_bert import BertAttention, BertLayer, BertSelfAttention
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
@@ -194,6 +194,10 @@ class _Same(BertLayer):
     """Changes nothing."""
 
 
+class _SameAttention(BertSelfAttention):
+    """Changes nothing."""
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("preset", ["structured", "reference"])
 @pytest.mark.parametrize(
@@ -202,6 +206,7 @@ class _Same(BertLayer):
         ("gpt_neo", GPTNeoSelfAttention, _Mixing, True),
         ("bert", BertAttention, _Normed, True),
         ("bert", BertLayer, _Same, False),
+        ("bert", BertSelfAttention, _SameAttention, False),
     ],
 )
 def test_what_a_subclass_changes_around_or_below_forward_counts(name, of, kind, keeps, preset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import architectures
 
-from support.described import CONFIGURATIONS
+from support.described_types import CONFIGURATIONS
 
 
 def test_the_page_has_the_table_that_the_descriptions_give() -> None:

@@ -8,7 +8,8 @@ import torch
 
 import finegates as fg
 from finegates.gates.gated_linear import gated_layers
-from support.described import CONFIGURATIONS, InFloat64, described_inputs, described_model
+from support.described import InFloat64, described_inputs, described_model
+from support.described_types import CONFIGURATIONS
 from theory import flatness
 from theory.block_models import KINDS, block_model, block_output
 from theory.checks import flatness as checks

@@ -35,8 +35,7 @@ def training_runs_text(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, An
         f"Token ids are random, and LoRA has rank {settings.rank}. Gates train next to frozen "
         "weights; MACs are those of the compact model at the end. Memory is what parameters and "
         "optimizer hold after the last step, and a further step at its peak. The control is LoRA's "
-        "run a "
-        f"second time. {load_note(machine)}"
+        f"run a second time. {load_note(machine)}"
     )
     if noisy:
         words += (
