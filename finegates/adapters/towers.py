@@ -43,6 +43,12 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         cross=is_named_cross,
     ),
     AttentionSpec(
+        named("trocr.TrOCRAttention"),
+        o="out_proj",
+        cross=is_named_cross,
+        unsupported=lambda module: "its heads are joined to the width of its input",
+    ),
+    AttentionSpec(
         named(
             "audio_spectrogram_transformer.ASTAttention",
             "deit.DeiTAttention",
@@ -80,6 +86,7 @@ FEED_FORWARDS: tuple[FeedForwardSpec, ...] = (
             "mbart.MBartEncoderLayer MBartDecoderLayer",
             "opt.OPTDecoderLayer",
             "pegasus.PegasusEncoderLayer PegasusDecoderLayer",
+            "trocr.TrOCRDecoderLayer",
             "whisper.WhisperEncoderLayer WhisperDecoderLayer",
             "audio_spectrogram_transformer.ASTMLP",
             "clip.CLIPMLP",

@@ -73,8 +73,10 @@ def described_model(
 
     Experts are computed one by one, because torch's grouped matmul does not support float64.
     """
-    factory = getattr(transformers, _HEADS[head])
     config = configuration(name)
+    factory = getattr(transformers, _HEADS[head])
+    if head == "base" and type(config) not in factory._model_mapping:
+        factory = transformers.AutoModelForCausalLM  # TrOCR's decoder has no model without a head
     try:
         model: nn.Module = factory.from_config(config, attn_implementation=attention)
     except ValueError as error:
@@ -124,6 +126,8 @@ def described_inputs(
         text["decoder_input_ids"] = ids(3, 5)
     if kind in SEQUENCES and head == "sequence":
         _end(text, configuration(name).eos_token_id)
+    if kind == "trocr":
+        text["encoder_hidden_states"] = normal(3, 5, 24)
     if kind in TOWERS:
         text["pixel_values"] = normal(3, 3, 16, 16)
         if kind == "clip":

@@ -274,6 +274,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
         "feed_forward_proj": "gated-gelu",
     },
+    "trocr": _without(_BART, *(name for name in _BART if name.startswith("encoder"))),
     "pegasus": _without(_BART, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0),
     "whisper": {
         **_SEQUENCES,
