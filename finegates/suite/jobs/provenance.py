@@ -23,7 +23,7 @@ MEMORY = ".snakemake/finegates/syntax.json"
 checkers] by digest of the content and of the Python that read it. A missing or damaged file is
 written again."""
 
-_FORMAT = b"2"
+_FORMAT = b"3"
 
 _FOR_TYPES = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
@@ -86,7 +86,7 @@ def _findings(path: Path) -> _Findings:
 def _parsed(content: bytes, path: Path) -> _Findings:
     """Digest of a syntax tree, its imports, and its imports for type checkers.
 
-    The digest excludes docstrings and imports for type checkers.
+    The digest excludes docstrings, also those of attributes, and imports for type checkers.
     """
     tree = ast.parse(content, filename=str(path))
     typed: list[str] = []
@@ -94,11 +94,18 @@ def _parsed(content: bytes, path: Path) -> _Findings:
         if isinstance(node, ast.If) and ast.unparse(node.test) in _FOR_TYPES:
             typed += _imported(node.body)
             node.body = []
-        elif isinstance(
-            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        ) and (ast.get_docstring(node, clean=False) is not None):
-            del node.body[0]
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_text(statement)]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), _imported([tree]), typed
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether a statement is the docstring of a module, class, function or attribute."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 def _imported(nodes: Sequence[ast.AST]) -> list[str]:

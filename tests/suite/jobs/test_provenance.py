@@ -47,6 +47,18 @@ def test_comments_docstrings_and_layout_do_not_count(tree):
     assert digest() == before
 
 
+def test_docstrings_of_attributes_do_not_count_and_their_values_do(tree):
+    root, digest = tree
+    module = root / "finegates" / "b.py"
+    seen = []
+    for rate, text in ((1, "The rate."), (1, "Said in other words."), (2, "The rate.")):
+        module.write_text(
+            f'RATE = {rate}\n"""{text}"""\n\n\nclass C:\n    x: int\n    """{text}"""\n'
+        )
+        seen.append(digest())
+    assert seen[0] == seen[1] != seen[2]
+
+
 def test_an_edit_to_a_module_that_is_not_imported_does_not_count(tree):
     root, digest = tree
     before = digest()
