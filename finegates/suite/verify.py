@@ -18,7 +18,7 @@ from finegates.suite.runs.predictions import checked_predictions
 from finegates.suite.runs.signed import UNSIGNED_VERSION, RecordError, signed_values
 
 SKEW_S = 60
-"""How far the clocks of two machines on one file system may be apart."""
+"""Largest difference between the clocks of machines that share a file system."""
 
 
 def verify(results: str | Path) -> tuple[str, list[str]]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Settings = dict[str, Any]
 
 WORDS = {"title", "name"}
-"""Keys of sections that are words for captions."""
+"""Keys of sections whose values are printed in captions only."""
 
 OF_THE_MACHINE = {
     "processes",

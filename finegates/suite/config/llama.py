@@ -16,7 +16,7 @@ from finegates.suite.config.section import Section, Source
 Criterion = Literal["random", "magnitude", "second_moment"]
 
 CRITERIA: tuple[Criterion, ...] = ("random", "magnitude", "second_moment")
-"""By what one-shot pruning chooses; see ``finegates.one_shot``."""
+"""Criteria of one-shot pruning; see ``finegates.one_shot``."""
 
 
 class GeneratedText(Section):

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-"""Label of what is not predicted."""
+"""Label of tokens that are not predicted."""
 
 REMEMBERED = 4096
-"""Positions that a stream remembers: more than any loader reads ahead."""
+"""Positions that a stream remembers, more than any loader prefetches."""
 
 
 def document_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -26,7 +26,7 @@ SETTINGS = {
     "gates.penalty_weight": "Penalty weight λ",
     "lora.rank": "Rank r",
 }
-"""Printed names of settings; others print as they are."""
+"""Printed names of settings; others are printed as in the configuration."""
 
 MEASURES = {
     "average": ("Score (× 100)", 1.0),

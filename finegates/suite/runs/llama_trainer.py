@@ -34,12 +34,12 @@ from finegates.suite.runs.perplexity import held_out_prediction
 from finegates.training.trainer import GateTrainer
 
 POSITION_FILE = "text_position.json"
-"""The place in the text. A checkpoint is whole once it is sealed, which is done last."""
+"""File with the position in the text. A checkpoint is complete once it is sealed, the last step."""
 
 IDENTITY_FILE = "run.json"
 
 KEPT_CHECKPOINTS = 2
-"""The last may be cut short by the kill that makes it needed."""
+"""Complete checkpoints kept: a kill may leave the newest one incomplete."""
 
 
 class CheckpointError(ValueError):

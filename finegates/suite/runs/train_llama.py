@@ -62,7 +62,7 @@ from finegates.suite.runs.run_record import Code, Hardware, measured_budget
 from finegates.suite.runs.step_timer import StepTimer
 
 GREEDY_PROMPTS, GREEDY_PROMPT, GREEDY_NEW = 4, 16, 32
-"""Greedy decoding that gated and compact model are compared by: prompts, their tokens, new ones."""
+"""Greedy decoding compares gated and compact model: prompts, their tokens, new tokens."""
 
 
 def train_run(

@@ -90,7 +90,7 @@ VALIDATION_ROWS = {
 """Official sizes of the reported splits."""
 
 VOCABULARY = {"google-t5/t5-base": 32100}
-"""Of tokenizers that models are pretrained with."""
+"""Vocabulary sizes of tokenizers of pretrained models."""
 
 DOCUMENT_TOKENS = 500
 """Mean tokens of a held-out document of C4; an assumption."""

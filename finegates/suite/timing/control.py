@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 CONTROL = "control"
-"""The name of the contender that is another one, timed again."""
+"""Name of the A/A control: one of the models, timed a second time."""
 
 LIMIT = 0.05
-"""How far the control's median may be off, relative to the same model's."""
+"""Largest relative difference of the control's median from that of the same model."""
 
 Run = Callable[[], object]
 

@@ -27,7 +27,7 @@ bad. They mean relations of texts, not classes of a task: "but" joins contradict
 what may be true too, and "again" and "so" what both follow."""
 
 CONNECTED = 0.8
-"""Chance that a connective opens the second passage, where one fits."""
+"""Probability that a connective opens the second passage, if one fits."""
 
 
 def generate_corpus(documents: int, seed: int) -> list[str]:
