@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from finegates.compaction import compact as compact
     from finegates.compaction import plan_compaction as plan_compaction
     from finegates.compaction import use_products as use_products
+    from finegates.formats.card import model_card as model_card
     from finegates.formats.compact import load as load
     from finegates.formats.compact import save as save
     from finegates.formats.onnx import export_onnx as export_onnx
@@ -65,6 +66,7 @@ _HOMES = {
     "compact": "compaction",
     "describe": "spec_search.description",
     "load": "formats.compact",
+    "model_card": "formats.card",
     "plan_compaction": "compaction",
     "save": "formats.compact",
     "use_products": "compaction",

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from finegates.cli import checkpoints
     from finegates.cli.inputs import example_inputs, input_names
     from finegates.files import whole_folder
+    from finegates.modules.cards import read_card
 
     model = checkpoints.load_model(arguments.model)
     if fg.gated_layers(model):
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         worst = fg.export_onnx(model.float(), arguments.onnx, inputs, tolerance=arguments.tolerance)
         print(f"wrote {arguments.onnx}: its output differs from the model's by {worst:.1e} at most")
     if arguments.stock is not None:
-        stock = fg.uniform(model)
+        stock = fg.uniform(model, card=read_card(arguments.model))
         with whole_folder(arguments.stock) as aside:
             stock.save_pretrained(aside)  # type: ignore[operator]
             if tokenizer is not None:

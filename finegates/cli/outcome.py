@@ -96,7 +96,11 @@ def write(
         "timing": _timing(small, scores),
     }
     with whole_folder(out) as aside:
-        fg.save(small, aside)
+        measured = {
+            f"{name} on {len(scores.rows)} held-out rows": round(value, 4)
+            for name, value in scores.values["compact"].items()
+        }
+        fg.save(small, aside, card=fg.model_card(small, scores=measured))
         scores.tokenizer.save_pretrained(aside)
         text = json.dumps(summary, indent=2, allow_nan=False)
         (aside / SUMMARY).write_text(text + "\n", encoding="utf-8")

@@ -4,8 +4,9 @@ The JSON contains the transformers class and configuration, the generation setti
 any, the sizes of every compact layer, the matmuls chosen for them and the machine, the names of
 tied tensors, the SHA-256 of the tensor file, and its own. The tensor file contains every parameter
 and every buffer, including those outside the state dict, so that loading recomputes nothing. A
-``config.json`` makes ``from_pretrained`` fail with the remedy (:mod:`finegates.formats.signpost`);
-it is not read. Neither pickle nor code from the folder is ever run.
+``config.json`` makes ``from_pretrained`` fail with the remedy (:mod:`finegates.formats.signpost`),
+and a ``README.md`` is the model card (:mod:`finegates.formats.card`); neither is read. Neither
+pickle nor code from the folder is ever run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from finegates.compaction.graphs import allow_graphs
 from finegates.compaction.peft_targets import teach_peft
 from finegates.files import file_digest, parse_json
+from finegates.formats.card import model_card
 from finegates.formats.description import STRUCTURE, TENSORS, write_description
 from finegates.formats.gated import is_gated_folder, load_gated, save_gated
 from finegates.formats.signpost import COMPACT, CONFIG, is_signpost, write_signpost
@@ -37,16 +39,18 @@ from finegates.formats.structure import (
 from finegates.formats.tensors import unique_tensors
 from finegates.gates.gated_linear import gated_layers
 from finegates.initialisation import mark_initialised
+from finegates.modules.cards import CARD, read_card, write_card
 from finegates.modules.stock_methods import adapt_stock_methods
 from finegates.modules.tying import forget_untied
 
 
-def save(model: nn.Module, folder: str | Path) -> None:
+def save(model: nn.Module, folder: str | Path, *, card: str | None = None) -> None:
     """Saves a compact or a gated model to a folder, atomically.
 
     Everything is written to a temporary folder, which is then renamed. An earlier save is replaced;
     other files in the folder (such as a tokenizer) are kept. ``from_pretrained`` refuses the folder
-    and names :func:`load`, unless another ``config.json`` was put there.
+    and names :func:`load`, unless another ``config.json`` was put there. A compact model gets a
+    model card, ``README.md``, unless there is one that was written or edited by hand.
 
     Every model that can be saved can be loaded.
 
@@ -55,14 +59,18 @@ def save(model: nn.Module, folder: str | Path) -> None:
             a model of transformers with a compact one inside. Or a gated model, plain or wrapped by
             ``peft``, to be trained or compacted later.
         folder: destination; its parent is made if needed.
+        card: of a compact model, by default :func:`finegates.model_card` without scores; an empty
+            text leaves it out.
 
     Raises:
-        ValueError: transformers cannot look up the model's class; layers or settings of modules
-            differ from what its class and configuration give; or its generation settings could not
-            be loaded.
+        ValueError: a card was given for a gated model; transformers cannot look up the model's
+            class; layers or settings of modules differ from what its class and configuration give;
+            or its generation settings could not be loaded.
         FileExistsError: the path exists and is not an earlier save of such a model.
     """
     if gated_layers(model):
+        if card:
+            raise ValueError("a gated model gets no card; compact it first, or leave card out")
         save_gated(model, folder)
         return
     folder = Path(folder)
@@ -71,6 +79,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
         raise FileExistsError(
             f"{folder} exists and is not an earlier finegates save; choose another path"
         )
+    card = model_card(model) if card is None else card
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     # A sibling folder, so that the final rename stays on one file system.
@@ -79,8 +88,10 @@ def save(model: nn.Module, folder: str | Path) -> None:
         written = aside / "new"
         written.mkdir()
         _write(structure, tensors, written)
+        write_card(written, card)
         if _is_save(folder):
-            own = (STRUCTURE, TENSORS, *([CONFIG] if is_signpost(folder) else []))
+            own = [STRUCTURE, TENSORS, *([CONFIG] if is_signpost(folder) else [])]
+            own += [CARD] if read_card(folder) is not None else []
             for entry in folder.iterdir():
                 if entry.name not in own:
                     copy = shutil.copytree if entry.is_dir() else shutil.copy2

@@ -25,6 +25,7 @@ from finegates.adapters import (
 )
 from finegates.adapters.stock_sizes import head_counts, set_heads, stock_keys, with_layer_widths
 from finegates.formats.absent import drop_modules
+from finegates.formats.card import model_card, stock_card
 from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
 from finegates.formats.padding import UniformCost, padding_cost, report
 from finegates.formats.stock_layers import (
@@ -40,16 +41,19 @@ from finegates.formats.stock_layers import NotUniformError as NotUniformError
 from finegates.formats.structure import bare_model, parts_of
 from finegates.gates.gated_linear import gated_layers
 from finegates.initialisation import mark_initialised
+from finegates.modules.cards import set_card
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.tying import shares_embeddings
 
 
 @torch.no_grad()
-def uniform(model: nn.Module) -> nn.Module:
+def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
     """Pads a compact model to a stock model of the same class.
 
     Args:
         model: a result of :func:`finegates.compact`; it does not change.
+        card: of ``model``, which ``save_pretrained`` of the result writes with other instructions;
+            by default :func:`finegates.model_card` without scores; an empty text leaves it out.
 
     Returns:
         a model on the CPU in evaluation mode without layers of this library, with the dtypes and
@@ -85,7 +89,8 @@ def uniform(model: nn.Module) -> nn.Module:
             f"the output layer of {type(model).__name__} always shares the embeddings' weight, and "
             "gates changed it here; do not gate that layer"
         )
-    report(padding_cost(model, stock, blocks))
+    cost = padding_cost(model, stock, blocks)
+    report(cost)
     described = {
         path
         for block in blocks
@@ -115,6 +120,9 @@ def uniform(model: nn.Module) -> nn.Module:
     if settings is not None:
         stock.generation_config = copy.deepcopy(settings)
     set_seen_lengths(stock, seen_lengths(model))
+    set_card(
+        stock, stock_card(model_card(model) if card is None else card, type(model).__name__, cost)
+    )
     return mark_initialised(stock).eval()
 
 

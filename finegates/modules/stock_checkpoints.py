@@ -3,7 +3,8 @@
 A configuration of transformers has one size for all layers. With weights of other sizes or names,
 ``from_pretrained`` would initialise the missing ones at random. A gated or compact model may be a
 part of another model, a copy, or loaded from a file. So the methods of transformers themselves
-check for it before they write anything.
+check for it before they write anything. A stock model that came from a compact one gets a model
+card (:mod:`finegates.modules.cards`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from finegates.modules.cards import card_of, write_card
 from finegates.modules.kinds import CompactLayer, GatedLayer, has_gates
 from finegates.wrappers import without_containers
 
@@ -110,7 +113,12 @@ def _checking(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def checked(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         check_stock_checkpoint(self)
-        return method(self, *args, **kwargs)
+        result = method(self, *args, **kwargs)
+        folder = kwargs.get("save_directory", args[0] if args else None)
+        card = card_of(self)
+        if card and method.__name__ == "save_pretrained" and Path(folder or "").is_dir():
+            write_card(str(folder), card)
+        return result
 
     checked.finegates_checks = True  # type: ignore[attr-defined]
     return checked
