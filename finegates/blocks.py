@@ -305,3 +305,30 @@ class Block:
         """Paths of all linear layers described, in order of use."""
         parts = (*self.attentions, *self.mixers, self.feed_forward)
         return tuple(path for part in parts if part is not None for path in part.linears())
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The residual stream of a model: the layers that read, write and normalise its dimensions.
+
+    The linear layers of blocks that read it (q, k, v, up, gate) or write to it (o, down) are not
+    repeated here.
+
+    Attributes:
+        size: its number of dimensions d.
+        gated: paths of the modules whose output a gate on the stream multiplies, so that a closed
+            dimension is zero there: embeddings, layer norms, and the layers of ``writes``.
+        tables: names of the parameters with columns (axis 1) for the dimensions.
+        layer_norms: paths of the norms that subtract a mean, over the stream.
+        rms_norms: paths of the norms that do not, and what they add to their weight.
+        reads: paths of the linear layers outside of blocks that read it.
+        writes: paths of those that write to it.
+    """
+
+    size: int
+    gated: tuple[str, ...]
+    tables: tuple[str, ...]
+    layer_norms: tuple[str, ...]
+    rms_norms: tuple[tuple[str, float], ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]

@@ -204,3 +204,31 @@ class FeedForwardSpec:
     activation: str = ""
     joint: bool = False
     when: Of | None = None
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """Where a module meets the residual stream, apart from attention and feed-forward layers.
+
+    Paths are relative to the module; those that a model does not have, and layers of other sizes
+    than the stream, are left out.
+
+    Attributes:
+        classes: that it describes, as ``"bert.BertEmbeddings"``.
+        tables: embeddings whose rows are added to the stream.
+        norms: norms over the dimensions of the stream: ``nn.LayerNorm``, or RMS norms.
+        offset: RMS norms multiply by ``offset + weight``.
+        reads: linear layers that read the stream, such as the output layer.
+        writes: linear layers that write to it. An activation behind them is zero at zero.
+        phi: path of that activation; None without, or if forward calls a function.
+        apart: modules that do not meet the stream, although they have its size.
+    """
+
+    classes: tuple[str, ...]
+    tables: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    offset: float = 0.0
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    phi: str | None = None
+    apart: tuple[str, ...] = ()

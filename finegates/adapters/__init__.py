@@ -9,13 +9,14 @@ from torch import nn
 
 from finegates.adapters.base import Adapter, attentions, has_module, unwrap
 from finegates.adapters.described import DescribedAdapter, described_packages, register
-from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer
+from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer, Stream
 from finegates.specs import (
     AttentionSpec,
     FeedForwardSpec,
     MixerSpec,
     NormSpec,
     RotarySpec,
+    StreamSpec,
     is_named_cross,
 )
 
@@ -32,6 +33,8 @@ __all__ = [
     "MixerSpec",
     "NormSpec",
     "RotarySpec",
+    "Stream",
+    "StreamSpec",
     "adapter_for",
     "attentions",
     "has_module",

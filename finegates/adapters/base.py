@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from torch import nn
 
 from finegates.arguments import check_model
-from finegates.blocks import Attention, Block, HeadSizes
+from finegates.blocks import Attention, Block, HeadSizes, Stream
 from finegates.specs import NormSpec
 from finegates.wrappers import without_containers
 
@@ -89,6 +89,17 @@ class Adapter(ABC):
     def norm_of(self, module: nn.Module) -> NormSpec | None:
         """The norms of queries and keys of an attention module; None without."""
         return None
+
+    def stream(self, model: nn.Module) -> Stream:
+        """The residual stream, for gates on hidden dimensions.
+
+        Raises:
+            ValueError: something that meets it is not described.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not describe the residual stream of "
+            f"{type(unwrap(model)).__name__}, so its hidden dimensions cannot be closed"
+        )
 
     def gated(self, model: nn.Module) -> list[str]:
         """Paths of the layers to gate: every linear layer of every block."""

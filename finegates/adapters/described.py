@@ -14,20 +14,21 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finegates.adapters.base import Adapter, unwrap
-from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS, MIXERS
+from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS, MIXERS, STREAMS
 from finegates.adapters.parts import (
     attention_part,
     experts_part,
     feed_forward_part,
     mixer_part,
 )
-from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer
+from finegates.adapters.stream_parts import find_stream
+from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer, Stream
 from finegates.modules.attention import RotaryAttention
 from finegates.modules.experts import is_experts
 from finegates.modules.joint import join_gate
 from finegates.modules.likeness import is_alike, unlikeness
 from finegates.modules.narrowed import fit_norms, narrow_stock, removed_parameters
-from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec, NormSpec
+from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec, NormSpec, StreamSpec
 
 
 class DescribedAdapter(Adapter):
@@ -37,7 +38,7 @@ class DescribedAdapter(Adapter):
         specs: further ones, which this adapter alone knows.
     """
 
-    def __init__(self, *specs: AttentionSpec | FeedForwardSpec | MixerSpec) -> None:
+    def __init__(self, *specs: _Spec) -> None:
         self._further = specs
 
     def _tables(self) -> _Tables:
@@ -45,6 +46,7 @@ class DescribedAdapter(Adapter):
             AttentionSpec: _attention_specs(),
             FeedForwardSpec: _feed_specs(),
             MixerSpec: _mixer_specs(),
+            StreamSpec: _stream_specs(),
         }
         for spec in self._further:
             tables[type(spec)] = {**tables[type(spec)], **dict.fromkeys(spec.classes, spec)}
@@ -52,7 +54,9 @@ class DescribedAdapter(Adapter):
 
     def knows(self, module: nn.Module) -> bool:
         """Whether a module has a spec, or holds stacked experts."""
-        return is_experts(module) or any(_spec(module, t) for t in self._tables().values())
+        tables = self._tables()
+        del tables[StreamSpec]  # of no use without parts that it goes with
+        return is_experts(module) or any(_spec(module, table) for table in tables.values())
 
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
         """The layers that hold described parts, in the order of the model's modules."""
@@ -119,6 +123,26 @@ class DescribedAdapter(Adapter):
         """That of the module's spec."""
         return self._attention_spec(module).norm
 
+    def stream(self, model: nn.Module) -> Stream:
+        """The residual stream, where every tensor of its size is described."""
+        plain, tables = unwrap(model), self._tables()
+        blocks = self.blocks(plain)
+        _check_own_forwards(plain, blocks, tables)
+        further = [
+            f"{part.path}.{name}"
+            for block in blocks
+            for part in block.attentions
+            if (norm := self.norm_of(plain.get_submodule(part.path))) is not None
+            for name in norm.names
+        ]
+        return find_stream(
+            plain,
+            blocks,
+            lambda module: _spec(module, tables[StreamSpec]),
+            lambda module, spec: _own_forward(module, spec.classes),
+            further,
+        )
+
     def removed_parameters(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> int:
         """Those of norms, and of tensors with entries for every head."""
         return removed_parameters(module, self._attention_spec(module), part, sizes)
@@ -133,6 +157,7 @@ class DescribedAdapter(Adapter):
 
 
 _Part = Attention | FeedForward | Experts | Mixer
+_Spec = AttentionSpec | FeedForwardSpec | MixerSpec | StreamSpec
 _Tables = dict[type, dict[str, Any]]
 
 
@@ -182,6 +207,23 @@ def _own_forward(module: nn.Module, classes: tuple[str, ...]) -> str | None:
     if isinstance(module, RotaryAttention) or _is_alike(kind, known):
         return None
     return f"the forward of {name} is not that of {known.__name__}"
+
+
+def _check_own_forwards(model: nn.Module, blocks: tuple[Block, ...], tables: _Tables) -> None:
+    """Raises ValueError if a described part may read the residual stream in further places."""
+    for block in blocks:
+        for part in block.attentions:
+            module = model.get_submodule(part.path)
+            spec: AttentionSpec = _spec(module, tables[AttentionSpec])
+            reason = _own_forward(module, spec.classes)
+            if reason is not None:
+                raise ValueError(f"hidden dimensions cannot be closed: {part.path}: {reason}")
+        feed = block.feed_forward
+        if feed is not None and not feed.narrows:
+            raise ValueError(
+                f"hidden dimensions cannot be closed: the forward around {feed.up} is not the "
+                "described one"
+            )
 
 
 def _described_class(module: nn.Module, classes: tuple[str, ...]) -> Any:
@@ -242,13 +284,18 @@ def _mixer_specs() -> dict[str, MixerSpec]:
     return {name: spec for spec in MIXERS for name in spec.classes}
 
 
+@functools.cache
+def _stream_specs() -> dict[str, StreamSpec]:
+    return {name: spec for spec in STREAMS for name in spec.classes}
+
+
 def described_packages() -> list[str]:
     """The packages of ``transformers.models`` that have specs, in alphabetical order."""
     tables = (_attention_specs(), _feed_specs(), _mixer_specs())
     return sorted({name.partition(".")[0] for table in tables for name in table})
 
 
-def register(*specs: AttentionSpec | FeedForwardSpec | MixerSpec) -> None:
+def register(*specs: _Spec) -> None:
     """Adds descriptions of further modules, for this process.
 
     Args:
@@ -263,10 +310,12 @@ def register(*specs: AttentionSpec | FeedForwardSpec | MixerSpec) -> None:
             AttentionSpec: _attention_specs(),
             FeedForwardSpec: _feed_specs(),
             MixerSpec: _mixer_specs(),
+            StreamSpec: _stream_specs(),
         }
         if type(spec) not in tables:
             raise TypeError(
-                f"register takes AttentionSpec, FeedForwardSpec and MixerSpec, got {spec!r}"
+                "register takes AttentionSpec, FeedForwardSpec, MixerSpec and StreamSpec, got "
+                f"{spec!r}"
             )
         tables[type(spec)].update(dict.fromkeys(spec.classes, spec))
 

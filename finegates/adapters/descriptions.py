@@ -8,6 +8,7 @@ spec of its own; then add a tiny configuration to ``CONFIGURATIONS`` in
 from __future__ import annotations
 
 from finegates.adapters import decoders, encoders, towers
+from finegates.adapters.streams import STREAMS as STREAMS
 from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec
 
 ATTENTIONS: tuple[AttentionSpec, ...] = (

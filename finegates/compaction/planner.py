@@ -18,6 +18,7 @@ from finegates.compaction.draft import Draft
 from finegates.compaction.feed_forward_rule import pair_feed_forward
 from finegates.compaction.plans import BlockPlan, ExpertsPlan, LayerPlan, Plan
 from finegates.compaction.sides import choose_sides
+from finegates.compaction.stream_rule import narrow_width
 from finegates.gates.dense_form import in_dense_sizes
 from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import gated_layers
@@ -66,6 +67,7 @@ def plan_compaction(
                 sizes = narrow_attention(attention, adapter, plain, drafts, notes, multiple)
                 if sizes is not None:
                     heads[attention.path] = sizes
+    width = None if adapter is None else narrow_width(plain, adapter, drafts)
     experts = {} if adapter is None else _experts_plans(adapter, plain)
     joint = _joint_products(adapter, plain, heads, joined)
     if cost is not None:
@@ -93,11 +95,13 @@ def plan_compaction(
             for module in [plain.get_submodule(path)]
         }
         counted = counted[0], counted[1] - sum(others.values())
+    if width is not None:
+        counted = counted[0], counted[1] - width.removed
     dense = None if cost is None else sum(
         cost.seconds(p.out_features, p.in_features, gathers=False, scatters_to=None)
         for p in layers.values()
     )  # fmt: skip
-    return Plan(layers, heads, tuple(notes), blocks, tuple(joined), counted, dense, experts)
+    return Plan(layers, heads, tuple(notes), blocks, tuple(joined), counted, dense, experts, width)
 
 
 def _experts_plans(adapter: Adapter, model: nn.Module) -> dict[str, ExpertsPlan]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from finegates.adapters import Experts, HeadSizes
+from finegates.adapters import Experts, HeadSizes, Stream
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,26 @@ class ExpertsPlan:
 
 
 @dataclass(frozen=True)
+class StreamPlan:
+    """What is kept of the residual stream.
+
+    Attributes:
+        stream: the dense one.
+        kept: int64 (k,), increasing.
+        gate: (d,), values of the gate on it.
+        removed: number of parameters outside of blocks that go.
+    """
+
+    stream: Stream
+    kept: Tensor
+    gate: Tensor
+    removed: int
+
+    def __str__(self) -> str:
+        return f"residual stream: {self.stream.size} -> {self.kept.numel()} dimensions"
+
+
+@dataclass(frozen=True)
 class BlockPlan:
     """MACs of one transformer layer before and after, and its layer plans.
 
@@ -161,6 +181,7 @@ class Plan:
         dense_seconds: predicted time per token of the planned layers before compaction; None
             without a cost model.
         experts: plans of stacked experts by module path.
+        stream: of the residual stream; None if it keeps its width.
     """
 
     layers: dict[str, LayerPlan]
@@ -171,6 +192,7 @@ class Plan:
     parameters: tuple[int, int] = (0, 0)
     dense_seconds: float | None = None
     experts: dict[str, ExpertsPlan] = field(default_factory=dict)
+    stream: StreamPlan | None = None
 
     def summary(self) -> str:
         """One line: parameters, multiply-accumulates, predicted time, before and after."""

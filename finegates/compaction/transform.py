@@ -28,12 +28,14 @@ from finegates.compaction.plans import ExpertsPlan, LayerPlan
 from finegates.compaction.widening import widened
 from finegates.gates.gated_experts import GatedExperts
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
+from finegates.gates.gated_output import remove_output_gates
 from finegates.gates.parts import forget_attachment
 from finegates.initialisation import mark_initialised
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.experts import narrowed_experts
 from finegates.modules.kinds import GatedLayer
 from finegates.modules.linear import dense_weight, find_linear, unmergeable
+from finegates.modules.narrow_stream import narrow_stream
 from finegates.modules.stock_methods import adapt_stock_methods
 from finegates.modules.tying import move_tied_keys, note_untied
 from finegates.wrappers import check_undispatched, remove_autocast
@@ -164,6 +166,9 @@ def compact(
         module = result.get_submodule(path)
         result = _replace(result, path, _take_hooks(module, adapter.join(module)))
     result = _without_training_wrappers(result)
+    remove_output_gates(result)
+    if plan.stream is not None:
+        narrow_stream(result, plan.stream.stream, plan.stream.kept, plan.stream.gate)
     for path in plan.layers:
         move_tied_keys(result, f"{path}.base", path)
     note_untied(result)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finegates.adapters import unwrap
+from finegates.adapters import adapter_for, unwrap
 from finegates.compaction.removal import keep_positions, positions_kept
 from finegates.extras import needed_for
 from finegates.formats.bounds import check_numbers
@@ -30,6 +30,7 @@ from finegates.gates.config import GateConfig
 from finegates.gates.dense_form import in_dense_sizes
 from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.gates.gated_output import gate_outputs, width_gate
 from finegates.gates.presets import GatePreset
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import linear_shape
@@ -117,6 +118,12 @@ def build(
         columns, outputs = linear_shape(plain.get_submodule(path))
         sides[path] = (_gate(kinds["rows"], outputs), _gate(kinds["cols"], columns))
     attach_gates(plain, sides)
+    output = values["gates"].get("outputs")
+    if output is not None:
+        stream = adapter_for(plain).stream(plain)
+        gate = _gate(output, stream.size)
+        assert gate is not None
+        gate_outputs(plain, stream.gated, gate)
     if kept:
         keep_positions(plain, kept)
     trainable = set(values["trainable"])
@@ -157,7 +164,9 @@ def _gates(plain: nn.Module) -> dict[str, Any]:
             continue
         kinds = {side: _kind(gate) for side, gate in layer.gates()}
         layers[path] = {"rows": kinds.get("rows"), "cols": kinds.get("cols")}
-    return {"configs": configs, "layers": layers}
+    gate = None if configs else width_gate(plain)
+    outputs = {} if gate is None else {"outputs": _kind(gate)}
+    return {"configs": configs, "layers": layers, **outputs}
 
 
 def _kind(gate: Gate) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from finegates.adapters import (
     adapter_for,
     attentions,
 )
+from finegates.adapters.stream_parts import reading_and_writing
 from finegates.formats.absent import drop_modules
 from finegates.formats.implementations import TORCHS_OWN, set_implementations
 from finegates.head_rows import head_rows, letters_of
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.experts import empty_experts
 from finegates.modules.linear import linear_shape
+from finegates.modules.narrow_stream import narrow_stream
 
 # Numbers that JSON does not have, as transformers 5 writes them.
 _FLOAT = "__float__"
@@ -80,6 +82,8 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
             model = model_class(config)
     set_implementations(model, structure["implementations"])
     drop_modules(model, structure["absent"])
+    if "stream" in structure:
+        _narrow_stream(model, structure["stream"], structure["layers"])
     # Not on the meta device: index buffers that follow from sizes get their values here, and fill
     # compares the stored ones with them.
     heads = {path: _sizes(values) for path, values in structure["heads"].items()}
@@ -101,6 +105,23 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
     for feed in joined:
         _check_joined(model, feed)
     return model
+
+
+def _narrow_stream(model: nn.Module, sizes: Any, layers: dict[str, Any]) -> None:
+    """Removes dimensions of the residual stream, given (kept, dense)."""
+    kept, size = sizes
+    adapter = adapter_for(model)
+    stream = adapter.stream(model)
+    if type(kept) is not int or not 0 < kept <= size or size != stream.size:
+        raise ValueError(f"the residual stream of size {stream.size} cannot have the sizes {sizes}")
+    reads, writes = reading_and_writing(adapter.blocks(model))
+    for key, paths in (("in_features", reads), ("out_features", writes)):
+        for path in paths:
+            if path in layers and layers[path][key] != kept:
+                raise ValueError(
+                    f"layer {path} has {key} {layers[path][key]}, the residual stream has {kept}"
+                )
+    narrow_stream(model, stream, torch.arange(kept, device="cpu"))
 
 
 def _narrow(model: nn.Module, heads: dict[str, HeadSizes]) -> list[tuple[Attention, HeadSizes]]:

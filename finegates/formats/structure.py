@@ -23,6 +23,7 @@ from finegates.formats.skeleton import class_of, config_values, empty_model
 from finegates.formats.tensors import fill, named_tensors
 from finegates.gates.gated_linear import gated_layers
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.narrow_stream import MARK
 
 FORMAT = COMPACT
 VERSION = 3
@@ -39,7 +40,12 @@ _REQUIRED: dict[str, type] = {
     "aliases": dict,
     "tensors_sha256": str,
 }
-_OPTIONAL: dict[str, type] = {"generation_config": dict, "products": dict, "experts": dict}
+_OPTIONAL: dict[str, type] = {
+    "generation_config": dict,
+    "products": dict,
+    "experts": dict,
+    "stream": list,
+}
 """Optional entries, for models that have such settings."""
 
 
@@ -135,6 +141,7 @@ def parts_of(model: nn.Module) -> dict[str, Any]:
             for path, module in model.named_modules()
             if hasattr(module, "finegates_width")
         },
+        **({"stream": list(getattr(model, MARK))} if hasattr(model, MARK) else {}),
         "joined": [
             path for path, module in model.named_modules() if hasattr(module, "finegates_joined")
         ],

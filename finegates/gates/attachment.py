@@ -26,6 +26,13 @@ from finegates.gates.gateable import (
 )
 from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
+from finegates.gates.gated_output import (
+    NAME,
+    fold_output_gates,
+    gate_outputs,
+    output_gates,
+    remove_output_gates,
+)
 from finegates.gates.in_place import is_changed_in_place
 from finegates.gates.parts import (
     forget_attachment,
@@ -80,8 +87,13 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     preset = config.gate_preset()
     train_biases = preset.train_biases if config.train_biases is None else config.train_biases
     structure: Structure | None = None
+    stream = adapter_for(inner).stream(inner) if config.width else None
+    width: StochasticGate | None = None
+    if stream is not None:
+        width = _gate_maker(inner, config)("width", stream.size)
+        width.of_stream = True
     if preset.penalty == "macs":
-        structure, sides = _shared_gates(inner, config)
+        structure, sides = _shared_gates(inner, config, width)
     else:
         sides = _independent_gates(inner, config)
     layers = _gated(inner, sides)
@@ -96,6 +108,8 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         for bias in _biases(inner, layers, config):
             bias.requires_grad_(True)
     _place(inner, layers)
+    if stream is not None and width is not None:
+        gate_outputs(inner, stream.gated, width)
     if config.random_biases:
         add_random_biases(inner, config.seed)
     for parameter in head.values():
@@ -198,6 +212,10 @@ def hold_gates(model: nn.Module) -> nn.Module:
     for layer in layers:
         for side, gate in list(layer.gates()):
             setattr(layer, side, FixedGate(gate.value()).train(layer.training))
+    held = {gate: FixedGate(gate.value()) for gate in output_gates(inner).values()}
+    for path, gate in output_gates(inner).items():
+        module = inner.get_submodule(path)
+        module.add_module(NAME, held[gate].train(module.training))
     forget_attachment(inner)
     return model
 
@@ -238,6 +256,8 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
         for experts in gated_experts(inner).values():
             base: Any = experts.base
             base.down_proj.data = gated_down(base, experts.value()).data
+        fold_output_gates(inner)
+    remove_output_gates(inner)
     for name, gated in {**layers, **gated_experts(inner)}.items():
         inner.set_submodule(name, gated.base)
         move_tied_keys(inner, f"{name}.base", name)
@@ -283,13 +303,15 @@ def _independent_gates(inner: nn.Module, config: GateConfig) -> Sides:
     return sides
 
 
-def _shared_gates(inner: nn.Module, config: GateConfig) -> tuple[Structure, Sides]:
+def _shared_gates(
+    inner: nn.Module, config: GateConfig, width: StochasticGate | None
+) -> tuple[Structure, Sides]:
     """Makes gates that follow the dependencies of the blocks, by part and by layer."""
     adapter = adapter_for(inner)
     check_gateable(inner, [path for block in adapter.blocks(inner) for path in block.linears()])
     stock = sizes_to_choose(inner) if config.uniform else None
     structure, sides = build_structure(
-        inner, _gate_maker(inner, config), dimensions=config.dimensions, stock=stock
+        inner, _gate_maker(inner, config), dimensions=config.dimensions, stock=stock, width=width
     )
     if config.shrink:
         check_removable(inner, sides)

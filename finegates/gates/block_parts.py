@@ -29,6 +29,7 @@ class AttentionGates:
         values: (kv_heads * head_dim,).
         heads: (heads,), or (kv_heads,) if the query heads of a group are removed together.
         outputs: (hidden,).
+        width: (hidden,) of the residual stream; its inputs and outputs are products with it.
     """
 
     part: Attention
@@ -39,6 +40,7 @@ class AttentionGates:
     values: StochasticGate | None
     heads: StochasticGate | None
     outputs: StochasticGate | None
+    width: StochasticGate | None = None
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
         """Multiply-accumulates of one token.
@@ -56,7 +58,7 @@ class AttentionGates:
         part = self.part
         reference = read(next(self.gates()))
         inputs, memory, outputs = (
-            _opened(read, gate, size)
+            _opened(read, size, gate, self.width)
             for gate, size in zip(
                 (self.inputs, self.memory if part.cross else self.inputs, self.outputs),
                 self.sizes,
@@ -129,7 +131,7 @@ class AttentionGates:
     def gates(self) -> Iterator[StochasticGate]:
         """The gates that exist."""
         named = (self.inputs, self.memory, self.scores, self.values, self.heads, self.outputs)
-        yield from (gate for gate in named if gate is not None)
+        yield from (gate for gate in (*named, self.width) if gate is not None)
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class FeedForwardGates:
         inputs: (hidden,), or None.
         hidden: (intermediate,).
         outputs: (hidden,), or None.
+        width: (hidden,) of the residual stream, or None.
     """
 
     part: FeedForward
@@ -149,18 +152,19 @@ class FeedForwardGates:
     inputs: StochasticGate | None
     hidden: StochasticGate
     outputs: StochasticGate | None
+    width: StochasticGate | None = None
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
         """Multiply-accumulates of one token, see :meth:`AttentionGates.macs`."""
         widening = 1 if self.part.gate is None else 2
         width = read(self.hidden).sum()
         inputs, outputs = self.sizes
-        outer = widening * _opened(read, self.inputs, inputs)
-        return width * (outer + _opened(read, self.outputs, outputs))
+        outer = widening * _opened(read, inputs, self.inputs, self.width)
+        return width * (outer + _opened(read, outputs, self.outputs, self.width))
 
     def gates(self) -> Iterator[StochasticGate]:
         """The gates that exist."""
-        named = (self.inputs, self.hidden, self.outputs)
+        named = (self.inputs, self.hidden, self.outputs, self.width)
         yield from (gate for gate in named if gate is not None)
 
 
@@ -257,6 +261,10 @@ Part = AttentionGates | FeedForwardGates | ExpertsGates | MixerGates | Ungated
 Structure = tuple[Part, ...]
 
 
-def _opened(read: Read, gate: StochasticGate | None, size: int) -> Tensor | int:
-    """How many dimensions of a gate are open, all of them without a gate."""
-    return size if gate is None else read(gate).sum()
+def _opened(read: Read, size: int, *gates: StochasticGate | None) -> Tensor | int:
+    """How many dimensions are open in all gates, all of them without a gate."""
+    opened: Tensor | None = None
+    for gate in gates:
+        if gate is not None:
+            opened = read(gate) if opened is None else opened * read(gate)
+    return size if opened is None else opened.sum()

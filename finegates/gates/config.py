@@ -50,6 +50,12 @@ class GateConfig:
             it has none, dimensions are not gated, which is logged.
         multiple_of: with ``uniform``, feed-forward dimensions are a multiple of it. None selects
             the largest of 64, 32, 16, ... whose steps are fine enough for any target.
+        width: with ``"structured"``: also gates on the residual stream, one for each hidden
+            dimension of the whole model: of embeddings, norms, inputs and outputs of all layers,
+            and the head. With ``dimensions="inner"`` they are next to heads and feed-forward
+            dimensions, and layers stay contiguous. Not with ``uniform`` or ``shrink``. A model is
+            refused unless all its tensors of that size are described
+            (:class:`finegates.specs.StreamSpec`).
         train_biases: train the biases of gated layers, with ``dimensions="inner"`` of all layers
             of the blocks; None takes the preset's.
         train_head: train the task head (:func:`head_parameters`). If no head is found, because the
@@ -89,6 +95,7 @@ class GateConfig:
     dimensions: Dimensions = "all"
     uniform: bool = False
     multiple_of: int | None = None
+    width: bool = False
     train_biases: bool | None = None
     train_head: bool = True
     train_weights: bool = False
@@ -137,6 +144,11 @@ class GateConfig:
                 f"{option} cannot be chosen with preset {self.preset!r}, whose gates are "
                 "independent; shared gates can: preset='structured'"
             )
+        elif self.width:
+            raise ValueError(
+                f"width cannot be chosen with preset {self.preset!r}, whose gates are independent; "
+                "shared gates can: preset='structured'"
+            )
         elif self.shrink or self.final_at is not None:
             raise ValueError(
                 f"{'shrink' if self.shrink else 'final_at'} cannot be chosen with preset "
@@ -171,6 +183,13 @@ class GateConfig:
 
     def _check_structured(self) -> None:
         check_schedule(self.schedule)
+        if self.width and (self.uniform or self.shrink):
+            option, why = (
+                ("uniform", "which chooses equal sizes of layers alone")
+                if self.uniform
+                else ("shrink", "which removes dimensions of layers alone")
+            )
+            raise ValueError(f"width cannot be combined with {option}, {why}; leave one out")
         points = (0.0, *(self.final_at or ()), 1.0)
         if list(points) != sorted(points):
             raise ValueError(f"final_at must increase within [0, 1], got {self.final_at}")

@@ -16,11 +16,13 @@ class GateDraw:
 
     This takes a few operations instead of a few for each gate. Inside ``with draw:`` every call of
     a gate's ``sample()`` returns its part of the draw, so the block should contain one training
-    step, backward pass included. Gates that are being hardened draw independently.
+    step, backward pass included. Gates that are being hardened draw independently; one on the
+    residual stream still draws once for all its uses.
 
     Args:
-        gates: of any kind, each used once in a step; those that cannot be drawn with the first one
-            (constants, gates of another preset or on another device) are ignored.
+        gates: of any kind, each used once in a step, or on the residual stream; those that cannot
+            be drawn with the first one (constants, gates of another preset or on another device)
+            are ignored.
     """
 
     def __init__(self, gates: Sequence[Gate]) -> None:
@@ -33,6 +35,9 @@ class GateDraw:
 
     def __enter__(self) -> GateDraw:
         if len(self.gates) < 2 or any(gate.hardness for gate in self.gates):
+            for gate in self.gates:
+                if gate.of_stream:  # one draw for all its uses
+                    gate._drawn = gate.sample()
             return self
         preset = self.gates[0].preset
         latent = torch.cat([gate.latent for gate in self.gates])

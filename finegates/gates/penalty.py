@@ -279,8 +279,7 @@ class MacsPenalty:
 
     def gates(self) -> Iterator[StochasticGate]:
         """Every gate of the model, once."""
-        for part in self.structure:
-            yield from part.gates()
+        yield from dict.fromkeys(gate for part in self.structure for gate in part.gates())
 
     def _macs(self, read: Read, *, packed: bool = False) -> Tensor:
         """The MACs, with ``read`` giving the openness of the dimensions that were not removed."""

@@ -12,6 +12,10 @@ dimension that compaction can remove has one gate:
 - ``hidden``, the feed-forward dimensions;
 - ``outputs`` of o and of down.
 
+With ``GateConfig.width``, one gate on the residual stream multiplies all outputs that are added to
+it (:mod:`finegates.gates.gated_output` for those that are not of linear layers), so that its closed
+dimensions are zero everywhere.
+
 The inner dimensions are ``heads`` and ``hidden`` alone. Without them a layer stays contiguous: no
 gather before its matmul, and no scatter after it.
 
@@ -55,6 +59,7 @@ def build_structure(
     adapter: Adapter | None = None,
     dimensions: Dimensions = "all",
     stock: StockKeys | None = None,
+    width: StochasticGate | None = None,
 ) -> tuple[Structure, Sides]:
     """Builds the shared gates of a model; the model does not change.
 
@@ -65,6 +70,7 @@ def build_structure(
         adapter: describes the blocks; looked up if None.
         dimensions: ``"all"``, or ``"inner"`` for heads and feed-forward dimensions only.
         stock: names of the sizes that may change, each equally in all layers; None: all may.
+        width: the gate of the residual stream, which all blocks write through; None without.
 
     Returns:
         the gates by part, and the row and column gates of every gated layer.
@@ -75,7 +81,7 @@ def build_structure(
     parts: list[Part | _Dense] = []
     sides: Sides = {}
     for block in (adapter or adapter_for(model)).blocks(model):
-        for gates, placed in _block_gates(block, model, make, dimensions, stock):
+        for gates, placed in _block_gates(block, model, make, dimensions, stock, width):
             parts.append(gates)
             sides.update(placed)
         if experts and block.experts is not None:
@@ -116,13 +122,16 @@ def _block_gates(
     make: Callable[[str, int], StochasticGate],
     dimensions: Dimensions,
     stock: StockKeys | None,
+    width: StochasticGate | None,
 ) -> Iterator[tuple[Part | _Dense, Sides]]:
     inner = dimensions == "inner"
     for part in block.attentions:
         if not inner or (has_free_heads(part) and (stock is None or bool(stock.heads))):
             # Heads of zeros would fill up groups of uneven sizes, at positions between others.
             heads = part.kv_heads if inner and part.even and stock is None else part.heads
-            yield _attention_gates(part, model, make, heads, inner=inner)
+            yield _attention_gates(part, model, make, heads, inner=inner, width=width)
+        elif width is not None:
+            yield _attention_gates(part, model, make, None, inner=inner, width=width)
         else:
             yield part, {}
     for mixer in block.mixers:
@@ -132,18 +141,28 @@ def _block_gates(
         yield feed, {}
     elif feed is not None:
         columns, _ = linear_shape(model.get_submodule(feed.up))
-        width, outputs = linear_shape(model.get_submodule(feed.down))
+        hidden, outputs = linear_shape(model.get_submodule(feed.down))
         gates = FeedForwardGates(
             feed,
             (columns, outputs),
             None if inner else make(f"{feed.up}.inputs", columns),
-            make(f"{feed.up}.hidden", width),
+            make(f"{feed.up}.hidden", hidden),
             None if inner else make(f"{feed.down}.outputs", outputs),
+            width,
         )
         reading = () if inner else feed.linears()
         sides: Sides = {path: (None, gates.inputs) for path in reading}
-        sides[feed.down] = (gates.outputs, gates.hidden)
+        sides[feed.down] = (_written(gates.outputs, width), gates.hidden)
         yield gates, sides
+
+
+def _written(outputs: StochasticGate | None, width: StochasticGate | None) -> Gate | None:
+    """The row gate of a layer that writes to the residual stream."""
+    if outputs is None or width is None:
+        return outputs or width
+    device = width.latent.device
+    each = torch.arange(width.size, device="cpu" if device.type == "meta" else device)
+    return DerivedGate([(outputs, each), (width, each)])
 
 
 def has_free_heads(part: Attention) -> bool:
@@ -173,9 +192,10 @@ def _attention_gates(
     part: Attention,
     model: nn.Module,
     make: Callable[[str, int], StochasticGate],
-    heads: int,
+    heads: int | None,
     *,
     inner: bool,
+    width: StochasticGate | None,
 ) -> tuple[AttentionGates, Sides]:
     columns, _ = linear_shape(model.get_submodule(part.q))
     memory, _ = linear_shape(model.get_submodule(part.k))
@@ -190,8 +210,9 @@ def _attention_gates(
         memory=make(f"{part.path}.memory", memory) if part.cross and not inner else None,
         scores=make(f"{part.path}.scores", units) if scored else None,
         values=make(f"{part.path}.values", size) if part.narrows and not inner else None,
-        heads=make(f"{part.path}.heads", heads) if part.narrows else None,
+        heads=make(f"{part.path}.heads", heads) if part.narrows and heads else None,
         outputs=None if inner else make(f"{part.path}.outputs", outputs),
+        width=width,
     )
     each = part.heads // part.kv_heads
     device = _of_indices(gates)
@@ -202,14 +223,14 @@ def _attention_gates(
     if gates.values is not None:
         sources.append((gates.values, group * part.head_dim + dimension))
     if gates.heads is not None:
-        sources.append((gates.heads, head * heads // part.heads))
+        sources.append((gates.heads, head * gates.heads.size // part.heads))
     cols: Gate | None = DerivedGate(sources) if sources else None
     read = gates.memory if part.cross else gates.inputs
     sides: Sides = {
         part.k: (_score_rows(part, part.k, gates, model), read),
         part.v: (None, read),
         part.q: (_score_rows(part, part.q, gates, model), gates.inputs),
-        part.o: (gates.outputs, cols),
+        part.o: (_written(gates.outputs, width), cols),
     }
     return gates, {path: pair for path, pair in sides.items() if pair != (None, None)}
 

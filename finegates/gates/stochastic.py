@@ -75,6 +75,10 @@ class StochasticGate(Gate):
         led: whether a penalty covers the gate, or a trainer has warned that none does. Gates of a
             preset with a budget (``structured``), and gates of ``finegates.attach``, that train
             without a penalty warn once, because they would never close.
+        of_stream: whether the gate is on the residual stream. Then all its uses in a step have one
+            draw (:class:`finegates.gates.draw.GateDraw`), and its factor is 1: the factor's
+            gradient measures the importance, but weights that embeddings share with an output layer
+            could not be multiplied by it on one side only.
         configured: whether a ``GateConfig``, which names a penalty, made the gate.
     """
 
@@ -104,6 +108,7 @@ class StochasticGate(Gate):
         self.hardness = 0.0
         self.led = False
         self.configured = False
+        self.of_stream = False
         self._drawn: Tensor | None = None
 
     def _start(self, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
@@ -242,6 +247,8 @@ class StochasticGate(Gate):
     def _times_factor(self, gate: Tensor) -> Tensor:
         if self.scale is None:
             return gate
+        if self.of_stream:
+            return gate * (1.0 + (self.scale - self.scale.detach()))
         # Straight-through gradient at the bound, so that a factor below it can recover.
         bounded = self.scale + (self.scale.clamp(min=OPEN_FROM) - self.scale).detach()
         return gate * bounded

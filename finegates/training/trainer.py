@@ -377,10 +377,10 @@ def _joined(
 
 
 def _gates_used_once(model: nn.Module) -> list[Gate]:
-    """Gates with exactly one use; shared gates draw new noise at each use."""
+    """Gates with exactly one use, and of residual streams; others draw new noise at each use."""
     layers = gated_layers(model).values()
     uses = Counter(leaf for layer in layers for _, gate in layer.gates() for leaf in gate.leaves())
-    return [gate for gate, count in uses.items() if count == 1]
+    return [g for g, count in uses.items() if count == 1 or getattr(g, "of_stream", False)]
 
 
 class _TermsLog(TrainerCallback):

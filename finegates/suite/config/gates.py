@@ -13,7 +13,7 @@ PresetName = Literal["reference", "paper_v1", "structured"]
 """The keys of ``finegates.gates.presets.PRESETS``."""
 
 
-_LATER = ("dimensions", "uniform", "multiple_of")
+_LATER = ("dimensions", "uniform", "multiple_of", "width")
 """Settings that are left out of dumps at their default: runs from before have the same parameters
 as later ones that do not set them."""
 
@@ -28,6 +28,7 @@ class GateFields(Section):
     dimensions: Dimensions = GateConfig.dimensions
     uniform: bool = GateConfig.uniform
     multiple_of: int | None = Field(default=GateConfig.multiple_of, gt=0)
+    width: bool = GateConfig.width
 
     @model_validator(mode="after")
     def _shared(self) -> GateFields:
@@ -36,6 +37,8 @@ class GateFields(Section):
             raise ValueError(f"{given[0]} goes with preset 'structured', not {self.preset!r}")
         if self.multiple_of is not None and not self.uniform:
             raise ValueError("multiple_of goes with uniform: true")
+        if self.width and self.uniform:
+            raise ValueError("width does not go with uniform: true")
         return self
 
     @model_serializer(mode="wrap")
