@@ -26,6 +26,7 @@ from finegates.compaction.peft_targets import teach_peft
 from finegates.compaction.planner import plan_compaction
 from finegates.compaction.plans import ExpertsPlan, LayerPlan
 from finegates.compaction.widening import widened
+from finegates.gates.bypass import stop_watching
 from finegates.gates.gated_experts import GatedExperts
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
 from finegates.gates.gated_output import remove_output_gates
@@ -174,6 +175,7 @@ def compact(
     note_untied(result)
     remove_autocast(result)
     forget_attachment(result)
+    stop_watching(result)
     for module in result.modules():
         for name in _LEFTOVERS:
             module.__dict__.pop(name, None)

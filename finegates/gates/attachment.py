@@ -13,6 +13,7 @@ from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.base import base_prefix, head_paths
 from finegates.arguments import check_config
 from finegates.gates.block_parts import Structure
+from finegates.gates.bypass import stop_watching, watch_weights
 from finegates.gates.config import GateConfig
 from finegates.gates.dense_form import check_whole
 from finegates.gates.equal_sizes import sizes_to_choose
@@ -59,6 +60,9 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     head, and low-rank factors of ``peft``; everything else is frozen. Methods of ``peft`` other
     than plain LoRA must be merged by ``peft`` before the model is compacted.
 
+    The first forward passes are watched (:func:`finegates.gates.bypass.watch_weights`): they raise
+    ValueError if a module uses the weight of a gated layer without the gates.
+
     Args:
         model: a transformers model, or a ``peft`` model around one.
         config: defaults to ``GateConfig()``.
@@ -68,11 +72,11 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
 
     Raises:
         ValueError: gates are attached already; a pattern matches no layer, or a layer whose weight
-            its parent module reads directly; no layer of the model is described and no patterns are
-            given; a layer is missing or used twice; the target cannot be reached; the model is
-            compact or spread over several devices; with ``shrink``, a layer holds experts, an
-            adapter other than plain LoRA, or a weight that another module has, too. The model does
-            not change.
+            a module reads directly or holds outside of the tree of modules; no layer of the model
+            is described and no patterns are given; a layer is missing or used twice; the target
+            cannot be reached; the model is compact or spread over several devices; with ``shrink``,
+            a layer holds experts, an adapter other than plain LoRA, or a weight that another module
+            has, too. The model does not change.
         TypeError: a layer to be gated is not linear-like, or quantised; ``model`` is not a model,
             or ``config`` not a configuration. The model does not change.
     """
@@ -263,6 +267,7 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
         move_tied_keys(inner, f"{name}.base", name)
     note_untied(inner, separate=True)
     forget_attachment(inner)
+    stop_watching(inner)
     return model
 
 
@@ -360,6 +365,8 @@ def _place(inner: nn.Module, layers: dict[str, GatedLinear | GatedExperts]) -> N
     for name, layer in layers.items():
         inner.set_submodule(name, layer)
         move_tied_keys(inner, name, f"{name}.base")
+    if layers:
+        watch_weights(inner)
     adapt_stock_methods()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from finegates.adapters import has_module
+from finegates.gates.held_layers import holders
 from finegates.gates.weight_reads import weight_reader
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.experts import is_experts
@@ -50,10 +51,11 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
         names: paths of the layers to gate.
 
     Raises:
-        ValueError: a path does not exist, two paths name the same layer, or the parent module reads
-            the layer's weight directly.
+        ValueError: a path does not exist, two paths name the same layer, the parent module reads
+            the layer's weight directly, or a module holds the layer outside of the tree.
         TypeError: a layer is not linear-like, or quantised.
     """
+    names = list(names)
     uses = Counter(id(child) for m in model.modules() for child in m._modules.values())
     places: dict[tuple[int, str], str] = {}
     for name in names:
@@ -69,6 +71,14 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
             raise TypeError(f"{name}: {error}") from None
         _check_used_once(model, name, uses[id(layer)], places)
         _check_weight_is_left_alone(model, name)
+    for name, path, attribute in holders(model, names):
+        holder = f"{path}.{attribute}" if path else attribute
+        raise ValueError(
+            f"{name}: {holder} of {type(model.get_submodule(path)).__name__} holds this layer, or "
+            "its weight, outside of the model's tree of modules, so it would go on using it "
+            "without gates; register it as a module, or exclude the layer: let each pattern match "
+            "the other layers only"
+        )
 
 
 def check_removable(model: nn.Module, names: Iterable[str]) -> None:

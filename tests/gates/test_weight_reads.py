@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 
 import pytest
 import torch
@@ -184,6 +186,167 @@ def test_the_source_says_what_is_read(kind):
     assert {name for name, reads in found.items() if reads} == {
         "plain", "named", "helped", "inner.deep", "listed.0", "listed.1", "shifted",
     }  # fmt: skip
+
+
+def product(x: Tensor, layer: nn.Linear) -> Tensor:
+    return functional.linear(x, layer.weight, layer.bias)
+
+
+def of_module(module: nn.Module, x: Tensor) -> Tensor:
+    return product(x, module.of_self)
+
+
+def called(x: Tensor, layer: nn.Linear) -> Tensor:
+    return layer(x.to(layer.weight.dtype))
+
+
+class Hides(nn.Module):
+    """Reads weights where its own lines do not name them."""
+
+    NAMES = ("spelt", "named")
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = (
+            "helper", "keyword", "of_self", "method", "static", "looked", "first", "second",
+            "spelt", "named", "both_0", "both_1", "gotten", "numbered", "stored", "called",
+            "either", "in_list", "zipped",
+        )  # fmt: skip
+        for name in names:
+            setattr(self, name, nn.Linear(4, 4))
+        self.inner = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def product(this, x: Tensor, layer: nn.Linear) -> Tensor:
+        return x @ layer.weight
+
+    @staticmethod
+    def stored_product(x: Tensor, layer: nn.Linear) -> Tensor:
+        return x @ layer.weight
+
+    def forward(this, x: Tensor) -> Tensor:
+        x = product(x, this.helper) + product(x, layer=this.keyword) + of_module(this, x)
+        x = this.product(x, this.method) + this.stored_product(x, this.static)
+        for layer in (this.first, this.second):
+            x = x @ layer.weight
+        for name in ("spelt", "named"):
+            x = x @ getattr(this, name).weight
+        for number in range(2):
+            x = x @ getattr(this, f"both_{number}").weight
+        x = x @ getattr(this.gotten, "weight")  # noqa: B009
+        x = x @ (this.either if x.sum() > 0 else this.helper).weight
+        weights = torch.cat([each.weight for each in [this.in_list]])
+        for number, each in enumerate(this.inner):
+            x = x @ each.weight + number
+        for each, _ in zip([this.zipped], range(1), strict=True):
+            x = x @ each.weight
+        return called(x, this.called) @ weights + this.looked(x)
+
+
+def test_reads_through_functions_loops_and_names_are_found():
+    model = nn.Sequential(Hides())
+    found = {
+        name.removeprefix("0.")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and weight_reader(model, name)
+    }
+    assert found == {
+        "helper", "keyword", "of_self", "method", "static", "first", "second", "spelt", "named",
+        "both_0", "both_1", "gotten", "either", "in_list", "inner.0", "inner.1", "zipped",
+    }  # fmt: skip
+
+
+class ByName(nn.Module):
+    """Chooses a layer by a name that the source does not say."""
+
+    names = ("plain",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.called = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.inner = nn.ModuleDict({"deep": nn.Linear(4, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.names:
+            x = x @ getattr(self, name).weight
+        return self.called(x)
+
+
+def test_a_name_that_the_source_does_not_say_may_be_that_of_any_child():
+    model = nn.Sequential(ByName())
+    found = weight_reader(model, "0.plain"), weight_reader(model, "0.called")
+    assert found == ((model[0], True), (model[0], False))
+    assert weight_reader(model, "0.inner.deep") is None
+
+
+class Holds(nn.Module):
+    """Holds its layer outside of the tree of modules, in a way that a function chooses."""
+
+    def __init__(self, hold: Callable[[nn.Linear], object]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.__dict__["held"] = hold(self.layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def closure(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return lambda x: x @ layer.weight
+
+
+class Unregistered(nn.Module):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.inside = layer
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda layer: layer,
+        lambda layer: [layer],
+        lambda layer: {"a": ({layer},)},
+        lambda layer: layer.weight,
+        lambda layer: [layer.bias],
+        lambda layer: layer.weight.detach().T,
+        lambda layer: layer.forward,
+        lambda layer: partial(product, layer=layer),
+        Unregistered,
+        closure,
+    ],
+    ids=[
+        "layer",
+        "list",
+        "deep",
+        "weight",
+        "bias",
+        "view",
+        "method",
+        "partial",
+        "module",
+        "closure",
+    ],
+)
+def test_a_layer_that_a_module_holds_outside_of_the_tree_is_refused_by_name(hold):
+    model = nn.Sequential(nn.ModuleDict({"block": Holds(hold)}), nn.Linear(4, 4))
+    config = GateConfig(preset="reference", modules=("*.layer",))
+    with pytest.raises(
+        ValueError, match=r"0\.block\.layer: 0\.block\.held of Holds holds this lay"
+    ):
+        attach(model, config)
+    assert not gated_layers(model)
+    attach(model, GateConfig(preset="reference", modules=("1",)))
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [lambda layer: None, lambda layer: nn.Linear(4, 4), lambda layer: "layer"],
+    ids=["nothing", "another", "name"],
+)
+def test_a_module_that_holds_something_else_is_gated(hold):
+    model = nn.Sequential(Holds(hold))
+    model[0].__dict__["whole"] = [model, model[0], model[0].forward]
+    assert gated_layers(attach(model, GateConfig(preset="reference", modules=("0.layer",))))
 
 
 def test_the_refusal_is_right_gates_there_would_have_no_effect():
