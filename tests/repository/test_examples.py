@@ -88,3 +88,27 @@ def test_every_example_is_named_in_the_readme_and_has_a_test():
     for path in EXAMPLES:
         assert f"examples/{path.name}" in readme
         assert tests.count(path.name) >= 1
+
+
+def test_an_embedding_model_is_pruned_without_labels_and_loads_without_finegates(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    model = checkpoint(tmp_path / "model", max_position_embeddings=140, **WIDE)
+    arguments = ["--model", str(model), "--texts", "256", "--epochs", "2", "--target", "0.4"]
+    printed = ran(tmp_path / "cwd", "prune_embedding_model.py", *arguments)
+    assert "of a generated language" in printed
+    kept = float(re.findall(r"MACs of a text of 32 tokens \(([\d.]+) %\)", printed)[-1])
+    assert kept == pytest.approx(60, abs=3)
+    apart = float(re.findall(r"after saving and loading: (\S+)", printed)[-1])
+    assert apart < 1e-5
+    folder = tmp_path / "cwd" / "small-embeddings"
+    assert "Spearman on STS-B (validation), pruned" in (folder / "README.md").read_text()
+    program = f"""
+import sys
+sys.modules["finegates"] = None
+from sentence_transformers import SentenceTransformer
+print(SentenceTransformer({str(folder)!r}, device="cpu").encode("a film").shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.stdout.startswith("("), done.stderr
