@@ -87,14 +87,20 @@ def model_parameters(
     """
     gates = {id(p) for gate in leaf_gates(model) for p in gate.parameters()}
     before = sum(p.numel() for p in model.parameters() if id(p) not in gates)
-    after = before
+    # Every compact layer has its own weight; what it shared may remain in another module.
+    bases = {path: between_gates(model.get_submodule(path)) for path in layers}
+    inside = {id(module) for base in bases.values() for module in base.modules()}
+    left = {
+        id(p): p.numel()
+        for module in model.modules()
+        if id(module) not in inside
+        for p in module._parameters.values()
+        if p is not None and id(p) not in gates
+    }
+    after = sum(left.values())
     for path, plan in layers.items():
-        layer = model.get_submodule(path)
-        base = layer.base if isinstance(layer, GatedLinear) else layer
-        linear = find_linear(base)
-        has_bias = linear.bias is not None or plan.constants is not None
+        has_bias = find_linear(bases[path]).bias is not None or plan.constants is not None
         after += plan.kept_weights + (plan.kept_out if has_bias else 0)
-        after -= sum(p.numel() for p in base.parameters())
     for path, narrower in experts.items():
         part = narrower.part
         base = between_gates(model.get_submodule(path))

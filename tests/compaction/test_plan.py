@@ -110,3 +110,33 @@ def test_the_last_line_predicts_the_time_before_and_after() -> None:
     assert after < dense
     assert plan.summary().endswith(f"; {1e6 * dense:.2f} -> {1e6 * after:.2f} us a token predicted")
     assert "us" not in plan_compaction(model).summary()
+
+
+class Tied(nn.Module):
+    """Layers of which some have one weight: with each other, and with the embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(9, 9)
+        self.a, self.b, self.c = (nn.Linear(9, 9) for _ in range(3))
+        self.head = nn.Linear(9, 9, bias=False)
+        self.a.weight = self.b.weight = self.c.weight
+        self.head.weight = self.words.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.c(self.b(self.a(self.words(ids)))))
+
+
+@pytest.mark.parametrize(
+    "gated",
+    [("a",), ("a", "b"), ("a", "b", "c"), ("head",), ("b", "head"), ("a", "b", "c", "head")],
+)
+def test_a_weight_that_layers_share_is_counted_as_often_as_it_is_stored(
+    gated: tuple[str, ...],
+) -> None:
+    dense = Tied()
+    before = sum(p.numel() for p in dense.parameters())
+    model = attach(dense, GateConfig(preset="reference", modules=gated))
+    tiny.scatter_gates(model, 1)
+    plan = plan_compaction(model)
+    assert plan.parameters == (before, sum(p.numel() for p in compact(model).parameters()))
