@@ -4,7 +4,8 @@ Names of layers and attributes suggest how a module might be described. Each sug
 the model's own layers: gates close some of every kind of dimension, the layer is compacted by the
 suggested description, and both are called with what the layer got in an ordinary forward pass, in
 float64. What is equal for every closure is kept; what is not is described with less freedom, or
-left whole.
+left whole. The search uses random parameters, because one that starts at zero would hide what
+depends on it; what it finds must be exact with the model's own parameters, too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from finegates.adapters import AttentionSpec, register, unwrap
 from finegates.adapters.described import DescribedAdapter, class_name
 from finegates.spec_search.candidates import attention_candidates, feed_candidates, linears_below
 from finegates.spec_search.printed import as_code
-from finegates.spec_search.replay import Replay, Spec, layer_calls
+from finegates.spec_search.replay import Replay, Spec, layer_calls, randomise
 from finegates.specs import is_named_cross
 
 LOGGER = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def describe(
         specs of the classes that were found; empty if there are none, or all are known.
     """
     double = copy.deepcopy(unwrap(model)).to(torch.float64).eval()
+    randomise(double, seed)
     known = known or DescribedAdapter()
     cross = {
         type(module) for path, module in double.named_modules() if is_named_cross(module, path)
@@ -108,9 +110,14 @@ def describe(
             else:
                 specs.append(found)
                 LOGGER.info("described %s", ", ".join(found.classes))
+    replays = [Replay(layers[path], calls[path], seed) for path in calls]
+    candidates = [(spec, _confirmed(spec, replays)) for spec in specs]
+    double.load_state_dict(unwrap(model).state_dict())
+    calls = layer_calls(double, layers, inputs)
+    replays = [Replay(layers[path], calls[path], seed, must_change=False) for path in calls]
     confirmed: list[Spec] = []
-    for spec in specs:
-        kept = _confirmed(spec, [Replay(layers[path], calls[path], seed) for path in calls])
+    for spec, kept in candidates:
+        kept = kept and _confirmed(kept, replays)
         if kept is None:
             notes.append(
                 f"{', '.join(spec.classes)}: the description is not exact in every layer, so it "

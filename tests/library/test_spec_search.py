@@ -147,9 +147,11 @@ def test_what_no_description_fits_is_left_whole() -> None:
 class SomeMix(nn.Module):
     """An attention whose heads see each other in some layers."""
 
-    def __init__(self, mixes: bool) -> None:
+    def __init__(self, mixes: bool | float) -> None:
         super().__init__()
         self.head_dim, self.num_heads, self.mixes = 6, 4, mixes
+        if isinstance(mixes, float):
+            self.mixes = nn.Parameter(torch.full((1,), mixes))
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(24, 24) for _ in range(4))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -159,13 +161,13 @@ class SomeMix(nn.Module):
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         context = nn.functional.scaled_dot_product_attention(q, k, v)
-        if self.mixes:
-            context = context - context.mean(1, keepdim=True)
+        if self.mixes is not False:
+            context = context - self.mixes * context.mean(1, keepdim=True)
         return self.o_proj(context.transpose(1, 2).reshape(hidden_states.shape))
 
 
 class AttentionLayer(GradientCheckpointingLayer):
-    def __init__(self, mixes: bool) -> None:
+    def __init__(self, mixes: bool | float) -> None:
         super().__init__()
         self.attention = SomeMix(mixes)
 
@@ -191,3 +193,52 @@ def test_a_class_is_described_only_if_it_is_in_every_layer_as_described() -> Non
         torch.manual_seed(0)
         description = describe(Stack(mixing).double(), states)
         assert len(description.specs) == found_in
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-12])
+def test_a_dependence_that_training_has_yet_to_show_is_found(start: float) -> None:
+    """A parameter that starts at zero, as a scale of layers may, hides nothing from the search."""
+    model = Stack(())
+    torch.manual_seed(0)
+    for layer in model.layers:
+        layer.attention = SomeMix(start)
+    states = {"states": torch.randn(2, 9, 24, dtype=torch.float64)}
+    before = copy.deepcopy(model.state_dict())
+    assert describe(model.double(), states).specs == ()
+    assert all(torch.equal(value, before[key]) for key, value in model.float().state_dict().items())
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("start", [0.0, 1e-9])
+@pytest.mark.parametrize("name", ["dinov2", "gpt_neox", "bart", "gemma3_text", "wav2vec2"])
+def test_what_starts_at_zero_is_described_as_after_training(name: str, start: float) -> None:
+    """Biases, scales of layers, and layers that write to the residual stream."""
+    model = described_model(name)
+    for path, parameter in model.named_parameters():
+        writes = any(key in path for key in ("o_proj", "out_proj", "fc2", "dense", "down"))
+        if parameter.dim() == 1 or "lambda" in path or writes:
+            parameter.data.fill_(start)
+    description = describe(model, described_inputs(name), known=OnlyAdapter())
+    assert description == found(name)
+
+
+class Switched(SomeMix):
+    """An attention whose heads are mixed if a parameter is large."""
+
+    def __init__(self, switch: float) -> None:
+        super().__init__(False)
+        self.switch = nn.Parameter(torch.tensor([switch]))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        self.mixes = float(self.switch > 9)
+        return super().forward(hidden_states)
+
+
+@pytest.mark.parametrize(("switch", "count"), [(1.0, 1), (10.0, 0)])
+def test_the_parameters_of_the_model_are_tried_as_they_are_too(switch: float, count: int) -> None:
+    states = {"states": torch.randn(2, 9, 24, dtype=torch.float64)}
+    torch.manual_seed(0)
+    model = Stack(())
+    for layer in model.layers:
+        layer.attention = Switched(switch)
+    assert len(describe(model.double(), states).specs) == count
