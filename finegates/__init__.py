@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from finegates.compaction import compact as compact
     from finegates.compaction import plan_compaction as plan_compaction
     from finegates.compaction import use_products as use_products
+    from finegates.compaction.regating import attach as attach
     from finegates.formats.card import model_card as model_card
     from finegates.formats.compact import load as load
     from finegates.formats.compact import save as save
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from finegates.formats.stock import uniform_cost as uniform_cost
     from finegates.formats.task import load_task as load_task
     from finegates.formats.task import save_task as save_task
-    from finegates.gates.attachment import attach as attach
     from finegates.gates.attachment import attach_fixed as attach_fixed
     from finegates.gates.attachment import detach as detach
     from finegates.gates.config import GateConfig as GateConfig
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 # Loaded on first use: reading a configuration must not pay for torch and transformers.
 _HOMES = {
     "GateConfig": "gates.config",
-    "attach": "gates.attachment",
+    "attach": "compaction.regating",
     "attach_fixed": "gates.attachment",
     "attach_from_peft": "formats.peft",
     "detach": "gates.attachment",

@@ -8,6 +8,7 @@ model, without any ``peft`` wrapper (:func:`unwrap`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -85,6 +86,10 @@ class Adapter(ABC):
     def removed_parameters(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> int:
         """Counts the parameters that :meth:`narrow` removes, apart from those of projections."""
         return 0
+
+    def per_head(self, module: nn.Module) -> Mapping[str, int]:
+        """Tensors of an attention module with entries for every query head: path and axis."""
+        return {}
 
     def norm_of(self, module: nn.Module) -> NormSpec | None:
         """The norms of queries and keys of an attention module; None without."""

@@ -7,7 +7,7 @@ encoder-decoders, two towers and models with a text model inside need nothing of
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -118,6 +118,10 @@ class DescribedAdapter(Adapter):
         spec = self._attention_spec(module)
         reason = _why_whole(module, spec) or _own_surroundings(model, part.path, spec)
         return reason or f"the weights of {type(module).__name__} are not heads of its sizes"
+
+    def per_head(self, module: nn.Module) -> Mapping[str, int]:
+        """Those of the module's spec."""
+        return self._attention_spec(module).per_head
 
     def norm_of(self, module: nn.Module) -> NormSpec | None:
         """That of the module's spec."""

@@ -28,7 +28,7 @@ from finegates.adapters import Adapter, Attention, HeadSizes, adapter_for, atten
 from finegates.compaction.planner import plan_compaction
 from finegates.compaction.plans import LayerPlan, Plan
 from finegates.gates.dense_form import DenseForm, Kept, dense_form
-from finegates.gates.gate import DerivedGate, Gate
+from finegates.gates.gate import DerivedGate, FixedGate, Gate
 from finegates.gates.gated_linear import GatedLinear
 from finegates.gates.parts import DENSE, gated_parts
 from finegates.gates.stochastic import StochasticGate
@@ -355,18 +355,22 @@ def _side(form: DenseForm, dense: Gate | None, kept: Tensor, device: torch.devic
     if dense is None:
         return None
     present = {id(constant): gate for gate, constant in form.gates.values()}
-    if not isinstance(dense, DerivedGate):
-        gate = present[id(dense)]
-        index = _places(gate, kept)
-        if index.numel() == gate.size:
-            return gate
-        return DerivedGate([(gate, index.to(device))])
     sources: list[tuple[Gate, Tensor]] = []
-    for number, constant in enumerate(dense.sources):
-        gate = present[id(constant)]
-        index = getattr(dense, f"index_{number}").cpu()[kept]
-        sources.append((gate, _places(gate, index).to(device)))
-    return DerivedGate(sources)
+    for constant, places in dense.uses():
+        if id(constant) in present:
+            now = present[id(constant)]
+            sources.append((now, _places(now, places.cpu()[kept]).to(device)))
+            continue
+        values = torch.cat([constant.value(), constant.value().new_ones(1)])  # -1 is the constant 1
+        values = values[places.cpu()[kept]]
+        if not bool(values.all()):
+            whole = torch.arange(kept.numel(), device=device)
+            sources.append((FixedGate(values.to(device)), whole))
+    if not sources:
+        return None
+    gate, index = sources[0]
+    alone = not isinstance(dense, DerivedGate) and index.numel() == gate.size
+    return gate if alone else DerivedGate(sources)
 
 
 def _places(gate: StochasticGate, dense: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finegates.adapters import adapter_for, unwrap
 from finegates.compaction.removal import keep_positions, positions_kept
@@ -32,6 +32,7 @@ from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_linear import gated_layers, leaf_gates
 from finegates.gates.gated_output import gate_outputs, width_gate
 from finegates.gates.presets import GatePreset
+from finegates.gates.removed_before import before_of, set_before
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import linear_shape
 
@@ -111,8 +112,11 @@ def build(
                 raise ValueError(f"{name} would be larger than every stored tensor")
     set_generation(plain, base["generation_config"])
     model = _with_adapters(plain, values["adapters"])
+    removed = values["gates"].get("removed", {})
     for path, config in values["gates"]["configs"].items():
-        attach(plain.get_submodule(path), _gate_config(config))
+        part = plain.get_submodule(path)
+        set_before(part, {name: _mask(*mask) for name, mask in removed.get(path, {}).items()})
+        attach(part, _gate_config(config))
     sides = {}
     for path, kinds in values["gates"]["layers"].items():
         columns, outputs = linear_shape(plain.get_submodule(path))
@@ -164,9 +168,34 @@ def _gates(plain: nn.Module) -> dict[str, Any]:
             continue
         kinds = {side: _kind(gate) for side, gate in layer.gates()}
         layers[path] = {"rows": kinds.get("rows"), "cols": kinds.get("cols")}
+    removed = {
+        path: {
+            name: (mask.numel(), mask.nonzero().flatten().tolist())
+            for name, mask in before_of(plain.get_submodule(path)).items()
+        }
+        for path in configs
+    }
+    removed = {path: masks for path, masks in removed.items() if masks}
     gate = None if configs else width_gate(plain)
     outputs = {} if gate is None else {"outputs": _kind(gate)}
-    return {"configs": configs, "layers": layers, **outputs}
+    found: dict[str, Any] = {"configs": configs, "layers": layers, **outputs}
+    return {**found, "removed": removed} if removed else found
+
+
+def _mask(size: int, kept: list[int]) -> Tensor:
+    """A mask (size,), true at some positions.
+
+    Raises:
+        ValueError: they do not increase within it.
+    """
+    index = torch.tensor(kept, dtype=torch.int64, device="cpu")
+    if type(size) is not int or bool((index.diff() <= 0).any()) or not _within(index, size):
+        raise ValueError("the dimensions that an earlier compaction left do not increase")
+    return torch.zeros(size, dtype=torch.bool, device="cpu").index_fill_(0, index, True)
+
+
+def _within(index: Tensor, size: int) -> bool:
+    return not index.numel() or (int(index[0]) >= 0 and int(index[-1]) < size)
 
 
 def _kind(gate: Gate) -> dict[str, Any]:

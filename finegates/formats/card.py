@@ -12,8 +12,8 @@ from torch import nn
 from finegates.adapters import Adapter, Block, adapter_for, unwrap
 from finegates.budget import macs
 from finegates.compaction.counts import block_weights
+from finegates.compaction.filling import feed_forward_width, head_sizes
 from finegates.formats.skeleton import empty_model
-from finegates.formats.stock_layers import feed_forward_width, head_sizes
 from finegates.formats.structure import bare_model, parts_of
 from finegates.gates.gated_linear import gated_layers
 from finegates.modules.cards import WRITTEN

@@ -24,11 +24,7 @@ from finegates.adapters import (
     unwrap,
 )
 from finegates.adapters.stock_sizes import head_counts, set_heads, stock_keys, with_layer_widths
-from finegates.formats.absent import drop_modules
-from finegates.formats.card import model_card, stock_card
-from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
-from finegates.formats.padding import UniformCost, padding_cost, report
-from finegates.formats.stock_layers import (
+from finegates.compaction.filling import (
     Layout,
     feed_forward_width,
     fill_attention,
@@ -37,7 +33,11 @@ from finegates.formats.stock_layers import (
     group_counts,
     head_sizes,
 )
-from finegates.formats.stock_layers import NotUniformError as NotUniformError
+from finegates.compaction.filling import NotUniformError as NotUniformError
+from finegates.formats.absent import drop_modules
+from finegates.formats.card import model_card, stock_card
+from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
+from finegates.formats.padding import UniformCost, padding_cost, report
 from finegates.formats.structure import bare_model, parts_of
 from finegates.gates.gated_linear import gated_layers
 from finegates.initialisation import mark_initialised

@@ -42,6 +42,7 @@ from finegates.gates.penalty import penalty_on_macs
 from finegates.gates.presets import (
     check_reachable,
 )
+from finegates.gates.removed_before import before_of, mask_of
 from finegates.gates.shared import Sides, build_structure
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.experts import gated_down, is_experts
@@ -54,31 +55,18 @@ logger = logging.getLogger(__name__)
 
 
 def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
-    """Wraps the model's linear layers with stochastic gates, in place.
-
-    The preset decides what is trained afterwards: the gates, the biases of gated layers, the task
-    head, and low-rank factors of ``peft``; everything else is frozen. Methods of ``peft`` other
-    than plain LoRA must be merged by ``peft`` before the model is compacted.
-
-    The first forward passes are watched (:func:`finegates.gates.bypass.watch_weights`): they raise
-    ValueError if a module uses the weight of a gated layer without the gates.
+    """Wraps the linear layers of a model in its dense sizes with gates, in place.
 
     Args:
-        model: a transformers model, or a ``peft`` model around one.
+        model: as for :func:`finegates.attach`, but not compact.
         config: defaults to ``GateConfig()``.
 
     Returns:
         the same model.
 
     Raises:
-        ValueError: gates are attached already; a pattern matches no layer, or a layer whose weight
-            a module reads directly or holds outside of the tree of modules; no layer of the model
-            is described and no patterns are given; a layer is missing or used twice; the target
-            cannot be reached; the model is compact or spread over several devices; with ``shrink``,
-            a layer holds experts, an adapter other than plain LoRA, or a weight that another module
-            has, too. The model does not change.
-        TypeError: a layer to be gated is not linear-like, or quantised; ``model`` is not a model,
-            or ``config`` not a configuration. The model does not change.
+        ValueError: as for :func:`finegates.attach`, or the model is compact.
+        TypeError: as for :func:`finegates.attach`.
     """
     check_config(config, GateConfig)
     config = config or GateConfig()
@@ -315,8 +303,22 @@ def _shared_gates(
     adapter = adapter_for(inner)
     check_gateable(inner, [path for block in adapter.blocks(inner) for path in block.linears()])
     stock = sizes_to_choose(inner) if config.uniform else None
+    before, make = before_of(inner), _gate_maker(inner, config)
+
+    def remade(name: str, size: int) -> StochasticGate:
+        gate, mask = make(name, size), mask_of(before, name, size)
+        if mask is not None:
+            gate.before = mask
+            gate.close(~mask.to(gate.latent.device))
+        return gate
+
     structure, sides = build_structure(
-        inner, _gate_maker(inner, config), dimensions=config.dimensions, stock=stock, width=width
+        inner,
+        remade,
+        dimensions=config.dimensions,
+        stock=stock,
+        width=width,
+        before=before,
     )
     if config.shrink:
         check_removable(inner, sides)

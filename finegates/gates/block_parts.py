@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from finegates.adapters import Attention, Experts, FeedForward, Mixer
+from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.stochastic import StochasticGate
 from finegates.head_rows import of_dimensions
 
-Read = Callable[[StochasticGate], Tensor]
+Shared = StochasticGate | FixedGate
+"""The gate of a dimension: constant where an earlier compaction closed some and no other may go."""
+
+Read = Callable[[Shared], Tensor]
+
+
+def reading(read: Callable[[StochasticGate], Tensor]) -> Read:
+    """Reads constant gates as they are, and the others by a function."""
+    return lambda gate: gate.values if isinstance(gate, FixedGate) else read(gate)
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,12 @@ class AttentionGates:
 
     part: Attention
     sizes: tuple[int, int, int]
-    inputs: StochasticGate | None
-    memory: StochasticGate | None
-    scores: StochasticGate | None
-    values: StochasticGate | None
-    heads: StochasticGate | None
-    outputs: StochasticGate | None
+    inputs: Shared | None
+    memory: Shared | None
+    scores: Shared | None
+    values: Shared | None
+    heads: Shared | None
+    outputs: Shared | None
     width: StochasticGate | None = None
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
@@ -56,7 +65,7 @@ class AttentionGates:
                 ones.
         """
         part = self.part
-        reference = read(next(self.gates()))
+        reference = read(next(self.all_gates()))
         inputs, memory, outputs = (
             _opened(read, size, gate, self.width)
             for gate, size in zip(
@@ -129,6 +138,10 @@ class AttentionGates:
         return (alive * groups.max()).clamp(min=1)
 
     def gates(self) -> Iterator[StochasticGate]:
+        """The gates that exist and are not constant."""
+        yield from _trained(self.all_gates())
+
+    def all_gates(self) -> Iterator[Shared]:
         """The gates that exist."""
         named = (self.inputs, self.memory, self.scores, self.values, self.heads, self.outputs)
         yield from (gate for gate in (*named, self.width) if gate is not None)
@@ -141,31 +154,33 @@ class FeedForwardGates:
     Attributes:
         part: the feed-forward part.
         sizes: dense numbers of its inputs and outputs.
+        intermediate: dense number of intermediate dimensions.
         inputs: (hidden,), or None.
-        hidden: (intermediate,).
+        hidden: (intermediate,), or None.
         outputs: (hidden,), or None.
         width: (hidden,) of the residual stream, or None.
     """
 
     part: FeedForward
     sizes: tuple[int, int]
-    inputs: StochasticGate | None
-    hidden: StochasticGate
-    outputs: StochasticGate | None
+    intermediate: int
+    inputs: Shared | None
+    hidden: Shared | None
+    outputs: Shared | None
     width: StochasticGate | None = None
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
         """Multiply-accumulates of one token, see :meth:`AttentionGates.macs`."""
         widening = 1 if self.part.gate is None else 2
-        width = read(self.hidden).sum()
+        width = _opened(read, self.intermediate, self.hidden)
         inputs, outputs = self.sizes
         outer = widening * _opened(read, inputs, self.inputs, self.width)
-        return width * (outer + _opened(read, outputs, self.outputs, self.width))
+        return torch.as_tensor(width * (outer + _opened(read, outputs, self.outputs, self.width)))
 
     def gates(self) -> Iterator[StochasticGate]:
-        """The gates that exist."""
+        """The gates that exist and are not constant."""
         named = (self.inputs, self.hidden, self.outputs, self.width)
-        yield from (gate for gate in named if gate is not None)
+        yield from _trained(gate for gate in named if gate is not None)
 
 
 @dataclass(frozen=True)
@@ -206,28 +221,32 @@ class MixerGates:
 
     Attributes:
         part: the part.
-        inputs: (hidden,) of all layers that read the residual stream.
-        outputs: (hidden,) of all layers that write to it.
+        sizes: dense numbers of its inputs and outputs.
+        inputs: (hidden,) of all layers that read the residual stream, or None.
+        outputs: (hidden,) of all layers that write to it, or None.
         read: outputs of the reading layers together.
         kept: weights of the layers between.
         written: inputs of the writing layers together.
     """
 
     part: Mixer
-    inputs: StochasticGate
-    outputs: StochasticGate
+    sizes: tuple[int, int]
+    inputs: Shared | None
+    outputs: Shared | None
     read: int
     kept: int
     written: int
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
         """As for :meth:`AttentionGates.macs`."""
-        linear = self.read * read(self.inputs).sum() + self.written * read(self.outputs).sum()
+        inputs = _opened(read, self.sizes[0], self.inputs)
+        outputs = _opened(read, self.sizes[1], self.outputs)
+        linear = torch.as_tensor(self.read * inputs + self.written * outputs)
         return linear + self.kept + length * self.part.products
 
     def gates(self) -> Iterator[StochasticGate]:
-        """Both."""
-        yield from (self.inputs, self.outputs)
+        """Those of both that exist and are not constant."""
+        yield from _trained(gate for gate in (self.inputs, self.outputs) if gate is not None)
 
 
 @dataclass(frozen=True)
@@ -261,7 +280,11 @@ Part = AttentionGates | FeedForwardGates | ExpertsGates | MixerGates | Ungated
 Structure = tuple[Part, ...]
 
 
-def _opened(read: Read, size: int, *gates: StochasticGate | None) -> Tensor | int:
+def _trained(gates: Iterable[Gate]) -> Iterator[StochasticGate]:
+    yield from (gate for gate in gates if isinstance(gate, StochasticGate))
+
+
+def _opened(read: Read, size: int, *gates: Shared | None) -> Tensor | int:
     """How many dimensions are open in all gates, all of them without a gate."""
     opened: Tensor | None = None
     for gate in gates:

@@ -19,6 +19,9 @@ PenaltyName = Literal["hinge", "target"]
 Dimensions = Literal["all", "inner"]
 """Dimensions that shared gates may close: all, or only heads and feed-forward dimensions."""
 
+TargetOf = Literal["given", "original"]
+"""The model whose MACs a target is a fraction of, if it was compact when gates were attached."""
+
 
 @dataclass(frozen=True)
 class GateConfig:
@@ -33,6 +36,9 @@ class GateConfig:
         target: target sparsity s in [0, 1): the fraction of rows, and of columns, to close. It is
             not the realised sparsity; ``finegates.budget`` measures that. With ``"structured"``,
             the fraction of the encoder's MACs to remove, which is met.
+        target_of: of which model's MACs ``target`` is a fraction if the model is compact already:
+            of ``"given"``, the compact one, or of ``"original"``, the dense one that it was made
+            from.
         penalty_weight: lambda, the factor of the penalty in the loss.
         penalty: ``"target"`` or ``"hinge"``; None selects the preset's. Not with ``"structured"``.
         kurtosis: weight the penalty by the kurtosis of the activations in rows and columns.
@@ -85,6 +91,7 @@ class GateConfig:
 
     preset: str | None = None
     target: float = 0.4
+    target_of: TargetOf = "given"
     penalty_weight: float = 50.0
     penalty: PenaltyName | None = None
     kurtosis: bool = False
@@ -127,9 +134,10 @@ class GateConfig:
                 "multiple_of is a positive multiple of feed-forward dimensions with uniform=True, "
                 f"got {self.multiple_of} with uniform={self.uniform}"
             )
-        if self.dimensions not in get_args(Dimensions):
-            known = list(get_args(Dimensions))
-            raise ValueError(f"unknown dimensions {self.dimensions!r}; choose one of {known}")
+        for name, kinds in (("dimensions", Dimensions), ("target_of", TargetOf)):
+            value, known = getattr(self, name), list(get_args(kinds))
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {known}")
         check_reachable(preset, self.target)
         if preset.penalty == "macs":
             if asked:

@@ -63,6 +63,9 @@ class DenseForm:
         config = getattr(model, "config", None)
         memo[id(config)] = config
         dense = copy.deepcopy(model, memo)
+        for module in dense.modules():
+            if isinstance(module, FixedGate):  # of dimensions without gates of their own
+                module.values = module.values.cpu()
         paths = {id(m): path for path, m in dense.named_modules()}
         return cls(
             dense,
@@ -127,8 +130,9 @@ def check_whole(model: nn.Module, asked: str) -> None:
     for path, module in model.named_modules():
         if dense_form(module) is not None:
             raise ValueError(
-                f"dimensions of {path or type(model).__name__} were removed while it was trained "
-                f"(GateConfig(shrink=True)), so {asked} cannot bring them back; "
+                f"dimensions of {path or type(model).__name__} were removed before it was "
+                f"gated, or while it was trained (GateConfig(shrink=True)), so {asked} cannot "
+                "bring them back; "
                 "finegates.compact gives the small model without gates"
             )
 

@@ -81,18 +81,24 @@ class EqualSizes:
         heads: Sequence[HeadCounts] = (),
         multiple: int | None = None,
     ) -> None:
-        self._feeds = [p for p in structure if isinstance(p, FeedForwardGates)]
+        self._feeds = [
+            (p.part, p.hidden)
+            for p in structure
+            if isinstance(p, FeedForwardGates) and isinstance(p.hidden, StochasticGate)
+        ]
         self._attentions = [
-            p for p in structure if isinstance(p, AttentionGates) and p.heads is not None
+            (p.part, p.heads)
+            for p in structure
+            if isinstance(p, AttentionGates) and isinstance(p.heads, StochasticGate)
         ] if heads else []  # fmt: skip
         self._heads: list[HeadCounts | None] = [*heads] if self._attentions else [None]
         self._kept = kept
         self._check_equal()
-        self._width = self._feeds[0].hidden.dense_size if self._feeds else None
+        self._width = self._feeds[0][1].dense_size if self._feeds else None
         if multiple is not None and self._width is not None and multiple > self._width:
             raise ValueError(
                 f"multiple_of={multiple} exceeds the {self._width} feed-forward dimensions of "
-                f"{self._feeds[0].part.up}; choose a smaller one"
+                f"{self._feeds[0][0].up}; choose a smaller one"
             )
         # The kept fraction is linear in F: its values with no and with all dimensions, by (K, Q).
         self._lines = {counts: self._line(counts) for counts in self._heads}
@@ -100,8 +106,7 @@ class EqualSizes:
 
     def gates(self) -> Iterator[StochasticGate]:
         """The gates that are closed."""
-        yield from (feed.hidden for feed in self._feeds)
-        yield from (part.heads for part in self._attentions if part.heads is not None)
+        yield from (gate for _, gate in (*self._feeds, *self._attentions))
 
     def floor(self) -> float:
         """The smallest fraction that can be kept."""
@@ -132,7 +137,7 @@ class EqualSizes:
         if opened is not None:  # closed dimensions come after all others
             order = {gate: torch.where(opened[gate] > 0, v, -1.0) for gate, v in order.items()}
             if self._feeds:
-                widest = min(int(opened[feed.hidden].sum()) for feed in self._feeds)
+                widest = min(int(opened[gate].sum()) for _, gate in self._feeds)
         total = sum(float(values.sum()) for values in order.values())
         best: tuple[float, float] | None = None
         found: Masks = {}
@@ -154,17 +159,17 @@ class EqualSizes:
     def masks(self, importance: Mapping[StochasticGate, Tensor], sizes: Sizes) -> Masks:
         """The dimensions that each layer keeps at given sizes (rule 3)."""
         found: Masks = {}
-        for feed in self._feeds:
-            values = importance[feed.hidden]
+        for _, gate in self._feeds:
+            values = importance[gate]
             count = values.numel() if sizes.hidden is None else sizes.hidden
-            found[feed.hidden] = _largest(values, count)
-        for part in self._attentions:
-            if part.heads is not None and sizes.heads is not None:
+            found[gate] = _largest(values, count)
+        for part, gate in self._attentions:
+            if sizes.heads is not None:
                 kv_heads, each = sizes.heads
-                values = importance[part.heads].view(part.part.kv_heads, -1)
+                values = importance[gate].view(part.kv_heads, -1)
                 inside = torch.stack([_largest(row, each) for row in values])  # (kv_heads, group)
                 groups = _largest((values * inside).sum(1), kv_heads)
-                found[part.heads] = (inside * groups[:, None]).flatten()
+                found[gate] = (inside * groups[:, None]).flatten()
         return found
 
     def _within(self, goal: float, widest: int | None) -> Iterator[Sizes]:
@@ -208,10 +213,8 @@ class EqualSizes:
 
     def _check_equal(self) -> None:
         """Raises ValueError, naming the layer, if dense sizes differ."""
-        widths = {feed.part.up: feed.hidden.dense_size for feed in self._feeds}
-        counts = {
-            part.part.path: (part.part.kv_heads, part.part.heads) for part in self._attentions
-        }
+        widths = {feed.up: gate.dense_size for feed, gate in self._feeds}
+        counts = {part.path: (part.kv_heads, part.heads) for part, _ in self._attentions}
         for sizes in (widths, counts):
             first = next(iter(sizes.values()), None)
             for path, size in sizes.items():

@@ -69,6 +69,10 @@ class Gate(nn.Module):
         """The gates it is computed from: itself, unless it is derived."""
         yield self
 
+    def uses(self) -> Iterator[tuple[Gate, Tensor]]:
+        """The gates it is computed from, each with the int64 index (n,) of its dimensions in it."""
+        yield self, torch.arange(self.size, device="cpu")
+
     def combined(self, read: Callable[[Gate], Tensor]) -> Tensor:
         """The gate, (..., n), with ``read`` giving those of its :meth:`leaves`."""
         return read(self)
@@ -182,6 +186,12 @@ class DerivedGate(Gate):
         for source in self.sources:
             assert isinstance(source, Gate)
             yield from source.leaves()
+
+    @override
+    def uses(self) -> Iterator[tuple[Gate, Tensor]]:
+        for number, source in enumerate(self.sources):
+            assert isinstance(source, Gate)
+            yield source, getattr(self, f"index_{number}")
 
     @override
     def combined(self, read: Callable[[Gate], Tensor]) -> Tensor:

@@ -117,11 +117,12 @@ def check_removable(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def check_dense(model: nn.Module) -> None:
-    """Raises ValueError for a compact model, which adapters do not describe."""
+    """Raises ValueError for a compact model."""
     for name in _compact_layers(model):
         raise ValueError(
-            f"{name} is compact already; attach gates to the model of finegates.uniform(model), or "
-            "to named plain layers (GateConfig(preset='reference', modules=...))"
+            f"{name} is compact already, and independent gates go around dense layers; choose "
+            "preset='structured', attach them to the model of finegates.uniform(model), or to "
+            "named plain layers (GateConfig(preset='reference', modules=...))"
         )
 
 

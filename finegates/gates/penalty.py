@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from finegates.adapters import FeedForward, adapter_for
 from finegates.adapters.stock_sizes import HeadCounts, head_counts, stock_keys
-from finegates.gates.block_parts import AttentionGates, ExpertsGates, Read, Structure, Ungated
+from finegates.gates.block_parts import (
+    AttentionGates,
+    ExpertsGates,
+    Read,
+    Structure,
+    Ungated,
+    reading,
+)
 from finegates.gates.closing import choose_closed
 from finegates.gates.config import GateConfig
 from finegates.gates.equal_sizes import EqualSizes
@@ -73,6 +80,8 @@ class MacsPenalty:
         equal: whether all layers keep equal sizes (:mod:`finegates.gates.equal_sizes`).
         heads: with ``equal``, the numbers of heads that the configuration accepts.
         multiple: with ``equal``, of the feed-forward dimensions; None selects one.
+        original: whether fractions are of the dense model even if dimensions were removed from it
+            before gates were attached; otherwise of the model that was gated.
 
     Attributes:
         sizes: the choice of equal sizes, or None.
@@ -89,6 +98,7 @@ class MacsPenalty:
         equal: bool = False,
         heads: Sequence[HeadCounts] = (),
         multiple: int | None = None,
+        original: bool = False,
     ) -> None:
         self.structure = structure
         self.target = target
@@ -96,7 +106,10 @@ class MacsPenalty:
         self.ramp = ramp
         self.progress = 1.0
         with torch.no_grad():
-            self.dense = float(self._count(lambda gate: gate.latent.new_ones(gate.dense_size)))
+            again = not original and any(gate.before is not None for gate in self.gates())
+            self.dense = float(self._count(_all_open))
+            if again:
+                self.dense = float(self._count(_open_before, packed=True))
             self.sizes = EqualSizes(structure, self._left, heads, multiple) if equal else None
 
     def goal(self) -> float:
@@ -281,19 +294,26 @@ class MacsPenalty:
         """Every gate of the model, once."""
         yield from dict.fromkeys(gate for part in self.structure for gate in part.gates())
 
-    def _macs(self, read: Read, *, packed: bool = False) -> Tensor:
+    def _macs(self, read: Callable[[StochasticGate], Tensor], *, packed: bool = False) -> Tensor:
         """The MACs, with ``read`` giving the openness of the dimensions that were not removed."""
         return self._count(lambda gate: gate.spread(read(gate)), packed=packed)
 
-    def _count(self, read: Read, *, packed: bool = False) -> Tensor:
-        counts = [part.macs(read, self.length, packed=packed) for part in self.structure]
+    def _count(self, read: Callable[[StochasticGate], Tensor], *, packed: bool = False) -> Tensor:
+        # Constant gates that nothing reads any more stay where they were made.
+        device = next(self.gates()).latent.device
+        every: Read = lambda gate: reading(read)(gate).to(device)  # noqa: E731
+        counts = [part.macs(every, self.length, packed=packed) for part in self.structure]
         return torch.stack(counts).sum()
 
 
 def penalty_on_macs(model: nn.Module, structure: Structure, config: GateConfig) -> MacsPenalty:
     """The budget of a configuration on the shared gates of a plain model."""
     heads: list[HeadCounts] = []
-    gated = [p.part for p in structure if isinstance(p, AttentionGates) and p.heads is not None]
+    gated = [
+        p.part
+        for p in structure
+        if isinstance(p, AttentionGates) and isinstance(p.heads, StochasticGate)
+    ]
     if config.uniform and gated:
         keys = stock_keys(model, adapter_for(model))
         heads = head_counts(model.config, keys, gated[0])
@@ -305,7 +325,17 @@ def penalty_on_macs(model: nn.Module, structure: Structure, config: GateConfig) 
         equal=config.uniform,
         heads=heads,
         multiple=config.multiple_of,
+        original=config.target_of == "original",
     )
+
+
+def _all_open(gate: StochasticGate) -> Tensor:
+    return gate.latent.new_ones(gate.dense_size)
+
+
+def _open_before(gate: StochasticGate) -> Tensor:
+    """Ones where the gate had dimensions when it was attached."""
+    return _all_open(gate) if gate.before is None else gate.before.to(gate.latent)
 
 
 def _set_open(gate: StochasticGate, open_: Tensor) -> None:

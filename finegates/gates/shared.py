@@ -25,7 +25,9 @@ dimensions close first in any layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +40,22 @@ from finegates.gates.block_parts import (
     FeedForwardGates,
     MixerGates,
     Part,
+    Shared,
     Structure,
     Ungated,
 )
 from finegates.gates.config import Dimensions
-from finegates.gates.gate import DerivedGate, Gate
+from finegates.gates.gate import DerivedGate, FixedGate, Gate
 from finegates.gates.stochastic import StochasticGate
 from finegates.head_rows import layer_rows, letters_of, score_units
 from finegates.modules.linear import linear_shape
 
 Sides = dict[str, tuple[Gate | None, Gate | None]]
+Before = Mapping[str, Tensor]
+"""What an earlier compaction left: bool masks (n,) of dimensions, by the name of their gate."""
+
 _Dense = Attention | FeedForward | Mixer
+_NOTHING: Before = MappingProxyType({})
 
 
 def build_structure(
@@ -60,6 +67,7 @@ def build_structure(
     dimensions: Dimensions = "all",
     stock: StockKeys | None = None,
     width: StochasticGate | None = None,
+    before: Before = _NOTHING,
 ) -> tuple[Structure, Sides]:
     """Builds the shared gates of a model; the model does not change.
 
@@ -71,6 +79,7 @@ def build_structure(
         dimensions: ``"all"``, or ``"inner"`` for heads and feed-forward dimensions only.
         stock: names of the sizes that may change, each equally in all layers; None: all may.
         width: the gate of the residual stream, which all blocks write through; None without.
+        before: of dimensions that get no gate otherwise; they get a constant one.
 
     Returns:
         the gates by part, and the row and column gates of every gated layer.
@@ -80,8 +89,9 @@ def build_structure(
     """
     parts: list[Part | _Dense] = []
     sides: Sides = {}
+    maker = _Maker(make, before, _device(model))
     for block in (adapter or adapter_for(model)).blocks(model):
-        for gates, placed in _block_gates(block, model, make, dimensions, stock, width):
+        for gates, placed in _block_gates(block, model, maker, dimensions, stock, width):
             parts.append(gates)
             sides.update(placed)
         if experts and block.experts is not None:
@@ -96,14 +106,15 @@ def _counted(parts: Sequence[Part | _Dense], model: nn.Module) -> Structure:
     """The parts, with the weights of those without gates."""
     gated = [part for part in parts if not isinstance(part, _Dense)]
     reference = next((gate for part in gated for gate in part.gates()), None)
+    if parts and reference is None:
+        raise ValueError(
+            f"{type(model).__name__} has neither heads nor feed-forward dimensions that can be "
+            "removed; choose dimensions='all'"
+        )
     found: list[Part] = []
     for part in parts:
         if isinstance(part, _Dense):
-            if reference is None:
-                raise ValueError(
-                    f"{type(model).__name__} has neither heads nor feed-forward dimensions that "
-                    "can be removed; choose dimensions='all'"
-                )
+            assert reference is not None
             shapes = [linear_shape(model.get_submodule(path)) for path in part.linears()]
             part = Ungated(
                 part,
@@ -116,47 +127,82 @@ def _counted(parts: Sequence[Part | _Dense], model: nn.Module) -> Structure:
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the gates of a model.
+
+    Attributes:
+        make: see :func:`build_structure`.
+        before: see there.
+        device: of constant gates.
+    """
+
+    make: Callable[[str, int], StochasticGate]
+    before: Before
+    device: torch.device
+
+    def gate(self, name: str, size: int, *, trained: bool) -> Shared | None:
+        """A gate; if it is not trained, a constant one for removed dimensions, or None."""
+        if trained:
+            return self.make(name, size)
+        mask = self.before.get(name)
+        return None if mask is None else FixedGate(mask.to(self.device, torch.float32))
+
+
 def _block_gates(
     block: Block,
     model: nn.Module,
-    make: Callable[[str, int], StochasticGate],
+    maker: _Maker,
     dimensions: Dimensions,
     stock: StockKeys | None,
     width: StochasticGate | None,
 ) -> Iterator[tuple[Part | _Dense, Sides]]:
     inner = dimensions == "inner"
     for part in block.attentions:
-        if not inner or (has_free_heads(part) and (stock is None or bool(stock.heads))):
-            # Heads of zeros would fill up groups of uneven sizes, at positions between others.
-            heads = part.kv_heads if inner and part.even and stock is None else part.heads
-            yield _attention_gates(part, model, make, heads, inner=inner, width=width)
-        elif width is not None:
-            yield _attention_gates(part, model, make, None, inner=inner, width=width)
-        else:
-            yield part, {}
-    for mixer in block.mixers:
-        yield (mixer, {}) if inner else _mixer_gates(mixer, model, make)
-    feed = block.feed_forward
-    if feed is not None and stock is not None and not stock.intermediate:
-        yield feed, {}
-    elif feed is not None:
-        columns, _ = linear_shape(model.get_submodule(feed.up))
-        hidden, outputs = linear_shape(model.get_submodule(feed.down))
-        gates = FeedForwardGates(
-            feed,
-            (columns, outputs),
-            None if inner else make(f"{feed.up}.inputs", columns),
-            make(f"{feed.up}.hidden", hidden),
-            None if inner else make(f"{feed.down}.outputs", outputs),
-            width,
+        heads = not inner or (has_free_heads(part) and (stock is None or bool(stock.heads)))
+        # Heads of zeros would fill up groups of uneven sizes, at positions between others.
+        grouped = inner and part.even and stock is None and _closes_groups(part, maker.before)
+        count = part.kv_heads if grouped else part.heads
+        yield _attention_gates(
+            part, model, maker, count, width, outer=not inner, trains_heads=heads
         )
-        reading = () if inner else feed.linears()
-        sides: Sides = {path: (None, gates.inputs) for path in reading}
-        sides[feed.down] = (_written(gates.outputs, width), gates.hidden)
-        yield gates, sides
+    for mixer in block.mixers:
+        yield _mixer_gates(mixer, model, maker, trained=not inner)
+    feed = block.feed_forward
+    if feed is not None:
+        hidden = stock is None or bool(stock.intermediate)
+        yield _feed_forward_gates(feed, model, maker, width, outer=not inner, trains_hidden=hidden)
 
 
-def _written(outputs: StochasticGate | None, width: StochasticGate | None) -> Gate | None:
+def _closes_groups(part: Attention, before: Before) -> bool:
+    """Whether heads that an earlier compaction removed were all heads of their groups."""
+    mask = before.get(f"{part.path}.heads")
+    each = part.heads // part.kv_heads
+    return mask is None or bool((mask.view(-1, each).sum(1) % each == 0).all())
+
+
+def _feed_forward_gates(
+    feed: FeedForward,
+    model: nn.Module,
+    maker: _Maker,
+    width: StochasticGate | None,
+    *,
+    outer: bool,
+    trains_hidden: bool,
+) -> tuple[FeedForwardGates | FeedForward, Sides]:
+    columns, _ = linear_shape(model.get_submodule(feed.up))
+    intermediate, outputs = linear_shape(model.get_submodule(feed.down))
+    inputs = maker.gate(f"{feed.up}.inputs", columns, trained=outer)
+    hidden = maker.gate(f"{feed.up}.hidden", intermediate, trained=trains_hidden)
+    written = maker.gate(f"{feed.down}.outputs", outputs, trained=outer)
+    gates = FeedForwardGates(feed, (columns, outputs), intermediate, inputs, hidden, written, width)
+    sides: Sides = {} if inputs is None else dict.fromkeys(feed.linears(), (None, inputs))
+    sides[feed.down] = (_written(written, width), hidden)
+    sides = {path: pair for path, pair in sides.items() if pair != (None, None)}
+    return (gates, sides) if sides else (feed, {})
+
+
+def _written(outputs: Shared | None, width: StochasticGate | None) -> Gate | None:
     """The row gate of a layer that writes to the residual stream."""
     if outputs is None or width is None:
         return outputs or width
@@ -173,47 +219,61 @@ def has_free_heads(part: Attention) -> bool:
 
 
 def _mixer_gates(
-    part: Mixer, model: nn.Module, make: Callable[[str, int], StochasticGate]
-) -> tuple[MixerGates, Sides]:
+    part: Mixer, model: nn.Module, maker: _Maker, *, trained: bool
+) -> tuple[MixerGates | Mixer, Sides]:
     shapes = {path: linear_shape(model.get_submodule(path)) for path in part.linears()}
+    sizes = (shapes[part.reads[0]][0], shapes[part.writes[0]][1])
+    inputs = maker.gate(f"{part.path}.inputs", sizes[0], trained=trained)
+    outputs = maker.gate(f"{part.path}.outputs", sizes[1], trained=trained)
+    if (inputs, outputs) == (None, None):
+        return part, {}
     gates = MixerGates(
         part,
-        make(f"{part.path}.inputs", shapes[part.reads[0]][0]),
-        make(f"{part.path}.outputs", shapes[part.writes[0]][1]),
+        sizes,
+        inputs,
+        outputs,
         sum(shapes[path][1] for path in part.reads),
         sum(shapes[path][0] * shapes[path][1] for path in part.inner),
         sum(shapes[path][0] for path in part.writes),
     )
-    sides: Sides = {path: (None, gates.inputs) for path in part.reads}
-    return gates, {**sides, **{path: (gates.outputs, None) for path in part.writes}}
+    sides: Sides = {} if inputs is None else dict.fromkeys(part.reads, (None, inputs))
+    if outputs is not None:
+        sides |= dict.fromkeys(part.writes, (outputs, None))
+    return gates, sides
 
 
 def _attention_gates(
     part: Attention,
     model: nn.Module,
-    make: Callable[[str, int], StochasticGate],
-    heads: int | None,
-    *,
-    inner: bool,
+    maker: _Maker,
+    heads: int,
     width: StochasticGate | None,
-) -> tuple[AttentionGates, Sides]:
+    *,
+    outer: bool,
+    trains_heads: bool,
+) -> tuple[AttentionGates | Attention, Sides]:
     columns, _ = linear_shape(model.get_submodule(part.q))
     memory, _ = linear_shape(model.get_submodule(part.k))
     _, outputs = linear_shape(model.get_submodule(part.o))
     size = part.kv_heads * part.head_dim
-    scored = part.narrows and not part.fixed_scores and not inner
     units = int(score_units(part).max()) + 1
+
+    def gate(role: str, size: int, exists: bool = True, *, trained: bool = outer) -> Shared | None:
+        return maker.gate(f"{part.path}.{role}", size, trained=trained) if exists else None
+
     gates = AttentionGates(
         part,
         (columns, memory, outputs),
-        inputs=None if inner else make(f"{part.path}.inputs", columns),
-        memory=make(f"{part.path}.memory", memory) if part.cross and not inner else None,
-        scores=make(f"{part.path}.scores", units) if scored else None,
-        values=make(f"{part.path}.values", size) if part.narrows and not inner else None,
-        heads=make(f"{part.path}.heads", heads) if part.narrows and heads else None,
-        outputs=None if inner else make(f"{part.path}.outputs", outputs),
+        inputs=gate("inputs", columns),
+        memory=gate("memory", memory, part.cross),
+        scores=gate("scores", units, part.narrows and not part.fixed_scores),
+        values=gate("values", size, part.narrows),
+        heads=gate("heads", heads, part.narrows, trained=trains_heads),
+        outputs=gate("outputs", outputs),
         width=width,
     )
+    if next(gates.all_gates(), None) is None:
+        return part, {}
     each = part.heads // part.kv_heads
     device = _of_indices(gates)
     head = torch.arange(part.heads, device=device).repeat_interleave(part.head_dim)
@@ -235,9 +295,16 @@ def _attention_gates(
     return gates, {path: pair for path, pair in sides.items() if pair != (None, None)}
 
 
+def _device(model: nn.Module) -> torch.device:
+    """The model's device, or the CPU if it has no storage."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 def _of_indices(gates: AttentionGates) -> torch.device:
     """The gates' device, or the CPU if they have no storage: sizes give the indices."""
-    device = next(gates.gates()).latent.device
+    gate = next(gates.all_gates())
+    device = gate.latent.device if isinstance(gate, StochasticGate) else gate.values.device
     return torch.device("cpu") if device.type == "meta" else device
 
 

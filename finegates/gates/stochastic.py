@@ -80,6 +80,8 @@ class StochasticGate(Gate):
             gradient measures the importance, but weights that embeddings share with an output layer
             could not be multiplied by it on one side only.
         configured: whether a ``GateConfig``, which names a penalty, made the gate.
+        before: bool (dense_size,), what an earlier compaction had left of its dimensions when the
+            gate was attached; None if it was all of them.
     """
 
     clips_at_zero = True
@@ -87,6 +89,7 @@ class StochasticGate(Gate):
     _warned = False
     scale: nn.Parameter | None
     importance: Tensor | None
+    before: Tensor | None = None
 
     def __init__(
         self,
@@ -183,6 +186,7 @@ class StochasticGate(Gate):
         if self.importance is not None and dense.importance is not None:
             dense.importance.copy_(self.spread(self.importance))
         dense.hardness, dense.led, dense.configured = self.hardness, self.led, self.configured
+        dense.before = self.before
         return dense.train(self.training)
 
     def noise(self) -> Tensor:

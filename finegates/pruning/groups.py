@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters.stock_sizes import head_counts
-from finegates.gates.block_parts import AttentionGates, ExpertsGates, Read, Ungated
+from finegates.gates.block_parts import AttentionGates, ExpertsGates, Read, Ungated, reading
 from finegates.gates.closing import TOLERANCE, choose_closed
 from finegates.gates.config import Dimensions
 from finegates.gates.equal_sizes import EqualSizes, sizes_to_choose
 from finegates.gates.gate import Gate
 from finegates.gates.penalty import MacsPenalty
+from finegates.gates.removed_before import before_of, mask_of
 from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate
 
@@ -58,6 +59,7 @@ class SharedGroups:
         multiple: int | None = None,
     ) -> None:
         names: dict[StochasticGate, str] = {}
+        before = before_of(model)
 
         def make(name: str, size: int) -> StochasticGate:
             gate = StochasticGate(size, "structured")
@@ -68,18 +70,26 @@ class SharedGroups:
         with torch.random.fork_rng(devices=[]):  # gates draw latents, which are not used here
             keys = sizes_to_choose(model) if equal else None
             self.structure, self.sides = build_structure(
-                model, make, experts=False, dimensions=self.dimensions, stock=keys
+                model, make, experts=False, dimensions=self.dimensions, stock=keys, before=before
             )
         self.length = length
         self.open: Vectors = {
             gate: torch.ones(gate.size, dtype=torch.float32, device="cpu") for gate in names
         }
+        for gate, name in names.items():
+            mask = mask_of(before, name, gate.size)
+            if mask is not None:
+                gate.before, self.open[gate] = mask, mask.to("cpu", torch.float32)
         self.gates = {name: gate for gate, name in names.items()}
-        self.dense = float(self._macs(self.open.__getitem__))
+        self.dense = float(self._macs(self.open.__getitem__, packed=bool(before)))
         if keys is not None:
-            heads = [p.part for p in self.structure if isinstance(p, AttentionGates)]
+            heads = [
+                p.part
+                for p in self.structure
+                if isinstance(p, AttentionGates) and isinstance(p.heads, StochasticGate)
+            ]
             counts = head_counts(model.config, keys, heads[0]) if heads else []
-            self.sizes = EqualSizes(self.structure, self.kept, counts, multiple)
+            self.sizes = EqualSizes(self.structure, self._kept_of_all, counts, multiple)
 
     def layers(self) -> list[str]:
         """Paths of all layers of which closing a group removes rows or columns."""
@@ -95,7 +105,7 @@ class SharedGroups:
             opened: masks that replace the present ones of some gates.
         """
         masks = {**self.open, **(opened or {})}
-        read: Callable[[Gate], Tensor] = masks.__getitem__  # type: ignore[assignment]
+        read: Callable[[Gate], Tensor] = reading(masks.__getitem__)  # type: ignore[assignment]
         return {
             path: (
                 None if rows is None else rows.combined(read),
@@ -113,9 +123,17 @@ class SharedGroups:
         masks = {**self.open, **(opened or {})}
         return float(self._macs(masks.__getitem__, packed=True)) / self.dense
 
+    def _kept_of_all(self, opened: Mapping[StochasticGate, Tensor]) -> float:
+        """:meth:`kept`, with every dimension open that is not masked."""
+        masks = {
+            gate: torch.ones(gate.size, dtype=torch.float32, device="cpu")
+            for gate in self.gates.values()
+        }
+        return float(self._macs({**masks, **opened}.__getitem__, packed=True)) / self.dense
+
     def costs(self) -> Vectors:
         """The MACs of one token that closing each dimension saves at present."""
-        return self.slopes(lambda read: self._macs(read))
+        return self.slopes(self._macs)
 
     def slopes(self, count: Callable[[Read], Tensor]) -> Vectors:
         """The derivative of a count by the openness of each dimension, at present.
@@ -126,7 +144,7 @@ class SharedGroups:
         with torch.enable_grad():
             opened = {gate: mask.clone().requires_grad_() for gate, mask in self.open.items()}
             found = torch.autograd.grad(
-                count(opened.__getitem__), list(opened.values()), allow_unused=True
+                count(reading(opened.__getitem__)), list(opened.values()), allow_unused=True
             )
         return {
             gate: torch.zeros_like(mask) if slope is None else slope.detach()
@@ -167,7 +185,8 @@ class SharedGroups:
                 for gate in self.gates.values()
             }
             for gate, mask in masks.items():
-                mask[0] = float(gate in alive)
+                first = int(self.open[gate].argmax())
+                mask[first] = float(gate in alive) * float(self.open[gate][first])
             least = min(least, self.kept(masks))
         return least
 
@@ -209,8 +228,9 @@ class SharedGroups:
             self.open[gate] = (~part).float()
         return fraction(chosen)
 
-    def _macs(self, read: Read, *, packed: bool = False) -> Tensor:
-        counts = [part.macs(read, self.length, packed=packed) for part in self.structure]
+    def _macs(self, read: Callable[[StochasticGate], Tensor], *, packed: bool = False) -> Tensor:
+        every = reading(read)
+        counts = [part.macs(every, self.length, packed=packed) for part in self.structure]
         return torch.stack(counts).sum()
 
 

@@ -23,9 +23,9 @@ from finegates.gates.block_parts import (
     MixerGates,
     Part,
     Read,
+    Shared,
     Ungated,
 )
-from finegates.gates.stochastic import StochasticGate
 from finegates.head_rows import feed_forward_rows, layer_rows, letters_of, of_dimensions
 from finegates.modules.linear import dense_weight
 from finegates.pruning.calibration import Batch, single_rows, to_device, without_padding
@@ -73,7 +73,7 @@ def _masks(part: Part, read: Read) -> Masks:
     if isinstance(part, FeedForwardGates):
         return _feed_forward_masks(part, read)
     if isinstance(part, MixerGates):
-        inputs, outputs = read(part.inputs), read(part.outputs)
+        inputs, outputs = _read(part.inputs, read), _read(part.outputs, read)
         reads = dict.fromkeys(part.part.reads, (None, inputs))
         return {**reads, **dict.fromkeys(part.part.writes, (outputs, None))}
     if isinstance(part, Ungated):
@@ -81,13 +81,15 @@ def _masks(part: Part, read: Read) -> Masks:
     raise ValueError(f"{part.part.path}: stacked experts are not pruned at once; train gates")
 
 
-def _read(gate: StochasticGate | None, read: Read) -> Tensor | None:
+def _read(gate: Shared | None, read: Read) -> Tensor | None:
     return None if gate is None else read(gate)
 
 
 def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:
     inputs, outputs = _read(gates.inputs, read), _read(gates.outputs, read)
-    hidden = read(gates.hidden)
+    hidden = _read(gates.hidden, read)
+    if hidden is None:
+        hidden = torch.ones(gates.intermediate, dtype=torch.float32, device="cpu")
     wide = [path for path in gates.part.linears() if path != gates.part.down]
     rows = hidden
     if gates.part.is_fused:
@@ -111,7 +113,7 @@ def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
             part.o: (outputs, None),
         }
     each = part.heads // part.kv_heads
-    reference = read(next(gates.gates()))
+    reference = read(next(gates.all_gates()))
     heads = reference.new_ones(part.heads) if gates.heads is None else read(gates.heads)
     heads = heads.view(part.kv_heads, -1).expand(part.kv_heads, each)  # or one for a group
     grouped = heads[..., None]

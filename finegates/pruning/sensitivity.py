@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from finegates.adapters import unwrap
-from finegates.gates.gate import Gate
+from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.stochastic import StochasticGate
 from finegates.pruning.calibration import Batch, single_rows, to_device
 from finegates.pruning.groups import SharedGroups, Vectors
@@ -145,7 +145,13 @@ def _gates_in_place(
     model: nn.Module, groups: SharedGroups, leaves: Mapping[StochasticGate, Tensor], rows: int
 ) -> Iterator[None]:
     """Within the block, layers apply gates to inputs and outputs, one vector per row."""
-    read: Callable[[Gate], Tensor] = leaves.__getitem__  # type: ignore[assignment]
+
+    def read(gate: Gate) -> Tensor:
+        if isinstance(gate, FixedGate):
+            return gate.values.expand(rows, -1)
+        assert isinstance(gate, StochasticGate)
+        return leaves[gate]
+
     inner = unwrap(model)
     handles: list[RemovableHandle] = []
 

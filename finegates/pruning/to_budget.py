@@ -14,11 +14,14 @@ from tqdm.auto import tqdm
 
 from finegates.adapters import adapter_for, unwrap
 from finegates.compaction import CostModel, plan_compaction
+from finegates.compaction.regating import in_dense_sizes_again
+from finegates.compaction.reopening import has_constant_gates, is_compact
 from finegates.gates.attachment import attach_fixed
 from finegates.gates.closing import TOLERANCE
 from finegates.gates.gate import FixedGate
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.parts import forget_attachment
 from finegates.gates.stochastic import StochasticGate
 from finegates.pruning.calibration import Batch, Collator, calibration_batches, left_unchanged
 from finegates.pruning.groups import Dimensions, SharedGroups, Vectors
@@ -73,12 +76,13 @@ def prune(
     - ``"random"``: a random number; needs no data.
 
     Args:
-        model: a transformers model without gates, or a ``peft`` model around one, of an
-            architecture that has an adapter, already fine-tuned for the task.
+        model: a transformers model, or a ``peft`` model around one, of an architecture that has an
+            adapter, already fine-tuned for the task: dense, compact, or with constant gates of
+            zeros and ones, such as those of an earlier call.
         data: the calibration set: batches, each a mapping of the model's inputs (a ``DataLoader``,
             a list); with a ``collator``, rows (a dataset).
         target: the fraction of the encoder's MACs to remove, in [0, 1); with ``cost``, of its
-            predicted time.
+            predicted time. If dimensions were removed before, of what is left.
         criterion: see above.
         steps: number of equal steps toward the target; importance is measured before each.
         dimensions: ``"all"``, or ``"inner"`` for only heads and feed-forward dimensions, whose
@@ -109,6 +113,32 @@ def prune(
     if (uniform and cost is not None) or (multiple_of is not None and not uniform):
         raise ValueError("multiple_of needs uniform=True, whose budget is on MACs: leave cost out")
     inner = unwrap(model)
+    again = is_compact(inner) or has_constant_gates(inner)
+    with in_dense_sizes_again(model) if again else nullcontext():
+        return _pruned(
+            model, data, target, criterion, steps, dimensions, uniform, multiple_of, collator,
+            batch_size, sequence_length, cost, seed, progress,
+        )  # fmt: skip
+
+
+def _pruned(
+    model: nn.Module,
+    data: Iterable[Any] | None,
+    target: float,
+    criterion: Criterion,
+    steps: int,
+    dimensions: Dimensions,
+    uniform: bool,
+    multiple_of: int | None,
+    collator: Collator | None,
+    batch_size: int,
+    sequence_length: int,
+    cost: CostModel | None,
+    seed: int,
+    progress: bool,
+) -> nn.Module:
+    """:func:`prune` of a model in its dense sizes."""
+    inner = unwrap(model)
     _check_prunable(inner)
     groups = SharedGroups(inner, dimensions, sequence_length, equal=uniform, multiple=multiple_of)
     groups.check_reachable(target)
@@ -132,8 +162,9 @@ def prune(
             f"{kept:.1%} of the {what} are kept, and target {target:g} asks for {goal:.1%}: the "
             "dimensions of this model are so coarse that closing one more, or one fewer, misses "
             "the target by as much; choose a target that is near what is kept",
-            stacklevel=2,
+            stacklevel=3,
         )
+    forget_attachment(inner)
     return attach_fixed(model, groups.values())
 
 

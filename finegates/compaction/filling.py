@@ -1,7 +1,8 @@
-"""Layers of a stock model, filled with those of a compact one, with zeros elsewhere."""
+"""Fills layers of other sizes with those of a compact model, with zeros elsewhere."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -11,12 +12,17 @@ from torch import Tensor, nn
 from finegates.adapters import Adapter, Attention, FeedForward, HeadSizes, has_module
 from finegates.head_rows import feed_forward_rows, layer_rows, letters_of
 from finegates.modules.compact_linear import CompactLinear
-from finegates.modules.linear import dense_weight
+from finegates.modules.linear import dense_weight, find_linear, is_conv1d
+from finegates.modules.slices import note_sizes, parameters_by_side
 from finegates.specs import NormSpec
 
 
 class NotUniformError(ValueError):
     """The stock configuration cannot express the model."""
+
+
+Filled = dict[str, tuple[Tensor, Tensor]]
+"""Rows and columns that were written of each layer, int64, by path."""
 
 
 class Layout:
@@ -61,16 +67,26 @@ def feed_forward_width(model: nn.Module, feed: FeedForward) -> int:
     return dense_weight(layer)[0].shape[1]
 
 
-def fill_feed_forward(model: nn.Module, stock: nn.Module, feed: FeedForward) -> None:
-    """Writes the layers of a feed-forward part, the first dimensions of each."""
+def fill_feed_forward(
+    model: nn.Module, stock: nn.Module, feed: FeedForward, *, adapters: bool = False
+) -> Filled:
+    """Writes the layers of a feed-forward part, the first dimensions of each.
+
+    Args:
+        model: compact.
+        stock: in which the layers are filled.
+        feed: of both.
+        adapters: see :func:`fill_layer`.
+    """
+    filled: Filled = {}
     if feed.path is not None and has_module(model, f"{feed.path}.gate_up"):
         assert feed.gate is not None
         joint = model.get_submodule(f"{feed.path}.gate_up")
         each = torch.arange(feed_forward_width(model, feed), device="cpu")
-        fill_layer(stock, feed.gate, joint, rows=each)
-        fill_layer(stock, feed.up, joint, rows=each, start=each.numel())
-        fill_layer(stock, feed.down, model.get_submodule(feed.down))
-        return
+        for path, start in ((feed.gate, 0), (feed.up, each.numel())):
+            filled[path] = fill_layer(stock, path, joint, rows=each, start=start, adapters=adapters)
+        down = model.get_submodule(feed.down)
+        return {**filled, feed.down: fill_layer(stock, feed.down, down, adapters=adapters)}
     rows = None
     if feed.is_fused:
         width, stock_width = (feed_forward_width(m, feed) for m in (model, stock))
@@ -81,7 +97,9 @@ def fill_feed_forward(model: nn.Module, stock: nn.Module, feed: FeedForward) -> 
             rows[mine] = places[:width]
     for path in feed.linears():
         of_layer = None if path == feed.down else rows
-        fill_layer(stock, path, model.get_submodule(path), rows=of_layer)
+        layer = model.get_submodule(path)
+        filled[path] = fill_layer(stock, path, layer, rows=of_layer, adapters=adapters)
+    return filled
 
 
 def fill_attention(
@@ -91,7 +109,9 @@ def fill_attention(
     part: Attention,
     sizes: HeadSizes,
     layout: Layout,
-) -> None:
+    *,
+    adapters: bool = False,
+) -> Filled:
     """Writes the layers of an attention, and its norms.
 
     Args:
@@ -101,6 +121,7 @@ def fill_attention(
         part: the dense attention.
         sizes: its kept heads.
         layout: where heads are in the stock model.
+        adapters: see :func:`fill_layer`.
 
     Raises:
         NotUniformError: a layer needs a bias that the stock one does not have, or a norm over all
@@ -118,6 +139,7 @@ def fill_attention(
     module = model.get_submodule(part.path)
     scale = 1.0 / adapter.query_scale(module, sizes) if layout.width == part.head_dim else 1.0
     joined, start = part.joint_linears() if sizes.fused else (), 0
+    filled: Filled = {}
     for path in dict.fromkeys((part.q, part.k, part.v)):
         letters = letters_of(part, path)
         count = sum(mine[letter].numel() for letter in letters)
@@ -128,32 +150,44 @@ def fill_attention(
             if letter == "q":
                 factors[mine[letter].flatten()] = scale
         layer = model.get_submodule(part.joint_path if path in joined else path)
-        fill_layer(stock, path, layer, rows=rows, start=start, factors=factors)
+        filled[path] = fill_layer(
+            stock, path, layer, rows=rows, start=start, factors=factors, adapters=adapters
+        )
         start = start + count if path in joined else 0
     norm = adapter.norm_of(module)
-    if norm is not None and sizes.dimensions is not None:
-        _fill_norms(stock, module, norm, part, sizes)
-    fill_layer(stock, part.o, model.get_submodule(part.o), cols=contexts)
+    if norm is not None and (sizes.dimensions is not None or len(sizes.heads) < part.heads):
+        _fill_norms(stock, module, norm, part, sizes, layout)
+    out = model.get_submodule(part.o)
+    filled[part.o] = fill_layer(stock, part.o, out, cols=contexts, adapters=adapters)
+    return filled
 
 
 def _fill_norms(
-    stock: nn.Module, module: nn.Module, spec: NormSpec, part: Attention, sizes: HeadSizes
+    stock: nn.Module,
+    module: nn.Module,
+    spec: NormSpec,
+    part: Attention,
+    sizes: HeadSizes,
+    layout: Layout,
 ) -> None:
-    """Writes the weights of norms over a head's kept dimensions back to where they were.
+    """Writes the weights of norms over kept dimensions back to where they were.
 
     It undoes :func:`finegates.modules.narrowed.fit_norms`; dimensions that went are zero with any
     weight.
     """
-    if spec.over != "head":
+    of_all = spec.over == "all"
+    if of_all and (layout.each is not None or layout.width != part.head_dim):
         raise NotUniformError(f"{part.path} normalises all its heads together")
-    dimensions = _index(_dimensions(sizes))
-    for name in spec.names:
+    inside = list(range(sizes.width)) if sizes.dimensions is None else _dimensions(sizes)
+    for name, heads in zip(spec.names, (sizes.heads, sizes.kv_heads), strict=True):
         weight: Tensor = module.get_submodule(name).weight  # type: ignore[assignment]
-        factors = weight.detach().to(torch.float64) + spec.offset
-        factors = factors * math.sqrt(sizes.width / sizes.head_dim) - spec.offset
-        full = torch.zeros(sizes.head_dim, dtype=weight.dtype, device="cpu")
-        full[dimensions] = factors.to(full)
         target: Tensor = stock.get_submodule(f"{part.path}.{name}").weight  # type: ignore[assignment]
+        starts = heads if of_all else (0,)
+        places = _index([start * sizes.head_dim + each for start in starts for each in inside])
+        factors = weight.detach().to("cpu", torch.float64) + spec.offset
+        factors = factors * math.sqrt(places.numel() / target.numel()) - spec.offset
+        full = torch.zeros(target.numel(), dtype=weight.dtype, device="cpu")
+        full[places] = factors.to(full)
         target.data = full
 
 
@@ -208,7 +242,8 @@ def fill_layer(
     cols: Tensor | None = None,
     start: int = 0,
     factors: Tensor | None = None,
-) -> None:
+    adapters: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Writes a layer's weights into the stock layer at a path, zeros elsewhere.
 
     Args:
@@ -216,21 +251,25 @@ def fill_layer(
         cols: stock columns of the layer's inputs; None for the same order.
         start: first output of the layer that belongs to this stock layer.
         factors: of the layer's outputs from ``start`` on, float64; None for ones.
+        adapters: keep low-rank adapters, with factors of the stock sizes, and give the stock layer
+            a bias if it needs one; otherwise adapters are merged.
+
+    Returns:
+        rows and columns that were written, int64.
+
+    Raises:
+        NotUniformError: the layer needs a bias that the stock one does not have.
+        ValueError: it has an adapter other than plain LoRA, which is to be kept.
     """
-    if isinstance(layer, CompactLinear):
-        weight, bias = layer.weight, layer.bias
-        written = (
-            torch.arange(weight.shape[0], device="cpu") if layer.rows is None else layer.rows.cpu()
-        )
-        read = (
-            torch.arange(weight.shape[1], device="cpu") if layer.cols is None else layer.cols.cpu()
-        )
-    else:
-        weight, bias = dense_weight(layer)
-        written, read = (
-            torch.arange(weight.shape[0], device="cpu"),
-            torch.arange(weight.shape[1], device="cpu"),
-        )
+    inner = layer.linear if isinstance(layer, CompactLinear) else layer
+    weight, bias = dense_weight(find_linear(inner) if adapters else inner)
+    known = (layer.rows, layer.cols) if isinstance(layer, CompactLinear) else (None, None)
+    written, read = (
+        torch.arange(size, device="cpu") if index is None else index.cpu()
+        for index, size in zip(known, weight.shape, strict=True)
+    )
+    mine = torch.ones(written.shape, dtype=torch.bool, device="cpu")
+    scale = None
     if rows is not None:
         mine = (written >= start) & (written < start + rows.numel())
         inside = written[mine] - start
@@ -248,12 +287,56 @@ def fill_layer(
     stored: Tensor = target.weight  # type: ignore[assignment]
     stored.data = (full if isinstance(target, nn.Linear) else full.T).contiguous()
     present: Tensor | None = target.bias  # type: ignore[assignment]
+    needs_bias = bias is not None and bool(bias.any())
+    if present is None and needs_bias and adapters:
+        present = target.bias = nn.Parameter(full.new_zeros(full.shape[0]))
     if present is not None:
         present.data = torch.zeros_like(present, dtype=weight.dtype)
         if bias is not None:
             present[written] = bias.to(present)
-    elif bias is not None and bool(bias.any()):
+    elif needs_bias:
         raise NotUniformError(
             f"{path} needs a bias (constants of removed dimensions), which {type(stock).__name__} "
             "does not have there"
         )
+    if adapters and find_linear(inner) is not inner:
+        stock.set_submodule(path, _with_adapters(inner, target, mine, scale, written, read))
+    return written, read
+
+
+def _with_adapters(
+    inner: nn.Module,
+    target: nn.Module,
+    mine: Tensor,
+    scale: Tensor | None,
+    written: Tensor,
+    read: Tensor,
+) -> nn.Module:
+    """A low-rank layer around ``target`` whose factors have the given ones between zeros.
+
+    Args:
+        inner: the layer whose adapters are taken over.
+        target: with its base weight in other sizes.
+        mine: bool, which outputs of ``inner`` belong to ``target``.
+        scale: of these; None for ones.
+        written: rows of ``target`` that they get, int64.
+        read: columns of ``target`` of the inputs, int64.
+    """
+    parameters_by_side(inner)  # raises for other adapters
+    adapted: Any = copy.deepcopy(inner, {id(find_linear(inner)): target})
+    adapted.fan_in_fan_out = adapted.is_target_conv_1d_layer = is_conv1d(target)
+    outputs, inputs = dense_weight(target)[0].shape
+    for name, first in adapted.lora_A.items():
+        second = adapted.lora_B[name]
+        rank, trained = first.weight.shape[0], first.weight.requires_grad
+        full = first.weight.new_zeros(rank, inputs)
+        full[:, read] = first.weight
+        first.weight = nn.Parameter(full, requires_grad=trained)
+        rows = second.weight[mine.to(second.weight.device)]
+        rows = rows if scale is None else rows * scale.to(rows)[:, None]
+        full = second.weight.new_zeros(outputs, rank)
+        full[written] = rows
+        second.weight = nn.Parameter(full, requires_grad=trained)
+    note_sizes(adapted)
+    result: nn.Module = adapted
+    return result

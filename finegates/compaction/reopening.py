@@ -1,0 +1,296 @@
+"""Gives a compact model its dense sizes again, with zeros for what was removed.
+
+Its outputs do not change, up to the rounding of sums with zeros. The dimensions that were removed
+are recorded (:mod:`finegates.gates.removed_before`), so that gates treat them as closed for good.
+
+1. A layer gets its rows and columns back (:mod:`finegates.compaction.filling`); low-rank factors
+   do, too.
+2. An attention with other heads, and a feed-forward module with one matmul for gate and up, are
+   replaced by those that the configuration gives. They keep their own parameters.
+3. Everything else is shared with the compact model.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from finegates.adapters import Adapter, Attention, Block, HeadSizes, adapter_for
+from finegates.compaction.filling import (
+    Filled,
+    Layout,
+    fill_attention,
+    fill_feed_forward,
+    fill_layer,
+    head_sizes,
+)
+from finegates.gates.attachment import detach
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
+from finegates.gates.removed_before import note_before
+from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.linear import linear_shape
+from finegates.modules.narrowed import ConfigView
+
+
+def is_compact(model: nn.Module) -> bool:
+    """Whether a plain model has compact layers."""
+    return any(isinstance(module, CompactLinear) for module in model.modules())
+
+
+def has_constant_gates(model: nn.Module) -> bool:
+    """Whether a plain model has gates, all of them constants that are zero or one."""
+    gates = leaf_gates(model)
+    return bool(gates) and all(
+        isinstance(gate, FixedGate) and bool(((gate.values == 0) | (gate.values == 1)).all())
+        for gate in gates
+    )
+
+
+@torch.no_grad()
+def reopened(model: nn.Module) -> nn.Module:
+    """The model in its dense sizes, without gates.
+
+    Args:
+        model: compact, plain, with or without plain LoRA; or with constant gates, which become
+            part of the record. It does not change.
+
+    Returns:
+        a new model, which shares the tensors of all modules that kept their sizes.
+
+    Raises:
+        ValueError: no layer of it is described, a changed module is not in a model of transformers,
+            its configuration describes other tensors, or it
+            lost hidden dimensions, or experts became narrower.
+    """
+    adapter = adapter_for(model)
+    for path, module in model.named_modules():
+        if hasattr(module, "finegates_stream"):
+            raise ValueError(
+                f"{path or type(model).__name__} lost hidden dimensions (GateConfig.width), and "
+                "cannot get gates again; gate the dense model"
+            )
+        if hasattr(module, "finegates_width"):
+            raise ValueError(
+                f"{path} holds stacked experts that were compacted, which cannot get gates again; "
+                "gate the dense model"
+            )
+    dense = _DenseModules(model)
+    result = copy.deepcopy(model, _shared(model))
+    if has_constant_gates(model):
+        kept = {path: _open_sides(layer) for path, layer in gated_layers(model).items()}
+        detach(result)
+        if not note_before(result, kept, adapter):
+            raise ValueError(
+                f"the constant gates of {type(model).__name__} are not those of shared dimensions; "
+                "call finegates.compact, whose result can be pruned again"
+            )
+        return result
+    blocks = adapter.blocks(model)
+    filled: Filled = {}
+    for block in blocks:
+        filled |= _fill_block(model, result, adapter, block, dense)
+    device = next(model.parameters()).device
+    result.to(device)
+    masks = {path: _masks(result, path, *sides) for path, sides in filled.items()}
+    note_before(result, masks, adapter)
+    return result
+
+
+def _shared(model: nn.Module) -> dict[int, Any]:
+    """What a copy of the modules has in common with the model: tensors and configurations."""
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for module in model.modules():
+        for name in ("config", "generation_config"):
+            if name in vars(module):
+                shared[id(vars(module)[name])] = vars(module)[name]
+    return shared
+
+
+class _DenseModules:
+    """The modules of dense models with the configurations of those in a model.
+
+    Args:
+        model: plain.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._models: dict[str, nn.Module] = {}
+        self._parts: dict[str, PreTrainedModel] = {}
+        for path, module in model.named_modules():
+            inside = any(path.startswith(f"{outer}." if outer else "") for outer in self._parts)
+            if isinstance(module, PreTrainedModel) and not inside:
+                self._parts[path] = module
+
+    def get(self, path: str) -> nn.Module:
+        """The module at a path of the whole model."""
+        for outer, part in self._parts.items():
+            prefix = f"{outer}." if outer else ""
+            if path.startswith(prefix):
+                if outer not in self._models:
+                    self._models[outer] = _made(part)
+                return self._models[outer].get_submodule(path.removeprefix(prefix))
+        raise ValueError(
+            f"{path} is not in a model of transformers, so its dense sizes are unknown; gate the "
+            "dense model"
+        )
+
+
+def _made(model: PreTrainedModel) -> nn.Module:
+    """A model of the same class and configuration, on the CPU."""
+    config: Any = copy.deepcopy(model.config)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        made: nn.Module = type(model)(config)
+    return made
+
+
+def _fill_block(
+    model: nn.Module, result: nn.Module, adapter: Adapter, block: Block, dense: _DenseModules
+) -> Filled:
+    filled: Filled = {}
+    for part in block.attentions:
+        if hasattr(model.get_submodule(part.path), "finegates_heads"):
+            sizes = head_sizes(model, part)
+            _graft_attention(model, result, adapter, part, sizes, dense)
+            layout = Layout(None, part.heads, part.kv_heads, part.head_dim)
+            filled |= fill_attention(model, result, adapter, part, sizes, layout, adapters=True)
+        else:
+            filled |= _fill_compact(model, result, part.linears(), dense)
+    for mixer in block.mixers:
+        filled |= _fill_compact(model, result, mixer.linears(), dense)
+    feed = block.feed_forward
+    if feed is None:
+        return filled
+    joined = feed.path is not None and hasattr(model.get_submodule(feed.path), "finegates_joined")
+    if joined:
+        assert feed.path is not None
+        new = dense.get(feed.path)
+        _keep_own(model.get_submodule(feed.path), new, feed.path, feed.linears(), set())
+        result.set_submodule(feed.path, new)
+    if joined or any(isinstance(model.get_submodule(p), CompactLinear) for p in feed.linears()):
+        for path in feed.linears():
+            result.set_submodule(path, dense.get(path))
+        filled |= fill_feed_forward(model, result, feed, adapters=True)
+    return filled
+
+
+def _fill_compact(
+    model: nn.Module, result: nn.Module, paths: tuple[str, ...], dense: _DenseModules
+) -> Filled:
+    """Fills the layers that are compact, each by itself."""
+    filled: Filled = {}
+    for path in paths:
+        layer = model.get_submodule(path)
+        if isinstance(layer, CompactLinear):
+            result.set_submodule(path, dense.get(path))
+            filled[path] = fill_layer(result, path, layer, adapters=True)
+    return filled
+
+
+def _graft_attention(
+    model: nn.Module,
+    result: nn.Module,
+    adapter: Adapter,
+    part: Attention,
+    sizes: HeadSizes,
+    dense: _DenseModules,
+) -> None:
+    """Replaces an attention with other heads by the dense one, and its layers."""
+    old, new = model.get_submodule(part.path), dense.get(part.path)
+    config: Any = getattr(old, "config", None)
+    if config is not None:
+        new.config = vars(config)["_config"] if isinstance(config, ConfigView) else config
+    per_head = adapter.per_head(new)
+    norm = adapter.norm_of(new)
+    fitted = set() if norm is None else {f"{name}.weight" for name in norm.names}
+    _keep_own(old, new, part.path, part.linears(), fitted | set(per_head))
+    for name, axis in per_head.items():
+        _put_heads(old, new, name, axis, sizes, part.heads)
+    result.set_submodule(part.path, new)
+    for path in part.linears():
+        if not path.startswith(f"{part.path}."):
+            result.set_submodule(path, dense.get(path))
+
+
+def _keep_own(
+    old: nn.Module, new: nn.Module, path: str, layers: tuple[str, ...], others: set[str]
+) -> None:
+    """Gives a dense module the parameters of a narrowed one that have its shapes.
+
+    Args:
+        old: the narrowed module.
+        new: the dense one, which is changed.
+        path: of both.
+        layers: paths of layers, which are filled later.
+        others: names of parameters that are filled later.
+
+    Raises:
+        ValueError: another parameter has a shape that the configuration does not give.
+    """
+    own = tuple(f"{each.removeprefix(f'{path}.')}." for each in layers)
+    mine = {**dict(old.named_parameters()), **dict(old.named_buffers())}
+    for name, tensor in (*new.named_parameters(), *new.named_buffers()):
+        if name.startswith(own):
+            continue
+        owner, _, key = name.rpartition(".")
+        holder, found = new.get_submodule(owner), mine.get(name)
+        if found is not None and found.shape == tensor.shape:
+            if key in holder._parameters:
+                assert isinstance(found, nn.Parameter)
+                holder._parameters[key] = found
+            else:
+                holder._buffers[key] = found
+        elif found is not None and name in others:
+            tensor.data = tensor.data.to(found.dtype)
+        elif key in holder._parameters:
+            raise ValueError(
+                f"{path}.{name} is not what the configuration describes, so the dense sizes of the "
+                "module are unknown; gate the dense model"
+            )
+    for name, child in old.named_children():
+        if name in new._modules and next(child.parameters(), None) is None:
+            new._modules[name] = child  # dropout and activations, as they are now
+    new.train(old.training)
+
+
+def _put_heads(
+    old: nn.Module, new: nn.Module, path: str, axis: int, sizes: HeadSizes, heads: int
+) -> None:
+    """Writes a parameter with entries for every head to the places of the kept heads."""
+    owner, _, name = path.rpartition(".")
+    try:
+        small, full = (getattr(m.get_submodule(owner), name, None) for m in (old, new))
+    except AttributeError:
+        return  # an option that this model does not use
+    if not isinstance(small, nn.Parameter) or not isinstance(full, nn.Parameter):
+        return
+    if small.shape == full.shape:
+        return
+    each = full.shape[axis] // heads
+    kept = torch.tensor(sizes.heads, dtype=torch.int64, device="cpu")
+    index = (kept[:, None] * each + torch.arange(each, device="cpu")).flatten()
+    zeros = torch.zeros_like(full, dtype=small.dtype)
+    full.data = zeros.index_copy(axis, index, small.detach().to(zeros.device))
+
+
+def _open_sides(layer: GatedLinear) -> tuple[Tensor, Tensor]:
+    """Masks of the rows and columns whose constant gates are one."""
+    rows, cols = (
+        (torch.ones(size, device="cpu") if gate is None else gate.value().cpu()) != 0
+        for gate, size in ((layer.rows, layer.out_features), (layer.cols, layer.in_features))
+    )
+    return rows, cols
+
+
+def _masks(result: nn.Module, path: str, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+    columns, outputs = linear_shape(result.get_submodule(path))
+    masks = []
+    for size, index in ((outputs, rows), (columns, cols)):
+        mask = torch.zeros(size, dtype=torch.bool, device="cpu")
+        mask[index] = True
+        masks.append(mask)
+    return masks[0], masks[1]
