@@ -89,6 +89,18 @@ class Attention:
         return bool(self.norm) or (self.rotary is not None and self.rotary.shared)
 
     @property
+    def rotated(self) -> int:
+        """Number of dimensions of a head that rotary embeddings mix, the first ones."""
+        if self.rotary is None:
+            return 0
+        return self.head_dim if self.rotary.rotated is None else self.rotary.rotated
+
+    @property
+    def rotates_some(self) -> bool:
+        """Whether rotary embeddings leave other dimensions of a head as they are."""
+        return 0 < self.rotated < self.head_dim
+
+    @property
     def products(self) -> int:
         """Dense multiply-accumulates per pair of a token and a token it attends to."""
         if self.projected is not None:

@@ -39,6 +39,7 @@ def narrow_attention(
     7. Used dimensions are packed to one width per module, rounded up to a multiple of ``multiple``
        (at most the dense width) and padded with zeros; scores keep their scale. If every key-value
        head needs the same number of query heads, heads of zeros fill up the smaller groups.
+    8. If all rows of o are closed, no value is used. The module stays, with one head of zeros.
 
     Returns:
         the new sizes; None if the module does not change (its layers may still lose rows).
@@ -57,6 +58,8 @@ def narrow_attention(
     before = _head_masks(part, own)
     q, k, v, o = (before[letter] for letter in "qkvo")  # (K, H / K, W) or, of k and v, (K, W)
 
+    if not bool(own[part.o].rows.any()):  # rule 8
+        o = torch.zeros_like(o)
     counts = o if part.value_bias else v[:, None] & o  # (K, H / K, W), rule 1
     alive = counts.any(-1)  # (K, H / K), rules 2 and 6
     kept = torch.ones_like(alive) if part.fixed_heads else _kept_heads(part, alive, q, k)
@@ -140,6 +143,8 @@ def _width(part: Attention, scored: Tensor, valued: Tensor, multiple: int) -> in
     if part.fixed_scores:
         return part.head_dim
     width = max(1, int(scored.sum(-1).max()), int(valued.sum(-1).max()))
+    if part.rotates_some and not bool(scored[:, : part.rotated].any()):
+        width = max(width, 2 + int(scored[:, part.rotated :].sum(-1).max()))  # a pair of zeros
     width = -(-width // multiple) * multiple
     if part.rotary is not None and part.rotary.rotated in (None, part.head_dim):
         width += width % 2
@@ -189,6 +194,8 @@ def _turned_dimensions(part: Attention, scored: Tensor, width: int) -> tuple[int
     else:
         pairs = [p for p in range(half) if bool(scored[2 * p])]
     passed = [d for d in range(rotated, part.head_dim) if bool(scored[d])]
+    if part.rotates_some and not pairs:
+        pairs = [-1]  # some modules need at least one
     if rotated == part.head_dim:  # nothing behind the pairs: zeros are pairs, too
         pairs += [-1] * (width // 2 - len(pairs))
     if part.rotary.pairs == "half":

@@ -24,6 +24,7 @@ def pair_feed_forward(
     2. With a gate projection, phi(gate) * up is zero if ``up`` is closed, or if ``gate`` is closed
        and phi(0) = 0.
     3. A closed column of ``down`` makes the value unread.
+    4. If all rows of ``down`` are closed, all values are unread.
 
     Returns:
         whether ``gate`` and ``up`` read the same inputs, so that they can be fused.
@@ -52,7 +53,7 @@ def pair_feed_forward(
         return False
     at_zero = activation_at_zero(phi)
 
-    unread = ~down.cols  # (intermediate,), rule 3
+    unread = ~down.cols if bool(down.rows.any()) else torch.ones_like(down.cols)  # rules 3 and 4
     constants = None
     if gate is not None:  # rule 2
         of_gate, of_up = feed_forward_rows(part, unread.numel())

@@ -319,6 +319,7 @@ def _shared_gates(
         stock=stock,
         width=width,
         before=before,
+        parts=config.parts,
     )
     if config.shrink:
         check_removable(inner, sides)

@@ -39,6 +39,7 @@ class AttentionGates:
         heads: (heads,), or (kv_heads,) if the query heads of a group are removed together.
         outputs: (hidden,).
         width: (hidden,) of the residual stream; its inputs and outputs are products with it.
+        whole: (1,), multiplies all outputs.
     """
 
     part: Attention
@@ -50,6 +51,7 @@ class AttentionGates:
     heads: Shared | None
     outputs: Shared | None
     width: StochasticGate | None = None
+    whole: StochasticGate | None = None
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
         """Multiply-accumulates of one token.
@@ -59,6 +61,7 @@ class AttentionGates:
         3. With ``packed``, a head without values is removed, and the remaining heads are padded to
            the width of the widest, as compaction does. The width is even with rotary embeddings,
            and unchanged where a norm or the architecture needs it.
+        4. Without outputs nothing is read: heads are removed, or values where a norm reads heads.
 
         Args:
             read: gives the openness of each gate's dimensions, in [0, 1]; with ``packed`` zeros and
@@ -74,10 +77,13 @@ class AttentionGates:
                 strict=True,
             )
         )
+        alive = reference.new_ones(()) if self.whole is None else read(self.whole).sum()
+        if packed:
+            alive = alive * (outputs > 0)
         if part.projected is not None:  # no gate between the projections
             q, k, v = part.projected
             linear = reference.new_zeros(()) + inputs * q + memory * (k + v)
-            return linear + v * outputs + length * part.products
+            return linear + v * outputs * alive + length * part.products
         grouped = (part.kv_heads, part.heads // part.kv_heads)
         heads = reference.new_ones(grouped)  # (kv_heads, group)
         if self.heads is not None:
@@ -87,6 +93,12 @@ class AttentionGates:
             scores = of_dimensions(part, read(self.scores))
         if self.values is not None:
             values = read(self.values).view(part.kv_heads, part.head_dim)
+        if part.narrows and part.norm == "all":  # rule 4
+            values = values * alive
+        elif part.narrows:
+            heads = heads * alive
+        else:
+            outputs = outputs * alive
         if packed and part.norm != "all":  # rule 3
             heads = heads * (values.sum(-1, keepdim=True) > 0)
         group = 1 - (1 - heads).prod(-1)  # (kv_heads,), rule 2
@@ -118,6 +130,11 @@ class AttentionGates:
         alive, read = ((mask[:, None] > 0).to(scores.dtype) for mask in (group, keyed))
         width = torch.maximum((read * scores).sum(-1), (alive * values).sum(-1)).max()
         width = width.clamp(min=1)
+        if part.rotates_some:
+            scored = read * scores
+            least = 2 + scored[:, part.rotated :].sum(-1).max()
+            turned = scored[:, : part.rotated].sum() > 0
+            width = torch.where(turned, width, torch.maximum(width, least))
         if part.fixed_scores or not part.narrows:
             return torch.full_like(width, part.head_dim)
         if part.rotary is not None and part.rotary.rotated in (None, part.head_dim):
@@ -144,7 +161,7 @@ class AttentionGates:
     def all_gates(self) -> Iterator[Shared]:
         """The gates that exist."""
         named = (self.inputs, self.memory, self.scores, self.values, self.heads, self.outputs)
-        yield from (gate for gate in (*named, self.width) if gate is not None)
+        yield from (gate for gate in (*named, self.width, self.whole) if gate is not None)
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,7 @@ class FeedForwardGates:
         hidden: (intermediate,), or None.
         outputs: (hidden,), or None.
         width: (hidden,) of the residual stream, or None.
+        whole: (1,), multiplies all outputs, or None.
     """
 
     part: FeedForward
@@ -168,6 +186,7 @@ class FeedForwardGates:
     hidden: Shared | None
     outputs: Shared | None
     width: StochasticGate | None = None
+    whole: StochasticGate | None = None
 
     def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
         """Multiply-accumulates of one token, see :meth:`AttentionGates.macs`."""
@@ -175,11 +194,15 @@ class FeedForwardGates:
         width = _opened(read, self.intermediate, self.hidden)
         inputs, outputs = self.sizes
         outer = widening * _opened(read, inputs, self.inputs, self.width)
-        return torch.as_tensor(width * (outer + _opened(read, outputs, self.outputs, self.width)))
+        written = _opened(read, outputs, self.outputs, self.width)
+        if packed:  # rule 4
+            width = width * (written > 0)
+        alive = 1 if self.whole is None else read(self.whole).sum()
+        return torch.as_tensor(alive * width * (outer + written))
 
     def gates(self) -> Iterator[StochasticGate]:
         """The gates that exist and are not constant."""
-        named = (self.inputs, self.hidden, self.outputs, self.width)
+        named = (self.inputs, self.hidden, self.outputs, self.width, self.whole)
         yield from _trained(gate for gate in named if gate is not None)
 
 

@@ -62,6 +62,9 @@ class GateConfig:
             dimensions, and layers stay contiguous. Not with ``uniform`` or ``shrink``. A model is
             refused unless all its tensors of that size are described
             (:class:`finegates.specs.StreamSpec`).
+        parts: with ``"structured"``: also a gate on each attention and feed-forward part as a
+            whole, in the same budget. After :func:`finegates.compact`, nothing of a closed part is
+            multiplied: its residual branch adds zero.
         train_biases: train the biases of gated layers, with ``dimensions="inner"`` of all layers
             of the blocks; None takes the preset's.
         train_head: train the task head (:func:`head_parameters`). If no head is found, because the
@@ -103,6 +106,7 @@ class GateConfig:
     uniform: bool = False
     multiple_of: int | None = None
     width: bool = False
+    parts: bool = False
     train_biases: bool | None = None
     train_head: bool = True
     train_weights: bool = False
@@ -152,10 +156,11 @@ class GateConfig:
                 f"{option} cannot be chosen with preset {self.preset!r}, whose gates are "
                 "independent; shared gates can: preset='structured'"
             )
-        elif self.width:
+        elif self.width or self.parts:
             raise ValueError(
-                f"width cannot be chosen with preset {self.preset!r}, whose gates are independent; "
-                "shared gates can: preset='structured'"
+                f"{'width' if self.width else 'parts'} cannot be chosen with preset "
+                f"{self.preset!r}, whose gates are independent; shared gates can: "
+                "preset='structured'"
             )
         elif self.shrink or self.final_at is not None:
             raise ValueError(
@@ -191,6 +196,11 @@ class GateConfig:
 
     def _check_structured(self) -> None:
         check_schedule(self.schedule)
+        if self.parts and self.uniform:
+            raise ValueError(
+                "parts cannot be combined with uniform: no configuration says that a layer lacks "
+                "its attention or feed-forward part; leave one out"
+            )
         if self.width and (self.uniform or self.shrink):
             option, why = (
                 ("uniform", "which chooses equal sizes of layers alone")

@@ -12,6 +12,9 @@ dimension that compaction can remove has one gate:
 - ``hidden``, the feed-forward dimensions;
 - ``outputs`` of o and of down.
 
+With ``GateConfig.parts``, every attention and feed-forward part also has one gate, ``whole``, which
+multiplies all its outputs: closed, the residual branch adds zero.
+
 With ``GateConfig.width``, one gate on the residual stream multiplies all outputs that are added to
 it (:mod:`finegates.gates.gated_output` for those that are not of linear layers), so that its closed
 dimensions are zero everywhere.
@@ -68,6 +71,7 @@ def build_structure(
     stock: StockKeys | None = None,
     width: StochasticGate | None = None,
     before: Before = _NOTHING,
+    parts: bool = False,
 ) -> tuple[Structure, Sides]:
     """Builds the shared gates of a model; the model does not change.
 
@@ -80,6 +84,7 @@ def build_structure(
         stock: names of the sizes that may change, each equally in all layers; None: all may.
         width: the gate of the residual stream, which all blocks write through; None without.
         before: of dimensions that get no gate otherwise; they get a constant one.
+        parts: whether every attention and feed-forward part has a gate as a whole.
 
     Returns:
         the gates by part, and the row and column gates of every gated layer.
@@ -87,19 +92,19 @@ def build_structure(
     Raises:
         ValueError: no layer of the model is described, or no part has such dimensions.
     """
-    parts: list[Part | _Dense] = []
+    found: list[Part | _Dense] = []
     sides: Sides = {}
-    maker = _Maker(make, before, _device(model))
+    maker = _Maker(make, before, _device(model), parts)
     for block in (adapter or adapter_for(model)).blocks(model):
         for gates, placed in _block_gates(block, model, maker, dimensions, stock, width):
-            parts.append(gates)
+            found.append(gates)
             sides.update(placed)
         if experts and block.experts is not None:
             part = block.experts
             gate = make(f"{part.path}.hidden", part.count * part.width)
-            parts.append(ExpertsGates(part, gate))
+            found.append(ExpertsGates(part, gate))
             sides[part.path] = (None, gate)
-    return _counted(parts, model), sides
+    return _counted(found, model), sides
 
 
 def _counted(parts: Sequence[Part | _Dense], model: nn.Module) -> Structure:
@@ -135,11 +140,13 @@ class _Maker:
         make: see :func:`build_structure`.
         before: see there.
         device: of constant gates.
+        parts: see :func:`build_structure`.
     """
 
     make: Callable[[str, int], StochasticGate]
     before: Before
     device: torch.device
+    parts: bool
 
     def gate(self, name: str, size: int, *, trained: bool) -> Shared | None:
         """A gate; if it is not trained, a constant one for removed dimensions, or None."""
@@ -147,6 +154,10 @@ class _Maker:
             return self.make(name, size)
         mask = self.before.get(name)
         return None if mask is None else FixedGate(mask.to(self.device, torch.float32))
+
+    def whole(self, path: str) -> StochasticGate | None:
+        """The gate of a part as a whole, by the path of its module or first layer, or None."""
+        return self.make(f"{path}.whole", 1) if self.parts else None
 
 
 def _block_gates(
@@ -195,20 +206,26 @@ def _feed_forward_gates(
     inputs = maker.gate(f"{feed.up}.inputs", columns, trained=outer)
     hidden = maker.gate(f"{feed.up}.hidden", intermediate, trained=trains_hidden)
     written = maker.gate(f"{feed.down}.outputs", outputs, trained=outer)
-    gates = FeedForwardGates(feed, (columns, outputs), intermediate, inputs, hidden, written, width)
+    whole = maker.whole(feed.up)
+    gates = FeedForwardGates(
+        feed, (columns, outputs), intermediate, inputs, hidden, written, width, whole
+    )
     sides: Sides = {} if inputs is None else dict.fromkeys(feed.linears(), (None, inputs))
-    sides[feed.down] = (_written(written, width), hidden)
+    sides[feed.down] = (_written(outputs, written, width, whole), hidden)
     sides = {path: pair for path, pair in sides.items() if pair != (None, None)}
     return (gates, sides) if sides else (feed, {})
 
 
-def _written(outputs: Shared | None, width: StochasticGate | None) -> Gate | None:
-    """The row gate of a layer that writes to the residual stream."""
-    if outputs is None or width is None:
-        return outputs or width
-    device = width.latent.device
-    each = torch.arange(width.size, device="cpu" if device.type == "meta" else device)
-    return DerivedGate([(outputs, each), (width, each)])
+def _written(
+    size: int, outputs: Shared | None, width: StochasticGate | None, whole: StochasticGate | None
+) -> Gate | None:
+    """The row gate of a layer that writes ``size`` numbers to the residual stream."""
+    gates = [gate for gate in (outputs, width, whole) if gate is not None]
+    if not gates or (len(gates) == 1 and whole is None):
+        return gates[0] if gates else None
+    device = _of_indices(gates[0])
+    each = torch.arange(size, device=device)
+    return DerivedGate([(g, torch.zeros_like(each) if g is whole else each) for g in gates])
 
 
 def has_free_heads(part: Attention) -> bool:
@@ -271,11 +288,12 @@ def _attention_gates(
         heads=gate("heads", heads, part.narrows, trained=trains_heads),
         outputs=gate("outputs", outputs),
         width=width,
+        whole=maker.whole(part.path),
     )
     if next(gates.all_gates(), None) is None:
         return part, {}
     each = part.heads // part.kv_heads
-    device = _of_indices(gates)
+    device = _of_indices(next(gates.all_gates()))
     head = torch.arange(part.heads, device=device).repeat_interleave(part.head_dim)
     dimension = torch.arange(part.head_dim, device=device).repeat(part.heads)
     group = head // each
@@ -290,7 +308,7 @@ def _attention_gates(
         part.k: (_score_rows(part, part.k, gates, model), read),
         part.v: (None, read),
         part.q: (_score_rows(part, part.q, gates, model), gates.inputs),
-        part.o: (_written(gates.outputs, width), cols),
+        part.o: (_written(outputs, gates.outputs, width, gates.whole), cols),
     }
     return gates, {path: pair for path, pair in sides.items() if pair != (None, None)}
 
@@ -301,9 +319,8 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _of_indices(gates: AttentionGates) -> torch.device:
-    """The gates' device, or the CPU if they have no storage: sizes give the indices."""
-    gate = next(gates.all_gates())
+def _of_indices(gate: Shared) -> torch.device:
+    """A gate's device, or the CPU if it has no storage: sizes give the indices."""
     device = gate.latent.device if isinstance(gate, StochasticGate) else gate.values.device
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -329,7 +346,7 @@ def _score_rows(part: Attention, path: str, gates: AttentionGates, model: nn.Mod
         unit[rows[letter]] = units.repeat_interleave(each, 0) if letter == "q" else units
         if letter == "q" or each == 1:
             head[rows[letter]] = numbers.expand(rows[letter].shape)
-    device = _of_indices(gates)
+    device = _of_indices(next(gates.all_gates()))
     sources: list[tuple[Gate, Tensor]] = []
     if gates.scores is not None:
         sources.append((gates.scores, unit.to(device)))

@@ -202,6 +202,8 @@ def _fit_rotary(
     count = sum(0 <= dimension < rotated for dimension in sizes.dimensions)
     if rotated == part.head_dim:
         count = sizes.width  # zeros are pairs, too
+    elif not count and sizes.dimensions[:2] == (-1, -1):
+        count = 2  # one pair of zeros
     turned = sizes.dimensions[:count]
     first = turned[: count // 2] if part.rotary.pairs == "half" else turned[::2]
     step = 1 if part.rotary.pairs == "half" else 2

@@ -13,7 +13,7 @@ PresetName = Literal["reference", "paper_v1", "structured"]
 """The keys of ``finegates.gates.presets.PRESETS``."""
 
 
-_LATER = ("dimensions", "uniform", "multiple_of", "width")
+_LATER = ("dimensions", "uniform", "multiple_of", "width", "parts")
 """Settings that are left out of dumps at their default: runs from before have the same parameters
 as later ones that do not set them."""
 
@@ -29,6 +29,7 @@ class GateFields(Section):
     uniform: bool = GateConfig.uniform
     multiple_of: int | None = Field(default=GateConfig.multiple_of, gt=0)
     width: bool = GateConfig.width
+    parts: bool = GateConfig.parts
 
     @model_validator(mode="after")
     def _shared(self) -> GateFields:

@@ -37,6 +37,7 @@ def test_a_methods_gates_reach_the_library_as_they_were_asked_for():
         **{"kurtosis": True, "noise_std": 0.2, "train_weights": True, "sequence_length": 64},
         "schedule": (0.0, 0.1, 0.2, 0.3),
         **{"dimensions": "all", "uniform": False, "multiple_of": None, "width": False},
+        "parts": False,
     }
     assert set(asked) == set(GateSettings.model_fields) - {"match"}
     found = GateSettings.model_validate(asked).gate_config(seed=3).as_dict()
@@ -47,8 +48,13 @@ def test_a_methods_gates_reach_the_library_as_they_were_asked_for():
 def test_sizes_of_shared_gates_reach_the_library_and_change_no_parameter_of_other_runs():
     plain = {"preset": "structured", "target": 0.3}
     before = set(GateSettings.model_validate(plain).model_dump())
-    assert not before & {"dimensions", "uniform", "multiple_of", "width"}
-    for further in ({"dimensions": "inner"}, {"uniform": True, "multiple_of": 16}, {"width": True}):
+    assert not before & {"dimensions", "uniform", "multiple_of", "width", "parts"}
+    for further in (
+        {"dimensions": "inner"},
+        {"uniform": True, "multiple_of": 16},
+        {"width": True},
+        {"parts": True},
+    ):
         settings = GateSettings.model_validate({**plain, **further})
         assert set(settings.model_dump()) == before | set(further)
         found = settings.gate_config().as_dict()
