@@ -31,6 +31,7 @@ from finegates.compaction.filling import (
 from finegates.gates.attachment import detach
 from finegates.gates.gate import FixedGate
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
+from finegates.gates.gated_output import NAME
 from finegates.gates.removed_before import note_before
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.linear import linear_shape
@@ -69,10 +70,10 @@ def reopened(model: nn.Module) -> nn.Module:
     """
     adapter = adapter_for(model)
     for path, module in model.named_modules():
-        if hasattr(module, "finegates_stream"):
+        if hasattr(module, "finegates_stream") or isinstance(module._modules.get(NAME), FixedGate):
             raise ValueError(
-                f"{path or type(model).__name__} lost hidden dimensions (GateConfig.width), and "
-                "cannot get gates again; gate the dense model"
+                f"{path or type(model).__name__} lost hidden dimensions (width=True), and cannot "
+                "get gates again; gate the dense model"
             )
         if hasattr(module, "finegates_width"):
             raise ValueError(

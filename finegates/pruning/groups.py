@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.stock_sizes import head_counts
+from finegates.gates.attachment import attach_fixed
 from finegates.gates.block_parts import AttentionGates, ExpertsGates, Read, Ungated, reading
 from finegates.gates.closing import TOLERANCE, choose_closed
 from finegates.gates.config import Dimensions
 from finegates.gates.equal_sizes import EqualSizes, sizes_to_choose
-from finegates.gates.gate import Gate
+from finegates.gates.gate import FixedGate, Gate
+from finegates.gates.gated_output import gate_outputs
 from finegates.gates.penalty import MacsPenalty
 from finegates.gates.removed_before import before_of, mask_of
 from finegates.gates.shared import build_structure
@@ -36,10 +39,13 @@ class SharedGroups:
         equal: whether every layer keeps equal sizes (:mod:`finegates.gates.equal_sizes`), as far
             as the configuration can say them; then only inner groups may be closed.
         multiple: with ``equal``, of the feed-forward dimensions; None selects one.
+        width: whether dimensions of the residual stream may be closed, too.
 
     Attributes:
         structure: the gates by part of the model; their values are not used.
         sides: row and column gate of every gated layer.
+        width: the gate of the residual stream, or None.
+        outputs: paths of the modules whose outputs it multiplies.
         gates: all of them, by name.
         open: (n,) of every gate, float32: 1 where open, 0 where closed.
         dimensions: the groups that have gates.
@@ -48,6 +54,8 @@ class SharedGroups:
 
     dimensions: Dimensions = "all"
     sizes: EqualSizes | None = None
+    width: StochasticGate | None = None
+    outputs: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -57,6 +65,7 @@ class SharedGroups:
         *,
         equal: bool = False,
         multiple: int | None = None,
+        width: bool = False,
     ) -> None:
         names: dict[StochasticGate, str] = {}
         before = before_of(model)
@@ -69,8 +78,17 @@ class SharedGroups:
         self.dimensions = "inner" if equal else dimensions
         with torch.random.fork_rng(devices=[]):  # gates draw latents, which are not used here
             keys = sizes_to_choose(model) if equal else None
+            stream = adapter_for(model).stream(model) if width else None
+            self.width = None if stream is None else make("width", stream.size)
+            self.outputs = () if stream is None else stream.gated
             self.structure, self.sides = build_structure(
-                model, make, experts=False, dimensions=self.dimensions, stock=keys, before=before
+                model,
+                make,
+                experts=False,
+                dimensions=self.dimensions,
+                stock=keys,
+                before=before,
+                width=self.width,
             )
         self.length = length
         self.open: Vectors = {
@@ -113,6 +131,13 @@ class SharedGroups:
             )
             for path, (rows, cols) in self.sides.items()
         }
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Wraps layers with the present masks as constant gates, in place; returns the model."""
+        attach_fixed(model, self.values())
+        if self.width is not None:
+            gate_outputs(unwrap(model), self.outputs, FixedGate(self.open[self.width]))
+        return model
 
     def kept(self, opened: Mapping[StochasticGate, Tensor] | None = None) -> float:
         """The fraction of the dense MACs that compaction keeps.

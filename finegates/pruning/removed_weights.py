@@ -73,7 +73,7 @@ def _masks(part: Part, read: Read) -> Masks:
     if isinstance(part, FeedForwardGates):
         return _feed_forward_masks(part, read)
     if isinstance(part, MixerGates):
-        inputs, outputs = _read(part.inputs, read), _read(part.outputs, read)
+        inputs, outputs = _read(read, part.inputs), _read(read, part.outputs)
         reads = dict.fromkeys(part.part.reads, (None, inputs))
         return {**reads, **dict.fromkeys(part.part.writes, (outputs, None))}
     if isinstance(part, Ungated):
@@ -81,13 +81,18 @@ def _masks(part: Part, read: Read) -> Masks:
     raise ValueError(f"{part.part.path}: stacked experts are not pruned at once; train gates")
 
 
-def _read(gate: Shared | None, read: Read) -> Tensor | None:
-    return None if gate is None else read(gate)
+def _read(read: Read, *gates: Shared | None) -> Tensor | None:
+    """The product of those gates that exist."""
+    product: Tensor | None = None
+    for gate in gates:
+        if gate is not None:
+            product = read(gate) if product is None else product * read(gate)
+    return product
 
 
 def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:
-    inputs, outputs = _read(gates.inputs, read), _read(gates.outputs, read)
-    hidden = _read(gates.hidden, read)
+    inputs, outputs = (_read(read, g, gates.width) for g in (gates.inputs, gates.outputs))
+    hidden = _read(read, gates.hidden)
     if hidden is None:
         hidden = torch.ones(gates.intermediate, dtype=torch.float32, device="cpu")
     wide = [path for path in gates.part.linears() if path != gates.part.down]
@@ -103,8 +108,8 @@ def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:
 def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
     """Masks of the rows and columns of q, k, v and o, as products of gates."""
     part = gates.part
-    inputs, outputs = _read(gates.inputs, read), _read(gates.outputs, read)
-    memory = _read(gates.memory, read) if part.cross else inputs
+    inputs, outputs = (_read(read, g, gates.width) for g in (gates.inputs, gates.outputs))
+    memory = _read(read, gates.memory, gates.width) if part.cross else inputs
     if part.projected is not None:
         return {
             part.k: (None, memory),
@@ -186,6 +191,14 @@ def measure_moments(
             layer = inner.get_submodule(path)
             handles.append(layer.register_forward_pre_hook(before(path)))
             handles.append(layer.register_forward_hook(after(path)))
+        if groups.width is not None:
+            closed = groups.open[groups.width]
+            handles += [
+                inner.get_submodule(path).register_forward_hook(
+                    lambda module, inputs, y: y * closed.to(y)
+                )
+                for path in groups.outputs
+            ]
         for batch in batches:
             placed = to_device(batch, device)
             for row in single_rows(placed, int(count_items(placed, LabelUse())[1])):

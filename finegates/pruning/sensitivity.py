@@ -168,6 +168,14 @@ def _gates_in_place(
     def after(values: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         return lambda module, inputs, y: gated(y, values)
 
+    def added(values: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        # Positions are embedded once for all rows, and added to what has rows.
+        def hook(module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
+            alike = rows > 1 and y.ndim == 3 and len(y) == 1
+            return gated(y.expand(rows, -1, -1) if alike else y, values)
+
+        return hook
+
     try:
         for path, (rows_gate, cols_gate) in groups.sides.items():
             layer = inner.get_submodule(path)
@@ -175,6 +183,10 @@ def _gates_in_place(
                 handles.append(layer.register_forward_pre_hook(before(cols_gate.combined(read))))
             if rows_gate is not None:
                 handles.append(layer.register_forward_hook(after(rows_gate.combined(read))))
+        for path in groups.outputs:
+            assert groups.width is not None
+            written = inner.get_submodule(path)
+            handles.append(written.register_forward_hook(added(leaves[groups.width])))
         yield
     finally:
         for handle in handles:

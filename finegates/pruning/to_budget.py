@@ -16,11 +16,11 @@ from finegates.adapters import adapter_for, unwrap
 from finegates.compaction import CostModel, plan_compaction
 from finegates.compaction.regating import in_dense_sizes_again
 from finegates.compaction.reopening import has_constant_gates, is_compact
-from finegates.gates.attachment import attach_fixed
 from finegates.gates.closing import TOLERANCE
 from finegates.gates.gate import FixedGate
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.gated_output import width_gate
 from finegates.gates.parts import forget_attachment
 from finegates.gates.stochastic import StochasticGate
 from finegates.pruning.calibration import Batch, Collator, calibration_batches, left_unchanged
@@ -46,6 +46,7 @@ def prune(
     dimensions: Dimensions = "all",
     uniform: bool = False,
     multiple_of: int | None = None,
+    width: bool = False,
     collator: Collator | None = None,
     batch_size: int = 16,
     sequence_length: int = 128,
@@ -91,6 +92,8 @@ def prune(
             the configuration of the model has names for them, so that :func:`finegates.uniform`
             pads nothing; implies ``"inner"`` (see ``GateConfig.uniform``).
         multiple_of: with ``uniform``, of the feed-forward dimensions; None selects one.
+        width: close hidden dimensions of the whole model, too (see ``GateConfig.width``). Their
+            removal changes every layer, so measure importance in several ``steps``.
         collator: makes a batch from a list of rows, as in ``transformers.Trainer``.
         batch_size: rows of a batch, with a collator.
         sequence_length: tokens of a sequence, for the MACs of attention.
@@ -117,7 +120,7 @@ def prune(
     with in_dense_sizes_again(model) if again else nullcontext():
         return _pruned(
             model, data, target, criterion, steps, dimensions, uniform, multiple_of, collator,
-            batch_size, sequence_length, cost, seed, progress,
+            batch_size, sequence_length, cost, seed, progress, width,
         )  # fmt: skip
 
 
@@ -136,11 +139,16 @@ def _pruned(
     cost: CostModel | None,
     seed: int,
     progress: bool,
+    width: bool,
 ) -> nn.Module:
     """:func:`prune` of a model in its dense sizes."""
     inner = unwrap(model)
     _check_prunable(inner)
-    groups = SharedGroups(inner, dimensions, sequence_length, equal=uniform, multiple=multiple_of)
+    if width and uniform:
+        raise ValueError("width cannot be combined with uniform; leave one out")
+    groups = SharedGroups(
+        inner, dimensions, sequence_length, equal=uniform, multiple=multiple_of, width=width
+    )
     groups.check_reachable(target)
     batches: list[Batch] = []
     runs = without_containers(model)
@@ -165,7 +173,7 @@ def _pruned(
             stacklevel=3,
         )
     forget_attachment(inner)
-    return attach_fixed(model, groups.values())
+    return groups.attach(model)
 
 
 def _worth(
@@ -216,7 +224,7 @@ class _Timed:
         self._groups, self._cost = groups, cost
         tensors = [*inner.parameters(), *inner.buffers()]
         shadow = copy.deepcopy(inner, {id(tensor): tensor for tensor in tensors})
-        self._shadow = attach_fixed(shadow, groups.values())
+        self._shadow = groups.attach(shadow)
         self._dense = self._seconds()
 
     def kept(self, opened: Mapping[StochasticGate, Tensor]) -> float:
@@ -227,6 +235,9 @@ class _Timed:
                 gate = getattr(layers[path], side)
                 if isinstance(gate, FixedGate) and values is not None:
                     gate.values.copy_(values)
+        width = width_gate(self._shadow)
+        if isinstance(width, FixedGate) and self._groups.width is not None:
+            width.values.copy_(opened[self._groups.width])
         return self._seconds() / self._dense
 
     def _seconds(self) -> float:
