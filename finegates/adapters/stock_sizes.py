@@ -179,6 +179,8 @@ class _Trial:
         dense = _feed_sizes(self.stock, self.blocks)
         expected = [(inputs, asked, outputs) for inputs, _, outputs in dense]
         same = _attention_sizes(blocks) == _attention_sizes(self.blocks)
+        grown = {(width, asked) for _, width, _ in dense if width is not None}
+        same = same and self._other_tensors_fit(stock, grown)
         return same and _feed_sizes(stock, blocks) == expected
 
     def sets_head_width(self, names: tuple[str, ...], asked: int) -> bool:
@@ -216,7 +218,29 @@ class _Trial:
         kv_heads, group = options[-1]
         asked = (kv_heads * group, kv_heads, part.head_dim)
         same = _feed_sizes(stock, blocks) == _feed_sizes(self.stock, self.blocks)
+        fewer = {(part.heads, kv_heads * group), (part.kv_heads, kv_heads)}
+        same = same and self._other_tensors_fit(stock, fewer)
         return same and _attention_sizes(blocks) == [asked] * len(_attention_sizes(self.blocks))
+
+    def _other_tensors_fit(self, stock: nn.Module, sizes: set[tuple[int, int]]) -> bool:
+        """Whether tensors of no described layer keep their shapes, or follow a size that changed.
+
+        For example, Phi's norms of queries have the hidden size over the number of heads, not the
+        width of a head that the configuration says.
+
+        Args:
+            stock: of the changed configuration.
+            sizes: before and after, of which multiples may change.
+        """
+        assert self.stock is not None
+        described = {path for block in self.blocks for path in block.linears()}
+        after = _shapes(stock)
+        return all(
+            old == new or any(new * before == old * now for before, now in sizes)
+            for name, shape in _shapes(self.stock).items()
+            if name.rpartition(".")[0] not in described and len(after.get(name, ())) == len(shape)
+            for old, new in zip(shape, after[name], strict=True)
+        )
 
     def _changed(self, values: dict[str, int]) -> tuple[nn.Module, tuple[Block, ...]] | None:
         config = copy.deepcopy(self._config)
@@ -236,6 +260,11 @@ def _built(kind: type[nn.Module], config: Any) -> nn.Module | None:
             return kind(config)
     except Exception:  # classes raise what they like
         return None
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    return {name: tensor.shape for name, tensor in tensors}
 
 
 def _attention_sizes(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:

@@ -63,8 +63,9 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
         half (:func:`uniform_cost`).
 
     Raises:
-        NotUniformError: a layer needs a bias that the architecture does not have, or the output
-            layer needs its own weight, but the architecture ties it to the embeddings.
+        NotUniformError: a layer needs a bias that the architecture does not have, the output layer
+            needs its own weight, but the architecture ties it to the embeddings, or experts lost
+            dimensions.
         ValueError: the model has gates or unmerged adapters; no layer of it is described; the
             configuration describes a weight that the model does not have; or a setting of a module
             differs from the configuration.
@@ -75,6 +76,7 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
     for path, layer in model.named_modules():
         if isinstance(layer, CompactLinear):
             layer.check_plain(path)
+    _check_experts(model)
     adapter = adapter_for(model)
     structure = parts_of(model)
     as_configured = bare_model(structure, model)
@@ -150,6 +152,17 @@ def uniform_cost(model: nn.Module) -> UniformCost:
     with torch.device("meta"):
         stock: nn.Module = type(model)(config)
     return padding_cost(model, stock, blocks)
+
+
+def _check_experts(model: nn.Module) -> None:
+    """Raises NotUniformError for experts that lost dimensions."""
+    for path, module in model.named_modules():
+        width, dense = getattr(module, "finegates_width", (0, 0))
+        if width != dense:
+            raise NotUniformError(
+                f"{path} holds experts of width {width} (dense {dense}), which is not stored in "
+                f"the configuration of {type(model).__name__}; store the model with finegates.save"
+            )
 
 
 def _compact_layers(model: nn.Module, stock: nn.Module) -> set[str]:

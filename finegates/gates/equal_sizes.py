@@ -237,8 +237,9 @@ def sizes_to_choose(model: nn.Module) -> StockKeys:
     stacks = [block.experts.path for block in blocks if block.experts is not None]
     if stacks:
         raise ValueError(
-            f"{stacks[0]} holds stacked experts, whose widths uniform=True does not choose; leave "
-            "uniform out, or choose dimensions='inner'"
+            f"{stacks[0]} holds stacked experts, and equal sizes of all layers are chosen only for "
+            "models without experts; set uniform=False, with dimensions='inner' for contiguous "
+            "layers, and store the compact model with finegates.save"
         )
     keys = stock_keys(model, adapter)
     attentions = [part for block in blocks for part in block.attentions]
@@ -249,7 +250,7 @@ def sizes_to_choose(model: nn.Module) -> StockKeys:
         raise ValueError(
             f"the configuration of {kind} has names neither for the number of heads nor for the "
             "feed-forward width that change these alone, so equal sizes cannot be stored in it; "
-            "leave uniform out, or choose dimensions='inner'"
+            "set uniform=False, with dimensions='inner' for contiguous layers"
         )
     if fixed is not None:
         logger.info("uniform: no head of %s can be removed as a whole, so all heads stay", fixed)

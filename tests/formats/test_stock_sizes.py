@@ -19,6 +19,7 @@ from torch import nn
 from transformers.models.llama import modeling_llama
 
 import finegates as fg
+from finegates.formats.stock import NotUniformError
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
 from finegates.modules.compact_linear import CompactLinear
 from support import described, tiny
@@ -228,3 +229,58 @@ def test_a_described_model_is_exported_exactly_or_refused_by_name(name: str, pre
         return
     assert relative_difference(expected, described_outputs(stock, inputs)) < 1e-12
     assert not any(isinstance(layer, CompactLinear) for layer in stock.modules())
+
+
+def equal_sizes(name: str) -> nn.Module:
+    """A described model with equal sizes and random importances."""
+    config = fg.GateConfig(uniform=True, target=0.1, sequence_length=9, train_head=False)
+    model = fg.attach(described.described_model(name), config)
+    penalty = sparsity_penalty(model)
+    assert isinstance(penalty, MacsPenalty)
+    generator = torch.Generator().manual_seed(0)
+    for gate in penalty.gates():
+        assert gate.importance is not None
+        gate.importance.exponential_(generator=generator)
+    penalty.close_least()
+    return model.eval()
+
+
+def check_stock_form(name: str) -> nn.Module:
+    small = fg.compact(equal_sizes(name))
+    stock = fg.uniform(small)
+    outputs = [described_outputs(m, described_inputs(name)) for m in (small, stock)]
+    assert relative_difference(*outputs) < 1e-12
+    return stock
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("name", sorted(described.CONFIGURATIONS))
+def test_equal_sizes_that_no_stock_model_has_are_refused_before_the_training(name: str) -> None:
+    try:
+        equal_sizes(name)
+    except ValueError as error:
+        refusal = str(error)
+        assert "uniform=False" in refusal, refusal
+        return
+    check_stock_form(name)
+
+
+def test_heads_stay_where_a_norm_depends_on_their_number() -> None:
+    """Phi's norms of queries and keys have the hidden size over the number of heads."""
+    dense, stock = described.described_model("phi/qk-norm"), check_stock_form("phi/qk-norm")
+    assert stock.config.num_attention_heads == dense.config.num_attention_heads  # type: ignore[union-attr]
+    assert stock.config.intermediate_size < dense.config.intermediate_size  # type: ignore[union-attr, operator]
+    assert check_stock_form("phi").config.num_attention_heads < 4  # type: ignore[union-attr, operator]
+
+
+def test_experts_that_lost_dimensions_are_named_with_their_width() -> None:
+    model = described.described_model("mixtral")
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts holds .*set uniform=False"):
+        fg.attach(model, fg.GateConfig(uniform=True, target=0.1))
+    fg.attach(model, fg.GateConfig(dimensions="inner", target=0.1, sequence_length=9))
+    tiny.scatter_gates(model, mean=0.3)
+    small = fg.compact(model.eval())
+    with pytest.raises(
+        NotUniformError, match=r"experts of width \d+ \(dense \d+\).*finegates.save"
+    ):
+        fg.uniform(small)
