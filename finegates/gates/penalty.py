@@ -13,7 +13,7 @@ from finegates.adapters.stock_sizes import HeadCounts, head_counts, stock_keys
 from finegates.gates.block_parts import (
     AttentionGates,
     ExpertsGates,
-    Read,
+    Shared,
     Structure,
     Ungated,
     reading,
@@ -299,9 +299,12 @@ class MacsPenalty:
         return self._count(lambda gate: gate.spread(read(gate)), packed=packed)
 
     def _count(self, read: Callable[[StochasticGate], Tensor], *, packed: bool = False) -> Tensor:
-        # Constant gates that nothing reads any more stay where they were made.
-        device = next(self.gates()).latent.device
-        every: Read = lambda gate: reading(read)(gate).to(device)  # noqa: E731
+        # Constant gates that nothing reads any more keep their first dtype and device.
+        like = read(next(self.gates()))
+
+        def every(gate: Shared) -> Tensor:
+            return reading(read)(gate).to(like)
+
         counts = [part.macs(every, self.length, packed=packed) for part in self.structure]
         return torch.stack(counts).sum()
 

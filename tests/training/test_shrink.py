@@ -14,6 +14,7 @@ import transformers
 import finegates as fg
 from finegates.adapters import adapter_for
 from finegates.budget import planned_macs
+from finegates.compaction import regating
 from finegates.compaction.widening import widened
 from finegates.formats.gated import GatedFormatError
 from finegates.gates.attachment import hold_gates
@@ -362,3 +363,45 @@ def test_two_processes_shrink_alike(architecture, tmp_path):
     one, other = (torch.load(tmp_path / f"small{rank}.pt") for rank in range(2))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def compact_folder(tmp_path):
+    """A compact model of a first training, saved."""
+    model, _, _ = train(fresh("bert", dataclasses.replace(CONFIG, target=0.3)), tmp_path / "first")
+    fg.save(fg.compact(model), tmp_path / "small")
+    return tmp_path / "small"
+
+
+@pytest.mark.parametrize("dimensions", ["all", "inner"])
+def test_a_compact_model_trains_as_in_its_dense_sizes(
+    dimensions, compact_folder, tmp_path, monkeypatch
+):
+    removing = regating.remove_closed
+
+    def make(given):
+        # The reference keeps the rows and columns of zeros.
+        keep = removing if given.shrink else lambda model: False
+        monkeypatch.setattr(regating, "remove_closed", keep)
+        small = fg.load(compact_folder)
+        config = dataclasses.replace(given, dimensions=dimensions, target=0.2, train_weights=True)
+        return fg.attach(small, config).to(torch.float64)
+
+    dense, small = assert_law(make, tmp_path)
+    assert dense_form(dense[0]) is None
+    sizes = [sum(p.numel() for p in model.parameters()) for model, _, _ in (dense, small)]
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_a_training_of_a_compact_model_is_killed_and_resumed(compact_folder, tmp_path):
+    def make():
+        small = fg.load(compact_folder)
+        return fg.attach(small, dataclasses.replace(CONFIG, target=0.3)).to(torch.float64)
+
+    options = {"save_strategy": "steps", "save_steps": 9}
+    whole = train(make(), tmp_path / "whole", **options)
+    resumed = train(make(), tmp_path / "resumed", resume=tmp_path / "whole/checkpoint-9", **options)
+    assert whole[2][9:] == resumed[2]
+    states = [training[0].state_dict() for training in (whole, resumed)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
