@@ -40,6 +40,7 @@ class SharedGroups:
             as the configuration can say them; then only inner groups may be closed.
         multiple: with ``equal``, of the feed-forward dimensions; None selects one.
         width: whether dimensions of the residual stream may be closed, too.
+        parts: whether attention and feed-forward parts may be closed as a whole, too.
 
     Attributes:
         structure: the gates by part of the model; their values are not used.
@@ -66,6 +67,7 @@ class SharedGroups:
         equal: bool = False,
         multiple: int | None = None,
         width: bool = False,
+        parts: bool = False,
     ) -> None:
         names: dict[StochasticGate, str] = {}
         before = before_of(model)
@@ -89,6 +91,7 @@ class SharedGroups:
                 stock=keys,
                 before=before,
                 width=self.width,
+                parts=parts,
             )
         self.length = length
         self.open: Vectors = {

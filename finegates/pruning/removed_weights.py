@@ -95,6 +95,8 @@ def _feed_forward_masks(gates: FeedForwardGates, read: Read) -> Masks:
     hidden = _read(read, gates.hidden)
     if hidden is None:
         hidden = torch.ones(gates.intermediate, dtype=torch.float32, device="cpu")
+    if gates.whole is not None:
+        hidden = hidden * read(gates.whole)
     wide = [path for path in gates.part.linears() if path != gates.part.down]
     rows = hidden
     if gates.part.is_fused:
@@ -121,6 +123,8 @@ def _attention_masks(gates: AttentionGates, read: Read) -> Masks:
     reference = read(next(gates.all_gates()))
     heads = reference.new_ones(part.heads) if gates.heads is None else read(gates.heads)
     heads = heads.view(part.kv_heads, -1).expand(part.kv_heads, each)  # or one for a group
+    if gates.whole is not None:
+        heads = heads * read(gates.whole)
     grouped = heads[..., None]
     scores = values = reference.new_ones(part.kv_heads, part.head_dim)
     if gates.scores is not None:

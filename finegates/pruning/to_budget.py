@@ -47,6 +47,7 @@ def prune(
     uniform: bool = False,
     multiple_of: int | None = None,
     width: bool = False,
+    parts: bool = False,
     collator: Collator | None = None,
     batch_size: int = 16,
     sequence_length: int = 128,
@@ -94,6 +95,7 @@ def prune(
         multiple_of: with ``uniform``, of the feed-forward dimensions; None selects one.
         width: close hidden dimensions of the whole model, too (see ``GateConfig.width``). Their
             removal changes every layer, so measure importance in several ``steps``.
+        parts: close attention and feed-forward parts as a whole, too (see ``GateConfig.parts``).
         collator: makes a batch from a list of rows, as in ``transformers.Trainer``.
         batch_size: rows of a batch, with a collator.
         sequence_length: tokens of a sequence, for the MACs of attention.
@@ -106,9 +108,10 @@ def prune(
         the same model, with constant gates of zeros and ones around its layers.
 
     Raises:
-        ValueError: the model has gates, is compact or has no adapter; the target cannot be reached;
-            an option is unknown; the criterion needs data or labels and gets none. After an error
-            the model is unchanged.
+        ValueError: the model has gates that are not constants of zeros and ones, is compact with
+            narrower experts or fewer hidden dimensions, or has no adapter; the target cannot be
+            reached; an option is unknown; the criterion needs data or labels and gets none. After
+            an error the model is unchanged.
         TypeError: not a model; a layer is quantised; a batch is not a mapping of tensors.
         FloatingPointError: a derivative of the loss is not finite.
     """
@@ -120,7 +123,7 @@ def prune(
     with in_dense_sizes_again(model) if again else nullcontext():
         return _pruned(
             model, data, target, criterion, steps, dimensions, uniform, multiple_of, collator,
-            batch_size, sequence_length, cost, seed, progress, width,
+            batch_size, sequence_length, cost, seed, progress, width, parts,
         )  # fmt: skip
 
 
@@ -140,14 +143,22 @@ def _pruned(
     seed: int,
     progress: bool,
     width: bool,
+    parts: bool,
 ) -> nn.Module:
     """:func:`prune` of a model in its dense sizes."""
     inner = unwrap(model)
     _check_prunable(inner)
-    if width and uniform:
-        raise ValueError("width cannot be combined with uniform; leave one out")
+    if (width or parts) and uniform:
+        option = "width" if width else "parts"
+        raise ValueError(f"{option} cannot be combined with uniform; leave one out")
     groups = SharedGroups(
-        inner, dimensions, sequence_length, equal=uniform, multiple=multiple_of, width=width
+        inner,
+        dimensions,
+        sequence_length,
+        equal=uniform,
+        multiple=multiple_of,
+        width=width,
+        parts=parts,
     )
     groups.check_reachable(target)
     batches: list[Batch] = []

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import finegates as fg
+from finegates.adapters import adapter_for
 from finegates.gates.block_parts import AttentionGates, FeedForwardGates
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
 from support import described, tiny
@@ -52,7 +53,8 @@ def with_closed(model: nn.Module, closed: list[int], seed: int | None = 0) -> nn
 
 
 def some_numbers(model: nn.Module) -> torch.Tensor:
-    numbers = tiny.output(model, tiny.tokens()).flatten()
+    with described.without_downcasts():
+        numbers = tiny.output(model, tiny.tokens()).flatten()
     return numbers[:: max(1, numbers.numel() // 6)]
 
 
@@ -170,6 +172,27 @@ def test_a_compact_model_gets_gates_on_parts() -> None:
     smaller = fg.compact(model)
     assert (some_numbers(smaller) - some_numbers(model)).abs().max() < 1e-12
     assert budget_of(model).realised() == pytest.approx(macs(smaller) / sizes, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", FAST)
+@pytest.mark.parametrize("dimensions", ["all", "inner"])
+def test_parts_are_pruned_at_once(architecture: str, dimensions: str) -> None:
+    model = tiny.tiny_model(architecture)
+    dense = macs(model)
+    part = next(
+        block.feed_forward for block in adapter_for(model).blocks(model) if block.feed_forward
+    )
+    for path in part.linears():  # nothing is less important
+        for parameter in model.get_submodule(path).parameters():
+            nn.init.zeros_(parameter)
+    fg.prune(
+        model, target=0.3, criterion="magnitude", dimensions=dimensions, parts=True,  # type: ignore[arg-type]
+        sequence_length=LENGTH, progress=False,
+    )  # fmt: skip
+    small = fg.compact(model)
+    assert (some_numbers(small) - some_numbers(model)).abs().max() < 1e-12
+    assert macs(small) / dense == pytest.approx(0.7, abs=0.03)
+    assert small.get_submodule(part.down).weight.numel() == 0
 
 
 def test_what_parts_cannot_be_combined_with_is_refused() -> None:
