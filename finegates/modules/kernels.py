@@ -29,14 +29,20 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
+# Subclasses store weights in another form, such as int8, and know few operators.
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def runs_plainly(x: Tensor, weight: Tensor) -> bool:
     """Whether a layer can use the functions for inference.
 
-    They need float32 on the CPU, no gradients, and a call that is not recorded or rewritten: no
-    compiler, exporter, trace, transform of ``torch.func`` or autocast.
+    They need float32 on the CPU, a weight that is not of a tensor subclass, no gradients, and a
+    call that is not recorded or rewritten: no compiler, exporter, trace, transform of
+    ``torch.func`` or autocast.
     """
     return (
         not torch.is_grad_enabled()
+        and type(weight) in _PLAIN
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()

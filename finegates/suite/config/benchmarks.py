@@ -40,7 +40,8 @@ class InferenceCase(Section):
             pass over the sequence.
         backends: backends for the dense, gated and compact model in addition to ``eager``:
             ``compile`` (torch.compile), ``onnx`` (ONNX Runtime), ``int8`` (ONNX Runtime with
-            dynamically quantised weights; not for the gated model).
+            dynamically quantised weights), ``torchao`` (weights alone in int8); the last two not
+            for the gated model.
         scattered: also time the dense model with the same number of unstructured zeros, as dense
             matmuls and in compressed sparse row format.
     """
@@ -52,7 +53,7 @@ class InferenceCase(Section):
     reach: float | None = Field(default=None, gt=0)
     against: Literal["limit", "dense"] = "limit"
     decode: bool = False
-    backends: list[Literal["compile", "onnx", "int8"]] = Field(default_factory=list)
+    backends: list[Literal["compile", "onnx", "int8", "torchao"]] = Field(default_factory=list)
     scattered: bool = False
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ BACKEND_TITLES = {
     "compile": "torch.compile",
     "onnx": "ONNX Runtime",
     "int8": "ONNX Runtime int8",
+    "torchao": "torchao int8 weights",
 }
 KINDS = {
     "compact": "Removed (%)",
@@ -268,7 +269,8 @@ def backend_table(frame: pd.DataFrame, repeats: list[int], machine: dict[str, An
             rows.append({**case, "contender": kind, **{b: times.get(b) for b in backends}})
     caption = (
         f"{_provenance(repeats, machine)} Gated: the dense model multiplied by its gates, nothing "
-        "removed. int8: weights quantised dynamically by ONNX Runtime, which changes outputs. "
+        "removed. int8: weights quantised by ONNX Runtime (and inputs, dynamically) or by torchao "
+        "(weights alone), which changes outputs. "
         f"{BLANK} marks what was not asked for, or what this machine could not run."
     )
     title = "Inference time by backend"

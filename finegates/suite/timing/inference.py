@@ -43,6 +43,8 @@ COLUMNS = (
     "q25_ms", "q75_ms", "macs_ratio", "ratio_to_dense", "ratio_to_limit", "against", "reach",
     *PARTS,
 )  # fmt: skip
+# Backends that change outputs; the gated model is not timed with them.
+QUANTISED = ("int8", "torchao")
 # Profiled runs after the timed ones, for the times of the parts.
 _PROFILED = 3
 
@@ -134,7 +136,7 @@ def time_inference(
             }
             for number, case in enumerate(cases):
                 key = (case.gates, case.kept)
-                for backend in ("eager", *(b for b in case.backends if b != "int8")):
+                for backend in ("eager", *(b for b in case.backends if b not in QUANTISED)):
                     models[_Contender("gated", number, backend)] = gated[key]
                 for backend in (*eager, *case.backends):
                     model = small.get((*key, backend), small[*key, "eager"])
@@ -303,6 +305,9 @@ def _runner(
             compiled = torch.compile(model, dynamic=False)
             compiled(**inputs)
             return lambda: compiled(**inputs)
+        if backend == "torchao":
+            quantised = _in_int8(model)
+            return lambda: quantised(**inputs)
         return _onnx_runner(model, inputs, backend == "int8", threads, folder)
     except Exception as error:  # no compiler, an unsupported operator, a missing package
         warnings.warn(f"{backend} is left out: {type(error).__name__}: {error}", stacklevel=2)
@@ -334,6 +339,15 @@ def _decoder(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Callable[[], 
         return output
 
     return run
+
+
+def _in_int8(model: nn.Module) -> nn.Module:
+    """A copy with the weights of all linear layers in int8, one scale for each row."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = copy.deepcopy(model)
+    quantize_(model, Int8WeightOnlyConfig())
+    return model
 
 
 def _onnx_runner(

@@ -37,6 +37,7 @@ from finegates.suite.timing.inference import (
 from finegates.suite.timing.inference_parts import PARTS, parts_of_time
 from support.tier import TINY_SHAPE
 
+BACKENDS = ("onnx", "int8", "torchao")
 MACHINE = {"cpu": "some CPU", "threads": 1}
 
 
@@ -212,16 +213,18 @@ def test_scattered_zeros_stand_beside_the_removed_ones():
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_backends_stand_in_a_table_of_their_own():
-    pytest.importorskip("onnxruntime")
-    case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "backends": ["onnx", "int8"]}
+    for package in ("onnxruntime", "torchao"):
+        pytest.importorskip(package)
+    case = {"gates": "random", "kept": 0.6, "batch": 2, "length": 8, "backends": [*BACKENDS]}
     frame = time_inference(InferenceBenchmark(**{**TINY_SHAPE, "cases": [case]}), threads=1)
     # Dense, gated, compact, and dense again as the control.
-    assert frame.groupby("backend").size().to_dict() == {"eager": 4, "onnx": 3, "int8": 2}
+    sizes = {"eager": 4, "onnx": 3, "int8": 2, "torchao": 2}
+    assert frame.groupby("backend").size().to_dict() == sizes
     table = backend_table(frame, [2], MACHINE)
     assert [row[3] for row in table.cells] == ["dense", "gated", "compact"]
     assert table.cells[1][-1] == "–", "int8 goes on top of dense and compact"
     printed = [cell for row in table.cells for cell in row[4:] if cell != "–"]
-    assert len(printed) == 8
+    assert len(printed) == 10
     assert all(float(cell) > 0 for cell in printed)
     assert len(inference_table(frame, [2], MACHINE).cells) == 1
 
