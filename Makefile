@@ -15,7 +15,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := suite,local,onnx,int8,test,lint,docs
+EXTRAS := suite,local,onnx,test,lint,docs
 # Twice quiet: errors only. An index that lacks a package is no news.
 PIP_OPTIONS := -qq --disable-pip-version-check --no-input
 
