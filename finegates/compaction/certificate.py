@@ -129,14 +129,24 @@ def writing_layers(model: nn.Module, adapter: Adapter | None) -> list[str]:
     return paths
 
 
-def check_equal(gated: Recording, small: Recording) -> float:
+def check_equal(gated: Recording, small: Recording, kept: Tensor | None = None) -> float:
     """The largest relative difference of two recordings.
+
+    Args:
+        gated: of the gated model.
+        small: of the compact one.
+        kept: int64, the dimensions that are left of the residual stream; None if it keeps its
+            width. Where the stream is an output, the others must be zero.
 
     Raises:
         NotEqualError: it is more than rounding; names the first layer that differs.
     """
     tolerance = TOLERANCES.get(gated.dtype, TOLERANCES[torch.float32])
-    worst = relative_difference(gated.outputs, small.outputs)
+    outputs = gated.outputs
+    if kept is not None:
+        pairs = zip(gated.outputs, small.outputs, strict=False)
+        outputs = [_without_zeros(mine, theirs, kept) for mine, theirs in pairs]
+    worst = relative_difference(outputs, small.outputs)
     if worst <= tolerance:
         LOGGER.info("compact equals gated to %.1e on the given inputs (%s)", worst, gated.dtype)
         return worst
@@ -159,6 +169,15 @@ def check_equal(gated: Recording, small: Recording) -> float:
         "computes something that its description does not say; leave that part out with "
         "GateConfig(preset='reference', modules=...), and please report it with the configuration"
     )
+
+
+def _without_zeros(mine: Tensor, theirs: Tensor, kept: Tensor) -> Tensor:
+    """An output at the kept dimensions if the other has those alone, and the rest is zero."""
+    narrower = mine.shape[:-1] == theirs.shape[:-1] and mine.shape[-1] > theirs.shape[-1]
+    if not narrower or theirs.shape[-1] != kept.numel() or int(kept[-1]) >= mine.shape[-1]:
+        return mine
+    chosen = mine.index_select(-1, kept)
+    return chosen if int(mine.count_nonzero()) == int(chosen.count_nonzero()) else mine
 
 
 def floats(values: Any) -> Iterator[Tensor]:

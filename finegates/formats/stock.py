@@ -3,8 +3,9 @@
 A stock configuration has one feed-forward width and one number of heads for all layers. Sizes that
 differ from layer to layer are padded with zeros to the largest, as far as the configuration can
 express it. A few classes take a feed-forward width for each layer. The residual stream is padded to
-its full width. The result is larger than the compact model, unless its layers have equal sizes
-(``GateConfig.uniform``), and loads anywhere with ``from_pretrained``.
+its full width, unless its norms allow another (:mod:`finegates.formats.stock_stream`). The result
+is larger than the compact model, unless its layers have equal sizes (``GateConfig.uniform``), and
+loads anywhere with ``from_pretrained``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from finegates.formats.absent import drop_modules
 from finegates.formats.card import model_card, stock_card
 from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
 from finegates.formats.padding import UniformCost, padding_cost, report
+from finegates.formats.stock_stream import padded, scale_normed_rows, stream_of, with_width
 from finegates.formats.structure import bare_model, parts_of
 from finegates.gates.gated_linear import gated_layers
 from finegates.initialisation import mark_initialised
@@ -83,6 +85,10 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
     blocks = adapter.blocks(model)
     sizes = {part.path: head_sizes(model, part) for block in blocks for part in block.attentions}
     config, layouts = _stock_config(model, adapter, blocks, sizes)
+    stream = stream_of(model, adapter)
+    hidden = 0
+    if stream is not None:
+        hidden = with_width(model, config, stream, blocks[0].attentions[0].head_dim)
     with torch.device("cpu"):  # independent of the default device
         stock: nn.Module = type(model)(config)
     drop_modules(stock, structure["absent"])
@@ -91,6 +97,9 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
             f"the output layer of {type(model).__name__} always shares the embeddings' weight, and "
             "gates changed it here; do not gate that layer"
         )
+    given = model
+    if stream is not None:
+        model = padded(given, stock, stream, hidden)
     cost = padding_cost(model, stock, blocks)
     report(cost)
     described = {
@@ -110,12 +119,14 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
         for name in spec.names
     }
     _take_over(model, stock, described | others | norms)
-    check_modules(model, as_configured)
+    check_modules(given, as_configured)
     for block in blocks:
         if block.feed_forward is not None:
             fill_feed_forward(model, stock, block.feed_forward)
         for part in block.attentions:
             fill_attention(model, stock, adapter, part, sizes[part.path], layouts[part.path])
+    if stream is not None:
+        scale_normed_rows(stock, adapter, blocks, stream.size, hidden)
     for path in sorted(others):
         fill_layer(stock, path, model.get_submodule(path))
     settings = getattr(model, "generation_config", None)
@@ -149,6 +160,9 @@ def uniform_cost(model: nn.Module) -> UniformCost:
     blocks = adapter.blocks(model)
     sizes = {part.path: head_sizes(model, part) for block in blocks for part in block.attentions}
     config, _ = _stock_config(model, adapter, blocks, sizes)
+    stream = stream_of(model, adapter)
+    if stream is not None:
+        with_width(model, config, stream, blocks[0].attentions[0].head_dim)
     with torch.device("meta"):
         stock: nn.Module = type(model)(config)
     return padding_cost(model, stock, blocks)

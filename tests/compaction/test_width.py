@@ -15,6 +15,7 @@ from finegates.adapters import adapter_for
 from finegates.adapters.stream_parts import reading_and_writing
 from finegates.budget import macs, planned_macs
 from finegates.compaction import CompactLinear, plan_compaction
+from finegates.compaction.certificate import NotEqualError
 from finegates.gates.attachment import hold_gates
 from finegates.gates.gated_output import width_gate
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
@@ -258,3 +259,17 @@ def test_options_that_do_not_go_with_width_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         fg.GateConfig(width=True, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+@pytest.mark.parametrize(("name", "head"), [("bert", "base"), ("llama", "causal")])
+def test_models_can_be_compared_on_the_inputs_of_a_user(
+    name: str, head: str, dtype: torch.dtype | None
+) -> None:
+    gated = hard(model_of(name, head)).to(dtype or torch.float32)
+    inputs = described.described_inputs(name, head)
+    fg.compact(gated, verify=inputs, verify_dtype=dtype)
+    table = gated.get_input_embeddings()  # type: ignore[operator]
+    table._forward_hooks.clear()  # closed dimensions are not zero any more
+    with pytest.raises(NotEqualError):
+        fg.compact(gated, verify=inputs, verify_dtype=dtype)
