@@ -56,6 +56,7 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
         TypeError: a layer is not linear-like, or quantised.
     """
     names = list(names)
+    in_branches: dict[str, str] = {}
     uses = Counter(id(child) for m in model.modules() for child in m._modules.values())
     places: dict[tuple[int, str], str] = {}
     for name in names:
@@ -70,7 +71,9 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
         _check_used_once(model, name, uses[id(layer)], places)
-        _check_weight_is_left_alone(model, name)
+        reader = _weight_reader_in_branches(model, name)
+        if reader is not None:
+            in_branches[name] = reader
     for name, path, attribute in holders(model, names):
         holder = f"{path}.{attribute}" if path else attribute
         raise ValueError(
@@ -78,6 +81,15 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
             "its weight, outside of the model's tree of modules, so it would go on using it "
             "without gates; register it as a module, or exclude the layer: let each pattern match "
             "the other layers only"
+        )
+    if in_branches:
+        name, reader = next(iter(in_branches.items()))
+        others = f" (and {len(in_branches) - 1} more layers)" if len(in_branches) > 1 else ""
+        warnings.warn(
+            f"{name}{others}: {reader} reads the weight of this layer directly in some of the "
+            "branches of its forward, where gates around the layer would be bypassed; a forward "
+            "pass that takes one is refused, unless it is compiled",
+            stacklevel=4,
         )
 
 
@@ -168,20 +180,16 @@ def _check_used_once(
         )
 
 
-def _check_weight_is_left_alone(model: nn.Module, name: str) -> None:
+def _weight_reader_in_branches(model: nn.Module, name: str) -> str | None:
+    """The class that reads a layer's weight in some branches, or None; raises if in all."""
     # A layer of peft passes the base layer's weight on to the parent module.
     found = weight_reader(model, name)
     if found is None:
-        return
+        return None
     reader, always = type(found[0]).__name__, found[1]
     if always:
         raise ValueError(
             f"{name}: {reader} reads the weight of this layer directly, so gates around the layer "
             "would be bypassed; exclude it: let each pattern match the other layers only"
         )
-    warnings.warn(
-        f"{name}: {reader} reads the weight of this layer directly in some of the branches of its "
-        "forward, where gates around the layer are bypassed; make sure that it takes "
-        "another branch, or exclude the layer",
-        stacklevel=5,
-    )
+    return reader

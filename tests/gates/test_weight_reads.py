@@ -117,19 +117,21 @@ def reformer() -> nn.Module:
 
 
 def bloom() -> nn.Module:
-    return BloomModel(BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2))
+    return BloomModel(BloomConfig(vocab_size=9, hidden_size=8, n_layer=3, n_head=2))
 
 
 @pytest.mark.parametrize(
     ("make", "pattern"),
     [(reformer, "*.value"), (bloom, "*self_attention.dense"), (mamba, "*out_proj")],
 )
-def test_a_layer_that_is_read_in_one_way_of_several_is_gated_with_a_warning(make, pattern):
+def test_layers_that_are_read_in_one_way_of_several_are_gated_with_one_warning(make, pattern):
     model = make()
     skip_unless(model, pattern, read=True)
     with pytest.warns(UserWarning, match="reads the weight of this layer directly in some") as said:
         attach(model, GateConfig(preset="reference", modules=(pattern,)))
-    assert len(said) == len(gated_layers(model)) > 0
+    assert len(said) == 1
+    more = len(gated_layers(model)) - 1
+    assert (f"(and {more} more layers)" in str(said[0].message)) == (more > 0)
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
@@ -347,6 +349,22 @@ def test_a_module_that_holds_something_else_is_gated(hold):
     model = nn.Sequential(Holds(hold))
     model[0].__dict__["whole"] = [model, model[0], model[0].forward]
     assert gated_layers(attach(model, GateConfig(preset="reference", modules=("0.layer",))))
+
+
+def test_a_forward_pass_that_takes_such_a_branch_is_refused():
+    model = bloom()
+    skip_unless(model, "*self_attention.dense", read=True)
+    with pytest.warns(UserWarning, match="a forward pass that takes one is refused"):
+        attach(model, GateConfig(preset="reference", modules=("*self_attention.dense",)))
+    ids = torch.tensor([[1, 2]])
+    model.eval()(ids)
+    for block in model.h:
+        block.self_attention.pretraining_tp, block.self_attention.slow_but_exact = 2, True
+    model.train()
+    with pytest.raises(
+        ValueError, match=r"h\.0\.self_attention\.dense: BloomAttention .* uses the"
+    ):
+        model(ids)
 
 
 def test_the_refusal_is_right_gates_there_would_have_no_effect():
