@@ -151,8 +151,10 @@ class MacsPenalty:
             alive = {id(gate) for gate in part.gates()}
 
             def one(gate: StochasticGate, alive: set[int] = alive) -> Tensor:
+                there = ~gate.final()
                 kept = torch.zeros_like(gate.latent)
-                kept[0] = float(id(gate) in alive)
+                if id(gate) in alive and bool(there.any()):
+                    kept[int(there.float().argmax())] = 1.0
                 return kept
 
             least.append(float(self._macs(one, packed=True)))

@@ -306,6 +306,17 @@ def test_closed_hidden_dimensions_are_not_pruned_further() -> None:
         fg.prune(model, **options)  # type: ignore[arg-type]
 
 
+def test_a_model_of_which_nothing_is_left_gets_gates() -> None:
+    model = gated(tiny.tiny_model("bert"))
+    for gate in budget_of(model).gates():
+        gate.latent.data.fill_(-1.0)
+    small = fg.compact(model.eval())
+    expected, sizes = some_numbers(small), macs(small)
+    again = gated(small, target=0.0).eval()
+    assert (some_numbers(again) - expected).abs().max() < 1e-12
+    assert budget_of(again).dense * LENGTH == macs(fg.compact(again)) == sizes
+
+
 def test_constant_gates_of_single_layers_are_not_pruned_further() -> None:
     model = tiny.tiny_model("bert")
     path = "bert.encoder.layer.0.attention.self.query"
