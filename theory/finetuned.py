@@ -7,16 +7,18 @@ squares.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from transformers import DataCollatorWithPadding
 
+from finegates.gates.gated_linear import leaf_gates
 from finegates.gates.parts import gate_config
 from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
@@ -26,8 +28,10 @@ from finegates.suite.config.tier import NetworkLook, Tier
 from finegates.suite.models.sources import load_classifier, load_tokenizer
 from finegates.suite.runs.finetune import TaskData, prepare
 from finegates.training.trainer import parameter_groups
-from theory.free_gates import free_gates
-from theory.network import Local, local_landscape
+from theory.closing import closing_rows
+from theory.free_gates import FreeGate, free_gates
+from theory.network import Batch, Local, local_landscape, tangents_of
+from theory.problems import Array
 
 TRAINED = "gates, as trained"
 FREE = "gates, before clipping"
@@ -51,16 +55,34 @@ def looked_at_methods(look: NetworkLook) -> dict[str, Method]:
     }
 
 
-def landscape_frame(
-    tier: Tier, task: str, look: NetworkLook, *, progress: bool = False
-) -> pd.DataFrame:
-    """Trains gates, then LoRA, and measures the task loss around points on the way.
+MICRO_BATCH = 16
+"""Rows of a forward pass. Rows of similar length are together, so that little is padding."""
 
-    Columns: ``parameters`` (the parameters that move: one of ``TRAINED``, ``FREE``, ``LORA``),
-    ``step``, ``size``, ``loss``, ``squared_gradient``, ``ratio`` (‖∇L‖²/2L, a lower estimate of the
-    PL ratio), ``largest`` and ``smallest`` eigenvalue, ``saturated`` (share of gates whose clip has
-    slope 0). The loss is the mean over the first ``rows`` training rows in evaluation mode,
-    float64, without the penalty.
+
+@dataclass(frozen=True)
+class Landscape:
+    """The tables of :func:`look_at`.
+
+    Attributes:
+        points: one row for each kind of parameters, seed and step, with the columns ``parameters``
+            (one of ``TRAINED``, ``FREE``, ``LORA``), ``seed``, ``step``, ``saturated`` (share of
+            gates whose clip has slope 0), and the fields of :class:`theory.network.Local`.
+        closing: one row for each seed and share of closed gates, see
+            :func:`theory.closing.closing_rows`.
+    """
+
+    points: pd.DataFrame
+    closing: pd.DataFrame
+
+
+def look_at(tier: Tier, task: str, look: NetworkLook, *, progress: bool = False) -> Landscape:
+    """Trains gates and LoRA, and measures the task loss around points on the way.
+
+    The loss is the mean over the first ``rows`` training rows in evaluation mode, float64, without
+    the penalty. At the end of gate training, gates are closed by importance.
+
+    Raises:
+        ValueError: the task has fewer rows.
     """
     torch.set_num_threads(tier.threads)
     data = TaskData(tier, task, load_tokenizer(tier))
@@ -69,29 +91,45 @@ def landscape_frame(
             f"theory.network.rows is {look.rows}, but task {task!r} has {len(data.train)} "
             "training rows; lower it"
         )
-    collate = DataCollatorWithPadding(data.tokenizer)
-    probe = dict(collate(data.train[: look.rows]))
-    rows: list[dict[str, Any]] = []
+    batches = probe_batches(data, look.rows)
+    points: list[dict[str, Any]] = []
+    closing: list[dict[str, Any]] = []
     moments = sorted({round(s) for s in np.linspace(0, look.steps, look.looks)})
-    bar = tqdm(total=2 * len(moments), desc="landscape of the encoder", disable=not progress)
-    for name, method in looked_at_methods(look).items():
-        model = _prepared(tier, task, name, method)
-        for step in _train(model, method, data, look, tier, moments):
-            for parameters, found, saturated in _measured(model, name, probe, (name, step)):
-                rows.append({"parameters": parameters, "step": step, "saturated": saturated})
-                rows[-1] |= vars(found)
-            bar.update()
+    bar = tqdm(
+        total=2 * len(moments) * len(look.seeds),
+        desc="landscape of the encoder",
+        disable=not progress,
+    )
+    for seed in look.seeds:
+        for name, method in looked_at_methods(look).items():
+            model = _prepared(tier, task, name, method, seed)
+            for step in _train(model, method, data, look, tier, moments, seed):
+                for kind, found, saturated in _measured(model, name, batches):
+                    points.append({"parameters": kind, "seed": seed, "step": step})
+                    points[-1] |= {"saturated": saturated, **vars(found)}
+                bar.update()
+            if name == "gates":
+                still, gates, _ = _freed(model)
+                closing += [{"seed": seed, **row} for row in closing_rows(still, gates, batches)]
     bar.close()
-    return pd.DataFrame(rows)
+    return Landscape(pd.DataFrame(points), pd.DataFrame(closing))
 
 
-def _prepared(tier: Tier, task: str, name: str, method: Method) -> nn.Module:
-    model = load_classifier(tier, task, derive_seed("theory", task, "init"))
-    # Fused attention does not support second derivatives.
-    model.set_attn_implementation("eager")
-    seed = derive_seed("theory", task, name)
-    seed_everything(seed)
-    return prepare(model, method, seed)
+def probe_batches(data: TaskData, rows: int) -> list[Batch]:
+    """The first training rows, the shortest first, in batches of ``MICRO_BATCH``."""
+    collate = DataCollatorWithPadding(data.tokenizer)
+    chosen = sorted(data.train[:rows], key=lambda row: len(row["input_ids"]))
+    return [
+        dict(collate(chosen[start : start + MICRO_BATCH]))
+        for start in range(0, len(chosen), MICRO_BATCH)
+    ]
+
+
+def _prepared(tier: Tier, task: str, name: str, method: Method, seed: int) -> nn.Module:
+    model = load_classifier(tier, task, derive_seed("theory", task, "init", seed))
+    drawn = derive_seed("theory", task, name, seed)
+    seed_everything(drawn)
+    return prepare(model, method, drawn)
 
 
 def _train(
@@ -101,6 +139,7 @@ def _train(
     look: NetworkLook,
     tier: Tier,
     moments: list[int],
+    seed: int,
 ) -> Iterator[int]:
     """Trains step by step and yields at every moment, with the moment's number."""
     penalty, config = sparsity_penalty(model), gate_config(model)
@@ -116,8 +155,9 @@ def _train(
         if parameters
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    random = np.random.default_rng(derive_seed("theory", data.task, "order"))
+    random = np.random.default_rng(derive_seed("theory", data.task, "order", seed))
     collate = DataCollatorWithPadding(data.tokenizer)
+    half = tier.training.precision == "bfloat16"
     for step in range(look.steps + 1):
         if step in moments:
             yield step
@@ -125,7 +165,8 @@ def _train(
             return
         chosen = random.integers(len(data.train), size=tier.training.batch_size)
         model.train()
-        loss = model(**collate([data.train[int(i)] for i in chosen])).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            loss = model(**collate([data.train[int(i)] for i in chosen])).loss
         if penalty is not None:
             loss = loss + weight * penalty()
         optimizer.zero_grad()
@@ -134,34 +175,33 @@ def _train(
 
 
 def _measured(
-    model: nn.Module, name: str, probe: dict[str, Tensor], seed: tuple[object, ...]
+    model: nn.Module, name: str, batches: list[Batch]
 ) -> Iterator[tuple[str, Local, float]]:
-    # Measure a copy, so that the trained model keeps its precision and mode.
-    still = copy.deepcopy(model).double().eval()
+    """The landscape in each kind of parameters, of a copy: the model keeps precision and mode."""
     if name == "lora":
-        factors = parameter_groups(still)["low_rank"]
-        yield LORA, _landscape(still, factors, probe, seed), 0.0
+        still = copy.deepcopy(model).double().eval()
+        names = parameter_groups(still)["low_rank"]
+        leaves = [still.get_submodule(name.removesuffix(".weight")) for name in names]
+        yield LORA, local_landscape(tangents_of(still, leaves, batches)), 0.0
         return
-    gates = [m for m in still.modules() if isinstance(m, StochasticGate)]
+    gates = [m for m in model.modules() if isinstance(m, StochasticGate)]
     centres = torch.cat([gate.centre().detach() for gate in gates])
     saturated = float(((centres <= 0) | (centres >= 1)).double().mean())
-    latents = parameter_groups(still)["gates"]
-    yield TRAINED, _landscape(still, latents, probe, seed), saturated
-    free = {str(i): gate.values for i, gate in enumerate(free_gates(still))}
-    yield FREE, _landscape(still, free, probe, seed), saturated
+    still, free, slopes = _freed(model)
+    tangents = tangents_of(still, free, batches)
+    yield FREE, local_landscape(tangents), saturated
+    yield TRAINED, local_landscape(tangents.scaled(slopes)), saturated
 
 
-def _landscape(
-    model: nn.Module,
-    parameters: dict[str, nn.Parameter],
-    probe: dict[str, Tensor],
-    seed: tuple[object, ...],
-) -> Local:
-    for parameter in model.parameters():
+def _freed(model: nn.Module) -> tuple[nn.Module, list[FreeGate], Array]:
+    """A float64 copy with free gates, and the slope of each gate in its latent."""
+    still = copy.deepcopy(model).double().eval()
+    slopes = []
+    for gate in leaf_gates(still):
+        assert isinstance(gate, StochasticGate)
+        (slope,) = torch.autograd.grad(gate.value().sum(), gate.latent)
+        slopes.append(slope.numpy())
+    free = free_gates(still)
+    for parameter in still.parameters():
         parameter.requires_grad_(False)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    loss: Callable[[], Tensor] = lambda: model(**probe).loss  # noqa: E731
-    return local_landscape(
-        loss, list(parameters.values()), seed=derive_seed("theory", "lanczos", *seed)
-    )
+    return still, free, np.concatenate(slopes)

@@ -15,20 +15,25 @@ class FreeGate(Gate):
 
     Args:
         values: ω, shape (n,), of any sign and size.
+
+    Attributes:
+        copies: one gate vector for each row of a batch, (batch, 1, n), instead of ``values``; None
+            if all rows have the same.
     """
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()
         self.size = values.numel()
         self.values = nn.Parameter(values.detach().clone())
+        self.copies: Tensor | None = None
 
     @override
     def value(self) -> Tensor:
-        return self.values
+        return self.values if self.copies is None else self.copies
 
     @override
     def sample(self) -> Tensor:
-        return self.values
+        return self.value()
 
     @override
     def open_probability(self) -> Tensor:

@@ -47,7 +47,8 @@ rule probe_network:
         tables=[path for path in DATA_FILES if Path(path).parent.name == LOOK_TASK],
         encoder=ENCODER,
     output:
-        csv=f"{THEORY}/network.csv",
+        points=f"{THEORY}/network.csv",
+        closing=f"{THEORY}/closing.csv",
     log:
         f"{RESULTS}/logs/probe_network.log",
     benchmark:
@@ -56,7 +57,7 @@ rule probe_network:
         "../../environment.yml"
     threads: TIER.threads
     resources:
-        mem_mb=4000,
+        mem_mb=6000,
         runtime=120,
     params:
         task=LOOK_TASK,
@@ -71,7 +72,8 @@ rule check_theory:
         toys=rules.solve_toys.output.checks,
         cases=rules.solve_toys.output.cases,
         compared=expand(f"{THEORY}/{{table}}.csv", table=TOY_TABLES["conditioning"]),
-        network=rules.probe_network.output.csv,
+        points=rules.probe_network.output.points,
+        closing=rules.probe_network.output.closing,
     output:
         report(
             multiext(f"{THEORY}/checks", ".csv", ".md"),
@@ -102,7 +104,7 @@ rule check_theory:
 rule draw_theory:
     input:
         tables=rules.solve_toys.output.tables,
-        network=rules.probe_network.output.csv,
+        network=rules.probe_network.output,
     output:
         report(
             expand(

@@ -20,7 +20,7 @@ with running(job):
         judge_claims,
     )
 
-    network = network_checks(pd.read_csv(job.input.network))
+    network = network_checks(pd.read_csv(job.input.points), pd.read_csv(job.input.closing))
     records = json.loads(Path(job.input.toys).read_text(encoding="utf-8"))
     records += [check.record() for check in network]
     settings = job.params.settings

@@ -11,7 +11,8 @@ with running(job):
     from finegates.suite.figures import save_figure
     from theory.figures import draw
 
-    frames = {Path(path).stem: pd.read_csv(path) for path in [*job.input.tables, job.input.network]}
+    paths = [*job.input.tables, *job.input.network]
+    frames = {Path(path).stem: pd.read_csv(path) for path in paths}
     network = f"{job.params.model} on {job.params.task}"
     for name in job.params.figures:
         figure = draw(name, frames, f"Tier {job.params.tier}.", network)

@@ -187,6 +187,8 @@ class NetworkLook(Section):
         looks: number of points, both ends included, at which the gradient and extreme eigenvalues
             are measured.
         rows: number of training rows in the measured loss.
+        seeds: of head, gates, factors, noise and order of rows; each of the two trainings is
+            repeated for every seed.
         target: target sparsity of the gates.
         rank: rank of LoRA's factors.
         learning_rate: learning rate of the head and of LoRA.
@@ -195,8 +197,9 @@ class NetworkLook(Section):
 
     task: str | None = None
     steps: int = Field(default=200, gt=0)
-    looks: int = Field(default=3, ge=2)
-    rows: int = Field(default=8, gt=0)
+    looks: int = Field(default=5, ge=2)
+    rows: int = Field(default=256, gt=0)
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     target: float = Field(default=0.2, ge=0, lt=0.84)
     rank: int = Field(default=8, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
