@@ -122,7 +122,7 @@ def price_prox(point: Array, price: float, target: float) -> Array:
         return clip(point - high / size)
     if clip(point - low / size).mean() < target:
         return clip(point - low / size)
-    for _ in range(100):
+    while high - low > 1e-15 * (price + size):
         middle = (low + high) / 2
         above = clip(point - middle / size).mean() > target
         low, high = (middle, high) if above else (low, middle)

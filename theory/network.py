@@ -173,8 +173,8 @@ def tangents_of(
 
     Args:
         model: returns ``logits``; its layers map (batch, tokens, features).
-        leaves: the modules whose parameters move: free gates, or linear layers without biases, such as
-            LoRA's factors.
+        leaves: the modules whose parameters move: free gates, or linear layers without biases,
+            such as LoRA's factors.
         batches: inputs with ``labels``; padding must not change the logits.
 
     Raises:
@@ -256,7 +256,8 @@ def _watched(
                 handles.append(leaf.register_forward_hook(keep))
             else:
                 raise TypeError(
-                    f"{type(leaf).__name__} is neither a free gate nor a linear layer without a bias"
+                    f"{type(leaf).__name__} is neither a free gate nor a linear layer without "
+                    "a bias"
                 )
         yield calls
     finally:

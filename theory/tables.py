@@ -198,6 +198,34 @@ def comparison_markdown(
     return "\n".join([*lines, ""])
 
 
+def closing_markdown(closing: pd.DataFrame) -> str:
+    """What closing gates by importance adds to a network's loss, as a Markdown table.
+
+    Args:
+        closing: the table of :func:`theory.closing.closing_rows`, with seeds.
+    """
+    columns = ("added", "linear", "curved", "gauss_newton", "coherence", "bound")
+    lines = [
+        "#### 10, closing by importance",
+        "",
+        "Least important open gates closed after gate training, ranges over seeds. Added: the "
+        "change of the loss. First order: −Σ ω_j ∂_jL. Second order: half the second derivative "
+        "on the way, at its start. κ: the coherence.",
+        "",
+        "| closed | added | first order | second order | its Gauss–Newton part | κ | bound |",
+        f"|---|{'---:|' * len(columns)}",
+    ]
+    for share, rows in closing.groupby("share"):
+        cells = []
+        for column in columns:
+            low, high = (
+                printed(float(value)) for value in (rows[column].min(), rows[column].max())
+            )
+            cells.append(low if low == high else f"{low} to {high}")
+        lines.append(f"| {printed(100 * float(str(share)))} % | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def _interval(row: pd.Series[Any]) -> str:
     return f"{printed(row['median'])} [{printed(row['low'])}, {printed(row['high'])}]"
 

@@ -11,20 +11,38 @@ from theory.checks.encoder import network_checks
 from theory.checks.settings import Settings
 from theory.evidence import EXACT, Check
 from theory.study import TOY_CHECKS, figure_frames, run_checks
-from theory.tables import CLAIMS, ITEMS, comparison_markdown, printed
+from theory.tables import CLAIMS, ITEMS, closing_markdown, comparison_markdown, printed
 
 SMALL = Settings(
     problems=2, trials=6, limit=60, runs=24, steps=1500, samples=20_000, gate_steps=600
 )
 
 
+SLOW = (
+    "joint-critical", "penalty-endpoint", "penalty-minimiser", "penalty-half-open", "binary-claim",
+    "plateau-time", "convergence-claim", "relaxation-bias", "relaxation-vertices",
+    "one-minimum-claim", "adamw-rest", "joint-clarke", "joint-price-minima",
+)  # fmt: skip
+"""Checks of more than a second. Others of the same item are unmarked."""
+
+NAMES = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in TOY_CHECKS]
+
+
+class Found(dict[str, Check]):
+    """Runs a check when it is first asked for."""
+
+    def __missing__(self, name: str) -> Check:
+        (self[name],) = run_checks(SMALL, [name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def found() -> dict[str, Check]:
-    """Every check of the study."""
-    return {check.id: check for check in run_checks(SMALL)}
+def found() -> Found:
+    """The checks of the study."""
+    return Found()
 
 
-@pytest.mark.parametrize("name", TOY_CHECKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_law_holds_and_what_is_false_is_found_false(found, name):
     check = found[name]
     if name == "columns-schur-naive":
@@ -34,7 +52,7 @@ def test_every_law_holds_and_what_is_false_is_found_false(found, name):
         assert check.verdict == "supported", broken
 
 
-@pytest.mark.parametrize("name", TOY_CHECKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_law_notices_a_factor_of_five_quarters_on_each_of_its_constants(found, name):
     check = found[name]
     if check.kind == "claim":
@@ -47,7 +65,7 @@ def test_a_law_notices_a_factor_of_five_quarters_on_each_of_its_constants(found,
         assert check.strengthened(EXACT, constant).verdict == "contradicted"
 
 
-@pytest.mark.parametrize("name", TOY_CHECKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_check_says_what_it_states_and_under_which_assumptions(found, name):
     check = found[name]
     assert check.item in ITEMS
@@ -67,7 +85,7 @@ def test_what_theorems_decide_about_pl_has_no_vote(found):
         assert proofs[f"descent, {family}"] == ""
 
 
-@pytest.mark.parametrize("name", TOY_CHECKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_measurements_agree_with_proofs(found, name):
     for case in found[name].cases:
         assert not case.proof or case.holds == (case.proof == "holds"), case
@@ -91,24 +109,49 @@ def test_an_unknown_check_and_a_useless_setting_are_refused():
 def _network(ratio: float = 0.1) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"parameters": kind, "step": step, "ratio": ratio, "largest": 1.0, "smallest": -0.1}
+            {"parameters": kind, "seed": seed, "step": step, "loss": 0.5, "ratio": ratio,
+             "largest": 1.0, "smallest": 0.1}
             for kind in ("gates, as trained", "gates, before clipping", "LoRA")
+            for seed in (0, 1)
             for step in (0, 10)
         ]
-    )
+    )  # fmt: skip
+
+
+def _closing(added: float = 0.1) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"seed": seed, "share": share, "closed": 4, "added": added, "linear": 0.05,
+             "curved": 0.02, "steepest": 0.1, "gauss_newton": 0.01, "coherence": 2.0, "bound": 0.3}
+            for seed in (0, 1)
+            for share in (0.1, 0.3)
+        ]
+    )  # fmt: skip
 
 
 def test_network_checks_can_hold_and_can_fail():
-    assert [check.verdict for check in network_checks(_network())] == ["supported", "supported"]
-    for check in network_checks(_network()):
+    found = network_checks(_network(), _closing())
+    assert [check.verdict for check in found] == ["supported"] * 3
+    for check in found:
         assert check.strengthened(1e6).verdict == "contradicted"
-    assert network_checks(_network(ratio=0.0))[0].verdict == "contradicted"
+    assert network_checks(_network(ratio=0.0), _closing())[0].verdict == "contradicted"
+    # Above the largest curvature found, below the bound by importances, and above both.
+    assert network_checks(_network(), _closing(0.2))[2].verdict == "partly"
+    assert network_checks(_network(), _closing(0.4))[2].verdict == "contradicted"
     with pytest.raises(ValueError, match=r"no rows of \['LoRA'\]; run probe_network again"):
-        network_checks(_network().query("parameters != 'LoRA'"))
+        network_checks(_network().query("parameters != 'LoRA'"), _closing())
+
+
+def test_closed_shares_are_quoted_as_ranges_over_seeds():
+    frame = _closing()
+    frame.loc[frame["seed"] == 1, "added"] = 0.2
+    lines = closing_markdown(frame).splitlines()
+    assert lines[-1] == "| 30 % | 0.1 to 0.2 | 0.05 | 0.02 | 0.01 | 2 | 0.3 |"
 
 
 def test_medians_of_the_comparison_are_quoted_with_their_intervals(found):
-    frames = figure_frames(list(found.values()))
+    names = ("conditioning-claim", "speed-claim", "reach-claim")
+    frames = figure_frames([found[name] for name in names])
     text = comparison_markdown(
         *(frames[name] for name in ("conditioning", "speed", "reach", "scale"))
     )

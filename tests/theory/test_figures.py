@@ -8,6 +8,7 @@ import pytest
 from finegates.suite.figures import save_figure
 from theory.checks.settings import Settings
 from theory.figures import FIGURES, KINDS, draw
+from theory.figures.gates import CLOSING
 from theory.study import figure_frames, run_checks
 
 TINY = Settings(problems=1, trials=3, limit=20, runs=8, steps=1000, samples=1000, gate_steps=10)
@@ -26,13 +27,22 @@ def frames() -> dict[str, pd.DataFrame]:
     """The tables behind all figures."""
     network = pd.DataFrame(
         [
-            {"parameters": kind, "step": step, "loss": 0.5, "ratio": ratio,
-             "largest": ratio, "smallest": -0.1}
+            {"parameters": kind, "seed": seed, "step": step, "loss": 0.5, "ratio": ratio,
+             "largest": ratio, "smallest": ratio / 2}
             for kind in KINDS
+            for seed in (0, 1)
             for step, ratio in ((0, 0.0), (10, 0.2))
         ]
     )  # fmt: skip
-    return {**figure_frames(run_checks(TINY, DRAWN)), "network": network}
+    closing = pd.DataFrame(
+        [
+            {"seed": seed, "share": share, **dict.fromkeys(CLOSING, share + 0.1 * seed)}
+            for seed in (0, 1)
+            for share in (0.1, 0.3)
+        ]
+    )
+    drawn = figure_frames(run_checks(TINY, DRAWN))
+    return {**drawn, "network": network, "closing": closing}
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -12,8 +12,10 @@ import pytest
 
 from theory.bilinear import LocalRegion
 from theory.checks.settings import Settings
+from theory.checks.together import clarke_point
 from theory.evidence import EXACT
 from theory.penalties import OneGate, penalty_minimiser
+from theory.priced import Priced
 from theory.problems import Problem
 from theory.quadratic import Quadratic
 from theory.relaxation import Relaxed, density, vertex_minima
@@ -36,6 +38,10 @@ CONSTANTS = {
     "penalty-kink": "theory.checks.objective.predicted_jump",
     "price-prox-pl": "theory.checks.objective.box_constant",
     "sgd-minibatch": "theory.checks.objective.minibatch_ball",
+    "closing-bound": "theory.checks.closing.second_order_bound",
+    "adamw-rest": "theory.checks.adaptive.shift_of_decay",
+    "adamw-ball": "theory.checks.adaptive.adam_ball",
+    "joint-price-minima": "theory.checks.together.lower_height",
     "sgd-linear": "theory.checks.convergence.expected_excess",
     "sgd-ball": "theory.checks.convergence.noise_ball",
     "sgd-decaying": "theory.checks.convergence.decaying_constant",
@@ -46,7 +52,10 @@ CONSTANTS = {
 """Checks, and the functions that compute their constants."""
 
 
-SLOW = ("plateau-drift", "plateau-time", "penalty-half-open", "relaxation-bias")
+SLOW = (
+    "plateau-drift", "plateau-time", "penalty-half-open", "relaxation-bias", "adamw-rest",
+    "adamw-ball", "joint-price-minima",
+)  # fmt: skip
 """Checks that run once, with the slow tests. Their cases are equalities, which notice both
 directions, and the power of every law is tested without a rerun.
 """
@@ -112,6 +121,15 @@ def _padded(problem: Problem) -> np.ndarray:
     return np.eye(problem.rows, problem.rows + problem.cols)
 
 
+def _other_target(problem: Problem, sigma: float) -> np.ndarray:
+    return clarke_point(replace(problem, targets=problem.targets[:, ::-1]), sigma)
+
+
+class _without_face(Priced):
+    def face(self, gates: np.ndarray) -> np.ndarray:
+        return np.eye(len(gates))
+
+
 def _longer(bias: np.ndarray | None) -> np.ndarray | None:
     return None if bias is None else EXACT * bias
 
@@ -133,6 +151,14 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ("box-prox-pl", "clipping.box_constant", lambda f: _bounded_by_the_free_constant),
         # A small gradient instead of zero.
         ("clip-plateau", "clipping.module_gradient", _leaking),
+        # Importances that ignore the size of the gates.
+        ("closing-importance", "closing.squares_root", lambda f: lambda p, g: f(p, g**0)),
+        # Row and column gates at the optimum of other targets.
+        pytest.param(
+            "joint-clarke", "together.clarke_point", lambda f: _other_target, marks=pytest.mark.slow
+        ),
+        # The curvature of the whole space instead of the face.
+        ("joint-price-rate", "together.Priced", lambda f: _without_face),
         # Unequal gates that would rest where equal gates do.
         ("penalty-unlike", "objective.relaxed_optimum", lambda f: _alike),
         # Flips judged by the hard loss, without the cost of noise.

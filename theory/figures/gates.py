@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = ("gates, before clipping", "gates, as trained", "LoRA")
+CLOSING = {
+    "added": "added, measured",
+    "linear": "first order",
+    "gauss_newton": "Gauss–Newton term",
+    "bound": "bound by importances",
+}
+"""Columns of the table of closed gates that are drawn."""
 
 
 def draw_penalties(frames: Frames, lead: str) -> Figure:
@@ -62,39 +69,52 @@ def draw_penalties(frames: Frames, lead: str) -> Figure:
 
 
 def draw_network(frames: Frames, lead: str) -> Figure:
-    """Loss, PL ratio and extreme eigenvalues along the training of gates and of LoRA."""
+    """Loss, PL ratio and curvature along both trainings, and the loss that closing adds."""
     figure, axes = panels(
-        3,
-        3,
-        f"{lead} Task loss of a fixed batch of training rows, evaluation mode; (a): one curve for "
-        "gates. (b): ‖∇L‖²/2L, a lower estimate of the PL ratio; zero (all gates saturated) is "
-        "drawn at the lower edge. (c): solid: largest eigenvalue, dashed: minus the smallest.",
+        4,
+        2,
+        f"{lead} Task loss of fixed training rows, evaluation mode; lines: means over seeds, "
+        "points: seeds. (a): one curve for gates. (b): ‖∇L‖²/2L, a lower estimate of the PL ratio; "
+        "zero (all gates saturated) is drawn at the lower edge. (c): extreme eigenvalues of the "
+        "non-zero Gauss–Newton spectrum, dashed: the smallest. (d): the least important open gates "
+        "closed after training; absolute values.",
+        wide=1.2,
     )
     frame = frames["network"]
-    positive = frame[["ratio", "largest"]].to_numpy()
+    positive = frame[["ratio", "largest", "smallest"]].to_numpy()
     floor = 0.3 * float(positive[positive > 0].min(initial=1e-3))
     for place, kind in enumerate(KINDS):
         rows = frame[frame["parameters"] == kind]
-        look: dict[str, Any] = {
-            "color": COLOURS[place],
-            "marker": MARKERS[place],
-            "ms": 4,
-            "lw": 1.2,
-        }
-        axes[0].plot(rows["step"], rows["loss"], **look)
-        axes[1].semilogy(rows["step"], rows["ratio"].clip(lower=floor), **look)
-        axes[2].semilogy(rows["step"], rows["largest"].clip(lower=floor), **look)
-        axes[2].semilogy(
-            rows["step"], (-rows["smallest"]).clip(lower=floor), **{**look, "ls": "--"}
-        )
-    for ax, title, label in zip(
+        for ax, column, dash in (
+            (axes[0], "loss", "-"),
+            (axes[1], "ratio", "-"),
+            (axes[2], "largest", "-"),
+            (axes[2], "smallest", "--"),
+        ):
+            values = rows[column] if column == "loss" else rows[column].clip(lower=floor)
+            means = values.groupby(rows["step"]).mean()
+            look: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place]}
+            ax.plot(rows["step"], values, ls="", ms=2.5, alpha=0.6, **look)
+            ax.plot(means.index, means, ls=dash, lw=1.2, color=COLOURS[place])
+    for ax in axes[1:3]:
+        ax.set_yscale("log")
+    closing = frames["closing"]
+    for place, (column, name) in enumerate(CLOSING.items()):
+        values = closing[column].abs()
+        means = values.groupby(closing["share"]).mean()
+        look = {"color": COLOURS[place], "marker": MARKERS[place]}
+        axes[3].loglog(closing["share"], values, ls="", ms=2.5, alpha=0.6, **look)
+        axes[3].loglog(means.index, means, lw=1.2, label=name, **{**look, "ms": 3.5})
+    axes[3].legend(loc="upper left", fontsize=6.5)
+    for ax, title, side, label in zip(
         axes,
-        ("(a) Loss", "(b) PL ratio", "(c) Hessian"),
-        ("Task loss", "‖∇L‖² / 2L", "Extreme eigenvalues"),
+        ("(a) Loss", "(b) PL ratio", "(c) Gauss–Newton", "(d) Closing by importance"),
+        (*("Training step",) * 3, "Closed share of the open gates"),
+        ("Task loss", "‖∇L‖² / 2L", "Extreme eigenvalues", "Change of the loss"),
         strict=True,
     ):
         ax.set_title(title)
-        ax.set_xlabel("Training step")
+        ax.set_xlabel(side)
         ax.set_ylabel(label)
         ax.grid(visible=True)
     legend(figure, [(k, COLOURS[i], MARKERS[i], "-") for i, k in enumerate(KINDS)])

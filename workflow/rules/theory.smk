@@ -3,43 +3,59 @@
 THEORY = f"{RESULTS}/theory"
 LOOK_TASK = TIER.theory.network.task if TIER.theory.network.task in TIER.tasks else TIER.tasks[0]
 
-# Tables behind the figures, by figure. A separate rule measures the encoder's.
+# Tables behind the figures, by item of theory/study.py. A separate rule measures the encoder's.
 TOY_TABLES = {
-    "descent": ["descent_columns", "descent_rows", "descent_box", "schur", "schur_singular"],
-    "saddle": ["saddle_path", "local_region"],
-    "relaxation": ["lipschitz", "bias"],
-    "convergence": ["sgd_linear", "noise_ball", "sgd_decaying", "stationarity"],
-    "conditioning": ["conditioning", "speed", "reach", "scale"],
-    "penalties": ["endpoints"],
-    "flatness": ["flat_width", "flat_kinds"],
-    "minima": ["two_minima", "minima"],
-    "beyond": ["escape", "reach_dense"],
+    1: ["descent_columns", "schur", "schur_singular"],
+    2: ["descent_rows"],
+    3: ["saddle_path", "local_region", "two_minima", "minima"],
+    4: ["descent_box"],
+    5: ["lipschitz", "bias"],
+    6: ["sgd_linear", "noise_ball", "sgd_decaying", "stationarity"],
+    7: [],
+    8: ["conditioning", "speed", "reach", "scale"],
+    9: ["endpoints"],
+    11: ["flat_width", "flat_kinds"],
+    12: ["escape", "reach_dense"],
+    13: [],
 }
-THEORY_FIGURES = [*TOY_TABLES, "network"]
+THEORY_FIGURES = [
+    "descent", "saddle", "relaxation", "convergence", "conditioning", "penalties", "flatness",
+    "minima", "beyond", "network",
+]
 
 
-# Needs neither data nor model, and runs during pretraining.
-rule solve_toys:
-    output:
-        checks=f"{THEORY}/toys.json",
-        cases=f"{THEORY}/toy_cases.csv",
-        tables=expand(
-            f"{THEORY}/{{table}}.csv", table=[t for tables in TOY_TABLES.values() for t in tables]
-        ),
-    log:
-        f"{RESULTS}/logs/solve_toys.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/solve_toys.tsv"
-    conda:
-        "../../environment.yml"
-    resources:
-        mem_mb=1500,
-        runtime=60,
-    params:
-        settings=toy_settings(TIER),
-        code=code_digest("workflow/scripts/solve_toys.py"),
-    script:
-        "../scripts/solve_toys.py"
+# One job for each item. They need neither data nor model, and run during pretraining.
+for item, tables in TOY_TABLES.items():
+
+    rule:
+        name:
+            f"solve_toys_{item}"
+        output:
+            checks=f"{THEORY}/toys/{item}.json",
+            cases=f"{THEORY}/toys/{item}.csv",
+            tables=expand(f"{THEORY}/{{table}}.csv", table=tables),
+        log:
+            f"{RESULTS}/logs/solve_toys_{item}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/solve_toys_{item}.tsv"
+        conda:
+            "../../environment.yml"
+        resources:
+            mem_mb=1500,
+            runtime=60,
+        params:
+            item=item,
+            settings=toy_settings(TIER),
+            code=code_digest("workflow/scripts/solve_toys.py"),
+        script:
+            "../scripts/solve_toys.py"
+
+
+SOLVED = expand(f"{THEORY}/toys/{{item}}.json", item=TOY_TABLES)
+SOLVED_CASES = expand(f"{THEORY}/toys/{{item}}.csv", item=TOY_TABLES)
+SOLVED_TABLES = expand(
+    f"{THEORY}/{{table}}.csv", table=[t for tables in TOY_TABLES.values() for t in tables]
+)
 
 
 rule probe_network:
@@ -69,9 +85,9 @@ rule probe_network:
 
 rule check_theory:
     input:
-        toys=rules.solve_toys.output.checks,
-        cases=rules.solve_toys.output.cases,
-        compared=expand(f"{THEORY}/{{table}}.csv", table=TOY_TABLES["conditioning"]),
+        toys=SOLVED,
+        cases=SOLVED_CASES,
+        compared=expand(f"{THEORY}/{{table}}.csv", table=TOY_TABLES[8]),
         points=rules.probe_network.output.points,
         closing=rules.probe_network.output.closing,
     output:
@@ -103,7 +119,7 @@ rule check_theory:
 
 rule draw_theory:
     input:
-        tables=rules.solve_toys.output.tables,
+        tables=SOLVED_TABLES,
         network=rules.probe_network.output,
     output:
         report(
@@ -135,7 +151,9 @@ rule draw_theory:
 
 
 THEORY_RESULTS = [
-    *rules.solve_toys.output,
+    *SOLVED,
+    *SOLVED_CASES,
+    *SOLVED_TABLES,
     *rules.probe_network.output,
     *rules.check_theory.output,
     *rules.draw_theory.output,

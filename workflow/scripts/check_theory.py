@@ -16,12 +16,15 @@ with running(job):
         case_frame,
         check_markdown,
         check_table,
+        closing_markdown,
         comparison_markdown,
         judge_claims,
     )
 
-    network = network_checks(pd.read_csv(job.input.points), pd.read_csv(job.input.closing))
-    records = json.loads(Path(job.input.toys).read_text(encoding="utf-8"))
+    closing = pd.read_csv(job.input.closing)
+    network = network_checks(pd.read_csv(job.input.points), closing)
+    read = (json.loads(Path(path).read_text(encoding="utf-8")) for path in job.input.toys)
+    records = [record for part in read for record in part]
     records += [check.record() for check in network]
     settings = job.params.settings
     setting = (
@@ -35,8 +38,9 @@ with running(job):
     csv, md = job.output[:2]
     write_text(csv, to_csv(check_table(records)))
     compared = comparison_markdown(*(pd.read_csv(path) for path in job.input.compared))
-    write_text(md, f"{check_markdown(records, setting)}\n{compared}")
+    write_text(md, f"{check_markdown(records, setting)}\n{compared}\n{closing_markdown(closing)}")
     found = {"setting": setting, "checks": records, "claims": judge_claims(records)}
     write_text(job.output.json, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    cases = [pd.read_csv(job.input.cases, keep_default_na=False), case_frame(network)]
+    cases = [pd.read_csv(path, keep_default_na=False) for path in job.input.cases]
+    cases.append(case_frame(network))
     write_text(job.output.cases, to_csv(pd.concat(cases)))

@@ -1,4 +1,4 @@
-"""Checks the theory on random least-squares problems, and writes the tables behind its figures."""
+"""Checks an item of the theory on random problems, and writes the tables behind its figures."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ with running(job):
     from finegates.files import write_text
     from finegates.suite.tables import to_csv
     from theory.checks.settings import Settings
-    from theory.study import figure_frames, run_checks
+    from theory.study import ITEM_CHECKS, figure_frames, run_checks
     from theory.tables import case_frame
 
-    checks = run_checks(Settings(**job.params.settings))
+    checks = run_checks(Settings(**job.params.settings), ITEM_CHECKS[job.params.item])
     frames = figure_frames(checks)
     for path in job.output.tables:
         write_text(path, to_csv(frames[Path(path).stem]))

@@ -199,7 +199,7 @@ class NetworkLook(Section):
     steps: int = Field(default=200, gt=0)
     looks: int = Field(default=5, ge=2)
     rows: int = Field(default=256, gt=0)
-    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     target: float = Field(default=0.2, ge=0, lt=0.84)
     rank: int = Field(default=8, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
