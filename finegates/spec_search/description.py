@@ -26,7 +26,7 @@ from finegates.adapters import AttentionSpec, register, unwrap
 from finegates.adapters.described import DescribedAdapter, class_name
 from finegates.spec_search.candidates import attention_candidates, feed_candidates, linears_below
 from finegates.spec_search.printed import as_code
-from finegates.spec_search.replay import Replay, Spec, layer_calls, randomise
+from finegates.spec_search.replay import Replay, Spec, layer_calls, randomise, restore
 from finegates.specs import is_named_cross
 
 LOGGER = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def describe(
                 LOGGER.info("described %s", ", ".join(found.classes))
     replays = [Replay(layers[path], calls[path], seed) for path in calls]
     candidates = [(spec, _confirmed(spec, replays)) for spec in specs]
-    double.load_state_dict(unwrap(model).state_dict())
+    restore(double, unwrap(model))
     calls = layer_calls(double, layers, inputs)
     replays = [Replay(layers[path], calls[path], seed, must_change=False) for path in calls]
     confirmed: list[Spec] = []

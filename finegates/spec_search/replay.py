@@ -110,25 +110,41 @@ def randomise(model: nn.Module, seed: int) -> None:
     """Gives every parameter random numbers of which none is near zero for all, in place.
 
     Those of one dimension keep their signs and get magnitudes in [0.5, 1.5]; those of several
-    become normal with the variance 1/n, where n is the size of the last dimension.
+    become normal with the variance 1/n, where n is the size of the last dimension. Buffers are
+    facts of the architecture and stay, but for those that are zero, which become normal.
 
     Args:
-        model: in float64, on any device; parameters of integers stay.
+        model: in float64, on any device; numbers of other dtypes stay.
         seed: of the numbers.
     """
     generator = torch.Generator().manual_seed(seed)
+
+    def drawn(tensor: Tensor) -> Tensor:
+        numbers = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
+        return numbers.to(tensor)
+
     for parameter in model.parameters():
         if not parameter.is_floating_point():
             continue
-        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
         if parameter.dim() > 1:
-            parameter.copy_(drawn / parameter.shape[-1] ** 0.5)
+            parameter.copy_(drawn(parameter) / parameter.shape[-1] ** 0.5)
             continue
-        size = 0.5 + torch.rand(
-            parameter.shape, generator=generator, dtype=torch.float64, device="cpu"
-        )
-        signs = torch.where(parameter == 0, drawn.to(parameter), parameter).sign()
-        parameter.copy_(size.to(parameter) * signs)
+        sizes = torch.rand(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
+        signs = torch.where(parameter == 0, drawn(parameter), parameter).sign()
+        parameter.copy_((0.5 + sizes).to(parameter) * signs)
+    for buffer in model.buffers():
+        if buffer.is_floating_point() and not bool(buffer.any()):
+            buffer.copy_(drawn(buffer))
+
+
+@torch.no_grad()
+def restore(model: nn.Module, source: nn.Module) -> None:
+    """Gives a copy of a model its parameters and buffers back, in the dtypes of the copy."""
+    for kind in ("named_parameters", "named_buffers"):
+        own = dict(getattr(source, kind)())
+        for name, tensor in getattr(model, kind)():
+            if name in own and own[name].shape == tensor.shape:
+                tensor.copy_(own[name])
 
 
 class OnlyAdapter(DescribedAdapter):

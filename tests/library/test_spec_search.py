@@ -195,17 +195,22 @@ def test_a_class_is_described_only_if_it_is_in_every_layer_as_described() -> Non
         assert len(description.specs) == found_in
 
 
-@pytest.mark.parametrize("start", [0.0, 1e-12])
-def test_a_dependence_that_training_has_yet_to_show_is_found(start: float) -> None:
-    """A parameter that starts at zero, as a scale of layers may, hides nothing from the search."""
-    model = Stack(())
+@pytest.mark.parametrize("start", [0.0, 1e-12, None])
+def test_a_dependence_that_training_has_yet_to_show_is_found(start: float | None) -> None:
+    """What starts at zero, as a scale of layers may, hides nothing: a parameter, or a buffer."""
     torch.manual_seed(0)
+    model = Stack(())
     for layer in model.layers:
-        layer.attention = SomeMix(start)
+        layer.attention = SomeMix(start or 0.0)
+        if start is None:
+            del layer.attention.mixes
+            layer.attention.register_buffer("mixes", torch.zeros(1), persistent=False)
     states = {"states": torch.randn(2, 9, 24, dtype=torch.float64)}
-    before = copy.deepcopy(model.state_dict())
-    assert describe(model.double(), states).specs == ()
-    assert all(torch.equal(value, before[key]) for key, value in model.float().state_dict().items())
+    before = copy.deepcopy(model.double())
+    assert describe(model, states).specs == ()
+    for kind in ("parameters", "buffers"):
+        pairs = zip(getattr(model, kind)(), getattr(before, kind)(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.sampled(2)
@@ -223,22 +228,27 @@ def test_what_starts_at_zero_is_described_as_after_training(name: str, start: fl
 
 
 class Switched(SomeMix):
-    """An attention whose heads are mixed if a parameter is large."""
+    """An attention whose heads are mixed if a parameter is large, or a buffer is zero."""
 
-    def __init__(self, switch: float) -> None:
+    def __init__(self, switch: float, buffer: float) -> None:
         super().__init__(False)
         self.switch = nn.Parameter(torch.tensor([switch]))
+        self.register_buffer("buffer", torch.tensor([buffer]), persistent=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        self.mixes = float(self.switch > 9)
+        self.mixes = float(self.switch > 9 or self.buffer == 0)
         return super().forward(hidden_states)
 
 
-@pytest.mark.parametrize(("switch", "count"), [(1.0, 1), (10.0, 0)])
-def test_the_parameters_of_the_model_are_tried_as_they_are_too(switch: float, count: int) -> None:
+@pytest.mark.parametrize(
+    ("switch", "buffer", "count"), [(1.0, 1.0, 1), (10.0, 1.0, 0), (1.0, 0.0, 0)]
+)
+def test_the_numbers_of_the_model_are_tried_as_they_are_too(
+    switch: float, buffer: float, count: int
+) -> None:
     states = {"states": torch.randn(2, 9, 24, dtype=torch.float64)}
     torch.manual_seed(0)
     model = Stack(())
     for layer in model.layers:
-        layer.attention = Switched(switch)
+        layer.attention = Switched(switch, buffer)
     assert len(describe(model.double(), states).specs) == count
