@@ -7,6 +7,7 @@ a block, or by a :class:`finegates.specs.StreamSpec`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def find_stream(
         reason = obstacle(module, spec) or _phi_at_zero(module, spec)
         if reason is not None:
             raise UnknownStreamError(f"{kind}: {path or 'the model'}: {reason}; {_REMEDY}")
-        for key, place in _places(module, path, spec, size):
+        for key, place in _places(module, _without_copies(path), spec, size):
             found[key].append(place)
     if not found["tables"] and not found["writes"]:
         raise UnknownStreamError(
@@ -150,6 +151,11 @@ def _places(module: nn.Module, path: str, spec: StreamSpec, size: int) -> Iterat
         yield "apart", prefix + name
 
 
+def _without_copies(path: str) -> str:
+    """A path without the wrapper of peft that holds the original and trained copies of a module."""
+    return re.sub(r"\.(original_module|modules_to_save\.[^.]+)(?=\.|$)", "", path)
+
+
 def _child(module: nn.Module, name: str) -> nn.Module | None:
     found: Any = module
     for part in name.split("."):
@@ -179,7 +185,7 @@ def _check_complete(model: nn.Module, size: int, claimed: Sequence[str]) -> None
         for name, tensor in model.named_buffers(remove_duplicate=False)
     ]
     for name, tensor, meets in tensors:
-        if meets and not name.startswith(inside):
+        if meets and not _without_copies(name).startswith(inside):
             raise UnknownStreamError(
                 f"{type(model).__name__}: {name} has the size {size} of the residual stream "
                 f"(shape {tuple(tensor.shape)}), and no description says how it meets it, so "
