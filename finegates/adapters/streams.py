@@ -163,6 +163,28 @@ STREAMS: tuple[StreamSpec, ...] = (
         named("gemma.GemmaForCausalLM", "gemma2.Gemma2ForCausalLM", "gemma3.Gemma3ForCausalLM"),
         reads=("lm_head",),
     ),
+    # GPT-2 and OPT.
+    StreamSpec(named("gpt2.GPT2Model"), tables=("wte", "wpe"), norms=("ln_f",)),
+    StreamSpec(named("gpt2.GPT2Block"), norms=("ln_1", "ln_2", "ln_cross_attn")),
+    StreamSpec(named("gpt2.GPT2LMHeadModel"), reads=("lm_head",)),
+    StreamSpec(named("gpt2.GPT2ForTokenClassification"), reads=("classifier",)),
+    StreamSpec(
+        named("opt.OPTDecoder"),
+        tables=("embed_tokens", "embed_positions"),
+        norms=("final_layer_norm",),
+        reads=("project_out",),
+        writes=("project_in",),
+    ),
+    StreamSpec(named("opt.OPTDecoderLayer"), norms=("self_attn_layer_norm", "final_layer_norm")),
+    StreamSpec(named("opt.OPTForCausalLM"), reads=("lm_head",)),
+    StreamSpec(
+        named("gpt2.GPT2ForSequenceClassification", "opt.OPTForSequenceClassification"),
+        reads=("score",),
+    ),
+    StreamSpec(
+        named("gpt2.GPT2ForQuestionAnswering", "opt.OPTForQuestionAnswering"),
+        reads=("qa_outputs",),
+    ),
     # The heads that decoders of transformers share.
     StreamSpec(
         (

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.pytorch_utils import Conv1D
 
 import finegates as fg
 from finegates.adapters import adapter_for
@@ -27,7 +28,7 @@ FAST = (("bert", "masked"), ("llama", "causal"), ("gemma2", "sequence"))
 TYPES = (
     *("bert", "roberta", "mpnet", "camembert", "data2vec-text", "distilbert", "electra", "ernie"),
     *("xlm-roberta", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
-    *("granite", "ministral3", "olmo2", "olmo3", "phi3", "smollm3"),
+    *("granite", "ministral3", "olmo2", "olmo3", "phi3", "smollm3", "gpt2", "opt"),
 )
 CASES = [
     pytest.param(name, head, marks=() if (name, head) in FAST else pytest.mark.slow)
@@ -119,7 +120,8 @@ def _entries(gated: nn.Module) -> Iterator[tuple[torch.Tensor, int]]:
         names = ("weight",) if axis else ("weight", "bias")
         for tensor in (getattr(layer, name, None) for name in names):
             if isinstance(tensor, nn.Parameter):
-                found[id(tensor), axis] = (tensor, axis)
+                turned = tensor.ndim == 2 and isinstance(layer, Conv1D)
+                found[id(tensor), axis] = (tensor, 1 - axis if turned else axis)
 
     for path in (*reads, *stream.reads, *(n.removesuffix(".weight") for n in stream.tables)):
         note(path, 1)
