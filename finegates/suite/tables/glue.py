@@ -47,10 +47,10 @@ _TITLES = {
     "best": "Scores, best epoch, chosen on the reported split (peeking)",
 }
 _RULES = (
-    f"{BLANK} marks what is missing; an average is taken over the seeds that have every task, and "
-    "the number of missing runs stands beside its blank. Realised sparsity is the fraction of "
-    "gated weights in closed rows or columns; trainable parameters include the task head; MACs "
-    "are the encoder's; these columns are means over tasks."
+    f"{BLANK} marks missing runs, with their number; an average is taken over the seeds that have "
+    "every task. Realised sparsity is the fraction of gated weights in closed rows or columns; "
+    "trainable parameters include the task head; MACs are those of the encoder; these columns are "
+    "means over tasks."
 )
 
 
@@ -162,8 +162,8 @@ def sparsity_table(
         Column("Seeds", lambda row: _seeds_cell(row, tasks)),
     )
     lead = (
-        "Fraction of the gated weights, in per cent, that lie in closed rows or columns after the "
-        "last epoch, beside the target that the penalty asks for. "
+        "Percentage of the gated weights in closed rows or columns after the last epoch, and the "
+        "target of the penalty. "
         f"{BLANK} marks what is missing; an average is taken over the seeds that have every task."
     )
     return Table(

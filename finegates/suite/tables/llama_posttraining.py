@@ -31,12 +31,12 @@ def posttraining_table(records: Sequence[CausalRecord]) -> Table:
     tier = check_causal(records, "posttraining")
     rows = [causal_row(found) for found in groups(records)]
     lead = (
-        "Held-out text is predicted token by token; nothing but gates is trained, embeddings and "
-        "(but where a method says so) lm_head are as they were. One-shot pruning closes in each "
-        "layer as many rows and columns as the gated run of the same target and is not trained. "
+        "Perplexity of held-out text, token by token. Only gates are trained; embeddings and, "
+        "unless a method says otherwise, lm_head do not change. One-shot pruning closes as many "
+        "rows and columns of each layer as the gated run of the same target, and is not trained. "
         "Realised sparsity: gated weights in closed rows or columns; removed: weights that "
-        "compaction leaves out, of all parameters. At the start: perplexity with gates attached, "
-        "before training."
+        "compaction removes, as a fraction of all parameters. At the start: perplexity with gates "
+        "attached, before training."
     )
     return Table(
         name="llama-posttraining",

@@ -16,14 +16,14 @@ from finegates.suite.tables.render import BLANK, Column, Table, number, percent
 from finegates.suite.tables.runs import FRACTION_DECIMALS, SCORE_DECIMALS
 
 _LEAD = (
-    "The paper's table of properties as measurements. Trained: parameters that training changes, "
-    "of the model's, task head left out. Added: parameters that the deployed model has more (less, "
-    "where negative) than the dense one, in per cent. MACs and time: of the deployed model, "
-    "relative to the dense one. Zeros: weights of the gated layers that are zero after training, "
-    "and how many of these lie in whole rows and columns, which any hardware can leave out. While "
-    "training: zeros in rows and columns after the first epoch and after the last. Removing "
-    "afterwards: by how much a score changes when what is zero is removed, without further "
-    f"training or search. {BLANK} marks what does not apply."
+    "The paper's table of properties as measurements. Trained: trained parameters as a percentage "
+    "of the model's, without the task head. Added: parameters of the deployed model relative to "
+    "the dense one, as a percentage; negative if it has fewer. MACs and time: of the deployed "
+    "model, relative to the dense one. Zeros: weights of the gated layers that are zero after "
+    "training, and how many of them are in whole rows and columns, which any hardware can skip. "
+    "While training: zeros in rows and columns after the first epoch and after the last. Removing "
+    "afterwards: change of the score when zeros are removed, without further training or search. "
+    f"{BLANK} marks what does not apply."
 )
 
 

@@ -20,11 +20,11 @@ GATES = {"closed": "Closed", "half_open": "Half open", "reopened": "Reopened"}
 """Printed names of fractions of the gates."""
 
 _RULES = (
-    "Scores after the last epoch, means over seeds; the average over tasks of each seed stands "
-    "beside, in the order of the seeds. Difference: of the score from the first row's, paired by "
-    "task and seed, with a 95 % t interval over these pairs. Gates: per cent of all that "
-    "are closed, that are half open (strictly between 0.05 and 0.95), and that were seen closed "
-    f"and open again. {BLANK} marks what does not apply or is missing."
+    "Scores after the last epoch, means over seeds, and the average over tasks of each seed, in "
+    "the order of the seeds. Difference: from the score of the first row, paired by task and seed, "
+    "with a 95 % t interval over these pairs. Gates: percentages that are closed, that are half "
+    "open (strictly between 0.05 and 0.95), and that were closed and opened again. "
+    f"{BLANK} marks what does not apply or is missing."
 )
 
 
