@@ -83,7 +83,7 @@ def test_real_tables_and_a_real_model_are_taken_where_they_are(tmp_path):
 
 
 def test_every_example_is_named_in_the_readme_and_has_a_test():
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
     readme, tests = (ROOT / "README.md").read_text(), Path(__file__).read_text()
     for path in EXAMPLES:
         assert f"examples/{path.name}" in readme
