@@ -19,8 +19,16 @@ TOY_TABLES = {
     13: [],
 }
 THEORY_FIGURES = [
-    "descent", "saddle", "relaxation", "convergence", "conditioning", "penalties", "flatness",
-    "minima", "beyond", "network",
+    "descent",
+    "saddle",
+    "relaxation",
+    "convergence",
+    "conditioning",
+    "penalties",
+    "flatness",
+    "minima",
+    "beyond",
+    "network",
 ]
 
 
