@@ -47,6 +47,10 @@ class Recipe:
         seed: of the head, the gates, the order of the rows, dropout and noise.
         lora: rank of the LoRA adapters inside the gates, or None.
         uniform: whether all layers keep equal sizes, see ``finegates.GateConfig``.
+        inner: whether only heads and feed-forward dimensions are closed.
+        width: whether hidden dimensions of the whole model are closed, too.
+        parts: whether parts are closed as a whole, too.
+        shrink: whether the running model loses what is closed for good.
     """
 
     target: float
@@ -58,6 +62,28 @@ class Recipe:
     seed: int
     lora: int | None
     uniform: bool = False
+    inner: bool = False
+    width: bool = False
+    parts: bool = False
+    shrink: bool = False
+
+    def gates(self) -> fg.GateConfig:
+        """The configuration of the gates.
+
+        Raises:
+            ValueError: options exclude each other.
+        """
+        return fg.GateConfig(
+            preset="structured",
+            target=self.target,
+            sequence_length=self.max_length,
+            seed=self.seed_of("gates"),
+            dimensions="inner" if self.inner else "all",
+            uniform=self.uniform,
+            width=self.width,
+            parts=self.parts,
+            shrink=self.shrink,
+        )
 
     def seed_of(self, what: str) -> int:
         """The seed of one random stream."""
@@ -122,15 +148,8 @@ def with_gates(model: nn.Module, recipe: Recipe) -> nn.Module:
     set_seed(recipe.seed_of("adapters"))
     if recipe.lora is not None:
         model = fg.add_lora(model, rank=recipe.lora)
-    config = fg.GateConfig(
-        preset="structured",
-        target=recipe.target,
-        sequence_length=recipe.max_length,
-        seed=recipe.seed_of("gates"),
-        uniform=recipe.uniform,
-    )
     # Without the wrapper of peft, whose checkpoints would contain adapters but no gates.
-    return unwrap(fg.attach(model, config))
+    return unwrap(fg.attach(model, recipe.gates()))
 
 
 def train(

@@ -63,6 +63,24 @@ def add(commands: options.Commands) -> None:
         action="store_true",
         help="keep equal sizes in all layers, so that finegates export --stock pads nothing",
     )
+    recipe.add_argument(
+        "--inner",
+        action="store_true",
+        help="close only heads and feed-forward dimensions, so that no layer gathers its inputs",
+    )
+    recipe.add_argument(
+        "--width", action="store_true", help="also close hidden dimensions of the whole model"
+    )
+    recipe.add_argument(
+        "--parts",
+        action="store_true",
+        help="also close attention and feed-forward parts as a whole",
+    )
+    recipe.add_argument(
+        "--shrink-while-training",
+        action="store_true",
+        help="remove what is closed for good from the running model, for faster steps",
+    )
     recipe.add_argument("--epochs", type=options.positive, default=4, help="(4)")
     recipe.add_argument("--batch-size", type=options.positive, default=16, help="(16)")
     recipe.add_argument("--max-length", type=options.positive, default=128, help="tokens (128)")
@@ -182,7 +200,12 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         seed=arguments.seed,
         lora=arguments.lora,
         uniform=arguments.uniform,
+        inner=arguments.inner,
+        width=arguments.width,
+        parts=arguments.parts,
+        shrink=arguments.shrink_while_training,
     )
+    recipe.gates()  # raises for options that exclude each other, before the data are read
     device()  # raises for several GPUs, before the data are read
     data = read_task_data(arguments)
     set_seed(recipe.seed_of("head"))
@@ -208,8 +231,8 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         "data": data.digest,
         "task": arguments.task,
         "columns": [data.columns.text, data.columns.pair, data.columns.label],
-        # Left out where it is off: results from before the option have the same settings.
-        **{key: value for key, value in vars(recipe).items() if key != "uniform" or value},
+        # Left out where they are off: results from before an option have the same settings.
+        **{key: value for key, value in vars(recipe).items() if value is not False},
         "cost": options.cost_settings(arguments.cost),
         "distill": teacher,
         "finegates": fg.__version__,

@@ -311,6 +311,29 @@ def test_equal_sizes_are_exported_without_padding(places, tmp_path):
     assert fg.macs(again, 1, LENGTH) == fg.macs(small, 1, LENGTH)
 
 
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(
+    "options", [["--parts", "--inner"], ["--width"], ["--shrink-while-training"]]
+)
+def test_what_can_be_closed_is_chosen(places, tmp_path, options):
+    out = tmp_path / "small"
+    assert shrink(places, out, *options, "--target", "0.4", "--epochs", "2") == 0
+    small = fg.load(out)
+    dense = type(small)(small.config)
+    kept = fg.macs(small, 1, LENGTH).total / fg.macs(dense, 1, LENGTH).total
+    assert kept == pytest.approx(0.6, abs=0.06)
+    if "--inner" in options:
+        layers = [m for m in small.modules() if isinstance(m, CompactLinear)]
+        assert layers
+        assert all(layer.cols is None and layer.rows is None for layer in layers)
+
+
+def test_options_that_exclude_each_other_are_refused_first(places, tmp_path, capsys):
+    assert shrink(places, tmp_path / "small", "--width", "--uniform") != 0
+    assert "width" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
 def test_a_head_that_is_there_is_kept_and_evaluated_before(places, tmp_path, capsys):
     model = checkpoint(tmp_path / "model", "classifier")
     out = tmp_path / "small"
