@@ -135,11 +135,20 @@ def test_network_checks_can_hold_and_can_fail():
     for check in found:
         assert check.strengthened(1e6).verdict == "contradicted"
     assert network_checks(_network(ratio=0.0), _closing())[0].verdict == "contradicted"
-    # Above the largest curvature found, below the bound by importances, and above both.
-    assert network_checks(_network(), _closing(0.2))[2].verdict == "partly"
-    assert network_checks(_network(), _closing(0.4))[2].verdict == "contradicted"
     with pytest.raises(ValueError, match=r"no rows of \['LoRA'\]; run probe_network again"):
         network_checks(_network().query("parameters != 'LoRA'"), _closing())
+
+
+def test_closing_that_adds_less_than_the_first_order_does_not_count_for_the_bound():
+    # First order 0.05, bound 0.25 above it.
+    for added, verdict, held, undecided in (
+        (0.1, "supported", 8, 0),
+        (0.4, "partly", 4, 0),
+        (0.04, "contradicted", 0, 4),
+    ):
+        check = network_checks(_network(), _closing(added))[2]
+        assert check.verdict == verdict
+        assert (check.held, sum(case.undecided for case in check.cases)) == (held, undecided)
 
 
 def test_closed_shares_are_quoted_as_ranges_over_seeds():

@@ -40,6 +40,7 @@ from theory.lora import (
 )
 from theory.problems import FAMILIES, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic
+from theory.rank_one import descended
 
 
 @given(st.data())
@@ -256,3 +257,17 @@ def test_critical_orbits_are_critical_and_more_than_the_shorter_side():
     for point in found:
         assert np.linalg.norm(joint_gradient(problem, point)) < 1e-7
         assert np.linalg.norm(point[:8]) == pytest.approx(np.linalg.norm(point[8:]))
+
+
+def test_descent_from_one_can_end_in_a_minimum_that_is_not_the_best():
+    problem = draw_problem("ill-conditioned", 11, teacher="low-rank")
+    size = problem.rows + problem.cols
+    end = descended(problem, np.ones(size))
+    assert np.linalg.norm(joint_gradient(problem, end)) < 1e-12
+    curvatures = np.linalg.eigvalsh(joint_hessian(problem, end))
+    assert abs(curvatures[0]) < 1e-12 < 1e-3 * curvatures[-1] < curvatures[1]  # 0: the orbit
+    random = np.random.default_rng(11)
+    others = [descended(problem, random.standard_normal(size)) for _ in range(3)]
+    others += [descended(problem, random.uniform(0, 1, size)) for _ in range(3)]
+    best = min(joint_loss(problem, other) for other in others)
+    assert joint_loss(problem, end) > best + 0.02 * problem.null_loss

@@ -100,7 +100,7 @@ def check_bias(settings: Settings) -> Check:
         "law",
         "a frozen bias b removes saddle and symmetry: the gradient at (0, 0) has norm ‖b ∘ Ȳ‖, and "
         "a minimiser has no flat direction; a trained bias restores both",
-        "y = r ∘ (W(c ∘ x) + b), W without zeros, data of full rank",
+        "y = r ∘ (W(c ∘ x) + b), W without zeros, data of full rank, b ∘ Ȳ ≠ 0",
         tuple(cases),
         claim="bilinear",
     )

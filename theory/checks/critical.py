@@ -42,7 +42,7 @@ def check_plane(settings: Settings) -> Check:
         "law",
         "gates (0, c) with Sc = 0, S = (YᵀX/n) ∘ W, are critical, √(m + d − ‖P1‖²) away from 1, "
         "P the projector on the kernel of S: nearer than (0, 0), and no larger ball is PL",
-        "no frozen bias; m ≤ d, else with rows and columns exchanged",
+        "no frozen bias; m < d, else with rows and columns exchanged; m ≠ d",
         tuple(cases),
         claim="pl",
     )
@@ -68,9 +68,9 @@ def check_orbits(settings: Settings) -> Check:
         "joint-critical",
         3,
         "bound",
-        "the loss has at least min(m, d) critical orbits with non-zero gates, all but one of a "
-        "loss above the least",
-        "G regular, no zeros in W, S = (YᵀX/n) ∘ W of full rank",
+        "the loss has at least min(m, d) critical orbits with non-zero gates, orbits of equal loss "
+        "counted as often as they occur",
+        "G regular, no zeros in W, S = (YᵀX/n) ∘ W of full rank; measured: different losses",
         tuple(cases),
         claim="pl",
     )
