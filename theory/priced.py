@@ -9,16 +9,14 @@ with step η contracts by 1 − ημ a step, with μ the smallest eigenvalue of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.linalg import null_space
-from scipy.optimize import minimize
 
 from theory.bilinear import joint_gradient, joint_hessian, joint_loss, split
 from theory.box import clip, price_prox
 from theory.problems import Array, Problem
-from theory.relaxation import mean_clip, square_clip
+from theory.relaxation import mean_clip, mean_clip_slope, square_clip, square_clip_slope
 
 
 @dataclass(frozen=True)
@@ -86,50 +84,26 @@ class Priced:
         return float(values[0]), np.asarray(basis @ vectors[:, 0])
 
 
-def relaxed_joint_loss(problem: Problem, centres: Array, sigma: float) -> float:
-    """E L(clip(m + σZ)) for independent noise on all gates, in closed form.
+def relaxed_joint_gradient(problem: Problem, centres: Array, sigma: float) -> Array:
+    """∇ E L(clip(m + σZ)) for independent noise on all gates, in closed form.
 
     L is quadratic in either side, so means and mean squares of the gates suffice:
-    ‖Y‖²/2n − E[r]ᵀ(C ∘ W)E[c] + ½ Σ_a E[r_a²](E[c]ᵀH_a E[c] + Σ_j H_a,jj Var c_j), with
+    E L = ‖Y‖²/2n − E[r]ᵀ(C ∘ W)E[c] + ½ Σ_a E[r_a²](E[c]ᵀH_a E[c] + Σ_j H_a,jj Var c_j), with
     H_a = G ∘ w_a w_aᵀ.
     """
     r, c = split(problem, centres)
     rows, columns = mean_clip(r, sigma), mean_clip(c, sigma)
-    squares = square_clip(r, sigma)
-    spread = square_clip(c, sigma) - columns**2
+    squares, energy = square_clip(r, sigma), square_clip(c, sigma)
+    moment, coupling = problem.second_moment, problem.cross_moment * problem.weight
+    diagonal = np.diag(moment) * problem.weight**2  # H_a,jj, (m, d)
     weighted = problem.weight * columns
-    powers = np.einsum("aj,jk,ak->a", weighted, problem.second_moment, weighted)
-    powers += (problem.weight**2) @ (np.diag(problem.second_moment) * spread)
-    cross = rows @ (problem.cross_moment * problem.weight) @ columns
-    return float(problem.null_loss - cross + squares @ powers / 2)
-
-
-def constrained(
-    problem: Problem, start: Array, sigma: float, fractions: Any, limit: float
-) -> Array:
-    """Centres of least relaxed loss with the given open fractions, by SLSQP from a start.
-
-    Args:
-        problem: the problem.
-        start: (m + d,).
-        sigma: of the noise.
-        fractions: function of the centres that is zero where all fractions are met.
-        limit: largest distance of a centre from [0, 1].
-    """
-
-    def height(centres: Array) -> float:
-        return relaxed_joint_loss(problem, centres, sigma)
-
-    sides: Any = [{"type": "eq", "fun": fractions}]
-    found = minimize(
-        height,
-        start,
-        method="SLSQP",
-        bounds=[(-limit, 1 + limit)] * len(start),
-        constraints=sides,
-        options={"ftol": 1e-13, "maxiter": 500},
-    )
-    return np.asarray(found.x, dtype=np.float64)
+    powers = np.einsum("aj,jk,ak->a", weighted, moment, weighted) + diagonal @ (energy - columns**2)
+    by_columns = squares @ (problem.weight * (weighted @ moment) - diagonal * columns)
+    slopes_r = -(coupling @ columns) * mean_clip_slope(r, sigma)
+    slopes_r += powers / 2 * square_clip_slope(r, sigma)
+    slopes_c = (by_columns - rows @ coupling) * mean_clip_slope(c, sigma)
+    slopes_c += squares @ diagonal / 2 * square_clip_slope(c, sigma)
+    return np.concatenate([slopes_r, slopes_c])
 
 
 def in_box(gates: Array) -> Array:

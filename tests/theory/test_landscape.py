@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from theory.bilinear import (
 from theory.box import box_constant, box_minimiser, prox_decrease, two_columns
 from theory.checks.joint import nearly_right
 from theory.checks.settings import Settings
+from theory.checks.together import taught
 from theory.conditioning import (
     Batch,
     ranks_of,
@@ -38,6 +40,7 @@ from theory.lora import (
     lora_minimiser,
     zero_eigenvalues,
 )
+from theory.priced import relaxed_joint_gradient
 from theory.problems import FAMILIES, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic
 from theory.rank_one import descended
@@ -271,3 +274,25 @@ def test_descent_from_one_can_end_in_a_minimum_that_is_not_the_best():
     others += [descended(problem, random.uniform(0, 1, size)) for _ in range(3)]
     best = min(joint_loss(problem, other) for other in others)
     assert joint_loss(problem, end) > best + 0.02 * problem.null_loss
+
+
+def test_the_relaxed_gradient_of_both_sides_is_the_mean_of_pathwise_gradients():
+    problem, sigma = taught(Settings()), 0.1
+    centres = torch.tensor([1.05, 0.4, 0.02, 0.95, 0.3, -0.1, 0.5], dtype=torch.float64)
+    weight, inputs, targets = (
+        torch.as_tensor(part) for part in (problem.weight, problem.inputs, problem.targets)
+    )
+    draw, batches = torch.Generator().manual_seed(0), []
+    for _ in range(40):
+        noise = torch.randn(2000, len(centres), generator=draw, dtype=torch.float64)
+        moved = centres.clone().requires_grad_()
+        gates = (moved + sigma * noise).clamp(0, 1)
+        rows, columns = gates[:, : problem.rows], gates[:, problem.rows :]
+        outputs = (inputs * columns[:, None]) @ weight.T * rows[:, None]
+        loss = ((outputs - targets) ** 2).sum() / (2 * len(inputs) * len(gates))
+        (slope,) = torch.autograd.grad(loss, moved)
+        batches.append(slope.numpy())
+    error = np.std(batches, axis=0, ddof=1) / np.sqrt(len(batches))
+    found = relaxed_joint_gradient(problem, centres.numpy(), sigma)
+    assert np.all(np.abs(np.mean(batches, axis=0) - found) < 5 * error + 1e-12)
+    assert np.max(error) < 0.01 * np.max(np.abs(found))

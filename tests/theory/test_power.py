@@ -12,9 +12,8 @@ import pytest
 
 from theory.bilinear import LocalRegion
 from theory.checks.settings import Settings
-from theory.checks.together import clarke_point
 from theory.evidence import EXACT
-from theory.penalties import OneGate, penalty_minimiser
+from theory.penalties import OneGate
 from theory.priced import Priced
 from theory.problems import Problem
 from theory.quadratic import Quadratic
@@ -112,17 +111,17 @@ def _hard_vertices(quadratic: Quadratic) -> np.ndarray:
     return vertex_minima(replace(quadratic, hessian=hessian - np.diag(np.diag(hessian)) / 2))
 
 
-def _alike(wanted: np.ndarray, sigma: float) -> np.ndarray:
-    return np.full(len(wanted), penalty_minimiser(0.4, sigma))
-
-
 def _padded(problem: Problem) -> np.ndarray:
     """Row gates alone, padded to the shape of all gates."""
     return np.eye(problem.rows, problem.rows + problem.cols)
 
 
-def _other_target(problem: Problem, sigma: float) -> np.ndarray:
-    return clarke_point(replace(problem, targets=problem.targets[:, ::-1]), sigma)
+def _larger_on_one_side(original: Callable[..., Any]) -> Callable[..., Any]:
+    def gradient(problem: Problem, centres: np.ndarray, sigma: float) -> np.ndarray:
+        slopes = original(problem, centres, sigma)
+        return np.concatenate([EXACT * slopes[: problem.rows], slopes[problem.rows :]])
+
+    return gradient
 
 
 class _without_face(Priced):
@@ -153,14 +152,17 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ("clip-plateau", "clipping.module_gradient", _leaking),
         # Importances that ignore the size of the gates.
         ("closing-importance", "closing.squares_root", lambda f: lambda p, g: f(p, g**0)),
-        # Row and column gates at the optimum of other targets.
+        # A task loss that is 1.25 as large for one side.
         pytest.param(
-            "joint-clarke", "together.clarke_point", lambda f: _other_target, marks=pytest.mark.slow
+            "joint-clarke",
+            "together.relaxed_joint_gradient",
+            _larger_on_one_side,
+            marks=pytest.mark.slow,
         ),
         # The curvature of the whole space instead of the face.
         ("joint-price-rate", "together.Priced", lambda f: _without_face),
-        # Unequal gates that would rest where equal gates do.
-        ("penalty-unlike", "objective.relaxed_optimum", lambda f: _alike),
+        # A task that pulls a quarter harder.
+        ("penalty-unlike", "objective.task_pulls", lambda f: scaled(f, EXACT)),
         # Flips judged by the hard loss, without the cost of noise.
         pytest.param(
             "relaxation-vertices",

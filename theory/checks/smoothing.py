@@ -56,9 +56,19 @@ def by_quadrature(power: int, centre: float, sigma: float) -> float:
     return float(middle + tail)
 
 
-def noisy_gate(size: int, sigma: float, *, seed: int) -> StochasticGate:
-    """A float64 library gate whose latent is its centre."""
-    preset = GatePreset("theory", False, 0.0, sigma, sigma, 1.0, 0.0, "target", False)
+def noisy_gate(
+    size: int, sigma: float, *, seed: int, probability_std: float | None = None
+) -> StochasticGate:
+    """A float64 library gate whose latent is its centre.
+
+    Args:
+        size: number of gates.
+        sigma: of the noise.
+        seed: of its noise.
+        probability_std: σ_p of P(open); sigma by default.
+    """
+    std = sigma if probability_std is None else probability_std
+    preset = GatePreset("theory", False, 0.0, sigma, std, 1.0, 0.0, "target", False)
     torch.manual_seed(seed)
     return StochasticGate(size, preset).double()
 
