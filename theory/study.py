@@ -140,6 +140,7 @@ ITEM_CHECKS: dict[int, dict[str, Callable[[Settings], Check]]] = {
         "joint-price-rate": together.check_rate,
         "joint-clarke": together.check_clarke,
         "adamw-rest": adaptive.check_rest,
+        "adamw-rare-claim": adaptive.check_rare,
         "adamw-ball": adaptive.check_adam_ball,
     },
 }

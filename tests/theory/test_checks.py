@@ -21,7 +21,8 @@ SMALL = Settings(
 SLOW = (
     "joint-critical", "penalty-endpoint", "penalty-minimiser", "penalty-half-open", "binary-claim",
     "plateau-time", "convergence-claim", "relaxation-bias", "relaxation-vertices",
-    "one-minimum-claim", "adamw-rest", "joint-clarke", "joint-price-minima",
+    "one-minimum-claim", "adamw-rest", "adamw-rare-claim",
+    "joint-clarke", "joint-price-minima",
 )  # fmt: skip
 """Checks of more than a second. Others of the same item are unmarked."""
 
@@ -83,6 +84,11 @@ def test_what_theorems_decide_about_pl_has_no_vote(found):
         assert proofs[f"rows + columns globally, {family}"] == "fails"
         assert proofs[f"columns through clipping, {family}"] == "fails"
         assert proofs[f"descent, {family}"] == ""
+
+
+@pytest.mark.slow
+def test_adam_rests_elsewhere_exactly_where_gradients_are_rare(found):
+    assert [case.holds for case in found["adamw-rare-claim"].cases] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("name", NAMES)

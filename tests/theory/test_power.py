@@ -124,6 +124,15 @@ def _larger_on_one_side(original: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
+def _without_coherence(root: np.ndarray) -> float:
+    return root.shape[1] * float(np.sum(root**2)) / 2
+
+
+class _short(Priced):
+    def descended(self, gates: np.ndarray, rate: float, steps: int) -> np.ndarray:
+        return super().descended(gates, rate, steps if steps == 20 else 0)
+
+
 class _without_face(Priced):
     def face(self, gates: np.ndarray) -> np.ndarray:
         return np.eye(len(gates))
@@ -152,6 +161,8 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ("clip-plateau", "clipping.module_gradient", _leaking),
         # Importances that ignore the size of the gates.
         ("closing-importance", "closing.squares_root", lambda f: lambda p, g: f(p, g**0)),
+        # The number of closed gates, as if all did the same.
+        ("closing-bound", "closing.second_order_bound", lambda f: _without_coherence),
         # A task loss that is 1.25 as large for one side.
         pytest.param(
             "joint-clarke",
@@ -161,6 +172,8 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ),
         # The curvature of the whole space instead of the face.
         ("joint-price-rate", "together.Priced", lambda f: _without_face),
+        # A descent that does not move before the rate is measured.
+        ("joint-price-rate", "together.Priced", lambda f: _short),
         # A task that pulls a quarter harder.
         ("penalty-unlike", "objective.task_pulls", lambda f: scaled(f, EXACT)),
         # Flips judged by the hard loss, without the cost of noise.

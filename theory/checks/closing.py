@@ -77,13 +77,19 @@ def least_important(root: Array) -> Indices:
     return order[: max(1, round(CLOSED * len(order)))]
 
 
+def equally_correlated(share: float) -> Array:
+    """Four columns of 12 numbers, of length 1 and with scalar products ``share``."""
+    basis = np.linalg.qr(np.vander(np.linspace(-1, 1, 12), 5))[0]
+    return np.asarray(np.sqrt(share) * basis[:, :1] + np.sqrt(1 - share) * basis[:, 1:])
+
+
 def check_bound(settings: Settings) -> Check:
     """ΔL + Σ_S ω_j ∂_jL ≤ ½ κ_S Σ_S ω_j² H_jj; see :mod:`theory.closing` for the proof.
 
     Least squares from the best gates, and cross-entropy of two classes with ¼ for ℓ''. Measured
     through the library's layer with closed gates. The bound is attained where all closed columns of
-    the outputs are equal: κ = |S|. For cross-entropy the outputs must be small, too: here
-    p(1 − p) is ¼ up to 10⁻³.
+    the outputs have one length and one correlation ρ: κ = 1 + (|S| − 1)ρ. For
+    cross-entropy the outputs must be small, too: here p(1 − p) is ¼ up to 10⁻³.
     """
     cases = []
     for problem in settings.drawn():
@@ -113,6 +119,13 @@ def check_bound(settings: Settings) -> Check:
     bound = second_order_bound(squares_root(alike, gates)[:, chosen])
     added = second_order(alike.weight, inputs, alike.targets, gates, chosen)
     cases.append(Case(alike.name, "equal", bound, added, 1e-7, "squares", built=True))
+    # Columns of equal length and equal correlation ρ: κ = 1 + (s − 1)ρ, also attained.
+    for share in (0.25, 0.6):
+        mixed = equally_correlated(share)
+        alike = Problem(mixed, np.ones((2, 4)), np.zeros((12, 2)), f"equal correlation {share}")
+        bound = second_order_bound(squares_root(alike, gates)[:, chosen])
+        added = second_order(alike.weight, mixed, alike.targets, gates, chosen)
+        cases.append(Case(alike.name, "equal", bound, added, 1e-7, "κ", built=True))
     weight = 0.01 * np.array([[1.0], [-1.0]]) * np.ones((2, 4))
     bound = second_order_bound(entropy_root(weight, inputs, gates)[:, chosen])
     labels = np.tile([0, 1], 6)
@@ -125,8 +138,8 @@ def check_bound(settings: Settings) -> Check:
         12,
         "law",
         "closing column gates S adds at most −Σ ω_j ∂_jL + ½κ_S Σ ω_j² H_jj, κ_S the coherence of "
-        "the closed gates, attained where their columns of the outputs are equal (second-order "
-        "part)",
+        "the closed gates, attained where their columns of the outputs have one length and one "
+        "correlation (second-order part)",
         "least squares; cross-entropy with ¼ for its curvature; 40 % of the gates, least important "
         "first",
         tuple(cases),
