@@ -31,9 +31,10 @@ commute, so all of exp(S) leaves it unchanged. exp(τδ) p multiplies the sides 
 Aδ ∈ S, so the output is constant in τ. Differentiate. ∎
 
 **Corollary.** Independent gates (A = I) have dim N = dim S: at least 2d for an attention block of
-width d (d values and d scores), d_ff more with a gate projection. Let v and k have biases and no
-row gates of their own, and q, k and v one column gate, as with the preset ``structured``. Then A δ
-in S contains no generator of 1 and 2. On the rows of v and k, A δ is zero, and only these
+width d (d values and d scores) with as many keys as queries, without rotary embeddings and without
+norms or clipping of queries and keys; d_ff more with a gate projection. Let v and k have biases and
+no row gates of their own, and q, k and v one column gate, as with the preset ``structured``. Then
+A δ in S contains no generator of 1 and 2. On the rows of v and k, A δ is zero, and only these
 generators and the keys' generator of 4 are non-zero there. The last moves columns that k shares
 with q and v, where no other generator can compensate, so its coefficient is zero. Each of the
 others has a row of its own. The kernel of A remains: gates of a head against those of its values,
