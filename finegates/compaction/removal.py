@@ -136,6 +136,7 @@ def _narrow_to(
     """Removes all but the kept positions, (m,) of each gate by path; whether there were others."""
     if all(kept[path].numel() == gate.size for path, (gate, _) in form.gates.items()):
         return False
+    form.note_settings(model, before=True)
     adapter = adapter_for(form.model)
     plan, heads = _plan(form, adapter, kept)
     layers = {path: _kept_of(layer) for path, layer in plan.layers.items() if _shrinks(layer)}
@@ -170,6 +171,7 @@ def _narrow_to(
     form.layers = {**form.layers, **layers}
     form.heads = tuple(heads)
     vars(model)[DENSE] = form
+    form.note_settings(model, before=False)
     return True
 
 

@@ -91,16 +91,18 @@ def compact(
         tensors with the given model.
 
     Raises:
-        ValueError: the model has neither gates nor compact layers; it has an adapter of peft that
-            cannot be merged into a linear layer (:func:`finegates.modules.linear.unmergeable`; peft
-            must merge anything but plain LoRA first); or it has device hooks of accelerate
-            (``device_map``). The given model does not change.
+        ValueError: the model has neither gates nor compact layers; settings of its modules changed
+            after dimensions were removed from it while it was trained or gated again; it has an
+            adapter of peft that cannot be merged into a linear layer
+            (:func:`finegates.modules.linear.unmergeable`; peft must merge anything but plain LoRA
+            first); or it has device hooks of accelerate (``device_map``). The given model does not
+            change.
         NotEqualError: the outputs on ``verify`` differ by more than rounding; names the first layer
             that differs. With ``inplace=True`` the given model is lost.
     """
-    plain = unwrap(model)
-    check_undispatched(plain)
-    plain = widened(plain)
+    given = unwrap(model)
+    check_undispatched(given)
+    plain = widened(given)
     kinds = GatedLayer | CompactLinear
     if not any(isinstance(module, kinds) for module in plain.modules()):
         raise ValueError(
@@ -114,11 +116,12 @@ def compact(
     if verify is not None:
         check_inputs(verify, verify_dtype)
         # Layers that write to a narrower stream have other outputs.
-        points = writing_layers(plain, adapter) if plan.stream is None else []
+        as_given = plan.stream is None and plain is given
+        points = writing_layers(plain, adapter) if as_given else []
         if verify_dtype is None:
-            expected = record(plain, verify, points)
+            expected = record(given, verify, points)
         else:
-            _verify_copies(plain, verify, points, adapter, cost, kept_width)
+            _verify_copies(given, verify, points, adapter, cost, kept_width)
     gates = leaf_gates(plain)
     if gates and not any(bool(gate.closed().any()) for gate in gates):
         warnings.warn(

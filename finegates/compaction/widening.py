@@ -25,6 +25,9 @@ def widened(model: nn.Module) -> nn.Module:
     Args:
         model: plain, of any kind; it does not change.
 
+    Raises:
+        ValueError: settings changed after the removal, which the dense model does not have.
+
     Returns:
         the model itself if nothing was removed from it. Otherwise a new one, which shares the
         tensors of the layers that kept their sizes.
@@ -44,6 +47,14 @@ def widened(model: nn.Module) -> nn.Module:
 
 
 def _widened(model: nn.Module, form: DenseForm) -> nn.Module:
+    changed = form.differences(model)
+    if changed:
+        raise ValueError(
+            f"{changed[0]} of {type(model).__name__} changed after dimensions were removed from "
+            f"it ({len(changed)} such settings), and would be lost; undo the change (unmerge or "
+            "enable adapters, for example) and make it on the result, or save the model with "
+            "finegates.save and compact what finegates.load gives"
+        )
     memo: dict[int, object] = {
         id(constant): gate.widened() for gate, constant in form.gates.values()
     }
@@ -65,6 +76,8 @@ def _widened(model: nn.Module, form: DenseForm) -> nn.Module:
         if (known := place.get(child)) is not None and known.shape == buffer.shape:
             place[child] = buffer
     device = next(model.parameters()).device
+    if getattr(model, "generation_config", None) is not None:
+        dense.generation_config = copy.deepcopy(model.generation_config)
     dense.train(model.training)
     return dense if device.type == "meta" else dense.to(device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from finegates.compaction.filling import feed_forward_width, head_sizes
 from finegates.formats.skeleton import empty_model
 from finegates.formats.structure import bare_model, parts_of
 from finegates.gates.gated_linear import gated_layers
-from finegates.modules.cards import WRITTEN
+from finegates.modules.cards import CARD, WRITTEN, card_of
 from finegates.modules.compact_linear import CompactLinear
 
 LENGTH = 128
@@ -44,7 +45,7 @@ def model_card(
         base_model: hub id of the dense model; by default the name that it was loaded from, if that
             is a hub id, or the one in the model card of its folder.
         license: identifier of the base model's licence, such as ``"apache-2.0"``; by default the
-            one in the model card of the folder that it was loaded from.
+            one in the model card of the folder that it, or its compact form, was loaded from.
 
     Returns:
         Markdown with a YAML header.
@@ -56,7 +57,7 @@ def model_card(
     if gated_layers(model):
         raise ValueError("the model has gates; compact it first")
     for name, score in (scores or {}).items():
-        if isinstance(score, bool) or not isinstance(score, int | float):
+        if isinstance(score, bool) or not isinstance(score, Real):
             raise ValueError(f"score {name!r} is {score!r}, which is not a number")
     dense, origin = _dense(model), _Origin(model, base_model, license)
     rows = _costs(model, dense)
@@ -122,7 +123,8 @@ class _Origin:
         config: Any = getattr(model, "config", None)
         name = str(getattr(config, "_name_or_path", "") or "")
         folder = Path(name)
-        data = _data(folder / "README.md") if name and folder.is_dir() else {}
+        data = _data(folder / CARD) if name and folder.is_dir() else {}
+        data |= _header(card_of(model) or "")  # of the folder that it was loaded from
         is_id = bool(_HUB_ID.fullmatch(name)) and not folder.exists()
         known = data.get("base_model")
         self.base = base_model or (name if is_id else known if isinstance(known, str) else None)
@@ -162,14 +164,18 @@ class _Origin:
 
 
 def _data(file: Path) -> dict[str, Any]:
+    """The YAML header of a file, empty without one."""
+    try:
+        return _header(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _header(card: str) -> dict[str, Any]:
     """The YAML header of a model card, empty without one."""
     from huggingface_hub import ModelCard
 
-    try:
-        found = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-    except (OSError, ValueError):
-        return {}
-    values: dict[str, Any] = found.data.to_dict()
+    values: dict[str, Any] = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
     return values
 
 
@@ -242,4 +248,5 @@ def _blocks(model: nn.Module, dense: nn.Module, blocks: Sequence[Block]) -> list
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

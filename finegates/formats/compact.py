@@ -39,7 +39,7 @@ from finegates.formats.structure import (
 from finegates.formats.tensors import unique_tensors
 from finegates.gates.gated_linear import gated_layers
 from finegates.initialisation import mark_initialised
-from finegates.modules.cards import CARD, read_card, write_card
+from finegates.modules.cards import CARD, read_card, set_card, write_card
 from finegates.modules.stock_methods import adapt_stock_methods
 from finegates.modules.tying import forget_untied
 
@@ -189,6 +189,7 @@ def load(
     adapt_stock_methods()
     teach_peft()
     allow_graphs(model)
+    set_card(model, read_card(folder) or "")
     return mark_initialised(model).eval()
 
 

@@ -31,9 +31,11 @@ def stream_of(model: nn.Module, adapter: Adapter) -> Stream | None:
     kind: Any = type(model)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         dense: nn.Module = kind(copy.deepcopy(model.config))
+    # Layers of blocks may have become one, under another name.
+    layers = {path for block in adapter.blocks(model) for path in block.linears()}
     for path, _ in list(dense.named_modules()):
         parent, _, name = path.rpartition(".")
-        if path and name not in dense.get_submodule(parent)._modules:
+        if path in layers or (path and name not in dense.get_submodule(parent)._modules):
             continue
         found: Any = model
         for each in filter(None, path.split(".")):

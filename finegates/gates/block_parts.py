@@ -198,7 +198,7 @@ class FeedForwardGates:
         if packed:  # rule 4
             width = width * (written > 0)
         alive = 1 if self.whole is None else read(self.whole).sum()
-        return torch.as_tensor(alive * width * (outer + written))
+        return _as_tensor(alive * width * (outer + written))
 
     def gates(self) -> Iterator[StochasticGate]:
         """The gates that exist and are not constant."""
@@ -264,7 +264,7 @@ class MixerGates:
         """As for :meth:`AttentionGates.macs`."""
         inputs = _opened(read, self.sizes[0], self.inputs)
         outputs = _opened(read, self.sizes[1], self.outputs)
-        linear = torch.as_tensor(self.read * inputs + self.written * outputs)
+        linear = _as_tensor(self.read * inputs + self.written * outputs)
         return linear + self.kept + length * self.part.products
 
     def gates(self) -> Iterator[StochasticGate]:
@@ -305,6 +305,11 @@ Structure = tuple[Part, ...]
 
 def _trained(gates: Iterable[Gate]) -> Iterator[StochasticGate]:
     yield from (gate for gate in gates if isinstance(gate, StochasticGate))
+
+
+def _as_tensor(value: Tensor | float) -> Tensor:
+    """A scalar, independent of torch's default device."""
+    return value if isinstance(value, Tensor) else torch.tensor(float(value), device="cpu")
 
 
 def _opened(read: Read, size: int, *gates: Shared | None) -> Tensor | int:

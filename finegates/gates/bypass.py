@@ -9,6 +9,7 @@ called by the gated layer, or by another module that has the parameter as its ow
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -58,25 +59,45 @@ def _watches(model: nn.Module) -> bool:
     return any(isinstance(hook, _Watch) for hook in model._forward_pre_hooks.values())
 
 
+class _Modes(threading.local):
+    """The modes of running forward passes, None for one that is not watched, of each thread."""
+
+    def __init__(self) -> None:
+        self.running: list[_WeightUses | None] = []
+
+    def __reduce__(self) -> tuple[type[_Modes], tuple[()]]:
+        return _Modes, ()  # a copy of a model runs nowhere yet
+
+
 class _Watch:
     """A hook before and a hook after the forward pass of a model."""
 
     def __init__(self) -> None:
         self._known: set[tuple[Any, ...]] = set()
-        self._mode: _WeightUses | None = None
+        # A mode of torch belongs to a thread, and several may run one model.
+        self._modes = _Modes()
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        if torch.compiler.is_compiling():
             return
+        mode = None if self._is_known(model, args, kwargs) else _WeightUses(model)
+        self._modes.running.append(mode)
+        if mode is not None:
+            mode.__enter__()
+
+    def _is_known(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if torch._C._get_tracing_state() is not None:
+            return True
         kind = _kind(model, args, kwargs)
         if kind in self._known or _is_compiled(model):
-            return
+            return True
         self._known.add(kind)
-        self._mode = _WeightUses(model)
-        self._mode.__enter__()
+        return False
 
     def stop(self, model: nn.Module, args: Any, output: Any) -> None:
-        mode, self._mode = self._mode, None
+        if torch.compiler.is_compiling() or not self._modes.running:
+            return
+        mode = self._modes.running.pop()
         if mode is not None:
             mode.__exit__(None, None, None)
 
@@ -139,8 +160,8 @@ class _WeightUses(TorchFunctionMode):
     def _check(self, path: str, layer: GatedLayer, tensor: Tensor) -> None:
         inside = {id(module) for module in layer.base.modules()}
         reader: nn.Module | None = None
-        for module in _callers():
-            if module is layer:
+        for module, is_hook in _callers():
+            if module is layer or (reader is None and is_hook):
                 return
             reader = module if reader is None else reader
         if reader is None:  # not in a forward pass
@@ -159,14 +180,20 @@ class _WeightUses(TorchFunctionMode):
         )
 
 
-def _callers() -> Iterator[nn.Module]:
-    """Modules whose methods are running, the innermost first."""
+def _callers() -> Iterator[tuple[nn.Module, bool]]:
+    """Modules whose methods are running, the innermost first, and whether it is a hook of theirs.
+
+    A forward that one module has for itself may be a function without the module as an argument.
+    """
     frame = sys._getframe(1)
+    codes = set()
     while frame is not None:
+        codes.add(frame.f_code)
         if frame.f_code.co_varnames[:1] == ("self",):
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module):
-                yield module
+                forward = getattr(module.forward, "__code__", None)
+                yield module, frame.f_code.co_name == "_call_impl" and forward not in codes
         frame = frame.f_back  # type: ignore[assignment]
 
 

@@ -63,8 +63,8 @@ class GateConfig:
             refused unless all its tensors of that size are described
             (:class:`finegates.specs.StreamSpec`).
         parts: with ``"structured"``: also a gate on each attention and feed-forward part as a
-            whole, in the same budget. After :func:`finegates.compact`, nothing of a closed part is
-            multiplied: its residual branch adds zero.
+            whole, in the same budget. After :func:`finegates.compact`, the layers of a closed part
+            multiply nothing: its residual branch adds zero.
         train_biases: train the biases of gated layers, with ``dimensions="inner"`` of all layers
             of the blocks; None takes the preset's.
         train_head: train the task head (:func:`head_parameters`). If no head is found, because the

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from finegates.gates.gate import FixedGate
+from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_linear import GatedLinear, gated_layers
 from finegates.gates.parts import DENSE
 from finegates.gates.stochastic import StochasticGate
@@ -34,6 +34,8 @@ class DenseForm:
         layers: what the present model keeps of each layer that became smaller, by dense path.
         heads: paths of the attentions that have fewer or narrower heads.
         whole: paths of the attentions that keep their heads; None if that is not known yet.
+        settings: what :func:`settings_of` gave for the present model when dimensions were removed.
+        changed: settings that changed between removals.
     """
 
     model: nn.Module
@@ -41,6 +43,25 @@ class DenseForm:
     layers: dict[str, Kept] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
     whole: frozenset[str] | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+
+    def note_settings(self, model: nn.Module, *, before: bool) -> None:
+        """Notes the settings of the present model, before and after dimensions are removed."""
+        if before:
+            self.changed = self.differences(model)
+        else:
+            self.settings = settings_of(model)
+
+    def differences(self, model: nn.Module) -> tuple[str, ...]:
+        """Settings of the present model that are not those when dimensions were removed.
+
+        They are not in the dense form, so that they would be lost.
+        """
+        now = settings_of(model) if self.settings else {}
+        names = sorted(self.settings.keys() | now.keys())
+        found = [name for name in names if self.settings.get(name) != now.get(name)]
+        return tuple(dict.fromkeys((*self.changed, *found)))
 
     @classmethod
     def of(cls, model: nn.Module) -> DenseForm:
@@ -90,6 +111,36 @@ class DenseForm:
             for path, (gate, _) in self.gates.items()
             if gate.positions is not None
         }
+
+
+def settings_of(model: nn.Module) -> dict[str, str]:
+    """Classes, hooks and plain attributes of all modules, by name.
+
+    Left out are gates, what training switches, and lengths that rotary embeddings have seen.
+    """
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Gate):
+            continue
+        parameters = sorted(name for name, p in module._parameters.items() if p is not None)
+        found[path] = f"{type(module).__qualname__} {parameters}"
+        for name, value in vars(module).items():
+            own = name.startswith("_") or "seq_len" in name or name in _SWITCHED
+            if (not own or name in _SETTINGS) and _is_plain(value):
+                found[f"{path}.{name}".lstrip(".")] = repr(value)
+    return found
+
+
+_SETTINGS = {"_disable_adapters", "_active_adapter"}
+_SWITCHED = {"training", "gradient_checkpointing", "is_gradient_checkpointing", "hardness"}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(each) for each in value.values())
+    if isinstance(value, list | tuple | set):
+        return all(_is_plain(each) for each in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def dense_form(model: nn.Module) -> DenseForm | None:

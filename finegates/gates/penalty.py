@@ -307,7 +307,7 @@ class MacsPenalty:
         def every(gate: Shared) -> Tensor:
             return reading(read)(gate).to(like)
 
-        counts = [part.macs(every, self.length, packed=packed) for part in self.structure]
+        counts = [part.macs(every, self.length, packed=packed).to(like) for part in self.structure]
         return torch.stack(counts).sum()
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -123,6 +124,23 @@ def test_name_and_licence_come_from_the_card_of_the_dense_model(tmp_path: Path) 
     data = header(card)
     assert (data["base_model"], data["license"]) == ("who/what", "apache-2.0")
     assert str(tmp_path) not in card, "a folder of the author's machine is not published"
+
+
+def test_name_and_licence_survive_saving_and_loading_and_scores_do_not(tmp_path: Path) -> None:
+    _, small = compact()
+    card = fg.model_card(small, scores={"F1": 0.5}, base_model="who/what", license="mit")
+    fg.save(small, tmp_path / "small", card=card)
+    again = fg.load(tmp_path / "small")
+    fg.save(again, tmp_path / "small")
+    found = (tmp_path / "small" / "README.md").read_text()
+    assert (header(found)["base_model"], header(found)["license"]) == ("who/what", "mit")
+    assert "F1" not in rows(found)
+
+
+def test_names_of_scores_cannot_break_the_table() -> None:
+    _, small = compact()
+    card = fg.model_card(small, scores={"a|b\nc": np.float32(0.5)})
+    assert "| a\\|b c | 0.5 |" in card.splitlines()
 
 
 def test_what_is_not_known_is_said_and_not_guessed() -> None:

@@ -70,3 +70,19 @@ def test_a_stream_with_layer_norms_is_padded_to_its_dense_size(name: str, head: 
     ours, theirs = (described.described_outputs(model, inputs) for model in (small, stock))
     theirs = on_kept(theirs, ours, torch.arange(16))
     assert described.relative_difference(ours, theirs) < 1e-12
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in RMS]
+)
+def test_layers_that_were_fused_are_separate_in_the_stock_model(
+    tmp_path: Path, name: str, parts: bool
+) -> None:
+    model = described.described_model(name, "causal")
+    options = {"criterion": "random", "target": 0.3, "dimensions": "inner", "width": True}
+    fg.prune(model, sequence_length=9, parts=parts, progress=False, **options)  # type: ignore[arg-type]
+    small = fg.compact(model)
+    inputs = described.described_inputs(name, "causal")
+    ours, theirs = (described.described_outputs(m, inputs) for m in (small, fg.uniform(small)))
+    assert described.relative_difference(ours, theirs) < 1e-12

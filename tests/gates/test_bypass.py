@@ -6,6 +6,7 @@ import copy
 import functools
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -277,3 +278,24 @@ def test_a_watched_model_can_be_stored_copied_and_compiled():
     compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
     for other in (copied, loaded, compiled):
         assert torch.equal(other(x), model(x))
+
+
+def test_a_gated_model_may_run_in_several_threads_at_once() -> None:
+    for _ in range(5):
+        model = attach(tiny.tiny_model("bert"), GateConfig()).eval()
+        expected = tiny.output(copy.deepcopy(model), tiny.tokens())
+        with ThreadPoolExecutor(4) as pool:
+            outputs = list(pool.map(tiny.output, [model] * 8, [tiny.tokens()] * 8))
+        assert all(torch.equal(each, expected) for each in outputs)
+        assert torch.overrides._len_torch_function_stack() == 0
+
+
+def test_a_hook_may_look_at_weights() -> None:
+    model = tiny.tiny_model("bert")
+    seen = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda m, args, out: seen.append(m.weight.norm().item()))
+    attach(model, GateConfig())
+    tiny.output(model.eval(), tiny.tokens())
+    assert seen
