@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from finegates.blocks import Attention, Block, FeedForward, Stream
 from finegates.modules.kinds import CompactLayer, between_gates
+from finegates.modules.likeness import is_alike
 from finegates.modules.linear import linear_shape
 from finegates.specs import StreamSpec
 
@@ -77,6 +78,7 @@ def find_stream(
     claimed = [*stream.gated, *(path for path, _ in stream.rms_norms), *stream.reads]
     claimed += [path for block in blocks for path in block.linears()]
     _check_complete(model, size, (*claimed, *found["apart"], *further))
+    _check_around(model, claimed, spec_of)
     return stream
 
 
@@ -171,6 +173,35 @@ def _phi_at_zero(module: nn.Module, spec: StreamSpec) -> str | None:
     with torch.no_grad():
         value = float(phi(torch.zeros(1, dtype=torch.float64, device="cpu")))
     return None if value == 0 else f"its activation is {value:g} at zero"
+
+
+def _check_around(
+    model: nn.Module,
+    claimed: Sequence[str],
+    spec_of: Callable[[nn.Module], StreamSpec | None],
+) -> None:
+    """Raises unless the code around everything that meets the stream is known."""
+    around = {path.rpartition(".")[0] for path in claimed} | {""}
+    for path in list(around):
+        while path:
+            path = path.rpartition(".")[0]
+            around.add(path)
+    for path in sorted(around):
+        module = model.get_submodule(path)
+        kind: Any = type(module)
+        stock = next((each for each in kind.__mro__ if _is_known(each)), None)
+        if stock is kind or spec_of(module) is not None:
+            continue
+        if stock is None or stock is nn.Module or not is_alike(kind, stock):
+            raise UnknownStreamError(
+                f"{path or 'the model'}: what {kind.__name__} does with the residual stream is not "
+                f"known, so hidden dimensions cannot be closed; {_REMEDY}"
+            )
+
+
+def _is_known(kind: type) -> bool:
+    package = kind.__module__.partition(".")[0]
+    return package in ("transformers", "torch", "peft", "finegates")
 
 
 def _check_complete(model: nn.Module, size: int, claimed: Sequence[str]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertModel, BertPreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import finegates as fg
@@ -21,7 +22,7 @@ from finegates.gates.attachment import hold_gates
 from finegates.gates.gated_output import width_gate
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
 from finegates.modules.narrow_stream import CountingLayerNorm
-from support import described
+from support import described, tiny
 from support.width import hard, kept_dimensions, on_kept, stochastic_gates, width_model
 
 FAST = (("bert", "masked"), ("llama", "causal"), ("gemma2", "sequence"))
@@ -275,3 +276,25 @@ def test_models_can_be_compared_on_the_inputs_of_a_user(
     table._forward_hooks.clear()  # closed dimensions are not zero any more
     with pytest.raises(NotEqualError):
         fg.compact(gated, verify=inputs, verify_dtype=dtype)
+
+
+class ReadsTheStream(BertPreTrainedModel):
+    """A head that does not read dimensions one by one: zeros of closed ones would count."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.head = nn.Linear(2, 3)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        hidden = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.head(torch.stack([hidden.mean((1, 2)), hidden.std((1, 2))], -1))
+
+
+def test_a_model_whose_own_code_reads_the_stream_is_refused() -> None:
+    model = ReadsTheStream(tiny.ARCHITECTURES["bert"]())
+    with pytest.raises(ValueError, match="what ReadsTheStream does with the residual stream"):
+        fg.attach(model, fg.GateConfig(width=True))
+    assert not fg.gated_layers(model)
+    fg.attach(model.bert, fg.GateConfig(width=True))
