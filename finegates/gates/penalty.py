@@ -161,7 +161,18 @@ class MacsPenalty:
         return min(least) / self.dense
 
     def check_reachable(self) -> None:
-        """Raises ValueError, with the largest target in reach, unless the target is."""
+        """Raises ValueError, with the largest target in reach, unless the target is.
+
+        Raises it also for a target of the original model's MACs that a compact model has met.
+        """
+        if any(gate.before is not None for gate in self.gates()):
+            with torch.no_grad():
+                left = float(self._count(_open_before, packed=True)) / self.dense
+            if self.target > 0 and left < 1.0 and 1.0 - self.target >= left:
+                raise ValueError(
+                    f"target {self.target} of the original model's MACs is met already: this one "
+                    f"has {left:.4f} of them; give a larger target, or target_of='given'"
+                )
         floor = self.floor()
         if 1.0 - self.target < floor:
             raise ValueError(

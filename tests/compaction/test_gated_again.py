@@ -326,3 +326,10 @@ def test_constant_gates_of_single_layers_are_not_pruned_further() -> None:
     fg.attach_fixed(model, {path: (None, mask)})
     with pytest.raises(ValueError, match="not those of shared dimensions"):
         fg.prune(model, criterion="magnitude", progress=False)
+
+
+def test_a_target_that_a_compact_model_has_met_is_refused() -> None:
+    small = compact_model("bert")
+    with pytest.raises(ValueError, match="is met already"):
+        gated(small, target=0.01, target_of="original")
+    assert not fg.gated_layers(small)
