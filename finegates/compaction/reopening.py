@@ -281,7 +281,12 @@ def _put_heads(
 def _open_sides(layer: GatedLinear) -> tuple[Tensor, Tensor]:
     """Masks of the rows and columns whose constant gates are one."""
     rows, cols = (
-        (torch.ones(size, device="cpu") if gate is None else gate.value().cpu()) != 0
+        (
+            torch.ones(size, dtype=torch.float32, device="cpu")
+            if gate is None
+            else gate.value().cpu()
+        )
+        != 0
         for gate, size in ((layer.rows, layer.out_features), (layer.cols, layer.in_features))
     )
     return rows, cols

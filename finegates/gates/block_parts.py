@@ -309,7 +309,9 @@ def _trained(gates: Iterable[Gate]) -> Iterator[StochasticGate]:
 
 def _as_tensor(value: Tensor | float) -> Tensor:
     """A scalar, independent of torch's default device."""
-    return value if isinstance(value, Tensor) else torch.tensor(float(value), device="cpu")
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(float(value), dtype=torch.float32, device="cpu")
 
 
 def _opened(read: Read, size: int, *gates: Shared | None) -> Tensor | int:
