@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -19,6 +20,7 @@ from finegates.formats.structure import bare_model, parts_of
 from finegates.gates.gated_linear import gated_layers
 from finegates.modules.cards import CARD, WRITTEN, card_of
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.narrow_stream import MARK
 
 LENGTH = 128
 """Tokens of the sequence whose MACs a card gives."""
@@ -51,13 +53,14 @@ def model_card(
         Markdown with a YAML header.
 
     Raises:
-        ValueError: the model has gates, or a score is not a number.
+        ValueError: the model has gates, or a score is not a finite number.
     """
     model = unwrap(model)
     if gated_layers(model):
         raise ValueError("the model has gates; compact it first")
     for name, score in (scores or {}).items():
-        if isinstance(score, bool) or not isinstance(score, Real):
+        number = isinstance(score, Real) and not isinstance(score, bool)
+        if not (number and math.isfinite(score)):
             raise ValueError(f"score {name!r} is {score!r}, which is not a number")
     dense, origin = _dense(model), _Origin(model, base_model, license)
     rows = _costs(model, dense)
@@ -172,10 +175,15 @@ def _data(file: Path) -> dict[str, Any]:
 
 
 def _header(card: str) -> dict[str, Any]:
-    """The YAML header of a model card, empty without one."""
+    """The YAML header of a model card, empty without a valid one."""
     from huggingface_hub import ModelCard
 
-    values: dict[str, Any] = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+    if not card.startswith("---"):
+        return {}
+    try:
+        values: dict[str, Any] = ModelCard(card, ignore_metadata_errors=True).data.to_dict()
+    except Exception:  # a header that somebody else wrote may be anything
+        return {}
     return values
 
 
@@ -184,12 +192,16 @@ def _dense(model: nn.Module) -> nn.Module:
     structure = parts_of(model)
     bare_model(structure, model)  # finds absent modules
     whole = {**structure, "heads": {}, "joined": [], "layers": {}, "experts": {}}
+    whole.pop("stream", None)
     return empty_model(whole, type(model))
 
 
 def _costs(model: nn.Module, dense: nn.Module) -> list[tuple[str, ...]]:
-    """Rows of parameters and, if the layers are described, MACs."""
-    counts = {"parameters": [sum(p.numel() for p in m.parameters()) for m in (dense, model)]}
+    """Rows of removed hidden dimensions, parameters and, if the layers are described, MACs."""
+    counts = {}
+    if hasattr(model, MARK):
+        counts["hidden dimensions"] = sorted(getattr(model, MARK), reverse=True)
+    counts["parameters"] = [sum(p.numel() for p in m.parameters()) for m in (dense, model)]
     adapter = _adapter(model)
     if adapter is not None:
         costs = [macs(m, 1, LENGTH, adapter=adapter).total for m in (dense, model)]

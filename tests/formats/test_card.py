@@ -87,6 +87,19 @@ def test_a_card_has_the_kept_heads_and_dimensions_of_every_block() -> None:
         assert found[path][:2] == [heads, width]
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_card_counts_hidden_dimensions_that_were_removed(name: str) -> None:
+    dense, model = (CLASSES[name](tiny.ARCHITECTURES[name]()).eval() for _ in range(2))
+    options: dict[str, Any] = {"width": True, "dimensions": "inner", "progress": False}
+    fg.prune(model, criterion="random", target=0.4, sequence_length=7, **options)
+    small = fg.compact(model)
+    found = rows(fg.model_card(small))
+    assert found["parameters"][0] == f"{sum(p.numel() for p in dense.parameters()):,}"
+    hidden = [m.get_input_embeddings().weight.shape[1] for m in (dense, small)]
+    assert hidden[1] < hidden[0]
+    assert found["hidden dimensions"][:2] == list(map(str, hidden))
+
+
 def test_the_card_of_an_unknown_architecture_has_its_layers() -> None:
     dense = YosoModel(YosoConfig(**YOSO)).eval()
     small = copy.deepcopy(dense)
@@ -141,6 +154,19 @@ def test_names_of_scores_cannot_break_the_table() -> None:
     _, small = compact()
     card = fg.model_card(small, scores={"a|b\nc": np.float32(0.5)})
     assert "| a\\|b c | 0.5 |" in card.splitlines()
+
+
+def test_a_header_that_is_not_yaml_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, small = compact()
+    small.config._name_or_path = str(tmp_path)
+    for text in ("---\n: [bad\n---\n\nText.", "Text without a header."):
+        (tmp_path / "README.md").write_text(text)
+        fg.save(small, tmp_path / "small")
+        data = header((tmp_path / "small" / "README.md").read_text())
+        assert not {"base_model", "license"} & data.keys()
+    assert not caplog.records
 
 
 def test_what_is_not_known_is_said_and_not_guessed() -> None:
@@ -199,8 +225,9 @@ def test_the_card_of_a_stock_model_is_written_when_it_is_saved(tmp_path: Path) -
 
 def test_gated_models_and_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     _, small = compact()
-    with pytest.raises(ValueError, match="score 'F1' is '0.5'"):
-        fg.model_card(small, scores={"F1": "0.5"})  # type: ignore[dict-item]
+    for score in ("0.5", True, float("nan")):
+        with pytest.raises(ValueError, match=f"score 'F1' is {score!r}"):
+            fg.model_card(small, scores={"F1": score})  # type: ignore[dict-item]
     gated = fg.attach(CLASSES["bert"](tiny.ARCHITECTURES["bert"]()), fg.GateConfig())
     with pytest.raises(ValueError, match="compact it first"):
         fg.model_card(gated)
