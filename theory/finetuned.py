@@ -36,6 +36,8 @@ from theory.problems import Array
 TRAINED = "gates, as trained"
 FREE = "gates, before clipping"
 LORA = "LoRA"
+ROWS = 256
+"""Rows of the measured loss, unless the configuration says another number."""
 
 
 def looked_at_methods(look: NetworkLook) -> dict[str, Method]:
@@ -78,20 +80,21 @@ class Landscape:
 def look_at(tier: Tier, task: str, look: NetworkLook, *, progress: bool = False) -> Landscape:
     """Trains gates and LoRA, and measures the task loss around points on the way.
 
-    The loss is the mean over the first ``rows`` training rows in evaluation mode, float64, without
-    the penalty. At the end of gate training, gates are closed by importance.
+    The loss is the mean over the first training rows, in evaluation mode, float64, without the
+    penalty. At the end of gate training, gates are closed by importance.
 
     Raises:
-        ValueError: the task has fewer rows.
+        ValueError: the task has fewer rows than the configuration asks for.
     """
     torch.set_num_threads(tier.threads)
     data = TaskData(tier, task, load_tokenizer(tier))
-    if len(data.train) < look.rows:
+    count = min(ROWS, len(data.train)) if look.rows is None else look.rows
+    if len(data.train) < count:
         raise ValueError(
-            f"theory.network.rows is {look.rows}, but task {task!r} has {len(data.train)} "
+            f"theory.network.rows is {count}, but task {task!r} has {len(data.train)} "
             "training rows; lower it"
         )
-    batches = probe_batches(data, look.rows)
+    batches = probe_batches(data, count)
     points: list[dict[str, Any]] = []
     closing: list[dict[str, Any]] = []
     moments = sorted({round(s) for s in np.linspace(0, look.steps, look.looks)})

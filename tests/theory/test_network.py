@@ -15,8 +15,9 @@ from finegates.gates.gated_linear import GatedLinear
 from finegates.suite.config.tier import NetworkLook
 from support.tier import tiny_tier
 from support.tiny import tiny_model
+from theory import finetuned
 from theory.closing import closing_rows, coherence, second_order_bound
-from theory.finetuned import FREE, LORA, TRAINED, look_at
+from theory.finetuned import FREE, LORA, TRAINED, look_at, probe_batches
 from theory.free_gates import FreeGate, free_gates
 from theory.network import (
     Tangents,
@@ -220,6 +221,19 @@ def test_a_tiny_encoder_is_looked_at_along_both_trainings_with_every_seed(tmp_pa
     assert (points["largest"] >= points["smallest"]).all()
     assert points.groupby(["parameters", "step"])["loss"].nunique().min() == 2
     assert list(found.closing["seed"]) == [0] * 4 + [3] * 4
+
+
+def test_a_small_task_is_looked_at_with_all_its_rows(tmp_path, monkeypatch):
+    counts = []
+
+    def counted(data, rows):
+        counts.append((rows, len(data.train)))
+        return probe_batches(data, rows)
+
+    monkeypatch.setattr(finetuned, "probe_batches", counted)
+    look_at(tiny_tier(tmp_path), "cola", NetworkLook(steps=1, looks=2, rank=2, seeds=[0]))
+    ((rows, whole),) = counts
+    assert rows == whole < finetuned.ROWS
 
 
 def test_more_rows_than_the_task_has_are_refused(tmp_path):

@@ -186,7 +186,7 @@ class NetworkLook(Section):
         steps: training steps of each of the two.
         looks: number of points, both ends included, at which the gradient and extreme eigenvalues
             are measured.
-        rows: number of training rows in the measured loss.
+        rows: number of training rows in the measured loss; None: 256, or all if there are fewer.
         seeds: of head, gates, factors, noise and order of rows; each of the two trainings is
             repeated for every seed.
         target: target sparsity of the gates.
@@ -198,7 +198,7 @@ class NetworkLook(Section):
     task: str | None = None
     steps: int = Field(default=200, gt=0)
     looks: int = Field(default=5, ge=2)
-    rows: int = Field(default=256, gt=0)
+    rows: int | None = Field(default=None, gt=0)
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     target: float = Field(default=0.2, ge=0, lt=0.84)
     rank: int = Field(default=8, gt=0)
