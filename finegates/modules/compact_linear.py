@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from finegates.modules.kernels import onednn_linear, runs_plainly, select_columns
+from finegates.modules.kernels import is_plain_tensor, onednn_linear, runs_plainly, select_columns
 from finegates.modules.kinds import CompactLayer
 from finegates.modules.stock_methods import adapt_stock_methods
 
@@ -190,12 +190,17 @@ class CompactLinear(CompactLayer):
         return self.linear.out_features, self.linear.in_features  # type: ignore[return-value]
 
     def check_plain(self, path: str) -> None:
-        """Raises ValueError, naming the layer, unless the inner layer is ``nn.Linear``."""
+        """Raises ValueError, naming the layer, unless the inner layer is a plain ``nn.Linear``."""
         if type(self.linear) is not nn.Linear:
             raise ValueError(
                 f"layer {path}: its inner layer is {type(self.linear).__module__}."
                 f"{type(self.linear).__name__}, not nn.Linear; merge adapters first "
                 "(merge_and_unload of peft), and quantise a copy"
+            )
+        if not is_plain_tensor(self.linear.weight):
+            raise ValueError(
+                f"layer {path}: its weight is a {type(self.linear.weight).__name__}, which is "
+                "stored in another form; use the model from before it was quantised"
             )
 
     def forward(self, x: Tensor) -> Tensor:

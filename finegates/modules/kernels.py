@@ -29,8 +29,9 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-# Subclasses store weights in another form, such as int8, and know few operators.
-_PLAIN = (Tensor, torch.nn.Parameter)
+def is_plain_tensor(tensor: Tensor) -> bool:
+    """Whether it is not of a subclass, such as int8 weights, which know few operators."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def runs_plainly(x: Tensor, weight: Tensor) -> bool:
@@ -42,7 +43,7 @@ def runs_plainly(x: Tensor, weight: Tensor) -> bool:
     """
     return (
         not torch.is_grad_enabled()
-        and type(weight) in _PLAIN
+        and is_plain_tensor(weight)
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -16,55 +15,7 @@ from transformers import LlamaForCausalLM
 import finegates as fg
 from support import tiny
 
-gguf = pytest.importorskip("gguf")
-
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
-
-def paired(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows in llama.cpp's order: the two dimensions of a rotated pair next to each other."""
-    halves = weight.reshape(heads, 2, -1, weight.shape[1])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
-
-
-def write(model: Any, file: Path) -> None:
-    config = model.config
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    for name, tensor in model.state_dict().items():
-        values, stem = tensor.numpy(), name.removesuffix(".weight")
-        if stem.startswith("model.layers."):
-            _, _, index, inner = stem.split(".", 3)
-            if inner in ("self_attn.q_proj", "self_attn.k_proj"):
-                values = paired(values, len(values) // config.head_dim)
-            target = f"blk.{index}.{NAMES[inner]}.weight"
-        else:
-            ends = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
-            target = f"{ends.get(stem, 'output')}.weight"
-        writer.add_tensor(target, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+gguf_files = pytest.importorskip("support.gguf_files", exc_type=ImportError)
 
 
 @pytest.mark.parametrize("uniform", [True, False])
@@ -79,7 +30,7 @@ def test_a_pruned_llama_comes_back_from_a_gguf_file(uniform: bool, tmp_path: Pat
     cost = fg.uniform_cost(small)
     assert cost.compact < cost.dense
     assert not uniform or (cost.uniform == cost.compact and stock.config.num_attention_heads < 8)
-    write(stock, tmp_path / "small.gguf")
+    gguf_files.write_gguf(tmp_path / "small.gguf", stock)
     again = LlamaForCausalLM.from_pretrained(
         tmp_path, gguf_file="small.gguf", dtype=torch.float32
     ).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,3 +36,14 @@ def test_outputs_are_those_of_the_rounded_weights(architecture: str, dimensions:
         found, expected = (tiny.output(m, tiny.tokens()) for m in (small, rounded))
     assert not torch.equal(found, tiny.output(fg.compact(model), tiny.tokens()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_quantised_model_is_not_saved(tmp_path: Path) -> None:
+    model = tiny.tiny_model("bert", dtype=torch.float32)
+    fg.attach(model, fg.GateConfig())
+    tiny.scatter_gates(model)
+    small = fg.compact(model)
+    torchao.quantize_(small, torchao.Int8WeightOnlyConfig())
+    with pytest.raises(ValueError, match="before it was quantised"):
+        fg.save(small, tmp_path / "small")
+    assert not (tmp_path / "small").exists()

@@ -38,4 +38,4 @@ def test_int8_weights_work_with_the_tested_version(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^6 passed", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^7 passed", done.stdout, re.MULTILINE), done.stdout

@@ -9,11 +9,10 @@ from scipy.optimize import brentq
 from torch import nn
 
 from finegates.seeds import derive_seed
-from theory.checks.convergence import INTERVALS, interior_problem
+from theory.checks.convergence import interior_problem, mean_case
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
 from theory.evidence import Case, Check
-from theory.intervals import interval
 from theory.problems import Array
 from theory.quadratic import Quadratic, column_quadratic
 from theory.stochastic import excess
@@ -51,9 +50,7 @@ def check_rest(settings: Settings) -> Check:
         moved = wanted - np.mean(kept, axis=0)  # (copies,)
         predicted = shift_of_decay(wanted, sigma, decay)
         name = f"σ = {sigma}, κ = {decay}"
-        low, high = interval(moved, name, statistic=np.mean)
-        slack = INTERVALS * (high - low) / 2 / predicted + 0.02
-        cases.append(Case(name, "equal", predicted, float(moved.mean()), slack))
+        cases.append(mean_case(name, predicted, moved, 0.02))
     return Check(
         "adamw-rest",
         13,
@@ -148,9 +145,7 @@ def check_adam_ball(settings: Settings) -> Check:
         gaps = excess(quadratic, found).mean(axis=0)
         predicted = adam_ball(quadratic, sigma, rate)
         name = f"σ = {sigma}, η = {rate}"
-        low, high = interval(gaps, name, statistic=np.mean)
-        slack = INTERVALS * (high - low) / 2 / predicted + 0.03
-        cases.append(Case(name, "equal", predicted, float(gaps.mean()), slack))
+        cases.append(mean_case(name, predicted, gaps, 0.03))
     return Check(
         "adamw-ball",
         13,

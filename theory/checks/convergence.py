@@ -35,6 +35,20 @@ LEFT = 0.01
 """Share of the noise ball that may be missing after the burn-in."""
 
 
+def mean_case(name: str, predicted: float, values: Array, rest: float) -> Case:
+    """Compares a mean over runs with a prediction.
+
+    Args:
+        name: of the case.
+        predicted: positive.
+        values: (runs,).
+        rest: relative tolerance in addition to :data:`INTERVALS`, for steps that are not small.
+    """
+    low, high = interval(values, name, statistic=np.mean)
+    slack = INTERVALS * (high - low) / 2 / predicted + rest
+    return Case(name, "equal", predicted, float(values.mean()), slack)
+
+
 def interior_problem(settings: Settings, index: int) -> Problem:
     """A problem whose best column gates lie in [0.4, 0.6]: with σ ≤ 0.04 nothing is clipped."""
     drawn = draw_problem("well-conditioned", index, settings.seed)

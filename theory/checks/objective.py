@@ -16,11 +16,10 @@ from finegates.gates.presets import PRESETS
 from finegates.gates.stochastic import StochasticGate
 from theory.box import box_constant, path_with_price, price_decrease
 from theory.checks.clipping import centred, is_regular
-from theory.checks.convergence import INTERVALS, interior_problem
+from theory.checks.convergence import interior_problem, mean_case
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
 from theory.evidence import Case, Check
-from theory.intervals import interval
 from theory.outputs import design_of
 from theory.problems import Array, Problem
 from theory.quadratic import Quadratic, column_quadratic
@@ -302,9 +301,7 @@ def check_minibatch(settings: Settings) -> Check:
         design = design_of(problem, "columns").reshape(problem.samples, problem.rows, -1)
         predicted = minibatch_ball(design, problem.targets, sigma, rate, batch)
         name = f"σ = {sigma}, batch {batch}"
-        low, high = interval(found, name, statistic=np.mean)
-        slack = INTERVALS * (high - low) / 2 / predicted + 0.02
-        cases.append(Case(name, "equal", predicted, float(found.mean()), slack))
+        cases.append(mean_case(name, predicted, found, 0.02))
     return Check(
         "sgd-minibatch",
         13,

