@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import finegates as fg
+from finegates.adapters import unwrap
 from finegates.gates.dense_form import dense_form
 from finegates.gates.gated_linear import leaf_gates
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
@@ -333,3 +336,44 @@ def test_a_target_that_a_compact_model_has_met_is_refused() -> None:
     with pytest.raises(ValueError, match="is met already"):
         gated(small, target=0.01, target_of="original")
     assert not fg.gated_layers(small)
+
+
+def new_head(model: nn.Module) -> None:
+    model.classifier = nn.Linear(model.classifier.in_features, 4).double()
+
+
+def other_epsilon(model: nn.Module) -> None:
+    model.get_submodule("bert.encoder.layer.0.output.LayerNorm").eps = 0.5  # type: ignore[assignment]
+
+
+def merged(model: nn.Module) -> None:
+    next(m for m in model.modules() if hasattr(m, "merged_adapters")).merge()  # type: ignore[operator]
+
+
+def with_lora() -> nn.Module:
+    model = get_peft_model(
+        compact_model("bert"), LoraConfig(r=2, target_modules=["query", "value"])
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, 0.0, 0.3)
+    return model.double()
+
+
+@pytest.mark.parametrize("change", [new_head, other_epsilon, merged])
+def test_a_setting_that_changed_since_would_be_lost_and_is_refused(
+    change: Callable[[nn.Module], None],
+) -> None:
+    model = uneven(gated(with_lora()))
+    expected = tiny.output(fg.compact(model), tiny.tokens())
+    assert torch.allclose(expected, tiny.output(model, tiny.tokens()), rtol=1e-9)
+    change(unwrap(model))
+    with pytest.raises(ValueError, match="changed after dimensions were removed"):
+        fg.compact(model, verify=tiny.tokens())
+
+
+def test_generation_settings_that_changed_since_are_kept() -> None:
+    small = fg.compact(uneven(gated(tiny.tiny_model("llama", "language"))))
+    model = uneven(gated(small))
+    model.generation_config.max_new_tokens = 77  # type: ignore[union-attr]
+    assert fg.compact(model).generation_config.max_new_tokens == 77  # type: ignore[union-attr]

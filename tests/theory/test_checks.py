@@ -53,6 +53,12 @@ def test_every_law_holds_and_what_is_false_is_found_false(found, name):
         assert check.verdict == "supported", broken
 
 
+@pytest.mark.parametrize("steps", [10, 20])
+def test_too_few_steps_to_balance_any_gate_break_the_law_and_stop_no_workflow(steps):
+    (check,) = run_checks(Settings(gate_steps=steps), ["joint-clarke"])
+    assert not all(case.holds for case in check.cases)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_law_notices_a_factor_of_five_quarters_on_each_of_its_constants(found, name):
     check = found[name]
