@@ -325,29 +325,29 @@ def check_cross_entropy(settings: Settings) -> Check:
     cases = []
     for index in range(min(settings.problems, 3)):
         random = settings.random("cross-entropy", index)
-        weight = random.standard_normal((2, 6))
-        inputs = random.standard_normal((12, 6))
-        labels = (inputs @ (weight[1] - weight[0]) > 0).astype(int)
-        signs = 2.0 * labels - 1
-        slopes = signs[:, None] * inputs * (weight[1] - weight[0])  # of the margins, in the gates
-        margins = slopes.sum(axis=1)
-        least = int(np.argmin(margins))
-        gap = float(np.partition(margins, 1)[1] - margins[least])
+        least = gap = 0.0
+        while gap < least or least == 0:  # log(1 + e^{−tγ}) is 0 in float64 where tγ > 37
+            weight = random.standard_normal((2, 6))
+            inputs = random.standard_normal((12, 6))
+            labels = (inputs @ (weight[1] - weight[0]) > 0).astype(int)
+            # Slopes of the margins in the gates, (12, 6).
+            slopes = (2.0 * labels - 1)[:, None] * inputs * (weight[1] - weight[0])
+            least, second = np.sort(slopes.sum(axis=1))[:2]
+            gap = second - least
+        nearest = slopes[np.argmin(slopes.sum(axis=1))]
         linear = torch.nn.Linear(6, 2, bias=False, dtype=torch.float64)
         linear.weight.data = torch.as_tensor(weight)
         gate = FixedGate(torch.ones(6, dtype=torch.float64))
         layer = GatedLinear(linear, None, gate)
-        for scale in (14.0 / gap, 24.0 / gap):
+        for scale in (10.0 / least, 20.0 / least):
             gate.values = torch.full((6,), scale, dtype=torch.float64, requires_grad=True)
             logits = layer(torch.as_tensor(inputs))
             loss = torch.nn.functional.cross_entropy(logits, torch.as_tensor(labels))
             (slope,) = torch.autograd.grad(loss, gate.values)
             ratio = float(slope @ slope) / (2 * float(loss.detach()))
-            power = float(np.exp(-scale * margins[least]))
-            predicted = float(slopes[least] @ slopes[least]) * power / (2 * len(labels))
-            if predicted > 1e-200:
-                name = f"data {index}, t = {scale:.3g}"
-                cases.append(Case(name, "equal", predicted, ratio, 0.05))
+            predicted = float(nearest @ nearest * np.exp(-scale * least) / (2 * len(labels)))
+            name = f"data {index}, t = {scale:.3g}"
+            cases.append(Case(name, "equal", predicted, ratio, 0.05))
     return Check(
         "cross-entropy-pl",
         13,
