@@ -74,8 +74,9 @@ def closing_rows(
 
     Yields:
         ``share``, ``closed`` (number of gates), ``added`` (measured), ``linear`` (−Σ ω_j ∂_jL),
-        ``curved`` (½φ'' at t = 0), ``steepest`` (the largest ½φ'' found), ``gauss_newton``
-        (½δᵀHδ), ``coherence``, and ``bound`` (linear + ½κ Σ ω_j² H_jj).
+        ``second`` (added − linear), ``curved`` (½φ'' at t = 0), ``steepest`` (the largest ½φ''
+        found), ``gauss_newton`` (½δᵀHδ), ``coherence``, ``second_bound`` (½κ Σ ω_j² H_jj), and
+        ``bound`` (linear + second_bound).
     """
     values = torch.cat([gate.values.detach() for gate in gates])
     tangents = tangents_of(model, gates, batches).scaled(values.numpy())
@@ -96,16 +97,20 @@ def closing_rows(
         for t in PLACES:
             below, middle, above = (height(t + side * STEP) for side in (-1, 0, 1))
             curved.append((above - 2 * middle + below) / STEP**2 / 2)
+        added = middle - tangents.mean  # at the last place, t = 1
+        second_bound = second_order_bound(most[:, chosen])
         yield {
             "share": share,
             "closed": float(len(chosen)),
-            "added": middle - tangents.mean,  # at the last place, t = 1
+            "added": added,
             "linear": linear,
+            "second": added - linear,
             "curved": curved[0],
             "steepest": max(curved),
             "gauss_newton": float(np.sum(local[:, chosen].sum(axis=1) ** 2)) / 2,
             "coherence": coherence(most[:, chosen]),
-            "bound": linear + second_order_bound(most[:, chosen]),
+            "second_bound": second_bound,
+            "bound": linear + second_bound,
         }
     set_values(list(gates), values)
 

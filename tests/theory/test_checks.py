@@ -134,7 +134,8 @@ def _closing(added: float = 0.1) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"seed": seed, "share": share, "closed": 4, "added": added, "linear": 0.05,
-             "curved": 0.02, "steepest": 0.1, "gauss_newton": 0.01, "coherence": 2.0, "bound": 0.3}
+             "second": added - 0.05, "curved": 0.02, "steepest": 0.1, "gauss_newton": 0.01,
+             "coherence": 2.0, "second_bound": 0.25, "bound": 0.3}
             for seed in (0, 1)
             for share in (0.1, 0.3)
         ]
@@ -161,6 +162,12 @@ def test_closing_that_adds_less_than_the_first_order_does_not_count_for_the_boun
         check = network_checks(_network(), _closing(added))[2]
         assert check.verdict == verdict
         assert (check.held, sum(case.undecided for case in check.cases)) == (held, undecided)
+
+
+def test_closed_gates_without_effect_test_nothing():
+    frame = _closing()
+    frame.loc[0, ["second", "gauss_newton", "second_bound"]] = 0.0
+    assert len(network_checks(_network(), frame)[2].cases) == 6
 
 
 def test_closed_shares_are_quoted_as_ranges_over_seeds():
