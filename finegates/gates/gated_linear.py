@@ -15,10 +15,7 @@ from torch import Tensor, nn
 from finegates.arguments import check_model
 from finegates.gates.gate import Gate
 from finegates.modules.kinds import GatedLayer
-from finegates.modules.linear import (
-    find_linear,
-    linear_shape,
-)
+from finegates.modules.linear import find_linear, linear_shape, multiply
 
 
 class GatedLinear(GatedLayer):
@@ -63,7 +60,7 @@ class GatedLinear(GatedLayer):
             return self._forward_folded(x)
         if self.cols is not None:
             x = x * self.cols().to(x.dtype)
-        y: Tensor = self.base(x)
+        y = multiply(self.base, x)
         if self.rows is not None:
             rows = self.rows().to(y.dtype)
             clipped = self.rows.clips_at_zero and torch.is_grad_enabled() and rows.requires_grad

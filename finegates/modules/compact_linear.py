@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from finegates.modules.kernels import is_plain_tensor, onednn_linear, runs_plainly, select_columns
 from finegates.modules.kinds import CompactLayer
+from finegates.modules.linear import multiply
 from finegates.modules.stock_methods import adapt_stock_methods
 
 # Matmuls write full vectors: into rows aligned to this many float32 numbers they are up to a fifth
@@ -219,7 +220,7 @@ class CompactLinear(CompactLayer):
             bias = linear.bias()
             y = y if bias is None else y + bias
         else:
-            y = linear(flat)
+            y = multiply(linear, flat)
         if self.slots is not None:
             y = self._placed(y, plainly)
         return y.view(*x.shape[:-1], self.out_features)

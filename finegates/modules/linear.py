@@ -64,6 +64,23 @@ def linear_shape(layer: nn.Module) -> tuple[int, int]:
     return (int(rows), int(columns)) if is_conv1d(linear) else (int(columns), int(rows))
 
 
+def multiply(layer: nn.Module, x: Tensor) -> Tensor:
+    """Maps (..., in) to (..., out) with a linear-like layer, which may have no inputs left.
+
+    Conv1D cannot reshape a tensor without elements. Its output is then the bias, and low-rank terms
+    around it are zero.
+
+    Args:
+        layer: linear-like, of 0 inputs or more.
+        x: (..., in).
+    """
+    if x.shape[-1] == 0 and is_conv1d(inner := _innermost(layer)):
+        y: Tensor = nn.functional.linear(x, inner.weight.T, inner.bias)  # type: ignore[arg-type]
+        return y
+    y = layer(x)
+    return y
+
+
 def unmergeable(layer: nn.Module) -> str | None:
     """The reason why :func:`dense_weight` cannot merge a layer's adapters, or None.
 
