@@ -130,6 +130,8 @@ def build(
         gate_outputs(plain, stream.gated, gate)
     if kept:
         keep_positions(plain, kept)
+    if values["adapters"] is not None:
+        _set_uses(model, values["adapters"])
     trainable = set(values["trainable"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
@@ -232,11 +234,44 @@ def _adapters(model: nn.Module) -> dict[str, Any] | None:
     configs = getattr(model, "peft_config", None)
     if not configs:
         return None
+    active = _active(model)
+    # Usually all modules of peft use the same adapters, and none of them is disabled.
+    own = {
+        path: {"active": names, "enabled": enabled}
+        for path, (names, enabled) in _uses(model).items()
+        if not enabled or names != active
+    }
     return {
         "wrapped": wrapped,
-        "active": _active(model),
+        "active": active,
         "configs": {name: _lora_values(name, config) for name, config in configs.items()},
+        **({"own": own} if own else {}),
     }
+
+
+def _uses(model: nn.Module) -> dict[str, tuple[list[str], bool]]:
+    """Names of the active adapters of each module of ``peft`` by path, and whether they are on."""
+    return {
+        path: (list(module.active_adapters), not module.disable_adapters)  # type: ignore[call-overload]
+        for path, module in unwrap(model).named_modules()
+        if isinstance(getattr(module, "disable_adapters", None), bool)  # a method of models
+    }
+
+
+def _set_uses(model: nn.Module, adapters: Mapping[str, Any]) -> None:
+    """Switches the modules that do not use the adapters that all others use.
+
+    Raises:
+        ValueError: there is no such module, or no such adapter.
+    """
+    known = _uses(model)
+    for path, given in adapters.get("own", {}).items():
+        if path not in known or not set(given["active"]) <= adapters["configs"].keys():
+            raise ValueError(f"{path} does not have the adapters {given['active']}")
+        module: Any = unwrap(model).get_submodule(path)
+        module.set_adapter(given["active"])
+        if not given["enabled"]:
+            module.enable_adapters(False)
 
 
 def _active(model: nn.Module) -> list[str]:

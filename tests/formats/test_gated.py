@@ -309,6 +309,10 @@ def test_wrong_blueprints_are_refused(folder: Path) -> None:
         lambda s: s["model"]["adapters"]["configs"]["default"].update(megatron_core="os"),
         lambda s: s["model"]["adapters"]["configs"]["default"].update(peft_type="IA3"),
         lambda s: s["model"]["adapters"].update(active=["other"]),
+        lambda s: s["model"]["adapters"].update(own={"roberta": {"active": [], "enabled": False}}),
+        lambda s: s["model"]["adapters"].update(
+            own={"classifier.dense": {"active": ["other"], "enabled": True}}
+        ),
     ]
     for change in changes:
         (folder / "finegates.json").write_text(whole)
