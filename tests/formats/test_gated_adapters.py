@@ -15,11 +15,15 @@ import finegates as fg
 from support import tiny
 
 CONFIG = fg.GateConfig(target=0.01, sequence_length=tiny.LENGTH)
-LORA = {"r": 2, "target_modules": ["query", "value"], "modules_to_save": ["classifier"]}
+LORA: dict[str, Any] = {
+    "r": 2,
+    "target_modules": ["query", "value"],
+    "modules_to_save": ["classifier"],
+}
 
 
 def wrapped(model: nn.Module) -> Any:
-    return get_peft_model(model, LoraConfig(**LORA))  # type: ignore[arg-type]
+    return get_peft_model(model, LoraConfig(**LORA))
 
 
 def inside(model: Any) -> Any:
@@ -50,7 +54,7 @@ def one_off(model: Any) -> None:
 
 
 def one_with_the_second(model: Any) -> None:
-    config = LoraConfig(**{**LORA, "r": 3})  # type: ignore[arg-type]
+    config = LoraConfig(**{**LORA, "r": 3})
     if hasattr(model, "disable_adapter_layers"):
         model.add_adapter("second", config)
     else:
