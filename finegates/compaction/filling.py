@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,7 @@ def fill_attention(
         start = start + count if path in joined else 0
     norm = adapter.norm_of(module)
     if norm is not None and (sizes.dimensions is not None or len(sizes.heads) < part.heads):
-        _fill_norms(stock, module, norm, part, sizes, layout)
+        _fill_norms(stock, module, norm, part, sizes, layout, adapters)
     out = model.get_submodule(part.o)
     filled[part.o] = fill_layer(stock, part.o, out, cols=contexts, adapters=adapters)
     return filled
@@ -169,6 +169,7 @@ def _fill_norms(
     part: Attention,
     sizes: HeadSizes,
     layout: Layout,
+    adapters: bool,
 ) -> None:
     """Writes the weights of norms over kept dimensions back to where they were.
 
@@ -189,6 +190,8 @@ def _fill_norms(
         full = torch.zeros(target.numel(), dtype=weight.dtype, device="cpu")
         full[places] = factors.to(full)
         target.data = full
+        if adapters:
+            target.requires_grad_(weight.requires_grad)
 
 
 def _dimensions(sizes: HeadSizes) -> list[int]:
@@ -251,8 +254,8 @@ def fill_layer(
         cols: stock columns of the layer's inputs; None for the same order.
         start: first output of the layer that belongs to this stock layer.
         factors: of the layer's outputs from ``start`` on, float64; None for ones.
-        adapters: keep low-rank adapters, with factors of the stock sizes, and give the stock layer
-            a bias if it needs one; otherwise adapters are merged.
+        adapters: keep low-rank adapters, with factors of the stock sizes, and what the layer
+            trains, and give the stock layer a bias if it needs one; otherwise adapters are merged.
 
     Returns:
         rows and columns that were written, int64.
@@ -299,9 +302,20 @@ def fill_layer(
             f"{path} needs a bias (constants of removed dimensions), which {type(stock).__name__} "
             "does not have there"
         )
+    if adapters:
+        _keep_modes(find_linear(inner), target)
+        target.training = layer.training
     if adapters and find_linear(inner) is not inner:
         stock.set_submodule(path, _with_adapters(inner, target, mine, scale, written, read))
     return written, read
+
+
+def _keep_modes(old: nn.Module, new: nn.Module) -> None:
+    """Trains the parameters of a linear layer if those of another one are trained."""
+    weight, bias = (cast(nn.Parameter, old.weight), cast(nn.Parameter | None, old.bias))
+    new.weight.requires_grad_(weight.requires_grad)
+    if new.bias is not None:
+        new.bias.requires_grad_((weight if bias is None else bias).requires_grad)
 
 
 def _with_adapters(
@@ -332,6 +346,7 @@ def _with_adapters(
         full = first.weight.new_zeros(rank, inputs)
         full[:, read] = first.weight
         first.weight = nn.Parameter(full, requires_grad=trained)
+        trained = second.weight.requires_grad
         rows = second.weight[mine.to(second.weight.device)]
         rows = rows if scale is None else rows * scale.to(rows)[:, None]
         full = second.weight.new_zeros(outputs, rank)

@@ -276,6 +276,7 @@ def _put_heads(
     index = (kept[:, None] * each + torch.arange(each, device="cpu")).flatten()
     zeros = torch.zeros_like(full, dtype=small.dtype)
     full.data = zeros.index_copy(axis, index, small.detach().to(zeros.device))
+    full.requires_grad_(small.requires_grad)
 
 
 def _open_sides(layer: GatedLinear) -> tuple[Tensor, Tensor]:

@@ -252,7 +252,7 @@ def _adapters(model: nn.Module) -> dict[str, Any] | None:
 def _uses(model: nn.Module) -> dict[str, tuple[list[str], bool]]:
     """Names of the active adapters of each module of ``peft`` by path, and whether they are on."""
     return {
-        path: (list(module.active_adapters), not module.disable_adapters)  # type: ignore[call-overload]
+        path: (list(module.active_adapters), not module.disable_adapters)
         for path, module in unwrap(model).named_modules()
         if isinstance(getattr(module, "disable_adapters", None), bool)  # a method of models
     }
