@@ -15,7 +15,8 @@ from torch import nn
 from finegates.adapters import Adapter, adapter_for, unwrap
 from finegates.compaction.counts import block_products, block_weights
 from finegates.compaction.draft import gate_values
-from finegates.compaction.planner import Plan, plan_compaction
+from finegates.compaction.given_sizes import given_gates, given_numbers, given_plan
+from finegates.compaction.planner import LayerPlan, Plan, plan_compaction
 from finegates.gates.dense_form import in_dense_sizes
 from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import GatedLinear, gated_layers
@@ -44,8 +45,9 @@ class Budget:
         closed_col_fraction: closed columns of all columns that have gates.
 
     The last five are None if gates have no values (meta device); the two fractions are also None
-    without gates. For a compact model, ``gated_weights`` counts the dense sizes of its compact
-    layers, and the missing weights are both ``removable`` and ``removed``.
+    without gates. For a compact model, also one that is gated or pruned again, ``gated_weights``
+    counts the dense sizes of its compact layers, and the missing weights are both ``removable`` and
+    ``removed``.
     """
 
     all_parameters: int
@@ -99,22 +101,26 @@ def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
 
     Args:
         model: may be on the meta device. If dimensions were removed while it was trained, it counts
-            in its dense sizes until it is compacted.
+            in its dense sizes until it is compacted. A compact model that was gated or pruned again
+            counts in the sizes that it had before.
         adapter: looked up if None; without one, encoder and head are None.
     """
-    plain = in_dense_sizes(unwrap(model))
+    present = unwrap(model)
+    plain = in_dense_sizes(present)
     if adapter is None:
         adapter = _adapter_or_none(plain)
-    gates = {
-        id(parameter)
-        for module in plain.modules()
-        if isinstance(module, Gate)
-        for parameter in module.parameters()
-    }
-    low_rank, unused = _peft_parameters(plain)
-    named = list(plain.named_parameters())
+    given = given_plan(present, adapter)
+    numbers = {id(p): p.numel() for p in present.parameters()}
+    numbers |= given_numbers(present, given, adapter)
+    gates = set()
+    for gate in (m for m in present.modules() if isinstance(m, Gate)):
+        own = dict(gate.named_parameters(recurse=False))
+        gates |= {id(parameter) for parameter in own.values()}
+        numbers |= {id(p): given_gates(gate) // len(own) for p in own.values()}
+    low_rank, unused = _peft_parameters(present)
+    named = list(present.named_parameters())
     dense = {
-        name: parameter.numel()
+        name: numbers[id(parameter)]
         for name, parameter in named
         if id(parameter) not in gates | low_rank | unused
     }
@@ -130,10 +136,11 @@ def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
         encoder_parameters=None if adapter is None else _below(dense, adapter.encoder(plain)),
         head_parameters=None if adapter is None else _below(dense, adapter.head(plain)),
         gated_weights=weights,
-        gated_biases=sum(0 if layer.bias is None else layer.bias.numel() for layer in layers),
-        gate_parameters=sum(p.numel() for _, p in named if id(p) in gates),
-        low_rank_parameters=sum(p.numel() for _, p in named if id(p) in low_rank),
-        trainable_parameters=sum(p.numel() for _, p in named if p.requires_grad),
+        gated_biases=sum(0 if layer.bias is None else layer.bias.numel() for layer in shrunk)
+        + sum(_biases(layer, given.layers.get(path)) for path, layer in gated.items()),
+        gate_parameters=sum(numbers[id(p)] for _, p in named if id(p) in gates),
+        low_rank_parameters=sum(numbers[id(p)] for _, p in named if id(p) in low_rank),
+        trainable_parameters=sum(numbers[id(p)] for _, p in named if p.requires_grad),
         removable_weights=removable,
         removed_weights=removed,
         realised_sparsity=None if removable is None or not weights else removable / weights,
@@ -146,7 +153,8 @@ def macs(model: nn.Module, batch: int, length: int, *, adapter: Adapter | None =
     """Counts the MACs of a model: dense sizes if gated, kept sizes if compact.
 
     Args:
-        model: dense, gated or compact.
+        model: dense, gated or compact. A compact model that was gated or pruned again counts as it
+            was before, which is the size that ``GateConfig.target`` is a fraction of.
         batch: number of sequences.
         length: tokens per sequence.
         adapter: looked up if None.
@@ -154,7 +162,7 @@ def macs(model: nn.Module, batch: int, length: int, *, adapter: Adapter | None =
     Raises:
         ValueError: the model has no described layers.
     """
-    return _macs(model, batch, length, adapter, Plan({}))
+    return _macs(model, batch, length, adapter, given_plan(unwrap(model), adapter))
 
 
 def planned_macs(
@@ -188,6 +196,12 @@ def _dense_weights(layer: GatedLinear | CompactLinear) -> int:
     if isinstance(layer, CompactLinear):
         return layer.dense_shape[0] * layer.dense_shape[1]
     return layer.out_features * layer.in_features
+
+
+def _biases(layer: GatedLinear, given: LayerPlan | None) -> int:
+    if layer.bias is None:
+        return 0
+    return layer.bias.numel() if given is None else given.kept_out
 
 
 def _adapter_or_none(model: nn.Module) -> Adapter | None:

@@ -112,11 +112,11 @@ def build(
                 raise ValueError(f"{name} would be larger than every stored tensor")
     set_generation(plain, base["generation_config"])
     model = _with_adapters(plain, values["adapters"])
-    removed = values["gates"].get("removed", {})
+    for path, masks in values["gates"].get("removed", {}).items():
+        before = {name: _mask(*mask) for name, mask in masks.items()}
+        set_before(plain.get_submodule(path), before)
     for path, config in values["gates"]["configs"].items():
-        part = plain.get_submodule(path)
-        set_before(part, {name: _mask(*mask) for name, mask in removed.get(path, {}).items()})
-        attach(part, _gate_config(config))
+        attach(plain.get_submodule(path), _gate_config(config))
     sides = {}
     for path, kinds in values["gates"]["layers"].items():
         columns, outputs = linear_shape(plain.get_submodule(path))
@@ -173,9 +173,9 @@ def _gates(plain: nn.Module) -> dict[str, Any]:
     removed = {
         path: {
             name: (mask.numel(), mask.nonzero().flatten().tolist())
-            for name, mask in before_of(plain.get_submodule(path)).items()
+            for name, mask in before_of(module).items()
         }
-        for path in configs
+        for path, module in plain.named_modules()
     }
     removed = {path: masks for path, masks in removed.items() if masks}
     gate = None if configs else width_gate(plain)

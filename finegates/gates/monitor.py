@@ -29,7 +29,7 @@ def summarise_gates(
     """
     gates = leaf_gates(model)  # refuses what is not a model
     layers = dense_layers(model)
-    # Dimensions that were removed while training count as closed.
+    # Dimensions that were removed before, or while training, count as closed.
     values = torch.cat([gate.spread(gate.openness().float()).cpu() for gate in gates])
     probability = torch.cat([gate.spread(gate.open_probability().float()).cpu() for gate in gates])
     closed = {

@@ -22,6 +22,7 @@ from finegates.gates.gateable import check_dense, check_gateable, check_trainabl
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.gated_output import width_gate
 from finegates.gates.parts import forget_attachment
+from finegates.gates.removed_before import before_of, set_before
 from finegates.gates.stochastic import StochasticGate
 from finegates.pruning.calibration import Batch, Collator, calibration_batches, left_unchanged
 from finegates.pruning.groups import Dimensions, SharedGroups, Vectors
@@ -183,8 +184,11 @@ def _pruned(
             "the target by as much; choose a target that is near what is kept",
             stacklevel=3,
         )
+    before = before_of(inner)
     forget_attachment(inner)
-    return groups.attach(model)
+    groups.attach(model)
+    set_before(inner, before)
+    return model
 
 
 def _worth(
