@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from finegates.formats.task import load_task as load_task
     from finegates.formats.task import save_task as save_task
     from finegates.gates.attachment import attach_fixed as attach_fixed
-    from finegates.gates.attachment import detach as detach
     from finegates.gates.config import GateConfig as GateConfig
+    from finegates.gates.detachment import detach as detach
     from finegates.gates.gate import FixedGate as FixedGate
     from finegates.gates.gated_linear import GatedLinear as GatedLinear
     from finegates.gates.gated_linear import gated_layers as gated_layers
@@ -55,7 +55,7 @@ _HOMES = {
     "attach": "compaction.regating",
     "attach_fixed": "gates.attachment",
     "attach_from_peft": "formats.peft",
-    "detach": "gates.attachment",
+    "detach": "gates.detachment",
     "add_lora": "lora",
     "magnitude_gates": "one_shot",
     "prune": "pruning.to_budget",

@@ -24,9 +24,11 @@ from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
 from finegates.seeds import derive_seed, seed_everything
 from finegates.suite.config.methods import GateSettings, LoraSettings, Method
-from finegates.suite.config.tier import NetworkLook, Tier
+from finegates.suite.config.theory import NetworkLook
+from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier, load_tokenizer
-from finegates.suite.runs.finetune import TaskData, prepare
+from finegates.suite.runs.finetune import TaskData
+from finegates.suite.runs.preparation import prepare
 from finegates.training.trainer import parameter_groups
 from theory.closing import closing_rows
 from theory.free_gates import FreeGate, free_gates

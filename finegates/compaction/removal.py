@@ -17,16 +17,15 @@ the rounding of sums without zeros.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import Adapter, Attention, HeadSizes, adapter_for, attentions, unwrap
-from finegates.compaction.planner import plan_compaction
-from finegates.compaction.plans import LayerPlan, Plan
+from finegates.adapters import Adapter, HeadSizes, adapter_for, attentions, unwrap
+from finegates.compaction.plans import LayerPlan
+from finegates.compaction.removal_plan import plan_removal
 from finegates.gates.dense_form import DenseForm, Kept, dense_form
 from finegates.gates.gate import DerivedGate, FixedGate, Gate
 from finegates.gates.gated_linear import GatedLinear
@@ -138,7 +137,7 @@ def _narrow_to(
         return False
     form.note_settings(model, before=True)
     adapter = adapter_for(form.model)
-    plan, heads = _plan(form, adapter, kept)
+    plan, heads = plan_removal(form, adapter, kept)
     layers = {path: _kept_of(layer) for path, layer in plan.layers.items() if _shrinks(layer)}
 
     cuts: Cuts = []
@@ -173,80 +172,6 @@ def _narrow_to(
     vars(model)[DENSE] = form
     form.note_settings(model, before=False)
     return True
-
-
-def _plan(
-    form: DenseForm, adapter: Adapter, kept: Mapping[str, Tensor]
-) -> tuple[Plan, dict[str, HeadSizes]]:
-    """What can go if gates keep these positions, and the new heads; nothing is fused.
-
-    An attention keeps its heads for the whole training if it could not follow to the end, so that
-    what is removed is never needed again.
-    """
-    if form.whole is None:
-        first = {path: positions[:1] * 0 for path, positions in kept.items()}
-        _, smallest = _planned(form, adapter, first)
-        form.whole = frozenset(
-            path
-            for path, sizes in smallest.items()
-            if not _is_only_smaller(form.model, adapter, path, sizes)
-        )
-    return _planned(form, _Without(adapter, form.whole), kept)
-
-
-def _planned(
-    form: DenseForm, adapter: Adapter, kept: Mapping[str, Tensor]
-) -> tuple[Plan, dict[str, HeadSizes]]:
-    for path, (_, constant) in form.gates.items():
-        constant.values = torch.zeros_like(constant.values).index_fill_(0, kept[path], 1.0)
-    plan = plan_compaction(form.model, adapter)
-    parts = attentions(adapter, form.model)
-    heads = {
-        path: dataclasses.replace(sizes, fused=False)
-        for path, sizes in plan.heads.items()
-        if sizes.width < sizes.head_dim or len(sizes.heads) < parts[path].heads
-    }
-    return plan, heads
-
-
-class _Without(Adapter):
-    """An architecture some of whose attentions keep their heads."""
-
-    def __init__(self, adapter: Adapter, kept_whole: frozenset[str]) -> None:
-        self._adapter, self._kept_whole = adapter, kept_whole
-
-    def blocks(self, model: nn.Module) -> tuple[Any, ...]:
-        def seen(part: Attention) -> Attention:
-            whole = part.path in self._kept_whole
-            return dataclasses.replace(part, narrows=False) if whole else part
-
-        return tuple(
-            dataclasses.replace(block, attentions=tuple(map(seen, block.attentions)))
-            for block in self._adapter.blocks(model)
-        )
-
-    def encoder(self, model: nn.Module) -> tuple[str, ...]:
-        return self._adapter.encoder(model)
-
-    def query_scale(self, module: nn.Module, sizes: HeadSizes) -> float:
-        return self._adapter.query_scale(module, sizes)
-
-    def obstacle(self, module: nn.Module, part: Attention) -> str | None:
-        return self._adapter.obstacle(module, part)
-
-
-def _is_only_smaller(dense: nn.Module, adapter: Adapter, path: str, sizes: HeadSizes) -> bool:
-    """Whether narrowing changes neither the module's own parameters nor the scale of queries."""
-    module = dense.get_submodule(path)
-    if adapter.query_scale(module, sizes) != 1.0:
-        return False
-    before = {name: p.shape for name, p in module.named_parameters()}
-    part = attentions(adapter, dense)[path]
-    after = {
-        name: p.shape
-        for name, p in adapter.narrow(copy.deepcopy(module), part, sizes).named_parameters()
-    }
-    return before == after
 
 
 def _shrinks(plan: LayerPlan) -> bool:

@@ -28,7 +28,7 @@ from finegates.compaction.filling import (
     fill_layer,
     head_sizes,
 )
-from finegates.gates.attachment import detach
+from finegates.gates.detachment import detach
 from finegates.gates.gate import FixedGate
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
 from finegates.gates.gated_output import NAME

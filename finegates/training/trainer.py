@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import Counter
 from typing import Any
 
@@ -20,9 +19,8 @@ from finegates.gates.monitor import closed_fraction
 from finegates.gates.open_fractions import SparsityPenalty
 from finegates.gates.parts import gated_parts
 from finegates.gates.penalty import JointPenalty, MacsPenalty, penalty_of
-from finegates.gates.stochastic import StochasticGate
-from finegates.modules.stock_checkpoints import stock_obstacle
 from finegates.training.checkpoints import GatedCheckpoints
+from finegates.training.closable import check_held, check_not_frozen, warn_of_gates_that_stay_open
 from finegates.training.distillation import Distillation
 from finegates.training.gate_history import GateHistory
 from finegates.training.gate_schedule import GateSchedule
@@ -159,7 +157,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         """
         self._bind()
         self._check_optimizer()
-        self._check_trained()
+        check_not_frozen(penalty for _, penalty in self.penalties)
         self._has_warned = False
         model: nn.Module = self.model  # type: ignore[attr-defined]
         self.history.watch(model, self.penalty, self.resumed)
@@ -192,92 +190,19 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
             return
         if self.shrinks:
             check_optimizer(self.optimizer)
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        model: nn.Module = self.model  # type: ignore[attr-defined]
-        for name, parameter in parameter_groups(model)["gates"].items():
-            if parameter.requires_grad and id(parameter) not in held:
-                raise ValueError(
-                    f"the optimizer was made before {name} was in the model and would not train "
-                    "it; make the trainer, or the optimizer, after attaching gates"
-                )
-
-    def _check_trained(self) -> None:
-        """Refuses shared gates that are frozen, and warns of independent ones.
-
-        Once the choice of closed gates is final, latents of shared gates need no gradient.
-
-        Raises:
-            ValueError: nothing would say how much such a shared gate matters.
-        """
-        remedy = (
-            "put adapters in before finegates.attach, since get_peft_model and add_adapter freeze "
-            "what they find, or call requires_grad_(True) on the gates"
-        )
-        for _, penalty in self.penalties:
-            gates = list(penalty.gates())
-            shared = isinstance(penalty, MacsPenalty)
-            frozen = [
-                gate
-                for gate in gates
-                if not gate.hardness
-                and not (gate.latent if gate.scale is None else gate.scale).requires_grad
-            ]
-            if frozen and shared:
-                raise ValueError(
-                    f"{len(frozen)} of {len(gates)} shared gates are frozen, so the training would "
-                    f"not see how much they matter, and close them first; {remedy}"
-                )
-            if frozen and len(frozen) == len(gates):
-                warnings.warn(
-                    f"all {len(gates)} gates are frozen, so none of them closes; {remedy}",
-                    stacklevel=2,
-                )
+        check_held(self.optimizer, self.model)  # type: ignore[attr-defined]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Overrides WeighedStep to warn once of gates that cannot close."""
-        if (
-            not self._has_warned
-        ):  # callbacks may have changed the model at the start of the training
+        # Callbacks may have changed the model at the start of the training.
+        if not self._has_warned:
             self._has_warned = True
-            self._warn_of_nothing_to_close()
+            warn_of_gates_that_stay_open(
+                self.model,  # type: ignore[attr-defined]
+                self._bound,
+                expect_gates=self.expect_gates,
+            )
         return super().get_batch_samples(*args, **kwargs)
-
-    def _warn_of_nothing_to_close(self) -> None:
-        """Warns if :func:`finegates.compact` could remove nothing after this training."""
-        model: nn.Module = self.model  # type: ignore[attr-defined]
-        bound = {id(part) for part in self._bound}
-        late = [gate for gate in leaf_gates(model) if id(gate) not in bound]
-        if late:
-            for gate in late:
-                if isinstance(gate, StochasticGate):
-                    gate.led = True  # a gate's own warning gives the remedy for another Trainer
-            warnings.warn(
-                f"{len(late)} gates of {type(model).__name__} were attached after the training had "
-                "begun, so neither penalty nor schedule nor optimizer knows them and none of them "
-                "closes; call finegates.attach before train(), or in model_init",
-                stacklevel=2,
-            )
-            return
-        if not gated_layers(model):
-            if (
-                self.expect_gates and stock_obstacle(model) is None
-            ):  # compact models train further, too
-                warnings.warn(
-                    f"{type(model).__name__} has no gates, so GateTrainer trains it as Trainer "
-                    "does, and nothing can be removed afterwards; call finegates.attach before "
-                    "training, or pass expect_gates=False for a baseline without gates",
-                    stacklevel=2,
-                )
-            return
-        led = {id(gate) for part, _ in gated_parts(model).values() for gate in leaf_gates(part)}
-        alone = [g for g in leaf_gates(model) if isinstance(g, StochasticGate) and id(g) not in led]
-        if any(gate.latent.requires_grad for gate in alone):
-            warnings.warn(
-                f"{len(alone)} gates of {type(model).__name__} were attached without a GateConfig, "
-                "so no penalty closes them; attach them with finegates.attach(model, config), or "
-                "freeze their latents",
-                stacklevel=2,
-            )
 
     def _prepare(self, arguments: TrainingArguments) -> None:
         """Checks the arguments, and prepares training on several devices."""

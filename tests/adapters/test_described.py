@@ -17,9 +17,10 @@ from finegates.budget import macs, planned_macs
 from finegates.compaction import compact, plan_compaction
 from finegates.formats.compact import load, save
 from finegates.formats.gated import load_gated, save_gated
-from finegates.gates.attachment import attach, detach
+from finegates.gates.attachment import attach
 from finegates.gates.block_parts import AttentionGates, ExpertsGates
 from finegates.gates.config import GateConfig
+from finegates.gates.detachment import detach
 from finegates.gates.penalty import penalty_of
 from finegates.modules.experts import expert_shape
 from support import tiny

@@ -18,7 +18,7 @@ from finegates.adapters.stream_parts import reading_and_writing
 from finegates.budget import macs, planned_macs
 from finegates.compaction import CompactLinear, plan_compaction
 from finegates.compaction.certificate import NotEqualError
-from finegates.gates.attachment import hold_gates
+from finegates.gates.detachment import hold_gates
 from finegates.gates.gated_output import width_gate
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
 from finegates.modules.narrow_stream import CountingLayerNorm

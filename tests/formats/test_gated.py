@@ -18,8 +18,9 @@ from transformers import Trainer, TrainingArguments
 import finegates as fg
 from finegates.files import content_digest
 from finegates.formats.gated import GatedFormatError
-from finegates.gates.attachment import attach, attach_fixed, attach_gates, hold_gates
+from finegates.gates.attachment import attach, attach_fixed, attach_gates
 from finegates.gates.config import GateConfig
+from finegates.gates.detachment import hold_gates
 from finegates.gates.gated_linear import gated_layers, leaf_gates
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.stock_checkpoints import StockCheckpointError

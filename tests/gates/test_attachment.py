@@ -8,8 +8,9 @@ from transformers.pytorch_utils import Conv1D
 
 from finegates.compaction import compact
 from finegates.formats.stock import uniform
-from finegates.gates.attachment import attach, attach_fixed, detach, head_parameters
+from finegates.gates.attachment import attach, attach_fixed, head_parameters
 from finegates.gates.config import GateConfig
+from finegates.gates.detachment import detach
 from finegates.gates.gate import FixedGate
 from finegates.gates.gated_linear import GatedLinear, gated_layers
 from finegates.gates.monitor import closed_counts, summarise_gates

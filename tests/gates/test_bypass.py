@@ -18,9 +18,10 @@ from torch.nn import functional
 import finegates as fg
 from finegates.adapters import adapter_for
 from finegates.compaction.certificate import floats
-from finegates.gates.attachment import attach, attach_fixed, detach
+from finegates.gates.attachment import attach, attach_fixed
 from finegates.gates.bypass import stop_watching
 from finegates.gates.config import GateConfig
+from finegates.gates.detachment import detach
 from finegates.gates.gated_linear import gated_layers
 from support import tiny
 from support.described import described_inputs, described_model

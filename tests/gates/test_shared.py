@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from finegates.budget import macs, planned_macs
 from finegates.compaction import compact
-from finegates.gates.attachment import attach, detach
+from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
+from finegates.gates.detachment import detach
 from finegates.gates.gate import DerivedGate, FixedGate
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.monitor import summarise_gates

@@ -14,8 +14,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from finegates.budget import macs, planned_macs
 from finegates.compaction import compact
-from finegates.gates.attachment import attach, attach_gates, detach, hold_gates
+from finegates.gates.attachment import attach, attach_gates
 from finegates.gates.config import GateConfig
+from finegates.gates.detachment import detach, hold_gates
 from finegates.gates.gated_linear import leaf_gates
 from finegates.gates.parts import gate_config, gated_parts
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty

@@ -10,7 +10,8 @@ import finegates as fg
 from finegates.adapters import unwrap
 from finegates.budget import planned_macs
 from finegates.formats.description import STRUCTURE
-from finegates.gates.attachment import head_parameters, hold_gates
+from finegates.gates.attachment import head_parameters
+from finegates.gates.detachment import hold_gates
 from finegates.gates.penalty import sparsity_penalty
 from finegates.training.trainer import parameter_groups
 from support.tiny import tiny_model

@@ -12,8 +12,9 @@ from transformers import TrainingArguments
 from finegates.compaction import compact
 from finegates.formats.compact import load, save
 from finegates.formats.stock import NotUniformError, uniform
-from finegates.gates.attachment import attach, detach
+from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
+from finegates.gates.detachment import detach
 from finegates.modules.tying import shares_embeddings
 from finegates.training.trainer import GateTrainer
 from support import tiny

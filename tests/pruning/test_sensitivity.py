@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finegates.gates.attachment import attach_fixed, detach
+from finegates.gates.attachment import attach_fixed
+from finegates.gates.detachment import detach
 from finegates.pruning.groups import SharedGroups
 from finegates.pruning.sensitivity import measure_sensitivity
 from support.tiny import ARCHITECTURES, VOCABULARY, is_causal, tiny_model

@@ -12,20 +12,14 @@ from torch import nn
 
 import finegates as fg
 from finegates.gates.gated_linear import GatedLinear
-from finegates.suite.config.tier import NetworkLook
+from finegates.suite.config.theory import NetworkLook
 from support.tier import tiny_tier
 from support.tiny import tiny_model
 from theory import finetuned
 from theory.closing import closing_rows, coherence, second_order_bound
 from theory.finetuned import FREE, LORA, TRAINED, look_at, probe_batches
 from theory.free_gates import FreeGate, free_gates
-from theory.network import (
-    Tangents,
-    local_landscape,
-    output_loss,
-    seen_outputs,
-    tangents_of,
-)
+from theory.network import Tangents, local_landscape, output_loss, seen_outputs, tangents_of
 
 
 def batches(classes: int, count: int = 6) -> list[dict[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from finegates.gates.attachment import detach
+from finegates.gates.detachment import detach
 from finegates.gates.monitor import summarise_gates
 from finegates.gates.penalty import sparsity_penalty
 from finegates.training.distillation import Distillation, with_teacher

@@ -17,8 +17,8 @@ from finegates.budget import planned_macs
 from finegates.compaction import regating
 from finegates.compaction.widening import widened
 from finegates.formats.gated import GatedFormatError
-from finegates.gates.attachment import hold_gates
 from finegates.gates.dense_form import dense_form
+from finegates.gates.detachment import hold_gates
 from finegates.gates.gated_linear import leaf_gates
 from finegates.modules.compact_linear import CompactLinear
 from support.paths import ROOT

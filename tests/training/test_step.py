@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from finegates.gates.attachment import detach
+from finegates.gates.detachment import detach
 from finegates.training.label_use import label_use
 from finegates.training.micro_batches import StepCut, count_items
 from finegates.training.step import WeighedStep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from finegates.seeds import derive_seed
-from finegates.suite.config.tier import Theory
+from finegates.suite.config.theory import Theory
 from theory.problems import FAMILIES, Problem, draw_problem
 
 

@@ -7,8 +7,8 @@ with running(job):
     from finegates.suite.config.llama_runs import run_named
     from finegates.suite.config.load import configured_tier
     from finegates.suite.runs.llama_record import read_causal_record
+    from finegates.suite.runs.prune_llama import prune_runs
     from finegates.suite.runs.record import write_record
-    from finegates.suite.runs.train_llama import prune_runs
 
     tier = configured_tier(job.config)
     runs = [run_named(tier, path) for path in job.output]

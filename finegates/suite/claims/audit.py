@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from finegates.suite.claims.evidence import Evidence, MissingEvidenceError, NoisyEvidenceError
 from finegates.suite.claims.ledger import Claim, ClaimTest
-from finegates.suite.claims.measures import MEASURES, Measured, Unit, model_parameters
+from finegates.suite.claims.measured import Measured, Unit
+from finegates.suite.claims.measures import MEASURES, model_parameters
 from finegates.suite.stats import (
     Interval,
     Variance,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 from torch import nn
 from transformers import (
     DataCollatorWithPadding,
@@ -21,20 +21,10 @@ from transformers import (
 
 from finegates.budget import macs
 from finegates.compaction import compact
-from finegates.files import whole_file
-from finegates.formats.task import load_task, save_task
-from finegates.gates.attachment import attach, attach_fixed, hold_gates
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.monitor import closed_counts
-from finegates.lora import add_lora
-from finegates.one_shot import magnitude_gates
 from finegates.seeds import derive_seed, seed_everything
-from finegates.suite.baselines.two_of_four import (
-    MaskSchedule,
-    attach_masks,
-    fold_masks,
-    zero_fraction,
-)
+from finegates.suite.baselines.two_of_four import MaskSchedule, fold_masks, zero_fraction
 from finegates.suite.config.methods import Method
 from finegates.suite.config.tasks import task_named
 from finegates.suite.config.tier import Tier
@@ -48,6 +38,7 @@ from finegates.suite.models.sources import (
 from finegates.suite.runs.machine import code_version, hardware, package_versions, peak_memory_mib
 from finegates.suite.runs.metrics import GlueMetric, predictions_from_logits, score
 from finegates.suite.runs.predictions import write_predictions
+from finegates.suite.runs.preparation import prepare, with_target
 from finegates.suite.runs.record import (
     CompactResult,
     Epoch,
@@ -60,6 +51,7 @@ from finegates.suite.runs.record import (
 from finegates.suite.runs.run_record import Code, Hardware, Model, measured_budget
 from finegates.suite.runs.smaller_start import keep_layers, prune_once
 from finegates.suite.runs.step_timer import StepTimer
+from finegates.suite.runs.trained_weights import write_trained
 from finegates.training.distillation import Distillation, with_teacher
 from finegates.training.trainer import GateTrainer
 
@@ -276,68 +268,6 @@ def finetune(
     )
 
 
-def with_target(method: Method, matched: Record | None) -> Method:
-    """Sets the target of a method that matches another run.
-
-    The target of its shared gates or groups is the fraction of MACs that the other run removed.
-
-    Raises:
-        ValueError: the method matches another one, and ``matched`` is None.
-    """
-    if method.matched is None:
-        return method
-    if matched is None:
-        raise ValueError(f"this method needs the record of {method.matched!r}")
-    if method.gates is None and method.prune is None:
-        return method
-    target = 1 - matched.budget.macs.kept_fraction
-    if method.prune is not None:
-        pruning = method.prune.model_copy(update={"target": target})
-        return method.model_copy(update={"prune": pruning})
-    assert method.gates is not None
-    gates = method.gates.model_copy(update={"target": target})
-    return method.model_copy(update={"gates": gates})
-
-
-def prepare(
-    model: nn.Module,
-    method: Method,
-    seed: int,
-    matched: Record | None = None,
-    earlier: str | Path | None = None,
-) -> nn.Module:
-    """Attaches a method's LoRA factors, gates or masks to a classifier.
-
-    Magnitude pruning closes its rows and columns here, too.
-
-    Args:
-        model: the classifier.
-        method: settings of the method.
-        seed: seed of the gates' initial latents.
-        matched: the record that magnitude pruning matches.
-        earlier: file that the continued run saved (:func:`write_trained`).
-    """
-    if method.lora is not None:
-        model = add_lora(model, method.lora.rank, method.lora.alpha, method.lora.dropout)
-    if method.gates is not None:
-        # A continued run trains no weights, so they are frozen here as well.
-        frozen = {} if earlier is None else {"train_weights": False}
-        attach(model, method.gates.gate_config(seed=seed, **frozen))
-    if earlier is not None:
-        load_task(model, earlier)
-        if method.continues is not None and method.continues.hold:
-            hold_gates(model)
-        if method.trains_all:
-            model.requires_grad_(True)
-    if method.mask is not None:
-        attach_masks(model, method.mask.scale)
-    if method.magnitude is not None:
-        assert matched is not None, "finetune has asked for it"
-        counts = {name: closed.model_dump() for name, closed in matched.closed.items()}
-        attach_fixed(model, magnitude_gates(model, counts))  # type: ignore[arg-type]
-    return model
-
-
 @torch.inference_mode()
 def predict(
     model: nn.Module,
@@ -361,30 +291,6 @@ def predict(
         inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
         collected.append(model(**inputs).logits.float().cpu())
     return torch.cat(collected)[torch.tensor(order).argsort()]
-
-
-def write_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
-    """Saves the trained weights of a run (safetensors), atomically.
-
-    Args:
-        model: the trained model.
-        path: file to write.
-        whole: save all weights; otherwise the encoder was frozen and only the weights of the task
-            are saved (``finegates.save_task``).
-    """
-    if not whole:
-        save_task(model, path)
-        return
-    with whole_file(path) as aside:
-        save_model(model, str(aside))
-
-
-def read_trained(model: nn.Module, path: str | Path, *, whole: bool) -> None:
-    """Loads a file of :func:`write_trained` into an equally prepared model."""
-    if whole:
-        load_model(model, path)
-    else:
-        load_task(model, path)
 
 
 def _training_arguments(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finegates.budget import macs
 from finegates.compaction import compact
 from finegates.files import whole_folder
 from finegates.formats.compact import save
-from finegates.gates.attachment import attach, attach_fixed, detach
+from finegates.gates.attachment import attach
 from finegates.gates.gated_linear import gated_layers
-from finegates.gates.monitor import closed_counts
-from finegates.one_shot import (
-    Scores,
-    closing_gates,
-    gated_names,
-    magnitude_scores,
-    random_scores,
-    second_moment_scores,
-    second_moments,
-)
-from finegates.seeds import derive_seed
 from finegates.suite.config.llama import CausalGates, CausalTraining
-from finegates.suite.config.llama_runs import DENSE, Run, gates_of, study, title_of, training_of
+from finegates.suite.config.llama_runs import DENSE, Run, gates_of, study, training_of
 from finegates.suite.config.tier import Tier
 from finegates.suite.data.packing import HeldOut, PackedText
 from finegates.suite.data.text import describe_text, held_out_documents, training_documents
@@ -43,12 +30,8 @@ from finegates.suite.models.llama import (
     make_llama,
 )
 from finegates.suite.models.sources import dense_model
-from finegates.suite.runs.llama_record import (
-    CausalCompact,
-    CausalRecord,
-    HeldOutResult,
-    TextConfig,
-)
+from finegates.suite.runs.llama_record import CausalRecord
+from finegates.suite.runs.llama_result import describe_run, evaluate, run_seeds
 from finegates.suite.runs.llama_trainer import (
     POSITION_FILE,
     CausalTrainer,
@@ -56,13 +39,8 @@ from finegates.suite.runs.llama_trainer import (
     last_checkpoint,
     remove_checkpoints,
 )
-from finegates.suite.runs.machine import code_version, hardware, package_versions, peak_memory_mib
-from finegates.suite.runs.perplexity import Prediction, greedy_tokens, held_out_prediction
-from finegates.suite.runs.run_record import Code, Hardware, measured_budget
+from finegates.suite.runs.machine import peak_memory_mib
 from finegates.suite.runs.step_timer import StepTimer
-
-GREEDY_PROMPTS, GREEDY_PROMPT, GREEDY_NEW = 4, 16, 32
-"""Greedy decoding compares gated and compact model: prompts, their tokens, new tokens."""
 
 
 def train_run(
@@ -113,7 +91,7 @@ def train_run(
     )
     data = describe_text(text, tier.results)
     folder = checkpoint_folder(tier, run)
-    before = _evaluate(model, held_out, settings)
+    before = evaluate(model, held_out, settings)
     timer = StepTimer()
     trainer = CausalTrainer(
         model=model,
@@ -144,7 +122,7 @@ def train_run(
     if not trainer.is_world_process_zero():
         return None
     plain = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    record = _describe(
+    record = describe_run(
         tier, run, plain, held_out, settings, trainable,
         seeds=seeds, model=described, data=data, root=root, code_digest=code_digest,
         config={
@@ -162,91 +140,6 @@ def train_run(
         "peak_memory_mib": peak_memory_mib(),
     }
     return record.model_copy(update={"timing": timing})
-
-
-def prune_runs(
-    tier: Tier,
-    runs: Sequence[tuple[Run, CausalRecord | None]],
-    *,
-    root: Path = Path(),
-    code_digest: str | None = None,
-) -> list[CausalRecord]:
-    """Evaluates the dense model and one-shot pruned ones, without training.
-
-    Args:
-        tier: configuration.
-        runs: runs of ``pruning_runs(tier)`` on one model, each with the record that it matches
-            (None for the dense model).
-        root: the repository.
-        code_digest: digest of the source files behind the runs.
-
-    Raises:
-        ValueError: the record that a run matches is missing.
-    """
-    torch.set_num_threads(tier.threads)
-    posttraining = study(tier).posttraining
-    assert posttraining is not None
-    settings = posttraining.training
-    first = runs[0][0]
-    source = posttraining.models[first.name]
-    model, tokenizer = load_causal(source, tier.results)
-    check_positions(model, settings.length, first.name)
-    described = describe_causal(source, tier.results, model)
-    text = study(tier).text
-    data = describe_text(text, tier.results)
-    held_out = HeldOut(held_out_documents(text, tier.results), tokenizer, settings.length)
-    before = _evaluate(model, held_out, settings)
-    names = gated_names(model)
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    records = []
-    for run, matched in runs:
-        start = time.perf_counter()
-        seeds = run_seeds(run)
-        if run.criterion is not None:
-            if matched is None:
-                raise ValueError(f"{run.label} needs the record of {run.matched().label}")
-            scores: Scores
-            if run.criterion == "random":
-                scores = random_scores(model, names, seeds["gates"])
-            elif run.criterion == "magnitude":
-                scores = magnitude_scores(model, names)
-            else:
-                if run.seed not in moments:
-                    batches = _calibration(tier, run, tokenizer, posttraining.calibration)
-                    moments[run.seed] = second_moments(model, names, batches)
-                scores = second_moment_scores(model, names, moments[run.seed])
-            counts = {name: closed.model_dump() for name, closed in matched.closed.items()}
-            # Fixed gates do not change the weights, so the next run starts from the same model.
-            attach_fixed(model, closing_gates(scores, counts))  # type: ignore[arg-type]
-        record = _describe(
-            tier, run, model, held_out, settings, 0,
-            seeds=seeds, model=described, data=data, root=root, code_digest=code_digest,
-            config={
-                "criterion": run.criterion,
-                "calibration": posttraining.calibration
-                if run.criterion == "second_moment" else None,
-                "training": None,
-                "length": settings.length,
-            },
-            before=before, curve=[],
-        )  # fmt: skip
-        detach(model)
-        records.append(
-            record.model_copy(update={"timing": {"wall_s": time.perf_counter() - start}})
-        )
-    return records
-
-
-def run_seeds(run: Run) -> dict[str, int]:
-    """Seeds by purpose. All methods share them, so differences are paired."""
-    names = (run.experiment, run.name, run.seed)
-    return {
-        "init": derive_seed("llama", *names, "init"),
-        "text": derive_seed("llama", *names, "text"),
-        "gates": derive_seed("llama", *names, "gates"),
-        "noise": derive_seed("llama", *names, "noise"),
-        "train": derive_seed("llama", *names, "train"),
-    }
 
 
 def checkpoint_folder(tier: Tier, run: Run) -> Path:
@@ -336,85 +229,6 @@ def _checkpoint_to_continue(
     return checkpoint
 
 
-def _evaluate(model: nn.Module, held_out: HeldOut, settings: CausalTraining) -> Prediction:
-    return held_out_prediction(model, held_out, settings.eval_batch_size)
-
-
-def _describe(
-    tier: Tier,
-    run: Run,
-    trained: nn.Module,
-    held_out: HeldOut,
-    settings: CausalTraining,
-    trainable: int,
-    *,
-    seeds: dict[str, int],
-    before: Prediction,
-    root: Path,
-    code_digest: str | None,
-    **entries: Any,
-) -> CausalRecord:
-    """Evaluates and compacts a model, and returns its record."""
-    final = _evaluate(trained, held_out, settings)
-    budget = measured_budget(trained, trainable, 1, settings.length)
-    shrunk = None
-    if gated_layers(trained):
-        shrunk = _compare(trained, held_out, settings, final, settings.length)
-    return CausalRecord(
-        tier=tier.tier,
-        experiment=run.experiment,
-        name=run.name,
-        method=run.method,
-        title=title_of(tier, run),
-        target=run.target,
-        seed=run.seed,
-        config=TextConfig(**entries.pop("config"), tier_description=study(tier).description),
-        seeds=seeds,
-        code=Code(**code_version(root), digest=code_digest),
-        versions=package_versions(),
-        hardware=Hardware(**hardware(tier.threads)),
-        start=HeldOutResult(**asdict(before)),
-        final=HeldOutResult(**asdict(final)),
-        budget=budget,
-        realised_sparsity=budget.realised_sparsity,
-        closed=closed_counts(trained),  # type: ignore[arg-type]
-        compact=shrunk,
-        **entries,
-    )
-
-
-def _compare(
-    model: nn.Module, held_out: HeldOut, settings: CausalTraining, gated: Prediction, length: int
-) -> CausalCompact:
-    small = compact(model)
-    found = _evaluate(small, held_out, settings)
-    positions = int(model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
-    prompt = max(1, min(GREEDY_PROMPT, length // 2))
-    new = max(1, min(GREEDY_NEW, positions - prompt))
-    prompts = held_out.inputs[:GREEDY_PROMPTS, :prompt].to(next(model.parameters()).device)
-    theirs, ours = greedy_tokens(model, prompts, new), greedy_tokens(small, prompts, new)
-    return CausalCompact(
-        perplexity=found.perplexity,
-        perplexity_difference=abs(found.perplexity / gated.perplexity - 1.0),
-        greedy_tokens=len(prompts) * new,
-        same_tokens=int((theirs == ours)[:, prompt:].sum()),
-        parameters=sum(p.numel() for p in small.parameters()),
-        macs=macs(small, 1, length).total,
-    )
-
-
-def _calibration(
-    tier: Tier, run: Run, tokenizer: PreTrainedTokenizerBase, sequences: int
-) -> list[torch.Tensor]:
-    """The first training sequences of the matched run, in batches."""
-    settings = training_of(tier, run)
-    seed = run_seeds(run)["text"]
-    documents = training_documents(study(tier).text, tier.results, seed)
-    stream = iter(PackedText(documents, tokenizer, settings.length))
-    ids = torch.stack([next(stream)["input_ids"] for _ in range(sequences)])
-    return list(ids.split(settings.eval_batch_size))
-
-
 def _save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Saves a dense model in Hugging Face layout or a gated one compact, atomically."""
     with whole_folder(folder) as aside:
@@ -425,4 +239,4 @@ def _save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pa
         tokenizer.save_pretrained(aside)
 
 
-__all__ = ["finish", "prune_runs", "train_run"]
+__all__ = ["finish", "train_run"]

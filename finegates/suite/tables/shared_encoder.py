@@ -14,8 +14,9 @@ from finegates.seeds import derive_seed
 from finegates.suite.config.tasks import task_named
 from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier, load_tokenizer
-from finegates.suite.runs.finetune import TaskData, predict, prepare
+from finegates.suite.runs.finetune import TaskData, predict
 from finegates.suite.runs.metrics import GlueMetric, predictions_from_logits, score
+from finegates.suite.runs.preparation import prepare
 from finegates.suite.runs.record import Record
 from finegates.suite.stats import mean
 from finegates.suite.tables.captions import table_caption, task_title

@@ -20,8 +20,9 @@ from finegates.suite.baselines.two_of_four import fold_masks
 from finegates.suite.config.methods import Method
 from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier
-from finegates.suite.runs.finetune import prepare, read_trained
+from finegates.suite.runs.preparation import prepare
 from finegates.suite.runs.record import Record
+from finegates.suite.runs.trained_weights import read_trained
 from finegates.suite.timing.control import CONTROL, with_control
 from finegates.suite.timing.inference import random_inputs
 

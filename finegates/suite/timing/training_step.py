@@ -16,7 +16,7 @@ from finegates.seeds import derive_seed, seed_everything
 from finegates.suite.config.methods import Method, first_of_each_kind
 from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier
-from finegates.suite.runs.finetune import prepare
+from finegates.suite.runs.preparation import prepare
 from finegates.suite.timing.clock import ratios
 from finegates.suite.timing.control import with_control
 from finegates.training.trainer import GateTrainer

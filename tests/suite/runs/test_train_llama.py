@@ -1,10 +1,8 @@
-"""Runs on plain text: training, resumption, refusals, comparison."""
+"""Runs on plain text: training, records, refusals, comparison."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,43 +27,18 @@ from finegates.suite.data.packing import HeldOut
 from finegates.suite.models.llama import load_causal
 from finegates.suite.models.sources import ModelError
 from finegates.suite.runs.launch import train_and_write
-from finegates.suite.runs.llama_record import (
-    CausalRecord,
-    read_causal_record,
-    read_causal_records,
-)
-from finegates.suite.runs.llama_trainer import CausalTrainer, CheckpointError, last_checkpoint
+from finegates.suite.runs.llama_record import read_causal_record, read_causal_records
+from finegates.suite.runs.llama_trainer import CausalTrainer
 from finegates.suite.runs.perplexity import greedy_tokens, held_out_prediction
+from finegates.suite.runs.prune_llama import prune_runs
 from finegates.suite.runs.record import write_record
 from finegates.suite.runs.signed import RecordError
-from finegates.suite.runs.train_llama import checkpoint_folder, prune_runs, train_run
+from finegates.suite.runs.train_llama import checkpoint_folder, train_run
 from finegates.training.micro_batches import StepCut
 from finegates.training.trainer import NonFiniteLossError
+from support.causal_runs import DENSE, GATED, GATES, trained
 from support.causal_tier import causal_tier, llama_section, write_llama
 from support.tiny import scatter_gates
-
-GATES = Run("posttraining", "tiny", "reference", 0.4, 0)
-SHARED = Run("posttraining", "tiny", "structured", 0.4, 0)
-GATED = Run("pretraining", "tiny", "gated", 0.4, 0)
-DENSE = Run("pretraining", "tiny", "dense", None, 0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("causal")
-    causal_tier(path)  # writes the files with which every test may start
-    return path
-
-
-def trained(tier, run) -> CausalRecord:
-    record = train_run(tier, run, progress=False)
-    assert record is not None
-    return record
-
-
-def timeless(record: CausalRecord) -> dict:
-    """The content of the record without times."""
-    return record.model_copy(update={"timing": {}}).model_dump()
 
 
 def trainer_of(monkeypatch) -> list[CausalTrainer]:
@@ -79,17 +52,6 @@ def trainer_of(monkeypatch) -> list[CausalTrainer]:
 
     monkeypatch.setattr(CausalTrainer, "__init__", remember)
     return made
-
-
-def die_after(monkeypatch, steps: int) -> None:
-    step = CausalTrainer.training_step
-
-    def mortal(self, *args, **kwargs):
-        if self.state.global_step >= steps:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(CausalTrainer, "training_step", mortal)
 
 
 def test_posttraining_trains_gates_and_nothing_else(folder, tmp_path, monkeypatch):
@@ -132,98 +94,6 @@ def test_random_biases_are_frozen_and_spare_the_head(folder):
     assert len(biases) == 2 * 7
     assert not any(p.requires_grad or bool((p == 0).all()) for p in biases.values())
     assert model.lm_head.bias is None
-
-
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("run", [GATES, SHARED, GATED], ids=lambda run: run.label)
-def test_a_run_that_was_killed_ends_with_the_same_record(folder, tmp_path, monkeypatch, run):
-    tier = causal_tier(folder, save_every=2)
-    whole = trained(tier.model_copy(update={"results": str(tmp_path / "whole")}), run)
-    tier = tier.model_copy(update={"results": str(tmp_path / "killed")})
-    with monkeypatch.context() as patched:
-        die_after(patched, 7)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(tier, run, progress=False)
-    places = checkpoint_folder(tier, run)
-    assert (places / "checkpoint-6").is_dir()
-    with monkeypatch.context() as patched:
-        steps = []
-        step = CausalTrainer.training_step
-        patched.setattr(
-            CausalTrainer,
-            "training_step",
-            lambda self, *a, **k: steps.append(self.state.global_step) or step(self, *a, **k),
-        )
-        assert timeless(trained(tier, run)) == timeless(whole)
-    assert steps == [6, 7]
-
-
-def test_a_checkpoint_that_was_cut_short_is_passed_over(folder, tmp_path, monkeypatch):
-    tier = causal_tier(folder, save_every=2)
-    whole = trained(tier.model_copy(update={"results": str(tmp_path / "whole")}), GATES)
-    tier = tier.model_copy(update={"results": str(tmp_path / "cut")})
-    with monkeypatch.context() as patched:
-        die_after(patched, 7)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(tier, GATES, progress=False)
-    for file in ("text_position.json", "optimizer.pt"):
-        (checkpoint_folder(tier, GATES) / "checkpoint-6" / file).unlink()
-    assert timeless(trained(tier, GATES)) == timeless(whole)
-
-
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "text_position.json"]
-)
-def test_a_checkpoint_with_a_flipped_bit_is_passed_over(folder, tmp_path, monkeypatch, file):
-    tier = causal_tier(folder, save_every=2).model_copy(update={"results": str(tmp_path)})
-    with monkeypatch.context() as patched:
-        die_after(patched, 7)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(tier, GATES, progress=False)
-    place = checkpoint_folder(tier, GATES)
-    identity = json.loads((place / "run.json").read_text())["identity"]
-    assert last_checkpoint(place, identity) == place / "checkpoint-6"
-    flipped = bytearray((place / "checkpoint-6" / file).read_bytes())
-    flipped[len(flipped) // 2] ^= 1
-    (place / "checkpoint-6" / file).write_bytes(flipped)
-    assert last_checkpoint(place, identity) == place / "checkpoint-4"
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"digest": '])
-def test_checkpoints_whose_run_cannot_be_read_are_refused(tmp_path, content):
-    (tmp_path / "checkpoint-4").mkdir()
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(CheckpointError, match="another run.*Delete the folder"):
-        last_checkpoint(tmp_path, {"seed": 1})
-
-
-def test_the_checkpoints_of_another_run_are_refused_and_left_alone(folder, tmp_path, monkeypatch):
-    tier = causal_tier(folder, save_every=2).model_copy(update={"results": str(tmp_path)})
-    with monkeypatch.context() as patched:
-        die_after(patched, 5)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(tier, GATES, progress=False)
-    place = checkpoint_folder(tier, GATES)
-    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
-    other = causal_tier(folder, save_every=2, learning_rate=0.01)
-    other = other.model_copy(update={"results": str(tmp_path)})
-    with pytest.raises(CheckpointError, match=r"another run \(they differ in training\).*Delete"):
-        train_run(other, GATES, progress=False)
-    assert before == {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
-    # The number of saves does not change the identity of a run.
-    train_run(
-        causal_tier(folder, save_every=4).model_copy(update={"results": str(tmp_path)}),
-        GATES,
-        progress=False,
-    )
-
-
-def test_checkpoints_of_no_known_run_are_refused(tmp_path):
-    (tmp_path / "checkpoint-4").mkdir()
-    with pytest.raises(CheckpointError, match="another run; nothing was changed"):
-        last_checkpoint(tmp_path, {"seed": 1})
-    assert not (tmp_path / "run.json").exists()
 
 
 def test_dense_and_gated_pretraining_share_start_and_tokens(folder, tmp_path, monkeypatch):
