@@ -8,6 +8,7 @@ every parameter appears (``sampled(n)``: at most n cases). The others are ``thor
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -54,6 +55,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(
             f"--run-{marker}", action="store_true", help=f"also run what {reason} ({marker})"
         )
+
+
+# Libraries leave millions of objects. Searching them for garbage, as each training does at its end,
+# takes longer than a training of a tiny model.
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Limits garbage collection to objects made after the imports of all test modules."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:

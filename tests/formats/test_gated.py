@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 import finegates as fg
-from finegates.files import content_digest
 from finegates.formats.gated import GatedFormatError
 from finegates.gates.attachment import attach, attach_fixed, attach_gates
 from finegates.gates.config import GateConfig
@@ -27,6 +24,7 @@ from finegates.modules.stock_checkpoints import StockCheckpointError
 from finegates.modules.tying import shares_embeddings
 from finegates.training.trainer import GateTrainer
 from support import tiny
+from support.saved import edit, edit_tensors
 
 
 def gated(architecture: str = "roberta", variant: str = "classifier", **config: Any) -> nn.Module:
@@ -259,23 +257,6 @@ def folder(tmp_path: Path) -> Path:
     model = attach(fg.add_lora(tiny.tiny_model("roberta"), rank=2), GateConfig(preset="structured"))
     fg.save(model, tmp_path / "model")
     return tmp_path / "model"
-
-
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the structure and updates its digest, so that the digest cannot reveal the damage."""
-    structure = json.loads((folder / "finegates.json").read_text())
-    del structure["sha256"]
-    change(structure)
-    structure["sha256"] = content_digest(structure)
-    (folder / "finegates.json").write_text(json.dumps(structure))
-
-
-def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = {k: v.clone() for k, v in load_file(folder / "model.safetensors").items()}
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    edit(folder, lambda s: s["files_sha256"].update({"model.safetensors": digest}))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "buffers.safetensors", "finegates.json"])

@@ -14,29 +14,18 @@ import pytest
 import yaml
 
 from support.paths import ROOT
+from support.tiny_workflow import TINY
 
 TIER = {
-    "tier": "tiny",
-    "description": "a tiny tier for tests (synthetic data)",
-    "results": "results",
-    "seeds": [0],
-    "runs_per_process": "task",
-    "threads": 1,
-    "model": {
-        "name": "tiny",
-        "pretraining": {
-            "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 32, "max_length": 64,
-            "documents": 200, "steps": 3, "batch_size": 16, "learning_rate": 1e-3, "threads": 1,
-        },
-    },
-    "data": {"name": "tiny", "generated": {"train_rows": 40, "validation_rows": 32, "seed": 3}},
+    **{key: TINY[key] for key in ("tier", "description", "results", "seeds", "runs_per_process")},
+    **{key: TINY[key] for key in ("threads", "model", "data")},
     "tasks": ["cola"],
     "training": {"epochs": 1, "batch_size": 8, "max_length": 64},
     "methods": {
         "full": {"experiment": "full"},
         "reference": {"experiment": "reference", "gates": {"target": 0.4}},
     },
-}  # fmt: skip
+}
 
 
 PLACES = {"tables", "figures", "studies", "theory"}

@@ -43,5 +43,13 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 
 
 def seal(folder: Path) -> None:
+    """Updates the digest of the tensors; gated and compact models note it in different places."""
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    edit(folder, lambda s: s.update(tensors_sha256=digest))
+
+    def note(structure: dict[str, Any]) -> None:
+        if "files_sha256" in structure:
+            structure["files_sha256"]["model.safetensors"] = digest
+        else:
+            structure["tensors_sha256"] = digest
+
+    edit(folder, note)

@@ -11,6 +11,19 @@ import yaml
 from support.paths import ROOT
 from support.tier import TINY_SHAPE
 
+PRETRAINING = {
+    "hidden": 16,
+    "layers": 2,
+    "heads": 2,
+    "feed_forward": 32,
+    "max_length": 64,
+    "documents": 200,
+    "steps": 3,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "threads": 1,
+}
+
 TINY = {
     "tier": "tiny",
     "description": "a tiny tier for tests (synthetic data)",
@@ -18,21 +31,7 @@ TINY = {
     "seeds": [0],
     "runs_per_process": "task",
     "threads": 1,
-    "model": {
-        "name": "tiny",
-        "pretraining": {
-            "hidden": 16,
-            "layers": 2,
-            "heads": 2,
-            "feed_forward": 32,
-            "max_length": 64,
-            "documents": 200,
-            "steps": 3,
-            "batch_size": 16,
-            "learning_rate": 1e-3,
-            "threads": 1,
-        },
-    },
+    "model": {"name": "tiny", "pretraining": PRETRAINING},
     "data": {"name": "tiny", "generated": {"train_rows": 40, "validation_rows": 32, "seed": 3}},
     "tasks": ["cola", "stsb"],
     "training": {"epochs": 2, "batch_size": 8, "max_length": 64},

@@ -6,8 +6,6 @@ from finegates.suite.jobs.job import running, seconds_since_start
 
 job = snakemake
 with running(job):
-    import gc
-
     from finegates.suite.config.llama_task import task_tier
     from finegates.suite.config.load import configured_tier
     from finegates.suite.config.searched import searched_tier, with_factors
@@ -25,8 +23,6 @@ with running(job):
         tier = with_factors(tier, read_choices(job.input.rates[0]))
     startup = seconds_since_start()
     data = TaskData(tier, job.wildcards.task, load_tokenizer(tier))
-    # Every training collects garbage; libraries and rows, which stay to the end, hold none.
-    gc.freeze()
     # <method>/seed<n>: records, and what runs kept, of this job or of those before it.
     files = {(p.parent.name, p.name): p for p in map(Path, [*job.output, *job.input.predecessors])}
     outputs = [path for path in map(Path, job.output) if path.suffix == ".json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import sys
@@ -29,6 +30,7 @@ def running(job: Any, *, sealed: bool = True) -> Iterator[None]:
         job: Snakemake's object ``snakemake`` of a script.
         sealed: whether to seal the outputs; committed copies are not sealed.
     """
+    collect_later()
     # Rounding of NumPy's matmuls depends on the number of threads, which Snakemake sets to the
     # number of cores. torch gets the tier's number of threads, which is in the records.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -41,6 +43,23 @@ def running(job: Any, *, sealed: bool = True) -> Iterator[None]:
         yield
         for path in job.output if sealed else ():
             seal(path)
+
+
+def collect_later() -> None:
+    """Puts off garbage collection until a process has its libraries, and leaves these out of it.
+
+    Importing torch and transformers makes almost a million objects that stay to the end. Python
+    would search them again and again while it imports them, and once more after each training.
+    """
+    usual = gc.get_threshold()
+
+    def leave_out(phase: str, info: dict[str, int]) -> None:
+        gc.callbacks.remove(leave_out)
+        gc.set_threshold(*usual)
+        gc.freeze()
+
+    gc.callbacks.append(leave_out)  # before the first collection, also one that is called for
+    gc.set_threshold(1_000_000, *usual[1:])
 
 
 @contextmanager

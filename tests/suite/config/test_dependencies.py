@@ -33,6 +33,7 @@ from finegates.suite.tables.wording import text_words_of, words_of
 from support.causal_tier import causal_tier, llama_section
 from support.changed_keys import changed, leaves, sections
 from support.tier import tiny_tier
+from support.tiny_workflow import PRETRAINING
 
 # The jobs that rerun after a change of each key, by family. "runs" are fine-tuning runs of the
 # key's section, "causal" the runs on plain text, and "step" the timing of a step. For a key of one
@@ -252,20 +253,6 @@ def whole(tmp_path_factory) -> Tier:
             },
         }
     )  # fmt: skip
-
-
-PRETRAINING = {
-    "hidden": 16,
-    "layers": 2,
-    "heads": 2,
-    "feed_forward": 32,
-    "max_length": 64,
-    "documents": 200,
-    "steps": 3,
-    "batch_size": 16,
-    "learning_rate": 1e-3,
-    "threads": 1,
-}
 
 
 def test_the_table_has_every_key_of_the_configuration(whole):

@@ -47,6 +47,37 @@ def test_a_failure_is_one_line_on_the_terminal_and_a_traceback_in_the_log(tmp_pa
     assert done.stdout == ""
 
 
+COLLECTED = """
+import gc
+import weakref
+from finegates.suite.jobs.job import collect_later
+
+class Node:
+    def __init__(self):
+        self.me = self
+
+usual, before = gc.get_threshold(), gc.get_stats()
+collect_later()
+import torch
+assert gc.get_stats() == before
+kept = Node()
+gc.collect()
+assert gc.get_threshold() == usual
+assert not gc.callbacks
+libraries = gc.get_freeze_count()
+assert libraries > 50_000
+garbage = weakref.ref(Node())
+gc.collect()
+assert garbage() is None
+assert gc.get_freeze_count() == libraries
+"""
+
+
+def test_garbage_is_collected_from_what_a_job_makes_after_its_imports():
+    done = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 JOB = """
 import os
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -18,29 +19,33 @@ def timeless(record: CausalRecord) -> dict:
     return record.model_copy(update={"timing": {}}).model_dump()
 
 
-def die_after(monkeypatch, steps: int) -> None:
+@pytest.fixture
+def kill(monkeypatch):
+    """Trains a run and kills it after some steps; returns the folder of its checkpoints."""
     step = CausalTrainer.training_step
 
-    def mortal(self, *args, **kwargs):
-        if self.state.global_step >= steps:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
+    def killed(tier, run, after: int) -> Path:
+        def mortal(self, *args, **kwargs):
+            if self.state.global_step >= after:
+                raise KeyboardInterrupt
+            return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(CausalTrainer, "training_step", mortal)
+        with monkeypatch.context() as patched:
+            patched.setattr(CausalTrainer, "training_step", mortal)
+            with pytest.raises(KeyboardInterrupt):
+                train_run(tier, run, progress=False)
+        return checkpoint_folder(tier, run)
+
+    return killed
 
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("run", [GATES, SHARED, GATED], ids=lambda run: run.label)
-def test_a_run_that_was_killed_ends_with_the_same_record(folder, tmp_path, monkeypatch, run):
+def test_a_run_that_was_killed_ends_with_the_same_record(folder, tmp_path, monkeypatch, kill, run):
     tier = causal_tier(folder, save_every=2)
     whole = trained(tier.model_copy(update={"results": str(tmp_path / "whole")}), run)
     tier = tier.model_copy(update={"results": str(tmp_path / "killed")})
-    with monkeypatch.context() as patched:
-        die_after(patched, 7)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(tier, run, progress=False)
-    places = checkpoint_folder(tier, run)
-    assert (places / "checkpoint-6").is_dir()
+    assert (kill(tier, run, after=7) / "checkpoint-6").is_dir()
     with monkeypatch.context() as patched:
         steps = []
         step = CausalTrainer.training_step
@@ -53,16 +58,13 @@ def test_a_run_that_was_killed_ends_with_the_same_record(folder, tmp_path, monke
     assert steps == [6, 7]
 
 
-def test_a_checkpoint_that_was_cut_short_is_passed_over(folder, tmp_path, monkeypatch):
+def test_a_checkpoint_that_was_cut_short_is_passed_over(folder, tmp_path, kill):
     tier = causal_tier(folder, save_every=2)
     whole = trained(tier.model_copy(update={"results": str(tmp_path / "whole")}), GATES)
     tier = tier.model_copy(update={"results": str(tmp_path / "cut")})
-    with monkeypatch.context() as patched:
-        die_after(patched, 7)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(tier, GATES, progress=False)
+    place = kill(tier, GATES, after=7)
     for file in ("text_position.json", "optimizer.pt"):
-        (checkpoint_folder(tier, GATES) / "checkpoint-6" / file).unlink()
+        (place / "checkpoint-6" / file).unlink()
     assert timeless(trained(tier, GATES)) == timeless(whole)
 
 
@@ -70,13 +72,9 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(folder, tmp_path, monkey
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "optimizer.pt", "trainer_state.json", "text_position.json"]
 )
-def test_a_checkpoint_with_a_flipped_bit_is_passed_over(folder, tmp_path, monkeypatch, file):
+def test_a_checkpoint_with_a_flipped_bit_is_passed_over(folder, tmp_path, kill, file):
     tier = causal_tier(folder, save_every=2).model_copy(update={"results": str(tmp_path)})
-    with monkeypatch.context() as patched:
-        die_after(patched, 7)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(tier, GATES, progress=False)
-    place = checkpoint_folder(tier, GATES)
+    place = kill(tier, GATES, after=7)
     identity = json.loads((place / "run.json").read_text())["identity"]
     assert last_checkpoint(place, identity) == place / "checkpoint-6"
     flipped = bytearray((place / "checkpoint-6" / file).read_bytes())
@@ -93,13 +91,9 @@ def test_checkpoints_whose_run_cannot_be_read_are_refused(tmp_path, content):
         last_checkpoint(tmp_path, {"seed": 1})
 
 
-def test_the_checkpoints_of_another_run_are_refused_and_left_alone(folder, tmp_path, monkeypatch):
+def test_the_checkpoints_of_another_run_are_refused_and_left_alone(folder, tmp_path, kill):
     tier = causal_tier(folder, save_every=2).model_copy(update={"results": str(tmp_path)})
-    with monkeypatch.context() as patched:
-        die_after(patched, 5)
-        with pytest.raises(KeyboardInterrupt):
-            train_run(tier, GATES, progress=False)
-    place = checkpoint_folder(tier, GATES)
+    place = kill(tier, GATES, after=5)
     before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
     other = causal_tier(folder, save_every=2, learning_rate=0.01)
     other = other.model_copy(update={"results": str(tmp_path)})
