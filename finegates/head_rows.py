@@ -13,7 +13,7 @@ from finegates.blocks import Attention, FeedForward, Layout
 
 
 def head_rows(layout: Layout, heads: int, kv_heads: int, width: int) -> dict[str, Tensor]:
-    """For every number of every head, its row in the layer that gives it.
+    """The row of every dimension of every head in its projection.
 
     Args:
         layout: ``qkv``: all queries, then all keys, then all values, where they are one layer, and
@@ -68,7 +68,7 @@ def layer_rows(part: Attention, heads: int, kv_heads: int, width: int) -> dict[s
 
 
 def letters_of(part: Attention, path: str) -> tuple[str, ...]:
-    """What of ``q``, ``g``, ``k`` and ``v`` the layer at a path gives."""
+    """Which of ``q``, ``g``, ``k`` and ``v`` the layer at a path outputs."""
     given = {"q": part.q, "k": part.k, "v": part.v}
     if part.layout == "gated_queries":
         given = {"q": part.q, "g": part.q, "k": part.k, "v": part.v}
@@ -99,7 +99,7 @@ def score_units(part: Attention) -> Tensor:
 def of_dimensions(part: Attention, units: Tensor) -> Tensor:
     """Numbers of units (:func:`score_units`) as numbers of their dimensions.
 
-    Nothing is looked up, so that no device is waited for.
+    This is arithmetic without indexing, which does not wait for a device.
 
     Args:
         part: the attention.

@@ -106,7 +106,7 @@ def narrow_attention(
 
 
 def _changes_heads(sizes: HeadSizes, part: Attention) -> bool:
-    """Whether the heads are others than those of the dense module."""
+    """Whether heads or their dimensions differ from those of the dense module."""
     return sizes.width < part.head_dim or len(sizes.heads) < part.heads
 
 
@@ -288,7 +288,7 @@ class _Places:
 def _apply(
     part: Attention, own: dict[str, Draft], masks: dict[str, Tensor], places: _Places
 ) -> None:
-    """Removes the rows and columns that no mask keeps, and says where the others go."""
+    """Removes the rows and columns that no mask keeps, and places the others."""
     old, new = _rows(part), places.rows()
     total = layer_rows(
         part, len(places.sizes.heads), len(places.sizes.kv_heads), places.sizes.width

@@ -32,17 +32,17 @@ TOLERANCES = {
 
 
 class NotEqualError(ValueError):
-    """A compact model computes something else than the gated one; says where they part."""
+    """A compact model does not compute what the gated one does; names where they differ."""
 
 
 @dataclass
 class Recording:
-    """What a model gave for some inputs.
+    """The outputs of a model and of some of its layers for given inputs.
 
     Attributes:
         outputs: all floating-point numbers, in order.
-        inside: by path, what layers that write to the residual stream gave, in order of use.
-        dtype: that the model computed in.
+        inside: by path, outputs of the layers that write to the residual stream, in order of use.
+        dtype: of the computation.
     """
 
     outputs: list[Tensor]
@@ -70,7 +70,7 @@ def record(
         model: gated or compact, plain.
         inputs: keyword arguments of its forward.
         paths: of modules whose outputs are wanted.
-        strict: whether a model in float64 computes all in float64, also what its code rounds.
+        strict: whether a float64 model computes everything in float64, also where its code rounds.
     """
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     runs = model
@@ -97,7 +97,7 @@ def record(
 def record_compact(
     model: nn.Module, inputs: Mapping[str, Any], paths: list[str], *, strict: bool = False
 ) -> Recording:
-    """As :func:`record`, of a compact model whose description may be wrong.
+    """Records a compact model whose description may be wrong, as :func:`record` does.
 
     Raises:
         NotEqualError: the model cannot be called on the inputs.
@@ -130,7 +130,7 @@ def writing_layers(model: nn.Module, adapter: Adapter | None) -> list[str]:
 
 
 def check_equal(gated: Recording, small: Recording, kept: Tensor | None = None) -> float:
-    """The largest relative difference of two recordings.
+    """Compares two recordings and returns their largest relative difference.
 
     Args:
         gated: of the gated model.
@@ -165,14 +165,14 @@ def check_equal(gated: Recording, small: Recording, kept: Tensor | None = None) 
     )
     raise NotEqualError(
         f"the compact model differs from the gated one by {worst:.1e} of its largest output; "
-        f"rounding makes at most {tolerance:.0e} in {gated.dtype}{where}. The architecture "
-        "computes something that its description does not say; leave that part out with "
+        f"rounding alone gives at most {tolerance:.0e} in {gated.dtype}{where}. The description of "
+        "the architecture does not cover all that it computes; leave that part out with "
         "GateConfig(preset='reference', modules=...), and please report it with the configuration"
     )
 
 
 def _without_zeros(mine: Tensor, theirs: Tensor, kept: Tensor) -> Tensor:
-    """An output at the kept dimensions if the other has those alone, and the rest is zero."""
+    """Selects the kept dimensions if the other output has only those and the rest is zero."""
     narrower = mine.shape[:-1] == theirs.shape[:-1] and mine.shape[-1] > theirs.shape[-1]
     if not narrower or theirs.shape[-1] != kept.numel() or int(kept[-1]) >= mine.shape[-1]:
         return mine

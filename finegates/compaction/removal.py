@@ -96,7 +96,7 @@ def narrow_to(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
 
 
 def positions_kept(model: nn.Module) -> dict[str, dict[str, list[int]]]:
-    """What the gates still have of each gated model from which dimensions were removed.
+    """Positions that gates still have, of each gated model that lost dimensions.
 
     Args:
         model: plain or wrapped by ``peft``, with gated models in it.
@@ -112,7 +112,7 @@ def positions_kept(model: nn.Module) -> dict[str, dict[str, list[int]]]:
 
 
 def keep_positions(model: nn.Module, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
-    """Removes what another model of the same origin lacks, in place.
+    """Removes the dimensions that another model of the same origin lacks, in place.
 
     Args:
         model: as for :func:`positions_kept`, gated like the other.

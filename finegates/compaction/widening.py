@@ -20,7 +20,7 @@ from finegates.modules.slices import parameters_by_side, put_back
 
 @torch.no_grad()
 def widened(model: nn.Module) -> nn.Module:
-    """The dense gated model of one from which dimensions were removed.
+    """The dense gated form of a model that lost dimensions.
 
     Args:
         model: plain, of any kind; it does not change.

@@ -1,7 +1,7 @@
 """The residual stream of a compact model in a stock model: its own width, or padded with zeros.
 
-A configuration can say the width of a stream whose norms are RMS norms: with k of d dimensions, the
-weights and the epsilon of norms are other numbers (:mod:`finegates.modules.narrow_stream`). A layer
+A configuration can hold the width of a stream whose norms are RMS norms: with k of d dimensions,
+the weights and the epsilon of norms are rescaled (:mod:`finegates.modules.narrow_stream`). A layer
 norm over fewer dimensions is another function, so such a stream is padded: behind a norm without
 weight and bias, a dimension of zeros stays zero.
 """
@@ -46,7 +46,7 @@ def stream_of(model: nn.Module, adapter: Adapter) -> Stream | None:
 
 
 def with_width(model: nn.Module, config: Any, stream: Stream, head_dim: int) -> int:
-    """Sets the narrowest width that a configuration can say, at least that of the model.
+    """Sets the narrowest width that a configuration can hold, at least that of the model.
 
     Args:
         model: compact.
@@ -85,7 +85,7 @@ def with_width(model: nn.Module, config: Any, stream: Stream, head_dim: int) -> 
 
 @torch.no_grad()
 def padded(model: nn.Module, stock: nn.Module, stream: Stream, width: int) -> nn.Module:
-    """A copy of a compact model whose stream has a width, with zeros in the further dimensions.
+    """Pads the stream of a compact model with zeros to a width, in a copy.
 
     Layers of blocks keep their sizes; filling a stock layer pads them.
 
@@ -136,7 +136,7 @@ def padded(model: nn.Module, stock: nn.Module, stream: Stream, width: int) -> nn
 def scale_normed_rows(
     stock: nn.Module, adapter: Adapter, blocks: tuple[Block, ...], size: int, width: int
 ) -> None:
-    """Lets norms of queries and keys give what they gave, with the epsilon of the stream's norms.
+    """Keeps the outputs of query and key norms under the epsilon of the stream's norms.
 
     ``s x / sqrt(s^2 mean + eps s^2) = x / sqrt(mean + eps)`` with ``s^2 = d / k``.
     """
@@ -156,7 +156,7 @@ def scale_normed_rows(
 
 
 def _grown(tensor: Tensor, axis: int, width: int, scale: float, offset: float = 0.0) -> Tensor:
-    """A tensor with zeros behind an axis, scaled; ``offset`` is part of its numbers."""
+    """Appends zeros to a tensor along an axis and scales it; ``offset`` is part of its numbers."""
     shape = list(tensor.shape)
     shape[axis] = width
     grown = tensor.new_full(shape, -offset)
@@ -174,7 +174,7 @@ def _tied(model: nn.Module, stream: Stream) -> bool:
 def _embedding_factor(
     model: nn.Module, stock: nn.Module, stream: Stream
 ) -> tuple[float, str | None]:
-    """By which embeddings must grow if the stock model scales them otherwise, as the copy will.
+    """Factor on embeddings that the stock model scales by another number than the copy.
 
     Also the norm whose output an output layer with the same weight reads.
     """

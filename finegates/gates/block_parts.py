@@ -1,4 +1,4 @@
-"""Gates of the parts of a block, and the MACs that they leave (:mod:`finegates.gates.shared`)."""
+"""Gates of the parts of a block, and the MACs that they keep (:mod:`finegates.gates.shared`)."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ class MixerGates:
 
 @dataclass(frozen=True)
 class Ungated:
-    """A part without gates, which keeps its size.
+    """A part without gates, of constant size.
 
     Attributes:
         part: the part.

@@ -114,7 +114,7 @@ def _kind(
 
 
 def _is_compiled(model: nn.Module) -> bool:
-    """Whether operations of the model may be compiled, which a mode around them would disturb."""
+    """Whether operations of the model may be compiled; a torch mode would break that."""
     implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return implementation == "flex_attention" or any(
         module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
@@ -123,7 +123,7 @@ def _is_compiled(model: nn.Module) -> bool:
 
 
 class _WeightUses(TorchFunctionMode):
-    """Raises ValueError where an operation gets a weight that is not its caller's to use."""
+    """Raises ValueError at an operation on a weight whose gates its caller bypasses."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Equal sizes of all layers, which a stock configuration can say, within a budget.
+"""Equal sizes of all layers, which a stock configuration can hold, within a budget.
 
 Every layer keeps the same number F of feed-forward dimensions, K of key-value heads, and Q of query
 heads of each:
 
-1. F is a multiple of a number that kernels like, or the dense width. K and Q are numbers that the
-   configuration accepts.
+1. F is a multiple of a power of two, for which matmuls are fast, or the dense width. K and Q are
+   numbers that the configuration accepts.
 2. For every (K, Q) the largest F within the goal is taken.
 3. Each layer keeps its most important dimensions: the F best of its feed-forward part; in each
    group of heads the Q best; and the K groups whose Q best heads are the most important together.
@@ -227,7 +227,7 @@ class EqualSizes:
 
 
 def sizes_to_choose(model: nn.Module) -> StockKeys:
-    """The sizes that a model's configuration can say; logs the others.
+    """Sizes that a model's configuration can hold; logs the others.
 
     Raises:
         ValueError: there are none, or the model has stacked experts.

@@ -79,8 +79,8 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
         raise ValueError(
             f"{name}: {holder} of {type(model.get_submodule(path)).__name__} holds this layer, or "
             "its weight, outside of the model's tree of modules, so it would go on using it "
-            "without gates; register it as a module, or exclude the layer: let each pattern match "
-            "the other layers only"
+            "without gates; register it as a module, or exclude the layer with patterns that "
+            "match only the other layers"
         )
     if in_branches:
         name, reader = next(iter(in_branches.items()))
@@ -94,7 +94,7 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def check_removable(model: nn.Module, names: Iterable[str]) -> None:
-    """Raises ValueError for layers from which nothing can be removed while they are trained.
+    """Raises ValueError for layers that cannot lose dimensions while they are trained.
 
     Args:
         model: plain or with LoRA layers.
@@ -190,6 +190,6 @@ def _weight_reader_in_branches(model: nn.Module, name: str) -> str | None:
     if always:
         raise ValueError(
             f"{name}: {reader} reads the weight of this layer directly, so gates around the layer "
-            "would be bypassed; exclude it: let each pattern match the other layers only"
+            "would be bypassed; exclude it with patterns that match only the other layers"
         )
     return reader

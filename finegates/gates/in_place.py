@@ -1,4 +1,4 @@
-"""Whether the modules around a layer change tensors in place."""
+"""Detects code that may change the output of a layer in place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def is_changed_in_place(model: nn.Module, path: str) -> bool:
-    """Whether what a layer gives may be changed in place by the transformer layer that it is in.
+    """Whether the transformer layer around a layer may change its output in place.
 
-    By the code of the forwards around it (``x += y``, ``x.clamp_()``); all of them, if no
-    transformer layer is around it. That such code changes another tensor does no harm here.
+    It may if the code of its forwards has an operation such as ``x += y`` or ``x.clamp_()``, on
+    any tensor. Without a transformer layer around it, all forwards around the layer count.
 
     Args:
         model: any.

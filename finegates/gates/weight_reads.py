@@ -58,7 +58,7 @@ def weight_reader(model: nn.Module, name: str) -> tuple[nn.Module, bool] | None:
 
 
 def _names(paths: Iterable[str], inside: str) -> bool:
-    """Whether one of the paths, of which parts may be patterns, is the path of a layer."""
+    """Whether the path of a layer matches one of the paths, whose parts may be patterns."""
     parts = inside.split(".")
     for path in paths:
         patterns = path.split(".")
@@ -227,13 +227,13 @@ class _Reader:
                 yield from self.paths(node.args[0]) - {""}
 
     def calls(self) -> Iterator[ast.Call]:
-        """Calls, but for those on behalf of quantised layers."""
+        """Calls, without those for quantised layers."""
         for node in ast.walk(self._function):
             if isinstance(node, ast.Call) and node not in self._aside:
                 yield node
 
     def given(self, call: ast.Call, function: Any, plain: bool) -> _Bound:
-        """What the parameters of a function are in a call; plain functions have no ``self``."""
+        """Binds the parameters of a function to the arguments of a call, ``self`` excluded."""
         names = _parameters(method_source(function))
         bound: dict[str, set[str]] = {} if plain or not names else {names[0]: {""}}
         for name, value in zip(names[not plain :], call.args, strict=False):

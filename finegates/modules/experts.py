@@ -1,8 +1,8 @@
 """The stacked experts of mixture-of-experts layers: their sizes, and narrower ones.
 
 transformers stores the weights of all E experts of a layer in parameters of three dimensions and
-says by attributes of the module how they are laid out: transposed or not, gate and up one after
-the other or in turns, with biases or without.
+describes their layout by attributes of the module: transposed or not, gate and up concatenated or
+interleaved, with or without biases.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MARKS = ("is_transposed", "is_concatenated", "has_bias", "has_gate")
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether a module holds stacked experts of transformers in a layout that is known here."""
+    """Whether a module holds stacked experts of transformers in a known layout."""
     marked = all(isinstance(getattr(module, name, None), bool) for name in _MARKS)
     if not marked or getattr(module, "has_post_expert_norm", False):
         return False
@@ -46,7 +46,7 @@ def narrowed_experts(
 ) -> nn.Module:
     """Experts with some of their intermediate dimensions; the given module is not changed.
 
-    All get one width; what they do not need of it are zeros, which add nothing.
+    All get one width. Dimensions that an expert does not need are zeros, which add nothing.
 
     Args:
         module: see :func:`is_experts`.
@@ -86,10 +86,11 @@ def empty_experts(module: Any, width: int) -> nn.Module:
     """Experts of another width without storage (meta device).
 
     Raises:
-        ValueError: the module holds no experts that are known here, or narrower ones.
+        ValueError: the module does not hold stacked experts of a known layout, or these are
+            narrower already.
     """
     if not is_experts(module):
-        raise ValueError(f"{type(module).__name__} holds no stacked experts")
+        raise ValueError(f"{type(module).__name__} does not hold stacked experts")
     count, _, before = expert_shape(module)
     if not 0 < width <= before:
         raise ValueError(f"experts of width {before} cannot get width {width}")
@@ -124,7 +125,7 @@ def _parameters(module: Any) -> tuple[str, ...]:
 
 
 def _axes(module: Any, name: str) -> dict[int, int]:
-    """The axes of a parameter that grow with the width, and how many times it each is long."""
+    """The axes of a parameter that grow with the width, with their lengths in widths."""
     times = 2 if module.has_gate else 1
     wide = _wide(module)
     return {

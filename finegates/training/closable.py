@@ -34,10 +34,10 @@ def check_not_frozen(penalties: Iterable[SparsityPenalty | MacsPenalty]) -> None
     Once the choice of closed gates is final, latents of shared gates need no gradient.
 
     Args:
-        penalties: one of each gated part of the model.
+        penalties: the penalty of each gated part of the model.
 
     Raises:
-        ValueError: nothing would say how much such a shared gate matters.
+        ValueError: a shared gate is frozen, so its importance would not be measured.
     """
     remedy = (
         "put adapters in before finegates.attach, since get_peft_model and add_adapter freeze "
@@ -54,7 +54,7 @@ def check_not_frozen(penalties: Iterable[SparsityPenalty | MacsPenalty]) -> None
         if frozen and isinstance(penalty, MacsPenalty):
             raise ValueError(
                 f"{len(frozen)} of {len(gates)} shared gates are frozen, so the training would "
-                f"not see how much they matter, and close them first; {remedy}"
+                f"not see how much they matter and would close them first; {remedy}"
             )
         if frozen and len(frozen) == len(gates):
             warnings.warn(

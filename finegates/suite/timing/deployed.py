@@ -51,7 +51,7 @@ def deployed(
         label: label of one of its methods.
         task: task of the run.
         seed: seed of the run.
-        kept: file that the run saved (``finegates.suite.runs.finetune.write_trained``).
+        kept: file that the run saved (``finegates.suite.runs.trained_weights.write_trained``).
         matched: the record that the method matches.
         cost: cost model for compaction; None removes all closed rows and columns.
     """
