@@ -55,7 +55,8 @@ def prepare(
         method: settings of the method.
         seed: seed of the gates' initial latents.
         matched: the record that magnitude pruning matches.
-        earlier: file that the continued run saved (:func:`finegates.suite.runs.trained_weights.write_trained`).
+        earlier: file of :func:`finegates.suite.runs.trained_weights.write_trained` that the
+            continued run saved.
     """
     if method.lora is not None:
         model = add_lora(model, method.lora.rank, method.lora.alpha, method.lora.dropout)
