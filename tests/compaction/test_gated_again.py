@@ -157,7 +157,7 @@ def test_a_model_gated_again_is_compacted_in_place(architecture: str) -> None:
     }
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", sorted(described.CONFIGURATIONS))
 def test_every_described_type_is_gated_again(name: str) -> None:
     model = described.described_model(name)

@@ -99,7 +99,7 @@ def test_a_closed_part_adds_zero_and_is_not_multiplied(architecture: str) -> Non
     assert not any(bool(output.any()) for output in outputs)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", sorted(described.CONFIGURATIONS))
 def test_parts_of_every_described_type_close(name: str) -> None:
     model = gated(described.described_model(name))

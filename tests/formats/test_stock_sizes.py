@@ -209,7 +209,7 @@ def scattered_model() -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("preset", ["structured", "reference", "inner"])
 @pytest.mark.parametrize("name", sorted(described.CONFIGURATIONS))
 def test_a_described_model_is_exported_exactly_or_refused_by_name(name: str, preset: str) -> None:

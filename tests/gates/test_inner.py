@@ -101,7 +101,7 @@ def test_the_budget_is_met(architecture: str, target: float) -> None:
     )
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", sorted(described.CONFIGURATIONS))
 def test_layers_of_described_modules_are_contiguous(name: str) -> None:
     model = inner_model(described.described_model(name), target=0.01)

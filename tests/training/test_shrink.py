@@ -78,6 +78,7 @@ def test_all_weights_are_trained_and_shrunk_along(tmp_path):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
 def test_layers_without_gates_shrink_with_their_neighbours(architecture, tmp_path):
     config = dataclasses.replace(CONFIG, dimensions="inner", train_weights=True)
@@ -94,6 +95,7 @@ def test_layers_without_gates_shrink_with_their_neighbours(architecture, tmp_pat
     assert all(layer.cols is None and layer.rows is None for layer in layers)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("architecture", "target"), [("bert", 0.2), ("llama", 0.5)])
 def test_equal_sizes_stay_equal_while_the_model_shrinks(architecture, target, tmp_path):
     config = dataclasses.replace(CONFIG, uniform=True, target=target, train_weights=True)
@@ -146,6 +148,7 @@ def test_draws_of_the_kept_do_not_depend_on_removal(tmp_path):
         assert torch.equal(drawn, whole[places])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("adapters", ["add_lora", "peft"])
 def test_low_rank_factors_shrink_along(adapters, tmp_path):
     def prepared(model):
@@ -163,6 +166,7 @@ def test_low_rank_factors_shrink_along(adapters, tmp_path):
     assert any(p.shape[1] < 12 for p in factors)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -232,6 +236,7 @@ def test_half_precision_rounds_a_step_alike(tmp_path):
     assert abs(float(found["loss"] - reference["loss"])) <= 4 * bound["loss"] + 0.01
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("stop", [5, 9, 17])
 def test_a_training_that_is_killed_and_resumed_ends_as_the_other(stop, tmp_path):
     def make():
@@ -254,6 +259,7 @@ def test_a_training_that_is_killed_and_resumed_ends_as_the_other(stop, tmp_path)
     assert whole[1].history.entries == resumed[1].history.entries
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
 def test_a_checkpoint_knows_its_shape(architecture, tmp_path):
     model, trainer, _ = train(fresh(architecture, CONFIG), tmp_path / "run")
@@ -373,6 +379,7 @@ def compact_folder(tmp_path):
     return tmp_path / "small"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dimensions", ["all", "inner"])
 def test_a_compact_model_trains_as_in_its_dense_sizes(
     dimensions, compact_folder, tmp_path, monkeypatch
