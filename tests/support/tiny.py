@@ -27,6 +27,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from finegates.adapters import Adapter, Block, FeedForward, unwrap
+from finegates.gates.gated_linear import gated_layers
 from finegates.gates.stochastic import StochasticGate
 
 VOCABULARY = 40
@@ -209,3 +210,10 @@ class PairAdapter(Adapter):
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
         return ("up",)
+
+
+def set_latents(model: nn.Module, value: float) -> None:
+    """Sets the latents of all gates of gated layers to one value."""
+    for layer in gated_layers(model).values():
+        for _, gate in layer.gates():
+            gate.latent.data.fill_(value)

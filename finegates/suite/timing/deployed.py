@@ -23,8 +23,8 @@ from finegates.suite.models.sources import load_classifier
 from finegates.suite.runs.preparation import prepare
 from finegates.suite.runs.record import Record
 from finegates.suite.runs.trained_weights import read_trained
+from finegates.suite.timing.backends import random_inputs
 from finegates.suite.timing.control import CONTROL, with_control
-from finegates.suite.timing.inference import random_inputs
 
 COLUMNS = ("method", "title", "task", "seed", "median_ms", "q25_ms", "q75_ms", "ratio_to_dense")
 

@@ -12,8 +12,6 @@ import copy
 import tempfile
 import threading
 import time
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from finegates.modules.linear import linear_shape
 from finegates.seeds import derive_seed
 from finegates.suite.baselines.scattered import scatter_zeros, to_sparse
 from finegates.suite.config.benchmarks import InferenceBenchmark, InferenceCase, ModelShape
+from finegates.suite.timing.backends import Shape, runner
 from finegates.suite.timing.control import CONTROL
 from finegates.suite.timing.inference_parts import PARTS, parts_of_time
 
@@ -47,8 +46,6 @@ COLUMNS = (
 QUANTISED = ("int8", "torchao")
 # Profiled runs after the timed ones, for the times of the parts.
 _PROFILED = 3
-
-Shape = tuple[int, int, bool]
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ def time_inference(
                     sparse = to_sparse(copy.deepcopy(scattered))
                     models[_Contender("sparse", number, "eager")] = sparse
             runs = {
-                contender: _runner(model, shape, contender.backend, threads, Path(folder))
+                contender: runner(model, shape, contender.backend, threads, Path(folder))
                 for contender, model in models.items()
             }
             # Last, so that all other contenders run between the two.
@@ -288,98 +285,6 @@ def _macs(model: nn.Module, shape: Shape) -> int:
         return macs(model, batch, length).total
     token = macs(model, batch, 1)  # attention over one key, scaled to all cached keys below
     return token.linear + token.attention * (length + 1)
-
-
-def _runner(
-    model: nn.Module, shape: Shape, backend: str, threads: int, folder: Path
-) -> Callable[[], object] | None:
-    """A function that runs the model once, None if the backend does not work here."""
-    batch, length, decode = shape
-    inputs = random_inputs(model, batch, length)
-    if decode:
-        return _decoder(model, inputs)
-    if backend in ("eager", "onednn"):
-        return lambda: model(**inputs)
-    try:
-        if backend == "compile":
-            compiled = torch.compile(model, dynamic=False)
-            compiled(**inputs)
-            return lambda: compiled(**inputs)
-        if backend == "torchao":
-            quantised = _in_int8(model)
-            return lambda: quantised(**inputs)
-        return _onnx_runner(model, inputs, backend == "int8", threads, folder)
-    except Exception as error:  # no compiler, an unsupported operator, a missing package
-        warnings.warn(f"{backend} is left out: {type(error).__name__}: {error}", stacklevel=2)
-        return None
-
-
-def random_inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Random token ids and a mask of ones, each (batch, length)."""
-    vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
-    return {
-        "input_ids": torch.randint(5, vocabulary, (batch, length)),
-        "attention_mask": torch.ones(batch, length, dtype=torch.long),
-    }
-
-
-def _decoder(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
-    """A function that decodes one token after a cached prompt."""
-    from transformers import DynamicCache
-
-    # A classifier's head pools over positions, so the base model decodes.
-    base: nn.Module = model.base_model  # type: ignore[assignment]
-    cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
-    base(input_ids=inputs["input_ids"], past_key_values=cache, use_cache=True)
-    token = inputs["input_ids"][:, :1]
-
-    def run() -> object:
-        output = base(input_ids=token, past_key_values=cache, use_cache=True)
-        cache.crop(-1)
-        return output
-
-    return run
-
-
-def _in_int8(model: nn.Module) -> nn.Module:
-    """A copy with the weights of all linear layers in int8, one scale for each row."""
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    model = copy.deepcopy(model)
-    quantize_(model, Int8WeightOnlyConfig())
-    return model
-
-
-def _onnx_runner(
-    model: nn.Module, inputs: dict[str, torch.Tensor], int8: bool, threads: int, folder: Path
-) -> Callable[[], object]:
-    import onnxruntime
-
-    from finegates.formats.onnx import export_onnx
-
-    path = folder / f"{id(model)}.onnx"
-    if not path.exists():
-        batch, length = (max(2, size) for size in inputs["input_ids"].shape)
-        with torch.inference_mode(mode=False):
-            inputs = random_inputs(model, batch, length)
-            export_onnx(model, path, inputs, tolerance=1e-2, gated=True)
-    if int8:
-        import onnx
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        quantised = path.with_suffix(".int8.onnx")
-        if not quantised.exists():
-            graph = onnx.load(path)
-            # The exporter and the quantiser may name dynamic sizes of intermediate values
-            # differently. Without the exporter's shapes, all of them are inferred again.
-            del graph.graph.value_info[:]
-            quantize_dynamic(graph, quantised, weight_type=QuantType.QInt8)
-        path = quantised
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
-    return lambda: session.run(None, feeds)
 
 
 def _row(

@@ -33,8 +33,9 @@ from finegates.seeds import derive_seed, seed_everything
 from finegates.suite.config.benchmarks import TrainingBenchmark
 from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier
+from finegates.suite.timing.backends import random_inputs
 from finegates.suite.timing.control import CONTROL
-from finegates.suite.timing.inference import random_inputs, random_model
+from finegates.suite.timing.inference import random_model
 from finegates.suite.timing.memory import peak_tensor_bytes
 from finegates.training.trainer import GateTrainer
 
