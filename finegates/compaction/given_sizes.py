@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from finegates.adapters import Adapter, adapter_for, attentions
 from finegates.compaction.planner import plan_compaction
 from finegates.compaction.plans import Plan
-from finegates.gates.attachment import attach_fixed, detach
+from finegates.gates.attachment import attach_fixed
 from finegates.gates.dense_form import in_dense_sizes
+from finegates.gates.detachment import detach
 from finegates.gates.gate import Gate
 from finegates.gates.removed_before import before_of, mask_of
 from finegates.gates.shared import Before, build_structure
