@@ -20,7 +20,8 @@ from finegates.formats.structure import CompactFormatError
 from finegates.gates.attachment import attach_fixed
 from finegates.modules import kernels
 from finegates.suite.config.benchmarks import InferenceBenchmark
-from finegates.suite.timing.inference import random_inputs, random_model
+from finegates.suite.timing.backends import random_inputs
+from finegates.suite.timing.inference import random_model
 from support.saved import edit
 from support.tier import TINY_SHAPE
 

@@ -23,13 +23,13 @@ from finegates.suite.tables.inference import (
     parts_table,
     scattered_table,
 )
+from finegates.suite.timing.backends import random_inputs
 from finegates.suite.timing.control import with_control
 from finegates.suite.timing.inference import (
     COLUMNS,
     gated_copy,
     measure_compaction,
     measure_prices,
-    random_inputs,
     random_model,
     scattered_copy,
     time_inference,
