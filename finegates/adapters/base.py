@@ -87,6 +87,20 @@ class Adapter(ABC):
         """Counts the parameters that :meth:`narrow` removes, apart from those of projections."""
         return 0
 
+    def with_sizes(self, module: nn.Module, part: Attention) -> Attention:
+        """Sets the attributes of a dense attention module that hold its sizes, in place.
+
+        Called before a narrowed module gets its dense sizes again.
+
+        Args:
+            module: as the configuration gives it, which may have other sizes.
+            part: the dense attention, described from the narrowed module.
+
+        Returns:
+            its description, with what only a dense module says.
+        """
+        return part
+
     def per_head(self, module: nn.Module) -> Mapping[str, int]:
         """Tensors of an attention module with entries for every query head: path and axis."""
         return {}

@@ -6,6 +6,7 @@ encoder-decoders, two towers and models with a text model inside need nothing of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,7 +28,7 @@ from finegates.modules.attention import RotaryAttention
 from finegates.modules.experts import is_experts
 from finegates.modules.joint import join_gate
 from finegates.modules.likeness import is_alike, unlikeness
-from finegates.modules.narrowed import fit_norms, narrow_stock, removed_parameters
+from finegates.modules.narrowed import fit_norms, narrow_stock, removed_parameters, set_sizes
 from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec, NormSpec, StreamSpec
 
 
@@ -118,6 +119,16 @@ class DescribedAdapter(Adapter):
         spec = self._attention_spec(module)
         reason = _why_whole(module, spec) or _own_surroundings(model, part.path, spec)
         return reason or f"the weights of {type(module).__name__} are not heads of its sizes"
+
+    def with_sizes(self, module: nn.Module, part: Attention) -> Attention:
+        """Sets those that the module's spec names, apart from its configuration."""
+        spec = self._attention_spec(module)
+        if spec.executor is None:
+            set_sizes(module, spec, part.heads, part.kv_heads, part.head_dim)
+        if spec.rotary is None or part.rotary is None:
+            return part
+        rotary = dataclasses.replace(part.rotary, rotated=spec.rotary.dimensions(module))
+        return dataclasses.replace(part, rotary=rotary)
 
     def per_head(self, module: nn.Module) -> Mapping[str, int]:
         """Those of the module's spec."""

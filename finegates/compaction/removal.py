@@ -31,6 +31,7 @@ from finegates.gates.gate import DerivedGate, FixedGate, Gate
 from finegates.gates.gated_linear import GatedLinear
 from finegates.gates.parts import DENSE, gated_parts
 from finegates.gates.stochastic import StochasticGate
+from finegates.modules.changed_settings import move_hooks
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.slices import Cut, cut, cuts_of, note_sizes
 
@@ -335,4 +336,5 @@ def _narrow(
             if buffer is not None:
                 narrowed._buffers[name] = buffer.to(device)
     narrowed.training = present.training
+    move_hooks(present, narrowed)
     model.set_submodule(path, narrowed)

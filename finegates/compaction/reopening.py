@@ -13,13 +13,21 @@ are recorded (:mod:`finegates.gates.removed_before`), so that gates treat them a
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finegates.adapters import Adapter, Attention, Block, HeadSizes, adapter_for
+from finegates.adapters import (
+    Adapter,
+    Attention,
+    Block,
+    HeadSizes,
+    adapter_for,
+    attentions,
+)
 from finegates.compaction.filling import (
     Filled,
     Layout,
@@ -33,9 +41,13 @@ from finegates.gates.gate import FixedGate
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
 from finegates.gates.gated_output import NAME
 from finegates.gates.removed_before import note_before
+from finegates.head_rows import layer_rows, letters_of
+from finegates.modules.changed_settings import keep_settings
 from finegates.modules.compact_linear import CompactLinear
-from finegates.modules.linear import linear_shape
+from finegates.modules.dense_shapes import dense_shape
+from finegates.modules.linear import is_conv1d, linear_shape
 from finegates.modules.narrowed import ConfigView
+from finegates.modules.slices import note_sizes
 
 
 def is_compact(model: nn.Module) -> bool:
@@ -97,6 +109,7 @@ def reopened(model: nn.Module) -> nn.Module:
         filled |= _fill_block(model, result, adapter, block, dense)
     device = next(model.parameters()).device
     result.to(device)
+    _check_heads(blocks, adapter, result)
     masks = {path: _masks(result, path, *sides) for path, sides in filled.items()}
     note_before(result, masks, adapter)
     return result
@@ -170,13 +183,33 @@ def _fill_block(
     if joined:
         assert feed.path is not None
         new = dense.get(feed.path)
-        _keep_own(model.get_submodule(feed.path), new, feed.path, feed.linears(), set())
+        old, expected = model.get_submodule(feed.path), adapter.join(copy.deepcopy(new))
+        _keep_own(old, new, expected, feed.path, feed.linears(), set())
         result.set_submodule(feed.path, new)
     if joined or any(isinstance(model.get_submodule(p), CompactLinear) for p in feed.linears()):
         for path in feed.linears():
-            result.set_submodule(path, dense.get(path))
+            shape = dense_shape(model, path)
+            if shape is None:  # fused
+                shape = dense_shape(model, f"{feed.path}.gate_up")
+                assert shape is not None
+                shape = shape[0], shape[1] // 2
+            _place_dense(result, path, dense, shape)
         filled |= fill_feed_forward(model, result, feed, adapters=True)
     return filled
+
+
+def _check_heads(blocks: tuple[Block, ...], adapter: Adapter, result: nn.Module) -> None:
+    """Raises ValueError if attentions of the dense model have other heads than described."""
+    found = attentions(adapter, result)
+    for part in (part for block in blocks for part in block.attentions):
+        dense = found[part.path]
+        sizes = [(p.heads, p.kv_heads, p.head_dim, p.narrows) for p in (part, dense)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{part.path} had {part.heads} heads of width {part.head_dim} when it was "
+                "compacted, which its configuration and its attributes do not give; gate the dense "
+                "model"
+            )
 
 
 def _fill_compact(
@@ -187,9 +220,23 @@ def _fill_compact(
     for path in paths:
         layer = model.get_submodule(path)
         if isinstance(layer, CompactLinear):
-            result.set_submodule(path, dense.get(path))
+            _place_dense(result, path, dense, layer.dense_shape[::-1])
             filled[path] = fill_layer(result, path, layer, adapters=True)
     return filled
+
+
+def _place_dense(
+    result: nn.Module, path: str, dense: _DenseModules, shape: tuple[int, int]
+) -> None:
+    """Places the dense layer of a path, which may have another (in, out) than configured."""
+    layer: Any = dense.get(path)
+    if linear_shape(layer) != shape:
+        sizes = shape if is_conv1d(layer) else shape[::-1]
+        layer.weight = nn.Parameter(layer.weight.new_zeros(sizes))
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.new_zeros(shape[1]))
+        note_sizes(layer)
+    result.set_submodule(path, layer)
 
 
 def _graft_attention(
@@ -205,26 +252,41 @@ def _graft_attention(
     config: Any = getattr(old, "config", None)
     if config is not None:
         new.config = vars(config)["_config"] if isinstance(config, ConfigView) else config
+    dense_part = adapter.with_sizes(new, part)
+    copied = copy.deepcopy(new, {id(config): config})
+    expected = adapter.narrow(copied, dense_part, dataclasses.replace(sizes, fused=False))
     per_head = adapter.per_head(new)
     norm = adapter.norm_of(new)
     fitted = set() if norm is None else {f"{name}.weight" for name in norm.names}
-    _keep_own(old, new, part.path, part.linears(), fitted | set(per_head))
+    _keep_own(old, new, expected, part.path, part.linears(), fitted | set(per_head))
     for name, axis in per_head.items():
         _put_heads(old, new, name, axis, sizes, part.heads)
     result.set_submodule(part.path, new)
+    rows = layer_rows(part, part.heads, part.kv_heads, part.head_dim)
     for path in part.linears():
-        if not path.startswith(f"{part.path}."):
-            result.set_submodule(path, dense.get(path))
+        shape = dense_shape(model, path)
+        if shape is None:  # fused
+            count = sum(rows[letter].numel() for letter in letters_of(part, path))
+            shape = dense_shape(model, part.joint_path)
+            assert shape is not None
+            shape = shape[0], count
+        _place_dense(result, path, dense, shape)
 
 
 def _keep_own(
-    old: nn.Module, new: nn.Module, path: str, layers: tuple[str, ...], others: set[str]
+    old: nn.Module,
+    new: nn.Module,
+    expected: nn.Module,
+    path: str,
+    layers: tuple[str, ...],
+    others: set[str],
 ) -> None:
-    """Gives a dense module the parameters of a narrowed one that have its shapes.
+    """Gives a dense module the settings of a narrowed one, and the parameters that fit.
 
     Args:
         old: the narrowed module.
         new: the dense one, which is changed.
+        expected: the narrowed form of the dense one.
         path: of both.
         layers: paths of layers, which are filled later.
         others: names of parameters that are filled later.
@@ -255,6 +317,7 @@ def _keep_own(
     for name, child in old.named_children():
         if name in new._modules and next(child.parameters(), None) is None:
             new._modules[name] = child  # dropout and activations, as they are now
+    keep_settings(old, new, expected, own)
     new.train(old.training)
 
 

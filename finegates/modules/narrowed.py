@@ -83,21 +83,34 @@ def removed_parameters(
 
 
 def _set_sizes(module: nn.Module, spec: AttentionSpec, sizes: HeadSizes) -> None:
-    heads, kv_heads = len(sizes.heads), len(sizes.kv_heads)
-    known = {
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "each": heads // kv_heads,
-        "width": sizes.width,
-    }
-    if isinstance(spec.width, str):
-        setattr(module, spec.width, sizes.width)
-    for name, text in spec.sizes.items():
-        if hasattr(module, name):  # not in every version of transformers
-            setattr(module, name, derived_size(text, known))
+    known = set_sizes(module, spec, len(sizes.heads), len(sizes.kv_heads), sizes.width)
     if spec.config_sizes:
         changed = {name: derived_size(text, known) for name, text in spec.config_sizes.items()}
         module.config = ConfigView(module.config, changed)  # type: ignore[assignment]
+
+
+def set_sizes(
+    module: nn.Module, spec: AttentionSpec, heads: int, kv_heads: int, width: int
+) -> dict[str, int]:
+    """Sets the attributes of an attention module that hold its sizes, in place.
+
+    Args:
+        module: of one of the spec's classes.
+        spec: its description.
+        heads: number of query heads.
+        kv_heads: number of key-value heads.
+        width: of a head.
+
+    Returns:
+        the factors of the sizes, by the names that specs have for them.
+    """
+    known = {"heads": heads, "kv_heads": kv_heads, "each": heads // kv_heads, "width": width}
+    if isinstance(spec.width, str):
+        setattr(module, spec.width, width)
+    for name, text in spec.sizes.items():
+        if hasattr(module, name):  # not in every version of transformers
+            setattr(module, name, derived_size(text, known))
+    return known
 
 
 class ConfigView:
