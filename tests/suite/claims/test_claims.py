@@ -259,6 +259,12 @@ def test_one_failure_contradicts_a_conjunction_and_one_success_supports_up_to(
         assert result.tests[-1].missing == "no run of no"
 
 
+def test_every_source_says_whose_it_is():
+    for claim in LEDGER:
+        for source in claim.source.split("; "):
+            assert "of the paper" in source or "released code" in source, claim.id
+
+
 def test_verdicts_of_synthetic_tiers_are_no_judgements():
     results = audit(LEDGER, Evidence("nowhere"))
     table = verdict_table(results, "smoke", "About.", synthetic=True)
