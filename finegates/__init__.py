@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from finegates.compaction import plan_compaction as plan_compaction
     from finegates.compaction import use_products as use_products
     from finegates.compaction.regating import attach as attach
+    from finegates.compaction.regating import detach as detach
     from finegates.formats.card import model_card as model_card
     from finegates.formats.compact import load as load
     from finegates.formats.compact import save as save
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from finegates.formats.task import save_task as save_task
     from finegates.gates.attachment import attach_fixed as attach_fixed
     from finegates.gates.config import GateConfig as GateConfig
-    from finegates.gates.detachment import detach as detach
     from finegates.gates.gate import FixedGate as FixedGate
     from finegates.gates.gated_linear import GatedLinear as GatedLinear
     from finegates.gates.gated_linear import gated_layers as gated_layers
@@ -55,7 +55,7 @@ _HOMES = {
     "attach": "compaction.regating",
     "attach_fixed": "gates.attachment",
     "attach_from_peft": "formats.peft",
-    "detach": "gates.detachment",
+    "detach": "compaction.regating",
     "add_lora": "lora",
     "magnitude_gates": "one_shot",
     "prune": "pruning.to_budget",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -39,13 +40,32 @@ def given_plan(model: nn.Module, adapter: Adapter | None = None) -> Plan:
         an empty plan unless a compact model was gated or pruned again.
     """
     dense = in_dense_sizes(model)
-    if not any(before_of(module) for module in dense.modules()):
+    if not records_of(dense):
         return Plan({})
     dense = _without_numbers(dense)
-    records = {path: before for path, m in dense.named_modules() if (before := before_of(m))}
+    records = records_of(dense)
     detach(dense)
+    gate_as_given(dense, records, adapter)
+    return plan_compaction(dense, adapter)
+
+
+def records_of(model: nn.Module) -> dict[str, Before]:
+    """What an earlier compaction had left of a gated model and of those inside it, by path."""
+    return {path: before for path, m in model.named_modules() if (before := before_of(m))}
+
+
+def gate_as_given(
+    model: nn.Module, records: Mapping[str, Before], adapter: Adapter | None = None
+) -> None:
+    """Closes what an earlier compaction had removed by constant gates, in place.
+
+    Args:
+        model: plain, in its dense sizes, without gates.
+        records: of :func:`records_of`.
+        adapter: describes the blocks; looked up if None.
+    """
     for path, before in records.items():
-        part = dense.get_submodule(path)
+        part = model.get_submodule(path)
         masks: dict[Gate, Tensor] = {}
 
         def make(
@@ -53,21 +73,16 @@ def given_plan(model: nn.Module, adapter: Adapter | None = None) -> Plan:
         ) -> StochasticGate:
             gate = StochasticGate(size, "structured", device="meta")
             mask = mask_of(before, name, size)
-            masks[gate] = torch.ones(size, device="cpu") if mask is None else mask.cpu().float()
+            ones = torch.ones(size, dtype=torch.float32, device="cpu")
+            masks[gate] = ones if mask is None else mask.to("cpu", torch.float32)
             return gate
 
         _, sides = build_structure(part, make, adapter=adapter, experts=False)
-        attach_fixed(
-            part,
-            {
-                name: (
-                    None if rows is None else rows.combined(masks.__getitem__),
-                    None if cols is None else cols.combined(masks.__getitem__),
-                )
-                for name, (rows, cols) in sides.items()
-            },
-        )
-    return plan_compaction(dense, adapter)
+        values = {
+            name: tuple(None if gate is None else gate.combined(masks.__getitem__) for gate in pair)
+            for name, pair in sides.items()
+        }
+        attach_fixed(part, values)  # type: ignore[arg-type]
 
 
 def given_numbers(model: nn.Module, plan: Plan, adapter: Adapter | None = None) -> dict[int, int]:
@@ -111,13 +126,17 @@ def given_numbers(model: nn.Module, plan: Plan, adapter: Adapter | None = None) 
     return found
 
 
-def given_gates(gate: Gate) -> int:
-    """The number of parameters that a gate had when it was attached."""
-    per_dimension = sum(p.numel() for p in gate.parameters(recurse=False)) // gate.size
+def given_size(gate: Gate) -> int:
+    """The number of dimensions that a gate had after it was attached."""
     if not isinstance(gate, StochasticGate) or gate.positions is None:
-        return per_dimension * gate.size
-    left = gate.dense_size if gate.before is None else max(1, int(gate.before.sum()))
-    return per_dimension * left
+        return gate.size
+    return gate.dense_size if gate.before is None else max(1, int(gate.before.sum()))
+
+
+def given_gates(gate: Gate) -> int:
+    """The number of parameters that a gate had after it was attached."""
+    each = sum(p.numel() for p in gate.parameters(recurse=False)) // gate.size
+    return each * given_size(gate)
 
 
 def _without_numbers(model: nn.Module) -> nn.Module:

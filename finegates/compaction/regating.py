@@ -1,4 +1,4 @@
-"""Attaches gates, also to a model that is compact already.
+"""Attaches gates, also to a model that is compact already, and detaches them.
 
 A compact model is gated in its dense sizes (:mod:`finegates.compaction.reopening`). What it lacks
 is then removed from the gated model as while training (:mod:`finegates.compaction.removal`), so
@@ -16,11 +16,17 @@ from torch import nn
 
 from finegates.adapters import unwrap
 from finegates.arguments import check_config
+from finegates.compaction.given_sizes import gate_as_given, given_size, records_of
 from finegates.compaction.peft_targets import product_paths
 from finegates.compaction.removal import remove_closed
 from finegates.compaction.reopening import is_compact, reopened
-from finegates.gates import attachment
+from finegates.compaction.transform import compact
+from finegates.compaction.widening import widened
+from finegates.gates import attachment, detachment
 from finegates.gates.config import GateConfig
+from finegates.gates.dense_form import check_whole, in_dense_sizes
+from finegates.gates.gated_linear import leaf_gates
+from finegates.gates.stochastic import StochasticGate
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +79,64 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         except ValueError as error:
             logger.info("%s is gated in its dense sizes: %s", type(inner).__name__, error)
     return model
+
+
+def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
+    """Removes the gates, in place.
+
+    A compact model that was gated or pruned again becomes the compact model that it was. Trained
+    weights, biases and heads stay.
+
+    Args:
+        model: with or without gates.
+        fold: multiply the evaluation gates into weights and biases, so that the outputs in
+            evaluation mode do not change (up to rounding). Needs plain linear layers: merge
+            low-rank adapters first, or use ``finegates.compact``. A layer that shares its weight
+            with the embeddings gets its own copy.
+
+    Returns:
+        the same model; with ``fold=False`` it computes the same as before gates were attached,
+        except for trained weights, biases, head and low-rank factors. The modules of one that was
+        compact are others, as after :func:`attach`.
+
+    Raises:
+        ValueError: ``fold`` and a layer holds an unmerged low-rank adapter; dimensions were removed
+            since gates were attached; or a compact model that was gated again has low-rank
+            adapters. The model does not change.
+    """
+    inner = unwrap(model)
+    records = records_of(in_dense_sizes(inner))
+    if not records:
+        return detachment.detach(model, fold=fold)
+    for gate in leaf_gates(inner):
+        if isinstance(gate, StochasticGate) and gate.size < given_size(gate):
+            check_whole(inner, "detach")
+    adapted = next((path for path, m in inner.named_modules() if hasattr(m, "lora_A")), None)
+    if adapted is not None:
+        raise ValueError(
+            f"{adapted} holds a low-rank adapter, which does not fit the layers that "
+            f"{type(inner).__name__} had before it was gated again; merge it first "
+            "(merge_and_unload of peft), or call finegates.compact, which merges"
+        )
+    trained = {_name(name): p.requires_grad for name, p in inner.named_parameters()}
+    mode, dense = inner.training, widened(inner)
+    detachment.detach(dense, fold=fold)
+    gate_as_given(dense, records)
+    small = compact(dense, inplace=True).train(mode)
+    for name, parameter in small.named_parameters():
+        around = _name(name).rpartition(".")[0].rpartition(".")[0]
+        members = [own for each, own in trained.items() if each.startswith(f"{around}.")]
+        # A fused layer is trained if one of its layers is.
+        parameter.requires_grad_(trained.get(_name(name), any(members)))
+    if small is not inner:
+        vars(inner).clear()
+        vars(inner).update(vars(small))
+    return model
+
+
+def _name(name: str) -> str:
+    """A parameter's name, with or without gates around its layer, and compact or not."""
+    return name.replace(".linear.", ".").replace(".base.", ".")
 
 
 @contextmanager
