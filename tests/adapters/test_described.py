@@ -139,7 +139,7 @@ def test_shared_gates_meet_their_budget(name: str) -> None:
     assert counted == pytest.approx(kept, abs=1e-6)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("preset", ["structured", "reference"])
 @pytest.mark.parametrize(("name", "head"), _LANGUAGE, ids=[f"{n}-{h}" for n, h in _LANGUAGE])
 def test_generation_is_that_of_the_gated_model(name: str, head: str, preset: str) -> None:

@@ -196,7 +196,8 @@ def _fix_layout(figure: Figure) -> None:
         return
     with style():
         figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+        # "none" would leave a placeholder, with which every save draws the figure twice.
+        figure.set_layout_engine(None)
     for ax in figure.axes:
         left, bottom, width, height = ax.get_position(original=True).bounds
         ax.set_position((round(left, 5), round(bottom, 5), round(width, 5), round(height, 5)))
