@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -136,7 +137,7 @@ def measure_budget(model: nn.Module, adapter: Adapter | None = None) -> Budget:
         encoder_parameters=None if adapter is None else _below(dense, adapter.encoder(plain)),
         head_parameters=None if adapter is None else _below(dense, adapter.head(plain)),
         gated_weights=weights,
-        gated_biases=sum(0 if layer.bias is None else layer.bias.numel() for layer in shrunk)
+        gated_biases=sum(_biases(layer, None) for layer in shrunk)
         + sum(_biases(layer, given.layers.get(path)) for path, layer in gated.items()),
         gate_parameters=sum(numbers[id(p)] for _, p in named if id(p) in gates),
         low_rank_parameters=sum(numbers[id(p)] for _, p in named if id(p) in low_rank),
@@ -198,10 +199,12 @@ def _dense_weights(layer: GatedLinear | CompactLinear) -> int:
     return layer.out_features * layer.in_features
 
 
-def _biases(layer: GatedLinear, given: LayerPlan | None) -> int:
-    if layer.bias is None:
+def _biases(layer: GatedLinear | CompactLinear, given: LayerPlan | None) -> int:
+    bias: Any = layer.bias
+    bias = bias() if callable(bias) else bias  # of torch's quantised layers
+    if bias is None:
         return 0
-    return layer.bias.numel() if given is None else given.kept_out
+    return int(bias.numel()) if given is None else given.kept_out
 
 
 def _adapter_or_none(model: nn.Module) -> Adapter | None:
@@ -236,7 +239,7 @@ def _removal(
     shrunk: list[CompactLinear],
     adapter: Adapter | None,
 ) -> tuple[int | None, int | None]:
-    missing = sum(_dense_weights(layer) - layer.weight.numel() for layer in shrunk)
+    missing = sum(_dense_weights(layer) - prod(layer.kept) for layer in shrunk)
     if any(gate.value().is_meta for layer in gated.values() for _, gate in layer.gates()):
         return None, None
     removable = missing
@@ -269,5 +272,5 @@ def _closed_fraction(
     for small in shrunk:
         dimension = 0 if side == "rows" else 1
         total += small.dense_shape[dimension]
-        closed += small.dense_shape[dimension] - small.weight.shape[dimension]
+        closed += small.dense_shape[dimension] - small.kept[dimension]
     return closed / total if total else None

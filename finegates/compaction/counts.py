@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from types import MappingProxyType
 
 from torch import nn
@@ -113,6 +114,6 @@ def model_parameters(
 def present_weights(layer: nn.Module) -> int:
     """Weights of a linear layer: dense if gated, kept if compact."""
     if isinstance(layer, CompactLinear):
-        return layer.weight.numel()
+        return prod(layer.kept)
     columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)
     return columns * outputs

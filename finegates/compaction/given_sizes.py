@@ -142,7 +142,10 @@ def given_gates(gate: Gate) -> int:
 def _without_numbers(model: nn.Module) -> nn.Module:
     """A copy on the meta device; configurations are shared."""
     memo: dict[int, object] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        id(p): nn.Parameter(
+            torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device="meta"),
+            requires_grad=p.requires_grad,
+        )
         for p in model.parameters()
     }
     config = getattr(model, "config", None)

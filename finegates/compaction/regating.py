@@ -25,7 +25,7 @@ from finegates.compaction.widening import widened
 from finegates.gates import attachment, detachment
 from finegates.gates.config import GateConfig
 from finegates.gates.dense_form import check_whole, in_dense_sizes
-from finegates.gates.gated_linear import leaf_gates
+from finegates.gates.gated_linear import gated_layers, leaf_gates
 from finegates.gates.stochastic import StochasticGate
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     check_config(config, GateConfig)
     config = config or GateConfig()
     inner = unwrap(model)
-    if config.gate_preset().penalty != "macs" or not is_compact(inner):
+    if config.gate_preset().penalty != "macs" or not is_compact(inner) or gated_layers(inner):
         return attachment.attach(model, config)
     with in_dense_sizes_again(model):
         attachment.attach(model, config)

@@ -45,7 +45,7 @@ from finegates.head_rows import layer_rows, letters_of
 from finegates.modules.changed_settings import keep_settings
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.dense_shapes import dense_shape
-from finegates.modules.linear import is_conv1d, linear_shape
+from finegates.modules.linear import check_numbers, is_conv1d, linear_shape
 from finegates.modules.narrowed import ConfigView
 from finegates.modules.slices import note_sizes
 
@@ -76,6 +76,7 @@ def reopened(model: nn.Module) -> nn.Module:
         a new model, which shares the tensors of all modules that kept their sizes.
 
     Raises:
+        TypeError: a compact layer is quantised.
         ValueError: no layer of it is described, a changed module is not in a model of transformers,
             its configuration describes other tensors, or it
             lost hidden dimensions, or experts became narrower.
@@ -92,6 +93,11 @@ def reopened(model: nn.Module) -> nn.Module:
                 f"{path} holds stacked experts that were compacted, which cannot get gates again; "
                 "gate the dense model"
             )
+        if isinstance(module, CompactLinear):
+            try:
+                check_numbers(module.linear)
+            except TypeError as error:
+                raise TypeError(f"{path}: {error}") from None
     dense = _DenseModules(model)
     result = copy.deepcopy(model, _shared(model))
     if has_constant_gates(model):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from finegates.formats.bounds import check_index_buffers
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.linear import codes_of
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -35,7 +36,11 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor once, ready for safetensors, and the aliases of tied tensors."""
+    """Every tensor once, ready for safetensors, and the aliases of tied tensors.
+
+    Raises:
+        ValueError: a tensor is quantised.
+    """
     first: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -44,6 +49,12 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
         if id(tensor) in first:
             aliases[name] = first[id(tensor)]
             continue
+        codes = codes_of(tensor)
+        if codes is not None:
+            raise ValueError(
+                f"{name} is quantised ({codes}), which cannot be saved; save the model from before "
+                "it was quantised, and quantise what is loaded"
+            )
         first[id(tensor)] = name
         plain = tensor.detach().contiguous()
         pointer = plain.untyped_storage().data_ptr()

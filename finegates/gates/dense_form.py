@@ -79,7 +79,10 @@ class DenseForm:
         for gate, constant in zip(gates, constants, strict=True):
             memo[id(gate)] = constant
         for parameter in model.parameters():
-            empty = torch.empty_like(parameter, device="meta")
+            # Not empty_like, which tensors of quantisation libraries do not have.
+            empty = torch.empty_strided(
+                parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta"
+            )
             memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
         config = getattr(model, "config", None)
         memo[id(config)] = config

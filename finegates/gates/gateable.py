@@ -14,7 +14,7 @@ from finegates.gates.held_layers import holders
 from finegates.gates.weight_reads import weight_reader
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.experts import is_experts
-from finegates.modules.linear import find_linear, looks_linear
+from finegates.modules.linear import check_numbers, looks_linear
 from finegates.modules.slices import parameters_by_side
 
 
@@ -67,7 +67,7 @@ def check_gateable(model: nn.Module, names: Iterable[str]) -> None:
             )
         layer = model.get_submodule(name)
         try:
-            find_linear(layer)
+            check_numbers(layer)
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
         _check_used_once(model, name, uses[id(layer)], places)

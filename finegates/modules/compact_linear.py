@@ -192,16 +192,21 @@ class CompactLinear(CompactLayer):
 
     def check_plain(self, path: str) -> None:
         """Raises ValueError, naming the layer, unless the inner layer is a plain ``nn.Linear``."""
+        if ".quantized" in type(self.linear).__module__:  # of torch.ao
+            raise ValueError(
+                f"layer {path}: its inner layer is quantised ({type(self.linear).__module__}."
+                f"{type(self.linear).__name__}); use the model from before it was quantised"
+            )
         if type(self.linear) is not nn.Linear:
             raise ValueError(
                 f"layer {path}: its inner layer is {type(self.linear).__module__}."
                 f"{type(self.linear).__name__}, not nn.Linear; merge adapters first "
-                "(merge_and_unload of peft), and quantise a copy"
+                "(merge_and_unload of peft)"
             )
         if not is_plain_tensor(self.linear.weight):
             raise ValueError(
-                f"layer {path}: its weight is a {type(self.linear.weight).__name__}, which is "
-                "stored in another form; use the model from before it was quantised"
+                f"layer {path}: its weight is of {type(self.linear.weight).__name__}, not a plain "
+                "tensor; use the model from before it was quantised"
             )
 
     def forward(self, x: Tensor) -> Tensor:

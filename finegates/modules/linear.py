@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Other dtypes are codes of quantisation, which only their own layer can interpret.
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -20,6 +21,11 @@ def find_linear(layer: nn.Module) -> nn.Module:
     """
     inner = _innermost(layer)
     if not _looks_linear(inner):
+        if ".quantized" in type(inner).__module__:  # of torch.ao
+            raise TypeError(
+                f"{type(inner).__module__}.{type(inner).__name__} is quantised, and its numbers "
+                "are not stored; take the model from before it was quantised"
+            )
         raise TypeError(
             f"{type(layer).__name__} is not linear-like: gates go around nn.Linear, transformers' "
             "Conv1D, or a peft LoRA layer around one of them"
@@ -36,6 +42,38 @@ def find_linear(layer: nn.Module) -> nn.Module:
             "not be x W^T + b: compaction could change its outputs; exclude this layer"
         )
     return inner
+
+
+def check_numbers(layer: nn.Module) -> None:
+    """Raises TypeError if a linear-like layer stores codes of its weight, as torchao does.
+
+    Such a weight has the shape and the dtype of the numbers that it replaces, so that
+    :func:`find_linear` accepts it.
+    """
+    weight = find_linear(layer).weight
+    assert isinstance(weight, Tensor)
+    codes = codes_of(weight)
+    if codes is not None:
+        raise TypeError(
+            f"its weight is quantised ({codes}), and its numbers are not stored; take the model "
+            "from before it was quantised, or load it without quantisation"
+        )
+
+
+def codes_of(tensor: Tensor) -> str | None:
+    """Which codes a tensor of a quantisation library stores instead of numbers, or None."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return None
+    codes = sorted(str(dtype) for dtype in _stored_dtypes(tensor) - set(_PRECISIONS))
+    return f"{type(tensor).__name__} of {', '.join(codes)}" if codes else None
+
+
+def _stored_dtypes(tensor: Tensor) -> set[torch.dtype]:
+    """Dtypes of the tensors inside a tensor subclass, or of the tensor itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return {tensor.dtype}
+    names, _ = tensor.__tensor_flatten__()
+    return set().union(*(_stored_dtypes(getattr(tensor, name)) for name in names))
 
 
 def is_linear(layer: nn.Module) -> bool:
@@ -126,10 +164,11 @@ def dense_weight(layer: nn.Module, *, rounded: bool = True) -> tuple[Tensor, Ten
         new tensors or views.
 
     Raises:
-        TypeError: the layer is not linear-like.
+        TypeError: the layer is not linear-like, or quantised.
         ValueError: its adapters cannot be merged (:func:`unmergeable`).
     """
     linear = find_linear(layer)
+    check_numbers(linear)
     weight = linear.weight.detach()  # type: ignore[operator]
     bias = None if linear.bias is None else linear.bias.detach()  # type: ignore[operator]
     if is_conv1d(linear):

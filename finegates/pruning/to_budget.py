@@ -120,7 +120,7 @@ def prune(
     if (uniform and cost is not None) or (multiple_of is not None and not uniform):
         raise ValueError("multiple_of needs uniform=True, whose budget is on MACs: leave cost out")
     inner = unwrap(model)
-    again = is_compact(inner) or has_constant_gates(inner)
+    again = has_constant_gates(inner) or (is_compact(inner) and not gated_layers(inner))
     with in_dense_sizes_again(model) if again else nullcontext():
         return _pruned(
             model, data, target, criterion, steps, dimensions, uniform, multiple_of, collator,
