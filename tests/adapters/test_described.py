@@ -82,7 +82,7 @@ _ALL = [(*pair, *way) for pair in HEADS for way in _WAYS]
 _REST = [pytest.param(*case, marks=pytest.mark.slow) for case in _ALL if case not in set(_ONCE)]
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize(("name", "head", "preset", "padding", "attention"), [*_ONCE, *_REST])
 def test_compact_equals_gated_and_reloads(
     name: str, head: str, preset: str, padding: str, attention: str, tmp_path: Path
@@ -122,6 +122,7 @@ def test_every_linear_layer_of_the_transformer_layers_is_described(name: str) ->
     }
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", TYPES)
 def test_shared_gates_meet_their_budget(name: str) -> None:
     model = described_model(name)

@@ -71,7 +71,7 @@ def pruned(model: nn.Module, description: Description, seed: int) -> tuple[nn.Mo
     return gated.eval(), compact(gated, adapter=adapter)
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", WHOLE)
 def test_heads_and_all_dimensions_are_found(name: str) -> None:
     specs = found(name).specs
@@ -82,7 +82,7 @@ def test_heads_and_all_dimensions_are_found(name: str) -> None:
         assert any(isinstance(spec, FeedForwardSpec) for spec in specs)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "joint"), [("vit", True), ("gemma", True), ("albert", False), ("phi3", False)]
 )
@@ -93,7 +93,7 @@ def test_layers_that_read_the_same_are_found_to_be_one_matmul(name: str, joint: 
     assert "joint=True" in str(found(name)) or not joint
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", [*WHOLE, *PARTLY])
 def test_what_is_found_is_exact_in_the_whole_model(name: str) -> None:
     """Random plans once certified two wrong specs for heads with few dimensions."""

@@ -72,6 +72,7 @@ def test_training_with_removal_is_training_without_it_for_every_architecture(
     assert_law(lambda config: fresh(architecture, config), tmp_path)
 
 
+@pytest.mark.thorough
 def test_all_weights_are_trained_and_shrunk_along(tmp_path):
     assert_law(
         lambda config: fresh("bert", dataclasses.replace(config, train_weights=True)), tmp_path
