@@ -37,7 +37,7 @@ class Recipe:
     """Settings of ``finegates shrink``.
 
     Attributes:
-        target: the fraction of the MACs to remove, in (0, 1).
+        target: the fraction of the MACs to remove, in (0, 1); with ``target_time``, of the time.
         epochs: over the training rows.
         batch_size: sequences of a step.
         max_length: tokens after which a text is truncated; also the length at which MACs are
@@ -51,6 +51,7 @@ class Recipe:
         width: whether hidden dimensions of the whole model are closed, too.
         parts: whether parts are closed as a whole, too.
         shrink: whether the running model loses what is closed for good.
+        target_time: the fraction of the time that stays; None for a budget on MACs.
     """
 
     target: float
@@ -66,9 +67,25 @@ class Recipe:
     width: bool = False
     parts: bool = False
     shrink: bool = False
+    target_time: float | None = None
 
-    def gates(self) -> fg.GateConfig:
+    def settings(self) -> dict[str, Any]:
+        """The settings that identify a run.
+
+        Options that are off are left out: results from before an option have the same settings.
+        """
+        later = ("target_time",)
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if value is not False and not (key in later and value is None)
+        }
+
+    def gates(self, cost: fg.CostModel | None = None) -> fg.GateConfig:
         """The configuration of the gates.
+
+        Args:
+            cost: the cost model of a budget on time.
 
         Raises:
             ValueError: options exclude each other.
@@ -83,6 +100,8 @@ class Recipe:
             width=self.width,
             parts=self.parts,
             shrink=self.shrink,
+            target_time=self.target_time,
+            cost=cost,
         )
 
     def seed_of(self, what: str) -> int:
@@ -143,13 +162,13 @@ def fit_tokenizer(tokenizer: Any, model: Any) -> None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def with_gates(model: nn.Module, recipe: Recipe) -> nn.Module:
+def with_gates(model: nn.Module, recipe: Recipe, cost: fg.CostModel | None = None) -> nn.Module:
     """Adds LoRA, if requested, and gates to a model, in place; returns the model."""
     set_seed(recipe.seed_of("adapters"))
     if recipe.lora is not None:
         model = fg.add_lora(model, rank=recipe.lora)
     # Without the wrapper of peft, whose checkpoints would contain adapters but no gates.
-    return unwrap(fg.attach(model, recipe.gates()))
+    return unwrap(fg.attach(model, recipe.gates(cost)))
 
 
 def train(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,12 @@ def add_cost(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def cost_model(choice: str) -> CostModel | None:
+def cost_model(choice: str, measure: Callable[[], CostModel] | None = None) -> CostModel | None:
     """The cost model that ``--cost`` selects.
+
+    Args:
+        choice: the value of the option.
+        measure: measures this machine; None selects ``finegates.calibrate``.
 
     Raises:
         CommandError: the file does not exist.
@@ -105,7 +109,7 @@ def cost_model(choice: str) -> CostModel | None:
     if choice == "smallest":
         return None
     if choice == "measured":
-        return fg.calibrate()
+        return fg.calibrate() if measure is None else measure()
     if not Path(choice).is_file():
         raise CommandError(
             f"--cost {choice}: no such file; use 'smallest', 'measured', or a file of "
@@ -124,7 +128,7 @@ def cost_settings(choice: str) -> Any:
         return choice
     cost = cost_model(choice)
     assert cost is not None
-    return dataclasses.asdict(cost)
+    return cost.as_dict()
 
 
 def positive(text: str) -> int:

@@ -55,8 +55,17 @@ def add(commands: options.Commands) -> None:
     data.add_argument("--label", metavar="COLUMN", help="the label (default: a usual name)")
     recipe = parser.add_argument_group("what is made")
     recipe.add_argument("--out", type=Path, required=True, metavar="OUT", help="a new folder")
-    recipe.add_argument(
-        "--target", type=options.fraction, default=0.4, help="fraction of the MACs to remove (0.4)"
+    budget = recipe.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--target", type=options.fraction, help="fraction of the MACs to remove (0.4)"
+    )
+    budget.add_argument(
+        "--target-time",
+        type=options.fraction,
+        metavar="FRACTION",
+        help="instead, the time of a forward pass that stays, as a fraction of the dense model's, "
+        "for a batch of --batch-size x --max-length; needs --cost measured, which then also times "
+        "the model, or --cost FILE",
     )
     recipe.add_argument(
         "--uniform",
@@ -176,6 +185,10 @@ def _check(arguments: argparse.Namespace) -> None:
             )
     elif arguments.data is not None:
         raise CommandError("--data goes with --task; name the file to evaluate on with --eval")
+    if arguments.target_time is not None and arguments.cost == "smallest":
+        raise CommandError(
+            "--target-time needs measured costs: --cost measured, or --cost FILE of CostModel.save"
+        )
     for path in (arguments.out, *arguments.out.parents):
         if path.exists() and not path.is_dir():
             raise CommandError(f"--out {arguments.out}: {path} is a file; choose another folder")
@@ -191,7 +204,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
     from finegates.cli.task_data import read_task_data
 
     recipe = Recipe(
-        target=arguments.target,
+        target=_removed(arguments),
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
@@ -204,8 +217,10 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         width=arguments.width,
         parts=arguments.parts,
         shrink=arguments.shrink_while_training,
+        target_time=arguments.target_time,
     )
-    recipe.gates()  # raises for options that exclude each other, before the data are read
+    # Raises for options that exclude each other, before the data are read.
+    recipe.gates(None if recipe.target_time is None else fg.CostModel())
     device()  # raises for several GPUs, before the data are read
     data = read_task_data(arguments)
     set_seed(recipe.seed_of("head"))
@@ -232,7 +247,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         "task": arguments.task,
         "columns": [data.columns.text, data.columns.pair, data.columns.label],
         # Left out where they are off: results from before an option have the same settings.
-        **{key: value for key, value in vars(recipe).items() if value is not False},
+        **recipe.settings(),
         "cost": options.cost_settings(arguments.cost),
         "distill": teacher,
         "finegates": fg.__version__,
@@ -249,14 +264,17 @@ def _describe(arguments: argparse.Namespace, started: _Prepared) -> None:
 
     recipe, data = started.recipe, started.data
     before = fg.macs(started.model, 1, recipe.max_length).total
+    target = f"{large(before)} MACs a sequence of {recipe.max_length} tokens -> "
+    target += large((1 - recipe.target) * before)
+    if recipe.target_time is not None:
+        target = f"{100 * recipe.target_time:g} % of the dense model's time, by measured costs"
     text = " + ".join(repr(c) for c in (data.columns.text, data.columns.pair) if c is not None)
     head = "its own head" if started.has_head else "a new head"
     print(
         f"model   {arguments.model}: {type(started.model).__name__} with {head}\n"
         f"data    {len(data.train)} rows to train on, {len(data.held_out)} {data.held_out_is}\n"
         f"        text {text}, label {data.columns.label!r}: {data.labels}\n"
-        f"target  {large(before)} MACs a sequence of {recipe.max_length} tokens -> "
-        f"{large((1 - recipe.target) * before)}\n"
+        f"target  {target}\n"
         f"steps   {recipe.steps(len(data.train))} in {recipe.epochs} epochs of batches of "
         f"{recipe.batch_size}"
         f"{'' if recipe.lora is None else f', LoRA of rank {recipe.lora} inside the gates'}"
@@ -274,6 +292,7 @@ def _make(
 
     recipe, data, tokenizer = started.recipe, started.data, started.tokenizer
     model = started.model
+    cost = _cost(arguments, started, partial)
     rows = fine_tuning.encode(tokenizer, data.train, recipe.max_length)
     held_out = fine_tuning.encode(tokenizer, data.held_out, recipe.max_length)
     scores = outcome.Scores(tokenizer, held_out, data, recipe.batch_size)
@@ -283,7 +302,7 @@ def _make(
     if arguments.distill is not None:
         rows = _with_teacher(arguments.distill, rows, started)
         distillation = fg.Distillation()
-    model = fine_tuning.with_gates(model, recipe)
+    model = fine_tuning.with_gates(model, recipe, None if recipe.target_time is None else cost)
     model = fine_tuning.train(
         model,
         tokenizer,
@@ -295,9 +314,44 @@ def _make(
         distillation=distillation,
     )
     scores.add("gated", model)
-    small = fg.compact(model, cost=options.cost_model(arguments.cost))
+    small = fg.compact(model, cost=cost)
     scores.add("compact", small)
     outcome.write(arguments.out, model, small, scores, started.settings, recipe)
+
+
+def _removed(arguments: argparse.Namespace) -> float:
+    """The fraction to remove, of the MACs or of the time."""
+    if arguments.target_time is not None:
+        return 1.0 - arguments.target_time
+    return 0.4 if arguments.target is None else arguments.target
+
+
+def _cost(arguments: argparse.Namespace, started: _Prepared, partial: Path) -> Any:
+    """The cost model of the run; with --target-time measured once, before the first step.
+
+    A run that was interrupted continues with the costs that it began with.
+    """
+    import finegates as fg
+
+    recipe = started.recipe
+    if recipe.target_time is None:
+        return options.cost_model(arguments.cost)
+    file = partial / "cost.json"
+    if not file.is_file():
+        cost = options.cost_model(arguments.cost, lambda: _measured(started))
+        assert cost is not None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cost.save(file)
+    return fg.CostModel.load(file)
+
+
+def _measured(started: _Prepared) -> Any:
+    """The costs of the model, on batches of the training's shape."""
+    import finegates as fg
+
+    recipe = started.recipe
+    model = started.model.eval()
+    return fg.calibrate(model, batch=recipe.batch_size, length=recipe.max_length)
 
 
 def _with_teacher(where: str, rows: list[dict[str, Any]], started: _Prepared) -> Any:

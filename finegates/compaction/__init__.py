@@ -6,7 +6,8 @@ and columns; :func:`plan_compaction` lists the removals and their reasons before
 
 from __future__ import annotations
 
-from finegates.compaction.cost import CostModel, calibrate
+from finegates.compaction.cost import CostModel
+from finegates.compaction.measured_cost import calibrate
 from finegates.compaction.planner import LayerPlan, Plan, plan_compaction
 from finegates.compaction.products import use_products
 from finegates.compaction.transform import compact

@@ -9,34 +9,48 @@ zeros.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from torch import nn
 
 from finegates.files import parse_json, write_text
-from finegates.modules.kernels import has_onednn, onednn_linear, select_columns
+from finegates.gates.prices import Prices, Timer
+from finegates.gates.shared import Sides
+from finegates.gates.stochastic import StochasticGate
+
+_WHOLE = ("onednn_from", "head_multiple", "length")
+_NAMES = ("dtype", "device")
+_REQUIRED = ("product", "gather", "scatter", "onednn_from", "head_multiple")
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds per token, linear in the numbers of MACs and moved values.
+    """Seconds per token, linear in the amounts of work and moved values.
 
     The defaults were measured on two cores of an x86 server CPU in float32; only their ratios
-    matter for decisions. :func:`calibrate` measures this machine.
+    matter for decisions. Those of 0 or None are unknown. :func:`calibrate` measures this machine.
 
     Attributes:
-        product: seconds per multiply-accumulate.
+        product: seconds per multiply-accumulate of a linear layer.
         gather: seconds per gathered value.
         scatter: seconds per output of a scatter, kept or zero.
         onednn_from: number of tokens from which oneDNN's float32 matmul is faster than torch's
             default, and is used (:func:`finegates.compaction.use_products`); None means never.
         head_multiple: heads are padded with zeros to the next multiple of it, for machines on which
             attention over full vectors is faster; 1 means no padding.
+        output: seconds per output of a linear layer, in addition to its products: narrow matmuls
+            take longer than their multiply-accumulates.
+        attention: seconds per multiply-accumulate in the matmuls of attention; None: as
+            ``product``.
+        score: seconds per token that one head attends to, for softmax and mask.
+        activation: seconds per intermediate value of a feed-forward part.
+        rest: seconds of everything that compaction leaves as it is: norms, sums, embeddings, head.
+        length: tokens of the sequences at which it was measured.
+        dtype: of the measured model, such as ``"float32"``.
+        device: type of the measured device, such as ``"cpu"``.
     """
 
     product: float = 1.1e-11
@@ -44,21 +58,33 @@ class CostModel:
     scatter: float = 2.0e-10
     onednn_from: int | None = None
     head_multiple: int = 8
+    output: float = 0.0
+    attention: float | None = None
+    score: float = 0.0
+    activation: float = 0.0
+    rest: float = 0.0
+    length: int | None = None
+    dtype: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("onednn_from", "head_multiple"):
-                missing = field.name == "onednn_from" and value is None
-                if not missing and (type(value) is not int or value < 1):
-                    raise ValueError(f"{field.name} must be a positive integer, got {value!r}")
-            elif not 0 < value < float("inf"):
-                raise ValueError(f"{field.name} must be positive and finite, got {value}")
+            name, value = field.name, getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if name in _WHOLE:
+                if type(value) is not int or value < 1:
+                    raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            elif name in _NAMES:
+                if not isinstance(value, str):
+                    raise ValueError(f"{name} must be a name, got {value!r}")
+            elif not (0 if field.default == 0.0 else 1e-300) <= value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
 
     def seconds(
         self, outputs: int, inputs: int, *, gathers: bool, scatters_to: int | None
     ) -> float:
-        """Predicted time of one token.
+        """Predicted time of one token in a linear layer.
 
         Args:
             outputs: rows of the weight.
@@ -69,11 +95,55 @@ class CostModel:
         moved = self.gather * inputs if gathers else 0.0
         if scatters_to is not None:
             moved += self.scatter * scatters_to
-        return self.product * outputs * inputs + moved
+        return self.product * outputs * inputs + self.output * outputs + moved
+
+    def prices(self) -> Prices:
+        """The prices in seconds, without the movement of data."""
+        attention = self.product if self.attention is None else self.attention
+        return Prices(self.product, attention, self.score, self.output, self.activation)
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises ValueError if the costs were measured for another dtype or device."""
+        weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+        if weight is None or weight.is_meta:
+            return
+        found = {"dtype": str(weight.dtype).removeprefix("torch."), "device": weight.device.type}
+        for name, value in found.items():
+            measured = getattr(self, name)
+            if measured is not None and measured != value:
+                raise ValueError(
+                    f"the cost model was measured on {name} {measured!r}, and the model has "
+                    f"{value!r}, whose times differ; measure with the model that will be used: "
+                    "finegates.calibrate(model)"
+                )
+
+    def timer(
+        self,
+        model: nn.Module,
+        length: int,
+        sides: Sides | None = None,
+        width: tuple[StochasticGate, tuple[str, ...]] | None = None,
+    ) -> Timer:
+        """Makes a function that predicts the seconds of a token from masks of gates.
+
+        See :class:`finegates.gates.prices.Cost`.
+        """
+        # The prediction is that of a plan, which needs the prices of this module.
+        from finegates.compaction.predicted_time import PredictedTime
+
+        return PredictedTime(self, model, length, sides, width)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers; unknown ones are left out, as in files from before they were measured."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name in _REQUIRED or getattr(self, field.name) != field.default
+        }
 
     def save(self, path: str | Path) -> None:
         """Writes the numbers as JSON, atomically."""
-        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+        write_text(path, json.dumps(self.as_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> CostModel:
@@ -83,99 +153,23 @@ class CostModel:
             ValueError: the file is not a cost model; the message names it.
         """
         try:
-            values = parse_json(Path(path).read_text(encoding="utf-8"))
-            whole = ("onednn_from", "head_multiple")
-            missing = [field.name for field in fields(cls) if field.name not in values]
-            if missing:
-                raise ValueError(f"{missing[0]} is missing")
-            numbers: dict[str, Any] = {
-                name: value if name in whole else float(value) for name, value in values.items()
-            }
-            return cls(**numbers)
+            return cls.of(parse_json(Path(path).read_text(encoding="utf-8")))
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not a cost model: {error}") from error
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> CostModel:
+        """Makes a cost model from :meth:`as_dict`.
 
-def calibrate(
-    *,
-    width: int = 768,
-    tokens: int = 1024,
-    repeats: int = 30,
-    dtype: torch.dtype = torch.float32,
-    onednn: bool = True,
-) -> CostModel:
-    """Measures this machine's costs with torch's current number of threads.
-
-    It takes about a second.
-
-    Args:
-        width: inputs and outputs of the measured layer.
-        tokens: rows of its input.
-        repeats: rounds, of which the medians are used.
-        dtype: of the layer.
-        onednn: also try oneDNN's matmul in float32; otherwise torch's default is always used.
-    """
-    half = width // 2
-    here: dict[str, Any] = {"dtype": dtype, "device": "cpu"}
-    x, weight = torch.randn(tokens, width, **here), torch.randn(width, width, **here)
-    kept = torch.arange(0, width, 2, device="cpu")[:half]
-    slots = torch.full((width,), half, dtype=torch.int64, device="cpu").index_copy_(
-        0, kept, torch.arange(half, device="cpu")
-    )
-    with torch.inference_mode():
-        y = x[:, :half].contiguous()
-        room = torch.zeros(tokens, half + 1, **here)
-        product = _median(lambda: torch.nn.functional.linear(x, weight), repeats)
-        onednn_from = None
-        if onednn and dtype == torch.float32 and has_onednn():
-            onednn_from = _onednn_from(x, weight, repeats)
-        gather = _median(lambda: select_columns(x, kept), repeats)
-        scatter = _median(lambda: select_columns(room, slots), repeats)
-        if onednn_from is not None:
-            product = _median(lambda: onednn_linear(x, weight, None), repeats)
-            scatter += _median(lambda: room[:, :half].copy_(y), repeats)
-    least = 1e-15
-    return CostModel(
-        product=max(least, product / (tokens * width * width)),
-        gather=max(least, gather / (tokens * half)),
-        scatter=max(least, scatter / (tokens * width)),
-        onednn_from=onednn_from,
-        head_multiple=_head_multiple(tokens, repeats, dtype),
-    )
-
-
-def _head_multiple(tokens: int, repeats: int, dtype: torch.dtype) -> int:
-    """8, the size of a vector, if attention is faster with heads of 48 than of 45."""
-    heads, length = 12, min(tokens, 128)
-
-    def attend(width: int) -> float:
-        shape = (max(tokens // length, 1), length, heads, width)
-        q, k, v = (torch.randn(shape, dtype=dtype, device="cpu").transpose(1, 2) for _ in range(3))
-        attention = torch.nn.functional.scaled_dot_product_attention
-        return _median(lambda: attention(q, k, v), repeats)
-
-    with torch.inference_mode():
-        return 8 if attend(48) < attend(45) else 1
-
-
-def _onednn_from(x: torch.Tensor, weight: torch.Tensor, repeats: int) -> int | None:
-    """The smallest power of four of rows from which oneDNN is always faster."""
-    first, rows = None, x.shape[0]
-    while rows >= 1:
-        part = x[:rows]
-        default = _median(lambda: torch.nn.functional.linear(part, weight), repeats)  # noqa: B023
-        other = _median(lambda: onednn_linear(part, weight, None), repeats)  # noqa: B023
-        if other > 0.95 * default:
-            break
-        first, rows = rows, rows // 4
-    return first
-
-
-def _median(run: Callable[[], object], repeats: int) -> float:
-    seconds = []
-    for turn in range(-3, repeats):
-        start = time.perf_counter()
-        run()
-        if turn >= 0:
-            seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+        Raises:
+            ValueError: a number is missing or wrong.
+            TypeError: there is an unknown one.
+        """
+        missing = [name for name in _REQUIRED if name not in values]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")
+        numbers: dict[str, Any] = {
+            name: value if name in (*_WHOLE, *_NAMES) or value is None else float(value)
+            for name, value in values.items()
+        }
+        return cls(**numbers)

@@ -44,11 +44,18 @@ def block_weights(
     if feed is not None and feed.path is not None and has_module(model, f"{feed.path}.gate_up"):
         weights += present_weights(model.get_submodule(f"{feed.path}.gate_up"))
     if block.experts is not None:
-        weights += _expert_weights(model, block.experts, experts)
+        weights += expert_macs(model, block.experts, experts)
     return weights
 
 
-def _expert_weights(model: nn.Module, part: Experts, plans: Mapping[str, ExpertsPlan]) -> int:
+def expert_macs(model: nn.Module, part: Experts, plans: Mapping[str, ExpertsPlan]) -> int:
+    """Multiply-accumulates of one token in the experts that it goes to.
+
+    Args:
+        model: as for :func:`block_weights`.
+        part: the experts.
+        plans: of stacked experts, by path.
+    """
     if part.path in plans:
         return part.macs(plans[part.path].width)
     return part.macs(expert_shape(between_gates(model.get_submodule(part.path)))[2])

@@ -68,24 +68,31 @@ class Draft:
             self.reasons.append(f"{freed} columns {why}")
         self.cols = kept
 
-    def finish(self, cost: CostModel | None = None, *, gathered: bool = False) -> LayerPlan:
-        """Makes the final plan, with a predicted time if there is a cost model.
+    @property
+    def scatters(self) -> bool:
+        """Whether its kept outputs are scattered between zeros."""
+        return not bool(self.rows.all()) if self.output_width is None else self.write is not None
 
-        The time of the gather is not included if the inputs are ``gathered`` already for another
-        layer.
+    def seconds(self, cost: CostModel, *, gathered: bool = False, scattered: bool = False) -> float:
+        """Predicted time of one token.
+
+        Args:
+            cost: the cost model.
+            gathered: whether the inputs are gathered already for another layer.
+            scattered: whether the outputs are scattered with those of another layer.
         """
-        seconds = None
-        if cost is not None:
-            narrow = self.output_width is not None
-            scatters = self.write is not None if narrow else not bool(self.rows.all())
-            gathers = self.read is not None
-            gathers = gathers or (self.input_width is None and not bool(self.cols.all()))
-            seconds = cost.seconds(
-                int(self.rows.sum()),
-                int(self.cols.sum()),
-                gathers=gathers and not gathered,
-                scatters_to=(self.output_width or self.rows.numel()) if scatters else None,
-            )
+        gathers = self.read is not None
+        gathers = gathers or (self.input_width is None and not bool(self.cols.all()))
+        width = self.rows.numel() if self.output_width is None else self.output_width
+        return cost.seconds(
+            int(self.rows.sum()),
+            int(self.cols.sum()),
+            gathers=gathers and not gathered,
+            scatters_to=width if scattered or self.scatters else None,
+        )
+
+    def finish(self, seconds: float | None = None) -> LayerPlan:
+        """Makes the final plan, with a predicted time if there is a cost model."""
         return LayerPlan(
             path=self.path,
             in_features=self.cols.numel(),

@@ -7,16 +7,19 @@ drafts of its layers; transformation and budget only read the final :class:`Plan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from finegates.adapters import Adapter, HeadSizes, adapter_for, attentions, unwrap
+from finegates.adapters import Adapter, Block, HeadSizes, adapter_for, attentions, unwrap
 from finegates.compaction.attention_rule import narrow_attention
 from finegates.compaction.cost import CostModel
 from finegates.compaction.counts import block_products, block_weights, model_parameters
 from finegates.compaction.draft import Draft
 from finegates.compaction.feed_forward_rule import pair_feed_forward
-from finegates.compaction.plans import BlockPlan, ExpertsPlan, LayerPlan, Plan
+from finegates.compaction.plans import BlockPlan, ExpertsPlan, LayerPlan, Plan, StreamPlan
 from finegates.compaction.sides import choose_sides
 from finegates.compaction.stream_rule import narrow_width
 from finegates.gates.dense_form import in_dense_sizes
@@ -47,38 +50,19 @@ def plan_compaction(
         ValueError: a gate is on the meta device and has no values.
     """
     plain = in_dense_sizes(unwrap(model))
-    drafts = {name: Draft.of(name, layer) for name, layer in gated_layers(plain).items()}
     notes: list[str] = []
-    heads: dict[str, HeadSizes] = {}
-    joined: list[str] = []
-    if (drafts or gated_experts(plain)) and adapter is None:
+    if (gated_layers(plain) or gated_experts(plain)) and adapter is None:
         try:
             adapter = adapter_for(plain)
         except ValueError as error:
             notes.append(f"layer by layer only: {error}")
-    if drafts and adapter is not None:
-        for block in adapter.blocks(plain):
-            feed = block.feed_forward
-            if feed is not None and pair_feed_forward(feed, plain, drafts, notes):
-                assert feed.path is not None
-                joined.append(feed.path)
-            for attention in block.attentions:
-                multiple = 1 if cost is None else cost.head_multiple
-                sizes = narrow_attention(attention, adapter, plain, drafts, notes, multiple)
-                if sizes is not None:
-                    heads[attention.path] = sizes
-    width = None if adapter is None else narrow_width(plain, adapter, drafts)
-    experts = {} if adapter is None else _experts_plans(adapter, plain)
-    joint = _joint_products(adapter, plain, heads, joined)
-    if cost is not None:
-        for path in drafts:
-            members = joint.get(path, (path,))
-            if path == members[0]:
-                choose_sides([drafts[name] for name in members], cost)
+    chosen = choose(plain, adapter, () if adapter is None else adapter.blocks(plain), cost, notes)
+    drafts, heads, experts = chosen.drafts, chosen.heads, chosen.experts
+    width, joined = chosen.stream, chosen.joined
     # In the model's order, for readers.
     order = {name: index for index, (name, _) in enumerate(plain.named_modules())}
     layers = {
-        name: drafts[name].finish(cost, gathered=name != joint.get(name, (name,))[0])
+        name: drafts[name].finish(None if cost is None else chosen.seconds(name, cost))
         for name in sorted(drafts, key=order.__getitem__)
     }
     blocks = (
@@ -104,10 +88,81 @@ def plan_compaction(
     return Plan(layers, heads, tuple(notes), blocks, tuple(joined), counted, dense, experts, width)
 
 
-def _experts_plans(adapter: Adapter, model: nn.Module) -> dict[str, ExpertsPlan]:
+@dataclass(frozen=True)
+class Choice:
+    """What is kept of a model, before it is described as a plan.
+
+    Attributes:
+        drafts: of its layers, by path.
+        heads: as in :class:`Plan`; so are the others.
+        joined: see there.
+        experts: see there.
+        stream: see there.
+        joint: of each layer that will be fused, all layers of its group, in order.
+    """
+
+    drafts: dict[str, Draft]
+    heads: dict[str, HeadSizes]
+    joined: list[str]
+    experts: dict[str, ExpertsPlan]
+    stream: StreamPlan | None
+    joint: dict[str, tuple[str, ...]]
+
+    def seconds(self, path: str, cost: CostModel) -> float:
+        """Predicted time of one token in a drafted layer.
+
+        Fused layers gather once, which is counted for the first, and scatter all or none.
+        """
+        members = self.joint.get(path, (path,))
+        scattered = any(self.drafts[member].scatters for member in members)
+        return self.drafts[path].seconds(cost, gathered=path != members[0], scattered=scattered)
+
+
+@torch.no_grad()
+def choose(
+    plain: nn.Module,
+    adapter: Adapter | None,
+    blocks: Sequence[Block],
+    cost: CostModel | None,
+    notes: list[str],
+) -> Choice:
+    """Chooses what is kept of a model in its dense sizes.
+
+    Args:
+        plain: with or without gates.
+        adapter: see :func:`plan_compaction`; None plans layer by layer.
+        blocks: of the model.
+        cost: see :func:`plan_compaction`.
+        notes: get the removals that are not possible.
+    """
+    drafts = {name: Draft.of(name, layer) for name, layer in gated_layers(plain).items()}
+    heads: dict[str, HeadSizes] = {}
+    joined: list[str] = []
+    if drafts and adapter is not None:
+        multiple = 1 if cost is None else cost.head_multiple
+        for block in blocks:
+            feed = block.feed_forward
+            if feed is not None and pair_feed_forward(feed, plain, drafts, notes):
+                assert feed.path is not None
+                joined.append(feed.path)
+            for attention in block.attentions:
+                sizes = narrow_attention(attention, adapter, plain, drafts, notes, multiple)
+                if sizes is not None:
+                    heads[attention.path] = sizes
+    width = None if adapter is None else narrow_width(plain, adapter, drafts)
+    joint = _joint_products(blocks, heads, joined)
+    if cost is not None:
+        for path in drafts:
+            members = joint.get(path, (path,))
+            if path == members[0]:
+                choose_sides([drafts[name] for name in members], cost)
+    return Choice(drafts, heads, joined, _experts_plans(blocks, plain), width, joint)
+
+
+def _experts_plans(blocks: Sequence[Block], model: nn.Module) -> dict[str, ExpertsPlan]:
     """The dimensions of gated experts that stay."""
     plans = {}
-    for block in adapter.blocks(model):
+    for block in blocks:
         part = block.experts
         module = None if part is None else model.get_submodule(part.path)
         if part is None or not isinstance(module, GatedExperts):
@@ -120,20 +175,19 @@ def _experts_plans(adapter: Adapter, model: nn.Module) -> dict[str, ExpertsPlan]
 
 
 def _joint_products(
-    adapter: Adapter | None, model: nn.Module, heads: dict[str, HeadSizes], joined: list[str]
+    blocks: Sequence[Block], heads: dict[str, HeadSizes], joined: list[str]
 ) -> dict[str, tuple[str, ...]]:
     """Maps each layer that will be fused to all layers of its group, in order."""
     joint: dict[str, tuple[str, ...]] = {}
-    if adapter is not None:
-        for block in adapter.blocks(model):
-            for part in block.attentions:
-                if part.path in heads and heads[part.path].fused:
-                    paths = part.joint_linears()
-                    joint |= dict.fromkeys(paths, paths)
-            feed = block.feed_forward
-            if feed is not None and feed.gate is not None and feed.path in joined:
-                pair = (feed.gate, feed.up)
-                joint |= dict.fromkeys(pair, pair)
+    for block in blocks:
+        for part in block.attentions:
+            if part.path in heads and heads[part.path].fused:
+                paths = part.joint_linears()
+                joint |= dict.fromkeys(paths, paths)
+        feed = block.feed_forward
+        if feed is not None and feed.gate is not None and feed.path in joined:
+            pair = (feed.gate, feed.up)
+            joint |= dict.fromkeys(pair, pair)
     return joint
 
 

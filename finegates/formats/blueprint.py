@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import adapter_for, unwrap
+from finegates.compaction.cost import CostModel
 from finegates.compaction.removal import keep_positions, positions_kept
 from finegates.extras import needed_for
 from finegates.formats.bounds import check_numbers
@@ -225,6 +226,8 @@ def _gate(values: dict[str, Any] | None, size: int) -> Gate | None:
 
 def _gate_config(values: dict[str, Any]) -> GateConfig:
     frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if frozen.get("cost") is not None:
+        frozen["cost"] = CostModel.of(frozen["cost"])
     return GateConfig(**frozen)
 
 

@@ -12,6 +12,7 @@ run.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from finegates.compaction.cost import CostModel
 from finegates.compaction.removal import keep_positions, positions_kept
 from finegates.files import (
     file_digest,
@@ -37,6 +39,9 @@ from finegates.formats.description import (
 )
 from finegates.formats.signpost import CONFIG, GATED, is_signpost, said, write_signpost
 from finegates.formats.tensors import fill, unique_tensors
+from finegates.gates.config import GateConfig
+from finegates.gates.parts import CONFIG as CONFIG_OF_GATES
+from finegates.gates.parts import gated_parts
 from finegates.gates.stochastic import HARDNESS, StochasticGate
 from finegates.initialisation import mark_initialised
 from finegates.modules.tying import forget_untied
@@ -169,14 +174,17 @@ def load_gated(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.
 def put_checkpoint(model: nn.Module, folder: str | Path) -> None:
     """Loads the tensors of a folder into an equally gated model, in place.
 
+    A budget on predicted time continues with the stored cost model.
+
     Args:
         model: with gates, made and gated like the saved one.
         folder: of :func:`write_checkpoint` or :func:`save_gated`.
 
     Raises:
-        GatedFormatError: a file is missing or corrupt, or names or sizes of its tensors differ from
-            the model's. The model does not change, unless dimensions were removed before the
-            checkpoint was written, which are then removed from it, too.
+        GatedFormatError: a file is missing or corrupt, names or sizes of its tensors differ from
+            the model's, or one of both has a budget on predicted time and the other has not. The
+            model does not change, unless dimensions were removed before the checkpoint was written,
+            which are then removed from it, too.
     """
     folder = Path(folder)
     structure, state, _ = _read(folder, "cpu")
@@ -187,6 +195,7 @@ def put_checkpoint(model: nn.Module, folder: str | Path) -> None:
             "was written before dimensions were removed from this model, which cannot come back; "
             "make and gate the model again before resuming",
         )
+    priced = _priced(model, structure, folder)
     if kept is not None:
         try:
             keep_positions(model, kept)
@@ -202,6 +211,9 @@ def put_checkpoint(model: nn.Module, folder: str | Path) -> None:
             f"{differing[0]}; attach gates as for that training, or load it with finegates.load",
         )
     model.load_state_dict(state, strict=False)  # aliases of shared tensors are not stored
+    for part, config in priced:
+        if vars(part)[CONFIG_OF_GATES] != config:
+            part.finegates_config = config  # type: ignore[assignment]
 
 
 def _structure(blueprint: dict[str, Any] | None, model: nn.Module) -> dict[str, Any]:
@@ -213,8 +225,43 @@ def _structure(blueprint: dict[str, Any] | None, model: nn.Module) -> dict[str, 
         "transformers": transformers.__version__,
         "model": blueprint,
     }
-    kept = positions_kept(model)
-    return {**structure, "kept": kept} if kept else structure
+    kept, costs = positions_kept(model), _costs(model)
+    structure |= {"kept": kept} if kept else {}
+    return {**structure, "costs": costs} if costs else structure
+
+
+def _costs(model: nn.Module) -> dict[str, Any]:
+    """The cost models of the budgets, by path of the gated model."""
+    return {
+        path: config.cost.as_dict()
+        for path, (_, config) in gated_parts(model).items()
+        if config.cost is not None
+    }
+
+
+def _priced(
+    model: nn.Module, structure: dict[str, Any], folder: Path
+) -> list[tuple[nn.Module, GateConfig]]:
+    """The gated parts of a model with the cost models that a folder names.
+
+    A training continues with the costs that it began with, also on another machine.
+    """
+    found, stored = [], structure.get("costs", {})
+    for path, (part, config) in gated_parts(model).items():
+        if (path in stored) != (config.cost is not None):
+            kinds = ["MACs", "predicted time"]
+            raise GatedFormatError(
+                folder,
+                f"its budget is on {kinds[path in stored]}, and this model's on "
+                f"{kinds[path not in stored]}; attach gates as for that training",
+            )
+        if path in stored:
+            try:
+                config = replace(config, cost=CostModel.of(stored[path]))
+            except (TypeError, ValueError, AttributeError) as error:
+                raise GatedFormatError(folder, f"its cost model is invalid: {error}") from error
+            found.append((part, config))
+    return found
 
 
 def _write(

@@ -72,7 +72,8 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         width = _gate_maker(inner, config)("width", stream.size)
         width.of_stream = True
     if preset.penalty == "macs":
-        structure, sides = _shared_gates(inner, config, width)
+        outputs = None if width is None or stream is None else (width, stream.gated)
+        structure, sides = _shared_gates(inner, config, outputs)
     else:
         sides = _independent_gates(inner, config)
     layers = _gated(inner, sides)
@@ -102,8 +103,8 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         len(layers),
         type(inner).__name__,
         config.preset,
-        100 * config.target,
-        "the MACs" if structure is not None else "the gates",
+        100 * config.removed(),
+        "the gates" if structure is None else "the MACs" if config.cost is None else "the time",
     )
     return model
 
@@ -204,12 +205,14 @@ def _independent_gates(inner: nn.Module, config: GateConfig) -> Sides:
             make(name, outputs, "rows") if config.rows else None,
             make(name, columns, "cols") if config.cols else None,
         )
-    check_reachable(config.gate_preset(), config.target, largest)
+    check_reachable(config.gate_preset(), config.removed(), largest)
     return sides
 
 
 def _shared_gates(
-    inner: nn.Module, config: GateConfig, width: StochasticGate | None
+    inner: nn.Module,
+    config: GateConfig,
+    width: tuple[StochasticGate, tuple[str, ...]] | None,
 ) -> tuple[Structure, Sides]:
     """Makes gates that follow the dependencies of the blocks, by part and by layer."""
     adapter = adapter_for(inner)
@@ -229,7 +232,7 @@ def _shared_gates(
         remade,
         dimensions=config.dimensions,
         stock=stock,
-        width=width,
+        width=None if width is None else width[0],
         before=before,
         parts=config.parts,
     )
@@ -237,7 +240,9 @@ def _shared_gates(
         check_removable(inner, sides)
     # On the meta device nothing can be counted; such a model is a copy of one that was checked.
     if next(inner.parameters()).device.type != "meta":
-        penalty_on_macs(inner, structure, config).check_reachable()
+        if config.cost is not None:
+            config.cost.check_model(inner)
+        penalty_on_macs(inner, structure, config, sides, width).check_reachable()
     return structure, sides
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finegates.adapters import Attention, Experts, FeedForward, Mixer
 from finegates.gates.gate import FixedGate, Gate
+from finegates.gates.prices import MACS, Prices
 from finegates.gates.stochastic import StochasticGate
 from finegates.head_rows import of_dimensions
 
@@ -53,7 +54,9 @@ class AttentionGates:
     width: StochasticGate | None = None
     whole: StochasticGate | None = None
 
-    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+    def macs(
+        self, read: Read, length: int, *, packed: bool = False, prices: Prices = MACS
+    ) -> Tensor:
         """Multiply-accumulates of one token.
 
         1. Inputs and outputs of the four projections count as far as their gates are open.
@@ -66,6 +69,10 @@ class AttentionGates:
         Args:
             read: gives the openness of each gate's dimensions, in [0, 1]; with ``packed`` zeros and
                 ones.
+            length: tokens of a sequence.
+            packed: see rule 3.
+            prices: of other kinds of work, with which the result is a time without the movement of
+                data.
         """
         part = self.part
         reference = read(next(self.all_gates()))
@@ -83,7 +90,10 @@ class AttentionGates:
         if part.projected is not None:  # no gate between the projections
             q, k, v = part.projected
             linear = reference.new_zeros(()) + inputs * q + memory * (k + v)
-            return linear + v * outputs * alive + length * part.products
+            linear = prices.product * (linear + v * outputs * alive)
+            linear = linear + prices.output * (q + k + v + outputs * alive)
+            attended = prices.attention * part.products + prices.score * part.heads
+            return linear + length * attended
         grouped = (part.kv_heads, part.heads // part.kv_heads)
         heads = reference.new_ones(grouped)  # (kv_heads, group)
         if self.heads is not None:
@@ -115,7 +125,8 @@ class AttentionGates:
         if packed:  # rule 3
             width = self._packed_width(scores, values, group, keyed)
             products = 2 * width * self._packed_heads(heads)
-        return linear + length * products
+        priced = prices.product * linear + prices.output * (queries + outer + outputs)
+        return priced + length * (prices.attention * products + prices.score * heads.sum())
 
     def _packed_width(self, scores: Tensor, values: Tensor, group: Tensor, keyed: Tensor) -> Tensor:
         """Width of the kept heads after compaction.
@@ -188,7 +199,9 @@ class FeedForwardGates:
     width: StochasticGate | None = None
     whole: StochasticGate | None = None
 
-    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+    def macs(
+        self, read: Read, length: int, *, packed: bool = False, prices: Prices = MACS
+    ) -> Tensor:
         """Multiply-accumulates of one token, see :meth:`AttentionGates.macs`."""
         widening = 1 if self.part.gate is None else 2
         width = _opened(read, self.intermediate, self.hidden)
@@ -198,7 +211,8 @@ class FeedForwardGates:
         if packed:  # rule 4
             width = width * (written > 0)
         alive = 1 if self.whole is None else read(self.whole).sum()
-        return _as_tensor(alive * width * (outer + written))
+        each = prices.product * (outer + written) + prices.activation + prices.output * widening
+        return _as_tensor(alive * (width * each + prices.output * written))
 
     def gates(self) -> Iterator[StochasticGate]:
         """The gates that exist and are not constant."""
@@ -213,7 +227,9 @@ class ExpertsGates:
     part: Experts
     hidden: StochasticGate
 
-    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+    def macs(
+        self, read: Read, length: int, *, packed: bool = False, prices: Prices = MACS
+    ) -> Tensor:
         """As for :meth:`AttentionGates.macs`; packed experts all have the width of the widest."""
         part = self.part
         widths = read(self.hidden).view(part.count, part.width).sum(-1)
@@ -221,7 +237,7 @@ class ExpertsGates:
             width = ((widths.max().clamp(min=1) / 8).ceil() * 8).clamp(max=part.width)
         else:
             width = widths.mean()
-        return part.active * part.matrices * part.hidden * width
+        return prices.product * part.active * part.matrices * part.hidden * width
 
     def levelled(self, importance: Tensor) -> Tensor:
         """Importances (experts * intermediate,) by rank within their expert.
@@ -260,12 +276,15 @@ class MixerGates:
     kept: int
     written: int
 
-    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+    def macs(
+        self, read: Read, length: int, *, packed: bool = False, prices: Prices = MACS
+    ) -> Tensor:
         """As for :meth:`AttentionGates.macs`."""
         inputs = _opened(read, self.sizes[0], self.inputs)
         outputs = _opened(read, self.sizes[1], self.outputs)
         linear = _as_tensor(self.read * inputs + self.written * outputs)
-        return linear + self.kept + length * self.part.products
+        linear = prices.product * (linear + self.kept) + prices.output * (self.read + outputs)
+        return linear + length * prices.attention * self.part.products
 
     def gates(self) -> Iterator[StochasticGate]:
         """Those of both that exist and are not constant."""
@@ -290,9 +309,12 @@ class Ungated:
     products: int
     reference: StochasticGate
 
-    def macs(self, read: Read, length: int, *, packed: bool = False) -> Tensor:
+    def macs(
+        self, read: Read, length: int, *, packed: bool = False, prices: Prices = MACS
+    ) -> Tensor:
         """As for :meth:`AttentionGates.macs`."""
-        return read(self.reference).new_full((), self.weights + length * self.products)
+        count = prices.product * self.weights + length * prices.attention * self.products
+        return read(self.reference).new_full((), count)
 
     def gates(self) -> Iterator[StochasticGate]:
         """None."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from finegates.gates.presets import (
@@ -12,12 +12,16 @@ from finegates.gates.presets import (
     check_schedule,
     preset_named,
 )
+from finegates.gates.prices import Cost, check_cost, check_length
 
 PenaltyName = Literal["hinge", "target"]
 """Penalties of independent gates, see :mod:`finegates.gates.penalty`."""
 
 Dimensions = Literal["all", "inner"]
 """Dimensions that shared gates may close: all, or only heads and feed-forward dimensions."""
+
+TARGET = 0.4
+"""Default of ``GateConfig.target``."""
 
 TargetOf = Literal["given", "original"]
 """The model whose MACs a target is a fraction of, if it was compact when gates were attached."""
@@ -35,7 +39,19 @@ class GateConfig:
             name.
         target: target sparsity s in [0, 1): the fraction of rows, and of columns, to close. It is
             not the realised sparsity; ``finegates.budget`` measures that. With ``"structured"``,
-            the fraction of the encoder's MACs to remove, which is met.
+            the fraction of the encoder's MACs to remove, which is met; with ``cost``, of the
+            predicted time. None selects ``1 - target_time``, or 0.4; the attribute holds the
+            number.
+        target_time: with ``"structured"`` and ``cost``: the wanted time of a forward pass of the
+            compact model, as a fraction in (0, 1] of the dense model's. It is a fraction, because a
+            fraction means the same for every batch size, and is measured by dividing two times.
+            Divide milliseconds by the dense model's: ``target_time=20 / dense_milliseconds``.
+            Instead of ``target``, which says what is removed. ``finegates.compact`` must get the
+            same ``cost``.
+        cost: with ``"structured"``: measured costs (:func:`finegates.calibrate`). The budget is
+            then on the time that they predict for the compact model, the moving of data between
+            layers, softmax and activations included, and dimensions are closed by importance per
+            second. None puts it on MACs. Not with ``uniform``.
         target_of: of which model's MACs ``target`` is a fraction if the model is compact already:
             of ``"given"``, the compact one, or of ``"original"``, the dense one that it was made
             from.
@@ -93,7 +109,7 @@ class GateConfig:
     """
 
     preset: str | None = None
-    target: float = 0.4
+    target: float | None = None
     target_of: TargetOf = "given"
     penalty_weight: float = 50.0
     penalty: PenaltyName | None = None
@@ -116,6 +132,8 @@ class GateConfig:
     final_at: tuple[float, ...] | None = None
     random_biases: bool = False
     seed: int = 0
+    target_time: float | None = None
+    cost: Cost | None = None
 
     def __post_init__(self) -> None:
         asked = self._only_independent()
@@ -142,7 +160,9 @@ class GateConfig:
             value, known = getattr(self, name), list(get_args(kinds))
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {known}")
-        check_reachable(preset, self.target)
+        target = resolved_target(self.target, self.target_time, self.cost)
+        object.__setattr__(self, "target", target)
+        check_reachable(preset, self.removed())
         if preset.penalty == "macs":
             if asked:
                 raise ValueError(
@@ -162,12 +182,23 @@ class GateConfig:
                 f"{self.preset!r}, whose gates are independent; shared gates can: "
                 "preset='structured'"
             )
+        elif self.cost is not None:
+            raise ValueError(
+                f"{'cost' if self.target_time is None else 'target_time'} cannot be chosen with "
+                f"preset {self.preset!r}, whose gates are independent; shared gates can: "
+                "preset='structured'"
+            )
         elif self.shrink or self.final_at is not None:
             raise ValueError(
                 f"{'shrink' if self.shrink else 'final_at'} cannot be chosen with preset "
                 f"{self.preset!r}: its gates can open again at any step, so that none is closed "
                 "for good; those of preset='structured' are"
             )
+
+    def removed(self) -> float:
+        """The fraction to remove: ``target``, resolved."""
+        assert self.target is not None
+        return self.target
 
     def finals(self) -> tuple[float, ...]:
         """Fractions of the training at which closed dimensions are final."""
@@ -201,6 +232,13 @@ class GateConfig:
                 "parts cannot be combined with uniform: no configuration says that a layer lacks "
                 "its attention or feed-forward part; leave one out"
             )
+        if self.cost is not None:
+            if self.uniform:
+                raise ValueError(
+                    "cost cannot be combined with uniform, whose sizes are chosen by MACs; leave "
+                    "one out"
+                )
+            check_length(self.cost, self.sequence_length)
         if self.width and (self.uniform or self.shrink):
             option, why = (
                 ("uniform", "which chooses equal sizes of layers alone")
@@ -215,5 +253,40 @@ class GateConfig:
             raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The configuration as plain values."""
-        return asdict(self)
+        """The configuration as plain values; a budget on MACs has no entries on time."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        cost, target_time = values.pop("cost"), values.pop("target_time")
+        if target_time is not None:
+            values["target_time"] = target_time
+        return values if cost is None else {**values, "cost": cost.as_dict()}
+
+
+def resolved_target(target: float | None, target_time: float | None, cost: Cost | None) -> float:
+    """The fraction to remove, of the MACs or, with a cost model, of the predicted time.
+
+    Args:
+        target: see :class:`GateConfig`; so are the others.
+        target_time: see there.
+        cost: see there.
+
+    Raises:
+        ValueError: target and target_time contradict each other, or the costs are missing.
+        TypeError: ``cost`` is not a cost model.
+    """
+    if cost is not None:
+        check_cost(cost)
+    if target_time is None:
+        return TARGET if target is None else target
+    if not 0.0 < target_time <= 1.0:
+        raise ValueError(f"target_time must be a fraction in (0, 1], got {target_time}")
+    if cost is None:
+        raise ValueError(
+            f"target_time={target_time} needs measured costs: cost=finegates.calibrate(model)"
+        )
+    if target not in (None, 1.0 - target_time):
+        raise ValueError(
+            f"target={target} and target_time={target_time} are two budgets: target is the "
+            "fraction to remove, and target_time the fraction of the time that stays; leave one "
+            "of them out"
+        )
+    return 1.0 - target_time

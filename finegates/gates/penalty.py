@@ -27,6 +27,8 @@ from finegates.gates.parts import (
     STRUCTURE,
     only_part,
 )
+from finegates.gates.prices import MACS, Cost, Timer
+from finegates.gates.shared import Sides
 from finegates.gates.stochastic import StochasticGate
 
 
@@ -64,7 +66,7 @@ _SHUT, _REOPENED = 0.2, 3.0
 
 
 class MacsPenalty:
-    """|kept MACs - goal|, both as fractions of the dense model's.
+    """|kept MACs - goal|, both as fractions of the dense model's; or the same of predicted time.
 
     The value counts the dimensions that are open at evaluation, so that the compacted model meets
     the goal. The gradient is that of the expectation under P(open), which is the same sum of
@@ -82,8 +84,12 @@ class MacsPenalty:
         multiple: with ``equal``, of the feed-forward dimensions; None selects one.
         original: whether fractions are of the dense model even if dimensions were removed from it
             before gates were attached; otherwise of the model that was gated.
+        cost: predicts times; None counts MACs.
+        timer: its predictions, of this model. The gradient is then that of the expected time
+            without the movement of data.
 
     Attributes:
+        unit: what is counted, for messages.
         sizes: the choice of equal sizes, or None.
         progress: the fraction of the training that is over, in [0, 1]; the trainer sets it.
     """
@@ -99,7 +105,12 @@ class MacsPenalty:
         heads: Sequence[HeadCounts] = (),
         multiple: int | None = None,
         original: bool = False,
+        cost: Cost | None = None,
+        timer: Timer | None = None,
     ) -> None:
+        self.prices = MACS if cost is None else cost.prices()
+        self.timer = timer
+        self.unit = "MACs" if timer is None else "predicted time"
         self.structure = structure
         self.target = target
         self.length = length
@@ -107,7 +118,7 @@ class MacsPenalty:
         self.progress = 1.0
         with torch.no_grad():
             again = not original and any(gate.before is not None for gate in self.gates())
-            self.dense = float(self._count(_all_open))
+            self.dense = float(self._count(_all_open, packed=timer is not None))
             if again:
                 self.dense = float(self._count(_open_before, packed=True))
             self.sizes = EqualSizes(structure, self._left, heads, multiple) if equal else None
@@ -170,10 +181,12 @@ class MacsPenalty:
                 left = float(self._count(_open_before, packed=True)) / self.dense
             if self.target > 0 and left < 1.0 and 1.0 - self.target >= left:
                 raise ValueError(
-                    f"target {self.target} of the original model's MACs is met already: this one "
-                    f"has {left:.4f} of them; give a larger target, or target_of='given'"
+                    f"target {self.target} of the original model's {self.unit} is met already: "
+                    f"this one has {left:.4f} of them; give a larger target, or target_of='given'"
                 )
         floor = self.floor()
+        if 1.0 - self.target < floor and self.timer is not None:
+            raise ValueError(time_out_of_reach(self.target, floor, self.length))
         if 1.0 - self.target < floor:
             raise ValueError(
                 f"target {self.target} cannot be reached: with every possible gate closed, "
@@ -193,7 +206,8 @@ class MacsPenalty:
     def __call__(self) -> Tensor:
         """The penalty, a differentiable scalar (float32); no device synchronisation."""
         expected = self.expected()
-        return (self._kept() / self.dense + expected - expected.detach() - self.goal()).abs()
+        kept = (self._kept() / self.dense).to(expected)
+        return (kept + expected - expected.detach() - self.goal()).abs()
 
     @torch.no_grad()
     def close_least(self) -> float:
@@ -308,22 +322,61 @@ class MacsPenalty:
         yield from dict.fromkeys(gate for part in self.structure for gate in part.gates())
 
     def _macs(self, read: Callable[[StochasticGate], Tensor], *, packed: bool = False) -> Tensor:
-        """The MACs, with ``read`` giving the openness of the dimensions that were not removed."""
+        """The MACs or seconds, if ``read`` gives the openness of dimensions that were not removed.
+
+        Packed, they are those after compaction.
+        """
         return self._count(lambda gate: gate.spread(read(gate)), packed=packed)
 
     def _count(self, read: Callable[[StochasticGate], Tensor], *, packed: bool = False) -> Tensor:
         # Constant gates that nothing reads any more keep their first dtype and device.
         like = read(next(self.gates()))
+        if packed and self.timer is not None:
+            seconds = self.timer({gate: read(gate) for gate in self.gates()})
+            return torch.tensor(seconds, dtype=torch.float64, device="cpu")
 
         def every(gate: Shared) -> Tensor:
             return reading(read)(gate).to(like)
 
-        counts = [part.macs(every, self.length, packed=packed).to(like) for part in self.structure]
+        counts = [
+            part.macs(every, self.length, packed=packed, prices=self.prices).to(like)
+            for part in self.structure
+        ]
         return torch.stack(counts).sum()
 
 
-def penalty_on_macs(model: nn.Module, structure: Structure, config: GateConfig) -> MacsPenalty:
-    """The budget of a configuration on the shared gates of a plain model."""
+def time_out_of_reach(target: float, floor: float, length: int) -> str:
+    """The message for a target of the predicted time that gates cannot meet.
+
+    Args:
+        target: the fraction to remove.
+        floor: the fraction that stays with every possible gate closed.
+        length: tokens of a sequence.
+    """
+    return (
+        f"target_time {1.0 - target:.4g} cannot be reached: with every possible gate closed, "
+        f"{floor:.4f} of the dense model's predicted time stay at sequence_length={length}, so "
+        f"target_time starts at {math.ceil(1e4 * floor) / 1e4:.4f}. The rest is work that no gate "
+        "removes; parts=True and width=True add gates"
+    )
+
+
+def penalty_on_macs(
+    model: nn.Module,
+    structure: Structure,
+    config: GateConfig,
+    sides: Sides | None = None,
+    width: tuple[StochasticGate, tuple[str, ...]] | None = None,
+) -> MacsPenalty:
+    """The budget of a configuration on the shared gates of a model.
+
+    Args:
+        model: gated, or plain with the gates that it would get.
+        structure: its gates by part.
+        config: the configuration.
+        sides: of a plain model, see :class:`finegates.gates.prices.Cost`; so is ``width``.
+    """
+    cost, length = config.cost, config.sequence_length
     heads: list[HeadCounts] = []
     gated = [
         p.part
@@ -335,13 +388,15 @@ def penalty_on_macs(model: nn.Module, structure: Structure, config: GateConfig) 
         heads = head_counts(model.config, keys, gated[0])
     return MacsPenalty(
         structure,
-        config.target,
-        config.sequence_length,
+        config.removed(),
+        length,
         config.schedule[:2],
         equal=config.uniform,
         heads=heads,
         multiple=config.multiple_of,
         original=config.target_of == "original",
+        cost=cost,
+        timer=None if cost is None else cost.timer(model, length, sides, width),
     )
 
 
@@ -372,4 +427,4 @@ def penalty_of(part: nn.Module, config: GateConfig) -> SparsityPenalty | MacsPen
             gate.led = True
         return penalty
     kurtosis = KurtosisWeights(part) if config.kurtosis else None
-    return SparsityPenalty(part, config.target, kind, kurtosis)
+    return SparsityPenalty(part, config.removed(), kind, kurtosis)

@@ -20,7 +20,8 @@ from finegates.gates.config import Dimensions
 from finegates.gates.equal_sizes import EqualSizes, sizes_to_choose
 from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_output import gate_outputs
-from finegates.gates.penalty import MacsPenalty
+from finegates.gates.penalty import MacsPenalty, time_out_of_reach
+from finegates.gates.prices import MACS, Cost, Timer
 from finegates.gates.removed_before import before_of, mask_of
 from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate
@@ -51,7 +52,11 @@ class SharedGroups:
         open: (n,) of every gate, float32: 1 where open, 0 where closed.
         dimensions: the groups that have gates.
         sizes: the choice of equal sizes, or None.
+        cost: predicts times; None counts MACs.
     """
+
+    cost: Cost | None = None
+    timer: Timer | None = None
 
     dimensions: Dimensions = "all"
     sizes: EqualSizes | None = None
@@ -112,6 +117,17 @@ class SharedGroups:
             counts = head_counts(model.config, keys, heads[0]) if heads else []
             self.sizes = EqualSizes(self.structure, self._kept_of_all, counts, multiple)
 
+    def count_time(self, cost: Cost, model: nn.Module) -> None:
+        """Counts predicted time from now on, instead of MACs.
+
+        Args:
+            cost: predicts it.
+            model: of the groups; it does not change.
+        """
+        width = None if self.width is None else (self.width, self.outputs)
+        self.cost, self.timer = cost, cost.timer(model, self.length, self.sides, width)
+        self.dense = float(self._macs(self.open.__getitem__, packed=True))
+
     def layers(self) -> list[str]:
         """Paths of all layers of which closing a group removes rows or columns."""
         parts = (p.part for p in self.structure if not isinstance(p, ExpertsGates | Ungated))
@@ -143,7 +159,7 @@ class SharedGroups:
         return model
 
     def kept(self, opened: Mapping[StochasticGate, Tensor] | None = None) -> float:
-        """The fraction of the dense MACs that compaction keeps.
+        """The fraction of the dense MACs, or of the predicted time, that compaction keeps.
 
         Args:
             opened: masks that replace the present ones of some gates.
@@ -160,7 +176,7 @@ class SharedGroups:
         return float(self._macs({**masks, **opened}.__getitem__, packed=True)) / self.dense
 
     def costs(self) -> Vectors:
-        """The MACs of one token that closing each dimension saves at present."""
+        """The MACs, or the seconds, of one token that closing each dimension saves at present."""
         return self.slopes(self._macs)
 
     def slopes(self, count: Callable[[Read], Tensor]) -> Vectors:
@@ -181,7 +197,9 @@ class SharedGroups:
 
     def check_reachable(self, target: float) -> None:
         """Raises ValueError, with the largest target in reach, unless the target is."""
-        penalty = MacsPenalty(self.structure, target, self.length, (0.0, 0.0))
+        penalty = MacsPenalty(
+            self.structure, target, self.length, (0.0, 0.0), cost=self.cost, timer=self.timer
+        )
         if self.dimensions == "all":
             penalty.check_reachable()
         floor = self.floor()
@@ -191,6 +209,8 @@ class SharedGroups:
                 f"MACs stay at sequence_length={self.length}, so targets end at "
                 f"{int(1e4 * (1.0 - floor)) / 1e4:.4f}; leave uniform out"
             )
+        if 1.0 - target < floor and self.timer is not None:
+            raise ValueError(time_out_of_reach(target, floor, self.length))
         if 1.0 - target < floor:
             raise ValueError(
                 f"target {target} cannot be reached with heads and feed-forward dimensions alone: "
@@ -222,7 +242,6 @@ class SharedGroups:
         self,
         worth: Mapping[StochasticGate, Tensor],
         goal: float,
-        kept: Callable[[Mapping[StochasticGate, Tensor]], float] | None = None,
     ) -> float:
         """Closes the dimensions of least worth until a goal is met.
 
@@ -232,7 +251,6 @@ class SharedGroups:
             worth: (n,) of each of :attr:`gates`, not negative; with equal sizes not divided by
                 costs.
             goal: the fraction to keep.
-            kept: computes the kept fraction from masks; by default that of the MACs.
 
         Returns:
             the kept fraction.
@@ -245,11 +263,10 @@ class SharedGroups:
         sizes = [gate.size for gate in gates]
         shut = torch.cat([self.open[gate] for gate in gates]) == 0
         order = torch.where(shut, -1.0, torch.cat([worth[gate].float() for gate in gates]))
-        measure = kept or self.kept
 
         def fraction(closed: Tensor) -> float:
             parts = (~(closed | shut)).float().split(sizes)
-            return measure(dict(zip(gates, parts, strict=True)))
+            return self.kept(dict(zip(gates, parts, strict=True)))
 
         chosen = choose_closed(order, fraction, goal) | shut
         for gate, part in zip(gates, chosen.split(sizes), strict=True):
@@ -257,8 +274,13 @@ class SharedGroups:
         return fraction(chosen)
 
     def _macs(self, read: Callable[[StochasticGate], Tensor], *, packed: bool = False) -> Tensor:
-        every = reading(read)
-        counts = [part.macs(every, self.length, packed=packed) for part in self.structure]
+        if packed and self.timer is not None:
+            seconds = self.timer({gate: read(gate) for gate in self.gates.values()})
+            return torch.tensor(seconds, dtype=torch.float64, device="cpu")
+        every, prices = reading(read), MACS if self.cost is None else self.cost.prices()
+        counts = [
+            part.macs(every, self.length, packed=packed, prices=prices) for part in self.structure
+        ]
         return torch.stack(counts).sum()
 
 

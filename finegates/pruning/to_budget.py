@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from finegates.adapters import adapter_for, unwrap
-from finegates.compaction import CostModel, plan_compaction
+from finegates.compaction import CostModel
 from finegates.compaction.regating import in_dense_sizes_again
 from finegates.compaction.reopening import has_constant_gates, is_compact
 from finegates.gates.closing import TOLERANCE
-from finegates.gates.gate import FixedGate
+from finegates.gates.config import resolved_target
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable
 from finegates.gates.gated_linear import gated_layers
-from finegates.gates.gated_output import width_gate
 from finegates.gates.parts import forget_attachment
+from finegates.gates.prices import check_length
 from finegates.gates.removed_before import before_of, set_before
-from finegates.gates.stochastic import StochasticGate
 from finegates.pruning.calibration import Batch, Collator, calibration_batches, left_unchanged
 from finegates.pruning.groups import Dimensions, SharedGroups, Vectors
 from finegates.pruning.removed_weights import measure_moments, removed_squares
@@ -41,7 +39,7 @@ def prune(
     model: nn.Module,
     data: Iterable[Any] | None = None,
     *,
-    target: float = 0.4,
+    target: float | None = None,
     criterion: Criterion = "taylor",
     steps: int = 1,
     dimensions: Dimensions = "all",
@@ -53,6 +51,7 @@ def prune(
     batch_size: int = 16,
     sequence_length: int = 128,
     cost: CostModel | None = None,
+    target_time: float | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
@@ -85,7 +84,8 @@ def prune(
         data: the calibration set: batches, each a mapping of the model's inputs (a ``DataLoader``,
             a list); with a ``collator``, rows (a dataset).
         target: the fraction of the encoder's MACs to remove, in [0, 1); with ``cost``, of its
-            predicted time. If dimensions were removed before, of what is left.
+            predicted time. If dimensions were removed before, of what is left. None selects
+            ``1 - target_time``, or 0.4.
         criterion: see above.
         steps: number of equal steps toward the target; importance is measured before each.
         dimensions: ``"all"``, or ``"inner"`` for only heads and feed-forward dimensions, whose
@@ -100,8 +100,11 @@ def prune(
         collator: makes a batch from a list of rows, as in ``transformers.Trainer``.
         batch_size: rows of a batch, with a collator.
         sequence_length: tokens of a sequence, for the MACs of attention.
-        cost: measured costs of matmuls and data movement (:func:`finegates.calibrate`). The budget
-            is then on the predicted time after :func:`finegates.compact` with the same ``cost``.
+        cost: measured costs (:func:`finegates.calibrate`). The budget is then on the predicted time
+            after :func:`finegates.compact` with the same ``cost``, and importance is divided by
+            seconds.
+        target_time: with ``cost``, instead of ``target``: the wanted time as a fraction of the
+            given model's, see ``GateConfig.target_time``.
         seed: of criterion ``"random"``.
         progress: show a progress bar.
 
@@ -109,13 +112,15 @@ def prune(
         the same model, with constant gates of zeros and ones around its layers.
 
     Raises:
-        ValueError: the model has gates that are not constants of zeros and ones, is compact with
-            narrower experts or fewer hidden dimensions, or has no adapter; the target cannot be
-            reached; an option is unknown; the criterion needs data or labels and gets none. After
-            an error the model is unchanged.
+        ValueError: ``target`` and ``target_time`` are given together; the costs were measured for
+            another dtype, device or sequence length; the model has gates that are not constants of
+            zeros and ones, is compact with narrower experts or fewer hidden dimensions, or has no
+            adapter; the target cannot be reached; an option is unknown; the criterion needs data or
+            labels and gets none. After an error the model is unchanged.
         TypeError: not a model; a layer is quantised; a batch is not a mapping of tensors.
         FloatingPointError: a derivative of the loss is not finite.
     """
+    target = resolved_target(target, target_time, cost)
     _check_options(target, criterion, steps, dimensions, sequence_length)
     if (uniform and cost is not None) or (multiple_of is not None and not uniform):
         raise ValueError("multiple_of needs uniform=True, whose budget is on MACs: leave cost out")
@@ -149,6 +154,9 @@ def _pruned(
     """:func:`prune` of a model in its dense sizes."""
     inner = unwrap(model)
     _check_prunable(inner)
+    if cost is not None:
+        cost.check_model(inner)
+        check_length(cost, sequence_length)
     if (width or parts) and uniform:
         option = "width" if width else "parts"
         raise ValueError(f"{option} cannot be combined with uniform; leave one out")
@@ -161,11 +169,12 @@ def _pruned(
         width=width,
         parts=parts,
     )
+    if cost is not None:
+        groups.count_time(cost, inner)
     groups.check_reachable(target)
     batches: list[Batch] = []
     runs = without_containers(model)
     restored = left_unchanged(runs) if criterion not in _WITHOUT_DATA else nullcontext()
-    timed = None if cost is None else _Timed(inner, groups, cost)
     with restored:
         if criterion not in _WITHOUT_DATA:
             batches = calibration_batches(data, collator, batch_size, runs)
@@ -175,9 +184,9 @@ def _pruned(
             for step in range(1, steps + 1):
                 worth = _worth(runs, groups, criterion, batches, seed, bar.update)
                 goal = 1.0 - target * step / steps
-                kept = groups.close(worth, goal, None if timed is None else timed.kept)
+                kept = groups.close(worth, goal)
     if abs(kept - goal) > TOLERANCE:
-        what = "MACs" if timed is None else "predicted time"
+        what = "MACs" if cost is None else "predicted time"
         warnings.warn(
             f"{kept:.1%} of the {what} are kept, and target {target:g} asks for {goal:.1%}: the "
             "dimensions of this model are so coarse that closing one more, or one fewer, misses "
@@ -226,41 +235,6 @@ def _drawn(groups: SharedGroups, seed: int) -> Vectors:
         generator = torch.Generator().manual_seed(derive_seed(seed, "random", name))
         worth[gate] = torch.rand(gate.size, generator=generator, dtype=torch.float32, device="cpu")
     return worth
-
-
-class _Timed:
-    """Predicts the fraction of a model's time that compaction keeps, from masks.
-
-    Compaction plans from gates, so the masks are attached to a copy of the modules that shares the
-    model's tensors.
-    """
-
-    def __init__(self, inner: nn.Module, groups: SharedGroups, cost: CostModel) -> None:
-        self._groups, self._cost = groups, cost
-        tensors = [*inner.parameters(), *inner.buffers()]
-        shadow = copy.deepcopy(inner, {id(tensor): tensor for tensor in tensors})
-        self._shadow = groups.attach(shadow)
-        self._dense = self._seconds()
-
-    def kept(self, opened: Mapping[StochasticGate, Tensor]) -> float:
-        """The fraction of the dense model's predicted time."""
-        layers = gated_layers(self._shadow)
-        for path, pair in self._groups.values(opened).items():
-            for side, values in zip(("rows", "cols"), pair, strict=True):
-                gate = getattr(layers[path], side)
-                if isinstance(gate, FixedGate) and values is not None:
-                    gate.values.copy_(values)
-        width = width_gate(self._shadow)
-        if isinstance(width, FixedGate) and self._groups.width is not None:
-            width.values.copy_(opened[self._groups.width])
-        return self._seconds() / self._dense
-
-    def _seconds(self) -> float:
-        """Seconds of one token: linear layers, and attention over a sequence."""
-        blocks = plan_compaction(self._shadow, cost=self._cost).blocks
-        products = sum(block.attention_macs[1] for block in blocks)
-        linear = sum(block.seconds for block in blocks if block.seconds is not None)
-        return linear + self._cost.product * self._groups.length * products
 
 
 def _check_options(

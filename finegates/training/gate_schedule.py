@@ -159,7 +159,8 @@ class _LedGates:
         kept, goal = self._penalty.realised(), 1.0 - self._penalty.target
         if abs(kept - goal) > TOLERANCE:
             warnings.warn(
-                f"the gates keep {kept:.1%} of the MACs, and target {self._penalty.target:g} asks "
+                f"the gates keep {kept:.1%} of the {self._penalty.unit}, and target "
+                f"{self._penalty.target:g} asks "
                 f"for {goal:.1%}: the dimensions of this model are so coarse that closing one "
                 "more, or one fewer, misses the target by as much; choose a target that is near "
                 "what is kept, or a wider model",

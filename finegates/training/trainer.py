@@ -175,7 +175,7 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         )
         if isinstance(self.penalty, MacsPenalty):
             text += (
-                f", {100 * self.penalty.realised():.1f} % of the MACs kept "
+                f", {100 * self.penalty.realised():.1f} % of the {self.penalty.unit} kept "
                 f"(goal {100 * (1 - self.penalty.target):g} %)"
             )
         return text
@@ -265,8 +265,9 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         ``loss`` is ``task_loss + penalty_weight * penalty``, with distillation
         ``(1 - weight) * task_loss + weight * teacher_distance + penalty_weight * penalty``: means
         over the same optimizer steps, over all processes. ``macs_kept`` is the fraction that shared
-        gates keep, ``gates_closed`` that of gates that are closed. The gates' summary of an epoch
-        is in the next log.
+        gates keep, with ``GateConfig.cost`` ``time_kept`` that of the predicted time,
+        ``gates_closed`` that of gates that are closed. The gates' summary of an epoch is in the
+        next log.
         """
         if "loss" in logs:
             logs = {**logs, **self._terms_and_gates()}
@@ -283,7 +284,8 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         )
         model: nn.Module = self.model  # type: ignore[attr-defined]
         if isinstance(self.penalty, MacsPenalty):
-            found["macs_kept"] = self.penalty.realised()
+            timed = self.penalty.timer is not None
+            found["time_kept" if timed else "macs_kept"] = self.penalty.realised()
         if gated_layers(model):
             found["gates_closed"] = closed_fraction(model)
         return found

@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 import finegates as fg
 from finegates.cli import main, outcome, resumption
+from finegates.compaction.predicted_time import predicted_time
 from support.cli_models import reviews, write_csv
-from support.shrink_command import contents, shrink
+from support.shrink_command import LENGTH, contents, shrink, summary
 
 
 class Killed:
@@ -64,6 +65,37 @@ def test_a_killed_run_with_adapters_continues_as_well(places, tmp_path, monkeypa
     assert shrink(places, out, "--lora", "4") == 0
     assert "continuing after step 9\n" in capsys.readouterr().out
     assert contents(out) == contents(whole)
+
+
+def test_a_run_with_a_time_budget_continues_with_the_costs_that_it_measured_first(
+    places, tmp_path, monkeypatch
+):
+    """Where each measurement gives other costs, as on a busy machine."""
+    measured: list[fg.CostModel] = []
+
+    def measure(model: Any, *, batch: int, length: int) -> fg.CostModel:
+        assert (batch, length) == (8, LENGTH)
+        found = fg.CostModel(product=(1 + 9 * len(measured)) * 1e-11, length=length)
+        measured.append(found)
+        return found
+
+    monkeypatch.setattr(fg, "calibrate", measure)
+    options = ["--target-time", "0.7", "--cost", "measured"]
+    whole, out = tmp_path / "whole", tmp_path / "small"
+    assert shrink(places, whole, *options) == 0
+    measured.clear()
+    with monkeypatch.context() as patched:
+        Killed(patched, 14)
+        assert shrink(places, out, *options) == 130
+    assert shrink(places, out, *options) == 0
+    assert len(measured) == 1
+    assert contents(out) == contents(whole)
+    assert summary(out)["settings"]["target_time"] == 0.7
+    small = fg.load(out)
+    dense = type(small)(small.config)
+    first, tokens = measured[0], LENGTH
+    kept = predicted_time(small, first, tokens) / predicted_time(dense, first, tokens)
+    assert kept == pytest.approx(0.7, abs=0.06)
 
 
 def test_a_run_that_was_killed_after_its_training_evaluates_and_writes(

@@ -191,6 +191,7 @@ def test_a_decoder_without_a_token_to_pad_with_is_padded_with_its_last(places, t
         (["--out", "{tmp}/taken"], "--out {tmp}/taken: exists and is not a result of finegates"),
         (["--out", "{tmp}/file/small"], "{tmp}/file is a file; choose another folder"),
         (["--distill", "{model}"], "--distill {model}: has no trained head of 2 outputs"),
+        (["--target-time", "0.5"], "--target-time needs measured costs: --cost measured, or"),
         (["--cost", "{tmp}/none.json"], "--cost {tmp}/none.json: no such file; use 'smallest'"),
     ],
 )

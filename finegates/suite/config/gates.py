@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from finegates.compaction import CostModel
 from finegates.gates.config import Dimensions, GateConfig
 from finegates.suite.config.section import Section
 
@@ -13,13 +14,18 @@ PresetName = Literal["reference", "paper_v1", "structured"]
 """The keys of ``finegates.gates.presets.PRESETS``."""
 
 
-_LATER = ("dimensions", "uniform", "multiple_of", "width", "parts")
+_LATER = ("dimensions", "uniform", "multiple_of", "width", "parts", "target_time", "cost")
 """Settings that are left out of dumps at their default: runs from before have the same parameters
 as later ones that do not set them."""
 
 
 class GateFields(Section):
-    """Gate settings that mirror the fields of ``finegates.GateConfig``."""
+    """Gate settings that mirror the fields of ``finegates.GateConfig``.
+
+    Attributes:
+        cost: the numbers of a cost model, as ``finegates.CostModel.save`` writes them; measured
+            once, so that every machine closes the same gates.
+    """
 
     preset: PresetName
     penalty_weight: float = Field(default=GateConfig.penalty_weight, ge=0)
@@ -30,6 +36,8 @@ class GateFields(Section):
     multiple_of: int | None = Field(default=GateConfig.multiple_of, gt=0)
     width: bool = GateConfig.width
     parts: bool = GateConfig.parts
+    target_time: float | None = Field(default=GateConfig.target_time, gt=0, le=1)
+    cost: dict[str, float | int | str | None] | None = None
 
     @model_validator(mode="after")
     def _shared(self) -> GateFields:
@@ -40,6 +48,12 @@ class GateFields(Section):
             raise ValueError("multiple_of goes with uniform: true")
         if self.width and self.uniform:
             raise ValueError("width does not go with uniform: true")
+        if self.target_time is not None and self.cost is None:
+            raise ValueError("target_time goes with cost, the numbers of a cost model")
+        if self.cost is not None:
+            CostModel.of(self.cost)  # raises ValueError
+            if self.uniform:
+                raise ValueError("cost does not go with uniform: true")
         return self
 
     @model_serializer(mode="wrap")
@@ -63,4 +77,6 @@ class GateFields(Section):
         values = {name: getattr(self, name) for name in type(self).model_fields if name in known}
         if target is not None:
             values["target"] = target
+        if self.cost is not None:
+            values["cost"] = CostModel.of(self.cost)
         return GateConfig(**values | further)

@@ -171,6 +171,8 @@ class CausalGates(GateFields):
 
     @model_validator(mode="after")
     def _reachable(self) -> CausalGates:
+        if self.target_time is not None:
+            raise ValueError("targets are given; leave target_time out, or give cost alone")
         for target in self.targets:
             check_reachable(preset_named(self.preset, self.noise_std), target)
         check_schedule(self.schedule)

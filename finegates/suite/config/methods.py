@@ -22,7 +22,7 @@ class GateSettings(GateFields):
     Every field except ``match`` is one of ``finegates.GateConfig``.
 
     Attributes:
-        target: see ``finegates.GateConfig``; None with ``match``.
+        target: see ``finegates.GateConfig``; None with ``match`` or ``target_time``.
         match: with preset ``structured``, a gated method instead of a target: the run keeps as many
             MACs as that method's run on the same task and seed.
     """
@@ -36,7 +36,9 @@ class GateSettings(GateFields):
 
     @model_validator(mode="after")
     def _reachable(self) -> GateSettings:
-        exactly_one(self, ("target", "match"))
+        exactly_one(self, ("target", "match", "target_time"))
+        if self.match is not None and self.cost is not None:
+            raise ValueError("match counts MACs; leave cost out")
         if self.match is not None and self.preset != "structured":
             raise ValueError(f"match goes with preset 'structured', not {self.preset!r}")
         preset = preset_named(self.preset, self.noise_std)

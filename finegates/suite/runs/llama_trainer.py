@@ -174,7 +174,7 @@ class _DelayedTarget(TrainerCallback):
         reached = state.global_step >= self._start_step
         for config, penalty in self._trainer.penalties:
             if isinstance(penalty, SparsityPenalty):
-                penalty.sparsity = config.target if reached else 0.0
+                penalty.sparsity = config.removed() if reached else 0.0
 
 
 def causal_arguments(

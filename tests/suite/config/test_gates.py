@@ -17,6 +17,13 @@ SECTIONS: dict[type[GateFields], dict[str, object]] = {
     GateSettings: {"preset": "reference", "target": 0.3},
     CausalGates: {"title": "Gates", "targets": [0.3]},
 }
+COST = {
+    "product": 1e-11,
+    "gather": 2e-10,
+    "scatter": 2e-10,
+    "onednn_from": None,
+    "head_multiple": 8,
+}
 OWN = {GateSettings: {"match"}, CausalGates: {"title", "targets", "start_step"}}
 """Fields that the library's configuration does not have."""
 
@@ -39,7 +46,7 @@ def test_a_methods_gates_reach_the_library_as_they_were_asked_for():
         **{"dimensions": "all", "uniform": False, "multiple_of": None, "width": False},
         "parts": False,
     }
-    assert set(asked) == set(GateSettings.model_fields) - {"match"}
+    assert set(asked) == set(GateSettings.model_fields) - {"match", "target_time", "cost"}
     found = GateSettings.model_validate(asked).gate_config(seed=3).as_dict()
     assert {name: found[name] for name in asked} == asked
     assert found["seed"] == 3
@@ -48,12 +55,14 @@ def test_a_methods_gates_reach_the_library_as_they_were_asked_for():
 def test_sizes_of_shared_gates_reach_the_library_and_change_no_parameter_of_other_runs():
     plain = {"preset": "structured", "target": 0.3}
     before = set(GateSettings.model_validate(plain).model_dump())
-    assert not before & {"dimensions", "uniform", "multiple_of", "width", "parts"}
+    later = {"dimensions", "uniform", "multiple_of", "width", "parts", "target_time", "cost"}
+    assert not before & later
     for further in (
         {"dimensions": "inner"},
         {"uniform": True, "multiple_of": 16},
         {"width": True},
         {"parts": True},
+        {"cost": COST},
     ):
         settings = GateSettings.model_validate({**plain, **further})
         assert set(settings.model_dump()) == before | set(further)
@@ -72,6 +81,27 @@ def test_sizes_of_shared_gates_reach_the_library_and_change_no_parameter_of_othe
 def test_sizes_that_independent_gates_do_not_have_are_refused(further, message):
     with pytest.raises(ValueError, match=message):
         GateSettings.model_validate({"target": 0.3, **further})
+
+
+def test_a_time_budget_reaches_the_library_instead_of_a_target():
+    given = {"preset": "structured", "target_time": 0.6, "cost": {**COST, "rest": 1e-6}}
+    settings = GateSettings.model_validate(given)
+    config = settings.gate_config()
+    assert (config.target_time, config.removed()) == (0.6, 0.4)
+    assert config.as_dict()["cost"] == given["cost"]
+    assert GateSettings.model_validate(settings.model_dump()) == settings
+    for wrong, message in (
+        ({**given, "target": 0.4}, "exactly one of target, match, target_time"),
+        ({**given, "cost": None}, "target_time goes with cost"),
+        ({**given, "cost": {**COST, "product": -1.0}}, "product must be positive"),
+        ({**given, "uniform": True}, "cost does not go with uniform"),
+        ({**given, "preset": "reference"}, "goes with preset 'structured'"),
+        ({**given, "target_time": None, "match": "other"}, "match counts MACs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GateSettings.model_validate(wrong)
+    with pytest.raises(ValueError, match="leave target_time out"):
+        CausalGates.model_validate({**given, "title": "Gates", "targets": [0.3]})
 
 
 def test_gates_of_a_llama_reach_the_library_with_the_target_of_the_run():

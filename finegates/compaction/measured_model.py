@@ -1,0 +1,244 @@
+"""Fits a cost model to the times of a model and of compact forms of it.
+
+Costs of single kinds of work are measured in short loops, whose data stay in the caches. In a model
+they take longer, each by about the same factor. So the predicted time of the blocks is multiplied
+by one factor, and the time of everything else is added: both are fitted to the dense model and to
+two compact forms with random dimensions removed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from finegates.adapters import adapter_for, unwrap
+from finegates.clock import interleaved
+from finegates.compaction.activations import activation_of
+from finegates.compaction.cost import CostModel
+from finegates.compaction.predicted_time import PredictedTime
+from finegates.compaction.products import use_products
+from finegates.compaction.transform import compact
+from finegates.gates.config import Dimensions
+from finegates.gates.gateable import check_dense
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.shared import build_structure
+from finegates.gates.stochastic import StochasticGate
+from finegates.modules.linear import linear_shape
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the first block of a model, whose kinds of work are measured.
+
+    Attributes:
+        dtype: of its weights.
+        hidden: of the residual stream.
+        intermediate: dimensions of the feed-forward part.
+        heads: query heads.
+        head_dim: width of a head.
+        each: query heads for each key-value head.
+        causal: whether tokens attend to earlier ones alone.
+        phi: the activation.
+        gated: whether the activation is multiplied by a second projection.
+    """
+
+    dtype: torch.dtype
+    hidden: int
+    intermediate: int
+    heads: int
+    head_dim: int
+    each: int = 1
+    causal: bool = False
+    phi: Callable[[Tensor], Tensor] = functional.gelu
+    gated: bool = False
+
+
+def check_measurable(model: nn.Module) -> None:
+    """Raises ValueError unless a model is dense and on the CPU."""
+    inner = unwrap(model)
+    if gated_layers(inner):
+        raise ValueError("the model has gates; measure the dense one, before finegates.attach")
+    check_dense(inner)
+    device = next(inner.parameters()).device.type
+    if device != "cpu":
+        raise ValueError(f"times are measured on the CPU, and the model is on {device!r}")
+
+
+def model_shape(model: nn.Module) -> Shape:
+    """The sizes of a model's first attention and feed-forward part."""
+    inner = unwrap(model)
+    blocks = adapter_for(inner).blocks(inner)
+    part = next((a for block in blocks for a in block.attentions), None)
+    feed = next((block.feed_forward for block in blocks if block.feed_forward is not None), None)
+    if part is None or feed is None:
+        raise ValueError(f"{type(inner).__name__} has no described attention or feed-forward part")
+    hidden, _ = linear_shape(inner.get_submodule(feed.up))
+    intermediate, _ = linear_shape(inner.get_submodule(feed.down))
+    phi = activation_of(feed, inner)
+    dtype: torch.dtype = inner.get_submodule(feed.down).weight.dtype  # type: ignore[assignment]
+    return Shape(
+        dtype,
+        hidden,
+        intermediate,
+        part.heads,
+        part.head_dim,
+        part.heads // part.kv_heads,
+        bool(getattr(inner.get_submodule(part.path), "is_causal", False)),
+        phi if callable(phi) else functional.gelu,
+        feed.gate is not None,
+    )
+
+
+def attention_run(shape: Shape, batch: int, length: int, heads: int, width: int) -> Run:
+    """A function that attends with some heads, from fused projections to the input of o."""
+    groups = max(1, heads // shape.each)
+    sizes = (heads * width, groups * width, groups * width)
+    states = torch.randn(batch, length, sum(sizes), dtype=shape.dtype, device="cpu")
+
+    def run() -> Tensor:
+        q, k, v = (
+            part.view(batch, length, -1, width).transpose(1, 2) for part in states.split(sizes, -1)
+        )
+        if heads > groups:
+            each = -(-heads // groups)
+            k, v = (part.repeat_interleave(each, 1)[:, :heads] for part in (k, v))
+        context = functional.scaled_dot_product_attention(q, k, v, is_causal=shape.causal)
+        return context.transpose(1, 2).reshape(batch, length, heads * width)
+
+    return run
+
+
+def activation_run(shape: Shape, tokens: int) -> Run:
+    """A function that applies the activation of a feed-forward part."""
+    x = torch.randn(tokens, shape.intermediate, dtype=shape.dtype, device="cpu")
+    if not shape.gated:
+        return lambda: shape.phi(x)
+    y = torch.randn_like(x)
+    return lambda: shape.phi(x) * y
+
+
+def example_tokens(model: nn.Module, batch: int, length: int) -> dict[str, Tensor]:
+    """Random tokens without padding, (batch, length).
+
+    Raises:
+        ValueError: the configuration of the model has no vocabulary, or it also decodes.
+    """
+    config: Any = getattr(unwrap(model), "config", None)
+    size = getattr(config, "vocab_size", None)
+    if not isinstance(size, int) or getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(unwrap(model)).__name__} reads more than tokens; give an example batch of "
+            "its inputs: calibrate(model, inputs=...)"
+        )
+    generator = torch.Generator().manual_seed(0)
+    first = min(size - 1, 5)  # the first ids are special in most vocabularies
+    ids = torch.randint(first, size, (batch, length), generator=generator, device="cpu")
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.no_grad()
+def fitted_to_model(
+    cost: CostModel, model: nn.Module, inputs: Mapping[str, Any], length: int, repeats: int
+) -> CostModel:
+    """Fits a factor of all prices, and the time of everything else, to a model.
+
+    Args:
+        cost: prices of single kinds of work.
+        model: dense; it does not change.
+        inputs: of a forward pass.
+        length: tokens of a sequence.
+        repeats: three times the rounds in which the three models are run in turn.
+    """
+    inner = unwrap(model)
+    first = next(iter(inputs.values()))
+    tokens = first.shape[0] * length
+    dense = use_products(_sharing_copy(inner), cost).eval()
+    predicted: list[float] = []
+    runs: dict[str, nn.Module] = {"dense": dense}
+    for kind in get_args(Dimensions):
+        timer, masks = _with_random_masks(cost, inner, length, kind)
+        if not predicted:
+            predicted.append(timer({gate: torch.ones_like(mask) for gate, mask in masks.items()}))
+        predicted.append(timer(masks))
+        runs[kind] = use_products(compact(timer.gated(masks), cost=cost), cost)
+    with torch.inference_mode():
+        seconds = interleaved(
+            {name: _forward(each, inputs) for name, each in runs.items()}, max(5, repeats // 3)
+        )
+    times = np.array([float(np.median(seconds[name])) for name in runs]) / tokens
+    work = np.array([[time, 1.0] for time in predicted], dtype=np.float64)
+    factor, rest = nonnegative(work, times)
+    return scaled(cost, factor, rest)
+
+
+def scaled(cost: CostModel, factor: float, rest: float) -> CostModel:
+    """A cost model with all prices multiplied by a factor, and another rest."""
+    names = ("product", "gather", "scatter", "output", "score", "activation")
+    prices = {name: factor * getattr(cost, name) for name in names}
+    attention = None if cost.attention is None else factor * cost.attention
+    return replace(cost, **prices, attention=attention, rest=rest)
+
+
+def nonnegative(work: np.ndarray, times: np.ndarray) -> list[float]:
+    """Prices of at least 0 with the least sum of squared relative errors.
+
+    Args:
+        work: (n, kinds), amounts of each kind of work.
+        times: (n,), positive.
+
+    Returns:
+        the prices; a kind whose price would be negative has 0, and the others are fitted again.
+    """
+    relative = work / times[:, None]
+    left = list(range(work.shape[1]))
+    while True:
+        scale = np.abs(relative[:, left]).max(axis=0)
+        scale[scale == 0] = 1.0
+        found, *_ = np.linalg.lstsq(relative[:, left] / scale, np.ones(len(times)), rcond=None)
+        if (found >= 0).all() or len(left) == 1:
+            break
+        left.pop(int(found.argmin()))
+    prices = [0.0] * work.shape[1]
+    for kind, price, size in zip(left, found, scale, strict=True):
+        prices[kind] = max(0.0, float(price / size))
+    return prices
+
+
+def _with_random_masks(
+    cost: CostModel, model: nn.Module, length: int, dimensions: Dimensions
+) -> tuple[PredictedTime, dict[StochasticGate, Tensor]]:
+    """A model with constant gates that close dimensions at random, unevenly over its layers."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # gates draw latents, which are not used here
+        _, sides = build_structure(
+            model,
+            lambda name, size: StochasticGate(size, "structured"),
+            experts=False,
+            dimensions=dimensions,
+        )
+    timer = PredictedTime(cost, model, length, sides)
+    masks = {}
+    for gate in timer.gates():
+        share = 0.35 + 0.5 * float(torch.rand((), generator=generator))
+        drawn = torch.rand(gate.size, generator=generator)
+        masks[gate] = (drawn <= drawn.kthvalue(max(1, round(share * gate.size))).values).float()
+    return timer, masks
+
+
+def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Run:
+    return lambda: model(**inputs)
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares parameters and buffers."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,208 @@
+"""Predicted time of what compaction would keep, from masks of gates.
+
+The time of a token is that of its linear layers, with gathers and scatters, of the matmuls and the
+softmax of attention over a sequence, of the activations, and of what no gate touches. It is read
+from the same choice as the plan, so that a gated model's time is that of its compact form.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from finegates.adapters import Adapter, Block, HeadSizes, adapter_for, has_module, unwrap
+from finegates.compaction.cost import CostModel
+from finegates.compaction.counts import expert_macs
+from finegates.compaction.planner import Choice, choose
+from finegates.gates.attachment import attach_gates
+from finegates.gates.dense_form import DenseForm, dense_form, in_dense_sizes
+from finegates.gates.gate import FixedGate
+from finegates.gates.gated_linear import GatedLinear
+from finegates.gates.gated_output import gate_outputs
+from finegates.gates.shared import Sides
+from finegates.gates.stochastic import StochasticGate
+from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.linear import linear_shape
+
+# Largest number of masks whose times are remembered.
+_REMEMBERED = 64
+
+
+class PredictedTime:
+    """Predicts the seconds of a token after compaction, from masks of gates.
+
+    Masks are put into a copy of the modules, and the rules of compaction choose what is kept of it.
+
+    Args:
+        cost: the prices.
+        model: gated, or plain with the gates that it would get; it does not change.
+        length: tokens of a sequence.
+        sides: of a plain model, see :class:`finegates.gates.prices.Cost`; so is ``width``.
+    """
+
+    def __init__(
+        self,
+        cost: CostModel,
+        model: nn.Module,
+        length: int,
+        sides: Sides | None = None,
+        width: tuple[StochasticGate, tuple[str, ...]] | None = None,
+    ) -> None:
+        self._cost, self._length = cost, length
+        self._constants: dict[StochasticGate, FixedGate] = {}
+        inner = unwrap(model)
+        if sides is None:
+            form = dense_form(inner) or DenseForm.of(inner)
+            self._copy = form.model
+            self._constants = dict(form.gates.values())
+        else:
+            self._copy = self._with_constants(inner, sides, width)
+        self._adapter = adapter_for(self._copy)
+        self._blocks = self._adapter.blocks(self._copy)
+        self._known: dict[bytes, float] = {}
+
+    def _with_constants(
+        self,
+        model: nn.Module,
+        sides: Sides,
+        width: tuple[StochasticGate, tuple[str, ...]] | None,
+    ) -> nn.Module:
+        """A copy that shares the model's tensors, with constants where its gates would be."""
+        memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        found = copy.deepcopy(model, memo)
+        gates = [gate for pair in sides.values() for gate in pair if gate is not None]
+        own = [leaf for gate in gates for leaf in gate.leaves()]
+        for gate in (*own, *(() if width is None else (width[0],))):
+            if isinstance(gate, StochasticGate) and gate not in self._constants:
+                ones = torch.ones(gate.dense_size, dtype=torch.float32, device="cpu")
+                memo[id(gate)] = self._constants[gate] = FixedGate(ones)
+        attach_gates(found, copy.deepcopy(sides, memo))
+        if width is not None:
+            gate_outputs(found, width[1], self._constants[width[0]])
+        return found
+
+    def gates(self) -> tuple[StochasticGate, ...]:
+        """The gates whose masks it needs."""
+        return tuple(self._constants)
+
+    def gated(self, masks: Mapping[StochasticGate, Tensor]) -> nn.Module:
+        """The copy of the model with masks as constant gates; the next masks replace them."""
+        for gate, constant in self._constants.items():
+            constant.values = (masks[gate] > 0).detach().float().cpu()
+        return self._copy
+
+    @torch.no_grad()
+    def __call__(self, masks: Mapping[StochasticGate, Tensor]) -> float:
+        """The seconds of a token.
+
+        Args:
+            masks: (dense_size,) of every gate, 1 where open.
+        """
+        opened = [masks[gate].detach() for gate in self._constants]
+        joined = (torch.cat(opened) > 0).cpu()  # one transfer from the device
+        key = joined.numpy().tobytes()
+        if key not in self._known:
+            parts = joined.split([mask.numel() for mask in opened])
+            found = self.gated(dict(zip(self._constants, parts, strict=True)))
+            while len(self._known) >= _REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[key] = predicted_seconds(
+                found, self._adapter, self._blocks, self._cost, self._length
+            )
+        return self._known[key]
+
+
+def predicted_time(model: nn.Module, cost: CostModel, length: int) -> float:
+    """The predicted seconds of a token, after compaction if the model has gates.
+
+    Args:
+        model: dense, with gates, or compact; plain or wrapped by ``peft``.
+        cost: the prices.
+        length: tokens of a sequence.
+
+    Raises:
+        ValueError: the architecture has no adapter.
+    """
+    plain = in_dense_sizes(unwrap(model))
+    adapter = adapter_for(plain)
+    return predicted_seconds(plain, adapter, adapter.blocks(plain), cost, length)
+
+
+def predicted_seconds(
+    plain: nn.Module, adapter: Adapter, blocks: Sequence[Block], cost: CostModel, length: int
+) -> float:
+    """The predicted seconds of a token, see :func:`predicted_time`.
+
+    Args:
+        plain: the model in its dense sizes.
+        adapter: of its architecture.
+        blocks: of the model.
+        cost: the prices.
+        length: tokens of a sequence.
+    """
+    chosen = choose(plain, adapter, blocks, cost, [])
+    stream = chosen.stream
+    share = 1.0 if stream is None else stream.kept.numel() / stream.stream.size
+    total = share * cost.rest
+    return total + sum(_block_seconds(plain, block, chosen, cost, length) for block in blocks)
+
+
+def _block_seconds(
+    plain: nn.Module, block: Block, chosen: Choice, cost: CostModel, length: int
+) -> float:
+    """The seconds of a token in one block."""
+    prices = cost.prices()
+    total = 0.0
+    for path in (*block.linears(), *_fused(block)):
+        draft = chosen.drafts.get(path)
+        if draft is not None:
+            total += chosen.seconds(path, cost)
+        elif has_module(plain, path):  # otherwise it is fused with others, or not fused
+            total += _present_seconds(plain.get_submodule(path), cost)
+    for part in block.attentions:
+        module = plain.get_submodule(part.path)
+        sizes: HeadSizes | None = chosen.heads.get(part.path)
+        sizes = sizes or getattr(module, "finegates_heads", None)
+        heads, products = part.heads, part.products
+        if sizes is not None:
+            heads, products = len(sizes.heads), 2 * len(sizes.heads) * sizes.width
+        total += length * (prices.attention * products + prices.score * heads)
+    total += length * prices.attention * sum(part.products for part in block.mixers)
+    feed = block.feed_forward
+    if feed is not None:
+        draft = chosen.drafts.get(feed.down)
+        width = None if draft is None else draft.input_width
+        if width is None:
+            width = _shape(plain.get_submodule(feed.down))[0]
+        total += prices.activation * width
+    if block.experts is not None:
+        total += prices.product * expert_macs(plain, block.experts, chosen.experts)
+    return total
+
+
+def _fused(block: Block) -> list[str]:
+    """Paths that layers of a block have once they are fused."""
+    feed = block.feed_forward
+    paths = [part.joint_path for part in block.attentions if part.joint]
+    return paths if feed is None or feed.path is None else [*paths, f"{feed.path}.gate_up"]
+
+
+def _present_seconds(layer: nn.Module, cost: CostModel) -> float:
+    """The seconds of a token in a layer as it is."""
+    if isinstance(layer, CompactLinear):
+        outputs, columns = layer.kept
+        scattered = None if layer.rows is None else layer.out_features
+        gathers = layer.cols is not None
+        return cost.seconds(outputs, columns, gathers=gathers, scatters_to=scattered)
+    columns, outputs = _shape(layer)
+    return cost.seconds(outputs, columns, gathers=False, scatters_to=None)
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a layer."""
+    if isinstance(layer, CompactLinear):
+        return layer.in_features, layer.out_features
+    return linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)

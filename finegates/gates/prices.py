@@ -1,0 +1,90 @@
+"""What gates know of a cost model: the price of each kind of work, and predicted times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from finegates.gates.shared import Sides
+    from finegates.gates.stochastic import StochasticGate
+
+Timer = Callable[[Mapping["StochasticGate", Tensor]], float]
+"""Maps masks, (dense_size,) by gate, to the predicted seconds of a token after compaction."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Price of each kind of work of one token; the defaults count multiply-accumulates.
+
+    Attributes:
+        product: of a multiply-accumulate in a linear layer.
+        attention: of one in the matmuls of attention.
+        score: of a token that one head attends to, for its softmax.
+        output: of an output of a linear layer.
+        activation: of an intermediate value of a feed-forward part.
+    """
+
+    product: float = 1.0
+    attention: float = 1.0
+    score: float = 0.0
+    output: float = 0.0
+    activation: float = 0.0
+
+
+MACS = Prices()
+"""Prices that count multiply-accumulates."""
+
+
+class Cost(Protocol):
+    """Predicts the time of a model on a machine; :class:`finegates.CostModel` does."""
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of the sequences that were measured; None if unknown."""
+
+    def prices(self) -> Prices:
+        """The prices in seconds, without the movement of data."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers as plain values."""
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises ValueError if the costs were measured for another dtype or device."""
+
+    def timer(
+        self,
+        model: nn.Module,
+        length: int,
+        sides: Sides | None = None,
+        width: tuple[StochasticGate, tuple[str, ...]] | None = None,
+    ) -> Timer:
+        """Makes a function that predicts times from masks.
+
+        Args:
+            model: gated, or plain with the gates that it would get.
+            length: tokens of a sequence.
+            sides: of a plain model, the row and column gates of its layers.
+            width: of a plain model, the gate of the residual stream and the modules that it gates.
+        """
+
+
+def check_cost(cost: object) -> None:
+    """Raises TypeError unless the argument predicts times."""
+    if not callable(getattr(cost, "timer", None)):
+        raise TypeError(
+            f"cost must be a CostModel, got a {type(cost).__name__}; measure one: "
+            "finegates.calibrate(model), or read one: CostModel.load(file)"
+        )
+
+
+def check_length(cost: Cost, length: int) -> None:
+    """Raises ValueError if costs were measured at sequences of another length."""
+    if cost.length not in (None, length):
+        raise ValueError(
+            f"the cost model was measured at sequences of {cost.length} tokens, and "
+            f"sequence_length is {length}; give the same to both"
+        )

@@ -1,0 +1,275 @@
+"""A budget on predicted time: gated, compact and planned times agree, and the target is met."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import finegates as fg
+from finegates.adapters import adapter_for
+from finegates.compaction.predicted_time import predicted_time
+from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.kinds import between_gates
+from finegates.modules.linear import linear_shape
+from support import tiny
+
+LENGTH = 7
+# Every kind of work has a price of its own, so that a count left out would be seen.
+PLANTED = fg.CostModel(
+    product=1.0,
+    gather=3.0,
+    scatter=2.0,
+    head_multiple=2,
+    output=0.7,
+    attention=1.3,
+    score=5.0,
+    activation=11.0,
+    rest=1000.0,
+    length=LENGTH,
+)
+FAST = ("bert", "llama", "t5-gated")
+ARCHITECTURES = [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(tiny.ARCHITECTURES)
+]
+OPTIONS: list[dict[str, Any]] = [{}, {"parts": True}, {"dimensions": "inner", "parts": True}]
+
+
+def config(**settings: Any) -> fg.GateConfig:
+    given = {"cost": PLANTED, "sequence_length": LENGTH, "target_time": 0.99, **settings}
+    return fg.GateConfig(**given)
+
+
+def budget_of(model: nn.Module) -> MacsPenalty:
+    penalty = sparsity_penalty(model)
+    assert isinstance(penalty, MacsPenalty)
+    return penalty
+
+
+def seconds(model: nn.Module, cost: fg.CostModel = PLANTED, length: int = LENGTH) -> float:
+    """The time of a dense or compact model, read from the modules that it has."""
+    total = cost.rest
+    modules = dict(model.named_modules())
+
+    def of(path: str) -> float:
+        layer = modules[path]
+        if isinstance(layer, CompactLinear):
+            outputs, columns = layer.kept
+            scattered = None if layer.rows is None else layer.out_features
+            gathers = layer.cols is not None
+            return cost.seconds(outputs, columns, gathers=gathers, scatters_to=scattered)
+        columns, outputs = linear_shape(layer)
+        return cost.seconds(outputs, columns, gathers=False, scatters_to=None)
+
+    for block in adapter_for(model).blocks(model):
+        paths = {path for path in block.linears() if path in modules}
+        for part in block.attentions:
+            if part.joint and part.joint_path in modules:
+                paths = {p for p in paths if p not in part.joint_linears()} | {part.joint_path}
+            sizes = getattr(modules[part.path], "finegates_heads", None)
+            heads = part.heads if sizes is None else len(sizes.heads)
+            width = part.head_dim if sizes is None else sizes.width
+            total += length * heads * (2 * width * (cost.attention or 0.0) + cost.score)
+        feed = block.feed_forward
+        if feed is not None:
+            if f"{feed.path}.gate_up" in modules:
+                paths = {p for p in paths if p not in (feed.gate, feed.up)}
+                paths |= {f"{feed.path}.gate_up"}
+            down = modules[feed.down]
+            total += cost.activation * (
+                down.in_features if isinstance(down, CompactLinear) else linear_shape(down)[0]
+            )
+        total += sum(of(path) for path in paths)
+    return total
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gated_time_is_compact_time(architecture: str, options: dict[str, Any]) -> None:
+    dense = seconds(tiny.tiny_model(architecture))
+    model = fg.attach(tiny.tiny_model(architecture), config(**options))
+    assert budget_of(model).dense == pytest.approx(dense, rel=1e-9)
+    for seed in range(3):
+        tiny.scatter_gates(model, seed)
+        small = fg.compact(model.eval(), cost=PLANTED)
+        expected = seconds(small)
+        for each in (model, small):
+            assert predicted_time(each, PLANTED, LENGTH) == pytest.approx(expected, rel=1e-9)
+        assert budget_of(model).realised() == pytest.approx(expected / dense, rel=1e-9)
+        assert expected < dense
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("wanted", [0.9, 0.6, 0.4])
+def test_closing_meets_the_time_within_one_dimension(
+    wanted: float, options: dict[str, Any]
+) -> None:
+    wide = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
+    model = tiny.tiny_model("bert", **wide)
+    dense = seconds(model)
+    fg.attach(model, config(target_time=wanted, **options))
+    penalty = budget_of(model)
+    generator = torch.Generator().manual_seed(0)
+    for gate in penalty.gates():
+        assert gate.importance is not None
+        gate.importance.copy_(torch.rand(gate.size, generator=generator))
+    kept = penalty.close_least()
+    assert kept == pytest.approx(wanted, abs=0.011)
+    found = seconds(fg.compact(model.eval(), cost=PLANTED))
+    assert found / dense == pytest.approx(kept, rel=1e-9)
+
+
+def test_where_a_score_costs_most_heads_close_first() -> None:
+    """The order of closing is importance per second, not per multiply-accumulate."""
+    kept = []
+    for cost in (fg.CostModel(head_multiple=1), fg.CostModel(head_multiple=1, score=1e-6)):
+        model = fg.attach(
+            tiny.tiny_model("bert"),
+            fg.GateConfig(target_time=0.7, cost=cost, sequence_length=LENGTH, dimensions="inner"),
+        )
+        penalty = budget_of(model)
+        for gate in penalty.gates():
+            assert gate.importance is not None
+            # A head has about ten times the multiply-accumulates of a feed-forward dimension.
+            gate.importance.fill_(30.0 if gate.size == 3 else 1.0)
+        penalty.close_least()
+        heads = [g for part in penalty.structure if (g := getattr(part, "heads", None)) is not None]
+        kept.append(sum(int((gate.value() > 0).sum()) for gate in heads))
+    assert kept[1] < kept[0] == 6
+
+
+def test_the_gradient_is_of_the_time_that_opening_costs() -> None:
+    """By a finite difference of the time without movement, at openness between zero and one."""
+    model = fg.attach(tiny.tiny_model("bert"), config(target_time=0.5))
+    penalty = budget_of(model)
+    generator = torch.Generator().manual_seed(0)
+    gates = list(penalty.gates())
+    opened = {g: torch.rand(g.size, generator=generator, dtype=torch.float64) for g in gates}
+    slopes = torch.autograd.grad(
+        penalty._macs(lambda gate: opened[gate].requires_grad_()), list(opened.values())
+    )
+    for gate, slope in zip(gates, slopes, strict=True):
+        with torch.no_grad():
+            values = []
+            for step in (-1e-4, 1e-4):
+                moved = {
+                    **opened,
+                    gate: opened[gate]
+                    .clone()
+                    .index_add_(0, torch.tensor([0]), torch.tensor([step], dtype=torch.float64)),
+                }
+                values.append(float(penalty._macs(moved.__getitem__)))
+        assert float(slope[0]) == pytest.approx((values[1] - values[0]) / 2e-4, rel=1e-6)
+        assert float(slope[0]) > 0
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"width": True}], ids=str)
+def test_pruning_meets_the_time_of_the_compact_model(options: dict[str, Any]) -> None:
+    wide = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
+    model = tiny.tiny_model("bert", **wide)
+    dense = seconds(model)
+    cost = dataclasses.replace(PLANTED, rest=0.0) if "width" in options else PLANTED
+    dense += cost.rest - PLANTED.rest
+    fg.prune(
+        model, target_time=0.6, cost=cost, criterion="random", sequence_length=LENGTH,
+        progress=False, **options,
+    )  # fmt: skip
+    found = seconds(fg.compact(model, cost=cost), cost)
+    assert found / dense == pytest.approx(0.6, abs=0.011)
+
+
+def test_work_that_no_gate_removes_bounds_the_target() -> None:
+    model = tiny.tiny_model("bert")
+    dense = seconds(model)
+    heavy = dataclasses.replace(PLANTED, rest=PLANTED.rest + dense)  # more than half of the time
+    with pytest.raises(ValueError, match=r"target_time 0.5 cannot be reached.* starts at 0\.\d+"):
+        fg.attach(model, config(target_time=0.5, cost=heavy))
+    assert not fg.gated_layers(model)
+    try:
+        fg.attach(model, config(target_time=0.5, cost=heavy))
+    except ValueError as error:
+        least = float(str(error).split("starts at ")[1].split(". ")[0])
+    fg.attach(model, config(target_time=least, cost=heavy))
+    penalty = budget_of(model)
+    for gate in penalty.gates():
+        assert gate.importance is not None
+        gate.importance.fill_(1.0)
+    assert penalty.close_least() == pytest.approx(least, abs=0.011)
+    with pytest.raises(ValueError, match="target_time 0.5 cannot be reached"):
+        fg.prune(
+            tiny.tiny_model("bert"), target_time=0.5, cost=heavy, criterion="random",
+            sequence_length=LENGTH, progress=False,
+        )  # fmt: skip
+
+
+def test_contradictions_are_refused() -> None:
+    cost = fg.CostModel()
+    for settings, message in (
+        ({"target": 0.4, "target_time": 0.5, "cost": cost}, "two budgets"),
+        ({"target_time": 0.5}, "needs measured costs"),
+        ({"target_time": 0.0, "cost": cost}, r"fraction in \(0, 1\]"),
+        ({"target_time": 1.5, "cost": cost}, r"fraction in \(0, 1\]"),
+        ({"target_time": 0.5, "cost": cost, "uniform": True}, "cost cannot be combined"),
+        ({"target_time": 0.5, "cost": cost, "preset": "reference"}, "target_time cannot be"),
+        ({"cost": cost, "preset": "reference"}, "cost cannot be"),
+        ({"target_time": 0.5, "cost": PLANTED}, "at sequences of 7 tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fg.GateConfig(**settings)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="cost must be a CostModel, got a str"):
+        fg.GateConfig(target_time=0.5, cost="measured")  # type: ignore[arg-type]
+    for other in ({"dtype": "float64"}, {"device": "cuda"}):
+        measured = dataclasses.replace(PLANTED, **other)
+        model = tiny.tiny_model("bert", dtype=torch.float32)
+        with pytest.raises(ValueError, match=f"measured on {next(iter(other))}"):
+            fg.attach(model, config(cost=measured))
+        with pytest.raises(ValueError, match=f"measured on {next(iter(other))}"):
+            fg.prune(
+                model, target_time=0.6, cost=measured, criterion="random", sequence_length=LENGTH,
+                progress=False,
+            )  # fmt: skip
+        assert not fg.gated_layers(model)
+    for settings in ({"target": 0.4, "target_time": 0.5, "cost": cost}, {"target_time": 0.5}):
+        with pytest.raises(ValueError, match="two budgets|needs measured costs"):
+            fg.prune(tiny.tiny_model("bert"), criterion="random", **settings)
+
+
+def test_a_target_time_is_the_target_of_what_is_removed() -> None:
+    cost = fg.CostModel()
+    timed = fg.GateConfig(target_time=0.75, cost=cost)
+    assert timed.target == 0.25
+    assert dataclasses.replace(timed, seed=3).target_time == 0.75
+    assert fg.GateConfig(target=0.25, cost=cost).removed() == timed.removed()
+    assert fg.GateConfig().target == 0.4
+    assert "cost" not in fg.GateConfig().as_dict()
+    assert "target_time" not in fg.GateConfig().as_dict()
+    stored = json.loads(json.dumps(timed.as_dict()))
+    assert fg.CostModel.of(stored["cost"]) == cost
+
+
+def test_a_saved_gated_model_keeps_its_cost_model(tmp_path: Path) -> None:
+    model = fg.attach(tiny.tiny_model("bert"), config(target_time=0.6))
+    tiny.scatter_gates(model)
+    fg.save(model, tmp_path / "gated")
+    loaded = fg.load(tmp_path / "gated")
+    assert loaded.finegates_config == model.finegates_config
+    assert loaded.finegates_config.cost == PLANTED
+    assert budget_of(loaded).realised() == budget_of(model).realised()
+
+
+def test_a_compact_model_gets_a_time_budget() -> None:
+    model = fg.attach(tiny.tiny_model("bert"), config())
+    tiny.scatter_gates(model)
+    small = fg.compact(model.eval(), cost=PLANTED)
+    before = seconds(small)
+    again = fg.attach(small, config(target_time=0.7))
+    # The gates of a compact model know what is gone; sides that stayed dense hold zeros.
+    assert budget_of(again).dense == pytest.approx(before, rel=1e-9)
+    assert between_gates(again) is again
