@@ -26,6 +26,7 @@ from finegates.suite.config.dependencies import (
     study_times_settings,
     text_run_settings,
     text_settings,
+    time_budget_settings,
     tokenizer_settings,
     toy_settings,
     training_benchmark_settings,

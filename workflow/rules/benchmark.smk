@@ -45,6 +45,30 @@ rule time_training:
         "../scripts/time_training.py"
 
 
+# Not among the results of a tier: it shows whether models take the time that was asked for, which
+# needs cores without other load. Run it by the name of its table.
+rule time_budgets:
+    input:
+        encoder=ENCODER,
+    output:
+        csv=f"{RESULTS}/timing/budgets.csv",
+        md=f"{RESULTS}/timing/budgets.md",
+    log:
+        f"{RESULTS}/logs/time_budgets.log",
+    conda:
+        "../../environment.yml"
+    # All cores, so that nothing else runs during the measurement.
+    threads: workflow.cores
+    resources:
+        mem_mb=memory(6000),
+        runtime=60,
+    params:
+        settings=time_budget_settings(TIER),
+        code=code_digest("workflow/scripts/time_budgets.py"),
+    script:
+        "../scripts/time_budgets.py"
+
+
 SHAPES = {shape.label: shape for shape in TIER.inference_benchmarks}
 
 

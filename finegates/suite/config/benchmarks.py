@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from finegates.gates.config import Dimensions
 from finegates.suite.config.section import Section
 
 
@@ -96,6 +97,26 @@ class TrainingBenchmark(Section):
     repeats: int = Field(default=3, gt=0)
     kept: list[float] = Field(default=[0.6, 0.4], min_length=1)
     rank: int = Field(default=8, gt=0)
+    shapes: list[ModelShape] = Field(default_factory=list)
+
+
+class TimeBudgetBenchmark(Section):
+    """Models that are pruned to a wanted time, and the time that they then take.
+
+    Attributes:
+        batch_size: sequences of a forward pass.
+        length: tokens of each.
+        repeats: interleaved rounds.
+        wanted: times to ask for, as fractions of the dense model's.
+        dimensions: what may be closed, see ``finegates.prune``; one pruning each.
+        shapes: shapes of random models in addition to the tier's own.
+    """
+
+    batch_size: int = Field(gt=0)
+    length: int = Field(gt=0)
+    repeats: int = Field(default=30, gt=0)
+    wanted: list[float] = Field(default=[0.75, 0.5], min_length=1)
+    dimensions: list[Dimensions] = Field(default=["all", "inner"], min_length=1)
     shapes: list[ModelShape] = Field(default_factory=list)
 
 

@@ -116,6 +116,17 @@ def training_benchmark_settings(tier: Tier) -> Settings:
     }
 
 
+def time_budget_settings(tier: Tier) -> Settings:
+    """Settings of the times of models that were pruned to a time, with their table's words."""
+    if tier.time_budget_benchmark is None:
+        return {}
+    return {
+        "benchmark": _plain(tier.time_budget_benchmark),
+        "model": _plain(tier.model, without=WORDS),
+        "name": tier.model.name,
+    }
+
+
 def inference_settings(tier: Tier, label: str) -> Settings:
     """Settings of the inference times of the shape with this label."""
     shape = next(shape for shape in tier.inference_benchmarks if shape.label == label)

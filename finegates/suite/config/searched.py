@@ -46,6 +46,7 @@ def searched_tier(tier: Tier) -> Tier:
         "theory": None,
         "step_benchmark": None,
         "training_benchmark": None,
+        "time_budget_benchmark": None,
         "inference_benchmarks": [],
     }
     return tier.model_copy(update=changed)

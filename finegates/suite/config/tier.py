@@ -9,7 +9,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from finegates.suite.config.benchmarks import InferenceBenchmark, StepBenchmark, TrainingBenchmark
+from finegates.suite.config.benchmarks import (
+    InferenceBenchmark,
+    StepBenchmark,
+    TimeBudgetBenchmark,
+    TrainingBenchmark,
+)
 from finegates.suite.config.llama import (
     CausalModel,
     LlamaPosttraining,
@@ -257,6 +262,7 @@ class Tier(Section):
             has its configured rates.
         step_benchmark: see :class:`StepBenchmark`; None: no such table.
         training_benchmark: see :class:`TrainingBenchmark`; None: no such table.
+        time_budget_benchmark: see :class:`TimeBudgetBenchmark`; None: no such table.
         inference_benchmarks: see :class:`InferenceBenchmark`; empty: no such tables.
         theory: see :class:`Theory`; None: the theory is left out.
         llama: see :class:`LlamaStudy`; None: none of these experiments.
@@ -278,6 +284,7 @@ class Tier(Section):
     rate_search: RateSearch | None = None
     step_benchmark: StepBenchmark | None = None
     training_benchmark: TrainingBenchmark | None = None
+    time_budget_benchmark: TimeBudgetBenchmark | None = None
     inference_benchmarks: list[InferenceBenchmark] = Field(default_factory=list)
     theory: Theory | None = Theory()
     llama: LlamaStudy | None = None

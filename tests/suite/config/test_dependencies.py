@@ -21,6 +21,7 @@ from finegates.suite.config.dependencies import (
     study_times_settings,
     text_run_settings,
     text_settings,
+    time_budget_settings,
     tokenizer_settings,
     toy_settings,
     training_benchmark_settings,
@@ -88,6 +89,7 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "Continuation": {"*": ("runs",)},
     "StepBenchmark": {"*": ("step",)},
     "TrainingBenchmark": {"*": ("whole_runs",)},
+    "TimeBudgetBenchmark": {"*": ("budgets",)},
     "ModelShape": {"*": ("whole_runs",)},
     "InferenceBenchmark": {"memory_mb": NOTHING, "name": NOTHING, "*": ("inference",)},
     "InferenceCase": {"*": ("inference",)},
@@ -139,6 +141,7 @@ def jobs(tier: Tier) -> dict[tuple[str, ...], Any]:
         ("floor",): floor_settings(tier),
         ("step",): step_settings(tier),
         ("whole_runs",): training_benchmark_settings(tier),
+        ("budgets",): time_budget_settings(tier),
         ("deployed",): study_times_settings(tier),
         ("toys",): toy_settings(tier),
         ("look",): probe_settings(tier, "cola"),
@@ -217,6 +220,11 @@ def whole(tmp_path_factory) -> Tier:
                 "length": 8,
                 "shapes": [{"name": "wide", "model_type": "bert", "sizes": {"hidden_size": 24}}],
             },
+            "time_budget_benchmark": {
+                "batch_size": 2,
+                "length": 8,
+                "shapes": [{"name": "wide", "model_type": "bert", "sizes": {"hidden_size": 24}}],
+            },
             "rate_search": {"factors": [1.0, 3.0], "contenders": ["full"], "held_out": 4},
             "model": {"name": "tiny", "pretraining": PRETRAINING},
             "data": {"name": "made", "generated": {"train_rows": 8, "validation_rows": 8}},
@@ -271,6 +279,10 @@ def translated(families: tuple[str, ...], place: tuple[Any, ...]) -> set[str]:
         names["runs"] = (*names.get("runs", ("runs",)), "trials")
     if place in (("data", "validation_rows"), ("data", "held_out")):
         names["runs"] = ("runs", "llama_runs")  # trials have rows of their own
+    if place[0] == "model":
+        names["whole_runs"] = ("whole_runs", "budgets")
+    if place[0] == "time_budget_benchmark":
+        names["whole_runs"] = ("budgets",)
     if place[0] == "llama":
         names |= {"step": ("llama_step",), "tables": ("llama_tables",)}
         names |= {"runs": ("llama_runs",), "look": (), "deployed": (), "whole_runs": ()}
