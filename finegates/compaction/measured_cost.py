@@ -125,7 +125,8 @@ def _with_output(cost: CostModel, shape: Shape, tokens: int, repeats: int) -> Co
         for o, i in pairs
         for a, b in ((1.0, 1.0), (0.71, 0.83), (0.43, 0.57), (0.57, 0.29))
     ]
-    runs, work = {}, []
+    runs: dict[str, Callable[[], object]] = {}
+    work: list[tuple[int, int]] = []
     for outputs, columns in sizes:
         weight = torch.randn(outputs, columns, dtype=shape.dtype, device="cpu")
         layer = CompactLinear(weight, torch.zeros(outputs, dtype=shape.dtype, device="cpu"))
@@ -141,7 +142,8 @@ def _with_attention(
     cost: CostModel, shape: Shape, batch: int, length: int, repeats: int
 ) -> CostModel:
     """Fits the costs of attention to fewer and narrower heads, and measures the activation."""
-    runs, work = {}, []
+    runs: dict[str, Callable[[], object]] = {}
+    work: list[tuple[int, int]] = []
     multiple = cost.head_multiple
     for part in (1.0, 0.58, 0.34):
         for share in (1.0, 0.5):
@@ -151,7 +153,7 @@ def _with_attention(
             runs[f"{len(runs)}: {heads} of {width}"] = run
             work.append((2 * heads * width * length, heads * length))
     tokens = batch * length
-    attention, score = _fitted(dict(runs), work, tokens, max(3, repeats // 3))
+    attention, score = _fitted(runs, work, tokens, max(3, repeats // 3))
     activation = _median(activation_run(shape, tokens), max(3, repeats // 3))
     return replace(
         cost,
