@@ -98,12 +98,12 @@ class CostModel:
         return self.product * outputs * inputs + self.output * outputs + moved
 
     def prices(self) -> Prices:
-        """The prices in seconds, without the movement of data."""
+        """Prices in seconds, without the movement of data."""
         attention = self.product if self.attention is None else self.attention
         return Prices(self.product, attention, self.score, self.output, self.activation)
 
     def check_model(self, model: nn.Module) -> None:
-        """Raises ValueError if the costs were measured for another dtype or device."""
+        """Raises ValueError if the model has another dtype or device."""
         weight = next((p for p in model.parameters() if p.is_floating_point()), None)
         if weight is None or weight.is_meta:
             return
@@ -124,7 +124,7 @@ class CostModel:
         sides: Sides | None = None,
         width: tuple[StochasticGate, tuple[str, ...]] | None = None,
     ) -> Timer:
-        """Makes a function that predicts the seconds of a token from masks of gates.
+        """Makes a function that predicts seconds from masks of gates.
 
         See :class:`finegates.gates.prices.Cost`.
         """
@@ -134,7 +134,7 @@ class CostModel:
         return PredictedTime(self, model, length, sides, width)
 
     def as_dict(self) -> dict[str, Any]:
-        """The numbers; unknown ones are left out, as in files from before they were measured."""
+        """Returns the numbers without those that are unknown."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)

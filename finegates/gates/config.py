@@ -253,7 +253,10 @@ class GateConfig:
             raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The configuration as plain values; a budget on MACs has no entries on time."""
+        """The configuration as plain values.
+
+        A budget on MACs has no entries on time.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         cost, target_time = values.pop("cost"), values.pop("target_time")
         if target_time is not None:

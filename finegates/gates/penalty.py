@@ -66,7 +66,7 @@ _SHUT, _REOPENED = 0.2, 3.0
 
 
 class MacsPenalty:
-    """|kept MACs - goal|, both as fractions of the dense model's; or the same of predicted time.
+    """|kept MACs - goal|, as fractions of the dense model's, or the same of predicted time.
 
     The value counts the dimensions that are open at evaluation, so that the compacted model meets
     the goal. The gradient is that of the expectation under P(open), which is the same sum of

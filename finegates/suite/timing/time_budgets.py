@@ -1,8 +1,8 @@
 """Wanted, predicted and measured times of models that were pruned to a time.
 
 Each model is calibrated, pruned to each wanted fraction of its time, and compacted. Dense, compact
-and a control, which is the dense model again, are then timed in turn. The compact models of trained
-gates differ only in the order in which dimensions close, so pruning stands for both.
+and a control, which is the dense model again, are then timed in turn. Trained gates close other dimensions
+by the same count of time.
 """
 
 from __future__ import annotations
