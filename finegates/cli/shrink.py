@@ -350,8 +350,7 @@ def _measured(started: _Prepared) -> Any:
     import finegates as fg
 
     recipe = started.recipe
-    model = started.model.eval()
-    return fg.calibrate(model, batch=recipe.batch_size, length=recipe.max_length)
+    return fg.calibrate(started.model, batch=recipe.batch_size, length=recipe.max_length)
 
 
 def _with_teacher(where: str, rows: list[dict[str, Any]], started: _Prepared) -> Any:

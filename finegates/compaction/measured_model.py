@@ -165,7 +165,10 @@ def fitted_to_model(
     predicted: list[float] = []
     runs: dict[str, nn.Module] = {"dense": dense}
     for kind in get_args(Dimensions):
-        timer, masks = _with_random_masks(cost, inner, length, kind)
+        found = _with_random_masks(cost, inner, length, kind)
+        if found is None:
+            continue
+        timer, masks = found
         if not predicted:
             predicted.append(timer({gate: torch.ones_like(mask) for gate, mask in masks.items()}))
         predicted.append(timer(masks))
@@ -215,16 +218,25 @@ def nonnegative(work: np.ndarray, times: np.ndarray) -> list[float]:
 
 def _with_random_masks(
     cost: CostModel, model: nn.Module, length: int, dimensions: Dimensions
-) -> tuple[PredictedTime, dict[StochasticGate, Tensor]]:
-    """A model with constant gates that close dimensions at random, unevenly over its layers."""
+) -> tuple[PredictedTime, dict[StochasticGate, Tensor]] | None:
+    """Closes dimensions of a model at random, unevenly over its layers.
+
+    Returns:
+        predictions, and masks by gate; None if the model has no such dimensions.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):  # gates draw latents, which are not used here
-        _, sides = build_structure(
-            model,
-            lambda name, size: StochasticGate(size, "structured"),
-            experts=False,
-            dimensions=dimensions,
-        )
+        try:
+            _, sides = build_structure(
+                model,
+                lambda name, size: StochasticGate(size, "structured"),
+                experts=False,
+                dimensions=dimensions,
+            )
+        except ValueError:
+            if dimensions == "all":
+                raise
+            return None
     timer = PredictedTime(cost, model, length, sides)
     masks = {}
     for gate in timer.gates():

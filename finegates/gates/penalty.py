@@ -27,7 +27,7 @@ from finegates.gates.parts import (
     STRUCTURE,
     only_part,
 )
-from finegates.gates.prices import MACS, Cost, Timer
+from finegates.gates.prices import MACS, Cost, Timer, time_out_of_reach
 from finegates.gates.shared import Sides
 from finegates.gates.stochastic import StochasticGate
 
@@ -343,22 +343,6 @@ class MacsPenalty:
             for part in self.structure
         ]
         return torch.stack(counts).sum()
-
-
-def time_out_of_reach(target: float, floor: float, length: int) -> str:
-    """The message for a target of the predicted time that gates cannot meet.
-
-    Args:
-        target: the fraction to remove.
-        floor: the fraction that stays with every possible gate closed.
-        length: tokens of a sequence.
-    """
-    return (
-        f"target_time {1.0 - target:.4g} cannot be reached: with every possible gate closed, "
-        f"{floor:.4f} of the dense model's predicted time stay at sequence_length={length}, so "
-        f"target_time starts at {math.ceil(1e4 * floor) / 1e4:.4f}. The rest is work that no gate "
-        "removes; parts=True and width=True add gates"
-    )
 
 
 def penalty_on_macs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,3 +89,19 @@ def check_length(cost: Cost, length: int) -> None:
             f"the cost model was measured at sequences of {cost.length} tokens, and "
             f"sequence_length is {length}; give the same to both"
         )
+
+
+def time_out_of_reach(target: float, floor: float, length: int) -> str:
+    """The message for a target of the predicted time that gates cannot meet.
+
+    Args:
+        target: the fraction to remove.
+        floor: the fraction that stays with every possible gate closed.
+        length: tokens of a sequence.
+    """
+    return (
+        f"target_time {1.0 - target:.4g} cannot be reached: with every possible gate closed, "
+        f"{floor:.4f} of the dense model's predicted time stay at sequence_length={length}, so "
+        f"target_time starts at {math.ceil(1e4 * floor) / 1e4:.4f}. The rest is work that no gate "
+        "removes; parts=True and width=True add gates"
+    )

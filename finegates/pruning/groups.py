@@ -20,8 +20,8 @@ from finegates.gates.config import Dimensions
 from finegates.gates.equal_sizes import EqualSizes, sizes_to_choose
 from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_output import gate_outputs
-from finegates.gates.penalty import MacsPenalty, time_out_of_reach
-from finegates.gates.prices import MACS, Cost, Timer
+from finegates.gates.penalty import MacsPenalty
+from finegates.gates.prices import MACS, Cost, Timer, time_out_of_reach
 from finegates.gates.removed_before import before_of, mask_of
 from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate

@@ -12,13 +12,10 @@ import torch
 from torch import nn
 
 import finegates as fg
-from finegates.adapters import adapter_for
 from finegates.compaction.predicted_time import predicted_time
 from finegates.gates.penalty import MacsPenalty, sparsity_penalty
-from finegates.modules.compact_linear import CompactLinear
-from finegates.modules.kinds import between_gates
-from finegates.modules.linear import linear_shape
 from support import tiny
+from support.times import seconds_of_modules
 
 LENGTH = 7
 # Every kind of work has a price of its own, so that a count left out would be seen.
@@ -53,41 +50,8 @@ def budget_of(model: nn.Module) -> MacsPenalty:
     return penalty
 
 
-def seconds(model: nn.Module, cost: fg.CostModel = PLANTED, length: int = LENGTH) -> float:
-    """The time of a dense or compact model, read from the modules that it has."""
-    total = cost.rest
-    modules = dict(model.named_modules())
-
-    def of(path: str) -> float:
-        layer = modules[path]
-        if isinstance(layer, CompactLinear):
-            outputs, columns = layer.kept
-            scattered = None if layer.rows is None else layer.out_features
-            gathers = layer.cols is not None
-            return cost.seconds(outputs, columns, gathers=gathers, scatters_to=scattered)
-        columns, outputs = linear_shape(layer)
-        return cost.seconds(outputs, columns, gathers=False, scatters_to=None)
-
-    for block in adapter_for(model).blocks(model):
-        paths = {path for path in block.linears() if path in modules}
-        for part in block.attentions:
-            if part.joint and part.joint_path in modules:
-                paths = {p for p in paths if p not in part.joint_linears()} | {part.joint_path}
-            sizes = getattr(modules[part.path], "finegates_heads", None)
-            heads = part.heads if sizes is None else len(sizes.heads)
-            width = part.head_dim if sizes is None else sizes.width
-            total += length * heads * (2 * width * (cost.attention or 0.0) + cost.score)
-        feed = block.feed_forward
-        if feed is not None:
-            if f"{feed.path}.gate_up" in modules:
-                paths = {p for p in paths if p not in (feed.gate, feed.up)}
-                paths |= {f"{feed.path}.gate_up"}
-            down = modules[feed.down]
-            total += cost.activation * (
-                down.in_features if isinstance(down, CompactLinear) else linear_shape(down)[0]
-            )
-        total += sum(of(path) for path in paths)
-    return total
+def seconds(model: nn.Module, cost: fg.CostModel = PLANTED) -> float:
+    return seconds_of_modules(model, cost, LENGTH)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -272,4 +236,3 @@ def test_a_compact_model_gets_a_time_budget() -> None:
     again = fg.attach(small, config(target_time=0.7))
     # The gates of a compact model know what is gone; sides that stayed dense hold zeros.
     assert budget_of(again).dense == pytest.approx(before, rel=1e-9)
-    assert between_gates(again) is again

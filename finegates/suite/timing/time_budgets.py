@@ -1,8 +1,7 @@
 """Wanted, predicted and measured times of models that were pruned to a time.
 
 Each model is calibrated, pruned to each wanted fraction of its time, and compacted. Dense, compact
-and a control, which is the dense model again, are then timed in turn. Trained gates close other dimensions
-by the same count of time.
+and a control, which is the dense model again, are then timed in turn.
 """
 
 from __future__ import annotations

@@ -1,0 +1,110 @@
+"""Calibration recovers planted costs, without a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import finegates as fg
+from finegates.compaction import measured_cost, measured_model
+from finegates.compaction.measured_model import fitted_to_model, nonnegative, scaled
+from support import tiny
+from support.times import seconds_of_modules
+
+LENGTH, BATCH = 7, 3
+PLANTED = fg.CostModel(
+    product=1.0, gather=3.0, scatter=2.0, head_multiple=2, output=0.7, attention=1.3, score=5.0,
+    activation=11.0, length=LENGTH,
+)  # fmt: skip
+
+
+def test_prices_of_several_kinds_of_work_are_found() -> None:
+    generator = np.random.default_rng(0)
+    work = generator.integers(1, 50, (9, 3)).astype(float)
+    prices = np.array([2.0, 0.25, 7.0])
+    assert nonnegative(work, work @ prices) == pytest.approx(prices)
+
+
+def test_a_price_that_would_be_negative_is_zero_and_the_others_fit_as_well_as_they_can() -> None:
+    work = np.array([[1.0, 1.0], [2.0, 1.0], [4.0, 1.0]])
+    times = np.array([0.5, 1.5, 3.5])  # work[:, 0] - 0.5
+    found = nonnegative(work, times)
+    assert found[1] == 0.0
+    ratios = work[:, 0] / times
+    assert found[0] == pytest.approx(ratios.sum() / (ratios**2).sum())
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
+def test_a_model_gives_the_factor_of_all_prices_and_the_rest(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = scaled(PLANTED, 1.7, 400.0)
+
+    def clock(models: Mapping[str, nn.Module], rounds: int) -> dict[str, np.ndarray]:
+        assert len(models) == 3
+        return {
+            name: np.full(rounds, BATCH * LENGTH * seconds_of_modules(model, expected, LENGTH))
+            for name, model in models.items()
+        }
+
+    monkeypatch.setattr(measured_model, "_forward", lambda model, inputs: model)
+    monkeypatch.setattr(measured_model, "interleaved", clock)
+    model = tiny.tiny_model(architecture)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = {"input_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long)}
+    found = fitted_to_model(PLANTED, model, inputs, LENGTH, 3)
+    for name, value in expected.as_dict().items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-6), name
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not fg.gated_layers(model)
+
+
+def test_a_measured_model_names_its_dtype_device_and_length() -> None:
+    model = tiny.tiny_model("bert", dtype=torch.float32)
+    cost = fg.calibrate(model, batch=2, length=LENGTH, repeats=3)
+    assert (cost.length, cost.dtype, cost.device) == (LENGTH, "float32", "cpu")
+    assert cost.product > 0
+    assert cost.rest >= 0
+    fg.prune(
+        model, target_time=0.999, cost=cost, criterion="random", sequence_length=LENGTH,
+        progress=False,
+    )  # fmt: skip
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    model = fg.attach(tiny.tiny_model("bert"), fg.GateConfig(sequence_length=LENGTH))
+    with pytest.raises(ValueError, match="the model has gates; measure the dense one"):
+        fg.calibrate(model)
+    tiny.scatter_gates(model)
+    with pytest.raises(ValueError, match="compact"):
+        fg.calibrate(fg.compact(model.eval()))
+    with pytest.raises(ValueError, match=r"give an example batch.*calibrate\(model, inputs="):
+        fg.calibrate(tiny.tiny_model("t5"), batch=1, length=LENGTH, repeats=3)
+
+
+def test_single_kinds_of_work_are_fitted_to_layers_of_several_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Layers of outputs * (inputs + 3) seconds, heads of 10 * (width + 4)."""
+    shape = measured_model.Shape(torch.float32, 64, 256, 4, 16)
+
+    def clock(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+        times = {}
+        for name in runs:
+            one, other = (
+                int(word) for word in name.partition(": ")[2].replace(" of ", " x ").split(" x ")
+            )
+            unit = one * (other + 3.0) if " x " in name else one * 10 * (2 * other * 0.5 + 4.0)
+            times[name] = np.full(rounds, 20 * unit)
+        return times
+
+    monkeypatch.setattr(measured_cost, "interleaved", clock)
+    cost = measured_cost._with_output(fg.CostModel(head_multiple=2), shape, 20, 3)
+    assert (cost.product, cost.output) == pytest.approx((1.0, 3.0))
+    cost = measured_cost._with_attention(cost, shape, 2, 10, 3)
+    assert (cost.attention, cost.score) == pytest.approx((0.5, 4.0))
