@@ -204,7 +204,10 @@ class MacsPenalty:
         )
 
     def __call__(self) -> Tensor:
-        """The penalty, a differentiable scalar (float32); no device synchronisation."""
+        """The penalty, a differentiable scalar (float32).
+
+        Counting MACs does not synchronise with the device; predicting time does.
+        """
         expected = self.expected()
         kept = (self._kept() / self.dense).to(expected)
         return (kept + expected - expected.detach() - self.goal()).abs()

@@ -22,8 +22,9 @@ from finegates.seeds import derive_seed
 from finegates.suite.config.benchmarks import TimeBudgetBenchmark
 from finegates.suite.config.tier import Tier
 from finegates.suite.models.sources import load_classifier
+from finegates.suite.timing.backends import random_inputs
 from finegates.suite.timing.control import CONTROL
-from finegates.suite.timing.inference import random_inputs, random_model
+from finegates.suite.timing.inference import random_model
 
 DENSE = "dense"
 COLUMNS = (
