@@ -9,6 +9,7 @@ two compact forms with random dimensions removed.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -180,6 +181,14 @@ def fitted_to_model(
     times = np.array([float(np.median(seconds[name])) for name in runs]) / tokens
     work = np.array([[time, 1.0] for time in predicted], dtype=np.float64)
     factor, rest = nonnegative(work, times)
+    if factor == 0.0:
+        warnings.warn(
+            f"{type(inner).__name__} takes as long with fewer dimensions, so its costs are those "
+            "of single matmuls: it is too small, or the machine too busy, to be measured; measure "
+            "again on an idle machine, or with more repeats",
+            stacklevel=3,
+        )
+        factor, rest = 1.0, max(0.0, float(times[0]) - predicted[0])
     return scaled(cost, factor, rest)
 
 
