@@ -211,6 +211,8 @@ class CompactLinear(CompactLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
+        if 0 in self.kept and torch.onnx.is_in_onnx_export():
+            return self._without_product(x)
         # Indexing a matrix is several times as fast as indexing the last of three dimensions.
         flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)
         linear = self.linear
@@ -229,6 +231,19 @@ class CompactLinear(CompactLayer):
         if self.slots is not None:
             y = self._placed(y, plainly)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _without_product(self, x: Tensor) -> Tensor:
+        """The outputs of a layer that keeps no columns, or no rows, for ONNX.
+
+        ONNX can neither infer shapes from a size of 0 nor reshape to it.
+        """
+        bias = self.bias
+        shape = (*x.shape[:-1], self.out_features)
+        if bias is None or bias.numel() == 0:
+            return x.new_zeros(shape)
+        if self.rows is not None:
+            bias = bias.new_zeros(self.out_features).index_copy(0, self.rows, bias)
+        return bias.expand(shape)
 
     def _placed(self, y: Tensor, plainly: bool) -> Tensor:
         """Scatters the kept outputs between zeros, (n, out_features).

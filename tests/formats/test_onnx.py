@@ -18,7 +18,10 @@ from finegates.compaction import CompactLinear, compact
 from finegates.formats import onnx as onnx_export
 from finegates.formats.onnx import OnnxExportError, export_onnx
 from finegates.gates.attachment import attach
+from finegates.gates.block_parts import AttentionGates, FeedForwardGates
 from finegates.gates.config import GateConfig
+from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.stochastic import StochasticGate
 from support import tiny
 from support.described import described_inputs, described_model, described_outputs
 
@@ -62,6 +65,49 @@ def test_the_graph_computes_what_the_model_does_for_any_batch_and_length(
         with torch.no_grad():
             expected = tiny.output(small, inputs)
         assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
+
+
+def without_parts(architecture: str, kind: type, *, whole: bool) -> nn.Module:
+    """A compact model that lost all its attention or feed-forward parts, or only their insides."""
+    dense = tiny.tiny_model(architecture, dtype=torch.float32)
+    model = attach(dense, GateConfig(target=0.01, sequence_length=7, parts=True))
+    tiny.scatter_gates(model)
+    penalty = sparsity_penalty(model)
+    assert isinstance(penalty, MacsPenalty)
+    for part in penalty.structure:
+        assert isinstance(part, AttentionGates | FeedForwardGates)
+        assert part.whole is not None
+        part.whole.latent.data.fill_(0.9)
+        if isinstance(part, kind):
+            inside = part.heads if isinstance(part, AttentionGates) else part.hidden
+            closed = part.whole if whole else inside
+            assert isinstance(closed, StochasticGate)
+            closed.latent.data.fill_(-1.0)
+    return compact(model.eval())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(AttentionGates, marks=pytest.mark.slow), FeedForwardGates]
+)
+@pytest.mark.parametrize(
+    "architecture", ["bert", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "llama"))]
+)
+def test_models_without_parts_are_exported(
+    architecture: str, kind: type, whole: bool, tmp_path: Path
+) -> None:
+    small = without_parts(architecture, kind, whole=whole)
+    if kind is FeedForwardGates:
+        sizes = [m.kept for m in small.modules() if isinstance(m, CompactLinear)]
+        assert any(0 in kept for kept in sizes)
+    assert export_onnx(small, tmp_path / "model.onnx", tiny.tokens()) < 1e-5
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    inputs = tiny.tokens(3, 5)
+    (found,) = session.run(None, {name: t.numpy() for name, t in inputs.items()})
+    with torch.no_grad():
+        expected = tiny.output(small, inputs)
+    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
 
 
 FAMILIES = {
