@@ -43,6 +43,8 @@ class CostModel:
             attention over full vectors is faster; 1 means no padding.
         output: seconds per output of a linear layer, in addition to its products: narrow matmuls
             take longer than their multiply-accumulates.
+        input: seconds per input of a linear layer, likewise; fused layers read theirs once.
+        layer: seconds per linear layer, likewise.
         attention: seconds per multiply-accumulate in the matmuls of attention; None: as
             ``product``.
         score: seconds per token that one head attends to, for softmax and mask.
@@ -59,6 +61,8 @@ class CostModel:
     onednn_from: int | None = None
     head_multiple: int = 8
     output: float = 0.0
+    input: float = 0.0
+    layer: float = 0.0
     attention: float | None = None
     score: float = 0.0
     activation: float = 0.0
@@ -82,7 +86,13 @@ class CostModel:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
 
     def seconds(
-        self, outputs: int, inputs: int, *, gathers: bool, scatters_to: int | None
+        self,
+        outputs: int,
+        inputs: int,
+        *,
+        gathers: bool,
+        scatters_to: int | None,
+        joined: bool = False,
     ) -> float:
         """Predicted time of one token in a linear layer.
 
@@ -91,11 +101,13 @@ class CostModel:
             inputs: columns of the weight.
             gathers: whether the inputs are gathered.
             scatters_to: size of the scattered output; None without a scatter.
+            joined: whether the layer is fused with another one, whose inputs it reads.
         """
+        read = 0.0 if joined else self.input * inputs + self.layer
         moved = self.gather * inputs if gathers else 0.0
         if scatters_to is not None:
             moved += self.scatter * scatters_to
-        return self.product * outputs * inputs + self.output * outputs + moved
+        return self.product * outputs * inputs + self.output * outputs + read + moved
 
     def prices(self) -> Prices:
         """Prices in seconds, without the movement of data."""

@@ -73,12 +73,12 @@ class Draft:
         """Whether its kept outputs are scattered between zeros."""
         return not bool(self.rows.all()) if self.output_width is None else self.write is not None
 
-    def seconds(self, cost: CostModel, *, gathered: bool = False, scattered: bool = False) -> float:
+    def seconds(self, cost: CostModel, *, joined: bool = False, scattered: bool = False) -> float:
         """Predicted time of one token.
 
         Args:
             cost: the cost model.
-            gathered: whether the inputs are gathered already for another layer.
+            joined: whether the layer is fused with another one, which gathers its inputs.
             scattered: whether the outputs are scattered with those of another layer.
         """
         gathers = self.read is not None
@@ -87,8 +87,9 @@ class Draft:
         return cost.seconds(
             int(self.rows.sum()),
             int(self.cols.sum()),
-            gathers=gathers and not gathered,
+            gathers=gathers and not joined,
             scatters_to=width if scattered or self.scatters else None,
+            joined=joined,
         )
 
     def finish(self, seconds: float | None = None) -> LayerPlan:

@@ -72,7 +72,7 @@ def calibrate(
     else:
         shape = Shape(dtype, width, 4 * width, max(1, width // 64), min(64, width))
     cost = _basic(width, tokens, repeats, dtype, onednn)
-    cost = _with_output(cost, shape, tokens, repeats)
+    cost = _with_layers(cost, shape, tokens, repeats)
     cost = _with_attention(cost, shape, max(1, tokens // length), min(length, tokens), repeats)
     if model is None:
         return cost
@@ -112,8 +112,8 @@ def _basic(width: int, tokens: int, repeats: int, dtype: torch.dtype, onednn: bo
     )
 
 
-def _with_output(cost: CostModel, shape: Shape, tokens: int, repeats: int) -> CostModel:
-    """Fits the costs of products and of outputs to layers of several sizes.
+def _with_layers(cost: CostModel, shape: Shape, tokens: int, repeats: int) -> CostModel:
+    """Fits the costs of products, outputs, inputs and layers to layers of several sizes.
 
     Sizes are those of attention and feed-forward layers, whole and with some dimensions gone, which
     are not multiples of the vectors of a processor.
@@ -123,19 +123,19 @@ def _with_output(cost: CostModel, shape: Shape, tokens: int, repeats: int) -> Co
     sizes = [
         (max(1, round(o * a)), max(1, round(i * b)))
         for o, i in pairs
-        for a, b in ((1.0, 1.0), (0.71, 0.83), (0.43, 0.57), (0.57, 0.29))
+        for a, b in ((1.0, 1.0), (0.71, 0.83), (0.43, 0.57), (0.57, 0.29), (0.29, 0.91))
     ]
     runs: dict[str, Callable[[], object]] = {}
-    work: list[tuple[int, int]] = []
+    work: list[tuple[int, ...]] = []
     for outputs, columns in sizes:
         weight = torch.randn(outputs, columns, dtype=shape.dtype, device="cpu")
         layer = CompactLinear(weight, torch.zeros(outputs, dtype=shape.dtype, device="cpu"))
         layer.onednn_from = cost.onednn_from
         x = torch.randn(tokens, columns, dtype=shape.dtype, device="cpu")
         runs[f"{len(runs)}: {outputs} x {columns}"] = partial(layer, x)
-        work.append((outputs * columns, outputs))
-    product, output = _fitted(runs, work, tokens, max(3, repeats // 3))
-    return replace(cost, product=max(_LEAST, product), output=output)
+        work.append((outputs * columns, outputs, columns, 1))
+    product, output, read, layer = _fitted(runs, work, tokens, max(3, repeats // 3))
+    return replace(cost, product=max(_LEAST, product), output=output, input=read, layer=layer)
 
 
 def _with_attention(

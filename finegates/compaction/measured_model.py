@@ -194,7 +194,10 @@ def fitted_to_model(
 
 def scaled(cost: CostModel, factor: float, rest: float) -> CostModel:
     """A cost model with all prices multiplied by a factor, and another rest."""
-    names = ("product", "gather", "scatter", "output", "score", "activation")
+    names = (
+        *("product", "gather", "scatter", "output", "input", "layer"),
+        *("score", "activation"),
+    )
     prices = {name: factor * getattr(cost, name) for name in names}
     attention = None if cost.attention is None else factor * cost.attention
     return replace(cost, **prices, attention=attention, rest=rest)

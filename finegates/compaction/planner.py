@@ -115,7 +115,7 @@ class Choice:
         """
         members = self.joint.get(path, (path,))
         scattered = any(self.drafts[member].scatters for member in members)
-        return self.drafts[path].seconds(cost, gathered=path != members[0], scattered=scattered)
+        return self.drafts[path].seconds(cost, joined=path != members[0], scattered=scattered)
 
 
 @torch.no_grad()

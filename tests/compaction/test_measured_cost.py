@@ -18,7 +18,7 @@ from support.times import seconds_of_modules
 
 LENGTH, BATCH = 7, 3
 PLANTED = fg.CostModel(
-    product=1.0, gather=3.0, scatter=2.0, head_multiple=2, output=0.7, attention=1.3, score=5.0,
+    product=1.0, gather=3.0, scatter=2.0, head_multiple=2, output=0.7, input=0.4, layer=17.0, attention=1.3, score=5.0,
     activation=11.0, length=LENGTH,
 )  # fmt: skip
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
 def test_single_kinds_of_work_are_fitted_to_layers_of_several_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Layers of outputs * (inputs + 3) seconds, heads of 10 * (width + 4)."""
+    """Layers of (outputs + 5) * (inputs + 3) + 2 seconds, heads of 10 * (width + 4)."""
     shape = measured_model.Shape(torch.float32, 64, 256, 4, 16)
 
     def clock(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
@@ -119,12 +119,17 @@ def test_single_kinds_of_work_are_fitted_to_layers_of_several_sizes(
             one, other = (
                 int(word) for word in name.partition(": ")[2].replace(" of ", " x ").split(" x ")
             )
-            unit = one * (other + 3.0) if " x " in name else one * 10 * (2 * other * 0.5 + 4.0)
+            unit = (
+                (one + 5.0) * (other + 3.0) + 2.0
+                if " x " in name
+                else one * 10 * (2 * other * 0.5 + 4.0)
+            )
             times[name] = np.full(rounds, 20 * unit)
         return times
 
     monkeypatch.setattr(measured_cost, "interleaved", clock)
-    cost = measured_cost._with_output(fg.CostModel(head_multiple=2), shape, 20, 3)
-    assert (cost.product, cost.output) == pytest.approx((1.0, 3.0))
+    cost = measured_cost._with_layers(fg.CostModel(head_multiple=2), shape, 20, 3)
+    found = (cost.product, cost.output, cost.input, cost.layer)
+    assert found == pytest.approx((1.0, 3.0, 5.0, 17.0), rel=1e-5)
     cost = measured_cost._with_attention(cost, shape, 2, 10, 3)
     assert (cost.attention, cost.score) == pytest.approx((0.5, 4.0))
