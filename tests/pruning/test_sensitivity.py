@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from finegates.gates.attachment import attach_fixed
 from finegates.gates.detachment import detach
+from finegates.gates.gated_linear import gated_layers
+from finegates.gates.stochastic import StochasticGate
 from finegates.pruning.groups import SharedGroups
 from finegates.pruning.sensitivity import measure_sensitivity
 from support.tiny import ARCHITECTURES, VOCABULARY, is_causal, tiny_model
@@ -63,18 +65,26 @@ def row_losses(model: nn.Module, batch: dict[str, Tensor], shifted: bool) -> Ten
 def differences(
     model: nn.Module, groups: SharedGroups, batch: dict[str, Tensor], shifted: bool
 ) -> Any:
-    """Fourth-order differences of the rows' losses, by gate, for a few of its dimensions."""
-    for gate in groups.open:
-        for place in {0, gate.size // 2, gate.size - 1}:
-            losses = {}
-            for moved in (-2, -1, 1, 2):
-                mask = torch.ones(gate.size, dtype=torch.float64)
-                mask[place] += moved * STEP
-                attach_fixed(model, groups.values({gate: mask}))
-                losses[moved] = row_losses(model, batch, shifted)
-                detach(model)
-            slope = 8 * (losses[1] - losses[-1]) - (losses[2] - losses[-2])
-            yield gate, place, slope / (12 * STEP)
+    """Fourth-order differences of the rows' losses by a dimension of each gate.
+
+    It is the first, the middle and the last one in turn.
+    """
+    layers = gated_layers(attach_fixed(model, groups.values()))
+
+    def losses(gate: StochasticGate, place: int, moved: int) -> Tensor:
+        mask = torch.ones(gate.size, dtype=torch.float64)
+        mask[place] += moved * STEP
+        for path, sides in groups.values({gate: mask}).items():
+            for side, values in zip(("rows", "cols"), sides, strict=True):
+                if values is not None:
+                    getattr(layers[path], side).values = values
+        return row_losses(model, batch, shifted)
+
+    for number, gate in enumerate(groups.open):
+        place = (0, gate.size // 2, gate.size - 1)[number % 3]
+        low, lower, higher, high = (losses(gate, place, moved) for moved in (-2, -1, 1, 2))
+        yield gate, place, (8 * (higher - lower) - (high - low)) / (12 * STEP)
+    detach(model)
 
 
 @pytest.mark.parametrize("variant", ["classifier", "language"])
