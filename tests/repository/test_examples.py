@@ -35,6 +35,7 @@ def counts(printed: str) -> tuple[int, int]:
     return tuple(int(number.replace(",", "")) for number in found)  # type: ignore[return-value]
 
 
+@pytest.mark.thorough  # the README's lines, which run always, do the same
 def test_an_encoder_is_shrunk_to_its_target_and_saved(tmp_path):
     model = checkpoint(tmp_path / "model", max_position_embeddings=140, **WIDE)
     arguments = ["--model", str(model), "--rows", "160", "--epochs", "2", "--target", "0.4"]
@@ -90,6 +91,7 @@ def test_every_example_is_named_in_the_readme_and_has_a_test():
         assert tests.count(path.name) >= 1
 
 
+@pytest.mark.thorough
 def test_an_embedding_model_is_pruned_without_labels_and_loads_without_finegates(tmp_path):
     pytest.importorskip("sentence_transformers")
     model = checkpoint(tmp_path / "model", max_position_embeddings=140, **WIDE)
