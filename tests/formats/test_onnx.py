@@ -130,7 +130,7 @@ def unpadded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**inputs, **mask}
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_type_of_each_family_is_exported(name: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, YosoConfig, YosoModel
 
 from finegates.compaction import compact
+from finegates.formats import bounds
 from finegates.formats.compact import load, save
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
@@ -96,8 +97,13 @@ def test_positions_labels_and_large_numbers_come_back_or_are_refused(
     assert comes_back(small) == (first == 0)
 
 
-def test_more_labels_than_a_few_digits_may_ask_for_come_back_with_their_names() -> None:
-    assert comes_back(compact_bert(num_labels=100_001))
+def test_more_labels_than_a_few_digits_may_ask_for_come_back_with_their_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounds, "LARGEST_LABELS", 300)
+    assert comes_back(compact_bert(num_labels=301))
+    with pytest.raises(ValueError, match="num_labels = 301 is larger"):
+        bounds.check_numbers({"model_type": "bert", "num_labels": 301})
 
 
 def test_positions_may_begin_where_their_table_has_room() -> None:
