@@ -10,7 +10,9 @@ the rounding of sums without zeros.
    the same objects. So do the numbers that an optimizer holds for each of their entries.
 2. The layer becomes a :class:`CompactLinear` around its gated layer.
 3. Attentions are narrowed where the module is the stock one with other sizes. One whose own
-   parameters or scale would change keeps its heads; its layers still lose rows and columns.
+   parameters or scale would change with the width of its heads keeps the width and loses heads; one
+   whose parameters would change with the number of heads keeps all. Their layers still lose rows
+   and columns.
 4. A gate keeps at least one dimension, so that its noise is drawn as before.
 """
 

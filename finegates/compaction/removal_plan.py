@@ -25,11 +25,11 @@ def plan_removal(
 ) -> tuple[Plan, dict[str, HeadSizes]]:
     """Plans the removal of all but some positions of the gates; nothing is fused.
 
-    An attention keeps its heads for the whole training if it could not follow to the end, so that
-    a dimension that was removed is never needed again.
+    An attention keeps the width of its heads, or all its heads, for the whole training if it could
+    not follow to the end, so that a dimension that was removed is never needed again.
 
     Args:
-        form: the dense form of the model; it notes which attentions keep their heads.
+        form: the dense form of the model; it notes which attentions keep their heads or width.
         adapter: of its architecture.
         kept: positions (m,) by the path of the gate in the dense form.
 
@@ -38,13 +38,21 @@ def plan_removal(
     """
     if form.whole is None:
         first = {path: positions[:1] * 0 for path, positions in kept.items()}
-        _, smallest = _planned(form, adapter, first)
-        form.whole = frozenset(
-            path
-            for path, sizes in smallest.items()
-            if not _is_only_smaller(form.model, adapter, path, sizes)
-        )
-    return _planned(form, _Without(adapter, form.whole), kept)
+        form.wide = _cannot_follow(form, adapter, first)
+        form.whole = _cannot_follow(form, _Without(adapter, form.wide, frozenset()), first)
+    return _planned(form, _Without(adapter, form.wide, form.whole), kept)
+
+
+def _cannot_follow(
+    form: DenseForm, adapter: Adapter, smallest: Mapping[str, Tensor]
+) -> frozenset[str]:
+    """Paths of the attentions that would have other parameters or scales in the end."""
+    _, heads = _planned(form, adapter, smallest)
+    return frozenset(
+        path
+        for path, sizes in heads.items()
+        if not _is_only_smaller(form.model, adapter, path, sizes)
+    )
 
 
 def _planned(
@@ -63,15 +71,17 @@ def _planned(
 
 
 class _Without(Adapter):
-    """An architecture some of whose attentions keep their heads."""
+    """An architecture some of whose attentions keep the width of their heads, or all heads."""
 
-    def __init__(self, adapter: Adapter, kept_whole: frozenset[str]) -> None:
-        self._adapter, self._kept_whole = adapter, kept_whole
+    def __init__(self, adapter: Adapter, wide: frozenset[str], whole: frozenset[str]) -> None:
+        self._adapter, self._wide, self._whole = adapter, wide, whole
 
     def blocks(self, model: nn.Module) -> tuple[Any, ...]:
         def seen(part: Attention) -> Attention:
-            whole = part.path in self._kept_whole
-            return dataclasses.replace(part, narrows=False) if whole else part
+            if part.path in self._whole:
+                return dataclasses.replace(part, narrows=False)
+            wide = part.path in self._wide
+            return dataclasses.replace(part, fixed_scores=True) if wide else part
 
         return tuple(
             dataclasses.replace(block, attentions=tuple(map(seen, block.attentions)))
@@ -86,6 +96,9 @@ class _Without(Adapter):
 
     def obstacle(self, module: nn.Module, part: Attention) -> str | None:
         return self._adapter.obstacle(module, part)
+
+    def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
+        return self._adapter.narrow(module, part, sizes)
 
 
 def _is_only_smaller(dense: nn.Module, adapter: Adapter, path: str, sizes: HeadSizes) -> bool:

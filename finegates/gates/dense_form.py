@@ -33,6 +33,7 @@ class DenseForm:
             the constant.
         layers: what the present model keeps of each layer that became smaller, by dense path.
         heads: paths of the attentions that have fewer or narrower heads.
+        wide: paths of the attentions whose heads keep their width.
         whole: paths of the attentions that keep their heads; None if that is not known yet.
         settings: what :func:`settings_of` gave for the present model when dimensions were removed.
         changed: settings that changed between removals.
@@ -42,6 +43,7 @@ class DenseForm:
     gates: dict[str, tuple[StochasticGate, FixedGate]]
     layers: dict[str, Kept] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
+    wide: frozenset[str] = frozenset()
     whole: frozenset[str] | None = None
     settings: dict[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
