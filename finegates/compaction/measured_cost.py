@@ -134,8 +134,8 @@ def _with_layers(cost: CostModel, shape: Shape, tokens: int, repeats: int) -> Co
         x = torch.randn(tokens, columns, dtype=shape.dtype, device="cpu")
         runs[f"{len(runs)}: {outputs} x {columns}"] = partial(layer, x)
         work.append((outputs * columns, outputs, columns, 1))
-    product, output, read, layer = _fitted(runs, work, tokens, max(3, repeats // 3))
-    return replace(cost, product=max(_LEAST, product), output=output, input=read, layer=layer)
+    product, output, read, each = _fitted(runs, work, tokens, max(3, repeats // 3))
+    return replace(cost, product=max(_LEAST, product), output=output, input=read, layer=each)
 
 
 def _with_attention(
