@@ -25,13 +25,13 @@ def keep_settings(
         old: the narrower form, possibly changed.
         new: what the configuration gives, in dense sizes.
         expected: the narrower form of ``new``.
-        without: prefixes of the paths of submodules that are left alone.
+        without: paths of submodules that are left alone, each with a dot behind it.
 
     Raises:
         ValueError: the forward of a module was replaced.
     """
     for path, module in new.named_modules():
-        if path.startswith(without):
+        if f"{path}.".startswith(without):
             continue
         try:
             mine, theirs = old.get_submodule(path), expected.get_submodule(path)

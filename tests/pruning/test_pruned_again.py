@@ -21,7 +21,7 @@ OPTIONS = {"criterion": "magnitude", "sequence_length": tiny.LENGTH, "progress":
 
 def compact_model(architecture: str, dimensions: str) -> nn.Module:
     model = tiny.tiny_model(architecture)
-    fg.prune(model, target=0.2, dimensions=dimensions, **OPTIONS)  # type: ignore[arg-type]
+    fg.prune(model, target=0.05, dimensions=dimensions, **OPTIONS)  # type: ignore[arg-type]
     return fg.compact(model)
 
 
@@ -34,7 +34,7 @@ def test_frozen_parameters_stay_frozen_and_others_trained(
     frozen = f"{adapter_for(small).blocks(small)[0].path}."
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
-    fg.prune(small, target=0.2, dimensions=dimensions, **OPTIONS)  # type: ignore[arg-type]
+    fg.prune(small, target=0.05, dimensions=dimensions, **OPTIONS)  # type: ignore[arg-type]
     for name, parameter in small.named_parameters():
         assert parameter.requires_grad == (not name.startswith(frozen)), name
     small.requires_grad_(False)
