@@ -72,8 +72,6 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         return attachment.attach(model, config)
     with in_dense_sizes_again(model):
         attachment.attach(model, config)
-        if config.width:  # which removal does not support
-            return model
         try:
             remove_closed(inner)
         except ValueError as error:

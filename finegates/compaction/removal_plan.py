@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, Attention, HeadSizes, attentions
+from finegates.blocks import Stream
 from finegates.compaction.planner import plan_compaction
 from finegates.compaction.plans import Plan
 from finegates.gates.dense_form import DenseForm
+from finegates.specs import NormSpec
 
 
 def plan_removal(
@@ -35,12 +37,21 @@ def plan_removal(
 
     Returns:
         the plan, and the new sizes of the attentions that get smaller, by path.
+
+    Raises:
+        ValueError: a hidden dimension is closed for good.
     """
     if form.whole is None:
         first = {path: positions[:1] * 0 for path, positions in kept.items()}
         form.wide = _cannot_follow(form, adapter, first)
         form.whole = _cannot_follow(form, _Without(adapter, form.wide, frozenset()), first)
-    return _planned(form, _Without(adapter, form.wide, form.whole), kept)
+    plan, heads = _planned(form, _Without(adapter, form.wide, form.whole), kept)
+    if plan.stream is not None and plan.stream.kept.numel() < plan.stream.stream.size:
+        raise ValueError(
+            "hidden dimensions cannot be removed from a model in training; finegates.compact "
+            "removes them"
+        )
+    return plan, heads
 
 
 def _cannot_follow(
@@ -96,6 +107,12 @@ class _Without(Adapter):
 
     def obstacle(self, module: nn.Module, part: Attention) -> str | None:
         return self._adapter.obstacle(module, part)
+
+    def stream(self, model: nn.Module) -> Stream:
+        return self._adapter.stream(model)
+
+    def norm_of(self, module: nn.Module) -> NormSpec | None:
+        return self._adapter.norm_of(module)
 
     def narrow(self, module: nn.Module, part: Attention, sizes: HeadSizes) -> nn.Module:
         return self._adapter.narrow(module, part, sizes)

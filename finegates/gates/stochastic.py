@@ -187,6 +187,7 @@ class StochasticGate(Gate):
             dense.importance.copy_(self.spread(self.importance))
         dense.hardness, dense.led, dense.configured = self.hardness, self.led, self.configured
         dense.before = self.before
+        dense.of_stream = self.of_stream
         return dense.train(self.training)
 
     def noise(self) -> Tensor:

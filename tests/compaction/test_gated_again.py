@@ -132,6 +132,7 @@ def test_the_residual_stream_of_a_compact_model_gets_a_gate(architecture: str) -
     sizes = macs(small)
     expected = some_numbers(small)
     model = gated(small, width=True)
+    assert dense_form(model) is not None
     assert (some_numbers(opened(model)) - expected).abs().max() < 1e-12
     assert macs(fg.compact(model)) == sizes
     width = budget_of(model).structure[0].width  # type: ignore[union-attr]

@@ -381,7 +381,7 @@ def compact_folder(tmp_path):
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("dimensions", ["all", "inner"])
+@pytest.mark.parametrize("dimensions", ["all", "inner", "width"])
 def test_a_compact_model_trains_as_in_its_dense_sizes(
     dimensions, compact_folder, tmp_path, monkeypatch
 ):
@@ -392,7 +392,12 @@ def test_a_compact_model_trains_as_in_its_dense_sizes(
         keep = removing if given.shrink else lambda model: False
         monkeypatch.setattr(regating, "remove_closed", keep)
         small = fg.load(compact_folder)
-        config = dataclasses.replace(given, dimensions=dimensions, target=0.2, train_weights=True)
+        config = dataclasses.replace(given, target=0.2, train_weights=True)
+        if dimensions == "width":  # nothing more is removed while training
+            finals = given.finals()
+            config = dataclasses.replace(config, shrink=False, final_at=finals, width=True)
+        else:
+            config = dataclasses.replace(config, dimensions=dimensions)
         return fg.attach(small, config).to(torch.float64)
 
     dense, small = assert_law(make, tmp_path)
