@@ -9,7 +9,7 @@ from support.tier import tiny_tier
 BENCHMARK = {
     "batch_size": 4,
     "length": 8,
-    "steps": 30,
+    "steps": 12,
     "repeats": 1,
     "kept": [0.6],
     "rank": 2,
@@ -71,7 +71,7 @@ def test_the_text_says_what_was_timed_and_whose_control_is_off(frame, tier):
     control = frame["contender"] == "control"
     frame.loc[control, "ratio_to_lora"] = [1.02, 1.06]
     text = training_runs_text(frame, tier, MACHINE)
-    assert "30 steps, batch 4 x 8" in text
+    assert "12 steps, batch 4 x 8" in text
     assert "Noisy: the control of wide is off" in text
     assert "tiny is off" not in text
     assert len(text.splitlines()) == 2 + 2 + len(frame)
