@@ -35,6 +35,9 @@ from finegates.modules.linear import linear_shape
 
 Run = Callable[[], object]
 
+# Largest relative error of the fitted times that is not worth a warning.
+_LOOSE = 0.05
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -157,7 +160,7 @@ def fitted_to_model(
         model: dense; it does not change.
         inputs: of a forward pass.
         length: tokens of a sequence.
-        repeats: three times the rounds in which the three models are run in turn.
+        repeats: twice the rounds in which the three models are run in turn.
     """
     inner = unwrap(model)
     first = next(iter(inputs.values()))
@@ -176,9 +179,11 @@ def fitted_to_model(
         runs[kind] = use_products(compact(timer.gated(masks), cost=cost), cost)
     with torch.inference_mode():
         seconds = interleaved(
-            {name: _forward(each, inputs) for name, each in runs.items()}, max(5, repeats // 3)
+            {name: _forward(each, inputs) for name, each in runs.items()}, max(5, repeats // 2)
         )
-    times = np.array([float(np.median(seconds[name])) for name in runs]) / tokens
+    # Ratios within a round: load from outside that lasts longer than a round cancels.
+    unit = float(np.median(seconds["dense"])) / tokens
+    times = np.array([unit * float(np.median(seconds[name] / seconds["dense"])) for name in runs])
     work = np.array([[time, 1.0] for time in predicted], dtype=np.float64)
     factor, rest = nonnegative(work, times)
     if factor == 0.0:
@@ -189,6 +194,13 @@ def fitted_to_model(
             stacklevel=3,
         )
         factor, rest = 1.0, max(0.0, float(times[0]) - predicted[0])
+    elif (off := float(np.abs((factor * work[:, 0] + rest) / times - 1.0).max())) > _LOOSE:
+        warnings.warn(
+            f"the costs miss the measured times of {type(inner).__name__} by up to {off:.0%}, so "
+            "a budget on time may be missed by as much: the machine was busy; measure again on an "
+            "idle machine, or with more repeats",
+            stacklevel=3,
+        )
     return scaled(cost, factor, rest)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,12 +44,15 @@ def test_a_price_that_would_be_negative_is_zero_and_the_others_fit_as_well_as_th
 def test_a_model_gives_the_factor_of_all_prices_and_the_rest(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where load from outside makes some rounds slower, for all models."""
     expected = scaled(PLANTED, 1.7, 400.0)
 
     def clock(models: Mapping[str, nn.Module], rounds: int) -> dict[str, np.ndarray]:
         assert len(models) == 3
+        load = np.ones(rounds)
+        load[: rounds // 2] = 3.0
         return {
-            name: np.full(rounds, BATCH * LENGTH * seconds_of_modules(model, expected, LENGTH))
+            name: load * BATCH * LENGTH * seconds_of_modules(model, expected, LENGTH)
             for name, model in models.items()
         }
 
@@ -57,7 +61,9 @@ def test_a_model_gives_the_factor_of_all_prices_and_the_rest(
     model = tiny.tiny_model(architecture)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     inputs = {"input_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long)}
-    found = fitted_to_model(PLANTED, model, inputs, LENGTH, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fitted_to_model(PLANTED, model, inputs, LENGTH, 3)
     assert found.onednn_from is None
     for name, value in expected.as_dict().items():
         if name == "onednn_from":
@@ -65,6 +71,19 @@ def test_a_model_gives_the_factor_of_all_prices_and_the_rest(
         assert getattr(found, name) == pytest.approx(value, rel=1e-6), name
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not fg.gated_layers(model)
+
+
+def test_times_that_no_costs_fit_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clock(models: Mapping[str, nn.Module], rounds: int) -> dict[str, np.ndarray]:
+        times = [seconds_of_modules(model, PLANTED, LENGTH) for model in models.values()]
+        times[1] *= 1.3
+        return {name: np.full(rounds, time) for name, time in zip(models, times, strict=True)}
+
+    monkeypatch.setattr(measured_model, "_forward", lambda model, inputs: model)
+    monkeypatch.setattr(measured_model, "interleaved", clock)
+    inputs = {"input_ids": torch.zeros(BATCH, LENGTH, dtype=torch.long)}
+    with pytest.warns(UserWarning, match=r"miss the measured times of Bert.* by up to \d+%"):
+        fitted_to_model(PLANTED, tiny.tiny_model("bert"), inputs, LENGTH, 3)
 
 
 def test_a_model_that_gets_no_faster_keeps_the_prices_of_single_matmuls(
@@ -84,6 +103,7 @@ def test_a_model_that_gets_no_faster_keeps_the_prices_of_single_matmuls(
 
 
 @pytest.mark.filterwarnings("ignore:.*takes as long with fewer dimensions")
+@pytest.mark.filterwarnings("ignore:the costs miss the measured times")
 def test_a_measured_model_names_its_dtype_device_and_length() -> None:
     model = tiny.tiny_model("bert", dtype=torch.float32)
     cost = fg.calibrate(model, batch=2, length=LENGTH, repeats=3)
