@@ -27,7 +27,7 @@ from finegates.gates.parts import (
     STRUCTURE,
     only_part,
 )
-from finegates.gates.prices import MACS, Cost, Timer, time_out_of_reach
+from finegates.gates.prices import MACS, Cost, Timer, UnreachableTimeError
 from finegates.gates.shared import Sides
 from finegates.gates.stochastic import StochasticGate
 
@@ -186,7 +186,7 @@ class MacsPenalty:
                 )
         floor = self.floor()
         if 1.0 - self.target < floor and self.timer is not None:
-            raise ValueError(time_out_of_reach(self.target, floor, self.length))
+            raise UnreachableTimeError(self.target, floor, self.length)
         if 1.0 - self.target < floor:
             raise ValueError(
                 f"target {self.target} cannot be reached: with every possible gate closed, "

@@ -91,17 +91,23 @@ def check_length(cost: Cost, length: int) -> None:
         )
 
 
-def time_out_of_reach(target: float, floor: float, length: int) -> str:
-    """The message for a target of the predicted time that gates cannot meet.
+class UnreachableTimeError(ValueError):
+    """Gates cannot meet a wanted time.
 
     Args:
-        target: the fraction to remove.
+        target: the fraction of the predicted time to remove.
         floor: the fraction that stays with every possible gate closed.
         length: tokens of a sequence.
+
+    Attributes:
+        least: the least ``target_time`` that can be met.
     """
-    return (
-        f"target_time {1.0 - target:.4g} cannot be reached: with every possible gate closed, "
-        f"{floor:.4f} of the dense model's predicted time stay at sequence_length={length}, so "
-        f"target_time starts at {math.ceil(1e4 * floor) / 1e4:.4f}. The rest is work that no gate "
-        "removes; parts=True and width=True add gates"
-    )
+
+    def __init__(self, target: float, floor: float, length: int) -> None:
+        self.least = math.ceil(1e4 * floor) / 1e4
+        super().__init__(
+            f"target_time {1.0 - target:.4g} cannot be reached: with every possible gate closed, "
+            f"{floor:.4f} of the dense model's predicted time stay at sequence_length={length}, so "
+            f"target_time starts at {self.least:.4f}. The rest is work that no gate removes; "
+            "parts=True and width=True add gates"
+        )

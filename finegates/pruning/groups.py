@@ -21,7 +21,7 @@ from finegates.gates.equal_sizes import EqualSizes, sizes_to_choose
 from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_output import gate_outputs
 from finegates.gates.penalty import MacsPenalty
-from finegates.gates.prices import MACS, Cost, Timer, time_out_of_reach
+from finegates.gates.prices import MACS, Cost, Timer, UnreachableTimeError
 from finegates.gates.removed_before import before_of, mask_of
 from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate
@@ -210,7 +210,7 @@ class SharedGroups:
                 f"{int(1e4 * (1.0 - floor)) / 1e4:.4f}; leave uniform out"
             )
         if 1.0 - target < floor and self.timer is not None:
-            raise ValueError(time_out_of_reach(target, floor, self.length))
+            raise UnreachableTimeError(target, floor, self.length)
         if 1.0 - target < floor:
             raise ValueError(
                 f"target {target} cannot be reached with heads and feed-forward dimensions alone: "

@@ -30,7 +30,7 @@ def time_budgets_text(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, Any
     assert settings is not None
     controls = frame[frame["contender"] == CONTROL]
     noisy = [row["model"] for _, row in controls.iterrows() if is_noisy(row["measured"])]
-    pruned = frame[frame["wanted"] < 1.0]
+    pruned = frame[(frame["wanted"] < 1.0) & frame["measured"].notna()]
     met = int((pruned["off"].abs() <= GOAL).sum())
     words = (
         f"Models pruned to a wanted time and compacted, batch {settings.batch_size} x "
@@ -44,11 +44,17 @@ def time_budgets_text(frame: pd.DataFrame, tier: Tier, machine: Mapping[str, Any
             f"Noisy: the control of {', '.join(noisy)} is off by more than 5 %, so no ratio of it "
             "counts. "
         )
+    if frame["measured"].isna().any():
+        words += "Rows without a measured time want less than gates can reach, which is predicted. "
     lines = [_HEADER, "|---|---|---:|---:|---:|---:|---:|---:|"]
     for _, row in frame.iterrows():
+        start = f"| {row['model']} | {row['contender']} | {row['wanted']:.2f} | "
+        start += f"{row['predicted']:.3f} | "
+        if pd.isna(row["measured"]):
+            lines.append(f"{start}– | – | – | – |")
+            continue
         lines.append(
-            f"| {row['model']} | {row['contender']} | {row['wanted']:.2f} | "
-            f"{row['predicted']:.3f} | {row['measured']:.3f} | {100 * row['off']:+.1f} | "
+            f"{start}{row['measured']:.3f} | {100 * row['off']:+.1f} | "
             f"{row['median_ms']:.1f} | {row['q25_ms']:.1f} to {row['q75_ms']:.1f} |"
         )
     return f"{words.rstrip()}\n\n" + "\n".join(lines) + "\n"

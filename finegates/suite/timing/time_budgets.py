@@ -17,6 +17,7 @@ from torch import nn
 from finegates.clock import interleaved, quartiles
 from finegates.compaction import calibrate, compact, use_products
 from finegates.compaction.predicted_time import predicted_time
+from finegates.gates.prices import UnreachableTimeError
 from finegates.pruning.to_budget import prune
 from finegates.seeds import derive_seed
 from finegates.suite.config.benchmarks import TimeBudgetBenchmark
@@ -38,7 +39,8 @@ def time_budgets(tier: Tier, threads: int) -> pd.DataFrame:
     Returns:
         one row per model and contender, the control last for each model, columns ``COLUMNS``.
         ``wanted``, ``predicted`` and ``measured`` are fractions of the dense model's time, and
-        ``off`` is ``measured / wanted - 1``.
+        ``off`` is ``measured / wanted - 1``. For a time that gates cannot reach, ``predicted`` is
+        the least one, and the measured columns are blank.
 
     Raises:
         ValueError: the tier does not have a ``time_budget_benchmark``.
@@ -70,10 +72,14 @@ def measure_budgets(name: str, model: nn.Module, settings: TimeBudgetBenchmark) 
     for dimensions in settings.dimensions:
         for wanted in settings.wanted:
             label = f"{wanted:.0%} of the time, {dimensions}"
-            gated = prune(
-                copy.deepcopy(model), target_time=wanted, cost=cost, criterion="magnitude",
-                dimensions=dimensions, parts=True, sequence_length=length, progress=False,
-            )  # fmt: skip
+            try:
+                gated = prune(
+                    copy.deepcopy(model), target_time=wanted, cost=cost, criterion="magnitude",
+                    dimensions=dimensions, parts=True, sequence_length=length, progress=False,
+                )  # fmt: skip
+            except UnreachableTimeError as error:
+                facts[label] = {"wanted": wanted, "predicted": error.least}
+                continue
             contenders[label] = use_products(compact(gated, cost=cost), cost)
             predicted = predicted_time(gated, cost, length) / dense
             facts[label] = {"wanted": wanted, "predicted": predicted}
@@ -85,8 +91,10 @@ def measure_budgets(name: str, model: nn.Module, settings: TimeBudgetBenchmark) 
         )
     unit = float(np.median(seconds[DENSE]))
     rows = []
-    for label, values in seconds.items():
-        low, middle, high = quartiles(1e3 * values)
+    for label in facts:
+        low = middle = high = float("nan")
+        if label in seconds:
+            low, middle, high = quartiles(1e3 * seconds[label])
         measured = middle / (1e3 * unit)
         rows.append(
             {

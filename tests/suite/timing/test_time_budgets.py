@@ -3,8 +3,10 @@
 import pandas as pd
 import pytest
 
+from finegates.suite.config.benchmarks import TimeBudgetBenchmark
 from finegates.suite.tables.time_budgets import time_budgets_text
-from finegates.suite.timing.time_budgets import COLUMNS, time_budgets
+from finegates.suite.timing.inference import random_model
+from finegates.suite.timing.time_budgets import COLUMNS, measure_budgets, time_budgets
 from support.tier import tiny_tier
 
 BENCHMARK = {
@@ -66,6 +68,22 @@ def test_the_table_counts_what_was_met_and_names_a_noisy_control(tier, control, 
     assert "1 of 2 are within 5 % of the wanted time" in text
     assert "| m | b | 0.50 | 0.500 | 0.560 | +12.0 |" in text
     assert ("Noisy: the control of m is off" in text) == noisy
+
+
+@pytest.mark.filterwarnings("ignore:.* of the predicted time are kept")
+@pytest.mark.filterwarnings("ignore:no gate of")
+@pytest.mark.filterwarnings("ignore:.*takes as long with fewer dimensions")
+@pytest.mark.filterwarnings("ignore:the costs miss the measured times")
+def test_a_time_out_of_reach_has_a_row_with_the_least_one(tier):
+    settings = TimeBudgetBenchmark(**{**BENCHMARK, "wanted": [0.99, 1e-4]})
+    frame = measure_budgets("m", random_model(settings.shapes[0]), settings)
+    assert frame["contender"].tolist()[1:3] == ["99% of the time, inner", "0% of the time, inner"]
+    blank = frame.iloc[2]
+    assert 1e-4 < blank["predicted"] < 1.0
+    assert blank[["measured", "off", "median_ms"]].isna().all()
+    text = time_budgets_text(frame, tier, MACHINE)
+    assert "of 1 are within 5 %" in text
+    assert f"| 0.00 | {blank['predicted']:.3f} | – | – | – | – |" in text
 
 
 def test_a_tier_without_the_benchmark_is_refused(tmp_path):
