@@ -36,7 +36,9 @@ def plan_compaction(
     """Plans what compaction keeps, without changing the model.
 
     Args:
-        model: with or without gates, plain or wrapped by ``peft``.
+        model: with or without gates, plain or wrapped by ``peft``. One from which dimensions were
+            removed, while training or before it got gates again, is planned from the sizes of the
+            dense model.
         adapter: describes the blocks; looked up if None. A model of unknown type is
             planned layer by layer, which is exact but does not narrow feed-forward pairs.
         cost: costs of matmuls and data movement. Sides whose removal would not pay stay dense,

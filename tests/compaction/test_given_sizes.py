@@ -9,6 +9,7 @@ from torch import nn
 
 import finegates as fg
 from finegates.budget import planned_macs
+from finegates.gates.detachment import hold_gates
 from finegates.gates.gated_linear import leaf_gates
 from support import tiny
 from support.shrinking import CONFIG, train
@@ -58,6 +59,8 @@ def test_budgets_are_those_of_the_compact_model(
             gates = sum(p.numel() for g in leaf_gates(each) for p in g.parameters())
             assert found.gate_parameters == gates
             assert found.removed_weights == before.removed_weights
+    if way == "pruned":
+        assert fg.macs(hold_gates(model), 2, LENGTH) == costs
     smaller = fg.compact(model)
     assert planned_macs(model, 2, LENGTH) == fg.macs(smaller, 2, LENGTH)
 
