@@ -6,9 +6,12 @@ assumptions, and its cases, of one of three kinds:
 - ``law``: exact and universal. One case that does not hold contradicts it, and so does a constant
   that is wrong by ``EXACT``: a law has cases in which its constant is attained.
 - ``bound``: universal, but only an inequality is claimed. The check reports how loose it is.
-- ``claim``: a statement about the method, tested in several settings. It is supported if all of
-  them bear it out, partly if some do, contradicted if none does. A setting that a theorem decides
-  has no vote: the claim is reported as proved or disproved there.
+- ``claim``: a statement about the method, tested in several settings. Each setting is judged on its
+  own, by an interval over random draws. The claim is supported if all decided settings bear it out,
+  and contradicted if none does. Otherwise it *depends*, on the factors of which a change of level
+  changes the outcome. Settings are not counted, so that the verdict does not follow from how many
+  of a kind are listed. A setting that a theorem decides does not enter: the claim is reported as
+  proved or disproved there.
 
 The *power* of a check is the smallest factor on its constant that it notices.
 """
@@ -21,14 +24,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+
+from theory.intervals import interval
+from theory.problems import Array
 
 Relation = Literal["equal", "at least", "at most"]
 Kind = Literal["law", "bound", "claim"]
 Proof = Literal["", "holds", "fails"]
 Verdict = Literal[
     "supported",
-    "partly",
+    "depends",
     "contradicted",
     "inconclusive",
     "proved",
@@ -60,6 +67,10 @@ class Case:
         proof: of a claim, whether a theorem decides this setting, and how. Such a case has no vote.
         undecided: of a claim, whether the interval of the measurement contains the constant. Such a
             case has no vote.
+        levels: of a claim, the setting as a level of each factor, for example
+            ``{"family": "ill-conditioned", "rank": "2"}``.
+        low: of a measurement over draws, the lower end of its interval.
+        high: its upper end.
     """
 
     name: str
@@ -71,6 +82,9 @@ class Case:
     built: bool = False
     proof: Proof = ""
     undecided: bool = False
+    levels: Mapping[str, str] = field(default_factory=dict)
+    low: float = math.nan
+    high: float = math.nan
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.predicted) and self.predicted > 0):
@@ -80,6 +94,43 @@ class Case:
             )
         if not self.tolerance >= 0:
             raise ValueError(f"case {self.name!r}: negative tolerance {self.tolerance}")
+
+    @classmethod
+    def of_draws(
+        cls,
+        levels: Mapping[str, str],
+        relation: Relation,
+        predicted: float,
+        draws: Array,
+        constant: str = "",
+    ) -> Case:
+        """A setting of a claim, measured by the median of random draws.
+
+        It is undecided if the 95 % interval of the median contains the constant, ends included.
+        Below six draws the interval is their range. A single draw decides nothing.
+
+        Args:
+            levels: the setting.
+            relation: see the class.
+            predicted: see the class.
+            draws: shape (count,).
+            constant: see the class.
+        """
+        if len(draws) < 6:
+            low, high = float(np.min(draws)), float(np.max(draws))
+        else:
+            low, high = interval(draws, *levels.values(), constant)
+        return cls(
+            ", ".join(levels.values()),
+            relation,
+            predicted,
+            float(np.median(draws)),
+            constant=constant,
+            undecided=len(draws) < 2 or low <= predicted <= high,
+            levels=levels,
+            low=low,
+            high=high,
+        )
 
     @property
     def holds(self) -> bool:
@@ -168,13 +219,73 @@ class Check:
     def __post_init__(self) -> None:
         if not self.cases:
             raise ValueError(f"check {self.id!r} has no cases: nothing was measured")
-        if self.kind != "claim":
+        if self.kind == "claim":
+            self._check_settings()
+        else:
             unfit = [case.name for case in self.cases if not case.votes]
             if unfit:
                 raise ValueError(
                     f"check {self.id!r}: only the cases of a claim are proved or undecided, got "
                     f"{unfit}"
                 )
+
+    def _check_settings(self) -> None:
+        """Raises ValueError unless measured settings are distinct levels of the same factors."""
+        measured = [case for case in self.cases if not case.proof]
+        if len(measured) < 2:
+            return
+        factors = {tuple(case.levels) for case in measured}
+        if len(factors) > 1 or () in factors:
+            raise ValueError(
+                f"check {self.id!r}: every setting of a claim needs a level of the same factors, "
+                f"got {sorted(factors)}"
+            )
+        settings = [tuple(case.levels.values()) for case in measured]
+        twice = sorted({setting for setting in settings if settings.count(setting) > 1})
+        if twice:
+            raise ValueError(
+                f"check {self.id!r}: {twice} is listed more than once; join its draws in one case"
+            )
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """Factors on which the outcome of a claim depends.
+
+        Those of which another level, with the other factors as they are, changes the outcome. If no
+        two settings differ in one factor only: all factors with several levels.
+        """
+        if self.verdict != "depends":
+            return ()
+        found = []
+        for factor in self.counted[0].levels:
+            alike: dict[tuple[tuple[str, str], ...], set[bool]] = {}
+            for case in self.counted:
+                others = tuple(item for item in case.levels.items() if item[0] != factor)
+                alike.setdefault(others, set()).add(case.holds)
+            if any(len(outcomes) > 1 for outcomes in alike.values()):
+                found.append(factor)
+        return tuple(found) or tuple(
+            factor
+            for factor in self.counted[0].levels
+            if len({case.levels[factor] for case in self.counted}) > 1
+        )
+
+    def by_level(self) -> dict[str, dict[str, str]]:
+        """Verdicts on the settings of each level, by factor and level.
+
+        One of ``"supported"``, ``"depends"``, ``"contradicted"`` and, if no setting of the level is
+        decided, ``"undecided"``.
+        """
+        found: dict[str, dict[str, set[bool]]] = {}
+        for case in self.cases:
+            for factor, level in case.levels.items():
+                outcomes = found.setdefault(factor, {}).setdefault(level, set())
+                if case.votes:
+                    outcomes.add(case.holds)
+        return {
+            factor: {level: _outcome(outcomes) for level, outcomes in levels.items()}
+            for factor, levels in found.items()
+        }
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -222,7 +333,7 @@ class Check:
             return "proved in part" if true and false else "proved" if true else "disproved"
         if self.held == len(self.counted):
             return "supported"
-        return "partly" if self.held else "contradicted"
+        return "depends" if self.held else "contradicted"
 
     @property
     def power(self) -> float:
@@ -238,7 +349,7 @@ class Check:
         down = [case.margin for case in self.counted if not case.holds]
         if not up and not down:
             return math.inf
-        # To leave "partly", all cases that hold must fail, or all others must hold.
+        # To leave "depends", all cases that hold must fail, or all others must hold.
         return min(max(up), max(down)) if up and down else min(up or down)
 
     @property
@@ -293,7 +404,17 @@ class Check:
             "disproved": false,
             "undecided": sum(case.undecided for case in self.cases),
             "verdict": self.verdict,
+            "depends_on": ", ".join(self.depends_on),
+            "by_level": self.by_level() if self.kind == "claim" else {},
         }
+
+
+def _outcome(outcomes: set[bool]) -> str:
+    if not outcomes:
+        return "undecided"
+    if len(outcomes) > 1:
+        return "depends"
+    return "supported" if True in outcomes else "contradicted"
 
 
 def significant(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of medians and means over problems or runs (``scipy.stats.bootstrap``)."""
+"""Intervals over problems or runs: bootstrap of medians and means, exact ones of shares."""
 
 from __future__ import annotations
 
@@ -42,3 +42,14 @@ def interval(
         rng=np.random.default_rng(derive_seed("theory", "bootstrap", *names)),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def share_interval(found: int, count: int) -> tuple[float, float]:
+    """Exact interval at 95 % of a share, by Clopper and Pearson.
+
+    Args:
+        found: number of the problems that have a property.
+        count: number of problems.
+    """
+    exact = stats.binomtest(found, count).proportion_ci(LEVEL)
+    return float(exact.low), float(exact.high)

@@ -17,6 +17,7 @@ from theory.checks import (
     comparison,
     convergence,
     critical,
+    escape,
     flatness,
     joint,
     lowrank,
@@ -61,6 +62,7 @@ ITEM_CHECKS: dict[int, dict[str, Callable[[Settings], Check]]] = {
         "spurious-minima": rank_one.check_minima,
         "spurious-claim": rank_one.check_spurious,
         "start-claim": rank_one.check_start,
+        "pl-global-claim": claims.check_pl_globally,
         "pl-claim": claims.check_pl,
     },
     4: {
@@ -110,7 +112,7 @@ ITEM_CHECKS: dict[int, dict[str, Callable[[Settings], Check]]] = {
         "penalty-minimiser": sparsity.check_minimiser,
         "penalty-half-open": sparsity.check_half_open,
         "penalty-range": sparsity.check_range,
-        "probability-claim": sparsity.check_probability,
+        "penalty-probability": sparsity.check_probability,
         "penalty-threshold": sparsity.check_threshold,
         "penalty-endpoint": sparsity.check_endpoint,
         "binary-claim": sparsity.check_binary,
@@ -125,6 +127,8 @@ ITEM_CHECKS: dict[int, dict[str, Callable[[Settings], Check]]] = {
     },
     12: {
         "escape-time": beyond.check_escape,
+        "escape-saddle": escape.check_saddle_time,
+        "escape-plateau": escape.check_plateau_time,
         "reach-dense": beyond.check_reach,
         "closing-bound": closing.check_bound,
         "closing-importance": closing.check_importance,

@@ -35,7 +35,7 @@ CLAIMS = {
 }
 """Claims of the paper that checks concern, in its words."""
 
-MEASURED = {"supported", "partly", "contradicted"}
+MEASURED = {"supported", "depends", "contradicted"}
 """Verdicts that count as a vote. The others report a theorem's decision, or that nothing is
 decided.
 """
@@ -44,8 +44,9 @@ decided.
 def judge_claims(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The verdict on each claim of the paper, from the checks of kind ``"claim"`` about it.
 
-    Supported if all those checks are, contradicted if all are, else partly. Checks that a theorem
-    decides have no vote. If there is no other check of a claim, its verdict is theirs.
+    Supported if all those checks are, contradicted if all are. Otherwise the claim depends on
+    the setting. Checks that a theorem decides have no vote. If there is no other check of a claim,
+    its verdict is theirs.
     """
     verdicts: dict[str, dict[str, str]] = {}
     for record in records:
@@ -62,12 +63,14 @@ def _overall(verdicts: Iterable[str]) -> str:
     measured = found & MEASURED or found - {"inconclusive"} or found
     if len(measured) == 1:
         return measured.pop()
-    return "partly" if found & MEASURED else "proved in part"
+    return "depends" if found & MEASURED else "proved in part"
 
 
 def check_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row for each check."""
-    return pd.DataFrame(list(records))
+    return pd.DataFrame(
+        [{key: value for key, value in record.items() if key != "by_level"} for record in records]
+    )
 
 
 def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
@@ -86,6 +89,8 @@ def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
                 "built": case.built,
                 "proof": case.proof,
                 "undecided": case.undecided,
+                "low": significant(case.low),
+                "high": significant(case.high),
                 "holds": case.holds,
             }
             for check in checks
@@ -123,6 +128,32 @@ def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
             lines.append(f"| {claim}: {facts['statement']} | **{facts['verdict']}** | {checks} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def level_markdown(records: Sequence[Mapping[str, Any]]) -> str:
+    """Where the claims that depend on the setting hold, as a Markdown table."""
+    lines = [
+        "#### Where claims hold that depend on the setting",
+        "",
+        "Every setting is judged by the 95 % interval of its median over random draws (their range "
+        "if there are fewer than six). A level of a factor is in the column holds (fails) if "
+        "the claim holds (fails) in all its settings that are decided; varies: in some of them. "
+        "The outcome depends on the factors in bold: a change of their level alone changes it.",
+        "",
+        "| claim | factor | holds | fails | varies | undecided |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        if record["verdict"] != "depends":
+            continue
+        for factor, levels in record["by_level"].items():
+            title = f"**{factor}**" if factor in record["depends_on"].split(", ") else factor
+            cells = [
+                ", ".join(level for level, found in levels.items() if found == verdict)
+                for verdict in ("supported", "contradicted", "depends", "undecided")
+            ]
+            lines.append(f"| `{record['id']}` | {title} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def comparison_markdown(
@@ -198,6 +229,70 @@ def comparison_markdown(
     return "\n".join([*lines, ""])
 
 
+def share_markdown(minima: pd.DataFrame, relaxed: pd.DataFrame) -> str:
+    """How often random problems have several minima, as Markdown tables.
+
+    Args:
+        minima: table of :func:`theory.checks.rank_one.shares_frame`.
+        relaxed: table of :func:`theory.checks.relaxed.single_frame`.
+    """
+    lines = [
+        "#### 3, how often minima are spurious",
+        "",
+        "Shares of random problems, with exact 95 % intervals and the number of problems. Ten "
+        "descents a problem, so both are lower estimates. LoRA's shares are 0 by theorem.",
+        "",
+        "| family, teacher | a minimum above the best one | descent from ω = 1 ends above it |",
+        "|---|---:|---:|",
+    ]
+    for row in minima.to_dict("records"):
+        cells = [
+            f"{printed(row[name])} [{printed(row[f'{name}_low'])}, {printed(row[f'{name}_high'])}]"
+            f" of {row[f'{name}_problems']}"
+            for name in ("spurious", "missed")
+        ]
+        lines.append(f"| {row['family']}, {row['teacher']} | {' | '.join(cells)} |")
+    sigmas = sorted(set(relaxed["sigma"]))
+    lines += [
+        "",
+        "#### 5, how often the relaxed objective has one minimum",
+        "",
+        "Shares of random problems on which descents from eight starts in the box end in one "
+        f"minimum, {relaxed['problems'].max()} problems a family.",
+        "",
+        f"| family | {' | '.join(f'σ = {sigma:g}' for sigma in sigmas)} |",
+        f"|---|{'---:|' * len(sigmas)}",
+    ]
+    for family, rows in relaxed.groupby("family", sort=False):
+        found = {row["sigma"]: row for row in rows.to_dict("records")}
+        cells = [
+            f"{printed(found[sigma]['single'])} [{printed(found[sigma]['low'])}, "
+            f"{printed(found[sigma]['high'])}]"
+            for sigma in sigmas
+        ]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def flat_markdown(models: pd.DataFrame) -> str:
+    """Flat directions of gates and of LoRA at a real shape, as a sentence.
+
+    Args:
+        models: table of :func:`theory.checks.flatness.models_frame`.
+    """
+    found = {row["parameters"]: row for row in models.to_dict("records")}
+
+    def counted(parameters: str) -> str:
+        row = found[parameters]
+        return f"{row['flat']:,} of {row['size']:,} ({100 * row['share']:.2f} %)"
+
+    model, layers = models.loc[0, ["model", "layers"]]
+    return (
+        f"Flat directions at the shape of {model}, {layers} layers: {counted('independent gates')} "
+        f"for independent gates, {counted('LoRA 8')} for LoRA r = 8 on the same layers.\n"
+    )
+
+
 def closing_markdown(closing: pd.DataFrame) -> str:
     """What closing gates by importance adds to a network's loss, as a Markdown table.
 
@@ -255,7 +350,10 @@ def _factor(record: Mapping[str, Any]) -> str:
 
 
 def _share(record: Mapping[str, Any]) -> str:
-    parts = [f"{record['held']} of {record['cases']}"] if record["cases"] else []
+    if record["depends_on"]:
+        parts = [f"by {record['depends_on']}"]
+    else:
+        parts = [f"{record['held']} of {record['cases']}"] if record["cases"] else []
     parts += [f"{record[key]} {key}" for key in ("proved", "disproved", "undecided") if record[key]]
     return ", ".join(parts)
 

@@ -102,7 +102,7 @@ def plant(folder, measure: str, of: dict, values: list[float]) -> Evidence:
             {**case, **contender}, values, {**case, "contender": "dense"}
         )
     elif measure == "theory_claim":
-        names = {1.0: "supported", 0.5: "partly", 0.0: "contradicted"}
+        names = {1.0: "supported", 0.5: "depends", 0.0: "contradicted"}
         verdicts = [names[min(names, key=lambda mark: abs(mark - v))] for v in values]
         tables["theory/checks.csv"] = pd.DataFrame(
             {"id": ["a", "b", "c"], "claim": of["claim"], "kind": "claim", "verdict": verdicts}

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from theory.evidence import Case, Check
-from theory.tables import case_frame, check_markdown, judge_claims, printed
+from theory.tables import (
+    case_frame,
+    check_markdown,
+    flat_markdown,
+    judge_claims,
+    level_markdown,
+    printed,
+    share_markdown,
+)
 
 positive = st.floats(1e-6, 1e6)
 relations = st.sampled_from(["equal", "at least", "at most"])
@@ -18,7 +28,10 @@ tolerances = st.floats(0.0, 0.9)
 
 
 def _check(kind: str, *measured: float) -> Check:
-    cases = tuple(Case(str(i), "at most", 1.0, value) for i, value in enumerate(measured))
+    cases = tuple(
+        Case(str(i), "at most", 1.0, value, levels={"setting": str(i)})
+        for i, value in enumerate(measured)
+    )
     return Check("x-claim", 3, kind, "a | b", "none", cases, claim="pl")  # type: ignore[arg-type]
 
 
@@ -27,7 +40,8 @@ def _law(*cases: Case) -> Check:
 
 
 def _claim(*cases: Case) -> Check:
-    return Check("x-claim", 3, "claim", "s", "a", cases, claim="pl")
+    named = tuple(replace(case, levels=case.levels or {"setting": case.name}) for case in cases)
+    return Check("x-claim", 3, "claim", "s", "a", named, claim="pl")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +50,7 @@ def _claim(*cases: Case) -> Check:
         ("law", (0.5, 1.0), "supported"),
         ("law", (0.5, 1.1), "contradicted"),
         ("bound", (0.5, 1.1), "contradicted"),
-        ("claim", (0.5, 1.1), "partly"),
+        ("claim", (0.5, 1.1), "depends"),
         ("claim", (2.0, 1.1), "contradicted"),
         ("law", (np.nan,), "contradicted"),
     ],
@@ -152,9 +166,143 @@ def test_a_setting_whose_interval_contains_the_bar_has_no_vote():
     assert _claim(tie, Case("b", "at least", 1.0, 2.0)).verdict == "supported"
 
 
+def _setting(holds: bool, **levels: str) -> Case:
+    return Case(str(levels), "at least", 1.0, 2.0 if holds else 0.5, levels=levels)
+
+
+outcomes = st.fixed_dictionaries(
+    {(family, rank): st.booleans() for family in ("well", "ill") for rank in ("1", "2", "4")}
+)
+
+
+@given(outcomes, st.integers(1, 20), st.sampled_from(["well", "ill"]))
+def test_listing_settings_of_one_kind_again_steers_no_verdict(found, times, favoured):
+    """A kind that is listed many times under other names has one voice."""
+    cases = [_setting(h, family=f, rank=r) for (f, r), h in found.items()]
+    more = [
+        _setting(holds, family=f"{family} {again}", rank=rank)
+        for (family, rank), holds in found.items()
+        for again in range(times)
+        if family == favoured
+    ]
+    plain, padded = _claim(*cases), _claim(*more, *cases)
+    assert padded.verdict == plain.verdict
+    assert padded.depends_on == plain.depends_on
+    assert _claim(*reversed(padded.cases)).verdict == plain.verdict
+    levels = padded.by_level()
+    assert {level: levels["family"][level] for level in ("well", "ill")} == plain.by_level()[
+        "family"
+    ]
+    assert (
+        levels["rank"].items()
+        >= {
+            rank: verdict
+            for rank, verdict in plain.by_level()["rank"].items()
+            if verdict == "depends"
+        }.items()
+    )
+
+
+def test_a_claim_depends_on_the_factors_of_which_another_level_changes_the_outcome():
+    check = _claim(
+        *(
+            _setting(rank == "1", family=family, rank=rank)
+            for family in ("well", "ill")
+            for rank in ("1", "2", "4")
+        )
+    )
+    assert (check.verdict, check.depends_on) == ("depends", ("rank",))
+    assert check.by_level() == {
+        "family": {"well": "depends", "ill": "depends"},
+        "rank": {"1": "supported", "2": "contradicted", "4": "contradicted"},
+    }
+    apart = _claim(_setting(True, family="well", rank="1"), _setting(False, family="ill", rank="2"))
+    assert apart.depends_on == ("family", "rank")
+    assert _claim(_setting(True, family="well", rank="1")).depends_on == ()
+
+
+def test_settings_of_a_claim_are_distinct_levels_of_the_same_factors():
+    one = _setting(True, family="well")
+    with pytest.raises(ValueError, match="'well'.*listed more than once; join its draws"):
+        _claim(one, one)
+    with pytest.raises(ValueError, match="needs a level of the same factors"):
+        _claim(one, _setting(True, rank="1"))
+    with pytest.raises(ValueError, match="needs a level of the same factors"):
+        Check(
+            "x-claim",
+            3,
+            "claim",
+            "s",
+            "a",
+            (Case("a", "at most", 1, 1), Case("b", "at most", 1, 1)),
+        )
+
+
+def test_a_setting_is_decided_by_the_interval_over_its_draws():
+    levels = {"family": "well"}
+    random = np.random.default_rng(0)
+    for centre, undecided, holds in ((2.0, False, True), (0.5, False, False), (1.0, True, None)):
+        draws = centre * np.exp(0.1 * random.standard_normal(60))
+        case = Case.of_draws(levels, "at least", 1.0, draws)
+        assert case.low < np.median(draws) < case.high
+        assert case.undecided == undecided
+        assert holds is None or case.holds == holds
+    # Few draws: their range. One: nothing.
+    assert Case.of_draws(levels, "at least", 1.0, np.array([1.1, 3.0, 0.9])).undecided
+    assert not Case.of_draws(levels, "at least", 1.0, np.array([1.1, 3.0, 1.2])).undecided
+    assert Case.of_draws(levels, "at least", 1.0, np.array([3.0])).undecided
+
+
+def test_more_draws_of_one_setting_give_it_no_second_voice():
+    """The share of draws that hold does not matter either: the median has the voice."""
+    loud = Case.of_draws({"family": "well"}, "at least", 1.0, np.full(500, 2.0))
+    quiet = Case.of_draws({"family": "ill"}, "at least", 1.0, np.full(8, 0.5))
+    check = _claim(loud, quiet)
+    assert (check.verdict, check.depends_on) == ("depends", ("family",))
+
+
+def test_tables_say_where_claims_hold():
+    check = _claim(
+        _setting(True, family="well", rank="1"),
+        _setting(False, family="ill", rank="1"),
+        replace(_setting(True, family="over", rank="1"), undecided=True),
+    )
+    text = level_markdown([check.record(), _check("claim", 0.5).record()])
+    assert text.splitlines()[-2:] == [
+        "| `x-claim` | **family** | well | ill |  | over |",
+        "| `x-claim` | rank |  |  | 1 |  |",
+    ]
+    assert "by family" in check_markdown([check.record()], "")
+
+
+def test_shares_and_counts_are_written_with_their_intervals():
+    minima = pd.DataFrame(
+        [{"family": "well", "teacher": "dense", "spurious_problems": 8, "spurious": 0.5,
+          "spurious_low": 0.157, "spurious_high": 0.843, "missed_problems": 7, "missed": 0.0,
+          "missed_low": 0.0, "missed_high": 0.41}]
+    )  # fmt: skip
+    relaxed = pd.DataFrame(
+        [{"family": "well", "sigma": s, "problems": 8, "single": s, "low": 0.0, "high": 1.0}
+         for s in (0.1, 0.5)]
+    )  # fmt: skip
+    lines = share_markdown(minima, relaxed).splitlines()
+    assert "| well, dense | 0.5 [0.157, 0.843] of 8 | 0 [0, 0.41] of 7 |" in lines
+    assert lines[-1] == "| well | 0.1 [0, 1] | 0.5 [0, 1] |"
+    counted = pd.DataFrame(
+        [{"model": "M", "layers": 6, "parameters": "independent gates", "size": 1000, "flat": 111,
+          "share": 0.111},
+         {"model": "M", "layers": 6, "parameters": "LoRA 8", "size": 8000, "flat": 28,
+          "share": 0.0035}]
+    )  # fmt: skip
+    assert flat_markdown(counted) == (
+        "Flat directions at the shape of M, 6 layers: 111 of 1,000 (11.10 %) for independent "
+        "gates, 28 of 8,000 (0.35 %) for LoRA r = 8 on the same layers.\n"
+    )
+
+
 def test_a_claim_is_judged_from_the_checks_that_have_a_vote():
     records = [_check("claim", 0.5).record(), {**_check("claim", 2.0).record(), "id": "y-claim"}]
-    assert judge_claims(records)["pl"]["verdict"] == "partly"
+    assert judge_claims(records)["pl"]["verdict"] == "depends"
     assert judge_claims(records[:1])["pl"]["verdict"] == "supported"
     proof = {**_claim(Case("d", "at least", 1.0, 0.5, proof="fails")).record(), "id": "z-claim"}
     assert judge_claims([records[0], proof])["pl"]["verdict"] == "supported"

@@ -18,7 +18,7 @@ DRAWN = [
     "sgd-ball", "sgd-decaying", "sgd-stationary", "conditioning-claim", "speed-claim",
     "reach-claim", "penalty-endpoint", "flat-directions", "flat-width",
     "spurious-minima", "spurious-claim",
-    "escape-time", "reach-dense",
+    "escape-time", "reach-dense", "escape-saddle", "escape-plateau",
 ]  # fmt: skip
 
 

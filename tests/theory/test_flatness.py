@@ -131,6 +131,68 @@ def test_a_count_wrong_by_a_quarter_is_found_out(fresh, monkeypatch):
     assert checks.check_directions(SMALL).verdict == "contradicted"
 
 
+@pytest.fixture
+def unfactored():
+    """Clears cached measurements of factors, before and after."""
+    checks.measured_factors.cache_clear()
+    yield
+    checks.measured_factors.cache_clear()
+
+
+@pytest.mark.parametrize("forgotten", ["centred_layers", "shifted_keys"])
+def test_a_direction_of_factors_next_to_a_layer_norm_is_not_forgotten(
+    unfactored, monkeypatch, forgotten
+):
+    monkeypatch.setattr(flatness, forgotten, lambda model: [])
+    found = checks.check_factors(SMALL)
+    assert {case.name.partition(",")[0] for case in found.cases if not case.holds} == {"bert"}
+
+
+def test_layers_next_to_a_layer_norm_are_those_of_the_architecture():
+    def near(name: str) -> tuple[list[str], list[str]]:
+        model = block_model(name)
+        return tuple(
+            [path.rpartition("layer.0.")[2] for path in find(model)]
+            for find in (flatness.centred_layers, flatness.shifted_keys)
+        )  # type: ignore[return-value]
+
+    writers = ["attention.output.dense", "output.dense"]
+    assert near("bert") == (writers, ["attention.self.key"])
+    assert near("llama") == ([], [])
+    # The embeddings' norm is before a map to another width.
+    assert near("albert")[1] == []
+    # Rotary embeddings turn a shift of keys by their position.
+    assert len(near("starcoder2")[0]) == 2
+    assert near("starcoder2")[1] == []
+
+
+@pytest.mark.slow
+def test_factors_of_rank_eight_have_the_flat_directions_of_the_closed_form_at_width_32():
+    found = checks.measured_factors("bert", 8, 32, 0)
+    assert found.nullity.count == found.predicted == 6 * 64 + 3 * 8
+
+
+def test_the_real_shape_is_counted_as_in_the_closed_form():
+    frame = checks.models_frame().set_index("parameters")
+    width, blocks = 768, 12
+    assert list(frame.loc["independent gates", ["layers", "size", "flat"]]) == [
+        6 * blocks,
+        blocks * (10 * width + 2 * 4 * width),
+        blocks * (2 * width + 1),
+    ]
+    for rank in (1, 8):
+        assert frame.loc[f"LoRA {rank}", "flat"] == blocks * (6 * rank**2 + 3 * rank)
+
+
+@pytest.mark.parametrize("widths", [(8, 16), (8, 24), (16, 24)])
+def test_the_verdict_on_degeneracy_does_not_depend_on_the_widths(monkeypatch, widths):
+    """A comparison of shares at one width would: narrow grouped blocks have few directions."""
+    monkeypatch.setattr(checks, "WIDTH", widths[0])
+    monkeypatch.setattr(checks, "WIDER", widths[1])
+    monkeypatch.setattr(checks, "kinds", lambda settings: ["bert", "llama", "starcoder2"])
+    assert checks.check_degeneracy(SMALL).verdict == "contradicted"
+
+
 def test_a_gradient_that_does_not_vanish_between_closed_partners_is_found_out(monkeypatch):
     original = checks._loss_of_pair
     monkeypatch.setattr(

@@ -20,6 +20,7 @@ from theory.bilinear import (
 )
 from theory.box import box_constant, box_minimiser, prox_decrease, two_columns
 from theory.checks.joint import nearly_right
+from theory.checks.rank_one import missing_example
 from theory.checks.settings import Settings
 from theory.checks.together import taught
 from theory.conditioning import (
@@ -296,3 +297,15 @@ def test_the_relaxed_gradient_of_both_sides_is_the_mean_of_pathwise_gradients():
     found = relaxed_joint_gradient(problem, centres.numpy(), sigma)
     assert np.all(np.abs(np.mean(batches, axis=0) - found) < 5 * error + 1e-12)
     assert np.max(error) < 0.01 * np.max(np.abs(found))
+
+
+def test_descent_from_one_ends_in_a_strict_minimum_that_is_not_the_best():
+    problem = missing_example()
+    end = descended(problem, np.ones(4))
+    assert np.linalg.norm(joint_gradient(problem, end)) < 1e-9
+    values = np.linalg.eigvalsh(joint_hessian(problem, end))
+    assert abs(values[0]) < 1e-8  # the orbit
+    assert values[1] > 1
+    # A vertex of another orbit is lower, by the loss of the definition.
+    other = descended(problem, np.array([1.0, -1.0, 1.0, 1.0]))
+    assert joint_loss(problem, other) < joint_loss(problem, end) - 1

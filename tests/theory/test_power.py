@@ -12,6 +12,7 @@ import pytest
 
 from theory.bilinear import LocalRegion
 from theory.checks.settings import Settings
+from theory.escape import NoisySaddle
 from theory.evidence import EXACT
 from theory.penalties import OneGate
 from theory.priced import Priced
@@ -47,13 +48,15 @@ CONSTANTS = {
     "sgd-gradient": "theory.checks.stationarity.expected_squared_gradient",
     "joint-saddle": "theory.checks.joint.saddle_coupling",
     "penalty-half-open": "theory.checks.sparsity.penalty_minimiser",
+    "escape-saddle": "theory.checks.escape.stabilising_noise",
+    "escape-plateau": "theory.checks.escape.plateau_time",
 }
 """Checks, and the functions that compute their constants."""
 
 
 SLOW = (
     "plateau-drift", "plateau-time", "penalty-half-open", "relaxation-bias", "adamw-rest",
-    "adamw-ball", "joint-price-minima",
+    "adamw-ball", "joint-price-minima", "escape-plateau",
 )  # fmt: skip
 """Checks that run once, with the slow tests. Their cases are equalities, which notice both
 directions, and the power of every law is tested without a rerun.
@@ -85,6 +88,7 @@ def test_a_constant_wrong_by_a_quarter_is_found_out(monkeypatch, name):
         ("rows-descent", Quadratic, "pl_constant"),
         ("relaxation-growth", Relaxed, "lipschitz_growth"),
         ("sgd-unbiased", Relaxed, "gradient"),
+        ("escape-saddle", NoisySaddle, "balance"),
         pytest.param("penalty-threshold", OneGate, "keeping_weight", marks=pytest.mark.slow),
     ],
 )
@@ -131,6 +135,12 @@ def _without_coherence(root: np.ndarray) -> float:
 class _short(Priced):
     def descended(self, gates: np.ndarray, rate: float, steps: int) -> np.ndarray:
         return super().descended(gates, rate, steps if steps == 20 else 0)
+
+
+class _noisier(NoisySaddle):
+    @classmethod
+    def of(cls, problem: Problem, sigma: float) -> NoisySaddle:
+        return NoisySaddle.of(problem, np.sqrt(EXACT) * sigma)
 
 
 class _without_face(Priced):
@@ -197,6 +207,10 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
             lambda f: lambda p, o: f(p, o)[:, : p.rows] @ _padded(p),
         ),
         ("joint-bias", "bias.biased_residual", lambda f: lambda p, b: f(p, _longer(b))),
+        # A noise whose charge on the closed point is a quarter larger.
+        ("escape-saddle", "escape.NoisySaddle", lambda f: _noisier),
+        # The probability that is penalised, as if it were that of the noise.
+        ("penalty-probability", "sparsity.ndtri", lambda f: lambda p: EXACT * f(p)),
     ],
 )
 def test_a_wrong_formula_is_found_out(monkeypatch, name, place, wrong):

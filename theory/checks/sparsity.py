@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 from tqdm import tqdm
 
 from finegates.gates.gated_linear import GatedLinear
@@ -28,6 +28,7 @@ from theory.penalties import (
     train_gates,
     train_released,
 )
+from theory.problems import Array
 
 SPARSITIES = (0.1, 0.2, 0.4, 0.6, 0.8)
 SIGMAS = (0.1, 0.2, 0.3, 0.5, 0.8)
@@ -175,12 +176,13 @@ def check_range(settings: Settings) -> Check:
 
 
 def check_probability(settings: Settings) -> Check:
-    """P(open) of the penalty = the probability Φ(m/σ) that a training gate is above 0.
+    """A gate is above 0 in training with probability Φ(m/σ), while the penalty counts Φ(m/σ_p).
 
-    P(clip(m + ε) > 0) = Φ(m/σ) with σ the standard deviation of the *noise*. The released code's
-    penalty uses σ_p = 0.5 with noise of 0.1, so the two differ: at s = 0.4, P is 0.6 while the gate
-    is above 0 in Φ(1.27) = 90 % of the steps. Cases: the frequency over fresh samples of the
-    presets' gates at their half-open minimiser, against P, within five standard errors.
+    P(clip(m + ε) > 0) = Φ(m/σ), with σ the standard deviation of the *noise*. So what is penalised
+    is this probability exactly for σ_p = σ. The released code's penalty uses σ_p = 0.5 with noise
+    of 0.1: at s = 0.4, P is 0.6 while the gate is above 0 in Φ(1.27) = 90 % of the steps. Measured:
+    P of the presets' gates at their half-open minimiser, and the frequency over fresh samples,
+    within five standard errors. Predicted: 1 − s, and Φ((σ_p/σ)Φ⁻¹(1 − s)).
     """
     cases = []
     for name in (*PRESET_NAMES, "structured"):
@@ -191,25 +193,26 @@ def check_probability(settings: Settings) -> Check:
             mean = centre - preset.shift
             gate.latent.data.fill_(math.atanh(mean) if preset.tanh else mean)
             torch.manual_seed(int(settings.random("probability", name, sparsity).integers(2**31)))
-            sampled = gate.sample() > 0
-            predicted = float(gate.open_probability()[0].detach())
+            sampled = float((gate.sample() > 0).double().mean())
+            penalised = float(gate.open_probability()[0].detach())
+            ratio = preset.probability_std / preset.noise_std
+            predicted = float(ndtr(ratio * ndtri(1 - sparsity)))
             error = math.sqrt(predicted * (1 - predicted) / gate.size)
-            cases.append(
-                Case(
-                    f"{name}, s = {sparsity}",
-                    "equal",
-                    predicted,
-                    float(sampled.double().mean()),
-                    5 * error / predicted,
-                )
-            )
+            where = f"{name}, s = {sparsity}"
+            cases += [
+                Case(f"{where}, P", "equal", 1 - sparsity, penalised, 1e-9, "P"),
+                Case(where, "equal", predicted, sampled, 5 * error / predicted, "frequency"),
+            ]
     return Check(
-        "probability-claim",
+        "penalty-probability",
         9,
-        "claim",
-        "the P(open) that is penalised is the probability that the gate is above 0 in training",
-        "gates at the minimiser of the target penalty, s = 0.2 and 0.4; three presets",
+        "law",
+        "at the minimiser of the target penalty the P(open) that is penalised is 1 − s, and a gate "
+        "is above 0 in training with probability Φ((σ_p/σ)Φ⁻¹(1 − s)), the same exactly for "
+        "σ_p = σ",
+        "gates at the minimiser of the target penalty",
         tuple(cases),
+        claim="binary",
     )
 
 
@@ -227,17 +230,14 @@ def _is_stable(gate: OneGate, horizon: float) -> bool:
 
 
 @cache
-def check_endpoint(settings: Settings) -> Check:
-    """Gradient flow on F from m = 1 ends at the first sign change of F', and library gates end
-    there too.
+def trained_grid(settings: Settings) -> list[tuple[OneGate, float, Array]]:
+    """Trains gates over the grid of penalties, σ, w and λ.
 
-    F(m) = ½h E(clip(m + σZ) − w)² + λ pen(Φ(m/σ)) and F' = h(½q' − wm') ± λφ(m/σ)/σ, in closed
-    form. The library's gates are trained with fresh noise. Measured over a grid of σ and λ for
-    the three penalties, for gates worth keeping (w = 1) and worth half (w = 0.6). A case is one
-    gate, or the number of gates that end closed. Gates on the edge of two basins are excluded,
-    because noise may push them either way.
+    Returns:
+        for each, the gate, the time of the flow that the training equals, and the centres of 16
+        copies at the end.
     """
-    cases, rows = [], []
+    found = []
     steps = settings.gate_steps
     for penalty in tqdm(get_args(PenaltyName), desc="penalties", disable=None):
         for sigma in SIGMAS:
@@ -250,39 +250,56 @@ def check_endpoint(settings: Settings) -> Check:
             rates = np.array([0.02 / max(1.0, gate.fastest()) for gate in grid])
             seed = int(settings.random("endpoint", penalty, sigma).integers(2**31))
             trained = train_gates(grid, 16, steps, rates, seed)
-            closed = [0, 0]
-            for gate, rate, centres in zip(grid, rates, trained, strict=True):
-                horizon = 5 / 6 * steps * rate
-                predicted, found = gate.endpoint(horizon=horizon), float(np.median(centres))
-                value, measured = (float(np.clip(m, 0, 1)) for m in (predicted, found))
-                rows.append(
-                    {
-                        "penalty": penalty,
-                        "wanted": gate.wanted,
-                        "sigma": sigma,
-                        "weight": gate.weight,
-                        "predicted": value,
-                        "measured": measured,
-                        "state": gate_state(found),
-                        "settled": abs(np.clip(gate.endpoint(horizon=1e12), 0, 1) - value) < 0.01,
-                    }
-                )
-                if not _is_stable(gate, horizon):
-                    continue
-                if value < STRAY:
-                    closed[0] += 1
-                    closed[1] += measured < 2 * STRAY
-                    continue
-                kink = penalty_minimiser(gate.sparsity, sigma)
-                held = penalty != "stg" and abs(predicted - kink) < 1e-6
-                name = f"{penalty}, σ = {sigma}, λ = {gate.weight}, w = {gate.wanted}"
-                # At the kink both sides push back, so only the noise of the task remains.
-                slack = (STRAY / 2 if held else STRAY) / value
-                constant = "held" if held else gate_state(predicted)
-                cases.append(Case(name, "equal", value, measured, slack, constant))
-            if closed[0]:
-                name = f"{penalty}, σ = {sigma}, closed"
-                cases.append(Case(name, "equal", closed[0], closed[1], constant="closed"))
+            times = 5 / 6 * steps * rates
+            found += list(zip(grid, times.tolist(), trained, strict=True))
+    return found
+
+
+def check_endpoint(settings: Settings) -> Check:
+    """Gradient flow on F from m = 1 ends at the first sign change of F', and library gates end
+    there too.
+
+    F(m) = ½h E(clip(m + σZ) − w)² + λ pen(Φ(m/σ)) and F' = h(½q' − wm') ± λφ(m/σ)/σ, in closed
+    form. The library's gates are trained with fresh noise. Measured over a grid of σ and λ for
+    the three penalties, for gates worth keeping (w = 1) and worth half (w = 0.6). A case is one
+    gate, or the number of gates that end closed. Gates on the edge of two basins are excluded,
+    because noise may push them either way.
+    """
+    cases, rows = [], []
+    closed: dict[tuple[str, float], list[int]] = {}
+    for gate, horizon, centres in trained_grid(settings):
+        penalty, sigma = gate.penalty, gate.sigma
+        predicted, found = gate.endpoint(horizon=horizon), float(np.median(centres))
+        value, measured = (float(np.clip(m, 0, 1)) for m in (predicted, found))
+        rows.append(
+            {
+                "penalty": penalty,
+                "wanted": gate.wanted,
+                "sigma": sigma,
+                "weight": gate.weight,
+                "predicted": value,
+                "measured": measured,
+                "state": gate_state(found),
+                "settled": _is_settled(gate, value),
+            }
+        )
+        if not _is_stable(gate, horizon):
+            continue
+        if value < STRAY:
+            count = closed.setdefault((penalty, sigma), [0, 0])
+            count[0] += 1
+            count[1] += measured < 2 * STRAY
+            continue
+        kink = penalty_minimiser(gate.sparsity, sigma)
+        held = penalty != "stg" and abs(predicted - kink) < 1e-6
+        name = f"{penalty}, σ = {sigma}, λ = {gate.weight}, w = {gate.wanted}"
+        # At the kink both sides push back, so only the noise of the task remains.
+        slack = (STRAY / 2 if held else STRAY) / value
+        constant = "held" if held else gate_state(predicted)
+        cases.append(Case(name, "equal", value, measured, slack, constant))
+    for (penalty, sigma), count in closed.items():
+        name = f"{penalty}, σ = {sigma}, closed"
+        cases.append(Case(name, "equal", count[0], count[1], constant="closed"))
     return Check(
         "penalty-endpoint",
         9,
@@ -297,31 +314,44 @@ def check_endpoint(settings: Settings) -> Check:
     )
 
 
+def _is_settled(gate: OneGate, value: float) -> bool:
+    """Whether a flow that ends at a gate of this value would stay there for ever."""
+    return bool(abs(np.clip(gate.endpoint(horizon=1e12), 0, 1) - value) < 0.01)
+
+
 def check_binary(settings: Settings) -> Check:
     """Gates converge to 0/1: does the gate end closed or open, over the grid of σ and λ?
 
-    No. Target and hinge hold a gate at m* ∈ (0, 1) as soon as λ outweighs the task (s = 0.4). Under
-    STG the gate then closes, but a gate worth half stays half open below that λ. Gates end open if
-    the pull at 1, λφ(1/σ)/σ, is weaker than the upward pull of the noise: small σ or small λ.
+    It depends. Target and hinge hold a gate at m* ∈ (0, 1) as soon as λ outweighs the task
+    (s = 0.4). Under STG the gate then closes, but a gate worth half stays half open below that λ.
+    Gates end open if the pull at 1, λφ(1/σ)/σ, is weaker than the upward pull of the noise: small σ
+    or small λ. ``penalty-endpoint`` predicts every end.
 
-    Cases: the library's trained gate is within 0.01 of 0 or 1, measured as the distance to the
-    nearer. Gates that have not reached their end are excluded. The same for the preset of the
-    released code (σ_p five times the noise, tanh, Adam), down to the λ that corresponds to its 50
-    for one gate.
+    A setting is a penalty, w, σ and λ. Its draws are the distances of the library's trained gates
+    from 0 or 1, the nearer, and hold below 0.01. Gates that have not reached their end are
+    excluded. The same for the preset of the released code (σ_p five times the noise, tanh, Adam),
+    down to the λ that corresponds to its 50 for one gate.
     """
     cases = []
-    frame = check_endpoint(settings).frames["endpoints"]
-    for row in frame[frame["settled"]].to_dict("records"):
-        distance = min(float(row["measured"]), 1 - float(row["measured"]))
-        name = f"{row['penalty']}, w = {row['wanted']}, σ = {row['sigma']}, λ = {row['weight']}"
-        cases.append(Case(name, "at most", 0.01, max(distance, 1e-30)))
+
+    def judged(penalty: str, wanted: float, sigma: float, weight: float, gates: Array) -> Case:
+        levels = {
+            "penalty": penalty, "w": f"{wanted:g}", "σ": f"{sigma:g}", "λ": f"{weight:.2g}",
+        }  # fmt: skip
+        distances = np.maximum(np.minimum(gates, 1 - gates), 1e-30)
+        return Case.of_draws(levels, "at most", 0.01, distances)
+
+    for gate, horizon, centres in trained_grid(settings):
+        value = float(np.clip(gate.endpoint(horizon=horizon), 0, 1))
+        if _is_settled(gate, value):
+            gates = np.clip(centres, 0, 1)
+            cases.append(judged(gate.penalty, gate.wanted, gate.sigma, gate.weight, gates))
+    preset = PRESETS["reference"]
     for wanted in WANTED:
         seed = int(settings.random("released", wanted).integers(2**31))
         trained = train_released(RELEASED, wanted, 16, 2 * settings.gate_steps, 5e-3, seed)
         for weight, gates in zip(RELEASED, trained, strict=True):
-            distance = float(np.median(np.minimum(gates, 1 - gates)))
-            name = f"released code, w = {wanted}, λ = {weight:.2g}"
-            cases.append(Case(name, "at most", 0.01, max(distance, 1e-30)))
+            cases.append(judged("released code", wanted, preset.noise_std, weight, gates))
     return Check(
         "binary-claim",
         9,

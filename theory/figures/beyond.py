@@ -10,18 +10,23 @@ from finegates.suite.figures.style import COLOURS, MARKERS
 from theory.figures.parts import Frames, panels
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def draw_beyond(frames: Frames, lead: str) -> Figure:
     """Escape times from (0, 0), and shares of a random change that are within reach."""
     figure, axes = panels(
-        2,
+        4,
         2,
         f"{lead} (a): first well-conditioned problem, gradient flow from distance ε of (0, 0) "
         "until the ball of radius 0.05 is left; dashed: slope 1/σ₁. (b): share of a small dense "
         "random change of W within reach, white data, as many parameters; dashed: predicted "
-        "for gates, bound for LoRA.",
+        "for gates, bound for LoRA. (c): the same problem with noise σ, in units of the noise σ_c "
+        "from which (0, 0) is a minimum, and a price whose balance with the saddle is at a* "
+        "without noise, from ε = 10⁻³. (d): one gate with the task ½ω² from the released start to "
+        "1, by the price λ of P(open); at the left edge λ = 0. Dashed: closed forms.",
         wide=1.35,
     )
     ax, frame = axes[0], frames["escape"]
@@ -49,6 +54,36 @@ def draw_beyond(frames: Frames, lead: str) -> Figure:
     ax.set_xlabel("Shape of W")
     ax.set_ylabel("Share of the change")
     ax.legend(loc="upper right")
+    _saddle_panel(axes[2], frames["escape_saddle"])
+    _plateau_panel(axes[3], frames["escape_plateau"])
     for ax in axes:
         ax.grid(visible=True)
     return figure
+
+
+def _saddle_panel(ax: Axes, frame: pd.DataFrame) -> None:
+    frame = frame[frame["problem"] == frame["problem"].iloc[0]]
+    for place, (balance, rows) in enumerate(frame.groupby("balance")):
+        look: dict[str, Any] = {"color": COLOURS[place]}
+        label = f"a* = {balance:g} ε"
+        ax.plot(rows["noise"], rows["time"], ls="", marker=MARKERS[place], label=label, **look)
+        ax.plot(rows["noise"], rows["predicted"], ls="--", lw=1.1, **look)
+    ax.set_yscale("log")
+    ax.set_title("(c) Saddle, noise and price")
+    ax.set_xlabel("Noise σ over σ_c")
+    ax.set_ylabel("Time of gradient flow")
+    ax.legend(loc="upper left", fontsize=6.5)
+
+
+def _plateau_panel(ax: Axes, frame: pd.DataFrame) -> None:
+    least = float(frame.loc[frame["price"] > 0, "price"].min())
+    for place, (sigma, rows) in enumerate(frame.groupby("sigma")):
+        look: dict[str, Any] = {"color": COLOURS[place]}
+        prices = rows["price"].clip(lower=least / 3)
+        label = f"σ = {sigma:g}"
+        ax.loglog(prices, rows["time"], ls="", marker=MARKERS[place], label=label, **look)
+        ax.loglog(prices, rows["predicted"], ls="--", lw=1.1, **look)
+    ax.set_title("(d) Plateau, noise and price")
+    ax.set_xlabel("Price λ")
+    ax.set_ylabel("Time of gradient flow")
+    ax.legend(loc="lower left", fontsize=6.5)

@@ -35,8 +35,7 @@ def draw_flatness(frames: Frames, lead: str) -> Figure:
             marker=MARKERS[place],
             ms=5,
         )
-        if placed != "LoRA 1":
-            ax.plot(rows["width"], rows["predicted"], color=COLOURS[place], ls="--", lw=1.1)
+        ax.plot(rows["width"], rows["predicted"], color=COLOURS[place], ls="--", lw=1.1)
     ticks(ax, sorted(frame["width"].unique()))
     ax.set_ylim(0, None)
     ax.set_title("(a) A block of BERT")

@@ -7,15 +7,15 @@ LOOK_TASK = TIER.theory.network.task if TIER.theory.network.task in TIER.tasks e
 TOY_TABLES = {
     1: ["descent_columns", "schur", "schur_singular"],
     2: ["descent_rows"],
-    3: ["saddle_path", "local_region", "two_minima", "minima"],
+    3: ["saddle_path", "local_region", "two_minima", "minima", "minima_share"],
     4: ["descent_box"],
-    5: ["lipschitz", "bias"],
+    5: ["lipschitz", "bias", "relaxed_share"],
     6: ["sgd_linear", "noise_ball", "sgd_decaying", "stationarity"],
     7: [],
     8: ["conditioning", "speed", "reach", "scale"],
     9: ["endpoints"],
-    11: ["flat_width", "flat_kinds"],
-    12: ["escape", "reach_dense"],
+    11: ["flat_width", "flat_kinds", "flat_models"],
+    12: ["escape", "reach_dense", "escape_saddle", "escape_plateau"],
     13: [],
 }
 THEORY_FIGURES = [
@@ -96,6 +96,8 @@ rule check_theory:
         toys=SOLVED,
         cases=SOLVED_CASES,
         compared=expand(f"{THEORY}/{{table}}.csv", table=TOY_TABLES[8]),
+        shares=expand(f"{THEORY}/{{table}}.csv", table=["minima_share", "relaxed_share"]),
+        models=f"{THEORY}/flat_models.csv",
         points=rules.probe_network.output.points,
         closing=rules.probe_network.output.closing,
     output:
@@ -106,6 +108,7 @@ rule check_theory:
         ),
         json=f"{THEORY}/checks.json",
         cases=f"{THEORY}/cases.csv",
+        flat=f"{THEORY}/flat_models.md",
     log:
         f"{RESULTS}/logs/check_theory.log",
     benchmark:

@@ -18,7 +18,10 @@ with running(job):
         check_table,
         closing_markdown,
         comparison_markdown,
+        flat_markdown,
         judge_claims,
+        level_markdown,
+        share_markdown,
     )
 
     closing = pd.read_csv(job.input.closing)
@@ -38,7 +41,10 @@ with running(job):
     csv, md = job.output[:2]
     write_text(csv, to_csv(check_table(records)))
     compared = comparison_markdown(*(pd.read_csv(path) for path in job.input.compared))
-    write_text(md, f"{check_markdown(records, setting)}\n{compared}\n{closing_markdown(closing)}")
+    shares = share_markdown(*(pd.read_csv(path) for path in job.input.shares))
+    parts = [check_markdown(records, setting), level_markdown(records), shares, compared]
+    write_text(md, "\n".join([*parts, closing_markdown(closing)]))
+    write_text(job.output.flat, flat_markdown(pd.read_csv(job.input.models)))
     found = {"setting": setting, "checks": records, "claims": judge_claims(records)}
     write_text(job.output.json, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     cases = [pd.read_csv(path, keep_default_na=False) for path in job.input.cases]

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 SHARED_ENCODER = "studies/shared_encoder.csv"
 PROPERTIES = "timing/properties.csv"
 THEORY = "theory/checks.csv"
-PROVED = {"proved": "supported", "disproved": "contradicted", "proved in part": "partly"}
+PROVED = {"proved": "supported", "disproved": "contradicted", "proved in part": "depends"}
 """What a theorem says of a claim, in the words of a measured verdict."""
 
 

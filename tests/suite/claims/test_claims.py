@@ -209,7 +209,7 @@ def test_a_measure_finds_what_was_planted(tmp_path, name):
     [
         (["supported", "disproved", "inconclusive"], ("supported",)),
         (["proved", "disproved"], ("supported", "contradicted")),
-        (["proved in part"], ("partly",)),
+        (["proved in part"], ("depends",)),
     ],
 )
 def test_what_a_theorem_decides_has_no_vote_next_to_what_is_measured(tmp_path, verdicts, expected):
