@@ -297,8 +297,8 @@ def check_endpoint(settings: Settings) -> Check:
         slack = (STRAY / 2 if held else STRAY) / value
         constant = "held" if held else gate_state(predicted)
         cases.append(Case(name, "equal", value, measured, slack, constant))
-    for (penalty, sigma), count in closed.items():
-        name = f"{penalty}, σ = {sigma}, closed"
+    for (kind, std), count in closed.items():
+        name = f"{kind}, σ = {std}, closed"
         cases.append(Case(name, "equal", count[0], count[1], constant="closed"))
     return Check(
         "penalty-endpoint",
