@@ -125,7 +125,7 @@ def _network(ratio: float = 0.1) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"parameters": kind, "seed": seed, "step": step, "loss": 0.5, "ratio": ratio,
-             "largest": 1.0, "smallest": 0.1}
+             "largest": 2.0 if kind == "LoRA" else 1.0, "smallest": 0.1}
             for kind in ("gates, as trained", "gates, before clipping", "LoRA")
             for seed in (0, 1)
             for step in (0, 10)
