@@ -232,7 +232,7 @@ def check_factors(settings: Settings) -> Check:
     """
     cases = []
     places = [(name, WIDTH, rank) for name in kinds(settings) for rank in RANKS]
-    places += [place for place in WIDE_FACTORS if settings.problems > 1]
+    places += [place for place in WIDE_FACTORS if settings.problems > 2]
     for name, width, rank in places:
         found = measured_factors(name, rank, width, settings.seed)
         where = f"{name}, width {width}, r = {rank}"
