@@ -48,7 +48,6 @@ CONSTANTS = {
     "sgd-gradient": "theory.checks.stationarity.expected_squared_gradient",
     "joint-saddle": "theory.checks.joint.saddle_coupling",
     "penalty-half-open": "theory.checks.sparsity.penalty_minimiser",
-    "escape-saddle": "theory.checks.escape.stabilising_noise",
     "escape-plateau": "theory.checks.escape.plateau_time",
 }
 """Checks, and the functions that compute their constants."""
@@ -209,6 +208,7 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ("joint-bias", "bias.biased_residual", lambda f: lambda p, b: f(p, _longer(b))),
         # A noise whose charge on the closed point is a quarter larger.
         ("escape-saddle", "escape.NoisySaddle", lambda f: _noisier),
+        ("escape-saddle", "escape.stabilising_noise", lambda f: scaled(f, 1 / EXACT)),
         # The probability that is penalised, as if it were that of the noise.
         ("penalty-probability", "sparsity.ndtri", lambda f: lambda p: EXACT * f(p)),
     ],

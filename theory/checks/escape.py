@@ -63,7 +63,10 @@ def noisy_gradient(problem: Problem, sigma: float, gates: Array) -> Array:
 
 
 def saddle_time(problem: Problem, sigma: float, price: float, saddle: NoisySaddle) -> float:
-    """Time of gradient flow of the sampled mean loss with a price, from εu to |⟨u, θ⟩| = R."""
+    """Time of gradient flow of the sampled mean loss with a price, from εu to |⟨u, θ⟩| = R.
+
+    Infinite if it does not get there by 10⁴.
+    """
 
     def flow(_: float, gates: Array) -> Array:
         slopes = price_slope(gates, price, PROBABILITY_STD)
@@ -76,7 +79,8 @@ def saddle_time(problem: Problem, sigma: float, price: float, saddle: NoisySaddl
     start = START * saddle.direction
     found = solve_ivp(flow, (0, 1e4), start, events=outside, rtol=1e-7, atol=1e-12)
     assert found.t_events is not None
-    return float(found.t_events[0][0])
+    times = found.t_events[0]
+    return float(times[0]) if len(times) else float("inf")
 
 
 def least_curvature(problem: Problem, sigma: float) -> float:
