@@ -22,7 +22,7 @@ SLOW = (
     "joint-critical", "penalty-endpoint", "penalty-minimiser", "penalty-half-open", "binary-claim",
     "plateau-time", "convergence-claim", "relaxation-bias", "relaxation-vertices",
     "one-minimum-claim", "adamw-ball", "adamw-rest", "adamw-rare-claim",
-    "joint-clarke", "joint-price-minima", "escape-plateau",
+    "joint-clarke", "joint-price-minima",
 )  # fmt: skip
 """Checks of more than a second. Others of the same item are unmarked."""
 

@@ -55,7 +55,7 @@ CONSTANTS = {
 
 SLOW = (
     "plateau-drift", "plateau-time", "penalty-half-open", "relaxation-bias", "adamw-rest",
-    "adamw-ball", "joint-price-minima", "escape-plateau",
+    "adamw-ball", "joint-price-minima",
 )  # fmt: skip
 """Checks that run once, with the slow tests. Their cases are equalities, which notice both
 directions, and the power of every law is tested without a rerun.
