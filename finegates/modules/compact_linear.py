@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from finegates.modules.kernels import is_plain_tensor, onednn_linear, runs_plainly, select_columns
 from finegates.modules.kinds import CompactLayer
-from finegates.modules.linear import multiply
+from finegates.modules.linear import is_conv1d, multiply
 from finegates.modules.stock_methods import adapt_stock_methods
 
 # Matmuls write full vectors: into rows aligned to this many float32 numbers they are up to a fifth
@@ -188,7 +188,10 @@ class CompactLinear(CompactLayer):
     @property
     def kept(self) -> tuple[int, int]:
         """(kept out, kept in)."""
-        return self.linear.out_features, self.linear.in_features  # type: ignore[return-value]
+        linear: Any = self.linear
+        if is_conv1d(linear):  # in training: of a finished compact model it is nn.Linear
+            return linear.nf, linear.nx
+        return linear.out_features, linear.in_features
 
     def check_plain(self, path: str) -> None:
         """Raises ValueError, naming the layer, unless the inner layer is a plain ``nn.Linear``."""
@@ -211,7 +214,7 @@ class CompactLinear(CompactLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        if 0 in self.kept and torch.onnx.is_in_onnx_export():
+        if torch.onnx.is_in_onnx_export() and 0 in self.kept:
             return self._without_product(x)
         # Indexing a matrix is several times as fast as indexing the last of three dimensions.
         flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)
