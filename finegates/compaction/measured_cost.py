@@ -96,15 +96,21 @@ def _basic(width: int, tokens: int, repeats: int, dtype: torch.dtype, onednn: bo
         onednn_from = None
         if onednn and dtype == torch.float32 and has_onednn():
             onednn_from = _onednn_from(x, weight, repeats)
-        gather = _median(lambda: select_columns(x, kept), repeats)
-        scatter = _median(lambda: select_columns(room, slots), repeats)
+        few = kept[: max(1, half // 8)]
+        sizes = {kept.numel(): kept, few.numel(): few}
+        times = [_median(partial(select_columns, x, index), repeats) for index in sizes.values()]
+        gather, move = nonnegative(
+            np.array([[size, 1.0] for size in sizes], dtype=np.float64), np.array(times) / tokens
+        )
+        scatter = _median(lambda: select_columns(room, slots), repeats) - move * tokens
         if onednn_from is not None:
             product = _median(lambda: onednn_linear(x, weight, None), repeats)
             scatter += _median(lambda: room[:, :half].copy_(y), repeats)
     return CostModel(
         product=max(_LEAST, product / (tokens * width * width)),
-        gather=max(_LEAST, gather / (tokens * half)),
+        gather=max(_LEAST, gather),
         scatter=max(_LEAST, scatter / (tokens * width)),
+        move=move,
         onednn_from=onednn_from,
         head_multiple=_head_multiple(tokens, repeats, dtype),
         dtype=str(dtype).removeprefix("torch."),

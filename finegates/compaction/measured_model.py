@@ -207,7 +207,7 @@ def fitted_to_model(
 def scaled(cost: CostModel, factor: float, rest: float) -> CostModel:
     """A cost model with all prices multiplied by a factor, and another rest."""
     names = (
-        *("product", "gather", "scatter", "output", "input", "layer"),
+        *("product", "gather", "scatter", "output", "input", "layer", "move"),
         *("score", "activation"),
     )
     prices = {name: factor * getattr(cost, name) for name in names}

@@ -20,6 +20,7 @@ from support.times import seconds_of_modules
 LENGTH, BATCH = 7, 3
 PLANTED = fg.CostModel(
     product=1.0, gather=3.0, scatter=2.0, head_multiple=2, output=0.7, input=0.4, layer=17.0,
+    move=29.0,
     attention=1.3, score=5.0, activation=11.0, length=LENGTH,
 )  # fmt: skip
 

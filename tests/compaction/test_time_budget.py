@@ -27,6 +27,7 @@ PLANTED = fg.CostModel(
     output=0.7,
     input=0.4,
     layer=17.0,
+    move=29.0,
     attention=1.3,
     score=5.0,
     activation=11.0,
