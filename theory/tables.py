@@ -149,7 +149,7 @@ def level_markdown(records: Sequence[Mapping[str, Any]]) -> str:
         for factor, levels in record["by_level"].items():
             title = f"**{factor}**" if factor in record["depends_on"].split(", ") else factor
             cells = [
-                ", ".join(level for level, found in levels.items() if found == verdict)
+                "; ".join(level for level, found in levels.items() if found == verdict)
                 for verdict in ("supported", "contradicted", "depends", "undecided")
             ]
             lines.append(f"| `{record['id']}` | {title} | {' | '.join(cells)} |")

@@ -86,4 +86,4 @@ def _plateau_panel(ax: Axes, frame: pd.DataFrame) -> None:
     ax.set_title("(d) Plateau, noise and price")
     ax.set_xlabel("Price λ")
     ax.set_ylabel("Time of gradient flow")
-    ax.legend(loc="lower left", fontsize=6.5)
+    ax.legend(loc="upper right", fontsize=6.5)
