@@ -62,9 +62,12 @@ class DescribedAdapter(Adapter):
     def blocks(self, model: nn.Module) -> tuple[Block, ...]:
         """The layers that hold described parts, in the order of the model's modules."""
         plain, tables = unwrap(model), self._tables()
+        described = set().union(*tables.values())
         found: dict[str, list[_Part]] = {}
         # A layer that is used in two places counts twice.
         for path, module in plain.named_modules(remove_duplicate=False):
+            if described.isdisjoint(_names_of(type(module))) and not is_experts(module):
+                continue
             parts = _parts(plain, path, module, tables)
             layer = _layer_of(plain, path) if parts else None
             if layer is not None:

@@ -19,6 +19,8 @@ _MARKS = ("is_transposed", "is_concatenated", "has_bias", "has_gate")
 
 def is_experts(module: nn.Module) -> bool:
     """Whether a module holds stacked experts of transformers in a known layout."""
+    if "down_proj" not in module._parameters:  # true of nearly all modules, which are asked often
+        return False
     marked = all(isinstance(getattr(module, name, None), bool) for name in _MARKS)
     if not marked or getattr(module, "has_post_expert_norm", False):
         return False
