@@ -66,7 +66,8 @@ class DescribedAdapter(Adapter):
         found: dict[str, list[_Part]] = {}
         # A layer that is used in two places counts twice.
         for path, module in plain.named_modules(remove_duplicate=False):
-            if described.isdisjoint(_names_of(type(module))) and not is_experts(module):
+            kind: Any = type(module)
+            if described.isdisjoint(_names_of(kind)) and not is_experts(module):
                 continue
             parts = _parts(plain, path, module, tables)
             layer = _layer_of(plain, path) if parts else None
