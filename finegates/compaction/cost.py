@@ -45,7 +45,8 @@ class CostModel:
             take longer than their multiply-accumulates.
         input: seconds per input of a linear layer, likewise; fused layers read theirs once.
         layer: seconds per linear layer, likewise.
-        move: seconds per gather or scatter, in addition to those of its values.
+        gather_call: seconds per gather, in addition to those of its values.
+        scatter_call: seconds per scatter, likewise.
         attention: seconds per multiply-accumulate in the matmuls of attention; None: as
             ``product``.
         score: seconds per token that one head attends to, for softmax and mask.
@@ -64,7 +65,8 @@ class CostModel:
     output: float = 0.0
     input: float = 0.0
     layer: float = 0.0
-    move: float = 0.0
+    gather_call: float = 0.0
+    scatter_call: float = 0.0
     attention: float | None = None
     score: float = 0.0
     activation: float = 0.0
@@ -106,10 +108,10 @@ class CostModel:
             joined: whether the layer is fused with another one, whose inputs it reads.
         """
         read = 0.0 if joined else self.input * inputs + self.layer
-        moved = self.gather * inputs + self.move if gathers else 0.0
+        moved = self.gather * inputs + self.gather_call if gathers else 0.0
         if scatters_to is not None:
             moved += self.scatter * scatters_to
-            moved += 0.0 if joined else self.move
+            moved += 0.0 if joined else self.scatter_call
         return self.product * outputs * inputs + self.output * outputs + read + moved
 
     def prices(self) -> Prices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from finegates.compaction.measured_model import (
     nonnegative,
 )
 from finegates.modules.compact_linear import CompactLinear
-from finegates.modules.kernels import has_onednn, onednn_linear, select_columns
+from finegates.modules.kernels import has_onednn, onednn_linear
 
 # Seconds of a kind of work that was too fast to be measured.
 _LEAST = 1e-15
@@ -81,36 +82,14 @@ def calibrate(
 
 
 def _basic(width: int, tokens: int, repeats: int, dtype: torch.dtype, onednn: bool) -> CostModel:
-    """Costs of matmuls of a square layer, of gathers and of scatters."""
-    half = width // 2
-    here: dict[str, Any] = {"dtype": dtype, "device": "cpu"}
-    x, weight = torch.randn(tokens, width, **here), torch.randn(width, width, **here)
-    kept = torch.arange(0, width, 2, device="cpu")[:half]
-    slots = torch.full((width,), half, dtype=torch.int64, device="cpu").index_copy_(
-        0, kept, torch.arange(half, device="cpu")
-    )
-    with torch.inference_mode():
-        y = x[:, :half].contiguous()
-        room = torch.zeros(tokens, half + 1, **here)
-        product = _median(lambda: torch.nn.functional.linear(x, weight), repeats)
-        onednn_from = None
-        if onednn and dtype == torch.float32 and has_onednn():
+    """The matmul to use and the widths of heads; prices are not measured yet."""
+    onednn_from = None
+    if onednn and dtype == torch.float32 and has_onednn():
+        x = torch.randn(tokens, width, dtype=dtype, device="cpu")
+        weight = torch.randn(width, width, dtype=dtype, device="cpu")
+        with torch.inference_mode():
             onednn_from = _onednn_from(x, weight, repeats)
-        few = kept[: max(1, half // 8)]
-        sizes = {kept.numel(): kept, few.numel(): few}
-        times = [_median(partial(select_columns, x, index), repeats) for index in sizes.values()]
-        gather, move = nonnegative(
-            np.array([[size, 1.0] for size in sizes], dtype=np.float64), np.array(times) / tokens
-        )
-        scatter = _median(lambda: select_columns(room, slots), repeats) - move * tokens
-        if onednn_from is not None:
-            product = _median(lambda: onednn_linear(x, weight, None), repeats)
-            scatter += _median(lambda: room[:, :half].copy_(y), repeats)
     return CostModel(
-        product=max(_LEAST, product / (tokens * width * width)),
-        gather=max(_LEAST, gather),
-        scatter=max(_LEAST, scatter / (tokens * width)),
-        move=move,
         onednn_from=onednn_from,
         head_multiple=_head_multiple(tokens, repeats, dtype),
         dtype=str(dtype).removeprefix("torch."),
@@ -118,38 +97,64 @@ def _basic(width: int, tokens: int, repeats: int, dtype: torch.dtype, onednn: bo
     )
 
 
+# Kept parts of outputs and inputs of the measured layers.
+_PARTS = ((1.0, 1.0), (0.71, 0.83), (0.43, 0.57), (0.57, 0.29), (0.29, 0.91))
+# Of those that also gather or scatter.
+_MOVED = ((0.71, 0.83), (0.43, 0.29))
+
+
 def _with_layers(cost: CostModel, shape: Shape, tokens: int, repeats: int) -> CostModel:
-    """Fits the costs of products, outputs, inputs and layers to layers of several sizes.
+    """Fits the costs of linear layers, of gathers and of scatters to layers of several sizes.
 
     Sizes are those of attention and feed-forward layers, whole and with some dimensions gone, which
     are not multiples of the vectors of a processor.
     """
-    sides = {shape.hidden, shape.intermediate}
+    sides = (shape.hidden, shape.intermediate)
     pairs = [(o, i) for o in sides for i in sides if (o, i) != (shape.intermediate,) * 2]
-    sizes = [
-        (max(1, round(o * a)), max(1, round(i * b)))
-        for o, i in pairs
-        for a, b in ((1.0, 1.0), (0.71, 0.83), (0.43, 0.57), (0.57, 0.29), (0.29, 0.91))
-    ]
+    kinds = [(parts, False, False) for parts in _PARTS]
+    kinds += [(parts, gathers, not gathers) for parts in _MOVED for gathers in (True, False)]
     runs: dict[str, Callable[[], object]] = {}
     work: list[tuple[int, ...]] = []
-    for outputs, columns in sizes:
-        weight = torch.randn(outputs, columns, dtype=shape.dtype, device="cpu")
-        layer = CompactLinear(weight, torch.zeros(outputs, dtype=shape.dtype, device="cpu"))
+    for (rows, cols), (parts, gathers, scatters) in itertools.product(pairs, kinds):
+        outputs, columns = (max(1, round(n * p)) for n, p in zip((rows, cols), parts, strict=True))
+        layer = CompactLinear(
+            torch.randn(outputs, columns, dtype=shape.dtype, device="cpu"),
+            torch.zeros(outputs, dtype=shape.dtype, device="cpu"),
+            in_features=cols if gathers else columns,
+            out_features=rows if scatters else outputs,
+            cols=_spread(columns, cols) if gathers else None,
+            rows=_spread(outputs, rows) if scatters else None,
+        )
         layer.onednn_from = cost.onednn_from
-        x = torch.randn(tokens, columns, dtype=shape.dtype, device="cpu")
+        x = torch.randn(tokens, layer.in_features, dtype=shape.dtype, device="cpu")
         runs[f"{len(runs)}: {outputs} x {columns}"] = partial(layer, x)
-        work.append((outputs * columns, outputs, columns, 1))
-    product, output, read, each = _fitted(runs, work, tokens, max(3, repeats // 3))
-    return replace(cost, product=max(_LEAST, product), output=output, input=read, layer=each)
+        moved = (gathers * columns, scatters * rows, int(gathers), int(scatters))
+        work.append((outputs * columns, outputs, columns, 1, *moved))
+    found = _fitted(runs, work, tokens, max(3, repeats // 3))
+    names = (
+        *("product", "output", "input", "layer"),
+        *("gather", "scatter", "gather_call", "scatter_call"),
+    )
+    prices = dict(zip(names, found, strict=True))
+    for name in ("product", "gather", "scatter"):
+        prices[name] = max(_LEAST, prices[name])
+    return replace(cost, **prices)  # type: ignore[arg-type]
+
+
+def _spread(count: int, size: int) -> torch.Tensor:
+    """Positions (count,) spread evenly over a size."""
+    return torch.arange(count, dtype=torch.int64, device="cpu") * size // count
 
 
 def _with_attention(
     cost: CostModel, shape: Shape, batch: int, length: int, repeats: int
 ) -> CostModel:
-    """Fits the costs of attention to fewer and narrower heads, and measures the activation."""
+    """Fits the costs of attention to fewer and narrower heads, and those of the activation.
+
+    What every call takes stays with a part of which all dimensions are closed, so it is left out.
+    """
     runs: dict[str, Callable[[], object]] = {}
-    work: list[tuple[int, int]] = []
+    work: list[tuple[int, ...]] = []
     multiple = cost.head_multiple
     for part in (1.0, 0.58, 0.34):
         for share in (1.0, 0.5):
@@ -157,16 +162,16 @@ def _with_attention(
             width = max(1, round(share * shape.head_dim / multiple)) * multiple
             run = attention_run(shape, batch, length, heads, width)
             runs[f"{len(runs)}: {heads} of {width}"] = run
-            work.append((2 * heads * width * length, heads * length))
-    tokens = batch * length
-    attention, score = _fitted(runs, work, tokens, max(3, repeats // 3))
-    activation = _median(activation_run(shape, tokens), max(3, repeats // 3))
-    return replace(
-        cost,
-        attention=max(_LEAST, attention),
-        score=score,
-        activation=activation / (tokens * shape.intermediate),
-    )
+            work.append((2 * heads * width * length, heads * length, 1))
+    tokens, rounds = batch * length, max(3, repeats // 3)
+    attention, score, _ = _fitted(runs, work, tokens, rounds)
+    sizes = [max(1, shape.intermediate // part) for part in (1, 2, 4)]
+    acts = {
+        f"{n}: {size} values": activation_run(replace(shape, intermediate=size), tokens)
+        for n, size in enumerate(sizes)
+    }
+    activation, _ = _fitted(acts, [(size, 1) for size in sizes], tokens, rounds)
+    return replace(cost, attention=max(_LEAST, attention), score=score, activation=activation)
 
 
 def _fitted(

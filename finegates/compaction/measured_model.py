@@ -207,8 +207,8 @@ def fitted_to_model(
 def scaled(cost: CostModel, factor: float, rest: float) -> CostModel:
     """A cost model with all prices multiplied by a factor, and another rest."""
     names = (
-        *("product", "gather", "scatter", "output", "input", "layer", "move"),
-        *("score", "activation"),
+        *("product", "gather", "scatter", "output", "input", "layer"),
+        *("gather_call", "scatter_call", "score", "activation"),
     )
     prices = {name: factor * getattr(cost, name) for name in names}
     attention = None if cost.attention is None else factor * cost.attention
@@ -267,8 +267,8 @@ def _with_random_masks(
     timer = PredictedTime(cost, model, length, sides)
     masks = {}
     for gate in timer.gates():
-        share = 0.2 + 0.5 * float(torch.rand((), generator=generator))
-        drawn = torch.rand(gate.size, generator=generator)
+        numbers = torch.rand(1 + gate.size, generator=generator, dtype=torch.float64, device="cpu")
+        share, drawn = 0.2 + 0.5 * float(numbers[0]), numbers[1:]
         masks[gate] = (drawn <= drawn.kthvalue(max(1, round(share * gate.size))).values).float()
     return timer, masks
 

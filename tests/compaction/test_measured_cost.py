@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from support.times import seconds_of_modules
 LENGTH, BATCH = 7, 3
 PLANTED = fg.CostModel(
     product=1.0, gather=3.0, scatter=2.0, head_multiple=2, output=0.7, input=0.4, layer=17.0,
-    move=29.0,
+    gather_call=29.0, scatter_call=23.0,
     attention=1.3, score=5.0, activation=11.0, length=LENGTH,
 )  # fmt: skip
 
@@ -131,26 +132,33 @@ def test_what_cannot_be_measured_is_refused() -> None:
 def test_single_kinds_of_work_are_fitted_to_layers_of_several_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Layers of (outputs + 5) * (inputs + 3) + 2 seconds, heads of 10 * (width + 4)."""
+    """Of planted times, those of gathers and scatters included."""
     shape = measured_model.Shape(torch.float32, 64, 256, 4, 16)
 
-    def clock(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+    def of_layer(layer: Any) -> float:
+        outputs, columns = layer.kept
+        unit = (outputs + 5.0) * (columns + 3.0) + 2.0
+        unit += 0.0 if layer.cols is None else 7.0 * columns + 11.0
+        return unit + (0.0 if layer.rows is None else 13.0 * layer.out_features + 19.0)
+
+    def clock(runs: Mapping[str, Any], rounds: int) -> dict[str, np.ndarray]:
         times = {}
-        for name in runs:
-            one, other = (
-                int(word) for word in name.partition(": ")[2].replace(" of ", " x ").split(" x ")
-            )
-            unit = (
-                (one + 5.0) * (other + 3.0) + 2.0
-                if " x " in name
-                else one * 10 * (2 * other * 0.5 + 4.0)
-            )
+        for name, run in runs.items():
+            if isinstance(run, partial):
+                unit = of_layer(run.func)
+            elif "values" in name:
+                unit = 6.0 * int(name.split()[1]) + 500.0
+            else:
+                heads, width = (int(word) for word in name.partition(": ")[2].split(" of "))
+                unit = heads * 10 * (width + 4.0) + 300.0
             times[name] = np.full(rounds, 20 * unit)
         return times
 
     monkeypatch.setattr(measured_cost, "interleaved", clock)
     cost = measured_cost._with_layers(fg.CostModel(head_multiple=2), shape, 20, 3)
-    found = (cost.product, cost.output, cost.input, cost.layer)
-    assert found == pytest.approx((1.0, 3.0, 5.0, 17.0), rel=1e-5)
+    found = [cost.product, cost.output, cost.input, cost.layer, cost.gather, cost.gather_call]
+    assert [*found, cost.scatter, cost.scatter_call] == pytest.approx(
+        [1.0, 3.0, 5.0, 17.0, 7.0, 11.0, 13.0, 19.0], rel=1e-5
+    )
     cost = measured_cost._with_attention(cost, shape, 2, 10, 3)
-    assert (cost.attention, cost.score) == pytest.approx((0.5, 4.0))
+    assert (cost.attention, cost.score, cost.activation) == pytest.approx((0.5, 4.0, 6.0))

@@ -58,16 +58,19 @@ def test_the_times_of_a_block_are_those_of_its_layers() -> None:
     assert all(block.seconds is None for block in plan_compaction(shared("roberta")).blocks)
 
 
-def test_what_becomes_one_product_gathers_its_inputs_once() -> None:
+def test_what_becomes_one_product_gathers_its_inputs_once_and_scatters_as_one() -> None:
     plan = plan_compaction(shared("roberta"), cost=CHEAP)
     path = plan.blocks[0].attentions[0]
     assert plan.heads[path].fused
     trio = [plan.layers[f"{path}.{name}"] for name in ("query", "key", "value")]
     assert trio[0].cols is not None
     for layer, gathers in zip(trio, (True, False, False), strict=True):
-        scatters = layer.output_width if layer.write is not None else None
+        scatters = any(each.write is not None for each in trio)
         assert layer.seconds == CHEAP.seconds(
-            layer.kept_out, layer.kept_in, gathers=gathers, scatters_to=scatters
+            layer.kept_out,
+            layer.kept_in,
+            gathers=gathers,
+            scatters_to=layer.output_width if scatters else None,
         )
 
 
