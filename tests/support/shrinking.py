@@ -94,6 +94,13 @@ def train(
     return model, trainer, losses
 
 
+def saved_compact(folder: Path) -> Path:
+    """The folder of a compact model that a first training made."""
+    model, _, _ = train(fresh("bert", dataclasses.replace(CONFIG, target=0.3)), folder / "first")
+    fg.save(fg.compact(model), folder / "small")
+    return folder / "small"
+
+
 class Rounding(TrainerCallback):
     """Perturbs every trained number by the rounding error of one matmul, after every step."""
 

@@ -9,22 +9,20 @@ import json
 import peft
 import pytest
 import torch
-import transformers
 
 import finegates as fg
 from finegates.adapters import adapter_for
 from finegates.budget import planned_macs
 from finegates.compaction import regating
 from finegates.compaction.widening import widened
-from finegates.formats.gated import GatedFormatError
 from finegates.gates.dense_form import dense_form
 from finegates.gates.detachment import hold_gates
 from finegates.gates.gated_linear import leaf_gates
 from finegates.modules.compact_linear import CompactLinear
 from support.paths import ROOT
 from support.processes import run_two
-from support.shrinking import CONFIG, Rounding, differences, fresh, kept, rows, train
-from support.tiny import ARCHITECTURES, output, tiny_model, tokens
+from support.shrinking import CONFIG, Rounding, differences, fresh, kept, rows, saved_compact, train
+from support.tiny import ARCHITECTURES, output, tokens
 from support.tolerance import gamma
 
 
@@ -237,116 +235,6 @@ def test_half_precision_rounds_a_step_alike(tmp_path):
     assert abs(float(found["loss"] - reference["loss"])) <= 4 * bound["loss"] + 0.01
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("stop", [5, 9, 17])
-def test_a_training_that_is_killed_and_resumed_ends_as_the_other(stop, tmp_path):
-    def make():
-        return fresh("bert", dataclasses.replace(CONFIG, train_weights=True))
-
-    options = {"save_strategy": "steps", "save_steps": 1}
-    whole = train(make(), tmp_path / "whole", **options)
-    resumed = train(
-        make(), tmp_path / "resumed", resume=tmp_path / f"whole/checkpoint-{stop}", **options
-    )
-    assert whole[2][stop:] == resumed[2]
-    states = [training[0].state_dict() for training in (whole, resumed)]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    parameters = [list(training[0].parameters()) for training in (whole, resumed)]
-    for one, other in zip(*parameters, strict=True):
-        pair = (whole[1].optimizer.state[one], resumed[1].optimizer.state[other])
-        assert pair[0].keys() == pair[1].keys()
-        assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0])
-    assert whole[1].history.entries == resumed[1].history.entries
-
-
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("architecture", ["bert", "llama"])
-def test_a_checkpoint_knows_its_shape(architecture, tmp_path):
-    model, trainer, _ = train(fresh(architecture, CONFIG), tmp_path / "run")
-    trainer.save_model(str(tmp_path / "saved"))
-    inputs = tokens()
-    for folder in ("saved", "again"):
-        loaded = fg.load(tmp_path / folder) if folder == "saved" else None
-        if loaded is None:
-            fg.save(model, tmp_path / folder)
-            loaded = fg.load(tmp_path / folder)
-        assert torch.equal(output(loaded, inputs), output(model.eval(), inputs))
-        assert sum(p.numel() for p in loaded.parameters()) == sum(
-            p.numel() for p in model.parameters()
-        )
-        small = [fg.compact(each).state_dict() for each in (loaded, model)]
-        assert all(torch.equal(small[0][name], small[1][name]) for name in small[1])
-
-
-def test_a_model_that_shrank_trains_on(tmp_path):
-    # No more gates close, and the budget is kept.
-    model, _, _ = train(fresh("bert", CONFIG), tmp_path / "one")
-    sizes = [gate.size for gate in leaf_gates(model)]
-    loaded_from = tmp_path / "saved"
-    fg.save(model, loaded_from)
-    again, trainer, _ = train(fg.load(loaded_from), tmp_path / "two")
-    assert [gate.size for gate in leaf_gates(again)] == sizes
-    assert trainer.penalty.realised() == pytest.approx(0.5, abs=0.01)
-
-
-def test_an_earlier_checkpoint_is_refused_by_a_smaller_model(tmp_path):
-    _, trainer, _ = train(fresh("bert", CONFIG), tmp_path, save_strategy="steps", save_steps=2)
-    for step in (2, 6):
-        with pytest.raises(GatedFormatError, match=r"removed .*cannot come back"):
-            trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-
-
-@pytest.mark.parametrize("preset", ["reference", "paper_v1"])
-@pytest.mark.parametrize("options", [{"shrink": True}, {"final_at": (0.5,)}])
-def test_gates_that_can_open_again_are_refused(preset, options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} .*preset {preset!r}"):
-        fg.GateConfig(preset=preset, **options)
-
-
-def test_experts_are_refused_by_path():
-    config = transformers.MixtralConfig(
-        vocab_size=40, hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, intermediate_size=16, num_local_experts=2,
-    )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    before = list(model.state_dict())
-    with pytest.raises(ValueError, match=r"layers.0.mlp.experts .*stacked experts"):
-        fg.attach(model, CONFIG)
-    assert list(model.state_dict()) == before
-
-
-def test_adapters_other_than_plain_lora_are_refused_by_path():
-    model = tiny_model("bert")
-    names = list(adapter_for(model).gated(model))
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=names, use_dora=True))
-    with pytest.raises(ValueError, match=r"attention.self.key: .*DoRA"):
-        fg.attach(wrapped, CONFIG)
-
-
-def test_a_weight_of_two_layers_is_refused_by_name():
-    model = tiny_model("bert")
-    layers = model.bert.encoder.layer
-    layers[1].intermediate.dense.weight = layers[0].intermediate.dense.weight
-    with pytest.raises(ValueError, match=r"layer.0.intermediate.dense.weight is also"):
-        fg.attach(model, CONFIG)
-
-
-def test_final_at_increases():
-    with pytest.raises(ValueError, match="final_at"):
-        fg.GateConfig(final_at=(0.5, 0.2))
-
-
-def test_an_optimizer_that_cannot_be_cut_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="Adafactor"):
-        train(fresh("bert", CONFIG), tmp_path, optim="adafactor")
-
-
-def test_a_compiled_training_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="torch_compile=True"):
-        train(fresh("bert", CONFIG), tmp_path, torch_compile=True)
-
-
 def test_full_budget_of_a_shrunk_model_is_that_of_the_dense_one(tmp_path):
     dense = fresh("bert", kept(CONFIG))
     model, _, _ = train(fresh("bert", CONFIG), tmp_path)
@@ -372,26 +260,16 @@ def test_two_processes_shrink_alike(architecture, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.fixture
-def compact_folder(tmp_path):
-    """A compact model of a first training, saved."""
-    model, _, _ = train(fresh("bert", dataclasses.replace(CONFIG, target=0.3)), tmp_path / "first")
-    fg.save(fg.compact(model), tmp_path / "small")
-    return tmp_path / "small"
-
-
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("dimensions", ["all", "inner", "width"])
-def test_a_compact_model_trains_as_in_its_dense_sizes(
-    dimensions, compact_folder, tmp_path, monkeypatch
-):
-    removing = regating.remove_closed
+def test_a_compact_model_trains_as_in_its_dense_sizes(dimensions, tmp_path, monkeypatch):
+    folder, removing = saved_compact(tmp_path), regating.remove_closed
 
     def make(given):
         # The reference keeps the rows and columns of zeros.
         keep = removing if given.shrink else lambda model: False
         monkeypatch.setattr(regating, "remove_closed", keep)
-        small = fg.load(compact_folder)
+        small = fg.load(folder)
         config = dataclasses.replace(given, target=0.2, train_weights=True)
         if dimensions == "width":  # nothing more is removed while training
             finals = given.finals()
@@ -404,17 +282,3 @@ def test_a_compact_model_trains_as_in_its_dense_sizes(
     assert dense_form(dense[0]) is None
     sizes = [sum(p.numel() for p in model.parameters()) for model, _, _ in (dense, small)]
     assert sizes[1] < 0.8 * sizes[0]
-
-
-def test_a_training_of_a_compact_model_is_killed_and_resumed(compact_folder, tmp_path):
-    def make():
-        small = fg.load(compact_folder)
-        return fg.attach(small, dataclasses.replace(CONFIG, target=0.3)).to(torch.float64)
-
-    options = {"save_strategy": "steps", "save_steps": 9}
-    whole = train(make(), tmp_path / "whole", **options)
-    resumed = train(make(), tmp_path / "resumed", resume=tmp_path / "whole/checkpoint-9", **options)
-    assert whole[2][9:] == resumed[2]
-    states = [training[0].state_dict() for training in (whole, resumed)]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
