@@ -315,7 +315,7 @@ def test_exporters_and_compilers_see_torchs_product(calls, tmp_path):
 
 def test_calibration_finds_where_onednn_is_the_faster(monkeypatch):
     """With a fake clock: torch takes 3 for many rows and 1 for few, oneDNN always 2."""
-    from finegates.compaction import cost
+    from finegates.compaction import measured_cost
 
     def taken(run, repeats):
         out = run()
@@ -330,8 +330,8 @@ def test_calibration_finds_where_onednn_is_the_faster(monkeypatch):
         taken.onednn = True
         return kernels.onednn_linear(x, weight, bias)
 
-    monkeypatch.setattr(cost, "_median", taken)
-    monkeypatch.setattr(cost, "onednn_linear", marked)
+    monkeypatch.setattr(measured_cost, "_median", taken)
+    monkeypatch.setattr(measured_cost, "onednn_linear", marked)
     assert calibrate(width=8, tokens=64).onednn_from == 16
     assert calibrate(width=8, tokens=8).onednn_from is None
     assert calibrate(width=8, tokens=64, onednn=False).onednn_from is None
