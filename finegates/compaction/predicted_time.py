@@ -20,7 +20,7 @@ from finegates.compaction.planner import Choice, choose
 from finegates.gates.attachment import attach_gates
 from finegates.gates.dense_form import DenseForm, dense_form, in_dense_sizes
 from finegates.gates.gate import FixedGate
-from finegates.gates.gated_linear import GatedLinear
+from finegates.gates.gated_linear import GatedLinear, leaf_gates
 from finegates.gates.gated_output import gate_outputs
 from finegates.gates.shared import Sides
 from finegates.gates.stochastic import StochasticGate
@@ -93,6 +93,21 @@ class PredictedTime:
         for gate, constant in self._constants.items():
             constant.values = (masks[gate] > 0).detach().float().cpu()
         return self._copy
+
+    @torch.no_grad()
+    def original(self) -> float:
+        """The seconds of a token in the dense model, before any compaction."""
+        constants = [gate for gate in leaf_gates(self._copy) if isinstance(gate, FixedGate)]
+        values = [gate.values for gate in constants]
+        try:
+            for gate in constants:
+                gate.values = torch.ones_like(gate.values)
+            return predicted_seconds(
+                self._copy, self._adapter, self._blocks, self._cost, self._length
+            )
+        finally:
+            for gate, before in zip(constants, values, strict=True):
+                gate.values = before
 
     @torch.no_grad()
     def __call__(self, masks: Mapping[StochasticGate, Tensor]) -> float:

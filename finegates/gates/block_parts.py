@@ -216,8 +216,12 @@ class FeedForwardGates:
 
     def gates(self) -> Iterator[StochasticGate]:
         """The gates that exist and are not constant."""
+        yield from _trained(self.all_gates())
+
+    def all_gates(self) -> Iterator[Shared]:
+        """The gates that exist."""
         named = (self.inputs, self.hidden, self.outputs, self.width, self.whole)
-        yield from _trained(gate for gate in named if gate is not None)
+        yield from (gate for gate in named if gate is not None)
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,10 @@ class ExpertsGates:
         return torch.empty_like(ranked).scatter(1, order, mean).flatten()
 
     def gates(self) -> Iterator[StochasticGate]:
+        """The one gate."""
+        yield self.hidden
+
+    def all_gates(self) -> Iterator[Shared]:
         """The one gate."""
         yield self.hidden
 
@@ -288,7 +296,11 @@ class MixerGates:
 
     def gates(self) -> Iterator[StochasticGate]:
         """Those of both that exist and are not constant."""
-        yield from _trained(gate for gate in (self.inputs, self.outputs) if gate is not None)
+        yield from _trained(self.all_gates())
+
+    def all_gates(self) -> Iterator[Shared]:
+        """Those of both that exist."""
+        yield from (gate for gate in (self.inputs, self.outputs) if gate is not None)
 
 
 @dataclass(frozen=True)
@@ -317,6 +329,10 @@ class Ungated:
         return read(self.reference).new_full((), count)
 
     def gates(self) -> Iterator[StochasticGate]:
+        """None."""
+        yield from ()
+
+    def all_gates(self) -> Iterator[Shared]:
         """None."""
         yield from ()
 

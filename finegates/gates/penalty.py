@@ -21,6 +21,7 @@ from finegates.gates.block_parts import (
 from finegates.gates.closing import choose_closed
 from finegates.gates.config import GateConfig
 from finegates.gates.equal_sizes import EqualSizes
+from finegates.gates.gate import FixedGate
 from finegates.gates.kurtosis import KurtosisWeights
 from finegates.gates.open_fractions import SparsityPenalty
 from finegates.gates.parts import (
@@ -117,9 +118,9 @@ class MacsPenalty:
         self.ramp = ramp
         self.progress = 1.0
         with torch.no_grad():
-            again = not original and any(gate.before is not None for gate in self.gates())
-            self.dense = float(self._count(_all_open, packed=timer is not None))
-            if again:
+            if original or not self._is_reduced():
+                self.dense = self._original()
+            else:
                 self.dense = float(self._count(_open_before, packed=True))
             self.sizes = EqualSizes(structure, self._left, heads, multiple) if equal else None
 
@@ -176,7 +177,7 @@ class MacsPenalty:
 
         Raises it also for a target of the original model's MACs that a compact model has met.
         """
-        if any(gate.before is not None for gate in self.gates()):
+        if self._is_reduced():
             with torch.no_grad():
                 left = float(self._count(_open_before, packed=True)) / self.dense
             if self.target > 0 and left < 1.0 and 1.0 - self.target >= left:
@@ -331,6 +332,28 @@ class MacsPenalty:
         """
         return self._count(lambda gate: gate.spread(read(gate)), packed=packed)
 
+    def _is_reduced(self) -> bool:
+        """Whether dimensions were removed before gates were attached."""
+        gates = [gate for part in self.structure for gate in part.all_gates()]
+        return any(isinstance(gate, FixedGate) or gate.before is not None for gate in gates)
+
+    def _original(self) -> float:
+        """The MACs or seconds of the dense model, before any compaction.
+
+        A dimension that was removed and gets no gate has a constant one, which counts as open here.
+        """
+        if self.timer is not None:
+            return self.timer.original()
+
+        def ones(gate: Shared) -> Tensor:
+            if isinstance(gate, FixedGate):
+                return torch.ones_like(gate.values)
+            return gate.latent.new_ones(gate.dense_size)
+
+        parts = self.structure
+        counts = [part.macs(ones, self.length, prices=self.prices) for part in parts]
+        return float(torch.stack([count.to(counts[0]) for count in counts]).sum())
+
     def _count(self, read: Callable[[StochasticGate], Tensor], *, packed: bool = False) -> Tensor:
         # Constant gates that nothing reads any more keep their first dtype and device.
         like = read(next(self.gates()))
@@ -387,13 +410,10 @@ def penalty_on_macs(
     )
 
 
-def _all_open(gate: StochasticGate) -> Tensor:
-    return gate.latent.new_ones(gate.dense_size)
-
-
 def _open_before(gate: StochasticGate) -> Tensor:
     """Ones where the gate had dimensions when it was attached."""
-    return _all_open(gate) if gate.before is None else gate.before.to(gate.latent)
+    ones = gate.latent.new_ones(gate.dense_size)
+    return ones if gate.before is None else gate.before.to(ones)
 
 
 def _set_open(gate: StochasticGate, open_: Tensor) -> None:

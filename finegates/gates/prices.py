@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     from finegates.gates.shared import Sides
     from finegates.gates.stochastic import StochasticGate
 
-Timer = Callable[[Mapping["StochasticGate", Tensor]], float]
-"""Maps masks, (dense_size,) by gate, to the predicted seconds of a token after compaction."""
+
+class Timer(Protocol):
+    """Predicts the seconds of a token."""
+
+    def __call__(self, masks: Mapping[StochasticGate, Tensor]) -> float:
+        """Maps masks, (dense_size,) by gate, to the seconds after compaction."""
+
+    def original(self) -> float:
+        """Gives the seconds of the dense model, before any compaction."""
 
 
 @dataclass(frozen=True)
