@@ -51,6 +51,8 @@ def calibrate(
     costs to these times (:mod:`finegates.compaction.measured_model`): the time of what no gate
     touches is then known, and a budget on time (``GateConfig.target_time``) is met.
 
+    The random state of torch does not change.
+
     Args:
         model: dense, of an architecture with an adapter, on the CPU; it does not change.
         batch: sequences of a forward pass of the model.
@@ -72,13 +74,14 @@ def calibrate(
         dtype, width, tokens = shape.dtype, shape.hidden, batch * length
     else:
         shape = Shape(dtype, width, 4 * width, max(1, width // 64), min(64, width))
-    cost = _basic(width, tokens, repeats, dtype, onednn)
-    cost = _with_layers(cost, shape, tokens, repeats)
-    cost = _with_attention(cost, shape, max(1, tokens // length), min(length, tokens), repeats)
-    if model is None:
-        return cost
-    found = example_tokens(model, batch, length) if inputs is None else dict(inputs)
-    return fitted_to_model(replace(cost, length=length), model, found, length, repeats)
+    with torch.random.fork_rng(devices=[]):
+        cost = _basic(width, tokens, repeats, dtype, onednn)
+        cost = _with_layers(cost, shape, tokens, repeats)
+        cost = _with_attention(cost, shape, max(1, tokens // length), min(length, tokens), repeats)
+        if model is None:
+            return cost
+        found = example_tokens(model, batch, length) if inputs is None else dict(inputs)
+        return fitted_to_model(replace(cost, length=length), model, found, length, repeats)
 
 
 def _basic(width: int, tokens: int, repeats: int, dtype: torch.dtype, onednn: bool) -> CostModel:

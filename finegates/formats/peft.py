@@ -126,7 +126,7 @@ def _gates(model: nn.Module, path: str, found: dict[str, Tensor]) -> tuple[Gate,
                 f"layer {path!r}: {side} have shape {tuple(found[side].shape)}, the model needs "
                 f"({size},)"
             )
-        gate = StochasticGate(size, "reference", device=device)
+        gate = StochasticGate(size, "reference", generator=torch.Generator(), device=device)
         gate.latent.copy_(found[side])
         made.append(gate)
     return made[0], made[1]

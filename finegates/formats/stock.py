@@ -89,7 +89,8 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
     hidden = 0
     if stream is not None:
         hidden = with_width(model, config, stream, blocks[0].attentions[0].head_dim)
-    with torch.device("cpu"):  # independent of the default device
+    # Independent of the default device, and without a trace in the random state.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         stock: nn.Module = type(model)(config)
     drop_modules(stock, structure["absent"])
     if shares_embeddings(stock) and not shares_embeddings(model):

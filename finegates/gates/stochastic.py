@@ -176,7 +176,10 @@ class StochasticGate(Gate):
     @torch.no_grad()
     def widened(self) -> StochasticGate:
         """A gate of the dense size, closed for good where it has no entry."""
-        dense = StochasticGate(self.dense_size, self.preset, device=self.latent.device)
+        # A generator of its own: the draw has no reader, and leaves the random state as it was.
+        dense = StochasticGate(
+            self.dense_size, self.preset, generator=torch.Generator(), device=self.latent.device
+        )
         dense.to(self.latent.dtype)
         dense.latent.copy_(self.spread(self.latent, -math.inf))
         dense.latent.requires_grad_(self.latent.requires_grad)

@@ -25,17 +25,18 @@ def fuse(layers: list[nn.Module]) -> nn.Module:
             [layer for layer in layers if isinstance(layer, CompactLinear)]
         )
     first = plain[0]
+    # On the meta device, because an initialisation would draw random numbers.
     fused = nn.Linear(
         first.in_features,
         sum(layer.out_features for layer in plain),
         bias=first.bias is not None,
-        device=first.weight.device,
+        device="meta",
         dtype=first.weight.dtype,
     )
     with torch.no_grad():
-        fused.weight.copy_(torch.cat([layer.weight for layer in plain]))
-        if fused.bias is not None:
-            fused.bias.copy_(torch.cat([layer.bias for layer in plain]))
+        fused.weight = nn.Parameter(torch.cat([layer.weight for layer in plain]))
+        if first.bias is not None:
+            fused.bias = nn.Parameter(torch.cat([layer.bias for layer in plain]))
     return fused
 
 
