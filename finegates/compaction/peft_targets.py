@@ -36,12 +36,12 @@ def product_paths(model: nn.Module) -> dict[str, str]:
     found = {
         path: product(path) for path, m in model.named_modules() if isinstance(m, CompactLinear)
     }
-    for joint, members in _joint_products(model).items():
+    for joint, members in joint_layers(model).items():
         found |= dict.fromkeys(members, product(joint))
     return found
 
 
-def _joint_products(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def joint_layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The dense layers of each fused layer, by its path."""
     changed = ("finegates_heads", "finegates_joined")
     if not any(hasattr(module, name) for module in model.modules() for name in changed):

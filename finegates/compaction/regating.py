@@ -20,6 +20,7 @@ from finegates.compaction.given_sizes import gate_as_given, given_size, records_
 from finegates.compaction.peft_targets import product_paths
 from finegates.compaction.removal import remove_closed
 from finegates.compaction.reopening import is_compact, reopened
+from finegates.compaction.training_state import TrainingState
 from finegates.compaction.transform import compact
 from finegates.compaction.widening import widened
 from finegates.gates import attachment, detachment
@@ -83,7 +84,8 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
     """Removes the gates, in place.
 
     A compact model that was gated or pruned again becomes the compact model that it was. Trained
-    weights, biases and heads stay.
+    weights, biases and heads stay. So do ``requires_grad`` of every parameter and the mode of every
+    module; a fused layer is trained if one of its layers was.
 
     Args:
         model: with or without gates.
@@ -116,25 +118,15 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
             f"{type(inner).__name__} had before it was gated again; merge it first "
             "(merge_and_unload of peft), or call finegates.compact, which merges"
         )
-    trained = {_name(name): p.requires_grad for name, p in inner.named_parameters()}
-    mode, dense = inner.training, widened(inner)
+    state, dense = TrainingState(inner), widened(inner)
     detachment.detach(dense, fold=fold)
     gate_as_given(dense, records)
-    small = compact(dense, inplace=True).train(mode)
-    for name, parameter in small.named_parameters():
-        around = _name(name).rpartition(".")[0].rpartition(".")[0]
-        members = [own for each, own in trained.items() if each.startswith(f"{around}.")]
-        # A fused layer is trained if one of its layers is.
-        parameter.requires_grad_(trained.get(_name(name), any(members)))
+    small = compact(dense, inplace=True)
+    state.restore(small)
     if small is not inner:
         vars(inner).clear()
         vars(inner).update(vars(small))
     return model
-
-
-def _name(name: str) -> str:
-    """A parameter's name, with or without gates around its layer, and compact or not."""
-    return name.replace(".linear.", ".").replace(".base.", ".")
 
 
 @contextmanager

@@ -324,7 +324,9 @@ def _keep_own(
         if name in new._modules and next(child.parameters(), None) is None:
             new._modules[name] = child  # dropout and activations, as they are now
     keep_settings(old, new, expected, own)
-    new.train(old.training)
+    modes = {name: module.training for name, module in old.named_modules()}
+    for name, module in new.named_modules():
+        module.training = modes.get(name, old.training)
 
 
 def _put_heads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import finegates as fg
 from finegates.compaction.removal import remove_closed
 from finegates.gates.gated_linear import leaf_gates
 from finegates.gates.stochastic import StochasticGate
+from finegates.modules.compact_linear import CompactLinear
 from support import tiny
 
 FAST = ("bert", "gpt2", "llama")
@@ -77,14 +79,54 @@ def test_gates_may_be_folded(again: Callable[[nn.Module], nn.Module]) -> None:
     assert (output(model) - expected).abs().max() < 1e-12
 
 
-def test_what_is_trained_and_the_mode_stay() -> None:
-    small = compact_model("bert")
-    for name, parameter in small.named_parameters():
-        parameter.requires_grad_("layer.1." in name)
-    model = fg.detach(pruned(small).train())
-    assert model.training
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == ("layer.1." in name), name
+def modes(model: nn.Module) -> dict[str, bool]:
+    return {path: module.training for path, module in model.named_modules()}
+
+
+def trained(model: nn.Module) -> dict[str, bool]:
+    return {name: p.requires_grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_trained_and_the_modes_stay(architecture: str) -> None:
+    small = compact_model(architecture)
+    choice = random.Random(0)
+    for module in small.modules():
+        module.training = choice.random() < 0.5
+    for module in small.modules():
+        if isinstance(module, CompactLinear):
+            module.linear.training = module.training
+    for parameter in small.parameters():
+        parameter.requires_grad_(choice.random() < 0.5)
+    expected = {**modes(small), **trained(small)}
+    model = fg.detach(pruned(small))
+    found = {**modes(model), **trained(model)}
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_step_changes_only_what_was_trained_with_gates(architecture: str) -> None:
+    small = compact_model(architecture)
+    model = fg.attach(small, fg.GateConfig(target=0.2, sequence_length=tiny.LENGTH))
+    weights = [layer.weight for layer in fg.gated_layers(model).values()]
+    assert not any(weight.requires_grad for weight in weights)
+    head = {id(p) for p in model.parameters() if p.requires_grad and p.ndim > 1}
+    model = fg.detach(model)
+    now = {id(p) for p in model.parameters() if p.requires_grad and p.ndim > 1}
+    assert head
+    assert now == head
+    assert architecture != "bert" or any(p.requires_grad for p in model.parameters() if p.ndim == 1)
+
+
+def test_a_fused_layer_is_trained_if_one_of_its_layers_is() -> None:
+    small = compact_model("llama")
+    path = "model.layers.0.mlp"
+    before = {name for name, _ in small.named_parameters()}
+    assert any(name.startswith(f"{path}.gate_up.") for name in before)
+    model = pruned(small.requires_grad_(False))
+    model.get_submodule(f"{path}.up_proj").requires_grad_(True)
+    found = {name for name, flag in trained(fg.detach(model)).items() if flag}
+    assert found == {name for name in before if name.startswith(f"{path}.gate_up.")}
 
 
 def test_what_cannot_be_detached_is_refused_and_does_not_change() -> None:
