@@ -61,7 +61,8 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
             is described and no patterns are given; a layer is missing or used twice; the target
             cannot be reached; the model is spread over several devices, or compact with independent
             gates, narrower experts or fewer hidden dimensions; with ``shrink``, a layer holds
-            experts, an adapter other than plain LoRA, or a weight that another module has, too. The
+            experts, an adapter other than plain LoRA, or a weight that another module has, too; or
+            a layer of a compact model that gets other sizes has a hook, or a replaced forward. The
             model does not change.
         TypeError: a layer to be gated is not linear-like, or quantised; ``model`` is not a model,
             or ``config`` not a configuration. The model does not change.
@@ -102,7 +103,8 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
     Raises:
         ValueError: ``fold`` and a layer holds an unmerged low-rank adapter; dimensions were removed
             since gates were attached; or a compact model that was gated again has low-rank
-            adapters. The model does not change.
+            adapters, or got a hook on a smaller layer or another forward since. The model does not
+            change.
     """
     inner = unwrap(model)
     records = records_of(in_dense_sizes(inner))

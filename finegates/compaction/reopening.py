@@ -28,6 +28,7 @@ from finegates.adapters import (
     adapter_for,
     attentions,
 )
+from finegates.compaction.carried_code import check_carried
 from finegates.compaction.filling import (
     Filled,
     Layout,
@@ -78,9 +79,15 @@ def reopened(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: a compact layer is quantised.
         ValueError: no layer of it is described, a changed module is not in a model of transformers,
-            its configuration describes other tensors, or it
-            lost hidden dimensions, or experts became narrower.
+            its configuration describes other tensors, it lost hidden dimensions, experts became
+            narrower, or a layer that is replaced has a hook or another forward.
     """
+    result = _reopened(model)
+    check_carried(model, result)
+    return result
+
+
+def _reopened(model: nn.Module) -> nn.Module:
     adapter = adapter_for(model)
     for path, module in model.named_modules():
         if hasattr(module, "finegates_stream") or isinstance(module._modules.get(NAME), FixedGate):

@@ -5,14 +5,10 @@ They are noted by dense path, so that a model with gates and one with other size
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import nn
 
+from finegates.compaction.dense_paths import by_dense_path, joined_path
 from finegates.compaction.peft_targets import joint_layers
-from finegates.gates.gate import Gate
-from finegates.modules.compact_linear import CompactLinear
-from finegates.modules.kinds import GatedLayer
 
 
 class TrainingState:
@@ -25,11 +21,11 @@ class TrainingState:
     def __init__(self, model: nn.Module) -> None:
         self._modes: dict[str, bool] = {}
         self._trained: dict[str, bool] = {}
-        for path, module in _by_dense_path(model):
+        for path, module in by_dense_path(model):
             self._modes.setdefault(path, module.training)
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    self._trained[_joined(path, name)] = parameter.requires_grad
+                    self._trained[joined_path(path, name)] = parameter.requires_grad
 
     def restore(self, model: nn.Module) -> None:
         """Sets the flags of another form of the model, in place.
@@ -42,7 +38,7 @@ class TrainingState:
         """
         members = joint_layers(model)
         modes: dict[str, bool] = {}
-        for path, module in _by_dense_path(model):
+        for path, module in by_dense_path(model):
             sources = members.get(path, (path,))
             known = [self._modes[source] for source in sources if source in self._modes]
             outer = modes.get(path.rpartition(".")[0], False)
@@ -51,24 +47,8 @@ class TrainingState:
             for name, parameter in module._parameters.items():
                 if parameter is None:
                     continue
-                each = (self._trained.get(_joined(source, name)) for source in sources)
+                each = (self._trained.get(joined_path(source, name)) for source in sources)
                 flags = [flag for flag in each if flag is not None]
                 trained = any(flags) if flags else weight
                 parameter.requires_grad_(trained)
                 weight = trained if name == "weight" else weight
-
-
-def _by_dense_path(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yields modules without gates; what a layer wraps has the layer's path."""
-    yield path, model
-    for name, child in model._modules.items():
-        if child is None or isinstance(child, Gate):
-            continue
-        inside = (isinstance(model, CompactLinear) and name == "linear") or (
-            isinstance(model, GatedLayer) and name == "base"
-        )
-        yield from _by_dense_path(child, path if inside else _joined(path, name))
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

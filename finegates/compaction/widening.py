@@ -11,6 +11,7 @@ import copy
 import torch
 from torch import nn
 
+from finegates.compaction.carried_code import carry_hooks
 from finegates.gates.dense_form import DenseForm, dense_form
 from finegates.gates.gated_linear import gated_layers
 from finegates.modules.compact_linear import CompactLinear
@@ -26,7 +27,8 @@ def widened(model: nn.Module) -> nn.Module:
         model: plain, of any kind; it does not change.
 
     Raises:
-        ValueError: settings changed after the removal, which the dense model does not have.
+        ValueError: settings changed after the removal, or a smaller layer got a hook, which the
+            dense model does not have.
 
     Returns:
         the model itself if nothing was removed from it. Otherwise a new one, which shares the
@@ -78,6 +80,7 @@ def _widened(model: nn.Module, form: DenseForm) -> nn.Module:
     device = next(model.parameters()).device
     if getattr(model, "generation_config", None) is not None:
         dense.generation_config = copy.deepcopy(model.generation_config)
+    carry_hooks(model, dense)
     dense.train(model.training)
     return dense if device.type == "meta" else dense.to(device)
 

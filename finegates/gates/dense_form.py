@@ -18,6 +18,7 @@ from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_linear import GatedLinear, gated_layers
 from finegates.gates.parts import DENSE
 from finegates.gates.stochastic import StochasticGate
+from finegates.wrappers import own_forward
 
 Kept = tuple[Tensor, Tensor]
 """Kept rows and columns of a layer among the dense ones, int64, increasing."""
@@ -119,7 +120,7 @@ class DenseForm:
 
 
 def settings_of(model: nn.Module) -> dict[str, str]:
-    """Classes, hooks and plain attributes of all modules, by name.
+    """Classes, replaced forwards and plain attributes of all modules, by name.
 
     Left out are gates, what training switches, warnings that were given, and lengths that rotary
     embeddings have seen.
@@ -130,6 +131,10 @@ def settings_of(model: nn.Module) -> dict[str, str]:
             continue
         parameters = sorted(name for name, p in module._parameters.items() if p is not None)
         found[path] = f"{type(module).__qualname__} {parameters}"
+        replaced = own_forward(module)
+        if replaced is not None:
+            name = getattr(replaced, "__qualname__", type(replaced).__qualname__)
+            found[f"{path}.forward".lstrip(".")] = name
         for name, value in vars(module).items():
             own = name.startswith("_") or "seq_len" in name or name in _SWITCHED
             if (not own or name in _SETTINGS) and _is_plain(value):

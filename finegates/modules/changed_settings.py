@@ -72,6 +72,17 @@ def move_hooks(old: nn.Module, new: nn.Module) -> None:
         new._is_full_backward_hook = old._is_full_backward_hook
 
 
+def user_hooks(module: nn.Module) -> set[int]:
+    """Keys of a module's hooks that are not of this library; each is given to one hook."""
+    return {
+        key
+        for name, hooks in vars(module).items()
+        if name.startswith(("_forward_", "_backward_")) and name.endswith("hooks")
+        for key, hook in hooks.items()
+        if not _is_of_library(hook)
+    }
+
+
 def _is_of_library(hook: Any) -> bool:
     hook = getattr(hook, "func", hook)  # of functools.partial
     return str(getattr(hook, "__module__", "")).startswith("finegates.")

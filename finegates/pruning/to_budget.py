@@ -115,7 +115,8 @@ def prune(
         ValueError: ``target`` and ``target_time`` are given together; the costs were measured for
             another dtype, device or sequence length; the model has gates that are not constants of
             zeros and ones, is compact with narrower experts or fewer hidden dimensions, or has no
-            adapter; the target cannot be reached; an option is unknown; the criterion needs data or
+            adapter; a layer of a compact model that gets other sizes has a hook, or a replaced
+            forward; the target cannot be reached; an option is unknown; the criterion needs data or
             labels and gets none. After an error the model is unchanged.
         TypeError: not a model; a layer is quantised; a batch is not a mapping of tensors.
         FloatingPointError: a derivative of the loss is not finite.
