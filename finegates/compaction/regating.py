@@ -16,7 +16,7 @@ from torch import nn
 
 from finegates.adapters import unwrap
 from finegates.arguments import check_config
-from finegates.compaction.given_sizes import gate_as_given, given_size, records_of
+from finegates.compaction.given_sizes import gate_as_given, given_size
 from finegates.compaction.peft_targets import product_paths
 from finegates.compaction.removal import remove_closed
 from finegates.compaction.reopening import is_compact, reopened
@@ -27,6 +27,7 @@ from finegates.gates import attachment, detachment
 from finegates.gates.config import GateConfig
 from finegates.gates.dense_form import check_whole, in_dense_sizes
 from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.gates.removed_before import lost_of
 from finegates.gates.stochastic import StochasticGate
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
 def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
     """Removes the gates, in place.
 
-    A compact model that was gated or pruned again becomes the compact model that it was. Trained
+    A dense model that was pruned, once or several times, becomes the dense model that it was. A
+    compact model that was gated or pruned again becomes the compact model that it was. Trained
     weights, biases and heads stay. So do ``requires_grad`` of every parameter and the mode of every
     module; a fused layer is trained if one of its layers was.
 
@@ -107,7 +109,8 @@ def detach(model: nn.Module, *, fold: bool = False) -> nn.Module:
             change.
     """
     inner = unwrap(model)
-    records = records_of(in_dense_sizes(inner))
+    modules = in_dense_sizes(inner).named_modules()
+    records = {path: lost for path, module in modules if (lost := lost_of(module))}
     if not records:
         return detachment.detach(model, fold=fold)
     for gate in leaf_gates(inner):

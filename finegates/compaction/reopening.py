@@ -41,7 +41,7 @@ from finegates.gates.detachment import detach
 from finegates.gates.gate import FixedGate
 from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
 from finegates.gates.gated_output import NAME
-from finegates.gates.removed_before import note_before
+from finegates.gates.removed_before import lost_of, note_before, set_lost
 from finegates.head_rows import layer_rows, letters_of
 from finegates.modules.changed_settings import keep_settings
 from finegates.modules.compact_linear import CompactLinear
@@ -115,6 +115,7 @@ def _reopened(model: nn.Module) -> nn.Module:
                 f"the constant gates of {type(model).__name__} are not those of shared dimensions; "
                 "call finegates.compact, whose result can be pruned again"
             )
+        set_lost(result, lost_of(model))
         return result
     blocks = adapter.blocks(model)
     filled: Filled = {}

@@ -32,8 +32,10 @@ from finegates.gates.dense_form import in_dense_sizes
 from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_linear import gated_layers, leaf_gates
 from finegates.gates.gated_output import gate_outputs, width_gate
+from finegates.gates.parts import LOST
 from finegates.gates.presets import GatePreset
-from finegates.gates.removed_before import before_of, set_before
+from finegates.gates.removed_before import before_of, lost_of, record_of, set_before, set_lost
+from finegates.gates.shared import Before
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import linear_shape
 
@@ -116,6 +118,9 @@ def build(
     for path, masks in values["gates"].get("removed", {}).items():
         before = {name: _mask(*mask) for name, mask in masks.items()}
         set_before(plain.get_submodule(path), before)
+    for path, masks in values["gates"].get("lost", {}).items():
+        lost = {name: _mask(*mask) for name, mask in masks.items()}
+        set_lost(plain.get_submodule(path), lost)
     for path, config in values["gates"]["configs"].items():
         attach(plain.get_submodule(path), _gate_config(config))
     sides = {}
@@ -171,18 +176,19 @@ def _gates(plain: nn.Module) -> dict[str, Any]:
             continue
         kinds = {side: _kind(gate) for side, gate in layer.gates()}
         layers[path] = {"rows": kinds.get("rows"), "cols": kinds.get("cols")}
-    removed = {
-        path: {
-            name: (mask.numel(), mask.nonzero().flatten().tolist())
-            for name, mask in before_of(module).items()
-        }
-        for path, module in plain.named_modules()
-    }
-    removed = {path: masks for path, masks in removed.items() if masks}
+    modules = dict(plain.named_modules())
+    removed = {path: _kept(masks) for path, m in modules.items() if (masks := before_of(m))}
+    lost = {path: _kept(lost_of(m)) for path, m in modules.items() if LOST in record_of(m)}
+    records = {"removed": removed, "lost": lost}
     gate = None if configs else width_gate(plain)
     outputs = {} if gate is None else {"outputs": _kind(gate)}
     found: dict[str, Any] = {"configs": configs, "layers": layers, **outputs}
-    return {**found, "removed": removed} if removed else found
+    return {**found, **{name: record for name, record in records.items() if record}}
+
+
+def _kept(masks: Before) -> dict[str, tuple[int, list[int]]]:
+    """Sizes of masks and the positions that are true, by name."""
+    return {n: (mask.numel(), mask.nonzero().flatten().tolist()) for n, mask in masks.items()}
 
 
 def _mask(size: int, kept: list[int]) -> Tensor:

@@ -15,7 +15,7 @@ from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import GatedLinear, gated_layers
 from finegates.gates.gated_output import NAME, fold_output_gates, output_gates, remove_output_gates
 from finegates.gates.parts import forget_attachment
-from finegates.gates.removed_before import before_of, set_before
+from finegates.gates.removed_before import record_of, set_record
 from finegates.modules.experts import gated_down
 from finegates.modules.linear import dense_weight, find_linear
 from finegates.modules.tying import move_tied_keys, note_untied, untie
@@ -45,10 +45,10 @@ def hold_gates(model: nn.Module) -> nn.Module:
     for path, gate in output_gates(inner).items():
         module = inner.get_submodule(path)
         module.add_module(NAME, held[gate].train(module.training))
-    records = {module: before_of(module) for module in inner.modules()}
+    records = {module: record_of(module) for module in inner.modules()}
     forget_attachment(inner)
-    for module, before in records.items():
-        set_before(module, before)  # budgets count from it
+    for module, record in records.items():
+        set_record(module, record)  # budgets count from it
     return model
 
 

@@ -10,6 +10,7 @@ from finegates.gates.config import GateConfig
 # Attributes of the model that gates were attached to.
 CONFIG, STRUCTURE, DENSE = "finegates_config", "finegates_structure", "finegates_dense"
 BEFORE = "finegates_before"
+LOST = "finegates_lost"
 
 
 def gated_parts(model: nn.Module) -> dict[str, tuple[nn.Module, GateConfig]]:
@@ -70,5 +71,5 @@ def only_part(model: nn.Module) -> tuple[nn.Module, GateConfig] | None:
 def forget_attachment(model: nn.Module) -> None:
     """Removes the attributes that :func:`attach` set on a model and its parts."""
     for module in model.modules():
-        for name in (CONFIG, STRUCTURE, DENSE, BEFORE):
+        for name in (CONFIG, STRUCTURE, DENSE, BEFORE, LOST):
             module.__dict__.pop(name, None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finegates.adapters import Adapter
 from finegates.gates.gate import Gate
-from finegates.gates.parts import BEFORE
+from finegates.gates.parts import BEFORE, LOST
 from finegates.gates.shared import Before, build_structure
 from finegates.gates.stochastic import StochasticGate
 
@@ -85,6 +85,35 @@ def before_of(model: nn.Module) -> Before:
     """The record that :func:`note_before` set on a model; empty without."""
     found: Before = vars(model).get(BEFORE, {})
     return found
+
+
+def set_lost(model: nn.Module, masks: Before) -> None:
+    """Records of which removed dimensions the weights are gone, if not of all of them.
+
+    Args:
+        model: as for :func:`set_before`.
+        masks: of the gates, by name: false where the model has zeros instead of weights.
+    """
+    vars(model)[LOST] = dict(masks)
+
+
+def lost_of(model: nn.Module) -> Before:
+    """The record of :func:`set_lost`, or that of all removed dimensions without one.
+
+    A model with constant gates that is pruned again has all weights that it had before.
+    """
+    found: Before = vars(model).get(LOST, before_of(model))
+    return found
+
+
+def record_of(model: nn.Module) -> dict[str, Before]:
+    """Both records of a model, for :func:`set_record`."""
+    return {name: vars(model)[name] for name in (BEFORE, LOST) if name in vars(model)}
+
+
+def set_record(model: nn.Module, record: Mapping[str, Before]) -> None:
+    """Sets what :func:`record_of` gave."""
+    vars(model).update(record)
 
 
 def mask_of(before: Before, name: str, size: int) -> Tensor | None:

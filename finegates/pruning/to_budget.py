@@ -21,7 +21,7 @@ from finegates.gates.gateable import check_dense, check_gateable, check_trainabl
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.parts import forget_attachment
 from finegates.gates.prices import check_length
-from finegates.gates.removed_before import before_of, set_before
+from finegates.gates.removed_before import record_of, set_record
 from finegates.pruning.calibration import Batch, Collator, calibration_batches, left_unchanged
 from finegates.pruning.groups import Dimensions, SharedGroups, Vectors
 from finegates.pruning.removed_weights import measure_moments, removed_squares
@@ -194,10 +194,10 @@ def _pruned(
             "the target by as much; choose a target that is near what is kept",
             stacklevel=3,
         )
-    before = before_of(inner)
+    record = record_of(inner)
     forget_attachment(inner)
     groups.attach(model)
-    set_before(inner, before)
+    set_record(inner, record)
     return model
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import finegates as fg
 from finegates.compaction.removal import remove_closed
+from finegates.gates.detachment import hold_gates
 from finegates.gates.gated_linear import leaf_gates
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.compact_linear import CompactLinear
@@ -127,6 +128,27 @@ def test_a_fused_layer_is_trained_if_one_of_its_layers_is() -> None:
     model.get_submodule(f"{path}.up_proj").requires_grad_(True)
     found = {name for name, flag in trained(fg.detach(model)).items() if flag}
     assert found == {name for name in before if name.startswith(f"{path}.gate_up.")}
+
+
+@pytest.mark.parametrize("way", ["as it is", "saved", "held"])
+@pytest.mark.parametrize("first", [tiny.tiny_model, compact_model], ids=["dense", "compact"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_that_was_pruned_several_times_comes_back(
+    architecture: str, first: Callable[[str], nn.Module], way: str, tmp_path: Path
+) -> None:
+    model = first(architecture).eval()
+    expected, before, left = output(model), sizes(model), fg.macs(model, 1, tiny.LENGTH).total
+    for _ in range(3):
+        model = pruned(model)
+    assert fg.macs(fg.compact(model), 1, tiny.LENGTH).total < 0.75 * left
+    if way == "saved":
+        fg.save(model, tmp_path / "pruned")
+        model = fg.load(tmp_path / "pruned")
+    elif way == "held":
+        hold_gates(model)
+    fg.detach(model)
+    assert sizes(model) == before
+    assert (output(model) - expected).abs().max() < 1e-12
 
 
 def test_what_cannot_be_detached_is_refused_and_does_not_change() -> None:
