@@ -13,6 +13,7 @@ from types import MethodType
 from torch import nn
 
 from finegates.compaction.dense_paths import by_dense_path
+from finegates.gates.gated_linear import GatedLinear
 from finegates.modules.changed_settings import move_hooks, user_hooks
 from finegates.modules.compact_linear import CompactLinear
 from finegates.wrappers import own_forward
@@ -92,6 +93,33 @@ def carry_hooks(model: nn.Module, dense: nn.Module) -> None:
             continue
         for module, other in zip(modules, others, strict=False):
             move_hooks(module, other)
+
+
+def with_hooks_of(layer: GatedLinear, small: nn.Module, *, same_sizes: bool) -> bool:
+    """Moves hooks of a gated layer to its compact form, in place.
+
+    They are those of users, if they see the same numbers there.
+
+    A hook on the gated layer does if inputs and outputs have their sizes. One on the layer between
+    the gates does if they are also open; it runs on outputs before the row gate.
+
+    Args:
+        layer: with gates.
+        small: its compact form.
+        same_sizes: whether inputs and outputs of ``small`` are those of ``layer``.
+
+    Returns:
+        whether no hook is lost.
+    """
+    hooked = [module for module in layer.modules() if user_hooks(module)]
+    if not hooked:
+        return True
+    opened = all(bool((gate.value() == 1).all()) for _, gate in layer.gates())
+    kept = [layer, layer.base] if opened else [layer]
+    if not same_sizes or len(hooked) > 1 or not any(hooked[0] is module for module in kept):
+        return False
+    move_hooks(hooked[0], small)
+    return True
 
 
 def _by_path(model: nn.Module) -> dict[str, list[nn.Module]]:

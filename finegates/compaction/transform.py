@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, adapter_for, attentions, unwrap
+from finegates.compaction.carried_code import check_forwards, with_hooks_of
 from finegates.compaction.certificate import (
     check_equal,
     check_inputs,
@@ -24,7 +25,7 @@ from finegates.compaction.draft import gate_values
 from finegates.compaction.graphs import allow_graphs
 from finegates.compaction.peft_targets import teach_peft
 from finegates.compaction.planner import plan_compaction
-from finegates.compaction.plans import ExpertsPlan, LayerPlan
+from finegates.compaction.plans import ExpertsPlan, LayerPlan, Plan
 from finegates.compaction.widening import widened
 from finegates.gates.bypass import stop_watching
 from finegates.gates.gated_experts import GatedExperts
@@ -87,8 +88,10 @@ def compact(
     Returns:
         a plain model (without gates and peft) in evaluation mode whose parameters are all
         trainable. It computes in the dtype of its weights, without autocast. Hooks move to the new
-        modules; those of gated and fused layers are dropped. With ``inplace=False`` it shares no
-        tensors with the given model.
+        modules. One on a gated layer moves if its inputs and outputs have the same sizes, and one
+        on the layer between the gates if these are also open; otherwise it is dropped, with a
+        warning that names the layer. With ``inplace=False`` it shares no tensors with the given
+        model.
 
     Raises:
         ValueError: the model has neither gates nor compact layers; settings of its modules changed
@@ -96,8 +99,9 @@ def compact(
             layer got a hook; it has an
             adapter of peft that cannot be merged into a linear layer
             (:func:`finegates.modules.linear.unmergeable`; peft must merge anything but plain LoRA
-            first); or it has device hooks of accelerate (``device_map``). The given model does not
-            change.
+            first); it has device hooks of accelerate (``device_map``); or, with ``inplace=False``,
+            a function replaces the forward of a gated layer or of a module around one. The given
+            model does not change.
         NotEqualError: the outputs on ``verify`` differ by more than rounding; names the first layer
             that differs. With ``inplace=True`` the given model is lost.
     """
@@ -133,6 +137,20 @@ def compact(
     if (plan.heads or plan.joined) and adapter is None:
         adapter = adapter_for(plain)
     merged = [path for path in _low_rank_layers(plain) if path not in plan.layers]
+    if not inplace:
+        check_forwards(plain, plan.layers)
+    fused = _fused(plain, plan, adapter)
+    lost: list[str] = []
+
+    def small(path: str, kept: LayerPlan) -> nn.Module:
+        layer = plain.get_submodule(path)
+        made = _take_hooks(layer, _shrink(layer, kept))
+        if isinstance(layer, GatedLinear):
+            narrow = kept.input_width is not None or kept.output_width is not None
+            same = not narrow and plan.stream is None and path not in fused
+            if not with_hooks_of(layer, made, same_sizes=same):
+                lost.append(path)
+        return made
 
     if inplace:
         result = plain
@@ -140,8 +158,7 @@ def compact(
             layer = result.get_submodule(path)
             result = _replace(result, path, _take_hooks(layer, _merge(layer)))
         for path, kept in plan.layers.items():
-            layer = result.get_submodule(path)
-            result = _replace(result, path, _take_hooks(layer, _shrink(layer, kept)))
+            result = _replace(result, path, small(path, kept))
         for path, wanted in plan.experts.items():
             result = _replace(result, path, _shrink_experts(result.get_submodule(path), wanted))
     else:
@@ -151,8 +168,7 @@ def compact(
             layer = plain.get_submodule(path)
             memo[id(layer)] = _take_hooks(layer, _merge(layer))
         for path, kept in plan.layers.items():
-            layer = plain.get_submodule(path)
-            memo[id(layer)] = _take_hooks(layer, _shrink(layer, kept))
+            memo[id(plain.get_submodule(path))] = small(path, kept)
         narrowed_stacks = {}
         for path, wanted in plan.experts.items():
             stack = plain.get_submodule(path)
@@ -161,6 +177,13 @@ def compact(
         for stack in narrowed_stacks.values():  # the copy's configuration
             stack.config = memo.get(id(stack.config), stack.config)  # type: ignore
 
+    if lost:
+        warnings.warn(
+            f"{lost[0]} has a hook ({len(lost)} such layers), which is dropped, because the layer "
+            "that was gated there has other inputs or outputs now; if the hook changes them, the "
+            "compact model computes something else: add it to the compact model",
+            stacklevel=3,
+        )
     if plan.heads:
         assert adapter is not None
         for path, part in attentions(adapter, result).items():
@@ -199,6 +222,16 @@ def compact(
     if verify is not None and expected is not None:
         check_equal(expected, record_compact(result, verify, points), kept_width)
     return result
+
+
+def _fused(model: nn.Module, plan: Plan, adapter: Adapter | None) -> set[str]:
+    """Paths of the layers that are fused with others."""
+    found = {path for each in plan.joined for path in plan.layers if path.startswith(f"{each}.")}
+    parts = attentions(adapter, model) if plan.heads and adapter is not None else {}
+    for path, sizes in plan.heads.items():
+        if sizes.fused:
+            found |= set(parts[path].joint_linears())
+    return found
 
 
 def _verify_copies(
@@ -376,7 +409,7 @@ def _merge(layer: nn.Module) -> nn.Module:
 def _take_hooks(old: nn.Module, new: nn.Module) -> nn.Module:
     """Moves the hooks of the old module to the new one, and returns the new one.
 
-    Hooks of gated layers are dropped with the gates: training added some of them.
+    Those of gated layers do not (:func:`finegates.compaction.carried_code.with_hooks_of`).
     """
     if new is old or isinstance(old, GatedLinear):
         return new

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import finegates as fg
+from finegates.gates.gated_linear import leaf_gates
 from support import tiny
 
 CONFIG = fg.GateConfig(target=0.05, sequence_length=tiny.LENGTH)
@@ -128,3 +129,41 @@ def test_a_forward_that_is_replaced_between_gates_is_refused(path: str) -> None:
     module.forward = lambda *args, **kwargs: doubled(module, args, forward(*args, **kwargs))
     with pytest.raises(ValueError, match=rf"{path}\.forward of .* changed"):
         fg.compact(model)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_hook_on_a_gated_layer_of_equal_sizes_stays(inside: bool) -> None:
+    model = tiny.tiny_model("bert")
+    path = f"{BLOCK}.output.dense"
+    if inside:
+        model.get_submodule(path).register_forward_hook(doubled)
+    attached(model)
+    for gate in leaf_gates(model):
+        gate.latent.data.fill_(1.0)
+    if not inside:
+        model.get_submodule(path).register_forward_hook(doubled)
+    expected = output(model)
+    for inplace in (False, True):
+        small = fg.compact(copy.deepcopy(model), inplace=inplace)
+        assert (output(small) - expected).abs().max() < 1e-12
+
+
+def test_a_hook_on_a_layer_that_loses_outputs_is_dropped_with_a_warning() -> None:
+    model = tiny.tiny_model("bert")
+    model.get_submodule(f"{BLOCK}.intermediate.dense").register_forward_hook(doubled)
+    attached(model)
+    tiny.scatter_gates(model, 1, 0.3)
+    with pytest.warns(UserWarning, match=r"layer\.1\.intermediate\.dense has a hook"):
+        fg.compact(model)
+
+
+def test_a_forward_around_gated_layers_is_refused_where_the_model_is_copied() -> None:
+    model = attached(tiny.tiny_model("bert"))
+    tiny.scatter_gates(model, 1, 0.3)
+    block = model.get_submodule(BLOCK)
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: doubled(block, args, forward(*args, **kwargs))
+    with pytest.raises(ValueError, match=r"forward of BertLayer was replaced"):
+        fg.compact(model)
+    expected = output(model)
+    assert (output(fg.compact(model, inplace=True)) - expected).abs().max() < 1e-12
