@@ -67,6 +67,19 @@ def only_part(model: nn.Module) -> tuple[nn.Module, GateConfig] | None:
     return next(iter(parts.values()), None)
 
 
+def set_gate_config(part: nn.Module, config: GateConfig) -> None:
+    """Replaces the configuration of a gated model, in place.
+
+    Args:
+        part: one of :func:`gated_parts`. Its dense form, if dimensions were removed from it, has
+            the configuration, too.
+        config: the new one.
+    """
+    form = vars(part).get(DENSE)
+    for module in (part,) if form is None else (part, form.model):
+        module.finegates_config = config
+
+
 def forget_attachment(model: nn.Module) -> None:
     """Removes the attributes that :func:`attach` set on a model and its parts."""
     for module in model.modules():

@@ -83,6 +83,8 @@ def test_a_resumed_training_keeps_the_costs_that_it_began_with(
         if isinstance(t, torch.Tensor) and not torch.equal(t, found[n])
     ]
     assert different == []
+    fg.save(resumed, tmp_path / "saved")
+    assert fg.load(tmp_path / "saved").finegates_config == resumed.finegates_config
 
 
 def test_a_checkpoint_of_another_kind_of_budget_is_refused(tmp_path: Path) -> None:
