@@ -29,6 +29,25 @@ def check_config(config: object, kind: type) -> None:
     raise TypeError(f"a {name} is needed, got {_named(config)}; {remedy}")
 
 
+def check_whole(name: str, value: object, remedy: str = "") -> None:
+    """Checks that an argument is an integer of at least 1.
+
+    Args:
+        name: of the argument.
+        value: of it.
+        remedy: what to give instead, for the message.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is below 1.
+    """
+    end = f"; {remedy}" if remedy else ""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {_named(value)}{end}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}{end}")
+
+
 def _named(value: object) -> str:
     if isinstance(value, str):
         return f"the string {value!r}"
