@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ def check_model(model: object) -> None:
     """Raises TypeError unless the argument is a module."""
     if isinstance(model, nn.Module):
         return
-    raise TypeError(f"a model (torch.nn.Module) is needed, got {_named(model)}; {_remedy(model)}")
+    raise TypeError(f"a model (torch.nn.Module) is needed, got {named(model)}; {_remedy(model)}")
 
 
 def check_config(config: object, kind: type) -> None:
@@ -26,7 +27,13 @@ def check_config(config: object, kind: type) -> None:
         remedy = f"write {name}(**config)"
     elif isinstance(config, type) and issubclass(config, kind):
         remedy = f"write {name}()"
-    raise TypeError(f"a {name} is needed, got {_named(config)}; {remedy}")
+    raise TypeError(f"a {name} is needed, got {named(config)}; {remedy}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises TypeError unless an argument is a real number, which a truth value is not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {named(value)}")
 
 
 def check_whole(name: str, value: object, remedy: str = "") -> None:
@@ -42,18 +49,21 @@ def check_whole(name: str, value: object, remedy: str = "") -> None:
         ValueError: it is below 1.
     """
     end = f"; {remedy}" if remedy else ""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {_named(value)}{end}")
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {named(value)}{end}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}{end}")
 
 
-def _named(value: object) -> str:
+def named(value: object) -> str:
+    """What an argument is, for messages about its type."""
     if isinstance(value, str):
         return f"the string {value!r}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None or isinstance(value, bool):
+        return str(value)
+    return f"a {type(value).__name__}"
 
 
 def _remedy(value: Any) -> str:

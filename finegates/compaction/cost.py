@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from finegates.arguments import check_number
 from finegates.files import parse_json, write_text
 from finegates.gates.prices import Prices, Timer
 from finegates.gates.shared import Sides
@@ -55,6 +56,11 @@ class CostModel:
         length: tokens of the sequences at which it was measured.
         dtype: of the measured model, such as ``"float32"``.
         device: type of the measured device, such as ``"cpu"``.
+
+    Raises:
+        ValueError: a number is out of its range; a count is not a positive integer; a name is not
+            a string.
+        TypeError: a price is not a number.
     """
 
     product: float = 1.1e-11
@@ -86,8 +92,12 @@ class CostModel:
             elif name in _NAMES:
                 if not isinstance(value, str):
                     raise ValueError(f"{name} must be a name, got {value!r}")
-            elif not (0 if field.default == 0.0 else 1e-300) <= value < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
+            else:
+                check_number(name, value)
+                may_be_zero = field.default == 0.0
+                if not (0 if may_be_zero else 1e-300) <= value < float("inf"):
+                    least = "at least 0" if may_be_zero else "positive"
+                    raise ValueError(f"{name} must be {least} and finite, got {value}")
 
     def seconds(
         self,
@@ -180,13 +190,9 @@ class CostModel:
 
         Raises:
             ValueError: a number is missing or wrong.
-            TypeError: there is an unknown one.
+            TypeError: there is an unknown one, or one that is not a number.
         """
         missing = [name for name in _REQUIRED if name not in values]
         if missing:
             raise ValueError(f"{missing[0]} is missing")
-        numbers: dict[str, Any] = {
-            name: value if name in (*_WHOLE, *_NAMES) or value is None else float(value)
-            for name, value in values.items()
-        }
-        return cls(**numbers)
+        return cls(**values)

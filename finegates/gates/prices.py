@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from finegates.arguments import named
+
 if TYPE_CHECKING:
     from finegates.gates.shared import Sides
     from finegates.gates.stochastic import StochasticGate
@@ -75,9 +77,9 @@ class Cost(Protocol):
 
 def check_cost(cost: object) -> None:
     """Raises TypeError unless the argument predicts times."""
-    if not callable(getattr(cost, "timer", None)):
+    if isinstance(cost, type) or not callable(getattr(cost, "timer", None)):
         raise TypeError(
-            f"cost must be a CostModel, got a {type(cost).__name__}; measure one: "
+            f"cost must be a CostModel, got {named(cost)}; measure one: "
             "finegates.calibrate(model), or read one: CostModel.load(file)"
         )
 
