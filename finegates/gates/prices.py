@@ -111,5 +111,6 @@ class UnreachableTimeError(ValueError):
             f"target_time {1.0 - target:.4g} cannot be reached: with every possible gate closed, "
             f"{floor:.4f} of the dense model's predicted time stay at sequence_length={length}, so "
             f"target_time starts at {self.least:.4f}. The rest is work that no gate removes; "
-            "parts=True and width=True add gates"
+            "parts=True and width=True add gates. To resume a training, attach gates with the "
+            "costs that it began with: finegates.load(checkpoint).finegates_config"
         )
