@@ -41,16 +41,20 @@ def plan_compaction(
             dense model.
         adapter: describes the blocks; looked up if None. A model of unknown type is
             planned layer by layer, which is exact but does not narrow feed-forward pairs.
-        cost: costs of matmuls and data movement. Sides whose removal would not pay stay dense,
-            heads are padded to efficient widths, and the plan predicts times. None gives the
-            smallest model.
+        cost: costs of matmuls and data movement. A side stays dense if its gather or scatter would
+            cost more than its removal saves, unless its layers became narrower on both sides (heads,
+            feed-forward pairs, the residual stream). Heads are padded to efficient widths, and the
+            plan predicts times. None gives the smallest model.
 
     Returns:
         a plan of the gated layers and of plain layers that a rule narrows.
 
     Raises:
         ValueError: a gate is on the meta device and has no values.
+        TypeError: ``cost`` is not a cost model.
     """
+    if cost is not None:
+        check_cost(cost)
     plain = in_dense_sizes(unwrap(model))
     notes: list[str] = []
     if (gated_layers(plain) or gated_experts(plain)) and adapter is None:

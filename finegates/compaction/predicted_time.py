@@ -26,6 +26,7 @@ from finegates.gates.shared import Sides
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.linear import linear_shape
+from finegates.modules.narrow_stream import MARK
 
 # Largest number of masks whose times are remembered.
 _REMEMBERED = 64
@@ -145,8 +146,11 @@ def predicted_seconds(
     """
     chosen = choose(plain, adapter, blocks, cost, [])
     stream = chosen.stream
-    share = 1.0 if stream is None else stream.kept.numel() / stream.stream.size
-    total = share * cost.rest
+    if stream is None:  # of a compact model, hidden dimensions may have gone before
+        kept, size = getattr(plain, MARK, (1, 1))
+    else:
+        kept, size = stream.kept.numel(), stream.stream.size
+    total = kept / size * cost.rest
     return total + sum(_block_seconds(plain, block, chosen, cost, length) for block in blocks)
 
 

@@ -26,7 +26,9 @@ def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
 
     Raises:
         ValueError: the model has gates, which need ordinary linear layers.
+        TypeError: ``cost`` is not a cost model.
     """
+    check_cost(cost)
     gated = next(iter(gated_layers(model)), None)
     if gated is not None:
         raise ValueError(

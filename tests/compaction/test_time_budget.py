@@ -74,6 +74,25 @@ def test_gated_time_is_compact_time(architecture: str, options: dict[str, Any]) 
         assert expected < dense
 
 
+@pytest.mark.parametrize("dimensions", ["all", "inner"])
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
+def test_the_rest_takes_the_share_of_the_hidden_dimensions(
+    architecture: str, dimensions: str, tmp_path: Path
+) -> None:
+    """Of a gated model, the compact one, and the one that is read back."""
+    model = tiny.tiny_model(architecture)
+    size = model.get_input_embeddings().weight.shape[1]
+    fg.attach(model, config(width=True, dimensions=dimensions))
+    tiny.scatter_gates(model, 1)
+    small = fg.compact(model.eval(), cost=PLANTED)
+    kept = small.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    assert kept < size
+    expected = seconds(small) - (1 - kept / size) * PLANTED.rest
+    fg.save(small, tmp_path / "small")
+    for each in (model, small, fg.load(tmp_path / "small")):
+        assert predicted_time(each, PLANTED, LENGTH) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("wanted", [0.9, 0.6, 0.4])
 def test_closing_meets_the_time_within_one_dimension(
