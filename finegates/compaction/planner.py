@@ -25,6 +25,7 @@ from finegates.compaction.stream_rule import narrow_width
 from finegates.gates.dense_form import in_dense_sizes
 from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.prices import check_cost
 
 __all__ = ["BlockPlan", "LayerPlan", "Plan", "plan_compaction"]
 
@@ -42,9 +43,9 @@ def plan_compaction(
         adapter: describes the blocks; looked up if None. A model of unknown type is
             planned layer by layer, which is exact but does not narrow feed-forward pairs.
         cost: costs of matmuls and data movement. A side stays dense if its gather or scatter would
-            cost more than its removal saves, unless its layers became narrower on both sides (heads,
-            feed-forward pairs, the residual stream). Heads are padded to efficient widths, and the
-            plan predicts times. None gives the smallest model.
+            cost more than its removal saves, except for heads, feed-forward pairs, and sides at a
+            narrower residual stream. Heads are padded to efficient widths, and the plan predicts
+            times. None gives the smallest model.
 
     Returns:
         a plan of the gated layers and of plain layers that a rule narrows.

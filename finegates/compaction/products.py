@@ -6,6 +6,7 @@ from torch import nn
 
 from finegates.compaction.cost import CostModel
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.prices import check_cost
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.stock_methods import adapt_stock_methods
 

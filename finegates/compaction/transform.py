@@ -85,9 +85,9 @@ def compact(
         cost: keep a side dense if its gather or scatter would cost more time than its removal
             saves, and use the faster matmul (``CostModel()``, or :func:`finegates.calibrate` for
             this machine). Heads, feed-forward dimensions, and sides at a narrower residual stream
-            are always removed. Costs of another dtype or device are taken: outputs do not depend on them. None gives
-            the smallest model with torch's default matmul; layers that are compact already keep
-            theirs.
+            are always removed. Costs of another dtype or device are taken: outputs do not depend
+            on them. None gives the smallest model with torch's default matmul; layers that are
+            compact already keep theirs.
         verify: keyword arguments of the model's forward; both models are run on them, and their
             outputs must be equal up to rounding.
         verify_dtype: ``torch.float64`` compares copies in float64, where rounding hides nothing,

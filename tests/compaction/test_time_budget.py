@@ -285,6 +285,17 @@ def test_a_value_of_another_type_is_refused_by_name(settings: dict[str, Any], me
         )
 
 
+def test_what_is_not_a_cost_model_is_refused_wherever_one_is_taken() -> None:
+    model = fg.attach(tiny.tiny_model("bert"), fg.GateConfig(sequence_length=LENGTH))
+    tiny.scatter_gates(model)
+    for cost in (fg.CostModel, "measured", {}):
+        for function in (fg.compact, fg.plan_compaction):
+            with pytest.raises(TypeError, match="cost must be a CostModel, got "):
+                function(model.eval(), cost=cost)  # type: ignore[operator]
+        with pytest.raises(TypeError, match="cost must be a CostModel, got "):
+            fg.use_products(tiny.tiny_model("bert"), cost)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("option", ["penalty_weight", "noise_std"])
 def test_so_are_numbers_of_gates(option: str) -> None:
     with pytest.raises(TypeError, match=f"{option} must be a number, got the string '1'"):
