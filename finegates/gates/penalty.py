@@ -181,7 +181,7 @@ class MacsPenalty:
                 left = float(self._count(_open_before, packed=True)) / self.dense
             if self.target > 0 and left < 1.0 and 1.0 - self.target >= left:
                 raise ValueError(
-                    f"target {self.target} of the original model's {self.unit} is met already: "
+                    f"target {self.target:.6g} of the original model's {self.unit} is met already: "
                     f"this one has {left:.4f} of them; give a larger target, or target_of='given'"
                 )
         floor = self.floor()
