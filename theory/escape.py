@@ -17,9 +17,9 @@ R at
 
     T = log((R − a*)/(ε − a*)) / s    if ε > a*,
 
-and −R at T = log((R + a*)/(a* − ε)) / s if ε < a*. There gates are negative. The unclipped layer
-computes the same function for −θ, and the price is lower. Clipped gates are shut there. For
-σ > σ_c, s and a* are negative. The closed point moves to a*, and ⟨u, θ⟩ falls to −R in the second T
+and −R at T = log((R + a*)/(a* − ε)) / s if ε < a*. There the sum of the gates is negative. The
+unclipped layer computes the same function for −θ, at a lower price, and clipped gates that are
+negative are shut. For σ > σ_c, s and a* are negative. The closed point moves to a*, and ⟨u, θ⟩ falls to −R in the second T
 if a* < −R, and never otherwise.
 
 *Plateau.* A gate at m ≥ 1 with the task ½ω² moves by m' = −½ q'(m) − λφ(m/σ_p)/σ_p in the mean,
