@@ -19,8 +19,8 @@ R at
 
 and −R at T = log((R + a*)/(a* − ε)) / s if ε < a*. There the sum of the gates is negative. The
 unclipped layer computes the same function for −θ, at a lower price, and clipped gates that are
-negative are shut. For σ > σ_c, s and a* are negative. The closed point moves to a*, and ⟨u, θ⟩ falls to −R in the second T
-if a* < −R, and never otherwise.
+negative are shut. For σ > σ_c, s and a* are negative. The closed point moves to a*, and ⟨u, θ⟩
+falls to −R in the second T if a* < −R, and never otherwise.
 
 *Plateau.* A gate at m ≥ 1 with the task ½ω² moves by m' = −½ q'(m) − λφ(m/σ_p)/σ_p in the mean,
 with q(m) = E clip(m + σZ, 0, 1)². So it takes T = ∫ dm/|m'| from m₀ to 1. Without a price this

@@ -205,6 +205,7 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
             "beyond.jacobian",
             lambda f: lambda p, o: f(p, o)[:, : p.rows] @ _padded(p),
         ),
+        ("reach-dense", "beyond.factor_reach", lambda f: scaled(f, 1 / EXACT)),
         ("joint-bias", "bias.biased_residual", lambda f: lambda p, b: f(p, _longer(b))),
         # A noise whose charge on the closed point is a quarter larger.
         ("escape-saddle", "escape.NoisySaddle", lambda f: _noisier),
