@@ -51,8 +51,9 @@ The measured nullity says more than the proposition: there are *no other* flat d
   no position of a key: Σ n = 0, so that A → A + v(1/γ)ᵀ adds the same vector to all keys, which
   softmax ignores.
 
-Unlike those of gates, these numbers do not contain the width. There are more if r is of the order
-of the width, when the tangents of the factors meet those of invertible maps of a whole head.
+At LoRA's start, where B = 0, the outputs do not depend on A, and all of A is flat. Unlike those of
+gates, the numbers above do not contain the width. There are more if r is of the order of the width,
+when the tangents of the factors meet those of invertible maps of a whole head.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def generators(model: nn.Module, blocks: Sequence[Block] | None = None) -> list[
     for block in adapter_for(model).blocks(model) if blocks is None else blocks:
         clipped: set[str] = set()
         for part in block.attentions:
-            if _clips(model, part):
+            if clips(model, part):
                 clipped |= {part.q, part.k, part.v}
             else:
                 found += _of_attention(model, part)
@@ -116,7 +117,7 @@ def generators(model: nn.Module, blocks: Sequence[Block] | None = None) -> list[
     return found
 
 
-def _clips(model: nn.Module, part: Attention) -> bool:
+def clips(model: nn.Module, part: Attention) -> bool:
     """Whether queries, keys and values are clipped, as in OLMo, which breaks every rescaling."""
     config = getattr(model.get_submodule(part.path), "config", None)
     return getattr(config, "clip_qkv", None) is not None
@@ -146,11 +147,11 @@ def _of_attention(model: nn.Module, part: Attention) -> Iterator[Generator]:
             down = _ones(_size(model, part.q, "rows"), queries[:, chosen], -1)
             yield _generator("scores", ((part.k, "rows"), up), ((part.q, "rows"), down))
     alone = letters_of(part, part.k) == ("k",) and _bias(model, part.k) is not None
-    if alone and part.rotary is None and not _sees_key_positions(model, part):
+    if alone and part.rotary is None and not sees_key_positions(model, part):
         yield _of_layer(model, part.k)
 
 
-def _sees_key_positions(model: nn.Module, part: Attention) -> bool:
+def sees_key_positions(model: nn.Module, part: Attention) -> bool:
     """Whether scores have a term in key and position without the query, as in DeBERTa."""
     return "p2c" in getattr(model.get_submodule(part.path), "pos_att_type", ())
 
@@ -215,17 +216,18 @@ def _ones(size: int, places: Sequence[int] | Places, value: float) -> Array:
     return vector
 
 
-def _layer(model: nn.Module, path: str) -> nn.Module:
+def layer_of(model: nn.Module, path: str) -> nn.Module:
+    """The linear layer at a path, within its gates."""
     module = model.get_submodule(path)
     return find_linear(getattr(module, "base", module))
 
 
 def _bias(model: nn.Module, path: str) -> object:
-    return getattr(_layer(model, path), "bias", None)
+    return getattr(layer_of(model, path), "bias", None)
 
 
 def _size(model: nn.Module, path: str, side: str) -> int:
-    inputs, outputs = linear_shape(_layer(model, path))
+    inputs, outputs = linear_shape(layer_of(model, path))
     return outputs if side == "rows" else inputs
 
 
@@ -258,8 +260,8 @@ def shifted_keys(model: nn.Module) -> list[str]:
         and not part.fixed_scores
         and part.rotary is None
         and letters_of(part, part.k) == ("k",)
-        and not _sees_key_positions(model, part)
-        and not _clips(model, part)
+        and not sees_key_positions(model, part)
+        and not clips(model, part)
     }
     normed: list[Tensor] = []
     found: list[str] = []
@@ -302,6 +304,18 @@ def factor_directions(model: nn.Module, rank: int) -> int:
     layers = adapter_for(model).gated(model)
     alike = [*set(centred_layers(model)), *shifted_keys(model)]
     return rank**2 * len(layers) + rank * sum(path in layers for path in alike)
+
+
+def start_directions(model: nn.Module, rank: int) -> int:
+    """Flat directions of low-rank factors at B = 0: all of A, and what norms subtract from B.
+
+    Args:
+        model: without gates and factors, in evaluation mode.
+        rank: r.
+    """
+    layers = adapter_for(model).gated(model)
+    inputs = sum(_size(model, path, "cols") for path in layers)
+    return rank * (inputs + sum(path in layers for path in set(centred_layers(model))))
 
 
 def side_map(model: nn.Module) -> dict[Side, Array]:
@@ -369,17 +383,23 @@ class Nullity:
     gap: float
 
 
-def jacobian(output: Callable[[], Tensor], parameters: Sequence[Tensor], seed: int) -> Array:
+def jacobian(
+    output: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    seed: int,
+    *,
+    logarithmic: bool = True,
+) -> Array:
     """Random combinations of the rows of ∂output/∂parameters, with the same rank but few rows.
 
     Args:
         output: of any shape, float64.
         parameters: float64, with ``requires_grad``.
         seed: of the combinations.
+        logarithmic: multiply the entries of parameter p by |p|, which gives the Jacobian in log p.
 
     Returns:
-        (rows, number of parameters); entries of parameter p are multiplied by |p|, which gives the
-        Jacobian in log p.
+        (rows, number of parameters).
     """
     value = output().flatten()
     size = sum(parameter.numel() for parameter in parameters)
@@ -391,7 +411,7 @@ def jacobian(output: Callable[[], Tensor], parameters: Sequence[Tensor], seed: i
         value, list(parameters), mixed, is_grads_batched=True, materialize_grads=True
     )
     rows = torch.cat([part.reshape(few, -1) for part in found], dim=1)
-    return (rows * scale).numpy()
+    return (rows * scale if logarithmic else rows).numpy()
 
 
 def nullity(matrix: Array, floor: float = 1e-11) -> Nullity:

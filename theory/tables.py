@@ -289,7 +289,8 @@ def flat_markdown(models: pd.DataFrame) -> str:
     model, layers = models.loc[0, ["model", "layers"]]
     return (
         f"Flat directions at the shape of {model}, {layers} layers: {counted('independent gates')} "
-        f"for independent gates, {counted('LoRA 8')} for LoRA r = 8 on the same layers.\n"
+        f"for independent gates, {counted('LoRA 8')} for LoRA r = 8 on the same layers at factors "
+        f"of full rank, {counted('LoRA 8, start')} at its start, where B = 0.\n"
     )
 
 

@@ -292,11 +292,14 @@ def test_shares_and_counts_are_written_with_their_intervals():
         [{"model": "M", "layers": 6, "parameters": "independent gates", "size": 1000, "flat": 111,
           "share": 0.111},
          {"model": "M", "layers": 6, "parameters": "LoRA 8", "size": 8000, "flat": 28,
-          "share": 0.0035}]
+          "share": 0.0035},
+         {"model": "M", "layers": 6, "parameters": "LoRA 8, start", "size": 8000, "flat": 4100,
+          "share": 0.5125}]
     )  # fmt: skip
     assert flat_markdown(counted) == (
         "Flat directions at the shape of M, 6 layers: 111 of 1,000 (11.10 %) for independent "
-        "gates, 28 of 8,000 (0.35 %) for LoRA r = 8 on the same layers.\n"
+        "gates, 28 of 8,000 (0.35 %) for LoRA r = 8 on the same layers at factors of full rank, "
+        "4,100 of 8,000 (51.25 %) at its start, where B = 0.\n"
     )
 
 
