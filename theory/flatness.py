@@ -41,19 +41,6 @@ others has a row of its own. The kernel of A remains: gates of a head against th
 one for each key-value head.
 
 The measured nullity says more than the proposition: there are *no other* flat directions.
-
-**Low-rank factors** BA of rank r on the same layers have at least
-
-- r² flat directions for each layer (GL(r): B → BM, A → M⁻¹A),
-- r more for each layer whose output is read only by norms that subtract the mean over features:
-  B → B + 1vᵀ adds the same number to all features,
-- r more for each layer of keys that reads such a norm y = γ ∘ n + β directly and whose scores see
-  no position of a key: Σ n = 0, so that A → A + v(1/γ)ᵀ adds the same vector to all keys, which
-  softmax ignores.
-
-At LoRA's start, where B = 0, the outputs do not depend on A, and all of A is flat. Unlike those of
-gates, the numbers above do not contain the width. There are more if r is of the order of the width,
-when the tangents of the factors meet those of invertible maps of a whole head.
 """
 
 from __future__ import annotations
@@ -67,8 +54,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finegates.adapters import Attention, Block, FeedForward, adapter_for, unwrap
-from finegates.compaction.certificate import InFloat64
+from finegates.adapters import Attention, Block, FeedForward, adapter_for
 from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import leaf_gates
 from finegates.head_rows import feed_forward_rows, layer_rows, letters_of, score_units
@@ -133,8 +119,8 @@ def _of_attention(model: nn.Module, part: Attention) -> Iterator[Generator]:
         for group in range(part.kv_heads):
             readers = entry[group * each : (group + 1) * each]  # (each, head_dim)
             for dimension, row in enumerate(rows["v"][group].tolist()):
-                up = _ones(_size(model, part.v, "rows"), [row], 1)
-                down = _ones(_size(model, part.o, "cols"), readers[:, dimension], -1)
+                up = _ones(size_of(model, part.v, "rows"), [row], 1)
+                down = _ones(size_of(model, part.o, "cols"), readers[:, dimension], -1)
                 yield _generator("values", ((part.v, "rows"), up), ((part.o, "cols"), down))
     if part.norm or part.fixed_scores or not part.narrows:
         return
@@ -143,8 +129,8 @@ def _of_attention(model: nn.Module, part: Attention) -> Iterator[Generator]:
         queries = rows["q"][group * each : (group + 1) * each].numpy()  # (each, head_dim)
         for unit in np.unique(units[group]):
             chosen = units[group] == unit
-            up = _ones(_size(model, part.k, "rows"), rows["k"][group].numpy()[chosen], 1)
-            down = _ones(_size(model, part.q, "rows"), queries[:, chosen], -1)
+            up = _ones(size_of(model, part.k, "rows"), rows["k"][group].numpy()[chosen], 1)
+            down = _ones(size_of(model, part.q, "rows"), queries[:, chosen], -1)
             yield _generator("scores", ((part.k, "rows"), up), ((part.q, "rows"), down))
     alone = letters_of(part, part.k) == ("k",) and _bias(model, part.k) is not None
     if alone and part.rotary is None and not sees_key_positions(model, part):
@@ -157,7 +143,7 @@ def sees_key_positions(model: nn.Module, part: Attention) -> bool:
 
 
 def _of_feed_forward(model: nn.Module, part: FeedForward) -> Iterator[Generator]:
-    width = _size(model, part.down, "cols")
+    width = size_of(model, part.down, "cols")
     degree = _degree(model, part)
     # By layer and row, the degree of each hidden value in that row's gate.
     sources: list[tuple[str, Places, int]] = []
@@ -173,7 +159,7 @@ def _of_feed_forward(model: nn.Module, part: FeedForward) -> Iterator[Generator]
         for dimension, row in enumerate(rows):
             yield _generator(
                 "hidden",
-                ((path, "rows"), _ones(_size(model, path, "rows"), [row], 1)),
+                ((path, "rows"), _ones(size_of(model, path, "rows"), [row], 1)),
                 ((part.down, "cols"), _ones(width, [dimension], -power)),
             )
 
@@ -195,7 +181,7 @@ def _degree(model: nn.Module, part: FeedForward) -> int | None:
 
 
 def _of_layer(model: nn.Module, path: str) -> Generator:
-    sizes = {side: _size(model, path, side) for side in ("rows", "cols")}
+    sizes = {side: size_of(model, path, side) for side in ("rows", "cols")}
     return _generator(
         "layers",
         ((path, "rows"), np.ones(sizes["rows"])),
@@ -226,96 +212,10 @@ def _bias(model: nn.Module, path: str) -> object:
     return getattr(layer_of(model, path), "bias", None)
 
 
-def _size(model: nn.Module, path: str, side: str) -> int:
+def size_of(model: nn.Module, path: str, side: str) -> int:
+    """Number of rows or columns of the linear layer at a path."""
     inputs, outputs = linear_shape(layer_of(model, path))
     return outputs if side == "rows" else inputs
-
-
-def centred_layers(model: nn.Module) -> list[str]:
-    """Layers of the blocks whose outputs only norms with a subtraction of the mean read.
-
-    They write to a residual stream with ``torch.nn.LayerNorm``, before or after the sum.
-    """
-    if not any(isinstance(module, nn.LayerNorm) for module in model.modules()):
-        return []
-    found = []
-    for block in adapter_for(model).blocks(model):
-        found += [part.o for part in block.attentions]
-        if block.feed_forward is not None:
-            found.append(block.feed_forward.down)
-    return found
-
-
-def shifted_keys(model: nn.Module) -> list[str]:
-    """Layers of keys that read a ``torch.nn.LayerNorm`` directly, without positions of keys.
-
-    Found in a forward pass on four tokens; the model may be on the device ``meta``.
-    """
-    parts = [part for block in adapter_for(model).blocks(model) for part in block.attentions]
-    chosen = {
-        part.k: model.get_submodule(part.k)
-        for part in parts
-        if part.projected is None
-        and not part.norm
-        and not part.fixed_scores
-        and part.rotary is None
-        and letters_of(part, part.k) == ("k",)
-        and not sees_key_positions(model, part)
-        and not clips(model, part)
-    }
-    normed: list[Tensor] = []
-    found: list[str] = []
-
-    def look(path: str, given: Tensor) -> None:
-        if any(given is output for output in normed):
-            found.append(path)
-
-    handles = [
-        module.register_forward_hook(lambda _, inputs, output: normed.append(output))
-        for module in model.modules()
-        if isinstance(module, nn.LayerNorm)
-    ]
-    handles += [
-        layer.register_forward_pre_hook(lambda _, inputs, path=path: look(path, inputs[0]))
-        for path, layer in chosen.items()
-    ]
-    config: Any = unwrap(model).config
-    device = next(model.parameters()).device
-    tokens = torch.full((1, 4), 3, device=device)
-    inputs = {"input_ids": tokens}
-    if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = tokens
-    try:
-        with torch.no_grad(), InFloat64():
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def factor_directions(model: nn.Module, rank: int) -> int:
-    """Flat directions of low-rank factors on the layers that gates would wrap, at a small rank.
-
-    Args:
-        model: without gates and factors, in evaluation mode.
-        rank: r.
-    """
-    layers = adapter_for(model).gated(model)
-    alike = [*set(centred_layers(model)), *shifted_keys(model)]
-    return rank**2 * len(layers) + rank * sum(path in layers for path in alike)
-
-
-def start_directions(model: nn.Module, rank: int) -> int:
-    """Flat directions of low-rank factors at B = 0: all of A, and what norms subtract from B.
-
-    Args:
-        model: without gates and factors, in evaluation mode.
-        rank: r.
-    """
-    layers = adapter_for(model).gated(model)
-    inputs = sum(_size(model, path, "cols") for path in layers)
-    return rank * (inputs + sum(path in layers for path in set(centred_layers(model))))
 
 
 def side_map(model: nn.Module) -> dict[Side, Array]:

@@ -1,7 +1,7 @@
 """Flat directions that trained biases add to those of gates or low-rank factors.
 
-Whatever else is trained, the outputs of a block do not change along these affine directions of the
-biases b of its linear layers:
+With gates, low-rank factors or neither, the outputs of a block do not change along these affine
+directions of the biases b of its linear layers:
 
 - *keys*: a bias on a dimension of keys that no rotation turns adds the same number to all scores of
   a query, and softmax ignores it. Not if scores depend on a key's position without the query, or
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from finegates.adapters import Attention, adapter_for
 from finegates.head_rows import score_units
-from theory.flatness import centred_layers, clips, layer_of, sees_key_positions
+from theory.factor_directions import centred_layers
+from theory.flatness import clips, layer_of, sees_key_positions
 
 
 def biases(model: nn.Module) -> list[Tensor]:

@@ -10,12 +10,13 @@ import finegates as fg
 from finegates.gates.gated_linear import gated_layers
 from support.described import InFloat64, described_inputs, described_model
 from support.described_types import CONFIGURATIONS
-from theory import flatness
+from theory import factor_directions, flatness
 from theory.block_models import KINDS, block_model, block_output
 from theory.checks import flatness as checks
 from theory.checks import trained_biases as bias_checks
 from theory.checks.settings import Settings
-from theory.flatness import flat_space, generators, jacobian, nullity, start_directions
+from theory.factor_directions import start_directions
+from theory.flatness import flat_space, generators, jacobian, nullity
 from theory.free_gates import free_gates, set_values
 from theory.trained_biases import bias_directions
 
@@ -145,7 +146,7 @@ def unfactored():
 def test_a_direction_of_factors_next_to_a_layer_norm_is_not_forgotten(
     unfactored, monkeypatch, forgotten
 ):
-    monkeypatch.setattr(flatness, forgotten, lambda model: [])
+    monkeypatch.setattr(factor_directions, forgotten, lambda model: [])
     found = checks.check_factors(SMALL)
     assert {case.name.partition(",")[0] for case in found.cases if not case.holds} == {"bert"}
 
@@ -155,7 +156,7 @@ def test_layers_next_to_a_layer_norm_are_those_of_the_architecture():
         model = block_model(name)
         return tuple(
             [path.rpartition("layer.0.")[2] for path in find(model)]
-            for find in (flatness.centred_layers, flatness.shifted_keys)
+            for find in (factor_directions.centred_layers, factor_directions.shifted_keys)
         )  # type: ignore[return-value]
 
     writers = ["attention.output.dense", "output.dense"]

@@ -18,14 +18,13 @@ from finegates.modules.linear import linear_shape
 from theory.block_models import KINDS, WIDTH, block_model, block_output
 from theory.checks.settings import ROUNDING, Settings
 from theory.evidence import Case, Check
+from theory.factor_directions import factor_directions, start_directions
 from theory.flatness import (
     Nullity,
-    factor_directions,
     flat_space,
     generators,
     jacobian,
     nullity,
-    start_directions,
 )
 from theory.free_gates import FreeGate, free_gates, set_values
 
@@ -52,7 +51,7 @@ class Measured:
     Attributes:
         nullity: of the Jacobian of its outputs.
         predicted: dim N of :func:`theory.flatness.flat_space`, or
-            :func:`theory.flatness.factor_directions`.
+            :func:`theory.factor_directions.factor_directions`.
         moved: relative change of the outputs when the gates move far in a random direction of N.
         layers: number of linear layers with gates or factors.
     """
@@ -192,7 +191,7 @@ def check_directions(settings: Settings) -> Check:
         "the Jacobian of a block's outputs in its gates has the nullity dim{δ : Aδ ∈ S}, S spanned "
         "by the rescalings of values against outputs, queries against keys, hidden rows against "
         "columns, and layers without a bias",
-        "gates not zero, weights in general position; independent and shared gates",
+        "gates not zero, weights in general position, frozen biases; independent and shared gates",
         tuple(cases),
         claim="bilinear",
         frames={"flat_kinds": pd.DataFrame(rows)},
@@ -237,7 +236,8 @@ def check_width(settings: Settings) -> Check:
         "law",
         "a block of BERT of width d has 2d + 1 flat directions with independent gates; with shared "
         "gates it has one for each head and with LoRA 1 nine, at any width",
-        "all layers have biases; gates not zero",
+        "all layers have biases, which are frozen; gates not zero, factors of full rank; widths 8 "
+        "to 32",
         tuple(cases),
         claim="bilinear",
         frames={"flat_width": pd.DataFrame(rows)},
@@ -247,9 +247,9 @@ def check_width(settings: Settings) -> Check:
 def check_factors(settings: Settings) -> Check:
     """LoRA of rank r on the same layers: r² for each layer, and r more where a LayerNorm is near.
 
-    See :mod:`theory.flatness`. Measured at random factors on every kind of block at the least
-    width, and at larger widths and ranks on two kinds. At LoRA's start, where B = 0, all of A is
-    flat, and so are the directions of B that a LayerNorm subtracts.
+    See :mod:`theory.factor_directions`. Measured at random factors on every kind of block at the
+    least width, and at larger widths and ranks on two kinds. At LoRA's start, where B = 0, all of A
+    is flat, and so are the directions of B that a LayerNorm subtracts.
     """
     cases = []
     places = [(name, WIDTH, rank) for name in kinds(settings) for rank in RANKS]
@@ -333,12 +333,12 @@ def _slopes(loss: Callable[[Tensor], Tensor], *pair: float) -> tuple[float, floa
 def check_degeneracy(settings: Settings) -> Check:
     """Claim "It avoids the bilinear degeneracy of LoRA": does the nullity grow with the width?
 
-    LoRA's does not (``flat-factors``). Those of independent gates grow by the proposition of
-    :mod:`theory.flatness`, so that their share of the parameters stays while LoRA's falls as 1/d. A
-    comparison of shares at one width would depend on the width: in narrow blocks with few
-    rescalings gates are below LoRA. Cases, by kind of block: one plus the increase of the nullity
-    from width 8 to 16, through ``finegates.attach``. The table ``flat_models`` has the shares at
-    the shape of RoBERTa-base.
+    LoRA's does not (``flat-factors``), as long as biases are frozen (``flat-biases``). Those of
+    independent gates grow by the proposition of :mod:`theory.flatness`, so that their share of the
+    parameters stays while LoRA's falls as 1/d. A comparison of shares at one width would depend on
+    the width: in narrow blocks with few rescalings gates are below LoRA. Cases, by kind of block:
+    one plus the increase of the nullity from width 8 to 16, through ``finegates.attach``. The table
+    ``flat_models`` has the shares at the shape of RoBERTa-base.
     """
     cases = []
     for name in kinds(settings):
@@ -353,7 +353,8 @@ def check_degeneracy(settings: Settings) -> Check:
         "claim",
         "the number of flat directions of row and column gates does not grow with the width, as "
         "that of LoRA does not (one plus the increase from width 8 to 16)",
-        "independent gates before clipping, through the library, one block of every kind",
+        "independent gates before clipping, frozen biases, factors of full rank; through the "
+        "library, one block of every kind",
         tuple(cases),
         claim="bilinear",
         frames={"flat_models": models_frame()},
@@ -367,7 +368,7 @@ def models_frame() -> pd.DataFrame:
     """Flat directions at the real shapes of models, counted without weights.
 
     For gates by the generators of :mod:`theory.flatness`, which is a lower bound for any weights.
-    For LoRA by :func:`theory.flatness.factor_directions`. All blocks of a model are equal.
+    For LoRA by :func:`theory.factor_directions.factor_directions`. All blocks of a model are equal.
     """
     from transformers import AutoModel, RobertaConfig
 
@@ -409,7 +410,7 @@ def check_shared(settings: Settings) -> Check:
         11,
         "bound",
         "sharing gates along the dependencies of a block lowers the share of flat directions",
-        "gates not zero; one block of every kind",
+        "gates not zero, frozen biases; one block of every kind",
         tuple(cases),
         claim="bilinear",
     )
