@@ -1,9 +1,9 @@
-"""Tables of the theory: checks as Markdown and CSV, cases, and the paper's claims."""
+"""Tables of the theory: checks as Markdown and CSV, and cases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,45 +25,6 @@ ITEMS = {
     12: "Beyond the paper",
     13: "The objective that is trained",
 }
-
-CLAIMS = {
-    "pl": "the gated objective satisfies the Polyak–Łojasiewicz condition",
-    "conditioning": "its landscape is simpler and better conditioned than LoRA's",
-    "convergence": "training with stochastic gates converges",
-    "bilinear": "it avoids the bilinear degeneracy of LoRA",
-    "binary": "gates converge to 0/1",
-}
-"""Claims of the paper that checks concern, in its words."""
-
-MEASURED = {"supported", "depends", "contradicted"}
-"""Verdicts that count as a vote. The others report a theorem's decision, or that nothing is
-decided.
-"""
-
-
-def judge_claims(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The verdict on each claim of the paper, from the checks of kind ``"claim"`` about it.
-
-    Supported if all those checks are, contradicted if all are. Otherwise the claim depends on
-    the setting. Checks that a theorem decides have no vote. If there is no other check of a claim,
-    its verdict is theirs.
-    """
-    verdicts: dict[str, dict[str, str]] = {}
-    for record in records:
-        if record["claim"] and record["kind"] == "claim":
-            verdicts.setdefault(record["claim"], {})[record["id"]] = record["verdict"]
-    return {
-        claim: {"statement": CLAIMS[claim], "verdict": _overall(checks.values()), "checks": checks}
-        for claim, checks in verdicts.items()
-    }
-
-
-def _overall(verdicts: Iterable[str]) -> str:
-    found = set(verdicts)
-    measured = found & MEASURED or found - {"inconclusive"} or found
-    if len(measured) == 1:
-        return measured.pop()
-    return "depends" if found & MEASURED else "proved in part"
 
 
 def check_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -100,7 +61,7 @@ def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
 
 
 def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
-    """Formats the checks as one Markdown table for each item, with the verdicts on the claims.
+    """Formats the checks as one Markdown table for each item.
 
     Args:
         records: from :meth:`Check.record`, or read back from JSON.
@@ -118,14 +79,6 @@ def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
         ]
         lines += ["|---|---|---:|---:|---:|---:|---:|---|"]
         lines += [_row(record) for record in found]
-        lines.append("")
-    claims = judge_claims(records)
-    if claims:
-        lines += ["#### Verdicts on the paper's claims", ""]
-        lines += ["| claim | verdict | from the checks |", "|---|---|---|"]
-        for claim, facts in claims.items():
-            checks = ", ".join(f"`{name}` {verdict}" for name, verdict in facts["checks"].items())
-            lines.append(f"| {claim}: {facts['statement']} | **{facts['verdict']}** | {checks} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -24,7 +24,9 @@ CAPTION = (
     "Student's t; of counts and sizes the range of all values; of single times the quartiles. A "
     'claim is contradicted if one of its tests is, supported if all are; one that says "up to" is '
     "supported if one of them is. What the width of the model alone decides is not testable below "
-    "the stated size. Lines in parentheses are shown with a claim and do not bear on its verdict."
+    "the stated size. Claims that the theory judges depend on the setting if its settings are "
+    "decided both ways, each by an interval of its own. Lines in parentheses are shown with a "
+    "claim and do not bear on its verdict."
 )
 
 
@@ -165,7 +167,8 @@ def _row(result: ClaimResult, found: TestResult) -> dict[str, Any]:
         "low": _rounded(interval.low) if interval else None,
         "high": _rounded(interval.high) if interval else None,
         "covers": found.covers,
-        "values": len(measured.values) if measured else None,
+        "findings": measured.findings if measured else "",
+        "values": len(measured.values) if measured and measured.values else None,
         "unit": measured.unit if measured else "",
         "bound": test.bound(),
         "claimed": test.claimed,
@@ -177,9 +180,9 @@ def _row(result: ClaimResult, found: TestResult) -> dict[str, Any]:
 
 def _measured(row: dict[str, Any]) -> str:
     if row["mean"] is None:
-        return BLANK
+        return row["findings"] or BLANK
     number = f"{row['mean']:.3g}"
-    if row["low"] is not None and row["covers"] != "checks of the theory":
+    if row["low"] is not None:
         number += f" [{row['low']:.3g}, {row['high']:.3g}]"
     return f"{number} {row['unit']} (n = {row['values']}{_covered(row['covers'])})"
 
