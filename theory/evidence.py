@@ -297,6 +297,22 @@ class Check:
             for factor, levels in found.items()
         }
 
+    def level_counts(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """How many settings of each level hold, of those that are decided.
+
+        No verdict follows from these counts. They say where a claim holds at a level at which the
+        other factors matter, too.
+        """
+        found: dict[str, dict[str, list[bool]]] = {}
+        for case in self.cases:
+            for factor, level in case.levels.items():
+                held = found.setdefault(factor, {}).setdefault(level, [])
+                held += [case.holds] * case.votes
+        return {
+            factor: {level: (sum(held), len(held)) for level, held in levels.items()}
+            for factor, levels in found.items()
+        }
+
     @property
     def constants(self) -> tuple[str, ...]:
         """Names of the statement's constants, "" if there is only one."""
@@ -421,6 +437,7 @@ class Check:
             "verdict": self.verdict,
             "depends_on": ", ".join(self.depends_on),
             "by_level": self.by_level() if self.kind == "claim" else {},
+            "level_counts": self.level_counts() if self.kind == "claim" else {},
         }
 
 

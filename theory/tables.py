@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from theory.evidence import Check, significant
+from theory.intervals import FEW
 
 ITEMS = {
     1: "Column gates alone",
@@ -30,7 +31,10 @@ ITEMS = {
 def check_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row for each check."""
     return pd.DataFrame(
-        [{key: value for key, value in record.items() if key != "by_level"} for record in records]
+        [
+            {key: value for key, value in record.items() if key not in ("by_level", "level_counts")}
+            for record in records
+        ]
     )
 
 
@@ -89,9 +93,10 @@ def level_markdown(records: Sequence[Mapping[str, Any]]) -> str:
         "#### Where claims hold that depend on the setting",
         "",
         "Every setting is judged by the 95 % interval of its median over random draws (their range "
-        "if there are fewer than six). A level of a factor is in the column holds (fails) if "
-        "the claim holds (fails) in all its settings that are decided; varies: in some of them. "
-        "The outcome depends on the factors in bold: a change of their level alone changes it.",
+        f"up to {FEW} draws). A level of a factor is in the column holds (fails) if the claim "
+        "holds (fails) in all its settings that are decided. Varies: it holds in some of them, "
+        "with how many of how many; no verdict follows from this count. The outcome depends on "
+        "the factors in bold: a change of their level alone changes it.",
         "",
         "| claim | factor | holds | fails | varies | undecided |",
         "|---|---|---|---|---|---|",
@@ -101,8 +106,12 @@ def level_markdown(records: Sequence[Mapping[str, Any]]) -> str:
             continue
         for factor, levels in record["by_level"].items():
             title = f"**{factor}**" if factor in record["depends_on"].split(", ") else factor
+            shares = {
+                level: f" ({held} of {decided})" if levels[level] == "depends" else ""
+                for level, (held, decided) in record["level_counts"][factor].items()
+            }
             cells = [
-                "; ".join(level for level, found in levels.items() if found == verdict)
+                "; ".join(f"{level}{shares[level]}" for level in levels if levels[level] == verdict)
                 for verdict in ("supported", "contradicted", "depends", "undecided")
             ]
             lines.append(f"| `{record['id']}` | {title} | {' | '.join(cells)} |")

@@ -320,7 +320,7 @@ def test_tables_say_where_claims_hold():
     text = level_markdown([check.record(), _check("claim", 0.5).record()])
     assert text.splitlines()[-2:] == [
         "| `x-claim` | **family** | well | ill |  | over |",
-        "| `x-claim` | rank |  |  | 1 |  |",
+        "| `x-claim` | rank |  |  | 1 (1 of 2) |  |",
     ]
     assert "by family" in check_markdown([check.record()], "")
 
