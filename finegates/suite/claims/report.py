@@ -36,10 +36,20 @@ SYNTHETIC = (
 )
 
 
-def shown(verdict: str, kind: str) -> str:
-    """A verdict for print, with contradicted claims marked "at this scale"."""
-    scale = verdict == CONTRADICTED and kind == "claim"
-    return f"{verdict} (at this scale)" if scale else verdict
+def shown(result: ClaimResult) -> str:
+    """The verdict on a claim for print.
+
+    A claim that measurements contradict is marked "at this scale". What a theorem or a
+    counterexample denies has no scale, and experiments are claimed of none.
+    """
+    contradicting = {
+        test.test.measure
+        for test in result.tests
+        if test.verdict == CONTRADICTED and not test.test.beside
+    }
+    measured = result.verdict == CONTRADICTED and contradicting != {"theory_claim"}
+    scale = measured and result.claim.kind == "claim"
+    return f"{result.verdict} (at this scale)" if scale else result.verdict
 
 
 def multiplicity(results: Sequence[ClaimResult]) -> str:
@@ -88,8 +98,10 @@ def verdict_table(
             }
         )
 
+    printed = {result.claim.id: shown(result) for result in results}
+
     def verdict(row: dict[str, Any]) -> str:
-        return f"({row['verdict']})" if synthetic else f"**{shown(row['verdict'], row['kind'])}**"
+        return f"({row['verdict']})" if synthetic else f"**{printed[row['claim']]}**"
 
     columns = (
         Column("Claim", "claim", text=True),

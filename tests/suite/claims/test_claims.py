@@ -14,6 +14,7 @@ from finegates.suite.claims import (
     audit,
     evidence_table,
     load_ledger,
+    shown,
     verdict_table,
 )
 from finegates.suite.claims.audit import (
@@ -235,6 +236,7 @@ def test_what_the_theory_decides_both_ways_is_not_inconclusive(tmp_path, parts, 
     ]
     (result,) = results = audit([Claim(**CLAIM, tests=tests)], Evidence(tmp_path))
     assert result.verdict == expected
+    assert shown(result) == expected  # a theorem holds at every scale
     table = evidence_table(results, "t")
     # Its checks are printed, and no number, interval or count.
     assert "| c-claim depends on rank, family " in table.markdown()
@@ -288,6 +290,7 @@ def test_one_failure_contradicts_a_conjunction_and_one_success_supports_up_to(
     evidence = plant(tmp_path, "half_open", {"method": "a"}, [4.0, 4.0, 4.0])
     (result,) = audit([Claim(**CLAIM, tests=tests, combine=combine)], evidence)
     assert result.verdict == expected
+    assert shown(result) == expected + " (at this scale)" * (expected == CONTRADICTED)
     if missing:
         assert result.tests[-1].missing == "no run of no"
 
