@@ -45,8 +45,8 @@ def judge_claims(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, An
     """The verdict on each claim of the paper, from the checks of kind ``"claim"`` about it.
 
     Supported if all those checks are, contradicted if all are. Otherwise the claim depends on
-    the setting. Checks that a theorem decides have no vote. If there is no other check of a claim,
-    its verdict is theirs.
+    the setting. Checks that a theorem decides have no vote. A claim that has only such
+    checks gets their verdict.
     """
     verdicts: dict[str, dict[str, str]] = {}
     for record in records:
