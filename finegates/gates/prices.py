@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
-
 from finegates.arguments import named
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # tables read configurations without torch
+    from torch import Tensor, nn
+
     from finegates.gates.shared import Sides
     from finegates.gates.stochastic import StochasticGate
 
-Timer = Callable[[Mapping["StochasticGate", Tensor]], float]
+Timer = Callable[[Mapping["StochasticGate", "Tensor"]], float]
 """Maps masks, (dense_size,) by gate, to the predicted seconds of a token after compaction."""
 
 
