@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
-
-def check_model(model: object) -> None:
-    """Raises TypeError unless the argument is a module."""
-    if isinstance(model, nn.Module):
-        return
-    raise TypeError(f"a model (torch.nn.Module) is needed, got {_named(model)}; {_remedy(model)}")
+from numbers import Integral, Real
 
 
 def check_config(config: object, kind: type) -> None:
@@ -26,25 +17,40 @@ def check_config(config: object, kind: type) -> None:
         remedy = f"write {name}(**config)"
     elif isinstance(config, type) and issubclass(config, kind):
         remedy = f"write {name}()"
-    raise TypeError(f"a {name} is needed, got {_named(config)}; {remedy}")
+    raise TypeError(f"a {name} is needed, got {named(config)}; {remedy}")
 
 
-def _named(value: object) -> str:
+def check_number(name: str, value: object) -> None:
+    """Raises TypeError unless an argument is a real number, which a truth value is not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {named(value)}")
+
+
+def check_whole(name: str, value: object, remedy: str = "") -> None:
+    """Checks that an argument is an integer of at least 1.
+
+    Args:
+        name: of the argument.
+        value: of it.
+        remedy: what to give instead, for the message.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is below 1.
+    """
+    end = f"; {remedy}" if remedy else ""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {named(value)}{end}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}{end}")
+
+
+def named(value: object) -> str:
+    """What an argument is, for messages about its type."""
     if isinstance(value, str):
         return f"the string {value!r}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _remedy(value: Any) -> str:
-    if isinstance(value, str):
-        return (
-            f"load the model first, as transformers does: AutoModel.from_pretrained({value!r}), or "
-            "finegates.load for the folder of a compact one"
-        )
-    if isinstance(value, type) and issubclass(value, nn.Module):
-        return "make one of that class"
-    if isinstance(getattr(value, "model", None), nn.Module):
-        return "give its attribute 'model'"
-    return "give the model itself, as transformers or finegates.load returns it"
+    if value is None or isinstance(value, bool):
+        return str(value)
+    return f"a {type(value).__name__}"

@@ -9,6 +9,6 @@ gates, gated layers and penalties. Only ``theory.finetuned`` needs the rest of t
 
 from theory.evidence import Case, Check
 from theory.problems import FAMILIES, Family, Problem, draw_problem
-from theory.tables import judge_claims
+from theory.verdicts import judge_claims
 
 __all__ = ["FAMILIES", "Case", "Check", "Family", "Problem", "draw_problem", "judge_claims"]

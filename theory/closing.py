@@ -10,8 +10,11 @@ Where the outputs are linear in the gates, φ''(t) = δᵀHδ with the Gauss–N
 
 with κ_S the largest eigenvalue of the correlation matrix H_jk/√(H_jj H_kk) on S, the *coherence* of
 the closed gates: for x = D^{1/2}1 with D = Diag(ω_j² H_jj), δᵀHδ = xᵀ(correlations)x ≤ κ_S ‖x‖².
-For least squares H is constant. For cross-entropy ℓ'' is replaced by its largest value
-(:class:`theory.network.OutputLoss`), so that the bound holds for changes of any size.
+Equality holds where x is an eigenvector of κ_S: where the contributions ω_j · column to the outputs
+have one length and one correlation ρ ≥ 0, κ_S = 1 + (|S| − 1)ρ. For ρ < 0, κ_S = 1 − ρ and the
+bound is not attained, nor is it in general for contributions of unequal length. For least squares H
+is constant. For cross-entropy ℓ'' is replaced by an upper bound
+(:class:`theory.network.OutputLoss`), so that the statement holds for changes of any size.
 
 ω_j² H_jj is the importance of gate j: where residuals are independent of the inputs, with mean 0
 and variance τ², the mean square over rows of ω_j ∂_jℓ_i, which Molchanov et al. (2019) compare, has

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from theory.intervals import interval
+from theory.intervals import median_interval
 from theory.problems import Array
 
 Relation = Literal["equal", "at least", "at most"]
@@ -49,6 +49,9 @@ DIGITS = 4
 EXACT = 1.25
 """The factor on its constant that every law must notice."""
 
+BEYOND = 1e-9
+"""Relative distance to either side of a turning point at which a verdict is computed."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -65,11 +68,10 @@ class Case:
         built: constructed to attain the constant. Such a case gives the check its power and is not
             counted among those that hold.
         proof: of a claim, whether a theorem decides this setting, and how. Such a case has no vote.
-        undecided: of a claim, whether the interval of the measurement contains the constant. Such a
-            case has no vote.
         levels: of a claim, the setting as a level of each factor, for example
             ``{"family": "ill-conditioned", "rank": "2"}``.
-        low: of a measurement over draws, the lower end of its interval.
+        low: of a claim that is measured over draws, the lower end of the interval. The case has no
+            vote if the interval contains the constant. NaN without an interval.
         high: its upper end.
     """
 
@@ -81,7 +83,6 @@ class Case:
     constant: str = ""
     built: bool = False
     proof: Proof = ""
-    undecided: bool = False
     levels: Mapping[str, str] = field(default_factory=dict)
     low: float = math.nan
     high: float = math.nan
@@ -106,8 +107,8 @@ class Case:
     ) -> Case:
         """A setting of a claim, measured by the median of random draws.
 
-        It is undecided if the 95 % interval of the median contains the constant, ends included.
-        Below six draws the interval is their range. A single draw decides nothing.
+        It is undecided if the interval of the median (:func:`theory.intervals.median_interval`)
+        contains the constant, ends included. A single draw decides nothing: it has no ends.
 
         Args:
             levels: the setting.
@@ -116,17 +117,15 @@ class Case:
             draws: shape (count,).
             constant: see the class.
         """
-        if len(draws) < 6:
-            low, high = float(np.min(draws)), float(np.max(draws))
-        else:
-            low, high = interval(draws, *levels.values(), constant)
+        low, high = -math.inf, math.inf
+        if len(draws) > 1:
+            low, high = median_interval(draws, *levels.values(), constant)
         return cls(
             ", ".join(levels.values()),
             relation,
             predicted,
             float(np.median(draws)),
             constant=constant,
-            undecided=len(draws) < 2 or low <= predicted <= high,
             levels=levels,
             low=low,
             high=high,
@@ -141,6 +140,11 @@ class Case:
         if self.relation == "at least":
             return bool(self.measured >= self.predicted - slack)
         return bool(self.measured <= self.predicted + slack)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the interval of the measurement contains the constant, ends included."""
+        return bool(self.low <= self.predicted <= self.high)
 
     @property
     def votes(self) -> bool:
@@ -166,25 +170,31 @@ class Case:
         """The smallest factor on the constant that breaks the case; 1 if it is already broken.
 
         The constant is changed in the direction that claims more. For an equality it is changed in
-        both directions, and the larger factor counts. Infinite if no factor breaks the case.
+        both directions, and the larger factor counts. Infinite if no factor breaks the case. A case
+        with an interval breaks as soon as the interval contains the constant.
         """
-        if not self.holds:
+        if not self.holds or self.undecided:
             return 1.0
         # Up: |measured - f predicted| <= tolerance f predicted; down: the same with 1/f.
-        ratio = self.measured / self.predicted
+        ratio = (self.measured if math.isnan(self.low) else self._near) / self.predicted
         up = ratio / (1 - self.tolerance) if self.tolerance < 1 else math.inf
         down = (1 + self.tolerance) / ratio if ratio > 0 else math.inf
         factors = {"equal": max(up, down), "at least": up, "at most": down}
         return max(1.0, factors[self.relation])
 
     @property
-    def margin(self) -> float:
-        """The smallest factor on the constant, up or down, that changes whether the case holds."""
-        if self.holds:
-            return self.power
-        # A broken case holds once the constant is weakened to the measured value.
-        weak = self.tightness / (1 + self.tolerance)
-        return max(1.0, weak) if weak == weak else math.inf
+    def _near(self) -> float:
+        """The end of the interval that a constant which claims more meets first."""
+        return self.high if self.relation == "at most" else self.low
+
+    @property
+    def turns(self) -> tuple[float, ...]:
+        """Factors for :meth:`strengthened` at which the vote of the case changes."""
+        ends: tuple[float, ...] = (self.low, self.high)
+        if math.isnan(self.low):
+            ends = (self.measured / (1 + self.tolerance), self.measured / (1 - self.tolerance))
+        found = {end / self.predicted for end in ends if 0 < end < math.inf}
+        return tuple(1 / turn if self.relation == "at most" else turn for turn in found)
 
     def strengthened(self, factor: float) -> Case:
         """The same case with a constant wrong by ``factor``, in the direction that claims more."""
@@ -287,6 +297,22 @@ class Check:
             for factor, levels in found.items()
         }
 
+    def level_counts(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """How many settings of each level hold, of those that are decided.
+
+        No verdict follows from these counts. They say where a claim holds at a level at which the
+        other factors matter, too.
+        """
+        found: dict[str, dict[str, list[bool]]] = {}
+        for case in self.cases:
+            for factor, level in case.levels.items():
+                held = found.setdefault(factor, {}).setdefault(level, [])
+                held += [case.holds] * case.votes
+        return {
+            factor: {level: (sum(held), len(held)) for level, held in levels.items()}
+            for factor, levels in found.items()
+        }
+
     @property
     def constants(self) -> tuple[str, ...]:
         """Names of the statement's constants, "" if there is only one."""
@@ -340,17 +366,18 @@ class Check:
         """The power: the smallest factor on any constant at which the verdict changes.
 
         A law or a bound breaks as soon as one case does. With several constants, the one with the
-        weakest test counts. A claim's bar is moved up or down until the verdict changes.
+        weakest test counts. A claim's bar is moved up or down until the verdict changes, with each
+        setting judged again by its interval. Infinite if the bar does not matter.
         """
         if self.kind != "claim":
             groups = [[c for c in self.cases if c.constant == name] for name in self.constants]
             return max(min(case.power for case in group) for group in groups)
-        up = [case.margin for case in self.counted if case.holds]
-        down = [case.margin for case in self.counted if not case.holds]
-        if not up and not down:
-            return math.inf
-        # To leave "depends", all cases that hold must fail, or all others must hold.
-        return min(max(up), max(down)) if up and down else min(up or down)
+        turns = {turn for case in self.cases if not case.proof for turn in case.turns}
+        for turn in sorted(turns, key=lambda turn: max(turn, 1 / turn)):
+            for beyond in (1 - BEYOND, 1 + BEYOND):
+                if self.strengthened(turn * beyond).verdict != self.verdict:
+                    return max(turn, 1 / turn)
+        return math.inf
 
     @property
     def deciding(self) -> Case:
@@ -368,6 +395,8 @@ class Check:
     def strengthened(self, factor: float, constant: str | None = None) -> Check:
         """The same evidence against constants wrong by ``factor``, which the verdict must notice.
 
+        Settings that a theorem decides keep their constant.
+
         Args:
             factor: above 1 it claims more.
             constant: the only one that is wrong; all of them if None.
@@ -375,7 +404,9 @@ class Check:
         return replace(
             self,
             cases=tuple(
-                case.strengthened(factor) if constant in (None, case.constant) else case
+                case.strengthened(factor)
+                if constant in (None, case.constant) and not case.proof
+                else case
                 for case in self.cases
             ),
         )
@@ -406,6 +437,7 @@ class Check:
             "verdict": self.verdict,
             "depends_on": ", ".join(self.depends_on),
             "by_level": self.by_level() if self.kind == "claim" else {},
+            "level_counts": self.level_counts() if self.kind == "claim" else {},
         }
 
 

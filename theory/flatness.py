@@ -41,18 +41,6 @@ others has a row of its own. The kernel of A remains: gates of a head against th
 one for each key-value head.
 
 The measured nullity says more than the proposition: there are *no other* flat directions.
-
-**Low-rank factors** BA of rank r on the same layers have at least
-
-- r² flat directions for each layer (GL(r): B → BM, A → M⁻¹A),
-- r more for each layer whose output is read only by norms that subtract the mean over features:
-  B → B + 1vᵀ adds the same number to all features,
-- r more for each layer of keys that reads such a norm y = γ ∘ n + β directly and whose scores see
-  no position of a key: Σ n = 0, so that A → A + v(1/γ)ᵀ adds the same vector to all keys, which
-  softmax ignores.
-
-Unlike those of gates, these numbers do not contain the width. There are more if r is of the order
-of the width, when the tangents of the factors meet those of invertible maps of a whole head.
 """
 
 from __future__ import annotations
@@ -66,8 +54,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finegates.adapters import Attention, Block, FeedForward, adapter_for, unwrap
-from finegates.compaction.certificate import InFloat64
+from finegates.adapters import Attention, Block, FeedForward, adapter_for
 from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import leaf_gates
 from finegates.head_rows import feed_forward_rows, layer_rows, letters_of, score_units
@@ -104,7 +91,7 @@ def generators(model: nn.Module, blocks: Sequence[Block] | None = None) -> list[
     for block in adapter_for(model).blocks(model) if blocks is None else blocks:
         clipped: set[str] = set()
         for part in block.attentions:
-            if _clips(model, part):
+            if clips(model, part):
                 clipped |= {part.q, part.k, part.v}
             else:
                 found += _of_attention(model, part)
@@ -116,7 +103,7 @@ def generators(model: nn.Module, blocks: Sequence[Block] | None = None) -> list[
     return found
 
 
-def _clips(model: nn.Module, part: Attention) -> bool:
+def clips(model: nn.Module, part: Attention) -> bool:
     """Whether queries, keys and values are clipped, as in OLMo, which breaks every rescaling."""
     config = getattr(model.get_submodule(part.path), "config", None)
     return getattr(config, "clip_qkv", None) is not None
@@ -132,8 +119,8 @@ def _of_attention(model: nn.Module, part: Attention) -> Iterator[Generator]:
         for group in range(part.kv_heads):
             readers = entry[group * each : (group + 1) * each]  # (each, head_dim)
             for dimension, row in enumerate(rows["v"][group].tolist()):
-                up = _ones(_size(model, part.v, "rows"), [row], 1)
-                down = _ones(_size(model, part.o, "cols"), readers[:, dimension], -1)
+                up = _ones(size_of(model, part.v, "rows"), [row], 1)
+                down = _ones(size_of(model, part.o, "cols"), readers[:, dimension], -1)
                 yield _generator("values", ((part.v, "rows"), up), ((part.o, "cols"), down))
     if part.norm or part.fixed_scores or not part.narrows:
         return
@@ -142,21 +129,21 @@ def _of_attention(model: nn.Module, part: Attention) -> Iterator[Generator]:
         queries = rows["q"][group * each : (group + 1) * each].numpy()  # (each, head_dim)
         for unit in np.unique(units[group]):
             chosen = units[group] == unit
-            up = _ones(_size(model, part.k, "rows"), rows["k"][group].numpy()[chosen], 1)
-            down = _ones(_size(model, part.q, "rows"), queries[:, chosen], -1)
+            up = _ones(size_of(model, part.k, "rows"), rows["k"][group].numpy()[chosen], 1)
+            down = _ones(size_of(model, part.q, "rows"), queries[:, chosen], -1)
             yield _generator("scores", ((part.k, "rows"), up), ((part.q, "rows"), down))
     alone = letters_of(part, part.k) == ("k",) and _bias(model, part.k) is not None
-    if alone and part.rotary is None and not _sees_key_positions(model, part):
+    if alone and part.rotary is None and not sees_key_positions(model, part):
         yield _of_layer(model, part.k)
 
 
-def _sees_key_positions(model: nn.Module, part: Attention) -> bool:
+def sees_key_positions(model: nn.Module, part: Attention) -> bool:
     """Whether scores have a term in key and position without the query, as in DeBERTa."""
     return "p2c" in getattr(model.get_submodule(part.path), "pos_att_type", ())
 
 
 def _of_feed_forward(model: nn.Module, part: FeedForward) -> Iterator[Generator]:
-    width = _size(model, part.down, "cols")
+    width = size_of(model, part.down, "cols")
     degree = _degree(model, part)
     # By layer and row, the degree of each hidden value in that row's gate.
     sources: list[tuple[str, Places, int]] = []
@@ -172,7 +159,7 @@ def _of_feed_forward(model: nn.Module, part: FeedForward) -> Iterator[Generator]
         for dimension, row in enumerate(rows):
             yield _generator(
                 "hidden",
-                ((path, "rows"), _ones(_size(model, path, "rows"), [row], 1)),
+                ((path, "rows"), _ones(size_of(model, path, "rows"), [row], 1)),
                 ((part.down, "cols"), _ones(width, [dimension], -power)),
             )
 
@@ -194,7 +181,7 @@ def _degree(model: nn.Module, part: FeedForward) -> int | None:
 
 
 def _of_layer(model: nn.Module, path: str) -> Generator:
-    sizes = {side: _size(model, path, side) for side in ("rows", "cols")}
+    sizes = {side: size_of(model, path, side) for side in ("rows", "cols")}
     return _generator(
         "layers",
         ((path, "rows"), np.ones(sizes["rows"])),
@@ -215,93 +202,20 @@ def _ones(size: int, places: Sequence[int] | Places, value: float) -> Array:
     return vector
 
 
-def _layer(model: nn.Module, path: str) -> nn.Module:
+def layer_of(model: nn.Module, path: str) -> nn.Module:
+    """The linear layer at a path, within its gates."""
     module = model.get_submodule(path)
     return find_linear(getattr(module, "base", module))
 
 
 def _bias(model: nn.Module, path: str) -> object:
-    return getattr(_layer(model, path), "bias", None)
+    return getattr(layer_of(model, path), "bias", None)
 
 
-def _size(model: nn.Module, path: str, side: str) -> int:
-    inputs, outputs = linear_shape(_layer(model, path))
+def size_of(model: nn.Module, path: str, side: str) -> int:
+    """Number of rows or columns of the linear layer at a path."""
+    inputs, outputs = linear_shape(layer_of(model, path))
     return outputs if side == "rows" else inputs
-
-
-def centred_layers(model: nn.Module) -> list[str]:
-    """Layers of the blocks whose outputs only norms with a subtraction of the mean read.
-
-    They write to a residual stream with ``torch.nn.LayerNorm``, before or after the sum.
-    """
-    if not any(isinstance(module, nn.LayerNorm) for module in model.modules()):
-        return []
-    found = []
-    for block in adapter_for(model).blocks(model):
-        found += [part.o for part in block.attentions]
-        if block.feed_forward is not None:
-            found.append(block.feed_forward.down)
-    return found
-
-
-def shifted_keys(model: nn.Module) -> list[str]:
-    """Layers of keys that read a ``torch.nn.LayerNorm`` directly, without positions of keys.
-
-    Found in a forward pass on four tokens; the model may be on the device ``meta``.
-    """
-    parts = [part for block in adapter_for(model).blocks(model) for part in block.attentions]
-    chosen = {
-        part.k: model.get_submodule(part.k)
-        for part in parts
-        if part.projected is None
-        and not part.norm
-        and not part.fixed_scores
-        and part.rotary is None
-        and letters_of(part, part.k) == ("k",)
-        and not _sees_key_positions(model, part)
-        and not _clips(model, part)
-    }
-    normed: list[Tensor] = []
-    found: list[str] = []
-
-    def look(path: str, given: Tensor) -> None:
-        if any(given is output for output in normed):
-            found.append(path)
-
-    handles = [
-        module.register_forward_hook(lambda _, inputs, output: normed.append(output))
-        for module in model.modules()
-        if isinstance(module, nn.LayerNorm)
-    ]
-    handles += [
-        layer.register_forward_pre_hook(lambda _, inputs, path=path: look(path, inputs[0]))
-        for path, layer in chosen.items()
-    ]
-    config: Any = unwrap(model).config
-    device = next(model.parameters()).device
-    tokens = torch.full((1, 4), 3, device=device)
-    inputs = {"input_ids": tokens}
-    if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = tokens
-    try:
-        with torch.no_grad(), InFloat64():
-            model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def factor_directions(model: nn.Module, rank: int) -> int:
-    """Flat directions of low-rank factors on the layers that gates would wrap, at a small rank.
-
-    Args:
-        model: without gates and factors, in evaluation mode.
-        rank: r.
-    """
-    layers = adapter_for(model).gated(model)
-    alike = [*set(centred_layers(model)), *shifted_keys(model)]
-    return rank**2 * len(layers) + rank * sum(path in layers for path in alike)
 
 
 def side_map(model: nn.Module) -> dict[Side, Array]:
@@ -369,17 +283,23 @@ class Nullity:
     gap: float
 
 
-def jacobian(output: Callable[[], Tensor], parameters: Sequence[Tensor], seed: int) -> Array:
+def jacobian(
+    output: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    seed: int,
+    *,
+    logarithmic: bool = True,
+) -> Array:
     """Random combinations of the rows of ∂output/∂parameters, with the same rank but few rows.
 
     Args:
         output: of any shape, float64.
         parameters: float64, with ``requires_grad``.
         seed: of the combinations.
+        logarithmic: multiply the entries of parameter p by |p|, which gives the Jacobian in log p.
 
     Returns:
-        (rows, number of parameters); entries of parameter p are multiplied by |p|, which gives the
-        Jacobian in log p.
+        (rows, number of parameters).
     """
     value = output().flatten()
     size = sum(parameter.numel() for parameter in parameters)
@@ -391,7 +311,7 @@ def jacobian(output: Callable[[], Tensor], parameters: Sequence[Tensor], seed: i
         value, list(parameters), mixed, is_grads_batched=True, materialize_grads=True
     )
     rows = torch.cat([part.reshape(few, -1) for part in found], dim=1)
-    return (rows * scale).numpy()
+    return (rows * scale if logarithmic else rows).numpy()
 
 
 def nullity(matrix: Array, floor: float = 1e-11) -> Nullity:

@@ -13,6 +13,11 @@ from theory.problems import Array
 
 LEVEL = 0.95
 RESAMPLES = 1999
+FEW = 8
+"""Up to this number of draws the interval of a median is their range. It contains the median with a
+probability of 1 − 2^(1 − n): 75 % for 3 draws, 94 % for 5, 97 % for 6. The bootstrap of 6 or 8
+draws does so with 92 % only.
+"""
 
 
 def interval(
@@ -42,6 +47,18 @@ def interval(
         rng=np.random.default_rng(derive_seed("theory", "bootstrap", *names)),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def median_interval(draws: Array, *names: object) -> tuple[float, float]:
+    """Interval of the median of random draws: their range if they are few, else :func:`interval`.
+
+    Args:
+        draws: shape (count,), at least two.
+        names: see :func:`interval`.
+    """
+    if 2 <= len(draws) <= FEW:
+        return float(np.min(draws)), float(np.max(draws))
+    return interval(draws, *names)
 
 
 def share_interval(found: int, count: int) -> tuple[float, float]:

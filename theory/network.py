@@ -57,7 +57,7 @@ def output_loss(outputs: Array, labels: Array) -> OutputLoss:
     """Cross-entropy, or the squared error for labels that are not integers.
 
     The curvature of cross-entropy is Diag(p) − ppᵀ without the first class, at most
-    ½(I − 11ᵀ/classes) (Böhning 1992): ¼ for two classes.
+    ½(I − 11ᵀ/classes) (Böhning 1992): ¼ for two classes. For more classes no p attains it.
 
     Args:
         outputs: of :func:`seen_outputs`, (n, k).
@@ -123,7 +123,7 @@ class Tangents:
         """B, shape (nk, parameters), with Gauss–Newton = BᵀB.
 
         Args:
-            most: with the largest curvature that the loss has anywhere.
+            most: with the upper bound of the loss's curvature.
         """
         curvature = np.broadcast_to(self.loss.most, self.loss.curvature.shape)
         values, vectors = np.linalg.eigh(curvature if most else self.loss.curvature)

@@ -30,6 +30,7 @@ from theory.checks import (
     sparsity,
     stationarity,
     together,
+    trained_biases,
 )
 from theory.checks.settings import Settings
 from theory.evidence import Check, rounded
@@ -122,6 +123,7 @@ ITEM_CHECKS: dict[int, dict[str, Callable[[Settings], Check]]] = {
         "flat-width": flatness.check_width,
         "flat-shared": flatness.check_shared,
         "flat-factors": flatness.check_factors,
+        "flat-biases": trained_biases.check_biases,
         "flat-closed": flatness.check_closed,
         "degeneracy-claim": flatness.check_degeneracy,
     },

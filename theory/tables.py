@@ -1,14 +1,15 @@
-"""Tables of the theory: checks as Markdown and CSV, cases, and the paper's claims."""
+"""Tables of the theory: checks as Markdown and CSV, and cases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from theory.evidence import Check, significant
+from theory.intervals import FEW
 
 ITEMS = {
     1: "Column gates alone",
@@ -26,50 +27,14 @@ ITEMS = {
     13: "The objective that is trained",
 }
 
-CLAIMS = {
-    "pl": "the gated objective satisfies the Polyak–Łojasiewicz condition",
-    "conditioning": "its landscape is simpler and better conditioned than LoRA's",
-    "convergence": "training with stochastic gates converges",
-    "bilinear": "it avoids the bilinear degeneracy of LoRA",
-    "binary": "gates converge to 0/1",
-}
-"""Claims of the paper that checks concern, in its words."""
-
-MEASURED = {"supported", "depends", "contradicted"}
-"""Verdicts that count as a vote. The others report a theorem's decision, or that nothing is
-decided.
-"""
-
-
-def judge_claims(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The verdict on each claim of the paper, from the checks of kind ``"claim"`` about it.
-
-    Supported if all those checks are, contradicted if all are. Otherwise the claim depends on
-    the setting. Checks that a theorem decides have no vote. If there is no other check of a claim,
-    its verdict is theirs.
-    """
-    verdicts: dict[str, dict[str, str]] = {}
-    for record in records:
-        if record["claim"] and record["kind"] == "claim":
-            verdicts.setdefault(record["claim"], {})[record["id"]] = record["verdict"]
-    return {
-        claim: {"statement": CLAIMS[claim], "verdict": _overall(checks.values()), "checks": checks}
-        for claim, checks in verdicts.items()
-    }
-
-
-def _overall(verdicts: Iterable[str]) -> str:
-    found = set(verdicts)
-    measured = found & MEASURED or found - {"inconclusive"} or found
-    if len(measured) == 1:
-        return measured.pop()
-    return "depends" if found & MEASURED else "proved in part"
-
 
 def check_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row for each check."""
     return pd.DataFrame(
-        [{key: value for key, value in record.items() if key != "by_level"} for record in records]
+        [
+            {key: value for key, value in record.items() if key not in ("by_level", "level_counts")}
+            for record in records
+        ]
     )
 
 
@@ -100,7 +65,7 @@ def case_frame(checks: Sequence[Check]) -> pd.DataFrame:
 
 
 def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
-    """Formats the checks as one Markdown table for each item, with the verdicts on the claims.
+    """Formats the checks as one Markdown table for each item.
 
     Args:
         records: from :meth:`Check.record`, or read back from JSON.
@@ -119,14 +84,6 @@ def check_markdown(records: Sequence[Mapping[str, Any]], setting: str) -> str:
         lines += ["|---|---|---:|---:|---:|---:|---:|---|"]
         lines += [_row(record) for record in found]
         lines.append("")
-    claims = judge_claims(records)
-    if claims:
-        lines += ["#### Verdicts on the paper's claims", ""]
-        lines += ["| claim | verdict | from the checks |", "|---|---|---|"]
-        for claim, facts in claims.items():
-            checks = ", ".join(f"`{name}` {verdict}" for name, verdict in facts["checks"].items())
-            lines.append(f"| {claim}: {facts['statement']} | **{facts['verdict']}** | {checks} |")
-        lines.append("")
     return "\n".join(lines)
 
 
@@ -136,9 +93,10 @@ def level_markdown(records: Sequence[Mapping[str, Any]]) -> str:
         "#### Where claims hold that depend on the setting",
         "",
         "Every setting is judged by the 95 % interval of its median over random draws (their range "
-        "if there are fewer than six). A level of a factor is in the column holds (fails) if "
-        "the claim holds (fails) in all its settings that are decided; varies: in some of them. "
-        "The outcome depends on the factors in bold: a change of their level alone changes it.",
+        f"up to {FEW} draws). A level of a factor is in the column holds (fails) if the claim "
+        "holds (fails) in all its settings that are decided. Varies: it holds in some of them, "
+        "with how many of how many; no verdict follows from this count. The outcome depends on "
+        "the factors in bold: a change of their level alone changes it.",
         "",
         "| claim | factor | holds | fails | varies | undecided |",
         "|---|---|---|---|---|---|",
@@ -148,8 +106,12 @@ def level_markdown(records: Sequence[Mapping[str, Any]]) -> str:
             continue
         for factor, levels in record["by_level"].items():
             title = f"**{factor}**" if factor in record["depends_on"].split(", ") else factor
+            shares = {
+                level: f" ({held} of {decided})" if levels[level] == "depends" else ""
+                for level, (held, decided) in record["level_counts"][factor].items()
+            }
             cells = [
-                "; ".join(level for level, found in levels.items() if found == verdict)
+                "; ".join(f"{level}{shares[level]}" for level in levels if levels[level] == verdict)
                 for verdict in ("supported", "contradicted", "depends", "undecided")
             ]
             lines.append(f"| `{record['id']}` | {title} | {' | '.join(cells)} |")
@@ -289,7 +251,8 @@ def flat_markdown(models: pd.DataFrame) -> str:
     model, layers = models.loc[0, ["model", "layers"]]
     return (
         f"Flat directions at the shape of {model}, {layers} layers: {counted('independent gates')} "
-        f"for independent gates, {counted('LoRA 8')} for LoRA r = 8 on the same layers.\n"
+        f"for independent gates, {counted('LoRA 8')} for LoRA r = 8 on the same layers at factors "
+        f"of full rank, {counted('LoRA 8, start')} at its start, where B = 0.\n"
     )
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from finegates.arguments import check_model
 from finegates.blocks import Attention, Block, HeadSizes, Stream
+from finegates.model_argument import check_model
 from finegates.specs import NormSpec
 from finegates.wrappers import without_containers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,12 +74,11 @@ class Recipe:
         """The settings that identify a run.
 
         Options that are off are left out: results from before an option have the same settings.
+        Of the two fractions there is the one that was given.
         """
-        later = ("target_time",)
+        other = "target_time" if self.target_time is None else "target"
         return {
-            key: value
-            for key, value in vars(self).items()
-            if value is not False and not (key in later and value is None)
+            key: value for key, value in vars(self).items() if value is not False and key != other
         }
 
     def gates(self, cost: fg.CostModel | None = None) -> fg.GateConfig:
@@ -92,7 +92,7 @@ class Recipe:
         """
         return fg.GateConfig(
             preset="structured",
-            target=self.target,
+            target=self.target if self.target_time is None else None,
             sequence_length=self.max_length,
             seed=self.seed_of("gates"),
             dimensions="inner" if self.inner else "all",
@@ -160,6 +160,18 @@ def fit_tokenizer(tokenizer: Any, model: Any) -> None:
         model.config.pad_token_id is None
     ):  # classifiers on decoders read the last token that is not padding
         model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def check_gates(model: nn.Module, recipe: Recipe, cost: fg.CostModel | None = None) -> None:
+    """Raises what :func:`with_gates` would raise; the model does not change."""
+    parameters = list(model.parameters())
+    trained = [parameter.requires_grad for parameter in parameters]
+    memo: dict[int, Any] = {id(t): t for t in (*parameters, *model.buffers())}
+    try:
+        with_gates(copy.deepcopy(model, memo), recipe, cost)
+    finally:
+        for parameter, trains in zip(parameters, trained, strict=True):
+            parameter.requires_grad_(trains)
 
 
 def with_gates(model: nn.Module, recipe: Recipe, cost: fg.CostModel | None = None) -> nn.Module:

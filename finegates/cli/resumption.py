@@ -52,6 +52,21 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
+def check_continues(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks that a run may use a folder, which does not change.
+
+    Returns:
+        the settings of the unfinished run there; empty without one.
+
+    Raises:
+        CommandError: the folder belongs to another run, or contains other files.
+    """
+    kept = _remembered(folder) if folder.exists() else {}
+    if kept:
+        check_same(kept, settings, folder)
+    return kept
+
+
 @contextmanager
 def at_work(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path | None]:
     """Locks the folder of an unfinished run within the block.
@@ -67,9 +82,7 @@ def at_work(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path | None]:
         CommandError: the folder belongs to another run, contains other files, or another process is
             using it.
     """
-    kept = _remembered(folder) if folder.exists() else {}
-    if kept:
-        check_same(kept, settings, folder)
+    kept = check_continues(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         if not kept:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from finegates.cli.fine_tuning import Recipe
     from finegates.cli.task_data import TaskData
 
+# In the folder of an unfinished run: the costs that it began with.
+_COSTS = "cost.json"
+
 _TEXT = """\
 Fine-tune a pretrained model on labelled text with gates, remove what they close, and write the
 smaller model, its tokenizer and a summary (finegates-shrink.json) to a folder.
@@ -145,13 +148,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(outcome.summary_of(out))
         return 0
     _describe(arguments, started)
+    resumption.check_continues(partial, started.settings)
+    cost = _cost(arguments, started, partial)
+    _check_gates(started, cost)
     if arguments.dry_run:
         print(f"nothing was done; without --dry-run the result would be in {out}")
         return 0
     with resumption.at_work(partial, started.settings) as checkpoint:
         if checkpoint is not None:
             print(f"continuing after step {checkpoint.name.rpartition('-')[2]}", flush=True)
-        _make(arguments, started, partial, checkpoint)
+        if started.recipe.target_time is not None and cost is not None:
+            cost.save(partial / _COSTS)
+        _make(arguments, started, partial, checkpoint, cost)
         resumption.remove(partial)
     print(outcome.summary_of(out))
     print(f"wrote {out}: the model (finegates.load), its tokenizer, finegates-shrink.json")
@@ -284,7 +292,11 @@ def _describe(arguments: argparse.Namespace, started: _Prepared) -> None:
 
 
 def _make(
-    arguments: argparse.Namespace, started: _Prepared, partial: Path, checkpoint: Path | None
+    arguments: argparse.Namespace,
+    started: _Prepared,
+    partial: Path,
+    checkpoint: Path | None,
+    cost: Any,
 ) -> None:
     """Trains, compacts, evaluates and writes."""
     import finegates as fg
@@ -292,7 +304,6 @@ def _make(
 
     recipe, data, tokenizer = started.recipe, started.data, started.tokenizer
     model = started.model
-    cost = _cost(arguments, started, partial)
     rows = fine_tuning.encode(tokenizer, data.train, recipe.max_length)
     held_out = fine_tuning.encode(tokenizer, data.held_out, recipe.max_length)
     scores = outcome.Scores(tokenizer, held_out, data, recipe.batch_size)
@@ -333,16 +344,20 @@ def _cost(arguments: argparse.Namespace, started: _Prepared, partial: Path) -> A
     """
     import finegates as fg
 
-    recipe = started.recipe
-    if recipe.target_time is None:
-        return options.cost_model(arguments.cost)
-    file = partial / "cost.json"
-    if not file.is_file():
-        cost = options.cost_model(arguments.cost, lambda: _measured(started))
-        assert cost is not None
-        file.parent.mkdir(parents=True, exist_ok=True)
-        cost.save(file)
-    return fg.CostModel.load(file)
+    if started.recipe.target_time is None:
+        return None if arguments.dry_run else options.cost_model(arguments.cost)
+    file = partial / _COSTS
+    if file.is_file():
+        return fg.CostModel.load(file)
+    return options.cost_model(arguments.cost, lambda: _measured(started))
+
+
+def _check_gates(started: _Prepared, cost: Any) -> None:
+    """Raises, before anything is written, if gates cannot be attached or meet the target."""
+    from finegates.cli import fine_tuning
+
+    timed = started.recipe.target_time is not None
+    fine_tuning.check_gates(started.model, started.recipe, cost if timed else None)
 
 
 def _measured(started: _Prepared) -> Any:

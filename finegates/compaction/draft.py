@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import has_module
-from finegates.compaction.cost import CostModel
+from finegates.compaction.costs import Costs
 from finegates.compaction.plans import LayerPlan
 from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import GatedLinear
@@ -73,7 +73,7 @@ class Draft:
         """Whether its kept outputs are scattered between zeros."""
         return not bool(self.rows.all()) if self.output_width is None else self.write is not None
 
-    def seconds(self, cost: CostModel, *, joined: bool = False, scattered: bool = False) -> float:
+    def seconds(self, cost: Costs, *, joined: bool = False, scattered: bool = False) -> float:
         """Predicted time of one token.
 
         Args:

@@ -13,18 +13,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from finegates.adapters import unwrap
+from finegates.arguments import check_whole
 from finegates.clock import interleaved
 from finegates.compaction.cost import CostModel
+from finegates.compaction.measured_batch import LENGTH, check_runs, measured_batch
 from finegates.compaction.measured_model import (
     Shape,
     activation_run,
     attention_run,
     check_measurable,
-    example_tokens,
     fitted_to_model,
     model_shape,
     nonnegative,
 )
+from finegates.compaction.merging import merged_copy
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.kernels import has_onednn, onednn_linear
 
@@ -35,8 +38,8 @@ _LEAST = 1e-15
 def calibrate(
     model: nn.Module | None = None,
     *,
-    batch: int = 8,
-    length: int = 128,
+    batch: int | None = None,
+    length: int | None = None,
     inputs: Mapping[str, Any] | None = None,
     width: int = 768,
     tokens: int = 1024,
@@ -54,10 +57,13 @@ def calibrate(
     The random state of torch does not change.
 
     Args:
-        model: dense, of an architecture with an adapter, on the CPU; it does not change.
-        batch: sequences of a forward pass of the model.
-        length: tokens of each.
-        inputs: keyword arguments of the model's forward for such a batch; by default random tokens.
+        model: dense, of an architecture with an adapter, on the CPU; it does not change. With
+            low-rank adapters of ``peft`` a copy is measured into which they are merged, as
+            :func:`finegates.compact` merges them.
+        batch: sequences of a forward pass; None: those of ``inputs``, otherwise 8.
+        length: tokens of each; None: those of ``inputs``, otherwise 128. Inputs that are not
+            tokens, such as images, need it: it is the number of tokens that a block gets of one.
+        inputs: keyword arguments of the model's forward; None: random tokens.
         width: inputs and outputs of the measured layer; a model has its own.
         tokens: rows of its input; with a model ``batch * length``.
         repeats: rounds, of which the medians are used.
@@ -65,23 +71,46 @@ def calibrate(
         onednn: also try oneDNN's matmul in float32; otherwise torch's default is always used.
 
     Raises:
-        ValueError: the model is not on the CPU, has gates, is compact already, has no adapter, or
-            reads other inputs than tokens.
+        ValueError: the model is not on the CPU, has gates, is compact already, has no description
+            of its architecture, holds an adapter of ``peft`` that cannot be merged, reads other
+            inputs than tokens, or cannot compute the batch; a number is below 1; or ``batch`` or
+            ``length`` is not that of ``inputs``.
+        TypeError: an argument has another type.
     """
-    if model is not None:
-        check_measurable(model)
-        shape = model_shape(model)
-        dtype, width, tokens = shape.dtype, shape.hidden, batch * length
-    else:
-        shape = Shape(dtype, width, 4 * width, max(1, width // 64), min(64, width))
+    for name, value in (("width", width), ("tokens", tokens), ("repeats", repeats)):
+        check_whole(name, value)
     with torch.random.fork_rng(devices=[]):
-        cost = _basic(width, tokens, repeats, dtype, onednn)
-        cost = _with_layers(cost, shape, tokens, repeats)
-        cost = _with_attention(cost, shape, max(1, tokens // length), min(length, tokens), repeats)
-        if model is None:
-            return cost
-        found = example_tokens(model, batch, length) if inputs is None else dict(inputs)
-        return fitted_to_model(replace(cost, length=length), model, found, length, repeats)
+        return _measured(model, batch, length, inputs, width, tokens, repeats, dtype, onednn)
+
+
+def _measured(
+    model: nn.Module | None,
+    batch: int | None,
+    length: int | None,
+    inputs: Mapping[str, Any] | None,
+    width: int,
+    tokens: int,
+    repeats: int,
+    dtype: torch.dtype,
+    onednn: bool,
+) -> CostModel:
+    """:func:`calibrate`, which draws random numbers."""
+    if model is None:
+        for name, value in (("batch", batch), ("length", length)):
+            if value is not None:
+                check_whole(name, value)
+        shape = Shape(dtype, width, 4 * width, max(1, width // 64), min(64, width))
+        each = min(LENGTH if length is None else length, tokens)
+        cost = _with_layers(_basic(width, tokens, repeats, dtype, onednn), shape, tokens, repeats)
+        return _with_attention(cost, shape, max(1, tokens // each), each, repeats)
+    check_measurable(model)
+    found = measured_batch(model, batch, length, inputs)
+    check_runs(merged_copy(unwrap(model)).eval(), found)
+    shape, tokens = model_shape(model), found.sequences * found.length
+    cost = _basic(shape.hidden, tokens, repeats, shape.dtype, onednn)
+    cost = _with_layers(cost, shape, tokens, repeats)
+    cost = _with_attention(cost, shape, found.sequences, found.length, repeats)
+    return fitted_to_model(replace(cost, length=found.length), model, found, repeats)
 
 
 def _basic(width: int, tokens: int, repeats: int, dtype: torch.dtype, onednn: bool) -> CostModel:

@@ -8,7 +8,6 @@ two compact forms with random dimensions removed.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,14 +22,17 @@ from finegates.adapters import adapter_for, unwrap
 from finegates.clock import interleaved
 from finegates.compaction.activations import activation_of
 from finegates.compaction.cost import CostModel
+from finegates.compaction.measured_batch import Batch
+from finegates.compaction.merging import merged_copy
 from finegates.compaction.predicted_time import PredictedTime
 from finegates.compaction.products import use_products
 from finegates.compaction.transform import compact
 from finegates.gates.config import Dimensions
-from finegates.gates.gateable import check_dense
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate
+from finegates.model_argument import check_model
+from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.linear import linear_shape
 
 Run = Callable[[], object]
@@ -68,10 +70,16 @@ class Shape:
 
 def check_measurable(model: nn.Module) -> None:
     """Raises ValueError unless a model is dense and on the CPU."""
+    check_model(model)
     inner = unwrap(model)
     if gated_layers(inner):
         raise ValueError("the model has gates; measure the dense one, before finegates.attach")
-    check_dense(inner)
+    small = next((n for n, m in inner.named_modules() if isinstance(m, CompactLinear)), None)
+    if small is not None:
+        raise ValueError(
+            f"the model is compact ({small} is a CompactLinear), and costs are measured by "
+            "removing dimensions of a dense model; measure the model that it was made from"
+        )
     device = next(inner.parameters()).device.type
     if device != "cpu":
         raise ValueError(f"times are measured on the CPU, and the model is on {device!r}")
@@ -130,42 +138,20 @@ def activation_run(shape: Shape, tokens: int) -> Run:
     return lambda: shape.phi(x) * y
 
 
-def example_tokens(model: nn.Module, batch: int, length: int) -> dict[str, Tensor]:
-    """Random tokens without padding, (batch, length).
-
-    Raises:
-        ValueError: the configuration of the model has no vocabulary, or it also decodes.
-    """
-    config: Any = getattr(unwrap(model), "config", None)
-    size = getattr(config, "vocab_size", None)
-    if not isinstance(size, int) or getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{type(unwrap(model)).__name__} reads more than tokens; give an example batch of "
-            "its inputs: calibrate(model, inputs=...)"
-        )
-    generator = torch.Generator().manual_seed(0)
-    first = min(size - 1, 5)  # the first ids are special in most vocabularies
-    ids = torch.randint(first, size, (batch, length), generator=generator, device="cpu")
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
 @torch.no_grad()
-def fitted_to_model(
-    cost: CostModel, model: nn.Module, inputs: Mapping[str, Any], length: int, repeats: int
-) -> CostModel:
+def fitted_to_model(cost: CostModel, model: nn.Module, batch: Batch, repeats: int) -> CostModel:
     """Fits a factor of all prices, and the time of everything else, to a model.
 
     Args:
         cost: prices of single kinds of work.
-        model: dense; it does not change.
-        inputs: of a forward pass.
-        length: tokens of a sequence.
+        model: dense; it does not change. Low-rank adapters are merged in copies, as
+            :func:`finegates.compact` merges them.
+        batch: of a forward pass.
         repeats: twice the rounds in which the three models are run in turn.
     """
     inner = unwrap(model)
-    first = next(iter(inputs.values()))
-    tokens = first.shape[0] * length
-    dense = use_products(_sharing_copy(inner), cost).eval()
+    length, tokens = batch.length, batch.sequences * batch.length
+    dense = use_products(merged_copy(inner), cost).eval()
     predicted: list[float] = []
     runs: dict[str, nn.Module] = {"dense": dense}
     for kind in get_args(Dimensions):
@@ -179,7 +165,8 @@ def fitted_to_model(
         runs[kind] = use_products(compact(timer.gated(masks), cost=cost), cost)
     with torch.inference_mode():
         seconds = interleaved(
-            {name: _forward(each, inputs) for name, each in runs.items()}, max(5, repeats // 2)
+            {name: _forward(each, batch.inputs) for name, each in runs.items()},
+            max(5, repeats // 2),
         )
     # Ratios within a round: load from outside that lasts longer than a round cancels.
     unit = float(np.median(seconds["dense"])) / tokens
@@ -275,9 +262,3 @@ def _with_random_masks(
 
 def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Run:
     return lambda: model(**inputs)
-
-
-def _sharing_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares parameters and buffers."""
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)

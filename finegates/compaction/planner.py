@@ -15,7 +15,7 @@ from torch import nn
 
 from finegates.adapters import Adapter, Block, HeadSizes, adapter_for, attentions, unwrap
 from finegates.compaction.attention_rule import narrow_attention
-from finegates.compaction.cost import CostModel
+from finegates.compaction.costs import Costs
 from finegates.compaction.counts import block_products, block_weights, model_parameters
 from finegates.compaction.draft import Draft
 from finegates.compaction.feed_forward_rule import pair_feed_forward
@@ -25,13 +25,14 @@ from finegates.compaction.stream_rule import narrow_width
 from finegates.gates.dense_form import in_dense_sizes
 from finegates.gates.gated_experts import GatedExperts, gated_experts
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.prices import check_cost
 
 __all__ = ["BlockPlan", "LayerPlan", "Plan", "plan_compaction"]
 
 
 @torch.no_grad()
 def plan_compaction(
-    model: nn.Module, adapter: Adapter | None = None, cost: CostModel | None = None
+    model: nn.Module, adapter: Adapter | None = None, cost: Costs | None = None
 ) -> Plan:
     """Plans what compaction keeps, without changing the model.
 
@@ -41,16 +42,20 @@ def plan_compaction(
             dense model.
         adapter: describes the blocks; looked up if None. A model of unknown type is
             planned layer by layer, which is exact but does not narrow feed-forward pairs.
-        cost: costs of matmuls and data movement. Sides whose removal would not pay stay dense,
-            heads are padded to efficient widths, and the plan predicts times. None gives the
-            smallest model.
+        cost: costs of matmuls and data movement. A side stays dense if its gather or scatter would
+            cost more than its removal saves, except for heads, feed-forward pairs, and sides at a
+            narrower residual stream. Heads are padded to efficient widths, and the plan predicts
+            times. None gives the smallest model.
 
     Returns:
         a plan of the gated layers and of plain layers that a rule narrows.
 
     Raises:
         ValueError: a gate is on the meta device and has no values.
+        TypeError: ``cost`` is not a cost model.
     """
+    if cost is not None:
+        check_cost(cost)
     plain = in_dense_sizes(unwrap(model))
     notes: list[str] = []
     if (gated_layers(plain) or gated_experts(plain)) and adapter is None:
@@ -110,7 +115,7 @@ class Choice:
     stream: StreamPlan | None
     joint: dict[str, tuple[str, ...]]
 
-    def seconds(self, path: str, cost: CostModel) -> float:
+    def seconds(self, path: str, cost: Costs) -> float:
         """Predicted time of one token in a drafted layer.
 
         Fused layers gather once, which is counted for the first, and scatter all or none.
@@ -125,7 +130,7 @@ def choose(
     plain: nn.Module,
     adapter: Adapter | None,
     blocks: Sequence[Block],
-    cost: CostModel | None,
+    cost: Costs | None,
     notes: list[str],
 ) -> Choice:
     """Chooses what is kept of a model in its dense sizes.

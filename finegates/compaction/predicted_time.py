@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, Block, HeadSizes, adapter_for, has_module, unwrap
-from finegates.compaction.cost import CostModel
+from finegates.compaction.costs import Costs
 from finegates.compaction.counts import expert_macs
 from finegates.compaction.planner import Choice, choose
 from finegates.gates.attachment import attach_gates
@@ -26,6 +26,7 @@ from finegates.gates.shared import Sides
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.linear import linear_shape
+from finegates.modules.narrow_stream import MARK
 
 # Largest number of masks whose times are remembered.
 _REMEMBERED = 64
@@ -45,7 +46,7 @@ class PredictedTime:
 
     def __init__(
         self,
-        cost: CostModel,
+        cost: Costs,
         model: nn.Module,
         length: int,
         sides: Sides | None = None,
@@ -130,7 +131,7 @@ class PredictedTime:
         return self._known[key]
 
 
-def predicted_time(model: nn.Module, cost: CostModel, length: int) -> float:
+def predicted_time(model: nn.Module, cost: Costs, length: int) -> float:
     """The predicted seconds of a token, after compaction if the model has gates.
 
     Args:
@@ -147,7 +148,7 @@ def predicted_time(model: nn.Module, cost: CostModel, length: int) -> float:
 
 
 def predicted_seconds(
-    plain: nn.Module, adapter: Adapter, blocks: Sequence[Block], cost: CostModel, length: int
+    plain: nn.Module, adapter: Adapter, blocks: Sequence[Block], cost: Costs, length: int
 ) -> float:
     """The predicted seconds of a token, see :func:`predicted_time`.
 
@@ -160,13 +161,16 @@ def predicted_seconds(
     """
     chosen = choose(plain, adapter, blocks, cost, [])
     stream = chosen.stream
-    share = 1.0 if stream is None else stream.kept.numel() / stream.stream.size
-    total = share * cost.rest
+    if stream is None:  # of a compact model, hidden dimensions may have gone before
+        kept, size = getattr(plain, MARK, (1, 1))
+    else:
+        kept, size = stream.kept.numel(), stream.stream.size
+    total = kept / size * cost.rest
     return total + sum(_block_seconds(plain, block, chosen, cost, length) for block in blocks)
 
 
 def _block_seconds(
-    plain: nn.Module, block: Block, chosen: Choice, cost: CostModel, length: int
+    plain: nn.Module, block: Block, chosen: Choice, cost: Costs, length: int
 ) -> float:
     """The seconds of a token in one block."""
     prices = cost.prices()
@@ -205,7 +209,7 @@ def _fused(block: Block) -> list[str]:
     return paths if feed is None or feed.path is None else [*paths, f"{feed.path}.gate_up"]
 
 
-def _present_seconds(layer: nn.Module, cost: CostModel) -> float:
+def _present_seconds(layer: nn.Module, cost: Costs) -> float:
     """The seconds of a token in a layer as it is."""
     if isinstance(layer, CompactLinear):
         outputs, columns = layer.kept

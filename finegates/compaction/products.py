@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from finegates.compaction.cost import CostModel
+from finegates.compaction.costs import Costs
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.prices import check_cost
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.stock_methods import adapt_stock_methods
 
 
-def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
+def use_products(model: nn.Module, cost: Costs) -> nn.Module:
     """Makes a model use the fastest matmul on this machine, in place.
 
     The choice depends on the machine: :func:`finegates.save` stores it with the machine's name, and
@@ -26,7 +27,9 @@ def use_products(model: nn.Module, cost: CostModel) -> nn.Module:
 
     Raises:
         ValueError: the model has gates, which need ordinary linear layers.
+        TypeError: ``cost`` is not a cost model.
     """
+    check_cost(cost)
     gated = next(iter(gated_layers(model)), None)
     if gated is not None:
         raise ValueError(

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from finegates.compaction.cost import CostModel
+from finegates.compaction.costs import Costs
 from finegates.compaction.draft import Draft
 
 
-def choose_sides(drafts: Sequence[Draft], cost: CostModel) -> None:
+def choose_sides(drafts: Sequence[Draft], cost: Costs) -> None:
     """Keeps a side dense if removing it would not pay; changes the drafts.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,20 +23,27 @@ from finegates.compaction.certificate import (
 from finegates.compaction.cost import CostModel
 from finegates.compaction.draft import gate_values
 from finegates.compaction.graphs import allow_graphs
+from finegates.compaction.merging import (
+    low_rank_layers,
+    merged_layer,
+    replaced,
+    take_hooks,
+    without_training_wrappers,
+)
 from finegates.compaction.peft_targets import teach_peft
 from finegates.compaction.planner import plan_compaction
 from finegates.compaction.plans import ExpertsPlan, LayerPlan, Plan
 from finegates.compaction.widening import widened
 from finegates.gates.bypass import stop_watching
 from finegates.gates.gated_experts import GatedExperts
-from finegates.gates.gated_linear import GatedLinear, gated_layers, leaf_gates
+from finegates.gates.gated_linear import GatedLinear, leaf_gates
 from finegates.gates.gated_output import remove_output_gates
 from finegates.gates.parts import forget_attachment
 from finegates.initialisation import mark_initialised
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.experts import narrowed_experts
 from finegates.modules.kinds import GatedLayer
-from finegates.modules.linear import dense_weight, find_linear, unmergeable
+from finegates.modules.linear import dense_weight, find_linear
 from finegates.modules.narrow_stream import narrow_stream
 from finegates.modules.stock_methods import adapt_stock_methods
 from finegates.modules.tying import move_tied_keys, note_untied
@@ -76,10 +83,12 @@ def compact(
         inplace: rewrite the given model layer by layer, so that dense and compact weights are never
             in memory together; the given model must not be used afterwards.
         adapter: describes the blocks; looked up if None.
-        cost: keep a side dense if removing it would cost more time than it saves, and use the
-            faster matmul (``CostModel()``, or :func:`finegates.calibrate` for this machine). None
-            gives the smallest model with torch's default matmul; layers that are compact already
-            keep theirs.
+        cost: keep a side dense if its gather or scatter would cost more time than its removal
+            saves, and use the faster matmul (``CostModel()``, or :func:`finegates.calibrate` for
+            this machine). Heads, feed-forward dimensions, and sides at a narrower residual stream
+            are always removed. Costs of another dtype or device are taken: outputs do not depend
+            on them. None gives the smallest model with torch's default matmul; layers that are
+            compact already keep theirs.
         verify: keyword arguments of the model's forward; both models are run on them, and their
             outputs must be equal up to rounding.
         verify_dtype: ``torch.float64`` compares copies in float64, where rounding hides nothing,
@@ -136,7 +145,7 @@ def compact(
         )
     if (plan.heads or plan.joined) and adapter is None:
         adapter = adapter_for(plain)
-    merged = [path for path in _low_rank_layers(plain) if path not in plan.layers]
+    merged = [path for path in low_rank_layers(plain) if path not in plan.layers]
     if not inplace:
         check_forwards(plain, plan.layers)
     fused = _fused(plain, plan, adapter)
@@ -144,7 +153,7 @@ def compact(
 
     def small(path: str, kept: LayerPlan) -> nn.Module:
         layer = plain.get_submodule(path)
-        made = _take_hooks(layer, _shrink(layer, kept))
+        made = take_hooks(layer, _shrink(layer, kept))
         if isinstance(layer, GatedLinear):
             narrow = kept.input_width is not None or kept.output_width is not None
             same = not narrow and plan.stream is None and path not in fused
@@ -156,17 +165,17 @@ def compact(
         result = plain
         for path in merged:
             layer = result.get_submodule(path)
-            result = _replace(result, path, _take_hooks(layer, _merge(layer)))
+            result = replaced(result, path, take_hooks(layer, merged_layer(layer)))
         for path, kept in plan.layers.items():
-            result = _replace(result, path, small(path, kept))
+            result = replaced(result, path, small(path, kept))
         for path, wanted in plan.experts.items():
-            result = _replace(result, path, _shrink_experts(result.get_submodule(path), wanted))
+            result = replaced(result, path, _shrink_experts(result.get_submodule(path), wanted))
     else:
         # deepcopy skips objects in its memo, so that dense weights are not copied.
         memo: dict[int, object] = {}
         for path in merged:
             layer = plain.get_submodule(path)
-            memo[id(layer)] = _take_hooks(layer, _merge(layer))
+            memo[id(layer)] = take_hooks(layer, merged_layer(layer))
         for path, kept in plan.layers.items():
             memo[id(plain.get_submodule(path))] = small(path, kept)
         narrowed_stacks = {}
@@ -190,12 +199,12 @@ def compact(
             if path in plan.heads:
                 module = result.get_submodule(path)
                 narrowed = adapter.narrow(module, part, plan.heads[path])
-                result = _replace(result, path, _take_hooks(module, narrowed))
+                result = replaced(result, path, take_hooks(module, narrowed))
     for path in plan.joined:
         assert adapter is not None
         module = result.get_submodule(path)
-        result = _replace(result, path, _take_hooks(module, adapter.join(module)))
-    result = _without_training_wrappers(result)
+        result = replaced(result, path, take_hooks(module, adapter.join(module)))
+    result = without_training_wrappers(result)
     remove_output_gates(result)
     if plan.stream is not None:
         narrow_stream(result, plan.stream.stream, plan.stream.kept, plan.stream.gate)
@@ -325,108 +334,3 @@ def _constant_shift(
 
 def _select(tensor: Tensor, dimension: int, index: Tensor | None) -> Tensor:
     return tensor if index is None else tensor.index_select(dimension, index)
-
-
-def _low_rank_layers(model: nn.Module) -> list[str]:
-    """Paths of low-rank layers outside gates; raises for adapters that cannot be merged."""
-    paths = []
-    for path, module in _outermost_peft(model):
-        if _is_training_wrapper(module):
-            continue
-        try:
-            find_linear(module)
-        except TypeError:
-            raise ValueError(
-                f"{path}: {type(module).__name__} of peft is not a low-rank layer around a linear "
-                "one; merge it with peft (merge_and_unload) before compacting"
-            ) from None
-        if getattr(module, "disable_adapters", False):
-            # Also if it is merged: peft unmerges it at the next call.
-            raise ValueError(
-                f"{path}: its low-rank adapter is disabled; enable it or unload it before "
-                "compacting, because it is unclear whether to merge it"
-            )
-        reason = unmergeable(module)
-        if reason is not None:
-            raise ValueError(
-                f"{path}: {reason}; merge it with peft before compacting (merge_and_unload, which "
-                "leaves gates where they are)"
-            )
-        paths.append(path)
-    inside = {f"{path}.base" if path else "base" for path in gated_layers(model)}
-    return [path for path in paths if path not in inside]
-
-
-def _outermost_peft(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Outermost modules of peft, ignoring training wrappers."""
-    seen: list[str] = []
-    for path, module in model.named_modules():
-        # Layers of third parties that build on peft are recognised by their method.
-        if not (type(module).__module__.startswith("peft.") or hasattr(module, "get_base_layer")):
-            continue
-        if any(path.startswith(f"{outer}.") for outer in seen):
-            continue
-        if not _is_training_wrapper(module):
-            seen.append(path)
-        yield path, module
-
-
-def _is_training_wrapper(module: nn.Module) -> bool:
-    # peft's modules_to_save: a trained copy of a module next to the original.
-    return hasattr(module, "original_module") and hasattr(module, "modules_to_save")
-
-
-def _without_training_wrappers(model: nn.Module) -> nn.Module:
-    for path, module in list(model.named_modules()):
-        if not _is_training_wrapper(module):
-            continue
-        active = module.active_adapters[0] if module.active_adapters else None
-        trained = module.modules_to_save
-        if active in trained and not getattr(module, "disable_adapters", False):
-            chosen = trained[active]
-        else:
-            chosen = module.original_module
-        assert isinstance(chosen, nn.Module)
-        model = _replace(model, path, chosen)
-    return model
-
-
-def _merge(layer: nn.Module) -> nn.Module:
-    """Merges a low-rank layer without gates into a plain layer."""
-    weight, bias = dense_weight(layer)
-    weight = weight.clone(memory_format=torch.contiguous_format)
-    bias = None if bias is None else bias.clone()
-    if not isinstance(find_linear(layer), nn.Linear):
-        return CompactLinear(weight, bias)
-    outputs, columns = weight.shape
-    # On the meta device without initialisation: both parameters are replaced next.
-    plain = nn.Linear(columns, outputs, bias=bias is not None, device="meta", dtype=weight.dtype)
-    plain.weight = nn.Parameter(weight)
-    plain.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
-    return plain
-
-
-def _take_hooks(old: nn.Module, new: nn.Module) -> nn.Module:
-    """Moves the hooks of the old module to the new one, and returns the new one.
-
-    Those of gated layers do not (:func:`finegates.compaction.carried_code.with_hooks_of`).
-    """
-    if new is old or isinstance(old, GatedLinear):
-        return new
-    for name, hooks in vars(old).items():
-        # Dictionaries of hooks, and of their options.
-        if name.startswith(("_forward_", "_backward_")) or name == "_is_full_backward_hook":
-            setattr(new, name, hooks.copy() if hasattr(hooks, "copy") else hooks)
-    return new
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """Replaces the module at a path everywhere; returns the model, or its replacement."""
-    if not path:
-        return module
-    old = model.get_submodule(path)
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = module
-    return model

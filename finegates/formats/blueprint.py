@@ -271,7 +271,7 @@ def _set_uses(model: nn.Module, adapters: Mapping[str, Any]) -> None:
     """Switches the modules that do not use the adapters that all others use.
 
     Raises:
-        ValueError: there is no such module, or no such adapter.
+        ValueError: the model lacks such a module or adapter.
     """
     known = _uses(model)
     for path, given in adapters.get("own", {}).items():

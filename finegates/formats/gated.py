@@ -40,8 +40,7 @@ from finegates.formats.description import (
 from finegates.formats.signpost import CONFIG, GATED, is_signpost, said, write_signpost
 from finegates.formats.tensors import fill, unique_tensors
 from finegates.gates.config import GateConfig
-from finegates.gates.parts import CONFIG as CONFIG_OF_GATES
-from finegates.gates.parts import gated_parts
+from finegates.gates.parts import gated_parts, set_gate_config
 from finegates.gates.stochastic import HARDNESS, StochasticGate
 from finegates.initialisation import mark_initialised
 from finegates.modules.tying import forget_untied
@@ -211,9 +210,8 @@ def put_checkpoint(model: nn.Module, folder: str | Path) -> None:
             f"{differing[0]}; attach gates as for that training, or load it with finegates.load",
         )
     model.load_state_dict(state, strict=False)  # aliases of shared tensors are not stored
-    for part, config in priced:
-        if vars(part)[CONFIG_OF_GATES] != config:
-            part.finegates_config = config  # type: ignore[assignment]
+    for part, config in priced:  # after the removal, which copies the configuration
+        set_gate_config(part, config)
 
 
 def _structure(blueprint: dict[str, Any] | None, model: nn.Module) -> dict[str, Any]:

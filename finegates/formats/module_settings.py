@@ -32,6 +32,7 @@ _FREE = frozenset(
         "onednn_from",
         "keeps_stock_layout",
         "active_adapter",
+        "targeted_module_names",
     )
 )
 # Set by every call from the size of the image, in modules with such a method.

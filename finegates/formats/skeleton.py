@@ -80,6 +80,7 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
         except ValueError:  # a model inside does not have this function; each gets its own below
             config._attn_implementation = "eager"
             model = model_class(config)
+    _without_numbers(model)
     set_implementations(model, structure["implementations"])
     drop_modules(model, structure["absent"])
     if "stream" in structure:
@@ -105,6 +106,17 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
     for feed in joined:
         _check_joined(model, feed)
     return model
+
+
+def _without_numbers(model: nn.Module) -> None:
+    """Moves parameters to the meta device that ``torch.Tensor(size)`` made, which is on the CPU."""
+    empty: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                if parameter not in empty:
+                    empty[parameter] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+                module._parameters[name] = empty[parameter]
 
 
 def _narrow_stream(model: nn.Module, sizes: Any, layers: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finegates.adapters import unwrap
-from finegates.arguments import check_model
 from finegates.files import parse_json, whole_file
 from finegates.gates.stochastic import HARDNESS, StochasticGate
+from finegates.model_argument import check_model
 
 FORMAT = "finegates-task-3"
 WITHOUT_HARDNESS = "finegates-task-2"

@@ -32,6 +32,7 @@ from finegates.gates.presets import check_reachable
 from finegates.gates.removed_before import before_of, mask_of
 from finegates.gates.shared import Sides, build_structure
 from finegates.gates.stochastic import StochasticGate
+from finegates.gates.timing import predicting
 from finegates.modules.experts import is_experts
 from finegates.modules.linear import find_linear, linear_shape
 from finegates.modules.stock_methods import adapt_stock_methods
@@ -241,7 +242,7 @@ def _shared_gates(
     # On the meta device nothing can be counted; such a model is a copy of one that was checked.
     if next(inner.parameters()).device.type != "meta":
         if config.cost is not None:
-            config.cost.check_model(inner)
+            predicting(config.cost).check_model(inner)
         penalty_on_macs(inner, structure, config, sides, width).check_reachable()
     return structure, sides
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from finegates.arguments import check_number, check_whole
 from finegates.gates.presets import (
     SCHEDULE,
     GatePreset,
@@ -41,13 +42,14 @@ class GateConfig:
             not the realised sparsity; ``finegates.budget`` measures that. With ``"structured"``,
             the fraction of the encoder's MACs to remove, which is met; with ``cost``, of the
             predicted time. None selects ``1 - target_time``, or 0.4; the attribute holds the
-            number.
+            number. Next to ``target_time`` only a number is taken with which it adds up to 1.
         target_time: with ``"structured"`` and ``cost``: the wanted time of a forward pass of the
             compact model, as a fraction in (0, 1] of the dense model's. It is a fraction, because a
             fraction means the same for every batch size, and is measured by dividing two times.
             Divide milliseconds by the dense model's: ``target_time=20 / dense_milliseconds``.
-            Instead of ``target``, which says what is removed. ``finegates.compact`` must get the
-            same ``cost``.
+            Instead of ``target``, which says what is removed: to change it, write
+            ``dataclasses.replace(config, target=None, target_time=...)``. ``finegates.compact``
+            must get the same ``cost``.
         cost: with ``"structured"``: measured costs (:func:`finegates.calibrate`). The budget is
             then on the time that they predict for the compact model, the moving of data between
             layers, softmax and activations included, and dimensions are closed by importance per
@@ -140,6 +142,7 @@ class GateConfig:
         if self.preset is None:
             # The class is frozen for its users; None is resolved once, here.
             object.__setattr__(self, "preset", "reference" if asked else "structured")
+        self._check_types()
         preset = self.gate_preset()
         if self.penalty is not None and self.penalty not in get_args(PenaltyName):
             raise ValueError(
@@ -214,6 +217,12 @@ class GateConfig:
         assert self.preset is not None
         return preset_named(self.preset, self.noise_std)
 
+    def _check_types(self) -> None:
+        check_number("penalty_weight", self.penalty_weight)
+        if self.noise_std is not None:
+            check_number("noise_std", self.noise_std)
+        check_whole("sequence_length", self.sequence_length)
+
     def _only_independent(self) -> list[str]:
         """Names of the given options that shared gates do not have."""
         given = {
@@ -249,8 +258,6 @@ class GateConfig:
         points = (0.0, *(self.final_at or ()), 1.0)
         if list(points) != sorted(points):
             raise ValueError(f"final_at must increase within [0, 1], got {self.final_at}")
-        if self.sequence_length < 1:
-            raise ValueError(f"sequence_length must be at least 1, got {self.sequence_length}")
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain values.
@@ -273,11 +280,15 @@ def resolved_target(target: float | None, target_time: float | None, cost: Cost 
         cost: see there.
 
     Raises:
-        ValueError: target and target_time contradict each other, or the costs are missing.
-        TypeError: ``cost`` is not a cost model.
+        ValueError: both are given and do not add up to 1, ``target_time`` is not in (0, 1], or the
+            costs are missing.
+        TypeError: a fraction is not a number, or ``cost`` is not a cost model.
     """
     if cost is not None:
         check_cost(cost)
+    for name, value in (("target", target), ("target_time", target_time)):
+        if value is not None:
+            check_number(name, value)
     if target_time is None:
         return TARGET if target is None else target
     if not 0.0 < target_time <= 1.0:
@@ -286,10 +297,11 @@ def resolved_target(target: float | None, target_time: float | None, cost: Cost 
         raise ValueError(
             f"target_time={target_time} needs measured costs: cost=finegates.calibrate(model)"
         )
-    if target not in (None, 1.0 - target_time):
+    if target is not None and target + target_time != 1.0:
         raise ValueError(
-            f"target={target} and target_time={target_time} are two budgets: target is the "
-            "fraction to remove, and target_time the fraction of the time that stays; leave one "
-            "of them out"
+            f"target={target:.6g} and target_time={target_time:.6g} are two budgets: target is the "
+            "fraction to remove, and target_time the fraction of the time that stays, so they add "
+            "up to 1; leave one of them out. A configuration holds both, so change both: "
+            "dataclasses.replace(config, target=None, target_time=...)"
         )
     return 1.0 - target_time

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finegates.arguments import check_model
 from finegates.gates.gate import Gate
+from finegates.model_argument import check_model
 from finegates.modules.kinds import GatedLayer
 from finegates.modules.linear import find_linear, linear_shape, multiply
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from finegates.arguments import check_model
 from finegates.gates.config import GateConfig
+from finegates.model_argument import check_model
 
 # Attributes of the model that gates were attached to.
 CONFIG, STRUCTURE, DENSE = "finegates_config", "finegates_structure", "finegates_dense"
@@ -66,6 +66,19 @@ def only_part(model: nn.Module) -> tuple[nn.Module, GateConfig] | None:
             f"{', '.join(map(repr, parts))}; give one of them"
         )
     return next(iter(parts.values()), None)
+
+
+def set_gate_config(part: nn.Module, config: GateConfig) -> None:
+    """Replaces the configuration of a gated model, in place.
+
+    Args:
+        part: one of :func:`gated_parts`. Its dense form, if dimensions were removed from it, has
+            the configuration, too.
+        config: the new one.
+    """
+    form = vars(part).get(DENSE)
+    for module in (part,) if form is None else (part, form.model):
+        module.finegates_config = config
 
 
 def forget_attachment(model: nn.Module) -> None:

@@ -1,27 +1,12 @@
-"""What gates know of a cost model: the price of each kind of work, and predicted times."""
+"""What gates know of a cost model: the price of each kind of work."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from finegates.gates.shared import Sides
-    from finegates.gates.stochastic import StochasticGate
-
-
-class Timer(Protocol):
-    """Predicts the seconds of a token."""
-
-    def __call__(self, masks: Mapping[StochasticGate, Tensor]) -> float:
-        """Maps masks, (dense_size,) by gate, to the seconds after compaction."""
-
-    def original(self) -> float:
-        """Gives the seconds of the dense model, before any compaction."""
+from finegates.arguments import named
 
 
 @dataclass(frozen=True)
@@ -48,7 +33,7 @@ MACS = Prices()
 
 
 class Cost(Protocol):
-    """Predicts the time of a model on a machine; :class:`finegates.CostModel` does."""
+    """Costs of a machine, as configurations hold them; :class:`finegates.CostModel` has them."""
 
     @property
     def length(self) -> int | None:
@@ -60,31 +45,12 @@ class Cost(Protocol):
     def as_dict(self) -> dict[str, Any]:
         """The numbers as plain values."""
 
-    def check_model(self, model: nn.Module) -> None:
-        """Raises ValueError if the costs were measured for another dtype or device."""
-
-    def timer(
-        self,
-        model: nn.Module,
-        length: int,
-        sides: Sides | None = None,
-        width: tuple[StochasticGate, tuple[str, ...]] | None = None,
-    ) -> Timer:
-        """Makes a function that predicts times from masks.
-
-        Args:
-            model: gated, or plain with the gates that it would get.
-            length: tokens of a sequence.
-            sides: of a plain model, the row and column gates of its layers.
-            width: of a plain model, the gate of the residual stream and the modules that it gates.
-        """
-
 
 def check_cost(cost: object) -> None:
     """Raises TypeError unless the argument predicts times."""
-    if not callable(getattr(cost, "timer", None)):
+    if isinstance(cost, type) or not callable(getattr(cost, "timer", None)):
         raise TypeError(
-            f"cost must be a CostModel, got a {type(cost).__name__}; measure one: "
+            f"cost must be a CostModel, got {named(cost)}; measure one: "
             "finegates.calibrate(model), or read one: CostModel.load(file)"
         )
 
@@ -116,5 +82,6 @@ class UnreachableTimeError(ValueError):
             f"target_time {1.0 - target:.4g} cannot be reached: with every possible gate closed, "
             f"{floor:.4f} of the dense model's predicted time stay at sequence_length={length}, so "
             f"target_time starts at {self.least:.4f}. The rest is work that no gate removes; "
-            "parts=True and width=True add gates"
+            "parts=True and width=True add gates. To resume a training, attach gates with the "
+            "costs that it began with: finegates.load(checkpoint).finegates_config"
         )

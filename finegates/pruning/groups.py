@@ -20,11 +20,12 @@ from finegates.gates.config import Dimensions
 from finegates.gates.equal_sizes import EqualSizes, sizes_to_choose
 from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.gated_output import gate_outputs
-from finegates.gates.penalty import MacsPenalty
-from finegates.gates.prices import MACS, Cost, Timer, UnreachableTimeError
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.prices import MACS, Cost, UnreachableTimeError
 from finegates.gates.removed_before import before_of, mask_of
 from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate
+from finegates.gates.timing import Predicting, Timer
 
 Vectors = dict[StochasticGate, Tensor]
 """A number for each dimension, (n,), by gate."""
@@ -117,7 +118,7 @@ class SharedGroups:
             counts = head_counts(model.config, keys, heads[0]) if heads else []
             self.sizes = EqualSizes(self.structure, self._kept_of_all, counts, multiple)
 
-    def count_time(self, cost: Cost, model: nn.Module) -> None:
+    def count_time(self, cost: Predicting, model: nn.Module) -> None:
         """Counts predicted time from now on, instead of MACs.
 
         Args:

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from finegates.adapters import adapter_for, unwrap
+from finegates.arguments import check_whole
 from finegates.compaction import CostModel
 from finegates.compaction.regating import in_dense_sizes_again
 from finegates.compaction.reopening import has_constant_gates, is_compact
@@ -112,7 +113,7 @@ def prune(
         the same model, with constant gates of zeros and ones around its layers.
 
     Raises:
-        ValueError: ``target`` and ``target_time`` are given together; the costs were measured for
+        ValueError: ``target`` and ``target_time`` do not add up to 1; the costs were measured for
             another dtype, device or sequence length; the model has gates that are not constants of
             zeros and ones, is compact with narrower experts or fewer hidden dimensions, or has no
             adapter; a layer of a compact model that gets other sizes has a hook, or a replaced
@@ -250,8 +251,7 @@ def _check_options(
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}; choose one of {list(known)}")
     for name, number in (("steps", steps), ("sequence_length", sequence_length)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+        check_whole(name, number)
 
 
 def _check_prunable(inner: nn.Module) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.gates.macs_penalty import MacsPenalty
 from finegates.gates.open_fractions import SparsityPenalty
 from finegates.gates.parts import gated_parts
-from finegates.gates.penalty import MacsPenalty
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.stock_checkpoints import stock_obstacle
 from finegates.training.optimizer_groups import parameter_groups

@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finegates.gates.closing import TOLERANCE
-from finegates.gates.penalty import MacsPenalty
+from finegates.gates.macs_penalty import MacsPenalty
 from finegates.training.importance import StepImportance
 
 Parts = tuple[float, float, float, float]

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finegates.arguments import check_model
 from finegates.gates.config import GateConfig
 from finegates.gates.draw import GateDraw
 from finegates.gates.gate import Gate
 from finegates.gates.gated_linear import gated_layers, leaf_gates
+from finegates.gates.macs_penalty import MacsPenalty
 from finegates.gates.monitor import closed_fraction
 from finegates.gates.open_fractions import SparsityPenalty
 from finegates.gates.parts import gated_parts
-from finegates.gates.penalty import JointPenalty, MacsPenalty, penalty_of
+from finegates.gates.penalty import JointPenalty, penalty_of
+from finegates.model_argument import check_model
 from finegates.training.checkpoints import GatedCheckpoints
 from finegates.training.closable import check_held, check_not_frozen, warn_of_gates_that_stay_open
 from finegates.training.distillation import Distillation

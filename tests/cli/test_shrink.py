@@ -207,6 +207,50 @@ def test_wrong_input_is_one_line_and_nothing_is_written(places, tmp_path, capsys
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize(
+    ("costs", "options", "message"),
+    [
+        ({"length": 99}, ["--target-time", "0.7"], "measured at sequences of 99 tokens"),
+        ({"dtype": "float64"}, ["--target-time", "0.7"], "was measured on dtype 'float64'"),
+        ({"rest": 1.0}, ["--target-time", "0.7"], "target_time 0.7 cannot be reached"),
+        ({"rest": 1.0}, ["--target-time", "0.7", "--lora"], "target_time 0.7 cannot be reached"),
+        ({}, ["--target", "0.99999"], "target 0.99999 cannot be reached"),
+    ],
+)
+def test_a_budget_out_of_reach_is_refused_and_the_corrected_command_is_not_in_its_way(
+    places, tmp_path, capsys, costs, options, message, dry
+):
+    file, out = tmp_path / "costs.json", tmp_path / "small"
+    fg.CostModel(**costs).save(file)
+    given = [*options, "--cost", str(file)]
+    assert shrink(places, out, *given, *dry) == 1
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
+
+
+def test_measured_costs_that_no_gates_meet_are_refused_the_same_way(
+    places, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(fg, "calibrate", lambda *_, **__: fg.CostModel(rest=1.0))
+    for dry in ([], ["--dry-run"]):
+        options = ["--target-time", "0.7", "--cost", "measured", *dry]
+        assert shrink(places, tmp_path / "small", *options) == 1
+        assert "target_time 0.7 cannot be reached" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("stays", "given"), [(None, {"target": 0.3}), (0.7, {"target_time": 0.7})])
+def test_settings_of_a_run_hold_the_fraction_that_was_given(stays, given):
+    """And not the other one, which is ``1 - 0.7 = 0.30000000000000004``."""
+    recipe = Recipe(
+        target=0.3 if stays is None else 1 - stays, epochs=1, batch_size=1, max_length=8,
+        learning_rate=1.0, gate_learning_rate=1.0, seed=0, lora=None, target_time=stays,
+    )  # fmt: skip
+    settings = recipe.settings()
+    assert {name: settings[name] for name in ("target", "target_time") if name in settings} == given
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -14,7 +14,8 @@ import finegates as fg
 from finegates.adapters import unwrap
 from finegates.gates.dense_form import dense_form
 from finegates.gates.gated_linear import leaf_gates
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.compact_linear import CompactLinear
 from support import described, tiny

@@ -10,7 +10,8 @@ from torch import nn
 import finegates as fg
 from finegates.gates.block_parts import AttentionGates, FeedForwardGates
 from finegates.gates.gated_linear import leaf_gates
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
 from support import tiny
 

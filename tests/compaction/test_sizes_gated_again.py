@@ -12,7 +12,8 @@ import finegates as fg
 from finegates.adapters import adapter_for, attentions
 from finegates.compaction.given_sizes import given_plan
 from finegates.gates.gated_linear import gated_layers
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.modules.compact_linear import CompactLinear
 from support import tiny
 

@@ -8,7 +8,8 @@ import pytest
 from torch import nn
 
 import finegates as fg
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from support import tiny
 from support.shrinking import CONFIG, train
 from support.times import seconds_of_modules

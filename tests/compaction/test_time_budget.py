@@ -13,7 +13,8 @@ from torch import nn
 
 import finegates as fg
 from finegates.compaction.predicted_time import predicted_time
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from support import tiny
 from support.times import seconds_of_modules
 
@@ -72,6 +73,25 @@ def test_gated_time_is_compact_time(architecture: str, options: dict[str, Any]) 
             assert predicted_time(each, PLANTED, LENGTH) == pytest.approx(expected, rel=1e-9)
         assert budget_of(model).realised() == pytest.approx(expected / dense, rel=1e-9)
         assert expected < dense
+
+
+@pytest.mark.parametrize("dimensions", ["all", "inner"])
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
+def test_the_rest_takes_the_share_of_the_hidden_dimensions(
+    architecture: str, dimensions: str, tmp_path: Path
+) -> None:
+    """Of a gated model, the compact one, and the one that is read back."""
+    model = tiny.tiny_model(architecture)
+    size = model.get_input_embeddings().weight.shape[1]
+    fg.attach(model, config(width=True, dimensions=dimensions))
+    tiny.scatter_gates(model, 1)
+    small = fg.compact(model.eval(), cost=PLANTED)
+    kept = small.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    assert kept < size
+    expected = seconds(small) - (1 - kept / size) * PLANTED.rest
+    fg.save(small, tmp_path / "small")
+    for each in (model, small, fg.load(tmp_path / "small")):
+        assert predicted_time(each, PLANTED, LENGTH) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -191,7 +211,7 @@ def test_contradictions_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             fg.GateConfig(**settings)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="cost must be a CostModel, got a str"):
+    with pytest.raises(TypeError, match="cost must be a CostModel, got the string .measured"):
         fg.GateConfig(target_time=0.5, cost="measured")  # type: ignore[arg-type]
     for other in ({"dtype": "float64"}, {"device": "cuda"}):
         measured = dataclasses.replace(PLANTED, **other)
@@ -220,6 +240,81 @@ def test_a_target_time_is_the_target_of_what_is_removed() -> None:
     assert "target_time" not in fg.GateConfig().as_dict()
     stored = json.loads(json.dumps(timed.as_dict()))
     assert fg.CostModel.of(stored["cost"]) == cost
+
+
+@pytest.mark.parametrize("hundredths", range(1, 100))
+def test_both_fractions_are_taken_exactly_if_they_add_up_to_one(hundredths: int) -> None:
+    """As decimals: ``1 - 0.7`` is not the number ``0.3``."""
+    cost, stays, goes = fg.CostModel(), hundredths / 100, (100 - hundredths) / 100
+    both = fg.GateConfig(target=goes, target_time=stays, cost=cost)
+    assert both == fg.GateConfig(target_time=stays, cost=cost)
+    again = json.loads(json.dumps(both.as_dict()))
+    assert fg.GateConfig(**again | {"cost": cost, "schedule": both.schedule}) == both
+    with pytest.raises(ValueError, match=r"two budgets: .*add up to 1; leave one"):
+        fg.GateConfig(target=goes - 1e-12, target_time=stays, cost=cost)
+
+
+def test_a_wanted_time_is_changed_by_changing_both_fractions() -> None:
+    timed = fg.GateConfig(target_time=0.5, cost=fg.CostModel())
+    with pytest.raises(ValueError, match=r"replace\(config, target=None, target_time=\.\.\.\)"):
+        dataclasses.replace(timed, target_time=0.4)
+    changed = dataclasses.replace(timed, target=None, target_time=0.4)
+    assert changed == fg.GateConfig(target_time=0.4, cost=fg.CostModel())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_time": "0.5"}, "target_time must be a number, got the string '0.5'"),
+        ({"target_time": True}, "target_time must be a number, got True"),
+        ({"target_time": torch.tensor(0.5)}, "target_time must be a number, got a Tensor"),
+        ({"target": "0.4"}, "target must be a number, got the string '0.4'"),
+        ({"target": False}, "target must be a number, got False"),
+        ({"cost": fg.CostModel}, "cost must be a CostModel, got the class CostModel; measure one"),
+        ({"cost": {}}, "cost must be a CostModel, got a dict"),
+        ({"sequence_length": "128"}, "sequence_length must be an integer, got the string '128'"),
+        ({"sequence_length": 128.0}, "sequence_length must be an integer, got a float"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fg.GateConfig(**{"cost": fg.CostModel(), **settings})
+    with pytest.raises(TypeError, match=message):
+        fg.prune(
+            tiny.tiny_model("bert"), criterion="magnitude", **{"cost": fg.CostModel(), **settings}
+        )
+
+
+def test_what_is_not_a_cost_model_is_refused_wherever_one_is_taken() -> None:
+    model = fg.attach(tiny.tiny_model("bert"), fg.GateConfig(sequence_length=LENGTH))
+    tiny.scatter_gates(model)
+    for cost in (fg.CostModel, "measured", {}):
+        for function in (fg.compact, fg.plan_compaction):
+            with pytest.raises(TypeError, match="cost must be a CostModel, got "):
+                function(model.eval(), cost=cost)  # type: ignore[operator]
+        with pytest.raises(TypeError, match="cost must be a CostModel, got "):
+            fg.use_products(tiny.tiny_model("bert"), cost)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["penalty_weight", "noise_std"])
+def test_so_are_numbers_of_gates(option: str) -> None:
+    with pytest.raises(TypeError, match=f"{option} must be a number, got the string '1'"):
+        fg.GateConfig(**{option: "1"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("price", ["product", "attention", "rest", "gather_call"])
+def test_a_price_that_is_not_a_number_is_refused_by_name(price: str, tmp_path: Path) -> None:
+    for value in ("1", True, torch.float64):
+        with pytest.raises(TypeError, match=f"{price} must be a number, got "):
+            fg.CostModel(**{price: value})  # type: ignore[arg-type]
+    file = tmp_path / "cost.json"
+    file.write_text(json.dumps({**fg.CostModel().as_dict(), price: "1"}))
+    with pytest.raises(ValueError, match=f"json is not a cost model: {price} must be a number"):
+        fg.CostModel.load(file)
+    least = "at least 0" if price in ("rest", "gather_call") else "positive"
+    with pytest.raises(ValueError, match=f"{price} must be {least} and finite, got -1"):
+        fg.CostModel(**{price: -1.0})  # type: ignore[arg-type]
 
 
 def test_a_saved_gated_model_keeps_its_cost_model(tmp_path: Path) -> None:

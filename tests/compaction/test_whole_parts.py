@@ -11,7 +11,8 @@ from torch import nn
 import finegates as fg
 from finegates.adapters import adapter_for
 from finegates.gates.block_parts import AttentionGates, FeedForwardGates
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from support import described, tiny
 from support.shrinking import CONFIG, train
 from support.tolerance import model_bound

@@ -20,7 +20,8 @@ from finegates.compaction import CompactLinear, plan_compaction
 from finegates.compaction.certificate import NotEqualError
 from finegates.gates.detachment import hold_gates
 from finegates.gates.gated_output import width_gate
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.modules.narrow_stream import CountingLayerNorm
 from support import described, tiny
 from support.width import hard, kept_dimensions, on_kept, stochastic_gates, width_model

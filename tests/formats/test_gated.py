@@ -24,7 +24,11 @@ from finegates.modules.stock_checkpoints import StockCheckpointError
 from finegates.modules.tying import shares_embeddings
 from finegates.training.trainer import GateTrainer
 from support import tiny
+from support.described import described_model
+from support.described_types import CONFIGURATIONS, WAVES
 from support.saved import edit, edit_tensors
+
+OTHERS = CONFIGURATIONS.keys() - WAVES
 
 
 def gated(architecture: str = "roberta", variant: str = "classifier", **config: Any) -> nn.Module:
@@ -99,6 +103,20 @@ def test_a_saved_model_computes_what_it_did_however_it_was_gated(way: str, tmp_p
     trained = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (again, model)]
     assert trained[0] == trained[1]
     assert torch.equal(output(fg.compact(again)), output(fg.compact(model)))
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(WAVES), *(pytest.param(n, marks=pytest.mark.slow) for n in sorted(OTHERS))]
+)
+def test_a_gated_model_of_every_described_type_is_read_back(name: str, tmp_path: Path) -> None:
+    """Those on waves have a parameter that ignores the device of construction."""
+    model = described_model(name)
+    fg.attach(model, fg.GateConfig(target=0.05, sequence_length=9))
+    fg.save(model, tmp_path / "gated")
+    expected, found = model.state_dict(), fg.load(tmp_path / "gated").state_dict()
+    assert expected.keys() == found.keys()
+    tensors = [n for n, value in expected.items() if isinstance(value, torch.Tensor)]
+    assert all(torch.equal(expected[n], found[n]) for n in tensors)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "t5", "bert"])

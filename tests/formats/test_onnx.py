@@ -20,7 +20,8 @@ from finegates.formats.onnx import OnnxExportError, export_onnx
 from finegates.gates.attachment import attach
 from finegates.gates.block_parts import AttentionGates, FeedForwardGates
 from finegates.gates.config import GateConfig
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
 from support import tiny
 from support.described import described_inputs, described_model, described_outputs

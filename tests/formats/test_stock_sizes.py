@@ -21,7 +21,8 @@ from transformers.models.llama import modeling_llama
 
 import finegates as fg
 from finegates.formats.stock import NotUniformError
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.modules.compact_linear import CompactLinear
 from support import described, tiny
 from support.described import described_inputs, described_outputs, relative_difference

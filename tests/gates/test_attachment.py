@@ -9,9 +9,10 @@ from transformers.pytorch_utils import Conv1D
 from finegates.gates.attachment import attach, attach_fixed, head_parameters
 from finegates.gates.config import GateConfig
 from finegates.gates.gated_linear import GatedLinear, gated_layers
+from finegates.gates.macs_penalty import MacsPenalty
 from finegates.gates.monitor import closed_counts, summarise_gates
 from finegates.gates.parts import gate_config
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.lora import add_lora
 from finegates.modules.linear import dense_weight
 from finegates.one_shot import magnitude_gates

@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 import finegates as fg
 from finegates.gates.block_parts import AttentionGates, FeedForwardGates
 from finegates.gates.equal_sizes import EqualSizes
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
 from support import described, tiny
 

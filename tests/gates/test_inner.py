@@ -13,7 +13,8 @@ import finegates as fg
 from finegates.gates.block_parts import AttentionGates, FeedForwardGates
 from finegates.gates.config import Dimensions
 from finegates.gates.gated_linear import gated_layers
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.modules.compact_linear import CompactLinear
 from support import described, tiny
 from support.tolerance import model_bound

@@ -13,8 +13,9 @@ from finegates.gates.config import GateConfig
 from finegates.gates.detachment import detach
 from finegates.gates.gate import DerivedGate, FixedGate
 from finegates.gates.gated_linear import gated_layers
+from finegates.gates.macs_penalty import MacsPenalty
 from finegates.gates.monitor import summarise_gates
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
 from support import tiny
 from support.tolerance import model_bound

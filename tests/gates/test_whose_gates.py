@@ -18,8 +18,9 @@ from finegates.gates.attachment import attach, attach_gates
 from finegates.gates.config import GateConfig
 from finegates.gates.detachment import detach, hold_gates
 from finegates.gates.gated_linear import leaf_gates
+from finegates.gates.macs_penalty import MacsPenalty
 from finegates.gates.parts import gate_config, gated_parts
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
 from finegates.training.trainer import GateTrainer
 from support.tiny import VOCABULARY, tiny_model

@@ -7,7 +7,7 @@ from finegates.suite.claims import Evidence
 PAIRS = [("cola", 0), ("cola", 1), ("rte", 0)]
 
 # Measures with a single value, which is on one side.
-SINGLE = ("deployed_time_saved", "property_value", "sparsity_gained")
+SINGLE = ("deployed_time_saved", "property_value", "sparsity_gained", "theory_claim")
 
 # Larger than every model that a test needs, and so many rows that sampling noise is negligible.
 PARAMETERS, ROWS = 1e11, 10**10
@@ -103,10 +103,9 @@ def plant(folder, measure: str, of: dict, values: list[float]) -> Evidence:
         )
     elif measure == "theory_claim":
         names = {1.0: "supported", 0.5: "depends", 0.0: "contradicted"}
-        verdicts = [names[min(names, key=lambda mark: abs(mark - v))] for v in values]
-        tables["theory/checks.csv"] = pd.DataFrame(
-            {"id": ["a", "b", "c"], "claim": of["claim"], "kind": "claim", "verdict": verdicts}
-        )
+        (value,) = values
+        row = {"claim": of["claim"], "part": of.get("part", ""), "verdict": names[value]}
+        tables["theory/verdicts.csv"] = pd.DataFrame([{**row, "checks": "`a-claim` of 3"}])
     elif measure in ("llama_removed", "llama_score_difference"):
         rows = {"task": ["cola", "rte", "sst2"]}
         shares = {f"removed_of_{of.get('of')}": [value / 100 for value in values]}

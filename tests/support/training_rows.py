@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.training.trainer import GateTrainer
 from support.tiny import ARCHITECTURES, VOCABULARY, scatter_gates
 

@@ -11,7 +11,8 @@ from theory.checks.encoder import network_checks
 from theory.checks.settings import Settings
 from theory.evidence import EXACT, Check
 from theory.study import TOY_CHECKS, figure_frames, run_checks
-from theory.tables import CLAIMS, ITEMS, closing_markdown, comparison_markdown, printed
+from theory.tables import ITEMS, closing_markdown, comparison_markdown, printed
+from theory.verdicts import CLAIMS
 
 SMALL = Settings(
     problems=2, trials=6, limit=60, runs=24, steps=1500, samples=20_000, gate_steps=600
@@ -157,7 +158,7 @@ def _closing(added: float = 0.1) -> pd.DataFrame:
 
 def test_network_checks_can_hold_and_can_fail():
     found = network_checks(_network(), _closing())
-    assert [check.verdict for check in found] == ["supported"] * 3
+    assert [check.verdict for check in found] == ["supported"] * 4
     for check in found:
         assert check.strengthened(1e6).verdict == "contradicted"
     assert network_checks(_network(ratio=0.0), _closing())[0].verdict == "contradicted"
@@ -165,26 +166,61 @@ def test_network_checks_can_hold_and_can_fail():
         network_checks(_network().query("parameters != 'LoRA'"), _closing())
 
 
-def test_closing_that_adds_less_than_the_first_order_does_not_count_for_the_bound():
-    # First order 0.05, bound 0.25 above it. Two sides at two shares.
-    for added, verdict, held, undecided in (
-        (0.1, "supported", 4, 0),
-        (0.4, "depends", 2, 0),
-        (0.04, "contradicted", 0, 2),
-    ):
-        check = network_checks(_network(), _closing(added))[2]
-        assert check.verdict == verdict
-        assert (check.held, sum(case.undecided for case in check.cases)) == (held, undecided)
+def _judged(frame: pd.DataFrame) -> dict[str, Check]:
+    return {check.id: check for check in network_checks(frame, _closing())}
+
+
+def test_condition_number_and_rate_of_a_network_are_judged_apart_and_by_parameters():
+    frame = _network()
+    trained = frame["parameters"] == "gates, as trained"
+    frame.loc[trained, "smallest"] = 0.01  # condition number 100, LoRA's is 20
+    found = _judged(frame)
+    check = found["network-conditioning-claim"]
+    assert (check.verdict, check.depends_on) == ("depends", ("parameters",))
+    assert check.by_level()["parameters"] == {
+        "gates, as trained": "contradicted",
+        "gates, before clipping": "supported",
+    }
+    assert found["network-rate-claim"].verdict == "supported"
+    frame = _network()
+    frame.loc[trained & (frame["step"] == 0), "ratio"] = 0.01
+    found = _judged(frame)
+    assert found["network-conditioning-claim"].verdict == "supported"
+    check = found["network-rate-claim"]
+    assert (check.verdict, check.depends_on) == ("depends", ("parameters", "step"))
+
+
+def test_saturated_gates_without_any_slope_are_worse_than_every_other_landscape():
+    """Zero gradient and zero curvature, 0/0, at a loss that is not minimal."""
+    frame = _network()
+    flat = (frame["parameters"] == "gates, as trained") & (frame["step"] == 0)
+    frame.loc[flat, ["ratio", "largest", "smallest"]] = 0.0
+    for name in ("network-conditioning-claim", "network-rate-claim"):
+        check = _judged(frame)[name]
+        case = next(case for case in check.cases if case.name == "gates, as trained, 0")
+        assert (case.measured, case.votes, case.holds) == (1e6, True, False)
+        assert check.verdict == "depends"
+    # Where LoRA is flat, too, nothing is compared.
+    frame.loc[frame["step"] == 0, ["ratio", "largest", "smallest"]] = 0.0
+    tied = [case for case in _judged(frame)["network-rate-claim"].cases if case.undecided]
+    assert {case.levels["step"] for case in tied} == {"0"}
+
+
+def test_closing_that_adds_less_than_the_first_order_contradicts_the_network_s_half():
+    # First order 0.05, half the Gauss–Newton part 0.005.
+    for added, verdict in ((0.1, "supported"), (0.056, "supported"), (0.054, "contradicted"),
+                           (0.04, "contradicted")):  # fmt: skip
+        assert network_checks(_network(), _closing(added))[3].verdict == verdict
 
 
 def test_closed_gates_without_effect_test_nothing():
     frame = _closing()
     one, both = frame["share"] == 0.1, ["second", "gauss_newton", "second_bound"]
     frame.loc[one & (frame["seed"] == 0), both] = 0.0
-    sign = network_checks(_network(), frame)[2].cases[0]
-    assert (sign.name, sign.undecided) == ("Gauss–Newton part, 10 %", True)  # one seed is left
+    sign = network_checks(_network(), frame)[3].cases[0]
+    assert (sign.name, sign.undecided) == ("10 %", True)  # one seed is left
     frame.loc[one, both] = 0.0
-    assert len(network_checks(_network(), frame)[2].cases) == 2
+    assert len(network_checks(_network(), frame)[3].cases) == 1
 
 
 def test_closed_shares_are_quoted_as_ranges_over_seeds():

@@ -7,7 +7,7 @@ import pytest
 
 from theory.bilinear import joint_gradient, saddle_coupling
 from theory.checks.escape import noisy_gradient
-from theory.escape import NoisySaddle, plateau_time, stabilising_noise
+from theory.escape import NoisySaddle, plateau_time, price_time, stabilising_noise
 from theory.problems import draw_problem
 
 
@@ -37,11 +37,53 @@ def test_times_to_leave_have_their_limits():
     noise = stabilising_noise(problem)
     below, above = (NoisySaddle.of(problem, factor * noise).rate for factor in (0.999, 1.001))
     assert below > 0 > above
-    # A price bounds the time on the plateau for any noise; it falls as 1/λ.
-    bound = 0.26 * 0.5 / (np.exp(-2 * 1.26**2) / np.sqrt(2 * np.pi))
-    for sigma in (0.03, 0.1):
-        assert plateau_time(1.26, sigma, 1.0, 0.5) < bound
-        assert plateau_time(1.26, sigma, 1e3, 0.5) == pytest.approx(
-            plateau_time(1.26, sigma, 1e4, 0.5) * 10, rel=0.01
-        )
-    assert plateau_time(1.26, 0.05, 0.0, 0.5) > 1000 * plateau_time(1.26, 0.1, 0.0, 0.5)
+    assert (saddle.side(1e-3, 0.0), saddle.side(1e-3, 2 * slope)) == (1, -1)
+
+
+@pytest.mark.parametrize("share", [1.0, 1.3])
+def test_from_the_stabilising_noise_on_no_gate_vector_moves_away_from_the_closed_point(share):
+    """⟨θ, ∇F⟩ ≥ 0 everywhere, for the mean gradient over samples of the noise."""
+    problem = draw_problem("well-conditioned", 0)
+    sigma, random = share * stabilising_noise(problem), np.random.default_rng(0)
+    worst = NoisySaddle.of(problem, sigma).direction
+    for size in (1e-3, 0.1, 1.0, 10.0):
+        for gates in (worst, *random.standard_normal((8, len(worst)))):
+            assert gates @ noisy_gradient(problem, sigma, size * gates) > -1e-12 * size
+    below = NoisySaddle.of(problem, 0.9 * sigma / share).direction
+    assert below @ noisy_gradient(problem, 0.9 * sigma / share, 1e-3 * below) < -1e-6
+
+
+def test_above_the_stabilising_noise_a_price_moves_the_closed_point_to_negative_gates():
+    problem = draw_problem("well-conditioned", 0)
+    saddle = NoisySaddle.of(problem, 1.02 * stabilising_noise(problem))
+    slope = -2e-2 / saddle.balance(1.0)  # a* = −0.02
+    assert saddle.balance(slope) == pytest.approx(-2e-2)
+    assert saddle.side(1e-3, slope) == -1
+    # By hand: a = a* + (ε − a*)e^{−|s|t} at a = −0.01.
+    time = saddle.time(1e-3, 1e-2, slope)
+    assert -2e-2 + 2.1e-2 * np.exp(saddle.rate * time) == pytest.approx(-1e-2)
+    assert saddle.time(1e-3, 2.1e-2, slope) == np.inf
+    assert saddle.time(1e-3, 1e-2, 0.0) == np.inf
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.5])
+def test_the_price_alone_bounds_the_time_on_the_plateau_and_a_large_one_attains_it(sigma):
+    centres = np.linspace(1, 1.26, 20_001)
+    slopes = 0.7 * np.exp(-2 * centres**2) / np.sqrt(2 * np.pi) / 0.5
+    assert price_time(1.26, 0.7, 0.5) == pytest.approx(np.trapezoid(1 / slopes, centres))
+    ratios = [
+        plateau_time(1.26, sigma, price, 0.5) / price_time(1.26, price, 0.5)
+        for price in (0.1, 10.0, 1e4)
+    ]
+    assert ratios[0] < ratios[1] < ratios[2] < 1
+    assert ratios[2] == pytest.approx(1, rel=1e-3)
+
+
+def test_without_a_price_the_plateau_takes_exponentially_long_in_the_inverse_variance():
+    def ratio(sigma: float) -> float:
+        exponential = np.exp((0.26 / sigma) ** 2 / 2)
+        return plateau_time(1.26, sigma, 0.0, 0.5) / (sigma * np.sqrt(2 * np.pi) * exponential)
+
+    apart = [abs(ratio(sigma) - 1) for sigma in (0.1, 0.07, 0.05)]
+    assert apart[0] > apart[1] > apart[2]
+    assert apart[2] < 0.06

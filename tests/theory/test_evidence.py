@@ -16,7 +16,6 @@ from theory.tables import (
     case_frame,
     check_markdown,
     flat_markdown,
-    judge_claims,
     level_markdown,
     printed,
     share_markdown,
@@ -160,10 +159,59 @@ def test_a_setting_that_a_theorem_decides_has_no_vote():
 
 
 def test_a_setting_whose_interval_contains_the_bar_has_no_vote():
-    tie = Case("a", "at least", 1.0, 1.01, undecided=True)
+    tie = Case("a", "at least", 1.0, 1.01, low=0.9, high=1.2)
     assert _claim(tie).verdict == "inconclusive"
-    assert _claim(tie).power == math.inf
     assert _claim(tie, Case("b", "at least", 1.0, 2.0)).verdict == "supported"
+
+
+settings_with_intervals = st.lists(
+    st.tuples(st.floats(0.01, 100), st.floats(1, 10), st.floats(1, 10)), min_size=1, max_size=6
+)
+
+
+def _decided(relation: str, found: list[tuple[float, float, float]], bar: float) -> str:
+    """The verdict of settings (median, factors below and above) under a bar, from their ends."""
+    up = [low > bar for median, below, above in found
+          if (low := median / below) > bar or median * above < bar]  # fmt: skip
+    votes = {above == (relation == "at least") for above in up}
+    if not votes:
+        return "inconclusive"
+    return "depends" if len(votes) > 1 else "supported" if True in votes else "contradicted"
+
+
+@given(st.sampled_from(["at least", "at most"]), settings_with_intervals)
+def test_the_power_of_a_claim_is_the_factor_at_which_its_verdict_changes(relation, found):
+    """By the ends of intervals, not by medians: a setting becomes undecided on the way."""
+    check = _claim(
+        *(
+            Case(str(i), relation, 1.0, median, low=median / below, high=median * above)
+            for i, (median, below, above) in enumerate(found)
+        )
+    )
+    verdict = _decided(relation, found, 1.0)
+    assert check.verdict == verdict
+    ends = [end for median, below, above in found for end in (median / below, median * above)]
+    changes = [
+        max(end, 1 / end)
+        for end in ends
+        for bar in (end * (1 - 1e-7), end * (1 + 1e-7))
+        if _decided(relation, found, bar) != verdict
+    ]
+    assert check.power == pytest.approx(min(changes), rel=1e-5)
+
+
+def test_a_claim_notices_less_than_its_medians_say():
+    held = Case("a", "at least", 1.0, 30.0, low=10.0, high=90.0)
+    failed = Case("b", "at least", 1.0, 0.01, low=0.005, high=0.02)
+    assert _claim(held).power == pytest.approx(10)
+    assert _claim(held, failed).power == pytest.approx(10)  # then a has no vote
+    assert held.power == pytest.approx(10)
+    assert failed.power == 1
+    # A stale vote would make this 30.
+    assert _claim(held, failed).strengthened(11).verdict == "contradicted"
+    proof = Case("c", "at least", 1.0, 0.0, proof="fails")
+    assert _claim(held, proof).power == pytest.approx(10)
+    assert _claim(proof).power == math.inf
 
 
 def _setting(holds: bool, **levels: str) -> Case:
@@ -247,10 +295,12 @@ def test_a_setting_is_decided_by_the_interval_over_its_draws():
         assert case.low < np.median(draws) < case.high
         assert case.undecided == undecided
         assert holds is None or case.holds == holds
-    # Few draws: their range. One: nothing.
+    # Few draws: their range. One: nothing, wherever the bar is.
     assert Case.of_draws(levels, "at least", 1.0, np.array([1.1, 3.0, 0.9])).undecided
     assert not Case.of_draws(levels, "at least", 1.0, np.array([1.1, 3.0, 1.2])).undecided
-    assert Case.of_draws(levels, "at least", 1.0, np.array([3.0])).undecided
+    single = Case.of_draws(levels, "at least", 1.0, np.array([3.0]))
+    assert single.undecided
+    assert single.strengthened(1e6).undecided
 
 
 def test_more_draws_of_one_setting_give_it_no_second_voice():
@@ -265,12 +315,12 @@ def test_tables_say_where_claims_hold():
     check = _claim(
         _setting(True, family="well", rank="1"),
         _setting(False, family="ill", rank="1"),
-        replace(_setting(True, family="over", rank="1"), undecided=True),
+        replace(_setting(True, family="over", rank="1"), low=0.5, high=4.0),
     )
     text = level_markdown([check.record(), _check("claim", 0.5).record()])
     assert text.splitlines()[-2:] == [
         "| `x-claim` | **family** | well | ill |  | over |",
-        "| `x-claim` | rank |  |  | 1 |  |",
+        "| `x-claim` | rank |  |  | 1 (1 of 2) |  |",
     ]
     assert "by family" in check_markdown([check.record()], "")
 
@@ -292,22 +342,20 @@ def test_shares_and_counts_are_written_with_their_intervals():
         [{"model": "M", "layers": 6, "parameters": "independent gates", "size": 1000, "flat": 111,
           "share": 0.111},
          {"model": "M", "layers": 6, "parameters": "LoRA 8", "size": 8000, "flat": 28,
-          "share": 0.0035}]
+          "share": 0.0035},
+         {"model": "M", "layers": 6, "parameters": "LoRA 8, start", "size": 8000, "flat": 4100,
+          "share": 0.5125}]
     )  # fmt: skip
     assert flat_markdown(counted) == (
         "Flat directions at the shape of M, 6 layers: 111 of 1,000 (11.10 %) for independent "
-        "gates, 28 of 8,000 (0.35 %) for LoRA r = 8 on the same layers.\n"
+        "gates, 28 of 8,000 (0.35 %) for LoRA r = 8 on the same layers at factors of full rank, "
+        "4,100 of 8,000 (51.25 %) at its start, where B = 0.\n"
     )
 
 
-def test_a_claim_is_judged_from_the_checks_that_have_a_vote():
-    records = [_check("claim", 0.5).record(), {**_check("claim", 2.0).record(), "id": "y-claim"}]
-    assert judge_claims(records)["pl"]["verdict"] == "depends"
-    assert judge_claims(records[:1])["pl"]["verdict"] == "supported"
-    proof = {**_claim(Case("d", "at least", 1.0, 0.5, proof="fails")).record(), "id": "z-claim"}
-    assert judge_claims([records[0], proof])["pl"]["verdict"] == "supported"
-    assert judge_claims([proof])["pl"]["verdict"] == "disproved"
-    text = check_markdown([*records, proof], "Setting.")
+def test_a_table_escapes_what_Markdown_reads_as_a_column():
+    proof = _claim(Case("d", "at least", 1.0, 0.5, proof="fails")).record()
+    text = check_markdown([_check("claim", 2.0).record(), proof], "Setting.")
     assert r"a \| b" in text
     assert "**contradicted**" in text
     assert "| 1 disproved | **disproved** |" in text

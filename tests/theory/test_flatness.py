@@ -10,12 +10,15 @@ import finegates as fg
 from finegates.gates.gated_linear import gated_layers
 from support.described import InFloat64, described_inputs, described_model
 from support.described_types import CONFIGURATIONS
-from theory import flatness
+from theory import factor_directions, flatness
 from theory.block_models import KINDS, block_model, block_output
 from theory.checks import flatness as checks
+from theory.checks import trained_biases as bias_checks
 from theory.checks.settings import Settings
+from theory.factor_directions import start_directions
 from theory.flatness import flat_space, generators, jacobian, nullity
 from theory.free_gates import free_gates, set_values
+from theory.trained_biases import bias_directions
 
 # Kinds that differ in the proposition's conditions.
 FEW = ("bert", "llama", "t5", "qwen3", "phi3")
@@ -143,7 +146,7 @@ def unfactored():
 def test_a_direction_of_factors_next_to_a_layer_norm_is_not_forgotten(
     unfactored, monkeypatch, forgotten
 ):
-    monkeypatch.setattr(flatness, forgotten, lambda model: [])
+    monkeypatch.setattr(factor_directions, forgotten, lambda model: [])
     found = checks.check_factors(SMALL)
     assert {case.name.partition(",")[0] for case in found.cases if not case.holds} == {"bert"}
 
@@ -153,7 +156,7 @@ def test_layers_next_to_a_layer_norm_are_those_of_the_architecture():
         model = block_model(name)
         return tuple(
             [path.rpartition("layer.0.")[2] for path in find(model)]
-            for find in (flatness.centred_layers, flatness.shifted_keys)
+            for find in (factor_directions.centred_layers, factor_directions.shifted_keys)
         )  # type: ignore[return-value]
 
     writers = ["attention.output.dense", "output.dense"]
@@ -164,6 +167,63 @@ def test_layers_next_to_a_layer_norm_are_those_of_the_architecture():
     # Rotary embeddings turn a shift of keys by their position.
     assert len(near("starcoder2")[0]) == 2
     assert near("starcoder2")[1] == []
+
+
+def test_at_the_start_of_lora_all_of_a_is_flat_and_what_norms_subtract_from_b(monkeypatch):
+    model = block_model("bert")  # five layers read 8 numbers and one 12; two write to a norm
+    assert [start_directions(model, r) for r in (1, 3)] == [5 * 8 + 12 + 2, 3 * (5 * 8 + 12 + 2)]
+    found = checks.measured_factors("bert", 3, 8, 0, start=True)
+    assert found.nullity.count == found.predicted
+    monkeypatch.setattr(checks, "start_directions", lambda *a: 1 + start_directions(*a))
+    checks.measured_factors.cache_clear()
+    broken = [case.name for case in checks.check_factors(SMALL).cases if not case.holds]
+    checks.measured_factors.cache_clear()
+    assert broken
+    assert all(name.endswith("start") for name in broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "count"),
+    [
+        # Keys and values of width d, and two layers that norms read.
+        ("bert", 8, 2 * 8 + 2),
+        ("bert", 16, 2 * 16 + 2),
+        ("bloom", 8, 2 * 8 + 2),
+        # One key-value head of four rotated dimensions: values alone.
+        ("starcoder2", 8, 4 + 2),
+        # Half of each head is rotated.
+        ("gpt_neox", 8, 4 + 8 + 2),
+        # No bias in the output layers.
+        ("qwen2", 8, 0),
+        ("llama", 8, 0),
+    ],
+)
+def test_biases_have_the_flat_directions_of_their_positions_and_norms(name, width, count):
+    assert bias_directions(block_model(name, width)) == count
+
+
+def test_moving_biases_of_keys_values_and_means_far_changes_no_output():
+    model = block_model("bert").requires_grad_(False)
+    before = block_output(model, 2)
+    attention = model.encoder.layer[0].attention
+    generator = torch.Generator().manual_seed(0)
+    key, value, mean = (torch.randn(8, generator=generator, dtype=torch.float64) for _ in range(3))
+    attention.self.key.bias += 3 * key
+    attention.self.value.bias += 3 * value
+    attention.output.dense.bias += mean[0] - attention.output.dense.weight @ (3 * value)
+    model.encoder.layer[0].output.dense.bias += mean[1]
+    # Scores are moved by 3 q · key; rounding errors grow with them.
+    torch.testing.assert_close(block_output(model, 2), before, rtol=0, atol=1e-10)
+    attention.self.query.bias += 1e-3
+    assert (block_output(model, 2) - before).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_wrong_number_of_directions_of_biases_is_found_out(monkeypatch, more):
+    monkeypatch.setattr(
+        bias_checks, "bias_directions", lambda model: max(0, more + bias_directions(model))
+    )
+    assert bias_checks.check_biases(SMALL).verdict == "contradicted"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from theory.bilinear import (
 )
 from theory.box import box_constant, box_minimiser, prox_decrease, two_columns
 from theory.checks.joint import nearly_right
-from theory.checks.rank_one import missing_example
+from theory.checks.rank_one import missing_example, missing_in_box
 from theory.checks.settings import Settings
 from theory.checks.together import taught
 from theory.conditioning import (
@@ -309,3 +309,30 @@ def test_descent_from_one_ends_in_a_strict_minimum_that_is_not_the_best():
     # A vertex of another orbit is lower, by the loss of the definition.
     other = descended(problem, np.array([1.0, -1.0, 1.0, 1.0]))
     assert joint_loss(problem, other) < joint_loss(problem, end) - 1
+
+
+def test_projected_descent_from_one_ends_in_a_strict_minimum_of_the_box_that_is_not_the_best():
+    """Loss and gradient by the definition, ½‖Diag(r) W Diag(c) − T‖² for white data."""
+    weight = np.array([[1.0, 1.0], [-1.0, -4.0]])
+    target = np.array([[3.0, -3.0], [1.0, -3.0]])
+
+    def error(gates: np.ndarray) -> np.ndarray:
+        return np.outer(gates[:2], gates[2:]) * weight - target
+
+    def slope(gates: np.ndarray) -> np.ndarray:
+        part = error(gates) * weight
+        return np.concatenate([part @ gates[2:], gates[:2] @ part])
+
+    end = np.ones(4)
+    for _ in range(3000):
+        end = np.clip(end - 0.01 * slope(end), 0, 1)
+    assert joint_loss(missing_in_box(), end) == pytest.approx(np.sum(error(end) ** 2) / 2)
+    free = np.array([1, 3])
+    assert np.all(end[[0, 2]] == 1)
+    assert np.all(slope(end)[[0, 2]] < -0.05)  # lower only outside the box
+    assert np.all((end[free] > 0.5) & (end[free] < 0.99))
+    assert np.abs(slope(end)[free]).max() < 1e-12
+    assert np.linalg.eigvalsh(joint_hessian(missing_in_box(), end)[np.ix_(free, free)])[0] > 1
+    other = np.array([0.0, np.sqrt(0.75), 0.0, np.sqrt(0.75)])  # by hand: 4 r₂c₂ = 3
+    assert np.sum(error(other) ** 2) / 2 == pytest.approx((9 + 9 + 1) / 2)
+    assert np.sum(error(end) ** 2) / 2 > 10.6

@@ -157,6 +157,26 @@ def test_coherence_runs_from_one_to_the_number_of_gates():
     assert second_order_bound(root) >= np.sum(root.sum(axis=1) ** 2) / 2
 
 
+@pytest.mark.parametrize(
+    ("correlation", "gates", "added", "bound"),
+    [
+        # ½ Σ_jk ω_j ω_k ρ_jk against ½ (largest eigenvalue) Σ ω_j², by hand.
+        (0.5, (1.0, 1.0, 1.0), 3.0, 3.0),
+        (0.0, (1.0, 1.0, 1.0), 1.5, 1.5),
+        (-0.5, (1.0, 1.0), 0.5, 1.5),
+        (0.5, (1.0, 0.2, 0.2), 0.76, 1.08),
+    ],
+)
+def test_the_bound_on_closing_is_attained_for_equal_contributions_of_one_correlation_from_0_on(
+    correlation, gates, added, bound
+):
+    size = len(gates)
+    matrix = (1 - correlation) * np.eye(size) + correlation * np.ones((size, size))
+    root = np.linalg.cholesky(matrix).T * gates
+    assert np.sum(root.sum(axis=1) ** 2) / 2 == pytest.approx(added)
+    assert second_order_bound(root) == pytest.approx(bound)
+
+
 def test_closing_rows_are_those_of_the_model_with_closed_gates():
     model, gates = gated(2)
     model.set_attn_implementation("eager")  # fused attention has no second derivatives

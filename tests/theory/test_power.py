@@ -205,10 +205,15 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
             "beyond.jacobian",
             lambda f: lambda p, o: f(p, o)[:, : p.rows] @ _padded(p),
         ),
+        ("reach-dense", "beyond.factor_reach", lambda f: scaled(f, 1 / EXACT)),
         ("joint-bias", "bias.biased_residual", lambda f: lambda p, b: f(p, _longer(b))),
         # A noise whose charge on the closed point is a quarter larger.
         ("escape-saddle", "escape.NoisySaddle", lambda f: _noisier),
         ("escape-saddle", "escape.stabilising_noise", lambda f: scaled(f, 1 / EXACT)),
+        # A price whose slope is three times that of the library, or of another σ_p.
+        ("escape-saddle", "escape.price_slope", lambda f: scaled(f, 3.0)),
+        ("escape-saddle", "escape.price_slope", lambda f: lambda m, p, s: f(m, p, 2 * s)),
+        ("escape-plateau", "escape.price_time", lambda f: scaled(f, 1 / EXACT)),
         # The probability that is penalised, as if it were that of the noise.
         ("penalty-probability", "sparsity.ndtri", lambda f: lambda p: EXACT * f(p)),
     ],
@@ -219,6 +224,15 @@ def test_a_wrong_formula_is_found_out(monkeypatch, name, place, wrong):
     original = getattr(importlib.import_module(f"theory.checks.{module}"), function)
     monkeypatch.setattr(target, wrong(original))
     assert TOY_CHECKS[name](SMALL).verdict == "contradicted"
+
+
+@pytest.mark.parametrize("factor", [EXACT, 1 / EXACT])
+@pytest.mark.parametrize("part", ["price_slope", "square_clip_slope"])
+def test_each_part_of_the_pull_on_the_plateau_is_tested(monkeypatch, part, factor):
+    original = getattr(importlib.import_module("theory.escape"), part)
+    monkeypatch.setattr(f"theory.escape.{part}", scaled(original, factor))
+    broken = {case.constant for case in TOY_CHECKS["escape-plateau"](SMALL).cases if not case.holds}
+    assert ("price" if part == "price_slope" else "time") in broken
 
 
 def test_a_certificate_that_pays_too_little_for_its_radius_is_found_out(monkeypatch):

@@ -17,7 +17,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.macs_penalty import MacsPenalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.gates.stochastic import StochasticGate
 from finegates.training.importance import StepImportance
 from finegates.training.trainer import GateTrainer

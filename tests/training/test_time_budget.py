@@ -83,6 +83,24 @@ def test_a_resumed_training_keeps_the_costs_that_it_began_with(
         if isinstance(t, torch.Tensor) and not torch.equal(t, found[n])
     ]
     assert different == []
+    fg.save(resumed, tmp_path / "saved")
+    assert fg.load(tmp_path / "saved").finegates_config == resumed.finegates_config
+
+
+@pytest.mark.parametrize("shrink", [False, True])
+def test_a_training_is_resumed_where_its_time_is_out_of_reach(shrink: bool, tmp_path: Path) -> None:
+    """With the configuration of its checkpoint, as the refusal says."""
+    whole, _, _ = train(gated(shrink=shrink), tmp_path / "run", save_strategy="steps", save_steps=8)
+    checkpoint = tmp_path / "run" / "checkpoint-8"
+    slow = dataclasses.replace(COST, rest=1e6)
+    with pytest.raises(ValueError, match=r"finegates\.load\(checkpoint\)\.finegates_config"):
+        gated(slow, shrink=shrink)
+    again = fresh("bert", fg.load(checkpoint).finegates_config)  # type: ignore[arg-type]
+    resumed, _, _ = train(again, tmp_path / "resumed", resume=checkpoint)
+    expected, found = whole.state_dict(), resumed.state_dict()
+    assert expected.keys() == found.keys()
+    tensors = [n for n, value in expected.items() if isinstance(value, torch.Tensor)]
+    assert all(torch.equal(expected[n], found[n]) for n in tensors)
 
 
 def test_a_checkpoint_of_another_kind_of_budget_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 import finegates as fg
 from finegates.gates.draw import GateDraw
 from finegates.gates.gated_output import width_gate
-from finegates.gates.penalty import MacsPenalty
+from finegates.gates.macs_penalty import MacsPenalty
 from finegates.gates.stochastic import StochasticGate
 from support.described import without_downcasts
 from support.shrinking import train

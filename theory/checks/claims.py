@@ -283,7 +283,7 @@ def check_convergence(settings: Settings) -> Check:
 
 GOALS = ("best in the box", "relaxed optimum")
 TRAINED = 6
-"""Problems of a family: the fewest whose range is a 95 % interval of the median."""
+"""Problems of a family: the fewest whose range contains the median with at least 95 %."""
 CLAIM_STEPS = 2000
 
 

@@ -19,6 +19,8 @@ from theory.stochastic import Steps as Indices
 
 CLOSED = 0.4
 """Share of the gates that are closed, the least important first."""
+UNEQUAL = np.array([1.0, 0.5, 0.2, 0.8])
+"""Gates of a built case."""
 
 
 def layer_loss(
@@ -87,9 +89,10 @@ def check_bound(settings: Settings) -> Check:
     """ΔL + Σ_S ω_j ∂_jL ≤ ½ κ_S Σ_S ω_j² H_jj; see :mod:`theory.closing` for the proof.
 
     Least squares from the best gates, and cross-entropy of two classes with ¼ for ℓ''. Measured
-    through the library's layer with closed gates. The bound is attained where all closed columns of
-    the outputs have one length and one correlation ρ: κ = 1 + (|S| − 1)ρ. For
-    cross-entropy the outputs must be small, too: here p(1 − p) is ¼ up to 10⁻³.
+    through the library's layer with closed gates. The bound is attained where the contributions of
+    all closed gates have one length and one correlation ρ ≥ 0: κ = 1 + (|S| − 1)ρ. Built with gates
+    that are equal, and unequal with columns that make up for it. For cross-entropy the outputs must
+    be small, too: here p(1 − p) is ¼ up to 10⁻³.
     """
     cases = []
     for problem in settings.drawn():
@@ -119,13 +122,15 @@ def check_bound(settings: Settings) -> Check:
     bound = second_order_bound(squares_root(alike, gates)[:, chosen])
     added = second_order(alike.weight, inputs, alike.targets, gates, chosen)
     cases.append(Case(alike.name, "equal", bound, added, 1e-7, "squares", built=True))
-    # Columns of equal length and equal correlation ρ: κ = 1 + (s − 1)ρ, also attained.
-    for share in (0.25, 0.6):
-        mixed = equally_correlated(share)
-        alike = Problem(mixed, np.ones((2, 4)), np.zeros((12, 2)), f"equal correlation {share}")
-        bound = second_order_bound(squares_root(alike, gates)[:, chosen])
-        added = second_order(alike.weight, mixed, alike.targets, gates, chosen)
-        cases.append(Case(alike.name, "equal", bound, added, 1e-7, "κ", built=True))
+    # Contributions of equal length and equal correlation ρ: κ = 1 + (s − 1)ρ, also attained.
+    for share in (0.0, 0.25, 0.6):
+        for opened in (gates, UNEQUAL):
+            mixed = equally_correlated(share) / opened
+            where = f"equal correlation {share}, gates {'equal' if opened is gates else 'unequal'}"
+            alike = Problem(mixed, np.ones((2, 4)), np.zeros((12, 2)), where)
+            bound = second_order_bound(squares_root(alike, opened)[:, chosen])
+            added = second_order(alike.weight, mixed, alike.targets, opened, chosen)
+            cases.append(Case(alike.name, "equal", bound, added, 1e-7, "κ", built=True))
     weight = 0.01 * np.array([[1.0], [-1.0]]) * np.ones((2, 4))
     bound = second_order_bound(entropy_root(weight, inputs, gates)[:, chosen])
     labels = np.tile([0, 1], 6)
@@ -138,8 +143,8 @@ def check_bound(settings: Settings) -> Check:
         12,
         "law",
         "closing column gates S adds at most −Σ ω_j ∂_jL + ½κ_S Σ ω_j² H_jj, κ_S the coherence of "
-        "the closed gates, attained where their columns of the outputs have one length and one "
-        "correlation (second-order part)",
+        "the closed gates, attained where their contributions ω_j · column to the outputs have one "
+        "length and one correlation ≥ 0 (second-order part)",
         "least squares; cross-entropy with ¼ for its curvature; 40 % of the gates, least important "
         "first",
         tuple(cases),

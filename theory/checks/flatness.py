@@ -18,9 +18,9 @@ from finegates.modules.linear import linear_shape
 from theory.block_models import KINDS, WIDTH, block_model, block_output
 from theory.checks.settings import ROUNDING, Settings
 from theory.evidence import Case, Check
+from theory.factor_directions import factor_directions, start_directions
 from theory.flatness import (
     Nullity,
-    factor_directions,
     flat_space,
     generators,
     jacobian,
@@ -51,7 +51,7 @@ class Measured:
     Attributes:
         nullity: of the Jacobian of its outputs.
         predicted: dim N of :func:`theory.flatness.flat_space`, or
-            :func:`theory.flatness.factor_directions`.
+            :func:`theory.factor_directions.factor_directions`.
         moved: relative change of the outputs when the gates move far in a random direction of N.
         layers: number of linear layers with gates or factors.
     """
@@ -85,7 +85,7 @@ def gated_block(
     return model, gates
 
 
-def _rows(size: int, model: nn.Module) -> int:
+def rows_for(size: int, model: nn.Module) -> int:
     """Number of sequences of 9 tokens that give three times as many outputs as parameters."""
     config: Any = unwrap(model).config
     width: int = config.hidden_size
@@ -105,7 +105,7 @@ def measured_gates(name: str, placed: str, width: int, seed: int) -> Measured:
     model, gates = gated_block(name, PRESETS[placed], width, seed)
     parameters = [gate.values for gate in gates]
     size = sum(gate.size for gate in gates)
-    output = partial(block_output, model, _rows(size, model), seed=seed)
+    output = partial(block_output, model, rows_for(size, model), seed=seed)
     found = nullity(jacobian(output, parameters, seed))
     basis = flat_space(model)
     random = np.random.default_rng(seed).standard_normal(len(basis))
@@ -125,25 +125,44 @@ def _moved(model: nn.Module, gates: list[FreeGate], direction: np.ndarray) -> fl
     return float(change)
 
 
-@lru_cache(maxsize=256)
-def measured_factors(name: str, rank: int, width: int, seed: int) -> Measured:
-    """Flat directions of LoRA's factors (all non-zero) on the layers that gates would wrap."""
-    model = block_model(name, width, seed=seed)
-    layers = len(adapter_for(model).gated(model))
-    predicted = factor_directions(model, rank)
-    wrapped = fg.add_lora(model, rank=rank, alpha=float(rank)).double().eval()
+def factored_block(
+    name: str, rank: int, width: int, seed: int, *, start: bool = False
+) -> tuple[nn.Module, list[Tensor]]:
+    """A random block with LoRA's factors on the layers that gates would wrap.
+
+    Args:
+        name: a key of ``KINDS``.
+        rank: r.
+        width: see :func:`theory.block_models.block_model`.
+        seed: of weights and factors.
+        start: B = 0, as at LoRA's start; otherwise all factors are random.
+    """
+    wrapped = fg.add_lora(block_model(name, width, seed=seed), rank=rank, alpha=float(rank))
     generator = torch.Generator().manual_seed(seed)
     factors: list[Tensor] = []
-    for path, parameter in wrapped.named_parameters():
+    for path, parameter in wrapped.double().eval().named_parameters():
         parameter.requires_grad_("lora_" in path)
         if "lora_" in path:
             factors.append(parameter)
             parameter.data.normal_(0.0, 0.3, generator=generator)
-    plain = unwrap(wrapped)
+            if start and "lora_B" in path:
+                parameter.data.zero_()
+    return unwrap(wrapped), factors
+
+
+@lru_cache(maxsize=256)
+def measured_factors(
+    name: str, rank: int, width: int, seed: int, *, start: bool = False
+) -> Measured:
+    """Flat directions of LoRA's factors; the arguments are those of :func:`factored_block`."""
+    model = block_model(name, width, seed=seed)
+    layers = len(adapter_for(model).gated(model))
+    predicted = (start_directions if start else factor_directions)(model, rank)
+    plain, factors = factored_block(name, rank, width, seed, start=start)
     size = sum(factor.numel() for factor in factors)
-    output = partial(block_output, plain, _rows(size, plain), seed=seed)
-    found = nullity(jacobian(output, factors, seed))
-    return Measured(found, predicted, 0.0, layers)
+    output = partial(block_output, plain, rows_for(size, plain), seed=seed)
+    matrix = jacobian(output, factors, seed, logarithmic=not start)
+    return Measured(nullity(matrix), predicted, 0.0, layers)
 
 
 def check_directions(settings: Settings) -> Check:
@@ -172,7 +191,7 @@ def check_directions(settings: Settings) -> Check:
         "the Jacobian of a block's outputs in its gates has the nullity dim{δ : Aδ ∈ S}, S spanned "
         "by the rescalings of values against outputs, queries against keys, hidden rows against "
         "columns, and layers without a bias",
-        "gates not zero, weights in general position; independent and shared gates",
+        "gates not zero, weights in general position, frozen biases; independent and shared gates",
         tuple(cases),
         claim="bilinear",
         frames={"flat_kinds": pd.DataFrame(rows)},
@@ -217,7 +236,8 @@ def check_width(settings: Settings) -> Check:
         "law",
         "a block of BERT of width d has 2d + 1 flat directions with independent gates; with shared "
         "gates it has one for each head and with LoRA 1 nine, at any width",
-        "all layers have biases; gates not zero",
+        "all layers have biases, which are frozen; gates not zero, factors of full rank; widths 8 "
+        "to 32",
         tuple(cases),
         claim="bilinear",
         frames={"flat_width": pd.DataFrame(rows)},
@@ -227,8 +247,9 @@ def check_width(settings: Settings) -> Check:
 def check_factors(settings: Settings) -> Check:
     """LoRA of rank r on the same layers: r² for each layer, and r more where a LayerNorm is near.
 
-    See :mod:`theory.flatness`. Measured at random factors on every kind of block at the least
-    width, and at larger widths and ranks on two kinds.
+    See :mod:`theory.factor_directions`. Measured at random factors on every kind of block at the
+    least width, and at larger widths and ranks on two kinds. At LoRA's start, where B = 0, all of A
+    is flat, and so are the directions of B that a LayerNorm subtracts.
     """
     cases = []
     places = [(name, WIDTH, rank) for name in kinds(settings) for rank in RANKS]
@@ -237,14 +258,19 @@ def check_factors(settings: Settings) -> Check:
         found = measured_factors(name, rank, width, settings.seed)
         where = f"{name}, width {width}, r = {rank}"
         cases.append(Case(where, "equal", found.predicted, found.nullity.count))
+        if (width, rank) == (WIDTH, RANKS[0]):
+            found = measured_factors(name, rank, width, settings.seed, start=True)
+            count = found.nullity.count
+            cases.append(Case(f"{where}, start", "equal", found.predicted, count, constant="start"))
     return Check(
         "flat-factors",
         11,
         "law",
         "LoRA of rank r on the same layers has r² flat directions for each layer, and r more for "
-        "each whose output a LayerNorm reads, and for each of keys that reads one, at any width",
-        "factors of full rank, r small against the width, weights in general position; for keys "
-        "no position in the scores",
+        "each whose output a LayerNorm reads, and for each of keys that reads one; at its start, "
+        "where B = 0, all of A is flat, and r more for each layer whose output a LayerNorm reads",
+        "factors of full rank but for the start, r small against the width, weights in general "
+        "position; for keys no position in the scores; every kind at width 8, two kinds wider",
         tuple(cases),
         claim="bilinear",
     )
@@ -307,12 +333,12 @@ def _slopes(loss: Callable[[Tensor], Tensor], *pair: float) -> tuple[float, floa
 def check_degeneracy(settings: Settings) -> Check:
     """Claim "It avoids the bilinear degeneracy of LoRA": does the nullity grow with the width?
 
-    LoRA's does not (``flat-factors``). Those of independent gates grow by the proposition of
-    :mod:`theory.flatness`, so that their share of the parameters stays while LoRA's falls as 1/d. A
-    comparison of shares at one width would depend on the width: in narrow blocks with few
-    rescalings gates are below LoRA. Cases, by kind of block: one plus the increase of the nullity
-    from width 8 to 16, through ``finegates.attach``. The table ``flat_models`` has the shares at
-    the shape of RoBERTa-base.
+    LoRA's does not (``flat-factors``), as long as biases are frozen (``flat-biases``). Those of
+    independent gates grow by the proposition of :mod:`theory.flatness`, so that their share of the
+    parameters stays while LoRA's falls as 1/d. A comparison of shares at one width would depend on
+    the width: in narrow blocks with few rescalings gates are below LoRA. Cases, by kind of block:
+    one plus the increase of the nullity from width 8 to 16, through ``finegates.attach``. The table
+    ``flat_models`` has the shares at the shape of RoBERTa-base.
     """
     cases = []
     for name in kinds(settings):
@@ -327,7 +353,8 @@ def check_degeneracy(settings: Settings) -> Check:
         "claim",
         "the number of flat directions of row and column gates does not grow with the width, as "
         "that of LoRA does not (one plus the increase from width 8 to 16)",
-        "independent gates before clipping, through the library, one block of every kind",
+        "independent gates before clipping, frozen biases, factors of full rank; through the "
+        "library, one block of every kind",
         tuple(cases),
         claim="bilinear",
         frames={"flat_models": models_frame()},
@@ -341,7 +368,7 @@ def models_frame() -> pd.DataFrame:
     """Flat directions at the real shapes of models, counted without weights.
 
     For gates by the generators of :mod:`theory.flatness`, which is a lower bound for any weights.
-    For LoRA by :func:`theory.flatness.factor_directions`. All blocks of a model are equal.
+    For LoRA by :func:`theory.factor_directions.factor_directions`. All blocks of a model are equal.
     """
     from transformers import AutoModel, RobertaConfig
 
@@ -353,6 +380,7 @@ def models_frame() -> pd.DataFrame:
     size = sum(sum(linear_shape(model.get_submodule(path))) for path in layers)
     rows = [("independent gates", size, len(generators(model)))]
     rows += [(f"LoRA {r}", r * size, factor_directions(model, r)) for r in SHOWN_RANKS]
+    rows += [(f"LoRA {r}, start", r * size, start_directions(model, r)) for r in SHOWN_RANKS]
     return pd.DataFrame(
         [
             {"model": "RoBERTa-base", "layers": blocks * len(layers), "parameters": name,
@@ -382,7 +410,7 @@ def check_shared(settings: Settings) -> Check:
         11,
         "bound",
         "sharing gates along the dependencies of a block lowers the share of flat directions",
-        "gates not zero; one block of every kind",
+        "gates not zero, frozen biases; one block of every kind",
         tuple(cases),
         claim="bilinear",
     )

@@ -13,7 +13,8 @@ from theory.bilinear import joint_gradient, joint_hessian, joint_loss
 from theory.checks.settings import Settings
 from theory.evidence import Case, Check
 from theory.intervals import share_interval
-from theory.problems import FAMILIES, TEACHERS, Problem, Teacher, draw_problem
+from theory.priced import Priced, in_box
+from theory.problems import FAMILIES, TEACHERS, Array, Problem, Teacher, draw_problem
 from theory.rank_one import descended, two_by_two
 
 EXAMPLES = ((2.0, 0.9), (3.0, 0.7), (1.2, 0.8))
@@ -23,6 +24,9 @@ SMALLEST = "2 x 2"
 MISSING_WEIGHT = [[2.0, 4.0], [-4.0, -1.0]]
 MISSING_TARGET = [[0.0, -2.0], [2.0, 4.0]]
 """W and the target weight of :func:`missing_example`."""
+BOXED_WEIGHT = [[1.0, 1.0], [-1.0, -4.0]]
+BOXED_TARGET = [[3.0, -3.0], [1.0, -3.0]]
+"""W and the target weight of :func:`missing_in_box`."""
 STARTS = 9
 """Random starts for each problem, in addition to ω = 1."""
 APART = 1e-4
@@ -194,31 +198,50 @@ def check_spurious(settings: Settings) -> Check:
     )
 
 
+def integer_problem(weight: list[list[float]], target: list[list[float]], name: str) -> Problem:
+    """White data (G = I) of two inputs, with the target weight as teacher."""
+    inputs = np.sqrt(2) * np.eye(2)
+    return Problem(inputs, np.array(weight), inputs @ np.array(target).T, name)
+
+
 def missing_example() -> Problem:
     """A problem of integers on which descent from ω = 1 ends in a strict minimum above another."""
-    inputs = np.sqrt(2) * np.eye(2)  # G = I
-    target = np.array(MISSING_TARGET)
-    return Problem(inputs, np.array(MISSING_WEIGHT), inputs @ target.T, "2 x 2, from ω = 1")
+    return integer_problem(MISSING_WEIGHT, MISSING_TARGET, "2 x 2, from ω = 1")
+
+
+def missing_in_box() -> Problem:
+    """One on which projected descent from ω = 1 does so, too, with gates in [0, 1]."""
+    return integer_problem(BOXED_WEIGHT, BOXED_TARGET, "2 x 2, in the box")
+
+
+def projected(problem: Problem, start: Array) -> Array:
+    """The end of projected descent in [0, 1]^(m + d)."""
+    return in_box(Priced(problem, 0.0, 0.5).descended(start, 0.01, 4000))
 
 
 def check_start(settings: Settings) -> Check:
     """Does descent from ω = 1 end in the best minimum?
 
-    A counterexample decides. Its end from ω = 1 has a zero gradient and one zero Hessian
-    eigenvalue, that of the orbit; all others are positive. Another start ends lower. How often this
-    happens is counted without a verdict (:func:`shares_frame`).
+    A counterexample decides, without bounds and in [0, 1]⁴. Without bounds the end from ω = 1 has a
+    zero gradient and one zero Hessian eigenvalue, that of the orbit; all others are positive. In
+    the box two gates end at 1, where the loss still falls outwards, and the Hessian of the others
+    is positive definite. Another start ends lower in either. How often this happens is counted
+    without a verdict (:func:`shares_frame`).
     """
-    problem = missing_example()
-    end = descended(problem, np.ones(4))
-    others = [descended(problem, np.array(start)) for start in ((1.0, -1, 1, 1), (1.0, 1, 1, -1))]
-    best = min(joint_loss(problem, other) for other in others)
-    case = Case(problem.name, "at most", best, joint_loss(problem, end), 1e-6, proof="fails")
+    cases = []
+    for problem, descend, starts in (
+        (missing_example(), descended, ((1.0, -1, 1, 1), (1.0, 1, 1, -1))),
+        (missing_in_box(), projected, ((0.0, 1, 0, 1),)),
+    ):
+        end = joint_loss(problem, descend(problem, np.ones(4)))
+        best = min(joint_loss(problem, descend(problem, np.array(start))) for start in starts)
+        cases.append(Case(problem.name, "at most", best, end, 1e-6, proof="fails"))
     return Check(
         "start-claim",
         3,
         "claim",
         "descent from ω = 1 ends in the best minimum",
-        "white data; a problem of two rows and two columns",
-        (case,),
+        "white data; a problem of two rows and two columns without bounds, and one in the box",
+        tuple(cases),
         claim="conditioning",
     )

@@ -24,9 +24,11 @@ def draw_beyond(frames: Frames, lead: str) -> Figure:
         "until the ball of radius 0.05 is left; dashed: slope 1/σ₁. (b): share of a small dense "
         "random change of W within reach, white data, as many parameters; dashed: predicted "
         "for gates, bound for LoRA. (c): the same problem with noise σ, in units of the noise σ_c "
-        "from which (0, 0) is a minimum, and a price whose balance with the saddle is at a* "
-        "without noise, from ε = 10⁻³. (d): one gate with the task ½ω² from the released start to "
-        "1, by the price λ of P(open); at the left edge λ = 0. Dashed: closed forms.",
+        "(dotted) from which (0, 0) is a minimum, and a price whose balance with the saddle is at "
+        "a* without noise, from ε = 10⁻³; filled: towards open gates, open marks: towards negative "
+        "ones; above σ_c nothing leaves without a price. (d): one gate with the task ½ω² from the "
+        "released start to 1, by the price λ of P(open); at the left edge λ = 0; dotted: the bound "
+        "for any noise. Dashed: closed forms.",
         wide=1.35,
     )
     ax, frame = axes[0], frames["escape"]
@@ -63,16 +65,26 @@ def draw_beyond(frames: Frames, lead: str) -> Figure:
 
 def _saddle_panel(ax: Axes, frame: pd.DataFrame) -> None:
     frame = frame[frame["problem"] == frame["problem"].iloc[0]]
-    for place, (balance, rows) in enumerate(frame.groupby("balance")):
+    ax.axvline(1.0, color="0.5", ls=":", lw=1.0)
+    for place, balance in enumerate(sorted(set(frame["balance"].tolist()))):
+        rows = frame[frame["balance"] == balance]
         look: dict[str, Any] = {"color": COLOURS[place]}
-        label = f"a* = {balance:g} ε"
-        ax.plot(rows["noise"], rows["time"], ls="", marker=MARKERS[place], label=label, **look)
-        ax.plot(rows["noise"], rows["predicted"], ls="--", lw=1.1, **look)
+        label = f"a* = {balance:g} ε" if balance else "no price"
+        for side, fill in ((1, "full"), (-1, "none")):  # towards open gates, towards negative ones
+            part = rows[rows["side"] == side]
+            if len(part):
+                marks = {"marker": MARKERS[place], "fillstyle": fill, **look}
+                ax.plot(part["noise"], part["time"], ls="", label=label, **marks)
+                ax.plot(part["noise"], part["predicted"], ls="--", lw=1.1, **look)
+                label = ""
     ax.set_yscale("log")
     ax.set_title("(c) Saddle, noise and price")
     ax.set_xlabel("Noise σ over σ_c")
     ax.set_ylabel("Time of gradient flow")
-    ax.legend(loc="upper left", fontsize=6.5)
+    # A third more axis above the points, for the legend.
+    low, high = np.log(ax.get_ylim())
+    ax.set_ylim(np.exp(low), np.exp(high + (high - low) / 3))
+    ax.legend(loc="upper left", fontsize=6.5, ncols=2)
 
 
 def _plateau_panel(ax: Axes, frame: pd.DataFrame) -> None:
@@ -83,7 +95,9 @@ def _plateau_panel(ax: Axes, frame: pd.DataFrame) -> None:
         label = f"σ = {sigma:g}"
         ax.loglog(prices, rows["time"], ls="", marker=MARKERS[place], label=label, **look)
         ax.loglog(prices, rows["predicted"], ls="--", lw=1.1, **look)
+    rows = frame[frame["bound"] <= frame["time"].max()].drop_duplicates("price")
+    ax.loglog(rows["price"], rows["bound"], color="0.5", ls=":", lw=1.0, label="bound")
     ax.set_title("(d) Plateau, noise and price")
     ax.set_xlabel("Price λ")
     ax.set_ylabel("Time of gradient flow")
-    ax.legend(loc="upper right", fontsize=6.5)
+    ax.legend(loc="lower left", fontsize=6.5, ncols=2)

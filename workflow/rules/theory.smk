@@ -107,6 +107,7 @@ rule check_theory:
             category="Theory",
         ),
         json=f"{THEORY}/checks.json",
+        verdicts=f"{THEORY}/verdicts.csv",
         cases=f"{THEORY}/cases.csv",
         flat=f"{THEORY}/flat_models.md",
     log:

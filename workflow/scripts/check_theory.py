@@ -19,10 +19,10 @@ with running(job):
         closing_markdown,
         comparison_markdown,
         flat_markdown,
-        judge_claims,
         level_markdown,
         share_markdown,
     )
+    from theory.verdicts import judge_claims, verdict_markdown
 
     closing = pd.read_csv(job.input.closing)
     network = network_checks(pd.read_csv(job.input.points), closing)
@@ -42,10 +42,13 @@ with running(job):
     write_text(csv, to_csv(check_table(records)))
     compared = comparison_markdown(*(pd.read_csv(path) for path in job.input.compared))
     shares = share_markdown(*(pd.read_csv(path) for path in job.input.shares))
-    parts = [check_markdown(records, setting), level_markdown(records), shares, compared]
+    judged = judge_claims(records)
+    write_text(job.output.verdicts, to_csv(judged))
+    parts = [check_markdown(records, setting), verdict_markdown(judged)]
+    parts += [level_markdown(records), shares, compared]
     write_text(md, "\n".join([*parts, closing_markdown(closing)]))
     write_text(job.output.flat, flat_markdown(pd.read_csv(job.input.models)))
-    found = {"setting": setting, "checks": records, "claims": judge_claims(records)}
+    found = {"setting": setting, "checks": records, "claims": judged.to_dict("records")}
     write_text(job.output.json, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     cases = [pd.read_csv(path, keep_default_na=False) for path in job.input.cases]
     cases.append(case_frame(network))

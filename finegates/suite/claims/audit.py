@@ -9,6 +9,9 @@ interval is inconclusive. The kind of interval depends on the quantity:
    Welch and Satterthwaite.
 3. Repeated measurements of one quantity (a time): the range of its quartiles.
 4. All others: Student's t interval over at least two values.
+
+The theory judges each of its settings by an interval of its own. If they are decided both ways, the
+verdict is that the claim depends on the setting.
 """
 
 from __future__ import annotations
@@ -30,9 +33,18 @@ from finegates.suite.stats import (
 )
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+DEPENDS = "depends on the setting"
 NOT_TESTABLE = "not testable at this tier"
 NOT_MEASURABLE = "not measurable here"
-VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_TESTABLE, NOT_MEASURABLE)
+VERDICTS = (SUPPORTED, CONTRADICTED, DEPENDS, INCONCLUSIVE, NOT_TESTABLE, NOT_MEASURABLE)
+
+JUDGED = {
+    "supported": SUPPORTED,
+    "contradicted": CONTRADICTED,
+    "depends": DEPENDS,
+    "inconclusive": INCONCLUSIVE,
+}
+"""Verdicts of the theory on a part of a claim, in the words of the audit."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class TestResult:
     Attributes:
         test: the test.
         verdict: one of :data:`VERDICTS`.
-        mean: mean of the values; None if the test could not be run.
+        mean: mean of the values; None if the test could not be run, or gives no number.
         interval: interval of the mean, if there is one.
         covers: the sources of variation that the interval covers, in words.
         measured: the values; None if the test could not be run.
@@ -74,8 +86,9 @@ def audit(claims: Sequence[Claim], evidence: Evidence) -> list[ClaimResult]:
 
     A test is supported if the whole interval satisfies the bound, and contradicted if no part of it
     does. It is inconclusive otherwise, and without an interval. A conjunction is contradicted by
-    one contradicted test. A claim of "up to" needs one supported test. A time is not measurable if
-    its control (:mod:`finegates.suite.timing.control`) is off.
+    one contradicted test, and depends on the setting if all others are supported. A claim of "up
+    to" needs one supported test. A time is not measurable if its control
+    (:mod:`finegates.suite.timing.control`) is off.
     """
     results = []
     for claim in claims:
@@ -93,12 +106,9 @@ def _judge(test: ClaimTest, evidence: Evidence) -> TestResult:
         return TestResult(test, NOT_MEASURABLE, missing=str(error))
     except MissingEvidenceError as error:
         return TestResult(test, NOT_TESTABLE, missing=str(error))
+    if measured.verdict:
+        return TestResult(test, JUDGED[measured.verdict], measured=measured)
     centre = _mean(measured)
-    if measured.verdicts:
-        found = set(measured.verdicts)
-        verdict = CONTRADICTED if CONTRADICTED in found else INCONCLUSIVE
-        verdict = SUPPORTED if found == {SUPPORTED} else verdict
-        return TestResult(test, verdict, centre, None, "checks of the theory", measured)
     interval, covers = interval_of(measured)
     return TestResult(test, _verdict(test, interval), centre, interval, covers, measured)
 
@@ -179,4 +189,7 @@ def _overall(claim: Claim, tests: Sequence[TestResult]) -> str:
         decisive, other = other, decisive
     if decisive in verdicts:
         return decisive
-    return other if set(verdicts) == {other} else INCONCLUSIVE
+    if set(verdicts) == {other}:
+        return other
+    # What is decided both ways is more than what is open.
+    return DEPENDS if DEPENDS in verdicts and set(verdicts) <= {DEPENDS, other} else INCONCLUSIVE

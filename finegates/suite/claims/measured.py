@@ -21,7 +21,7 @@ class Measured:
     """The values of a measure.
 
     Attributes:
-        values: values by unit, at least one.
+        values: values by unit; at least one, unless the measure gives a verdict.
         unit: unit of the values for print, such as points.
         files: source files, relative to the tier's results folder.
         row_errors: by unit, the standard error of the value from sampling test rows; None for
@@ -31,7 +31,8 @@ class Measured:
             samples.
         ranges: by unit, bounds of the value from repeated measurements, if there are any.
         counted: whether values are counts and sizes, independent of seeds and test rows.
-        verdicts: verdicts of measures that judge themselves; empty for numbers.
+        verdict: verdict of a measure that judges itself; empty for numbers.
+        findings: what such a verdict rests on, in words for print.
     """
 
     values: dict[Unit, float]
@@ -41,7 +42,8 @@ class Measured:
     paired: bool = False
     ranges: dict[Unit, tuple[float, float]] | None = None
     counted: bool = False
-    verdicts: tuple[str, ...] = ()
+    verdict: str = ""
+    findings: str = ""
 
 
 def paired_difference(

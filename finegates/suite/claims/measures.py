@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 
 SHARED_ENCODER = "studies/shared_encoder.csv"
 PROPERTIES = "timing/properties.csv"
-THEORY = "theory/checks.csv"
-PROVED = {"proved": "supported", "disproved": "contradicted", "proved in part": "depends"}
-"""What a theorem says of a claim, in the words of a measured verdict."""
+THEORY = "theory/verdicts.csv"
 
 
 def score_difference(
@@ -203,21 +201,22 @@ def compaction_difference(evidence: Evidence, method: str) -> Measured:
     return Measured(values, "largest difference of a logit", records_of(method), counted=True)
 
 
-def theory_claim(evidence: Evidence, claim: str) -> Measured:
-    """Verdicts of the theory's checks on a claim of the paper.
+def theory_claim(evidence: Evidence, claim: str, part: str = "") -> Measured:
+    """The verdict of the theory on a part of a claim of the paper, with the checks behind it.
 
-    The value is the fraction of checks that support it. Checks that a theorem decides count only
-    if the claim does not have any other check.
+    Args:
+        evidence: results of a tier.
+        claim: name of the claim in the theory.
+        part: name of the part; empty if the claim has only one.
     """
     table = evidence.table(THEORY)
-    found = table[(table["claim"] == claim) & (table["kind"] == "claim")]
-    found = found[found["verdict"] != "inconclusive"]
+    named = table["part"].map(lambda cell: cell if isinstance(cell, str) else "")
+    found = table[(table["claim"] == claim) & (named == part)]
     if found.empty:
-        raise MissingEvidenceError(f"{THEORY} has no check that decides the claim {claim!r}")
-    proved = found["verdict"].map(PROVED)
-    verdicts = tuple(found["verdict"][proved.isna()] if proved.isna().any() else proved)
-    share = verdicts.count("supported") / len(verdicts)
-    return Measured({(claim,): share}, "of the checks hold", (THEORY,), verdicts=verdicts)
+        raise MissingEvidenceError(f"{THEORY} has no verdict on {part or 'all'} of {claim!r}")
+    row = found.iloc[0]
+    findings = str(row["checks"]).replace("`", "")
+    return Measured({}, "", (THEORY,), verdict=str(row["verdict"]), findings=findings)
 
 
 MEASURES: dict[str, Callable[..., Measured]] = {

@@ -24,7 +24,9 @@ CAPTION = (
     "Student's t; of counts and sizes the range of all values; of single times the quartiles. A "
     'claim is contradicted if one of its tests is, supported if all are; one that says "up to" is '
     "supported if one of them is. What the width of the model alone decides is not testable below "
-    "the stated size. Lines in parentheses are shown with a claim and do not bear on its verdict."
+    "the stated size. Claims that the theory judges depend on the setting if its settings are "
+    "decided both ways, each by an interval of its own. Lines in parentheses are shown with a "
+    "claim and do not bear on its verdict."
 )
 
 
@@ -34,10 +36,20 @@ SYNTHETIC = (
 )
 
 
-def shown(verdict: str, kind: str) -> str:
-    """A verdict for print, with contradicted claims marked "at this scale"."""
-    scale = verdict == CONTRADICTED and kind == "claim"
-    return f"{verdict} (at this scale)" if scale else verdict
+def shown(result: ClaimResult) -> str:
+    """The verdict on a claim for print.
+
+    A claim that measurements contradict is marked "at this scale". What a theorem or a
+    counterexample denies has no scale, and experiments are claimed of none.
+    """
+    contradicting = {
+        test.test.measure
+        for test in result.tests
+        if test.verdict == CONTRADICTED and not test.test.beside
+    }
+    measured = result.verdict == CONTRADICTED and contradicting != {"theory_claim"}
+    scale = measured and result.claim.kind == "claim"
+    return f"{result.verdict} (at this scale)" if scale else result.verdict
 
 
 def multiplicity(results: Sequence[ClaimResult]) -> str:
@@ -86,8 +98,10 @@ def verdict_table(
             }
         )
 
+    printed = {result.claim.id: shown(result) for result in results}
+
     def verdict(row: dict[str, Any]) -> str:
-        return f"({row['verdict']})" if synthetic else f"**{shown(row['verdict'], row['kind'])}**"
+        return f"({row['verdict']})" if synthetic else f"**{printed[row['claim']]}**"
 
     columns = (
         Column("Claim", "claim", text=True),
@@ -165,7 +179,8 @@ def _row(result: ClaimResult, found: TestResult) -> dict[str, Any]:
         "low": _rounded(interval.low) if interval else None,
         "high": _rounded(interval.high) if interval else None,
         "covers": found.covers,
-        "values": len(measured.values) if measured else None,
+        "findings": measured.findings if measured else "",
+        "values": len(measured.values) if measured and measured.values else None,
         "unit": measured.unit if measured else "",
         "bound": test.bound(),
         "claimed": test.claimed,
@@ -177,9 +192,9 @@ def _row(result: ClaimResult, found: TestResult) -> dict[str, Any]:
 
 def _measured(row: dict[str, Any]) -> str:
     if row["mean"] is None:
-        return BLANK
+        return row["findings"] or BLANK
     number = f"{row['mean']:.3g}"
-    if row["low"] is not None and row["covers"] != "checks of the theory":
+    if row["low"] is not None:
         number += f" [{row['low']:.3g}, {row['high']:.3g}]"
     return f"{number} {row['unit']} (n = {row['values']}{_covered(row['covers'])})"
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from finegates.compaction import CostModel
 from finegates.gates.config import Dimensions, GateConfig
+from finegates.gates.prices import Cost
 from finegates.suite.config.section import Section
 
 PresetName = Literal["reference", "paper_v1", "structured"]
@@ -51,7 +51,7 @@ class GateFields(Section):
         if self.target_time is not None and self.cost is None:
             raise ValueError("target_time goes with cost, the numbers of a cost model")
         if self.cost is not None:
-            CostModel.of(self.cost)  # raises ValueError
+            _cost_model(self.cost)  # raises ValueError
             if self.uniform:
                 raise ValueError("cost does not go with uniform: true")
         return self
@@ -78,5 +78,11 @@ class GateFields(Section):
         if target is not None:
             values["target"] = target
         if self.cost is not None:
-            values["cost"] = CostModel.of(self.cost)
+            values["cost"] = _cost_model(self.cost)
         return GateConfig(**values | further)
+
+
+def _cost_model(values: dict[str, Any]) -> Cost:
+    from finegates.compaction import CostModel  # needs torch, which tables do without
+
+    return CostModel.of(values)

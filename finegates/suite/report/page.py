@@ -92,9 +92,9 @@ def build_report(
     )
 
 
-def _in_parentheses(verdict: str, kind: str) -> str:
+def _in_parentheses(result: ClaimResult) -> str:
     """A verdict in parentheses, for a tier with generated models and data."""
-    return f"({verdict})"
+    return f"({result.verdict})"
 
 
 def _distinct(records: Sequence[Record]) -> list[Record]:

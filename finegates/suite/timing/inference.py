@@ -27,8 +27,9 @@ from finegates.clock import interleaved
 from finegates.compaction import CostModel, calibrate, compact, use_products
 from finegates.gates.attachment import attach, attach_fixed
 from finegates.gates.config import GateConfig
+from finegates.gates.macs_penalty import MacsPenalty
 from finegates.gates.monitor import realised_sparsity
-from finegates.gates.penalty import MacsPenalty, sparsity_penalty
+from finegates.gates.penalty import sparsity_penalty
 from finegates.modules.linear import linear_shape
 from finegates.seeds import derive_seed
 from finegates.suite.baselines.scattered import scatter_zeros, to_sparse

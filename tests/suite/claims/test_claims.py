@@ -14,10 +14,12 @@ from finegates.suite.claims import (
     audit,
     evidence_table,
     load_ledger,
+    shown,
     verdict_table,
 )
 from finegates.suite.claims.audit import (
     CONTRADICTED,
+    DEPENDS,
     INCONCLUSIVE,
     NOT_MEASURABLE,
     NOT_TESTABLE,
@@ -31,6 +33,7 @@ from finegates.suite.runs.predictions import predictions_path, write_predictions
 from finegates.suite.runs.signed import write_signed
 from support.planted_evidence import PARAMETERS, SINGLE, plant
 from support.records import make_record
+from theory.verdicts import PARTS
 
 LEDGER = load_ledger()
 TESTS = [(claim, test) for claim in LEDGER for test in claim.tests]
@@ -50,7 +53,7 @@ def verdict(claim, test, evidence) -> str:
 @pytest.mark.parametrize(("claim", "test"), TESTS, ids=[f"{c.id}-{t.label}" for c, t in TESTS])
 def test_evidence_on_either_side_of_a_bound_turns_the_verdict(tmp_path, claim, test):
     if test.measure == "theory_claim":
-        cases = {SUPPORTED: [1.0] * 3, CONTRADICTED: [1.0, 1.0, 0.0], INCONCLUSIVE: [1.0, 0.5, 1.0]}
+        cases = {SUPPORTED: [1.0], CONTRADICTED: [0.0], DEPENDS: [0.5]}
     else:
         least, most = test.bounds()
         bound, good = (least, 1) if math.isfinite(least) else (most, -1)
@@ -195,8 +198,11 @@ def test_a_measure_finds_what_was_planted(tmp_path, name):
         "pretraining_removed": {"method": "a", "of": "all"},
     }.get(name, {"method": "a"})
     values, expected = [3.0, 5.0, 4.0], [3.0, 5.0, 4.0]
-    if name == "theory_claim":
-        values, expected = [1.0, 0.5, 1.0], [2 / 3]
+    if name == "theory_claim":  # a verdict and no number
+        measured = MEASURES[name](plant(tmp_path, name, of, [0.5]), **of)
+        assert (measured.values, measured.verdict) == ({}, "depends")
+        assert (measured.findings, measured.files) == ("a-claim of 3", ("theory/verdicts.csv",))
+        return
     if name in SINGLE:
         expected = values[:1]
     measured = MEASURES[name](plant(tmp_path, name, of, values), **of)
@@ -205,18 +211,47 @@ def test_a_measure_finds_what_was_planted(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "expected"),
+    ("parts", "expected"),
     [
-        (["supported", "disproved", "inconclusive"], ("supported",)),
-        (["proved", "disproved"], ("supported", "contradicted")),
-        (["proved in part"], ("depends",)),
+        (["supported", "supported"], SUPPORTED),
+        (["contradicted", "depends"], CONTRADICTED),
+        (["contradicted", "supported"], CONTRADICTED),
+        (["depends", "supported"], DEPENDS),
+        (["depends", "inconclusive"], INCONCLUSIVE),
+        (["depends"], DEPENDS),
     ],
 )
-def test_what_a_theorem_decides_has_no_vote_next_to_what_is_measured(tmp_path, verdicts, expected):
-    path = tmp_path / "theory" / "checks.csv"
+def test_what_the_theory_decides_both_ways_is_not_inconclusive(tmp_path, parts, expected):
+    path = tmp_path / "theory" / "verdicts.csv"
     path.parent.mkdir()
-    pd.DataFrame({"claim": "c", "kind": "claim", "verdict": verdicts}).to_csv(path, index=False)
-    assert MEASURES["theory_claim"](Evidence(tmp_path), claim="c").verdicts == expected
+    rows = [
+        {"claim": "c", "part": f"part {place}" if place else "", "verdict": v,
+         "checks": "`c-claim` depends on rank, family"}
+        for place, v in enumerate(parts)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(path, index=False)
+    tests = [
+        {"label": f"t{place}", "measure": "theory_claim", "of": {"claim": "c", "part": row["part"]}}
+        for place, row in enumerate(rows)
+    ]
+    (result,) = results = audit([Claim(**CLAIM, tests=tests)], Evidence(tmp_path))
+    assert result.verdict == expected
+    assert shown(result) == expected  # a theorem holds at every scale
+    table = evidence_table(results, "t")
+    # Its checks are printed, and no number, interval or count.
+    assert "| c-claim depends on rank, family " in table.markdown()
+    assert "n = " not in table.markdown()
+    assert table.numbers[["mean", "low", "high", "values"]].isna().all(axis=None)
+
+
+def test_the_ledger_asks_for_the_parts_that_the_theory_judges():
+    asked = [
+        (test.of["claim"], test.of.get("part", ""))
+        for _, test in TESTS
+        if test.measure == "theory_claim"
+    ]
+    judged = [(claim, part) for claim, parts in PARTS.items() for part in parts]
+    assert asked == [pair for pair in judged if pair[0] != "binary"]
 
 
 def test_a_loss_that_is_never_reached_is_not_reached_sooner(tmp_path):
@@ -255,6 +290,7 @@ def test_one_failure_contradicts_a_conjunction_and_one_success_supports_up_to(
     evidence = plant(tmp_path, "half_open", {"method": "a"}, [4.0, 4.0, 4.0])
     (result,) = audit([Claim(**CLAIM, tests=tests, combine=combine)], evidence)
     assert result.verdict == expected
+    assert shown(result) == expected + " (at this scale)" * (expected == CONTRADICTED)
     if missing:
         assert result.tests[-1].missing == "no run of no"
 
@@ -293,7 +329,7 @@ def test_results_that_lack_a_case_are_not_judged(tmp_path):
     evidence = plant(tmp_path, "time_saved", {"kept": 0.8}, [1.0, 2.0, 3.0])
     with pytest.raises(MissingEvidenceError, match="no such case"):
         MEASURES["time_saved"](evidence, kept=0.7)
-    with pytest.raises(MissingEvidenceError, match="no theory/checks.csv"):
+    with pytest.raises(MissingEvidenceError, match="no theory/verdicts.csv"):
         MEASURES["theory_claim"](evidence, claim="x")
 
 
