@@ -7,7 +7,8 @@ the evidence for or against it. ``theory/README.md`` has the results. The theory
 gates, gated layers and penalties. Only ``theory.finetuned`` needs the rest of the library.
 """
 
-from theory.evidence import Case, Check
+from theory.cases import Case
+from theory.evidence import Check
 from theory.problems import FAMILIES, Family, Problem, draw_problem
 from theory.verdicts import judge_claims
 

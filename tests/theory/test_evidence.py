@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from theory.evidence import Case, Check
+from theory.cases import Case
+from theory.evidence import Check
 from theory.tables import (
     case_frame,
     check_markdown,

@@ -10,7 +10,7 @@ import finegates as fg
 from finegates.gates.gated_linear import gated_layers
 from support.described import InFloat64, described_inputs, described_model
 from support.described_types import CONFIGURATIONS
-from theory import factor_directions, flatness
+from theory import factor_directions, flatness, measured_directions
 from theory.block_models import KINDS, block_model, block_output
 from theory.checks import flatness as checks
 from theory.checks import trained_biases as bias_checks
@@ -96,9 +96,9 @@ SMALL = Settings(problems=1)
 @pytest.fixture
 def fresh():
     """Clears cached measurements of gates, before and after."""
-    checks.measured_gates.cache_clear()
+    measured_directions.measured_gates.cache_clear()
     yield
-    checks.measured_gates.cache_clear()
+    measured_directions.measured_gates.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["values", "scores", "hidden", "layers"])
@@ -124,22 +124,22 @@ def test_a_rescaling_that_changes_outputs_is_found_out(fresh, monkeypatch):
 
 
 def test_a_count_wrong_by_a_quarter_is_found_out(fresh, monkeypatch):
-    original = checks.flat_space
+    original = measured_directions.flat_space
 
     def more(model):
         basis = original(model)
         return np.concatenate([basis, basis[: -(-len(basis) // 4)]])
 
-    monkeypatch.setattr(checks, "flat_space", more)
+    monkeypatch.setattr(measured_directions, "flat_space", more)
     assert checks.check_directions(SMALL).verdict == "contradicted"
 
 
 @pytest.fixture
 def unfactored():
     """Clears cached measurements of factors, before and after."""
-    checks.measured_factors.cache_clear()
+    measured_directions.measured_factors.cache_clear()
     yield
-    checks.measured_factors.cache_clear()
+    measured_directions.measured_factors.cache_clear()
 
 
 @pytest.mark.parametrize("forgotten", ["centred_layers", "shifted_keys"])
@@ -172,12 +172,14 @@ def test_layers_next_to_a_layer_norm_are_those_of_the_architecture():
 def test_at_the_start_of_lora_all_of_a_is_flat_and_what_norms_subtract_from_b(monkeypatch):
     model = block_model("bert")  # five layers read 8 numbers and one 12; two write to a norm
     assert [start_directions(model, r) for r in (1, 3)] == [5 * 8 + 12 + 2, 3 * (5 * 8 + 12 + 2)]
-    found = checks.measured_factors("bert", 3, 8, 0, start=True)
+    found = measured_directions.measured_factors("bert", 3, 8, 0, start=True)
     assert found.nullity.count == found.predicted
-    monkeypatch.setattr(checks, "start_directions", lambda *a: 1 + start_directions(*a))
-    checks.measured_factors.cache_clear()
+    monkeypatch.setattr(
+        measured_directions, "start_directions", lambda *a: 1 + start_directions(*a)
+    )
+    measured_directions.measured_factors.cache_clear()
     broken = [case.name for case in checks.check_factors(SMALL).cases if not case.holds]
-    checks.measured_factors.cache_clear()
+    measured_directions.measured_factors.cache_clear()
     assert broken
     assert all(name.endswith("start") for name in broken)
 
@@ -228,7 +230,7 @@ def test_a_wrong_number_of_directions_of_biases_is_found_out(monkeypatch, more):
 
 @pytest.mark.slow
 def test_factors_of_rank_eight_have_the_flat_directions_of_the_closed_form_at_width_32():
-    found = checks.measured_factors("bert", 8, 32, 0)
+    found = measured_directions.measured_factors("bert", 8, 32, 0)
     assert found.nullity.count == found.predicted == 6 * 64 + 3 * 8
 
 

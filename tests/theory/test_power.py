@@ -37,7 +37,7 @@ CONSTANTS = {
     "plateau-time": "theory.checks.plateau.leaving_time",
     "penalty-kink": "theory.checks.objective.predicted_jump",
     "price-prox-pl": "theory.checks.objective.box_constant",
-    "sgd-minibatch": "theory.checks.objective.minibatch_ball",
+    "sgd-minibatch": "theory.checks.losses.minibatch_ball",
     "closing-bound": "theory.checks.closing.second_order_bound",
     "adamw-rest": "theory.checks.adaptive.shift_of_decay",
     "adamw-ball": "theory.checks.adaptive.adam_ball",

@@ -9,10 +9,11 @@ from scipy.optimize import brentq
 from torch import nn
 
 from finegates.seeds import derive_seed
+from theory.cases import Case
 from theory.checks.convergence import interior_problem, mean_case
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.problems import Array
 from theory.quadratic import Quadratic, column_quadratic
 from theory.stochastic import excess

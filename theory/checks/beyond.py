@@ -7,8 +7,9 @@ import pandas as pd
 from scipy.integrate import solve_ivp
 
 from theory.bilinear import jacobian, joint_gradient, joint_loss, residual, saddle_coupling
+from theory.cases import Case
 from theory.checks.settings import Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.lora import lora_gradient, lora_minimiser, update_moment
 from theory.problems import Array, Problem
 

@@ -10,8 +10,9 @@ from scipy.optimize import least_squares
 from torch import Tensor
 
 from finegates.gates.gated_linear import GatedLinear
+from theory.cases import Case
 from theory.checks.settings import ROUNDING, Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.free_gates import FreeGate
 from theory.lora import count_zeros
 from theory.problems import Array, Problem

@@ -23,12 +23,13 @@ from theory.box import (
     pathwise_gradient,
     prox_decrease,
 )
+from theory.cases import Case
 from theory.checks.clipping import is_regular
 from theory.checks.joint import nearly_right
 from theory.checks.settings import Settings
 from theory.checks.smoothing import relaxed_minimum
 from theory.critical import smallest_ratio
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.problems import FAMILIES, Array, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic, row_quadratic
 from theory.relaxation import Relaxed

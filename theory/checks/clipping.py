@@ -18,8 +18,9 @@ from theory.box import (
     prox_decrease,
     two_columns,
 )
+from theory.cases import Case
 from theory.checks.settings import ROUNDING, Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.problems import FAMILIES, Array, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic
 

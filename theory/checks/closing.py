@@ -7,10 +7,11 @@ import torch
 
 from finegates.gates.gate import FixedGate
 from finegates.gates.gated_linear import GatedLinear
+from theory.cases import Case
 from theory.checks.convergence import INTERVALS
 from theory.checks.settings import Settings
 from theory.closing import second_order_bound
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.intervals import interval
 from theory.network import output_loss
 from theory.outputs import design_of, least_squares

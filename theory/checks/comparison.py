@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from theory.cases import Case
 from theory.checks.settings import Settings
 from theory.conditioning import (
     GATES,
@@ -31,7 +32,7 @@ from theory.conditioning import (
     start_loss,
     steepest_descent,
 )
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.intervals import interval
 from theory.lora import lora_minimiser
 from theory.outputs import autograd_hessian, sign_problem, white_problem

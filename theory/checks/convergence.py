@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from theory.cases import Case
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.intervals import interval
 from theory.problems import Array, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from theory.bilinear import joint_gradient, saddle_coupling
+from theory.cases import Case
 from theory.checks.joint import nearly_right
 from theory.checks.settings import ROUNDING, Settings
 from theory.critical import critical_orbits, nearest_in_plane
-from theory.evidence import Case, Check
+from theory.evidence import Check
 
 CRITICAL_STARTS = 30
 

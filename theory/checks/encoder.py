@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from theory.evidence import Case, Check
+from theory.cases import Case
+from theory.evidence import Check
 
 TRAINED, FREE, LORA = "gates, as trained", "gates, before clipping", "LoRA"
 CONDITION = 1e4

@@ -11,6 +11,7 @@ from torch import nn
 
 from finegates.gates.open_fractions import PENALTIES
 from finegates.gates.stochastic import StochasticGate
+from theory.cases import Case
 from theory.checks.claims import RELEASED_START
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
@@ -21,7 +22,7 @@ from theory.escape import (
     price_time,
     stabilising_noise,
 )
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.problems import Array, Problem
 
 START, END = 1e-3, 2e-2

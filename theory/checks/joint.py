@@ -21,9 +21,10 @@ from theory.bilinear import (
     split,
     weight_components,
 )
+from theory.cases import Case
 from theory.checks.settings import ROUNDING, Settings
 from theory.critical import nearest_in_plane, smallest_ratio
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.lora import count_zeros, lora_gradient, lora_loss, lora_minimiser, update_moment
 from theory.problems import Array, Problem, draw_problem
 

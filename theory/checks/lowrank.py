@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from theory.bilinear import joint_hessian
+from theory.cases import Case
 from theory.checks.settings import ROUNDING, Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.lora import (
     count_zeros,
     lora_gradient,

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from finegates.gates.presets import PRESETS
 from finegates.gates.stochastic import StochasticGate
+from theory.cases import Case
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.relaxation import density
 
 OPTIMISERS = ("SGD", "Adam")

@@ -10,8 +10,9 @@ import pandas as pd
 
 from finegates.seeds import derive_seed
 from theory.bilinear import joint_gradient, joint_hessian, joint_loss
+from theory.cases import Case
 from theory.checks.settings import Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.intervals import share_interval
 from theory.priced import Priced, in_box
 from theory.problems import FAMILIES, TEACHERS, Array, Problem, Teacher, draw_problem

@@ -7,10 +7,11 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from theory.cases import Case
 from theory.checks.convergence import INTERVALS
 from theory.checks.settings import Settings
 from theory.checks.smoothing import descend_relaxed, noisy_gate
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.intervals import share_interval
 from theory.outputs import gradient_of, loss_of
 from theory.problems import FAMILIES, Array, Problem, draw_problem

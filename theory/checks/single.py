@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from theory.cases import Case
 from theory.checks.settings import ROUNDING, Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.outputs import (
     Side,
     autograd_hessian,

@@ -14,8 +14,9 @@ from scipy.optimize import minimize
 from finegates.gates.presets import GatePreset
 from finegates.gates.stochastic import StochasticGate
 from theory.box import box_minimiser
+from theory.cases import Case
 from theory.checks.settings import Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.intervals import interval
 from theory.problems import Array
 from theory.quadratic import column_quadratic

@@ -17,8 +17,9 @@ from finegates.gates.gated_linear import GatedLinear
 from finegates.gates.open_fractions import SparsityPenalty
 from finegates.gates.presets import PRESETS, preset_named
 from finegates.gates.stochastic import StochasticGate
+from theory.cases import Case
 from theory.checks.settings import Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.penalties import (
     OneGate,
     PenaltyName,

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from theory.box import box_minimiser
+from theory.cases import Case
 from theory.checks.convergence import INTERVALS, interior_problem
 from theory.checks.settings import Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.intervals import interval
 from theory.problems import draw_problem
 from theory.quadratic import column_quadratic

@@ -15,10 +15,11 @@ from finegates.gates.open_fractions import PENALTIES
 from finegates.gates.stochastic import StochasticGate
 from finegates.seeds import derive_seed
 from theory.bilinear import joint_hessian
+from theory.cases import Case
 from theory.checks.objective import SPARSITY
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.priced import Priced, in_box, relaxed_joint_gradient
 from theory.problems import Array, Problem
 from theory.rank_one import two_by_two

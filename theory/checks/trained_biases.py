@@ -7,10 +7,12 @@ from functools import partial
 from torch import Tensor, nn
 
 from theory.block_models import WIDTH, block_model, block_output
-from theory.checks.flatness import PRESETS, WIDER, factored_block, gated_block, kinds, rows_for
+from theory.cases import Case
+from theory.checks.flatness import WIDER, kinds
 from theory.checks.settings import Settings
-from theory.evidence import Case, Check
+from theory.evidence import Check
 from theory.flatness import jacobian, nullity
+from theory.measured_directions import PRESETS, factored_block, gated_block, rows_for
 from theory.trained_biases import bias_directions, biases
 
 MORE = ("deberta-v2", "gpt_neox")
