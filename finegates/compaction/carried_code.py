@@ -70,6 +70,22 @@ def check_forwards(model: nn.Module, layers: Iterable[str]) -> None:
             )
 
 
+def check_layer_forwards(model: nn.Module, layers: Iterable[str]) -> None:
+    """Raises ValueError if the forward of a layer that becomes another one was replaced.
+
+    Args:
+        model: plain.
+        layers: paths of the layers.
+    """
+    for path in layers:
+        for inner, module in model.get_submodule(path).named_modules(prefix=path):
+            if own_forward(module) is not None:
+                raise ValueError(
+                    f"the forward of {type(module).__name__} was replaced ({inner}), which would "
+                    "be lost with the layer; delete it from the module, and add it to the result"
+                )
+
+
 def carry_hooks(model: nn.Module, dense: nn.Module) -> None:
     """Gives the dense form of a model the hooks that the model has now, in place.
 

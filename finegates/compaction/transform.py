@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, adapter_for, attentions, unwrap
-from finegates.compaction.carried_code import check_forwards, with_hooks_of
+from finegates.compaction.carried_code import check_forwards, check_layer_forwards, with_hooks_of
 from finegates.compaction.certificate import (
     check_equal,
     check_inputs,
@@ -108,9 +108,9 @@ def compact(
             layer got a hook; it has an
             adapter of peft that cannot be merged into a linear layer
             (:func:`finegates.modules.linear.unmergeable`; peft must merge anything but plain LoRA
-            first); it has device hooks of accelerate (``device_map``); or, with ``inplace=False``,
-            a function replaces the forward of a gated layer or of a module around one. The given
-            model does not change.
+            first); it has device hooks of accelerate (``device_map``); the forward of a gated layer
+            was replaced; or, with ``inplace=False``, a function replaces the forward of a module
+            around one. The given model does not change.
         NotEqualError: the outputs on ``verify`` differ by more than rounding; names the first layer
             that differs. With ``inplace=True`` the given model is lost.
     """
@@ -146,6 +146,7 @@ def compact(
     if (plan.heads or plan.joined) and adapter is None:
         adapter = adapter_for(plain)
     merged = [path for path in low_rank_layers(plain) if path not in plan.layers]
+    check_layer_forwards(plain, plan.layers)
     if not inplace:
         check_forwards(plain, plan.layers)
     fused = _fused(plain, plan, adapter)

@@ -167,3 +167,25 @@ def test_a_forward_around_gated_layers_is_refused_where_the_model_is_copied() ->
         fg.compact(model)
     expected = output(model)
     assert (output(fg.compact(model, inplace=True)) - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("bound", [True, False])
+@pytest.mark.parametrize("inside", ["", ".base"])
+def test_a_forward_of_a_gated_layer_itself_is_refused(
+    inside: str, bound: bool, inplace: bool
+) -> None:
+    model = fg.attach(tiny.tiny_model("bert"), CONFIG)
+    tiny.scatter_gates(model, 1, 0.5)
+    layer = model.get_submodule(f"{BLOCK}.output.dense{inside}")
+    stock = type(layer).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return doubled(self, args, stock(self, *args, **kwargs))
+
+    method = types.MethodType(forward, layer)
+    layer.forward = method if bound else lambda *args, **kwargs: method(*args, **kwargs)
+    expected = output(model)
+    with pytest.raises(ValueError, match=r"output\.dense.*lost with the layer"):
+        fg.compact(model, inplace=inplace)
+    assert torch.equal(output(model), expected)
