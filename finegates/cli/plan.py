@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from finegates import CostModel
+    from finegates.compaction import Plan
 
 _TEXT = """\
 Print what a model costs and what could be removed; nothing is written. For a dense model: the MACs
@@ -57,9 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     import finegates as fg
     from finegates.cli import checkpoints
 
-    cost = options.cost_model(arguments.cost)
     model = checkpoints.load_model(arguments.model)
     budget = fg.measure_budget(model)
+    cost = options.cost_model(arguments.cost, lambda: _measured(model, arguments.length, budget))
     print(f"{arguments.model}: {_counted(model, budget)}")
     if fg.gated_layers(model):
         print(_of_gated(model, arguments.length, cost))
@@ -68,6 +69,16 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(_of_dense(model, arguments, cost))
     return 0
+
+
+def _measured(model: Any, length: int, budget: Any) -> CostModel:
+    """The costs of a model on this machine; only dense models that read tokens can be run."""
+    import finegates as fg
+
+    dense = not (fg.gated_layers(model) or budget.gated_weights)
+    if dense and getattr(model, "main_input_name", "input_ids") == "input_ids":
+        return fg.calibrate(model, length=length)
+    return fg.calibrate(length=length)
 
 
 def _counted(model: Any, budget: Any) -> str:
@@ -109,7 +120,8 @@ def _of_dense(model: nn.Module, arguments: argparse.Namespace, cost: CostModel |
     length: int = arguments.length
     total = fg.macs(model, 1, length)
     fg.attach(model, fg.GateConfig(preset="structured", sequence_length=length))
-    blocks = fg.plan_compaction(model, cost=cost).blocks
+    plan = fg.plan_compaction(model, cost=cost)
+    blocks = plan.blocks
     costs = [block.macs[0] * length + block.attention_macs[0] * length**2 for block in blocks]
     rows = [("block", "MACs", "share", *(("us a token",) if cost else ()), "could go")]
     for block, macs in zip(blocks, costs, strict=True):
@@ -119,11 +131,24 @@ def _of_dense(model: nn.Module, arguments: argparse.Namespace, cost: CostModel |
     left = (1 - arguments.target) * total.total
     return (
         f"MACs of a sequence of {length} tokens: {large(total.total)} in {len(blocks)} blocks "
-        f"({large(total.linear)} in linear layers, {large(total.attention)} in attention)\n\n"
+        f"({large(total.linear)} in linear layers, {large(total.attention)} in attention)\n"
+        f"{_time(plan)}\n"
         f"{aligned(rows, left=(0, len(rows[0]) - 1))}\n\n"
         f"a target of {arguments.target:g} leaves {large(left)} MACs; which dimensions are "
         "removed is learnt from your data:\n"
         f"finegates shrink {arguments.model} --train FILE --target {arguments.target:g} --out DIR"
+    )
+
+
+def _time(plan: Plan) -> str:
+    """The predicted time of a sequence, and the part of it outside of the blocks."""
+    if plan.times is None or plan.times.length is None:
+        return ""
+    length, seconds = plan.times.length, plan.times.dense
+    inside = sum(block.seconds for block in plan.blocks if block.seconds is not None)
+    return (
+        f"predicted time of a sequence of {length} tokens: {1e3 * length * seconds:.3g} ms, "
+        f"{max(0.0, 1 - inside / seconds):.0%} of it outside of the blocks\n"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -131,7 +130,8 @@ class BlockPlan:
         feed_forward: path of its feed-forward module, if gate and up can be fused.
         macs: MACs per token in its linear layers, before and after.
         attention_macs: MACs per pair of a token and an attended token, before and after.
-        seconds: predicted time of a token in the planned layers; None without a cost model.
+        seconds: predicted time of a token once compact: in the whole block if the costs are known
+            for a length of sequences, otherwise in the planned layers; None without a cost model.
         experts: path of its stacked experts, or None.
     """
 
@@ -148,11 +148,6 @@ class BlockPlan:
         return f"{self.path}: {_counted(self.macs, self.attention_macs, self.seconds)}"
 
 
-def _sum_known(seconds: Iterable[float | None]) -> float | None:
-    known = [value for value in seconds if value is not None]
-    return sum(known) if known else None
-
-
 def _counted(
     macs: tuple[int, int], attention: tuple[int, int], seconds: float | None = None
 ) -> str:
@@ -162,6 +157,26 @@ def _counted(
     if attention[0]:
         text += f" and {attention[0]:,} -> {attention[1]:,} for each token attended to"
     return text if seconds is None else f"{text}, {1e6 * seconds:.2f} us"
+
+
+@dataclass(frozen=True)
+class Times:
+    """Predicted seconds of a token before and after compaction.
+
+    Attributes:
+        dense: before.
+        kept: after.
+        length: tokens of the sequences for which the costs were measured, and then the times are
+            those of the whole model; None: of the planned linear layers alone.
+    """
+
+    dense: float
+    kept: float
+    length: int | None
+
+    def __str__(self) -> str:
+        of = "in linear layers" if self.length is None else f"in sequences of {self.length} tokens"
+        return f"{1e6 * self.dense:.2f} -> {1e6 * self.kept:.2f} us a token predicted {of}"
 
 
 @dataclass(frozen=True)
@@ -178,8 +193,7 @@ class Plan:
         blocks: plans of the transformer layers; empty without an adapter.
         joined: paths of the feed-forward modules whose gate and up are fused.
         parameters: of the model before and after, without gates.
-        dense_seconds: predicted time per token of the planned layers before compaction; None
-            without a cost model.
+        times: predicted, before and after; None without a cost model.
         experts: plans of stacked experts by module path.
         stream: of the residual stream; None if it keeps its width.
     """
@@ -190,7 +204,7 @@ class Plan:
     blocks: tuple[BlockPlan, ...] = ()
     joined: tuple[str, ...] = ()
     parameters: tuple[int, int] = (0, 0)
-    dense_seconds: float | None = None
+    times: Times | None = None
     experts: dict[str, ExpertsPlan] = field(default_factory=dict)
     stream: StreamPlan | None = None
 
@@ -198,11 +212,8 @@ class Plan:
         """One line: parameters, multiply-accumulates, predicted time, before and after."""
         before, after = self.parameters
         share = f" ({100 * after / before:.1f} %)" if before else ""
-        macs, attention, seconds = self._counts()
-        text = f"{before:,} -> {after:,} parameters{share}; {_counted(macs, attention)}"
-        if self.dense_seconds is None or seconds is None:
-            return text
-        return f"{text}; {1e6 * self.dense_seconds:.2f} -> {1e6 * seconds:.2f} us a token predicted"
+        text = f"{before:,} -> {after:,} parameters{share}; {_counted(*self._counts())}"
+        return text if self.times is None else f"{text}; {self.times}"
 
     def __str__(self) -> str:
         lines = [self._total()] if self.blocks else []
@@ -220,17 +231,19 @@ class Plan:
         return "\n".join([*lines, *self.notes, self.summary()])
 
     def _total(self) -> str:
-        return f"{len(self.blocks)} blocks: {_counted(*self._counts())}"
+        known = [block.seconds for block in self.blocks if block.seconds is not None]
+        seconds = sum(known) if known else None
+        return f"{len(self.blocks)} blocks: {_counted(*self._counts(), seconds)}"
 
-    def _counts(self) -> tuple[tuple[int, int], tuple[int, int], float | None]:
-        """MACs per token, per pair of tokens, and seconds, over all blocks.
+    def _counts(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """MACs per token, and per pair of tokens, over all blocks.
 
         Without an adapter they are those of the planned layers.
         """
         if not self.blocks:
             dense = sum(p.out_features * p.in_features for p in self.layers.values())
             kept = sum(p.kept_weights for p in self.layers.values())
-            return (dense, kept), (0, 0), _sum_known(p.seconds for p in self.layers.values())
+            return (dense, kept), (0, 0)
         macs, attention = (
             (sum(before for before, _ in pairs), sum(after for _, after in pairs))
             for pairs in (
@@ -238,7 +251,7 @@ class Plan:
                 [block.attention_macs for block in self.blocks],
             )
         )
-        return macs, attention, _sum_known(block.seconds for block in self.blocks)
+        return macs, attention
 
     def _heads(self, path: str) -> str:
         sizes = self.heads[path]

@@ -72,6 +72,22 @@ def test_every_architecture_has_a_plan(tmp_path, capsys, architecture):
     assert sum(shares) == pytest.approx(100, abs=0.2)
 
 
+def test_with_measured_costs_the_plan_of_a_dense_model_says_how_long_a_sequence_takes(
+    places, capsys
+):
+    assert main(["plan", str(places["dense"]), "--length", "8", "--cost", "measured"]) == 0
+    text = capsys.readouterr().out
+    found = re.search(
+        r"^predicted time of a sequence of 8 tokens: (\S+) ms, (\d+)% of it outside of the blocks$",
+        text,
+        re.MULTILINE,
+    )
+    assert found is not None
+    blocks = [float(time) for time in re.findall(r"50\.0 %  +(\d+\.\d)  ", text)]
+    assert len(blocks) == 2
+    assert float(found[1]) >= 8e-3 * (sum(blocks) - 0.2)
+
+
 def test_the_plan_of_a_gated_model_is_that_of_compaction(places, capsys):
     assert main(["plan", str(places["gated"]), "--length", "8"]) == 0
     text = capsys.readouterr().out

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from finegates.budget import macs, planned_macs
 from finegates.compaction import CostModel, compact, plan_compaction
+from finegates.compaction.predicted_time import predicted_time
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from support import tiny
@@ -15,6 +18,18 @@ from support import tiny
 ARCHITECTURES = sorted(tiny.ARCHITECTURES)
 # Moving data is so cheap here that every closed side is removed.
 CHEAP = CostModel(product=1e-9, gather=1e-12, scatter=1e-12, head_multiple=1)
+# Each kind of work has a price, as after the measurement of a model.
+WHOLE = replace(
+    CHEAP,
+    output=3e-10,
+    input=2e-10,
+    layer=1e-9,
+    attention=2e-9,
+    score=5e-10,
+    activation=7e-10,
+    rest=1e-7,
+    length=tiny.LENGTH,
+)
 
 
 def shared(architecture: str) -> nn.Module:
@@ -111,8 +126,32 @@ def test_the_last_line_predicts_the_time_before_and_after() -> None:
     dense = sum(CHEAP.product * p.out_features * p.in_features for p in plan.layers.values())
     after = sum(p.seconds for p in plan.layers.values())
     assert after < dense
-    assert plan.summary().endswith(f"; {1e6 * dense:.2f} -> {1e6 * after:.2f} us a token predicted")
+    assert plan.summary().endswith(
+        f"; {1e6 * dense:.2f} -> {1e6 * after:.2f} us a token predicted in linear layers"
+    )
     assert "us" not in plan_compaction(model).summary()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_with_costs_of_a_length_the_times_are_those_of_the_whole_models(
+    architecture: str,
+) -> None:
+    dense = tiny.tiny_model(architecture)
+    before = predicted_time(dense, WHOLE, tiny.LENGTH)
+    model = attach(dense, GateConfig())
+    tiny.scatter_gates(model)
+    plan = plan_compaction(model.eval(), cost=WHOLE)
+    after = predicted_time(compact(model, cost=WHOLE), WHOLE, tiny.LENGTH)
+    assert plan.times is not None
+    assert plan.times.length == tiny.LENGTH
+    assert plan.times.dense == pytest.approx(before, rel=1e-12)
+    assert plan.times.kept == pytest.approx(after, rel=1e-12)
+    inside = sum(block.seconds for block in plan.blocks if block.seconds is not None)
+    assert after - inside == pytest.approx(WHOLE.rest, rel=1e-9)
+    assert plan.summary().endswith(
+        f"; {1e6 * before:.2f} -> {1e6 * after:.2f} us a token predicted in sequences of "
+        f"{tiny.LENGTH} tokens"
+    )
 
 
 class Tied(nn.Module):

@@ -1,5 +1,7 @@
 """An attention is narrowed only if its class computes the same as the narrow module."""
 
+from types import MethodType
+
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModel
@@ -237,8 +239,12 @@ def test_a_subclass_keeps_its_heads_and_width_and_the_plan_says_so():
     model = base_model("llama")
     model.layers[0].self_attn.__class__ = Mine
     model.layers[0].mlp.__class__ = Clipped
-    replaced = model.layers[1].self_attn.forward
-    model.layers[1].self_attn.forward = lambda *args, **kwargs: replaced(*args, **kwargs)
+    replaced = model.layers[1].self_attn
+
+    def forward(self, *args, **kwargs):
+        return LlamaAttention.forward(self, *args, **kwargs)
+
+    replaced.forward = MethodType(forward, replaced)
     attach(model, GateConfig(preset="reference"))
     scatter_gates(model)
     model.eval()
