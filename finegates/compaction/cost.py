@@ -20,7 +20,7 @@ from finegates.gates.timing import Timer
 
 @dataclass(frozen=True)
 class CostModel(Costs):
-    """Costs of a machine that predict the time of a model on it, and that are saved.
+    """Costs of a machine that predict times, and that are saved.
 
     The numbers are arguments by their names, see :class:`finegates.compaction.costs.Costs`.
     ``CostModel()`` has those of two cores of an x86 server CPU; :func:`finegates.calibrate`

@@ -194,7 +194,7 @@ IDS = torch.zeros(4, 16, dtype=torch.long)
         ({"repeats": 0}, ValueError, "repeats must be at least 1, got 0"),
         ({"repeats": -3}, ValueError, "repeats must be at least 1, got -3"),
         ({"tokens": 0}, ValueError, "tokens must be at least 1, got 0"),
-        ({"width": True}, TypeError, "width must be an integer, got a bool"),
+        ({"width": True}, TypeError, "width must be an integer, got True"),
         ({"inputs": {}}, ValueError, "inputs hold no tensor of a batch .they are empty.*leave inp"),
         ({"inputs": {"use_cache": False}}, ValueError, "no tensor of a batch .use_cache.*leave"),
         ({"inputs": IDS}, TypeError, "inputs must be keyword arguments .* got a Tensor"),
