@@ -74,6 +74,17 @@ def saddle_coupling(problem: Problem) -> Array:
     return problem.cross_moment * problem.weight
 
 
+def biased_coupling(problem: Problem) -> Array:
+    """[S, Diag(Ȳ)], shape (m, d + m): what S is for y = r ∘ (W(c ∘ x) + b) with trained b.
+
+    L(r, c, b) = ‖Y‖²/2n − rᵀ(Sc + Ȳ ∘ b) + a term of order four, ≥ 0, with Ȳ the mean of the
+    targets: b is a column gate of each output on a constant input. So (0, 0, 0) is critical with
+    eigenvalues ±σ_i([S, Diag(Ȳ)]), and gradient flow conserves ‖r‖² − ‖c‖² − ‖b‖².
+    """
+    means = np.diag(problem.targets.mean(axis=0))
+    return np.concatenate([saddle_coupling(problem), means], axis=1)
+
+
 def weight_components(weight: Array) -> int:
     """Connected components of the bipartite graph of W's non-zero entries, single nodes excluded.
 

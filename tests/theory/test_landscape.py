@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from support.problem_strategies import problems, vectors
 from theory.bilinear import (
+    biased_coupling,
     fit_gates,
     joint_gradient,
     joint_hessian,
@@ -19,6 +20,7 @@ from theory.bilinear import (
     weight_components,
 )
 from theory.box import box_constant, box_minimiser, prox_decrease, two_columns
+from theory.checks.bias import biased_residual
 from theory.checks.joint import nearly_right
 from theory.checks.rank_one import missing_example, missing_in_box
 from theory.checks.settings import Settings
@@ -91,6 +93,50 @@ def test_a_weight_of_two_blocks_has_two_symmetries():
     assert weight_components(weight) == 2
     assert weight_components(np.ones((2, 3))) == 1
     assert weight_components(np.zeros((2, 3))) == 0
+
+
+def test_best_gates_that_are_not_isolated_have_more_flat_directions_than_components():
+    """W = 11ᵀ, target I: r_a² = c_a², r_1² + r_2² = 1 is best, although W is connected."""
+    inputs = np.sqrt(2) * np.eye(2)
+    problem = Problem(inputs, np.ones((2, 2)), inputs)
+    assert weight_components(problem.weight) == 1
+    for share in (0.3, 0.6):
+        gates = np.sqrt([share, 1 - share, share, 1 - share])
+        assert joint_loss(problem, gates) == pytest.approx(0.5)  # of the best rank one
+        assert count_zeros(joint_hessian(problem, gates), 4) == 2
+
+
+@given(problems(largest=4))
+def test_a_trained_bias_is_a_column_gate_of_each_output_on_a_constant_input(problem):
+    """L(r, c, b) is the loss of gates on the inputs (x, 1, ..., 1) with the weight (W, I)."""
+    m, d = problem.weight.shape
+    ones = np.ones((problem.samples, m))
+    wider = Problem(
+        np.concatenate([problem.inputs, ones], axis=1),
+        np.concatenate([problem.weight, np.eye(m)], axis=1),
+        problem.targets,
+    )
+    np.testing.assert_allclose(
+        biased_coupling(problem)[:, : d + m], saddle_coupling(wider), atol=1e-12
+    )
+    residual = biased_residual(problem, None)
+    gates = np.linspace(-1, 1, 2 * m + d)
+    found = float(residual(torch.as_tensor(gates)).square().sum() / 2)
+    assert found == pytest.approx(joint_loss(wider, gates), abs=1e-9 * (1 + found))
+
+
+def test_a_trained_bias_makes_a_strict_saddle_where_the_weight_makes_none():
+    """S = 0 and Ȳ ≠ 0: the constants of a layer without a bias would say a global minimiser."""
+    inputs = np.array([[1.0], [-1.0]])
+    problem = Problem(inputs, np.ones((1, 1)), np.array([[2.0], [2.0]]))
+    assert not saddle_coupling(problem).any()
+    residual = biased_residual(problem, None)
+    at_zero, better = (
+        float(residual(torch.tensor(gates, dtype=torch.float64)).square().sum() / 2)
+        for gates in ([0.0, 0.0, 0.0], [1.0, 0.0, 2.0])
+    )
+    assert (at_zero, better) == (pytest.approx(2.0), 0.0)
+    assert np.linalg.norm(biased_coupling(problem), 2) == 2.0
 
 
 def test_a_region_needs_a_minimiser_with_one_flat_direction():

@@ -207,6 +207,8 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ),
         ("reach-dense", "beyond.factor_reach", lambda f: scaled(f, 1 / EXACT)),
         ("joint-bias", "bias.biased_residual", lambda f: lambda p, b: f(p, _longer(b))),
+        # The saddle of a layer without a bias, although the bias is trained.
+        ("joint-bias", "bias.biased_coupling", lambda f: lambda p: f(p)[:, : p.cols]),
         # A noise whose charge on the closed point is a quarter larger.
         ("escape-saddle", "escape.NoisySaddle", lambda f: _noisier),
         ("escape-saddle", "escape.stabilising_noise", lambda f: scaled(f, 1 / EXACT)),

@@ -43,7 +43,7 @@ def check_plane(settings: Settings) -> Check:
         "law",
         "gates (0, c) with Sc = 0, S = (YᵀX/n) ∘ W, are critical, √(m + d − ‖P1‖²) away from 1, "
         "P the projector on the kernel of S: nearer than (0, 0), and no larger ball is PL",
-        "no frozen bias; m < d, else with rows and columns exchanged; m ≠ d",
+        "no bias; m < d, else with rows and columns exchanged; m ≠ d",
         tuple(cases),
         claim="pl",
     )
@@ -71,7 +71,7 @@ def check_orbits(settings: Settings) -> Check:
         "bound",
         "the loss has at least min(m, d) critical orbits with non-zero gates, orbits of equal loss "
         "counted as often as they occur",
-        "G regular, no zeros in W, S = (YᵀX/n) ∘ W of full rank; measured: different losses",
+        "no bias, G regular, no zeros in W, S = (YᵀX/n) ∘ W of full rank; measured: different losses",
         tuple(cases),
         claim="pl",
     )

@@ -78,7 +78,7 @@ def check_saddle(settings: Settings) -> Check:
         "law",
         "(0, 0) is critical with least curvature −σ₁((YᵀX/n) ∘ W): a strict saddle, unless that "
         "matrix is zero, when it is a global minimiser",
-        "no bias, or trained ones",
+        "no bias; a trained one changes the matrix, see joint-bias",
         tuple(cases),
         claim="bilinear",
     )
@@ -132,7 +132,7 @@ def check_path(settings: Settings) -> Check:
         "law",
         "along ε(u₁, v₁)/√2 into the saddle the PL ratio is ε²σ₁²/2(L(0) − L*): it tends to 0, no "
         "global PL constant exists",
-        "(YᵀX/n) ∘ W ≠ 0",
+        "no bias, (YᵀX/n) ∘ W ≠ 0",
         tuple(cases),
         claim="pl",
         frames={"saddle_path": pd.DataFrame(rows)},
@@ -145,8 +145,10 @@ def check_symmetry(settings: Settings) -> Check:
     Differentiate in t at 1; the time derivative of the difference is −2 times that of the two
     products. Each connected component of the bipartite graph of W's non-zero entries has a symmetry
     of its own. At a minimiser each symmetry makes one zero eigenvalue, along (r, −c) of the
-    component. Measured: zero eigenvalues at a minimiser, and the drift along the integrated flow
-    relative to the distance that the gates moved.
+    component. There are more if best gates are not isolated up to rescaling: with W = 11ᵀ, white
+    data and the target I, all r_a² = c_a² with r₁² + r₂² = 1 are best. Measured: zero eigenvalues
+    at a minimiser, and the drift along the integrated flow relative to the distance that the gates
+    moved.
     """
     cases = []
     for problem in settings.drawn("well-conditioned", "ill-conditioned"):
@@ -182,7 +184,8 @@ def check_symmetry(settings: Settings) -> Check:
         "law",
         "‖r‖² − ‖c‖² is conserved by gradient flow, and a minimiser has one zero Hessian "
         "eigenvalue for each connected component of W's non-zero pattern",
-        "X of full rank, no zero row or column of W, no zero gate at the minimiser, no frozen bias",
+        "no bias, X of full rank, no zero row or column of W, no zero gate at the minimiser, "
+        "targets in general position (else there may be more zeros)",
         tuple(cases),
         claim="bilinear",
     )
