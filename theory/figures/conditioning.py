@@ -44,7 +44,9 @@ def draw_conditioning(frames: Frames, lead: str) -> Figure:
     axes[4].set_ylabel("Condition number")
     _speed_panel(axes[5], frames["speed"])
     axes[5].set_title("(f) Iterations, by teacher")
-    _dots(axes[6], frames["reach"], "teacher", TEACHERS, "Unexplained share")
+    reach = frames["reach"]
+    reach = reach[reach["family"] == "well-conditioned"]
+    _dots(axes[6], reach, "teacher", TEACHERS, "Unexplained share")
     axes[6].set_title("(g) Reach, by teacher")
     axes[6].set_ylim(-0.03, 1)
     legend(figure, [(m, COLOURS[i], MARKERS[i], "-") for i, m in enumerate(METHODS)], "right")
