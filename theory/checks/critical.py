@@ -71,7 +71,8 @@ def check_orbits(settings: Settings) -> Check:
         "bound",
         "the loss has at least min(m, d) critical orbits with non-zero gates, orbits of equal loss "
         "counted as often as they occur",
-        "no bias, G regular, no zeros in W, S = (YᵀX/n) ∘ W of full rank; measured: different losses",
+        "no bias, G regular, no zeros in W, S = (YᵀX/n) ∘ W of full rank; measured: different "
+        "losses",
         tuple(cases),
         claim="pl",
     )
