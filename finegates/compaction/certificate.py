@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ TOLERANCES = {
     torch.bfloat16: 0.1,
     torch.float16: 0.05,
 }
-"""Largest difference that passes for rounding, relative to the largest number of an output."""
+"""Largest difference that passes for rounding, relative to the numbers of an output."""
 
 
 class NotEqualError(ValueError):
@@ -57,6 +57,13 @@ def check_inputs(inputs: Any, dtype: torch.dtype | None) -> None:
             "verify must be the keyword arguments of the model's forward, as a tokenizer gives "
             f"them, got {type(inputs).__name__}"
         )
+    for name, value in inputs.items():
+        held = getattr(value, "get_seq_length", None)
+        if held is not None and held():
+            raise ValueError(
+                f"verify has a cache ({name}) that holds {held()} positions, whose keys have the "
+                "sizes of one model; leave it out, or give an empty one"
+            )
     if dtype not in (None, torch.float64):
         raise ValueError(f"verify_dtype must be torch.float64 or None, got {dtype}")
 
@@ -64,7 +71,9 @@ def check_inputs(inputs: Any, dtype: torch.dtype | None) -> None:
 def record(
     model: nn.Module, inputs: Mapping[str, Any], paths: list[str], *, strict: bool = False
 ) -> Recording:
-    """Runs a model in evaluation mode; it is left as it was.
+    """Runs a model in evaluation mode; it and the inputs are left as they were.
+
+    Random numbers that its forward draws are the same in every recording.
 
     Args:
         model: gated or compact, plain.
@@ -86,12 +95,33 @@ def record(
         if has_module(runs, path)
     ]
     try:
-        with torch.no_grad(), _evaluation(runs), InFloat64() if strict else nullcontext():
+        with (
+            _same_random_numbers(device),
+            torch.no_grad(),
+            _evaluation(runs),
+            InFloat64() if strict else nullcontext(),
+        ):
             recording.outputs = [t.detach().cpu() for t in floats(runs(**given))]
     finally:
         for handle in handles:
             handle.remove()
     return recording
+
+
+def check_recorded(recording: Recording, model: nn.Module) -> Recording:
+    """Returns a recording of a gated model, unless it has no numbers to compare.
+
+    Raises:
+        ValueError: no output is a finite floating-point number.
+    """
+    if any(bool(output.isfinite().any()) for output in recording.outputs):
+        return recording
+    what = "numbers that are not finite" if recording.outputs else "no floating-point numbers"
+    raise ValueError(
+        f"{type(model).__name__} gives {what} on the inputs of verify, so there is nothing to "
+        "compare; let its forward return tensors, in a tuple, a list, a mapping or a dataclass, "
+        "and give inputs with finite outputs"
+    )
 
 
 def record_compact(
@@ -164,7 +194,7 @@ def check_equal(gated: Recording, small: Recording, kept: Tensor | None = None) 
         "; no described layer differs before the output",
     )
     raise NotEqualError(
-        f"the compact model differs from the gated one by {worst:.1e} of its largest output; "
+        f"the compact model differs from the gated one by {worst:.1e} of its outputs; "
         f"rounding alone gives at most {tolerance:.0e} in {gated.dtype}{where}. The description of "
         "the architecture does not cover all that it computes; leave that part out with "
         "GateConfig(preset='reference', modules=...), and please report it with the configuration"
@@ -191,6 +221,9 @@ def floats(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, tuple | list):
         for value in values:
             yield from floats(value)
+    elif is_dataclass(values) and not isinstance(values, type):
+        for each in fields(values):
+            yield from floats(getattr(values, each.name))
 
 
 class InFloat64(TorchFunctionMode):
@@ -210,6 +243,17 @@ class InFloat64(TorchFunctionMode):
 
 
 @contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Seeds the generators of the CPU and of a device, and restores their states afterwards."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(0)
+        if on_gpu:
+            torch.cuda.default_generators[device.index].manual_seed(0)
+        yield
+
+
+@contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Puts a model into evaluation mode, and every module back to the mode that it had."""
     modes = {module: module.training for module in model.modules()}
@@ -223,7 +267,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 def _placed(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
-        return value
+        return copy.deepcopy(value)  # such as an empty cache, which a forward pass fills
     if value.is_floating_point():
         return value.to(device, dtype)
     return value.to(device)
@@ -239,8 +283,10 @@ def _keep(found: dict[str, Tensor], path: str) -> Callable[..., None]:
 
 
 def relative_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """The largest difference of two rows of outputs, each relative to its largest number.
+    """The largest difference of two rows of outputs, each relative to its numbers.
 
+    A difference counts relative to the number itself, or to the largest number of its tensor if
+    that is larger; numbers that only mark places (:func:`_largest`) are not counted as largest.
     Infinite if their shapes, or the places of numbers that are not finite, differ.
     """
     if len(one) != len(other):
@@ -249,11 +295,30 @@ def relative_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    """Largest difference relative to the largest number; inf if shapes or gaps differ."""
+    """Largest difference relative to the numbers of a tensor; inf if shapes or gaps differ."""
     if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
         return float("inf")
     there = one.isfinite()
     if not bool(there.any()):
         return 0.0
     a, b = one[there].double(), other[there].double()
-    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))
+    return float(((a - b).abs() / a.abs().clamp(min=_largest(a.abs()))).max())
+
+
+_MARKS = 1e3
+"""Numbers above this may mark places, such as the logits of forbidden tokens, -10000 or -1e9."""
+
+
+def _largest(sizes: Tensor) -> float:
+    """The largest of some absolute values, without those that mark places.
+
+    Of the values from :data:`_MARKS` on, those count as marks that are more than ten times as large
+    as any smaller one; otherwise every difference would be small relative to a mark.
+    """
+    largest = float(sizes.max())
+    if largest >= _MARKS:
+        ordered = sizes[sizes > 0].sort().values
+        jumps = (ordered[1:] >= _MARKS) & (ordered[1:] > 10 * ordered[:-1])
+        if bool(jumps.any()):
+            largest = float(ordered[int(jumps.nonzero()[0])])
+    return max(largest, 1e-30)

@@ -16,6 +16,7 @@ from finegates.compaction.carried_code import check_forwards, check_layer_forwar
 from finegates.compaction.certificate import (
     check_equal,
     check_inputs,
+    check_recorded,
     record,
     record_compact,
     writing_layers,
@@ -89,8 +90,8 @@ def compact(
             are always removed. Costs of another dtype or device are taken: outputs do not depend
             on them. None gives the smallest model with torch's default matmul; layers that are
             compact already keep theirs.
-        verify: keyword arguments of the model's forward; both models are run on them, and their
-            outputs must be equal up to rounding.
+        verify: keyword arguments of the model's forward; both models are run on them, with the
+            same random numbers, and their outputs must be equal up to rounding.
         verify_dtype: ``torch.float64`` compares copies in float64, where rounding hides nothing,
             at the cost of their memory; None compares in the dtype of the weights.
 
@@ -109,8 +110,9 @@ def compact(
             adapter of peft that cannot be merged into a linear layer
             (:func:`finegates.modules.linear.unmergeable`; peft must merge anything but plain LoRA
             first); it has device hooks of accelerate (``device_map``); the forward of a gated layer
-            was replaced; or, with ``inplace=False``, a function replaces the forward of a module
-            around one. The given model does not change.
+            was replaced; a function replaces the forward of a module around one
+            (``inplace=False``); or ``verify`` has a cache that holds keys, or gives no numbers to
+            compare. The given model does not change.
         NotEqualError: the outputs on ``verify`` differ by more than rounding; names the first layer
             that differs. With ``inplace=True`` the given model is lost.
     """
@@ -133,7 +135,7 @@ def compact(
         as_given = plan.stream is None and plain is given
         points = writing_layers(plain, adapter) if as_given else []
         if verify_dtype is None:
-            expected = record(given, verify, points)
+            expected = check_recorded(record(given, verify, points), given)
         else:
             _verify_copies(given, verify, points, adapter, cost, kept_width)
     gates = leaf_gates(plain)
@@ -258,7 +260,7 @@ def _verify_copies(
     """
     double = copy.deepcopy(model).to(torch.float64)
     remove_autocast(double)
-    expected = record(double, inputs, points, strict=True)
+    expected = check_recorded(record(double, inputs, points, strict=True), model)
     small = compact(double, inplace=True, adapter=adapter, cost=cost)
     check_equal(expected, record_compact(small, inputs, points, strict=True), kept)
 

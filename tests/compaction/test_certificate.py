@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from finegates.compaction import compact
 from finegates.compaction.certificate import NotEqualError
@@ -16,6 +19,7 @@ from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from finegates.wrappers import has_autocast
 from support import tiny
+from support.described import described_inputs, described_model
 
 
 def gated(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -96,6 +100,103 @@ def test_a_model_under_autocast_is_compared_in_its_own_precision() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert has_autocast(model)
     compact(model, verify=tiny.tokens(), verify_dtype=torch.float64)
+
+
+@dataclass
+class Scores:
+    logits: torch.Tensor
+
+
+class Marked(nn.Module):
+    """A model that returns something made of its logits."""
+
+    def __init__(self, inner: nn.Module, result: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.result, self.config = inner, result, inner.config
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        return self.result(self.inner(**inputs).logits)
+
+
+def marked(scores: torch.Tensor, mark: float, most: bool = False) -> torch.Tensor:
+    """The scores behind one or many columns that are forbidden."""
+    return torch.cat([scores.new_full((len(scores), 90 if most else 1), mark), scores], -1)
+
+
+RESULTS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "lowest": lambda scores: marked(scores, torch.finfo(scores.dtype).min),
+    "far": lambda scores: marked(scores, -1e9),
+    "most": lambda scores: marked(scores, -1e9, most=True),
+    "near": lambda scores: marked(scores, -1e4),
+    "added": lambda scores: torch.cat([scores - 1e9, scores], -1),
+    "dataclass": Scores,
+    "nested": lambda scores: {"all": [Scores(scores)]},
+}
+
+
+@pytest.mark.parametrize("in_double", [False, True])
+@pytest.mark.parametrize("kind", RESULTS)
+def test_marks_of_forbidden_places_and_containers_hide_no_difference(
+    kind: str, in_double: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tolerance relative to -1e9 would accept everything."""
+    from finegates.compaction import transform
+
+    model = Marked(gated("llama"), RESULTS[kind])
+    dtype = torch.float64 if in_double else None
+    compact(model, verify=tiny.tokens(), verify_dtype=dtype)
+    original = transform._shrink
+
+    def wrong(layer: Any, plan: Any) -> Any:
+        small = original(layer, plan)
+        small.weight.data *= 1.25
+        return small
+
+    monkeypatch.setattr(transform, "_shrink", wrong)
+    with pytest.raises(NotEqualError, match="differs"):
+        compact(model, verify=tiny.tokens(), verify_dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (lambda scores: scores.argmax(-1), "no floating-point numbers"),
+        (lambda scores: scores * float("nan"), "not finite"),
+    ],
+)
+def test_a_model_without_numbers_to_compare_is_refused_before_it_changes(
+    result: Callable[[torch.Tensor], Any], text: str
+) -> None:
+    model = Marked(gated("llama"), result)
+    layers = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=f"Marked gives .*{text}.*verify"):
+        compact(model, inplace=True, verify=tiny.tokens())
+    assert [type(module) for module in model.modules()] == layers
+
+
+@pytest.mark.parametrize("in_double", [False, True])
+def test_random_numbers_of_a_forward_pass_are_the_same_for_both_models(in_double: bool) -> None:
+    """ViTMAE hides random patches, also in evaluation mode."""
+    model = described_model("vit_mae")
+    attach(model, GateConfig(sequence_length=9))
+    tiny.scatter_gates(model, mean=0.7)
+    inputs = {"pixel_values": described_inputs("vit_mae")["pixel_values"]}
+    state = torch.get_rng_state()
+    compact(model, verify=inputs, verify_dtype=torch.float64 if in_double else None)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_empty_cache_is_left_empty_and_a_full_one_is_refused() -> None:
+    model = tiny.tiny_model("llama", "language")
+    attach(model, GateConfig())
+    tiny.scatter_gates(model, mean=0.7)
+    ids = tiny.tokens()["input_ids"]
+    cache = DynamicCache(config=model.config)
+    compact(model, verify={"input_ids": ids, "past_key_values": cache})
+    assert cache.get_seq_length() == 0
+    model(input_ids=ids, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"cache \(past_key_values\) that holds 7 .*leave it out"):
+        compact(model, verify={"input_ids": ids, "past_key_values": cache})
 
 
 @pytest.mark.parametrize(
