@@ -4,8 +4,9 @@ Names of layers and attributes suggest how a module might be described. Each sug
 the model's own layers: gates close some of every kind of dimension, the layer is compacted by the
 suggested description, and both are called with what the layer got in an ordinary forward pass, in
 float64. What is equal for every closure is kept; what is not is described with less freedom, or
-left whole. The search uses random parameters, because one that starts at zero would hide what
-depends on it; what it finds must be exact with the model's own parameters, too.
+left whole. The whole model is tried in the same way, because a layer does not show who else reads
+what is inside it. The search uses random parameters, because one that starts at zero would hide
+what depends on it; what it finds must be exact with the model's own parameters, too.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finegates.adapters import AttentionSpec, register, unwrap
 from finegates.adapters.described import DescribedAdapter, class_name
 from finegates.spec_search.candidates import attention_candidates, feed_candidates, linears_below
+from finegates.spec_search.layers import find_layers, layer_calls
 from finegates.spec_search.printed import as_code
-from finegates.spec_search.replay import Replay, Spec, layer_calls, randomise, restore
+from finegates.spec_search.replay import Replay, Spec, randomise, restore
 from finegates.specs import is_named_cross
 
 LOGGER = logging.getLogger(__name__)
@@ -85,17 +86,16 @@ def describe(
     cross = {
         type(module) for path, module in double.named_modules() if is_named_cross(module, path)
     }
-    layers = {
-        path: layer
-        for path, layer in double.named_modules()
-        if isinstance(layer, GradientCheckpointingLayer) or path.rpartition(".")[2].isdigit()
-    }
-    layers = {
-        path: layer
-        for path, layer in layers.items()
-        if not any(inner != path and inner.startswith(f"{path}.") for inner in layers)
-    }
-    calls = layer_calls(double, layers, inputs)
+    layers = {path: double.get_submodule(path) for path in find_layers(double)}
+    if not layers:
+        return Description(
+            (),
+            (
+                f"{type(double).__name__} has no layers in an nn.ModuleList or nn.Sequential, and "
+                "no GradientCheckpointingLayer, so it stays whole",
+            ),
+        )
+    call, calls = layer_calls(double, layers, inputs)
     groups: dict[type, list[str]] = {}
     for path in calls:
         groups.setdefault(type(layers[path]), []).append(path)
@@ -110,22 +110,60 @@ def describe(
             else:
                 specs.append(found)
                 LOGGER.info("described %s", ", ".join(found.classes))
-    replays = [Replay(layers[path], calls[path], seed) for path in calls]
-    candidates = [(spec, _confirmed(spec, replays)) for spec in specs]
-    restore(double, unwrap(model))
-    calls = layer_calls(double, layers, inputs)
-    replays = [Replay(layers[path], calls[path], seed, must_change=False) for path in calls]
-    confirmed: list[Spec] = []
-    for spec, kept in candidates:
-        kept = kept and _confirmed(kept, replays)
-        if kept is None:
+    for random in (True, False):
+        if not random:
+            restore(double, unwrap(model))
+            call, calls = layer_calls(double, layers, inputs)
+        replays = [Replay(layers[path], calls[path], seed, must_change=random) for path in calls]
+        in_model = Replay(double, call, seed, must_change=random, whole=True)
+        specs = _certified(specs, replays, in_model, notes)
+    return Description(tuple(specs), tuple(dict.fromkeys(notes)))
+
+
+def _certified(
+    specs: list[Spec], layers: list[Replay], model: Replay, notes: list[str]
+) -> list[Spec]:
+    """The specs that are exact in every layer and, all together, in the whole model.
+
+    A module may also hand what is inside it to others, as one layer's values to the next.
+
+    Args:
+        specs: that were found.
+        layers: all that were called.
+        model: all of it.
+        notes: gets why a class stays whole.
+    """
+    kept: list[Spec] = []
+    for spec in specs:
+        names = ", ".join(spec.classes)
+        exact = _confirmed(spec, layers)
+        if exact is None:
+            notes.append(f"{names}: the description is not exact in every layer, so it stays whole")
+            continue
+        forms = (form for form in _forms(exact) if model.certify((*kept, form), ("rows",), 2))
+        less = next(forms, None)
+        if less is None:
+            reason = model.refusal or "others use there what is inside"
             notes.append(
-                f"{', '.join(spec.classes)}: the description is not exact in every layer, so it "
-                "stays whole"
+                f"{names}: the description is exact in its layers, but not in the whole model "
+                f"({reason}), so it stays whole"
             )
-        elif kept not in confirmed:
-            confirmed.append(kept)
-    return Description(tuple(confirmed), tuple(dict.fromkeys(notes)))
+        elif less not in kept:
+            kept.append(less)
+    return kept
+
+
+def _forms(spec: Spec) -> Iterator[Spec]:
+    """A spec, and the same with less freedom."""
+    yield spec
+    if isinstance(spec, AttentionSpec):
+        for scores, heads, biased in itertools.product((False, True), repeat=3):
+            yield dataclasses.replace(
+                spec,
+                fixed_scores=spec.fixed_scores or scores,
+                fixed_heads=spec.fixed_heads or heads,
+                value_bias=spec.value_bias or biased,
+            )
 
 
 def _confirmed(spec: Spec, replays: list[Replay]) -> Spec | None:
@@ -151,14 +189,20 @@ def _search(
     layer = replays[0].layer
     named = {name for spec in found for name in spec.classes}
     claimed: set[str] = set()  # layers that an inner module has
+    seen: set[str] = set()
     inside_out = sorted(layer.named_modules(), key=lambda item: -item[0].count(".") - bool(item[0]))
     for path, module in inside_out:
         name = class_name(type(module))
         if known.knows(module) or name in named:
             claimed |= linears_below(layer, path)
             continue
+        if isinstance(module, _CONTAINERS) or name in seen:
+            continue  # layers in a container are those of the module around it
+        seen.add(name)
         attentions: list[Spec] = [*attention_candidates(layer, path, module, cross)]
         feeds: list[Spec] = [*feed_candidates(layer, path, module, claimed)]
+        if not attentions and not feeds and len(_own_linears(layer, path) - claimed) > 1:
+            yield f"{name}: its names suggest no description, so it stays whole"
         for candidates, kinds, what in (
             (attentions, ("scores", "values", "heads"), ""),
             (feeds, ("hidden",), "'s feed-forward part"),
@@ -170,7 +214,23 @@ def _search(
                 spec = _joint(spec, replays)
             yield spec or f"{name}{what}: no description is exact, so it stays whole"
             if spec is not None:
+                named.add(name)
                 claimed |= linears_below(layer, path)
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def _own_linears(layer: nn.Module, path: str) -> set[str]:
+    """Paths of the linear layers that a module, or a container in it, holds itself."""
+    module = layer.get_submodule(path)
+    inside = {f"{child}." for child, m in module.named_children() if not isinstance(m, _CONTAINERS)}
+    prefix = f"{path}." if path else ""
+    return {
+        each
+        for each in linears_below(layer, path)
+        if not f"{each.removeprefix(prefix)}".startswith(tuple(inside))
+    }
 
 
 def _first_exact(

@@ -7,9 +7,7 @@ with what the layer got in an ordinary forward pass of the model, in float64.
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +24,11 @@ from finegates.gates.gate import FixedGate
 from finegates.gates.shared import Sides, build_structure
 from finegates.gates.stochastic import StochasticGate
 from finegates.modules.linear import linear_shape
+from finegates.spec_search.layers import Call
 
 _EQUAL = 1e-9
 
 Spec = AttentionSpec | FeedForwardSpec
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _Layer(nn.Module):
@@ -54,30 +52,43 @@ class Replay:
         seed: of the closures.
         must_change: whether a closure without effect is a fault of the description; with the own
             parameters of a model, of which some may be zero, it is not.
+        whole: whether the layer is a model, of which all outputs count.
         dense: what the layer gives, once it is known.
+        refusal: why gates could not be put around what was described last; empty if they could.
     """
 
     layer: nn.Module
     call: Call
     seed: int
     must_change: bool = True
+    whole: bool = False
     dense: list[Tensor] = field(default_factory=list)
+    refusal: str = ""
 
     def certifies(self, spec: Spec, kinds: tuple[str, ...], times: int = 6) -> bool:
         """Whether a spec describes its modules in this layer, for every kind of closure."""
-        if not self.dense:
-            self.dense = _outputs(_Layer(self.layer), self.call)
+        return self.certify((spec,), kinds, times)
+
+    def certify(self, specs: tuple[Spec, ...], kinds: tuple[str, ...], times: int) -> bool:
+        """Whether specs together describe their modules, for every kind of closure."""
         for number, kind in enumerate((*kinds, *(["all"] * times))):
             try:
-                if not self._is_exact(spec, kind, self.seed + number):
+                self.dense = self.dense or self._outputs(_Layer(self.layer))
+                if not self._is_exact(specs, kind, self.seed + number):
                     return False
             except Exception:  # a wrong description can fail in any way
                 return False
         return True
 
-    def _is_exact(self, spec: Spec, kind: str, seed: int) -> bool:
-        # Only what the spec describes is closed.
-        adapter = OnlyAdapter(spec)
+    def _outputs(self, model: nn.Module) -> list[Tensor]:
+        """What a layer gives to the next; attention weights are of as many heads as there are."""
+        args, kwargs = copy.deepcopy(self.call)
+        with torch.no_grad(), InFloat64():
+            return list(itertools.islice(floats(model(*args, **kwargs)), None if self.whole else 1))
+
+    def _is_exact(self, specs: tuple[Spec, ...], kind: str, seed: int) -> bool:
+        # Only what the specs describe is closed.
+        adapter = OnlyAdapter(*specs)
         model = _Layer(copy.deepcopy(self.layer))
         structure, sides = build_structure(
             model,
@@ -89,20 +100,21 @@ class Replay:
             return False
         if kind == "rows":
             sides = _closed_rows(model, structure, seed)
-        attach_gates(model, sides)
+        self.refusal = ""
+        try:
+            attach_gates(model, sides)
+        except ValueError as error:
+            self.refusal = str(error).replace("layers.0.", "")
+            return False
         _close(structure, kind, seed)
         model.eval()
-        gated = _outputs(model, self.call)
+        gated = self._outputs(model)
         small = compact(model, inplace=True, adapter=adapter)
         changed = not self.must_change or relative_difference(self.dense, gated) > 1e-7
         narrowed = any(
             hasattr(m, "finegates_heads") or hasattr(m, "dense_shape") for m in small.modules()
         )
-        return (
-            changed
-            and narrowed
-            and relative_difference(gated, _outputs(small, self.call)) <= _EQUAL
-        )
+        return changed and narrowed and relative_difference(gated, self._outputs(small)) <= _EQUAL
 
 
 @torch.no_grad()
@@ -203,39 +215,3 @@ def _kind(part: Part, gate: StochasticGate) -> tuple[str, int, int]:
             return ("heads", inner.kv_heads, each) if inner.even else ("heads", 1, inner.heads)
         return ("scores" if gate is part.scores else "ends"), 1, gate.size
     return ("hidden" if gate is getattr(part, "hidden", None) else "ends"), 1, gate.size
-
-
-def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
-    """What a layer gives to the next; attention weights are of as many heads as there are."""
-    args, kwargs = copy.deepcopy(call)
-    with torch.no_grad(), InFloat64():
-        return list(itertools.islice(floats(model(*args, **kwargs)), 1))
-
-
-def layer_calls(
-    model: nn.Module, layers: dict[str, nn.Module], inputs: Mapping[str, Any]
-) -> dict[str, Call]:
-    """What each layer is called with."""
-    calls: dict[str, Call] = {}
-    handles = []
-    for path, layer in layers.items():
-
-        def before(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-            calls.setdefault(path, (args, kwargs))
-
-        handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
-    given = {
-        name: value.to(torch.float64)
-        if isinstance(value, Tensor) and value.is_floating_point()
-        else value
-        for name, value in inputs.items()
-    }
-    if "use_cache" in inspect.signature(type(model).forward).parameters:
-        given["use_cache"] = False
-    try:
-        with torch.no_grad(), InFloat64():
-            model(**given)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: calls[path] for path in layers if path in calls}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -252,3 +253,175 @@ def test_the_numbers_of_the_model_are_tried_as_they_are_too(
     for layer in model.layers:
         layer.attention = Switched(switch, buffer)
     assert len(describe(model.double(), states).specs) == count
+
+
+class Plain(nn.Module):
+    """An attention of a home-made model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim, self.num_heads = 6, 4
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(24, 24) for _ in range(4))
+
+    def heads_of(self, states: Tensor) -> list[Tensor]:
+        shape = (*states.shape[:2], -1, self.head_dim)
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        return [layer(states).view(shape).transpose(1, 2) for layer in layers]
+
+    def forward(self, states: Tensor) -> Tensor:
+        context = nn.functional.scaled_dot_product_attention(*self.heads_of(states))
+        self.seen = context.mean((1, 3))
+        return self.o_proj(context.transpose(1, 2).flatten(2))
+
+
+class ValuesOfTheFirst(Plain):
+    """Adds the values of the first layer to its own, and hands them on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.zeros(()))
+
+    def forward(self, states: Tensor, first: Any = None) -> Any:  # type: ignore[override]
+        q, k, v = self.heads_of(states)
+        if first is not None:
+            v = v + self.share * first
+        context = nn.functional.scaled_dot_product_attention(q, k, v)
+        out = self.o_proj(context.transpose(1, 2).flatten(2))
+        return out, v if first is None else first
+
+
+class Feed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24)
+
+    def forward(self, states: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(states)))
+        return out
+
+
+class HomeLayer(nn.Module):
+    """A layer that no class of transformers is around."""
+
+    def __init__(self, attention: nn.Module, feed: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.feed = attention, feed
+        self.norms = nn.ModuleList(nn.LayerNorm(24) for _ in range(2))
+
+    def forward(self, states: Tensor, *others: Any) -> Any:
+        found = self.attention(self.norms[0](states), *others)
+        more = found[1:] if isinstance(found, tuple) else ()
+        states = states + (found[0] if more else found)
+        out = states + self.feed(self.norms[1](states))
+        return (out, *more) if more else out
+
+
+class Mixed(nn.Module):
+    """A list of experts, all of which are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Feed() for _ in range(2))
+
+    def forward(self, states: Tensor) -> Tensor:
+        out: Tensor = self.experts[0](states) + self.experts[1](states)
+        return out
+
+
+class Home(nn.Module):
+    """A model of such layers; ``shows`` adds what its attentions saw to its output."""
+
+    def __init__(self, layers: list[nn.Module], shows: bool = False) -> None:
+        super().__init__()
+        self.layers, self.shows = nn.ModuleList(layers), shows
+
+    def forward(self, states: Tensor) -> Tensor:
+        others: tuple[Tensor, ...] = ()
+        for layer in self.layers:
+            states = layer(states, *others)
+            if isinstance(states, tuple):
+                states, *rest = states
+                others = tuple(rest)
+        if self.shows:
+            states = states + sum(layer.attention.seen for layer in self.layers)[..., None]  # type: ignore
+        return states
+
+
+def home_states() -> dict[str, Tensor]:
+    return {"states": torch.randn(2, 9, 24, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize(
+    ("attention", "shows", "left"),
+    [(ValuesOfTheFirst, False, "ValuesOfTheFirst"), (Plain, True, "Plain"), (Plain, False, None)],
+)
+def test_what_others_use_of_the_inside_of_a_module_is_left_whole(
+    attention: type[nn.Module], shows: bool, left: str | None
+) -> None:
+    """Exact layer by layer: the values go to the next layer, or the model looks into its layers."""
+    torch.manual_seed(0)
+    model = Home([HomeLayer(attention(), Feed()) for _ in range(3)], shows).double()
+    description = describe(model, home_states())
+    names = {spec.classes[0].rpartition(".")[2] for spec in description.specs}
+    assert names == ({"Feed"} if left else {"Feed", "Plain"})
+    if left:
+        assert f"{left}: the description is exact in its layers, but not in" in str(description)
+    else:
+        assert not description.notes
+
+
+@pytest.mark.parametrize(
+    ("feed", "described"),
+    [
+        (lambda: nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24)), "HomeLayer"),
+        (Mixed, "Feed"),
+    ],
+)
+def test_containers_inside_a_layer_hide_neither_its_attention_nor_its_feed_forward_part(
+    feed: Callable[[], nn.Module], described: str
+) -> None:
+    torch.manual_seed(0)
+    model = Home([HomeLayer(Plain(), feed()) for _ in range(2)]).double()
+    description = describe(model, home_states())
+    names = {spec.classes[0].rpartition(".")[2] for spec in description.specs}
+    assert names == {"Plain", described}
+    assert not description.notes
+    states = home_states()
+    for seed in range(3):
+        gated, small = pruned(model, description, seed)
+        difference = relative_difference([gated(**states)], [small(**states)])
+        assert difference < 1e-11
+
+
+class Nameless(nn.Module):
+    """An attention whose heads have no width by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 4
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, states: Tensor) -> Tensor:
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        heads = [layer(states).unflatten(-1, (self.count, -1)).transpose(1, 2) for layer in layers]
+        context = nn.functional.scaled_dot_product_attention(*heads)
+        out: Tensor = self.o_proj(context.transpose(1, 2).flatten(2))
+        return out
+
+
+def test_what_no_names_suggest_is_noted() -> None:
+    torch.manual_seed(0)
+    model = Home([HomeLayer(Nameless(), Feed()) for _ in range(2)]).double()
+    notes = describe(model, home_states()).notes
+    assert [note for note in notes if "Nameless: its names suggest no description" in note]
+    flat = describe(Plain().double(), {"states": home_states()["states"]})
+    assert flat.specs == ()
+    assert "Plain has no layers in an nn.ModuleList" in str(flat)
+
+
+def test_a_layer_in_two_places_is_noted_as_such() -> None:
+    torch.manual_seed(0)
+    layer = HomeLayer(Plain(), Feed())
+    notes = describe(Home([layer, layer]).double(), home_states()).notes
+    assert all("are the same layer, which cannot be gated twice" in note for note in notes)
+    assert len(notes) == 2
