@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -56,6 +56,7 @@ class Attention:
             matmul, which is then the submodule of that name ("qkv", "kv"); empty if it cannot.
         projected: output sizes of q, k and v in a model whose heads do not have one width; None if
             they have. Such an attention does not narrow.
+        uses: how often a forward pass uses it, in layers that share their weights.
     """
 
     path: str
@@ -77,6 +78,7 @@ class Attention:
     narrows: bool = True
     joint: str = ""
     projected: tuple[int, int, int] | None = None
+    uses: int = 1
 
     @property
     def is_fused(self) -> bool:
@@ -218,6 +220,7 @@ class FeedForward:
         layout: of one layer for gate and up: all rows of gate, then all of up (``halves``), or
             alternating rows (``turns``).
         narrows: whether its forward is known to read the intermediate values in ``down`` alone.
+        uses: how often a forward pass uses it, in layers that share their weights.
     """
 
     up: str
@@ -228,6 +231,7 @@ class FeedForward:
     phi: str | None = None
     layout: Literal["halves", "turns"] = "halves"
     narrows: bool = True
+    uses: int = 1
 
     @property
     def is_fused(self) -> bool:
@@ -250,6 +254,7 @@ class Mixer:
         inner: paths of linear layers between these and ``writes``.
         writes: paths of the layers that write to the residual stream.
         products: multiply-accumulates per pair of a token and a token that it attends to.
+        uses: how often a forward pass uses it, in layers that share their weights.
     """
 
     path: str
@@ -257,6 +262,7 @@ class Mixer:
     inner: tuple[str, ...]
     writes: tuple[str, ...]
     products: int
+    uses: int = 1
 
     def linears(self) -> tuple[str, ...]:
         """Paths of all layers, in order of use."""
@@ -274,6 +280,7 @@ class Experts:
         hidden: inputs and outputs H of an expert.
         width: intermediate dimensions I of a dense expert.
         matrices: weight matrices of H by I of an expert: 3 with a gate projection, otherwise 2.
+        uses: how often a forward pass uses it, in layers that share their weights.
     """
 
     path: str
@@ -282,6 +289,7 @@ class Experts:
     hidden: int
     width: int
     matrices: int
+    uses: int = 1
 
     def aligned(self, width: int) -> int:
         """The width that experts get which need one: the next multiple of 8, at most the dense one.
@@ -312,6 +320,22 @@ class Block:
     feed_forward: FeedForward | None
     experts: Experts | None = None
     mixers: tuple[Mixer, ...] = ()
+
+    @property
+    def uses(self) -> int:
+        """How often a forward pass uses its parts."""
+        parts = (*self.attentions, *self.mixers, self.feed_forward, self.experts)
+        return max((part.uses for part in parts if part is not None), default=1)
+
+    def used(self, times: int) -> Block:
+        """The same layer, used several times by a forward pass."""
+        return replace(
+            self,
+            attentions=tuple(replace(part, uses=times) for part in self.attentions),
+            feed_forward=self.feed_forward and replace(self.feed_forward, uses=times),
+            experts=self.experts and replace(self.experts, uses=times),
+            mixers=tuple(replace(part, uses=times) for part in self.mixers),
+        )
 
     def linears(self) -> tuple[str, ...]:
         """Paths of all linear layers described, in order of use."""

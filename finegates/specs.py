@@ -207,6 +207,19 @@ class FeedForwardSpec:
 
 
 @dataclass(frozen=True)
+class RepeatSpec:
+    """A module that uses its layers several times in a forward pass, with the same weights.
+
+    Attributes:
+        classes: that it describes, as ``"albert.AlbertTransformer"``.
+        uses: from the module, how often it uses what is at a path relative to it.
+    """
+
+    classes: tuple[str, ...]
+    uses: Callable[[Any], Mapping[str, int]]
+
+
+@dataclass(frozen=True)
 class StreamSpec:
     """Where a module meets the residual stream, apart from attention and feed-forward layers.
 

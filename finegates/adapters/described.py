@@ -15,7 +15,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finegates.adapters.base import Adapter, unwrap
-from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS, MIXERS, STREAMS
+from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS, MIXERS, REPEATS, STREAMS
 from finegates.adapters.parts import (
     attention_part,
     experts_part,
@@ -73,7 +73,12 @@ class DescribedAdapter(Adapter):
             layer = _layer_of(plain, path) if parts else None
             if layer is not None:
                 found.setdefault(layer, []).extend(parts)
-        return tuple(block for layer, parts in found.items() for block in _blocks(layer, parts))
+        uses = _uses(plain)
+        return tuple(
+            block.used(next((uses[p] for p in uses if f"{layer}.".startswith(f"{p}.")), 1))
+            for layer, parts in found.items()
+            for block in _blocks(layer, parts)
+        )
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
         """The lists that hold the layers, or the modules around them, unless these are models."""
@@ -272,6 +277,17 @@ def _own_surroundings(model: nn.Module, path: str, spec: AttentionSpec) -> str |
 
 def _is_stock(kind: type) -> bool:
     return kind.__module__.startswith("transformers.")
+
+
+def _uses(model: nn.Module) -> dict[str, int]:
+    """How often layers that share their weights are used, by path."""
+    specs = {name: spec for spec in REPEATS for name in spec.classes}
+    return {
+        f"{path}.{inner}".lstrip("."): count
+        for path, module in model.named_modules()
+        if (spec := _spec(module, specs)) is not None
+        for inner, count in spec.uses(module).items()
+    }
 
 
 def _blocks(layer: str, parts: list[_Part]) -> Iterator[Block]:

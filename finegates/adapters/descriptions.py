@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from finegates.adapters import decoders, encoders, towers
 from finegates.adapters.streams import STREAMS as STREAMS
-from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec
+from finegates.specs import AttentionSpec, FeedForwardSpec, MixerSpec, RepeatSpec
 
 ATTENTIONS: tuple[AttentionSpec, ...] = (
     *encoders.ATTENTIONS,
@@ -22,3 +22,4 @@ FEED_FORWARDS: tuple[FeedForwardSpec, ...] = (
     *towers.FEED_FORWARDS,
 )
 MIXERS: tuple[MixerSpec, ...] = decoders.MIXERS
+REPEATS: tuple[RepeatSpec, ...] = encoders.REPEATS

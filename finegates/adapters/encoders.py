@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import torch
 
-from finegates.specs import AttentionSpec, FeedForwardSpec, RotarySpec, is_named_cross, named
+from finegates.specs import (
+    AttentionSpec,
+    FeedForwardSpec,
+    RepeatSpec,
+    RotarySpec,
+    is_named_cross,
+    named,
+)
 
 _HALF = RotarySpec()
 _SIZES = {"num_attention_heads": "heads", "all_head_size": "heads*width"}
@@ -37,6 +45,12 @@ def _positions_of_deberta(module: Any) -> str | None:
     if module.relative_attention and not module.share_att_key:
         return "relative positions have projections of their own"
     return None
+
+
+def _uses_of_albert(module: Any) -> dict[str, int]:
+    layers, groups = module.config.num_hidden_layers, module.config.num_hidden_groups
+    counts = Counter(int(layer / (layers / groups)) for layer in range(layers))
+    return {f"albert_layer_groups.{group}": count for group, count in counts.items()}
 
 
 ATTENTIONS: tuple[AttentionSpec, ...] = (
@@ -178,4 +192,7 @@ FEED_FORWARDS: tuple[FeedForwardSpec, ...] = (
     FeedForwardSpec(named("distilbert.FFN"), up="lin1", down="lin2", phi="activation"),
     FeedForwardSpec(named("albert.AlbertLayer"), up="ffn", down="ffn_output", phi="activation"),
     FeedForwardSpec(named("modernbert.ModernBertMLP"), up="Wi", down="Wo", gate="Wi", phi="act"),
+)
+REPEATS: tuple[RepeatSpec, ...] = (
+    RepeatSpec(named("albert.AlbertTransformer"), uses=_uses_of_albert),
 )

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from finegates.blocks import Experts
 from finegates.cli import options
 from finegates.cli.layout import aligned
 
@@ -30,6 +31,7 @@ _DIMENSIONS = {
     "scores": "query-key",
     "values": "value",
     "hidden": "feed-forward",
+    "experts": "expert",
     "inputs": "read",
     "memory": "read (encoder)",
     "outputs": "written",
@@ -161,9 +163,12 @@ def _closable(model: Any, path: str) -> str:
         for field in dataclasses.fields(part):
             size = getattr(getattr(part, field.name), "size", None)
             if isinstance(size, int) and field.name in _DIMENSIONS:
-                counts[field.name] = counts.get(field.name, 0) + size
+                kind = "experts" if isinstance(part.part, Experts) else field.name
+                counts[kind] = counts.get(kind, 0) + size
     return ", ".join(f"{counts[key]} {word}" for key, word in _DIMENSIONS.items() if key in counts)
 
 
 def _is_below(part: Any, path: str) -> bool:
+    if isinstance(part, Experts):
+        return bool(part.path.startswith(f"{path}."))
     return any(name.startswith(f"{path}.") for name in part.linears())

@@ -23,7 +23,7 @@ def block_weights(
     layers: Mapping[str, LayerPlan],
     experts: Mapping[str, ExpertsPlan] = MappingProxyType({}),
 ) -> int:
-    """Weights that one token meets in the block's layers, equal to its MACs.
+    """Weights that one token meets in the block's layers, each time, equal to its MACs.
 
     Args:
         model: plain; dense, gated or compact.
@@ -45,7 +45,7 @@ def block_weights(
         weights += present_weights(model.get_submodule(f"{feed.path}.gate_up"))
     if block.experts is not None:
         weights += expert_macs(model, block.experts, experts)
-    return weights
+    return block.uses * weights
 
 
 def expert_macs(model: nn.Module, part: Experts, plans: Mapping[str, ExpertsPlan]) -> int:
@@ -72,7 +72,7 @@ def block_products(model: nn.Module, block: Block, heads: Mapping[str, HeadSizes
         heads: planned head sizes, by path of the attention.
     """
     mixed = sum(part.products for part in block.mixers)
-    return mixed + sum(_products(model, part, heads) for part in block.attentions)
+    return block.uses * (mixed + sum(_products(model, part, heads) for part in block.attentions))
 
 
 def _products(model: nn.Module, part: Attention, heads: Mapping[str, HeadSizes]) -> int:

@@ -119,7 +119,7 @@ def _block_plans(
             seconds = block_seconds(model, block, chosen, cost, cost.length)
         else:
             known = [t for t in (layers[path].seconds for path in paths) if t is not None]
-            seconds = sum(known) if known else None
+            seconds = block.uses * sum(known) if known else None
         plans.append(
             BlockPlan(
                 block.path,

@@ -49,7 +49,7 @@ def rest_seconds(plain: nn.Module, chosen: Choice, cost: Costs) -> float:
 def block_seconds(
     plain: nn.Module, block: Block, chosen: Choice, cost: Costs, length: int
 ) -> float:
-    """The predicted seconds of a token in one block, see :func:`token_seconds`."""
+    """The predicted seconds of a token in all uses of a block, see :func:`token_seconds`."""
     prices = cost.prices()
     total = 0.0
     for path in (*block.linears(), *_fused(block)):
@@ -76,7 +76,7 @@ def block_seconds(
         total += prices.activation * width
     if block.experts is not None:
         total += prices.product * expert_macs(plain, block.experts, chosen.experts)
-    return total
+    return block.uses * total
 
 
 def _fused(block: Block) -> list[str]:

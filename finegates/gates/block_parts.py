@@ -341,6 +341,13 @@ Part = AttentionGates | FeedForwardGates | ExpertsGates | MixerGates | Ungated
 Structure = tuple[Part, ...]
 
 
+def part_macs(
+    part: Part, read: Read, length: int, *, packed: bool = False, prices: Prices = MACS
+) -> Tensor:
+    """:meth:`AttentionGates.macs` of a part, for all its uses in a forward pass."""
+    return part.part.uses * part.macs(read, length, packed=packed, prices=prices)
+
+
 def _trained(gates: Iterable[Gate]) -> Iterator[StochasticGate]:
     yield from (gate for gate in gates if isinstance(gate, StochasticGate))
 

@@ -15,6 +15,7 @@ from finegates.gates.block_parts import (
     Shared,
     Structure,
     Ungated,
+    part_macs,
     reading,
 )
 from finegates.gates.closing import choose_closed
@@ -313,7 +314,7 @@ class MacsPenalty:
             return gate.latent.new_ones(gate.dense_size)
 
         parts = self.structure
-        counts = [part.macs(ones, self.length, prices=self.prices) for part in parts]
+        counts = [part_macs(part, ones, self.length, prices=self.prices) for part in parts]
         return float(torch.stack([count.to(counts[0]) for count in counts]).sum())
 
     def _count(self, read: Callable[[StochasticGate], Tensor], *, packed: bool = False) -> Tensor:
@@ -327,7 +328,7 @@ class MacsPenalty:
             return reading(read)(gate).to(like)
 
         counts = [
-            part.macs(every, self.length, packed=packed, prices=self.prices).to(like)
+            part_macs(part, every, self.length, packed=packed, prices=self.prices).to(like)
             for part in self.structure
         ]
         return torch.stack(counts).sum()

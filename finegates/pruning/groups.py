@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.stock_sizes import head_counts
 from finegates.gates.attachment import attach_fixed
-from finegates.gates.block_parts import AttentionGates, ExpertsGates, Read, Ungated, reading
+from finegates.gates.block_parts import (
+    AttentionGates,
+    ExpertsGates,
+    Read,
+    Ungated,
+    part_macs,
+    reading,
+)
 from finegates.gates.closing import TOLERANCE, choose_closed
 from finegates.gates.config import Dimensions
 from finegates.gates.equal_sizes import EqualSizes, sizes_to_choose
@@ -280,7 +287,8 @@ class SharedGroups:
             return torch.tensor(seconds, dtype=torch.float64, device="cpu")
         every, prices = reading(read), MACS if self.cost is None else self.cost.prices()
         counts = [
-            part.macs(every, self.length, packed=packed, prices=prices) for part in self.structure
+            part_macs(part, every, self.length, packed=packed, prices=prices)
+            for part in self.structure
         ]
         return torch.stack(counts).sum()
 
