@@ -73,7 +73,6 @@ def test_every_architecture_has_a_plan(tmp_path, capsys, architecture):
     assert sum(shares) == pytest.approx(100, abs=0.2)
 
 
-<<<<<<< HEAD
 def test_with_measured_costs_the_plan_of_a_dense_model_says_how_long_a_sequence_takes(
     places, capsys
 ):
@@ -88,14 +87,14 @@ def test_with_measured_costs_the_plan_of_a_dense_model_says_how_long_a_sequence_
     blocks = [float(time) for time in re.findall(r"50\.0 %  +(\d+\.\d)  ", text)]
     assert len(blocks) == 2
     assert float(found[1]) >= 8e-3 * (sum(blocks) - 0.2)
-=======
+
+
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "qwen3_5_text", "trocr", "albert"])
 def test_a_plan_says_what_could_go_of_every_kind_of_part(tmp_path, capsys, name):
     described_model(name, "causal" if name != "albert" else "base").save_pretrained(tmp_path)
     assert main(["plan", str(tmp_path), "--length", "8"]) == 0
     text = capsys.readouterr().out
     assert ("160 expert" in text) == (name == "mixtral")  # 4 experts of 40 dimensions
->>>>>>> 9491b3a (MACs and times of layers that share weights count every use, as torch counts them; finegates plan counts experts)
 
 
 def test_the_plan_of_a_gated_model_is_that_of_compaction(places, capsys):
