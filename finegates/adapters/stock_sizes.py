@@ -31,6 +31,7 @@ _INTERMEDIATE: tuple[tuple[str, ...], ...] = (
     ("n_inner",),
     ("d_ff",),
 )
+_EXPERTS = (("moe_intermediate_size",), ("intermediate_size",))
 _WIDTH = (("d_kv",),)
 _HEADS = ("num_attention_heads", "num_heads")
 _KV_HEADS = "num_key_value_heads"
@@ -45,12 +46,14 @@ class StockKeys:
 
     Attributes:
         intermediate: of the feed-forward dimensions; an encoder-decoder may have two names.
+        experts: of the intermediate dimensions of stacked experts.
         width: of the width of a head.
         heads: of the numbers of query heads and, where it has one, of key-value heads. The width of
             a head does not follow from them.
     """
 
     intermediate: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()
     width: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
 
@@ -70,6 +73,11 @@ def stock_keys(model: nn.Module, adapter: Adapter) -> StockKeys:
         dense = (width for _, width, _ in _feed_sizes(trial.stock, trial.blocks))
         asked = max(1, max(width or 1 for width in dense) // 2)
         intermediate = _first(_INTERMEDIATE, lambda names: trial.sets_width(names, asked))
+    stacks = [block.experts for block in trial.blocks if block.experts is not None]
+    experts: tuple[str, ...] = ()
+    if stacks:
+        narrow = max(1, stacks[0].width // 2)
+        experts = _first(_EXPERTS, lambda names: trial.sets_expert_width(names, narrow))
     width: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     if attentions:
@@ -77,7 +85,7 @@ def stock_keys(model: nn.Module, adapter: Adapter) -> StockKeys:
         width = _first(_WIDTH, lambda names: trial.sets_head_width(names, narrow))
         second = (_KV_HEADS,) if hasattr(model.config, _KV_HEADS) else ()
         heads = _first([(name, *second) for name in _HEADS], trial.sets_heads)
-    return StockKeys(intermediate, width, heads)
+    return StockKeys(intermediate, experts, width, heads)
 
 
 def head_counts(config: Any, keys: StockKeys, part: Attention) -> list[HeadCounts]:
@@ -183,6 +191,18 @@ class _Trial:
         same = same and self._other_tensors_fit(stock, grown)
         return same and _feed_sizes(stock, blocks) == expected
 
+    def sets_expert_width(self, names: tuple[str, ...], asked: int) -> bool:
+        """Whether names set the width of stacked experts, and nothing else."""
+        changed = self._changed(dict.fromkeys(names, asked))
+        if changed is None:
+            return False
+        stock, blocks = changed
+        dense = _expert_widths(self.blocks)
+        same = _attention_sizes(blocks) == _attention_sizes(self.blocks)
+        same = same and _feed_sizes(stock, blocks) == _feed_sizes(self.stock, self.blocks)
+        same = same and self._other_tensors_fit(stock, {(width, asked) for width in dense})
+        return same and _expert_widths(blocks) == [asked] * len(dense)
+
     def sets_head_width(self, names: tuple[str, ...], asked: int) -> bool:
         """Whether names set the width of a head, and nothing else."""
         changed = self._changed(dict.fromkeys(names, asked))
@@ -270,6 +290,10 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 def _attention_sizes(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:
     parts = (part for block in blocks for part in block.attentions)
     return [(part.heads, part.kv_heads, part.head_dim) for part in parts]
+
+
+def _expert_widths(blocks: Sequence[Block]) -> list[int]:
+    return [block.experts.width for block in blocks if block.experts is not None]
 
 
 def _feed_sizes(

@@ -39,6 +39,11 @@ class Layout:
         self.each, self.heads, self.kv_heads, self.width = each, heads, kv_heads, width
 
 
+def dense_layout(part: Attention) -> Layout:
+    """That of a model whose heads keep their dense indices and sizes."""
+    return Layout(None, part.heads, part.kv_heads, part.head_dim)
+
+
 def group_counts(sizes: HeadSizes) -> list[int]:
     """Numbers of kept query heads of each kept key-value head."""
     return [sizes.groups.count(group) for group in range(len(sizes.kv_heads))]
@@ -194,6 +199,44 @@ def _fill_norms(
             target.requires_grad_(weight.requires_grad)
 
 
+def fill_heads(
+    old: nn.Module, new: nn.Module, path: str, axis: int, sizes: HeadSizes, layout: Layout
+) -> None:
+    """Writes a parameter with entries for every head to the places of the kept heads.
+
+    Args:
+        old: the narrowed attention.
+        new: the one with other heads, which is changed.
+        path: of the parameter in both, as in specs; one that they do not have is left out.
+        axis: of the heads in it.
+        sizes: the kept heads.
+        layout: where they are in the new attention.
+    """
+    owner, _, name = path.rpartition(".")
+    try:
+        small, full = (getattr(m.get_submodule(owner), name, None) for m in (old, new))
+    except AttributeError:
+        return  # an option that this model does not use
+    if not isinstance(small, nn.Parameter) or not isinstance(full, nn.Parameter):
+        return
+    each = full.shape[axis] // layout.heads
+    starts = _index(_head_places(sizes, layout))
+    index = (starts[:, None] * each + torch.arange(each, device="cpu")).flatten()
+    zeros = torch.zeros_like(full, dtype=small.dtype)
+    full.data = zeros.index_copy(axis, index, small.detach().to(zeros.device))
+    full.requires_grad_(small.requires_grad)
+
+
+def _head_places(sizes: HeadSizes, layout: Layout) -> list[int]:
+    """The query heads of the stock model that the kept ones become, see :func:`_places`."""
+    if layout.each is None:  # rule 1
+        return list(sizes.heads)
+    return [  # rule 2
+        group * layout.each + sizes.groups[:number].count(group)
+        for number, group in enumerate(sizes.groups)
+    ]
+
+
 def _dimensions(sizes: HeadSizes) -> list[int]:
     """Dense dimension at each position of a narrow head; those of zeros are any that are left."""
     assert sizes.dimensions is not None
@@ -214,15 +257,10 @@ def _places(sizes: HeadSizes, layout: Layout, *, keys: bool, rotated: bool = Tru
     """
     count = len(sizes.kv_heads if keys else sizes.heads)
     groups = list(range(count)) if keys else list(sizes.groups)
-    if layout.each is None:  # rule 1
-        starts = list(sizes.kv_heads if keys else sizes.heads)
-    elif keys:  # rule 2
-        starts = list(range(count))
+    if not keys:
+        starts = _head_places(sizes, layout)
     else:
-        starts = [
-            group * layout.each + groups[:number].count(group)
-            for number, group in enumerate(groups)
-        ]
+        starts = list(sizes.kv_heads) if layout.each is None else groups
     inside = torch.arange(sizes.width, device="cpu").repeat(count, 1)  # (heads, width), rule 3
     if rotated and sizes.pairs is not None:
         pairs = _index(sizes.pairs)[_index(groups)]  # (heads, width / 2)

@@ -31,9 +31,10 @@ from finegates.adapters import (
 from finegates.compaction.carried_code import check_carried
 from finegates.compaction.filling import (
     Filled,
-    Layout,
+    dense_layout,
     fill_attention,
     fill_feed_forward,
+    fill_heads,
     fill_layer,
     head_sizes,
 )
@@ -184,7 +185,7 @@ def _fill_block(
         if hasattr(model.get_submodule(part.path), "finegates_heads"):
             sizes = head_sizes(model, part)
             _graft_attention(model, result, adapter, part, sizes, dense)
-            layout = Layout(None, part.heads, part.kv_heads, part.head_dim)
+            layout = dense_layout(part)
             filled |= fill_attention(model, result, adapter, part, sizes, layout, adapters=True)
         else:
             filled |= _fill_compact(model, result, part.linears(), dense)
@@ -274,7 +275,7 @@ def _graft_attention(
     fitted = set() if norm is None else {f"{name}.weight" for name in norm.names}
     _keep_own(old, new, expected, part.path, part.linears(), fitted | set(per_head))
     for name, axis in per_head.items():
-        _put_heads(old, new, name, axis, sizes, part.heads)
+        fill_heads(old, new, name, axis, sizes, dense_layout(part))
     result.set_submodule(part.path, new)
     rows = layer_rows(part, part.heads, part.kv_heads, part.head_dim)
     for path in part.linears():
@@ -335,27 +336,6 @@ def _keep_own(
     modes = {name: module.training for name, module in old.named_modules()}
     for name, module in new.named_modules():
         module.training = modes.get(name, old.training)
-
-
-def _put_heads(
-    old: nn.Module, new: nn.Module, path: str, axis: int, sizes: HeadSizes, heads: int
-) -> None:
-    """Writes a parameter with entries for every head to the places of the kept heads."""
-    owner, _, name = path.rpartition(".")
-    try:
-        small, full = (getattr(m.get_submodule(owner), name, None) for m in (old, new))
-    except AttributeError:
-        return  # an option that this model does not use
-    if not isinstance(small, nn.Parameter) or not isinstance(full, nn.Parameter):
-        return
-    if small.shape == full.shape:
-        return
-    each = full.shape[axis] // heads
-    kept = torch.tensor(sizes.heads, dtype=torch.int64, device="cpu")
-    index = (kept[:, None] * each + torch.arange(each, device="cpu")).flatten()
-    zeros = torch.zeros_like(full, dtype=small.dtype)
-    full.data = zeros.index_copy(axis, index, small.detach().to(zeros.device))
-    full.requires_grad_(small.requires_grad)
 
 
 def _open_sides(layer: GatedLinear) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,7 @@ def _inputs(model: nn.Module, path: str) -> tuple[int, int]:
 
 
 def _dense_weights(model: nn.Module, block: Block) -> int:
-    """Dense weights of a block."""
+    """Dense weights that one token meets in a block, each time."""
     paths = list(block.linears())
     paths += [part.joint_path for part in block.attentions if part.joint]
     if block.feed_forward is not None and block.feed_forward.path is not None:
@@ -107,4 +107,6 @@ def _dense_weights(model: nn.Module, block: Block) -> int:
             layer = model.get_submodule(path)
             shape = layer.dense_shape if isinstance(layer, CompactLinear) else linear_shape(layer)
             total += shape[0] * shape[1]
-    return total
+    if block.experts is not None:
+        total += block.experts.macs(block.experts.width)
+    return block.uses * total

@@ -27,9 +27,11 @@ from finegates.adapters import (
 from finegates.adapters.stock_sizes import head_counts, set_heads, stock_keys, with_layer_widths
 from finegates.compaction.filling import (
     Layout,
+    dense_layout,
     feed_forward_width,
     fill_attention,
     fill_feed_forward,
+    fill_heads,
     fill_layer,
     group_counts,
     head_sizes,
@@ -45,6 +47,7 @@ from finegates.gates.gated_linear import gated_layers
 from finegates.initialisation import mark_initialised
 from finegates.modules.cards import set_card
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.experts import expert_shape, fill_experts
 from finegates.modules.tying import shares_embeddings
 
 
@@ -65,9 +68,8 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
         half (:func:`uniform_cost`).
 
     Raises:
-        NotUniformError: a layer needs a bias that the architecture does not have, the output layer
-            needs its own weight, but the architecture ties it to the embeddings, or experts lost
-            dimensions.
+        NotUniformError: a layer needs a bias that the architecture does not have, or the output
+            layer needs its own weight, but the architecture ties it to the embeddings.
         ValueError: the model has gates or unmerged adapters; no layer of it is described; the
             configuration describes a weight that the model does not have; or a setting of a module
             differs from the configuration.
@@ -78,7 +80,6 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
     for path, layer in model.named_modules():
         if isinstance(layer, CompactLinear):
             layer.check_plain(path)
-    _check_experts(model)
     adapter = adapter_for(model)
     structure = parts_of(model)
     as_configured = bare_model(structure, model)
@@ -119,8 +120,21 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
         and sizes[part.path].dimensions is not None
         for name in spec.names
     }
-    _take_over(model, stock, described | others | norms)
+    per_head = {
+        (part, path): axis
+        for block in blocks
+        for part in block.attentions
+        for path, axis in adapter.per_head(model.get_submodule(part.path)).items()
+        if len(sizes[part.path].heads) < part.heads
+    }
+    owners = {f"{part.path}.{path}".rpartition(".")[0] for part, path in per_head}
+    stacks = {block.experts.path for block in blocks if block.experts is not None}
+    _take_over(model, stock, described | others | norms | owners | stacks)
     check_modules(given, as_configured)
+    _fill_experts(model, stock, blocks)
+    for (part, path), axis in per_head.items():
+        mine, theirs = (m.get_submodule(part.path) for m in (model, stock))
+        fill_heads(mine, theirs, path, axis, sizes[part.path], layouts[part.path])
     for block in blocks:
         if block.feed_forward is not None:
             fill_feed_forward(model, stock, block.feed_forward)
@@ -169,15 +183,23 @@ def uniform_cost(model: nn.Module) -> UniformCost:
     return padding_cost(model, stock, blocks)
 
 
-def _check_experts(model: nn.Module) -> None:
-    """Raises NotUniformError for experts that lost dimensions."""
-    for path, module in model.named_modules():
-        width, dense = getattr(module, "finegates_width", (0, 0))
-        if width != dense:
+def _fill_experts(model: nn.Module, stock: nn.Module, blocks: tuple[Block, ...]) -> None:
+    """Writes the numbers of experts that became narrower.
+
+    Raises:
+        NotUniformError: the stock model's experts are narrower still.
+    """
+    for part in (block.experts for block in blocks if block.experts is not None):
+        mine, theirs = (m.get_submodule(part.path) for m in (model, stock))
+        width, room = (expert_shape(module)[2] for module in (mine, theirs))
+        if width > room:
             raise NotUniformError(
-                f"{path} holds experts of width {width} (dense {dense}), which is not stored in "
-                f"the configuration of {type(model).__name__}; store the model with finegates.save"
+                f"{part.path} holds experts of width {width}, and the configuration of "
+                f"{type(model).__name__} gives them the {room} dimensions of another part; store "
+                "the model with finegates.save"
             )
+        if width < room or hasattr(mine, "finegates_width"):
+            fill_experts(theirs, mine)
 
 
 def _compact_layers(model: nn.Module, stock: nn.Module) -> set[str]:
@@ -228,10 +250,14 @@ def _stock_config(
     widths = [max(1, feed_forward_width(model, feed)) for feed in feeds]
     for name in keys.intermediate:
         setattr(config, name, max(widths))
+    stacks = [block.experts.path for block in blocks if block.experts is not None]
+    expert_widths = [expert_shape(model.get_submodule(path))[2] for path in stacks]
+    for name in keys.experts:
+        setattr(config, name, max(expert_widths))
     if len(keys.intermediate) == 1 and len(set(widths)) > 1:
         config = with_layer_widths(model, adapter, config, keys.intermediate[0], widths) or config
     parts = [part for block in blocks for part in block.attentions]
-    layouts = {p.path: Layout(None, p.heads, p.kv_heads, p.head_dim) for p in parts}
+    layouts = {part.path: dense_layout(part) for part in parts}
     if parts and keys.width:
         width = max(each.width for each in sizes.values())
         for name in keys.width:

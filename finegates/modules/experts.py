@@ -108,6 +108,33 @@ def empty_experts(module: Any, width: int) -> nn.Module:
     return _with_parameters(module, new, width)
 
 
+@torch.no_grad()
+def fill_experts(module: Any, small: Any) -> None:
+    """Gives experts the numbers of narrower ones in their first dimensions, and zeros behind.
+
+    Args:
+        module: see :func:`is_experts`; its parameters are replaced.
+        small: of the same class, with at most as many dimensions.
+    """
+    before, width = expert_shape(module)[2], expert_shape(small)[2]
+    first = torch.arange(width, dtype=torch.int64, device="cpu")
+    for name, tensor in module.named_parameters(recurse=False):
+        full = getattr(small, name).detach().to("cpu", copy=True)
+        for axis, times in _axes(module, name).items():
+            places = first
+            if times == 2:
+                apart = module.is_concatenated
+                places = (
+                    torch.cat([first, before + first])
+                    if apart
+                    else torch.arange(2 * width, device="cpu")
+                )
+            shape = list(full.shape)
+            shape[axis] = times * before
+            full = full.new_zeros(shape).index_copy(axis, places, full)
+        tensor.data = full
+
+
 def numbers_at_width(module: Any, width: int) -> int:
     """Number of parameters that the experts of a module have at a width."""
     before = expert_shape(module)[2]

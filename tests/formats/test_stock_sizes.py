@@ -20,10 +20,13 @@ from torch import nn
 from transformers.models.llama import modeling_llama
 
 import finegates as fg
-from finegates.formats.stock import NotUniformError
+from finegates.adapters import adapter_for
+from finegates.compaction.counts import block_weights
+from finegates.gates.block_parts import AttentionGates, ExpertsGates
 from finegates.gates.macs_penalty import MacsPenalty
 from finegates.gates.penalty import sparsity_penalty
 from finegates.modules.compact_linear import CompactLinear
+from finegates.modules.experts import expert_shape
 from support import described, tiny
 from support.described import described_inputs, described_outputs, relative_difference
 
@@ -275,14 +278,80 @@ def test_heads_stay_where_a_norm_depends_on_their_number() -> None:
     assert check_stock_form("phi").config.num_attention_heads < 4  # type: ignore[union-attr, operator]
 
 
-def test_experts_that_lost_dimensions_are_named_with_their_width() -> None:
+def test_equal_sizes_are_not_chosen_for_experts() -> None:
     model = described.described_model("mixtral")
     with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts holds .*set uniform=False"):
         fg.attach(model, fg.GateConfig(uniform=True, target=0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("mixtral", "intermediate_size"),
+        ("gpt_oss", "intermediate_size"),
+        ("qwen3_moe", "moe_intermediate_size"),
+        ("deepseek_v3", None),  # its shared expert has a width of the same name
+    ],
+)
+def test_experts_have_the_width_that_a_configuration_can_say(
+    name: str, key: str | None, tmp_path: Path
+) -> None:
+    """The widest of all layers; the dense width where it cannot."""
+    model = described.described_model(name, "causal")
+    fg.attach(model, fg.GateConfig(target=0.1, sequence_length=9))
+    tiny.scatter_gates(model, mean=0.3)
+    stacks = [part for part in model.finegates_structure if isinstance(part, ExpertsGates)]  # type: ignore[union-attr]
+    with torch.no_grad():
+        for part, keeps in zip(stacks, (7, 15), strict=False):
+            latents = part.hidden.latent.view(part.part.count, -1).abs_()
+            latents[:, keeps:] *= -1
+    small = fg.compact(model.eval())
+    widths = [expert_shape(small.get_submodule(part.part.path))[2] for part in stacks]
+    stock = fg.uniform(small)
+    dense = stacks[0].part.width
+    found = expert_shape(stock.get_submodule(stacks[0].part.path))[2]
+    assert found == (dense if key is None else max(widths))
+    assert max(widths) < dense
+    if key is not None:
+        assert getattr(stock.config, key) == found
+    cost = fg.uniform_cost(small)
+    assert cost.compact < cost.uniform <= cost.dense
+    assert cost.dense == sum(
+        block_weights(m, block, {})
+        for m in [described.described_model(name, "causal")]
+        for block in adapter_for(m).blocks(m)
+    )
+    inputs = described_inputs(name, "causal")
+    expected = described_outputs(small, inputs)
+    assert relative_difference(expected, described_outputs(stock, inputs)) < 1e-12
+    stock.save_pretrained(tmp_path)  # type: ignore[operator]
+    again = type(stock).from_pretrained(tmp_path, dtype=torch.float64).eval()  # type: ignore[attr-defined]
+    again.set_experts_implementation("eager")
+    assert all(torch.equal(t, stock.state_dict()[k]) for k, t in again.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["deberta", "gpt_oss", "swin"])
+def test_numbers_of_single_heads_are_where_their_heads_are(name: str) -> None:
+    """Biases of queries, projections of positions, sinks, and tables of relative positions."""
+    model = described.described_model(name)
     fg.attach(model, fg.GateConfig(dimensions="inner", target=0.1, sequence_length=9))
+    for number, part in enumerate(model.finegates_structure):  # type: ignore[arg-type]
+        if isinstance(part, AttentionGates) and part.heads is not None:
+            part.heads.latent.data[number % 2] = -1.0
+    small = fg.compact(model.eval())
+    stock = fg.uniform(small)
+    outputs = [described_outputs(m, described_inputs(name)) for m in (model, small, stock)]
+    assert relative_difference(outputs[0], outputs[1]) < 1e-12
+    assert relative_difference(outputs[1], outputs[2]) < 1e-12
+    assert relative_difference(outputs[0], outputs[2]) < 1e-12
+
+
+def test_shared_layers_count_as_often_as_they_are_used() -> None:
+    dense = described.described_model("albert")
+    model = fg.attach(described.described_model("albert"), fg.GateConfig(target=0.1))
     tiny.scatter_gates(model, mean=0.3)
     small = fg.compact(model.eval())
-    with pytest.raises(
-        NotUniformError, match=r"experts of width \d+ \(dense \d+\).*finegates.save"
-    ):
-        fg.uniform(small)
+    cost = fg.uniform_cost(small)
+    assert 18 * cost.dense == fg.macs(dense, 2, 9).linear
+    assert 18 * cost.compact == fg.macs(small, 2, 9).linear
+    assert 18 * cost.uniform == fg.macs(fg.uniform(small), 2, 9).linear
