@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +17,10 @@ from finegates.gates.attachment import head_parameters
 def add_lora(
     model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0
 ) -> nn.Module:
-    """Adds LoRA to every layer that gates would go on, and a trained head.
+    """Adds LoRA to every linear layer that gates would go on, and a trained head.
+
+    Stacked experts get none, and neither do dense layers whose names peft takes for theirs (such as
+    ``down_proj`` of DeepSeek), with a warning.
 
     The low-rank factors are initialised by ``peft`` from torch's default generator. The head is
     trained as a copy (``modules_to_save`` of ``peft``), so that ``save_pretrained`` of the wrapper
@@ -39,14 +44,24 @@ def add_lora(
         import peft
 
     teach_peft()
+    targets = list(adapter_for(model).gated(model))
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
-        target_modules=list(adapter_for(model).gated(model)),
+        target_modules=targets,
         modules_to_save=_unshared(model) or None,
         bias="none",
     )
+    kept = _without_names_of_experts(config, model)
+    if len(kept) < len(targets):
+        first = next(path for path in targets if path not in kept)
+        warnings.warn(
+            f"{first} ({len(targets) - len(kept)} such layers) gets no LoRA: peft takes its name "
+            f"for that of the experts of {type(unwrap(model)).__name__}",
+            stacklevel=2,
+        )
+        config.target_modules = kept
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped: nn.Module = peft.get_peft_model(model, config)
@@ -60,6 +75,22 @@ def add_lora(
             stacklevel=2,
         )
     return wrapped
+
+
+def _without_names_of_experts(config: Any, model: nn.Module) -> set[str]:
+    """The targets of a configuration that peft does not turn into parameters of experts.
+
+    In some mixtures of experts, peft takes every ``down_proj`` for one of the experts that older
+    versions of transformers had, also the dense ones.
+    """
+    targets = set(config.target_modules)
+    try:
+        from peft.utils import transformers_weight_conversion as conversion
+    except ImportError:  # older versions take names as they are
+        return targets
+    converted = copy.deepcopy(config)
+    conversion.convert_peft_config_for_transformers(converted, model=model, conversions=None)
+    return targets & set(converted.target_modules)
 
 
 def _unshared(model: nn.Module) -> list[str]:

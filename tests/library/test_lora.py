@@ -15,7 +15,14 @@ from transformers import Trainer, TrainingArguments
 
 import finegates as fg
 from finegates.gates.attachment import head_parameters
-from support.tiny import VOCABULARY, output, tiny_model, tokens
+from support.described import (
+    described_inputs,
+    described_model,
+    described_outputs,
+    relative_difference,
+)
+from support.described_types import CONFIGURATIONS
+from support.tiny import VOCABULARY, output, scatter_gates, tiny_model, tokens
 
 ENCODERS = ("bert", "roberta", "deberta-v2", "t5")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
@@ -112,3 +119,32 @@ def test_a_resumed_training_ends_with_the_tensors_of_an_uninterrupted_one(
     found = dict(again.model.named_parameters())
     assert found.keys() == wanted.keys()
     assert [n for n in wanted if not torch.equal(found[n], wanted[n])] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("mixtral", 0), ("gpt_oss", 0), ("deepseek_v3", 6), ("qwen3_moe", 3)]
+)
+def test_factors_next_to_stacked_experts_are_gated_and_compacted(
+    name: str, left_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dense feed-forward layers have the names that peft takes for those of experts."""
+    if name == "qwen3_moe":
+        dense_first = {**CONFIGURATIONS[name], "mlp_only_layers": [0]}
+        monkeypatch.setitem(CONFIGURATIONS, name, dense_first)
+    base = described_model(name, "causal")
+    inputs = described_inputs(name, "causal")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = fg.add_lora(base, rank=2)
+    text = " ".join(str(each.message) for each in said)
+    assert (f"({left_out} such layers) gets no LoRA" in text) == bool(left_out)
+    moved(model)
+    before = described_outputs(model, inputs)
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    again = peft.PeftModel.from_pretrained(described_model(name, "causal"), tmp_path)
+    assert relative_difference(before, described_outputs(again.double().eval(), inputs)) < 1e-6
+    fg.attach(model, fg.GateConfig(sequence_length=9))
+    scatter_gates(model, mean=0.7)
+    gated = described_outputs(model.eval(), inputs)
+    assert relative_difference(before, gated) > 1e-2
+    assert relative_difference(gated, described_outputs(fg.compact(model), inputs)) < 1e-11
