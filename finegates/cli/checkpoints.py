@@ -134,14 +134,20 @@ def check_length(model: nn.Module, length: int) -> None:
 
 def positions(model: nn.Module) -> int | None:
     """The longest sequence of a model; None if it has no position table."""
+    lengths = []
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(
-            module, nn.Embedding
-        ):
-            # RoBERTa's positions start after that of padding.
+        known = name.rpartition(".")[2] in _POSITIONS
+        if known and isinstance(module, nn.Embedding):
+            # RoBERTa's positions start after that of padding, BART's and OPT's after two others.
             first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - first
-    return None
+            lengths.append(module.num_embeddings - getattr(module, "offset", first))
+        angles = module._buffers.get("embed_positions")  # of GPT-J
+        if angles is not None and angles.ndim == 2:
+            lengths.append(angles.shape[0])
+    return min(lengths, default=None)
+
+
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 
 
 def digest(where: str, model: nn.Module) -> str:

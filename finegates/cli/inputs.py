@@ -24,13 +24,17 @@ def example_inputs(model: Any, names: list[str], batch: int, length: int) -> dic
         ``decoder_input_ids``, unless it classifies; then each sequence ends with the end token.
 
     Raises:
-        CommandError: the configuration has no vocabulary.
+        CommandError: the model reads something else.
     """
     config = model.config
     size = getattr(config, "vocab_size", None)
-    if not isinstance(size, int):
+    reads = getattr(model, "main_input_name", "input_ids")
+    if not isinstance(size, int) or reads != "input_ids":
+        what = f"{reads}, not tokens" if reads != "input_ids" else "no tokens"
         raise CommandError(
-            f"{type(model).__name__} reads no tokens: its configuration has no vocab_size"
+            f"{type(model).__name__} reads {what}, and this command makes random tokens only; call "
+            "the model with inputs of your own in Python, or export it with them: "
+            "finegates.export_onnx(model, path, inputs)"
         )
     generator = torch.Generator().manual_seed(0)
     # The first ids are special in most vocabularies: the end of a sequence, its padding.

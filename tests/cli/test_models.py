@@ -19,9 +19,12 @@ from finegates.cli.inputs import example_inputs
 from finegates.cli.quantities import change, large, milliseconds
 from support.cli_models import checkpoint, tokenizer
 from support.described import described_model
+from support.described_types import CONFIGURATIONS, IMAGES, TOWERS, WAVES
 from support.tiny import ARCHITECTURES, scatter_gates, tiny_model
 
 LENGTH = 8
+OTHERS = IMAGES | WAVES | TOWERS | {"whisper", "audio-spectrogram-transformer"}
+TEXT = sorted(name for name in CONFIGURATIONS if name.partition("/")[0] not in OTHERS)
 INPUTS = {"input_ids": torch.tensor([[0, 7, 9, 2], [0, 30, 8, 2]])}
 
 
@@ -228,6 +231,53 @@ def test_a_model_is_loaded_as_the_class_that_its_configuration_names(tmp_path, a
 )
 def test_the_longest_sequence_is_that_of_the_table_of_positions(architecture, expected):
     assert positions(tiny_model(architecture, "base")) == expected
+
+
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("name", TEXT)
+def test_the_longest_sequence_that_a_model_can_read_is_known(name):
+    """One token more fails, unless positions have no end."""
+    model = described_model(name, dtype=torch.float32)
+    longest = positions(model)
+
+    def reads(length: int) -> bool:
+        ids = torch.full((1, length), 5)
+        ids[:, -1] = 2
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids
+        if name == "trocr":
+            inputs["encoder_hidden_states"] = torch.zeros(1, 3, 24)
+        try:
+            with torch.no_grad():
+                model(**inputs)
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    assert reads(longest or 100)
+    if longest is not None:
+        assert not reads(longest + 1)
+
+
+@pytest.mark.parametrize("command", ["bench", "export"])
+@pytest.mark.parametrize(
+    ("name", "head", "reads"),
+    [
+        ("vit", "image", "pixel_values"),
+        ("whisper", "speech", "input_features"),
+        ("wav2vec2", "base", "input_values"),
+    ],
+)
+def test_a_model_that_reads_no_tokens_is_named_with_what_it_reads(
+    tmp_path, capsys, command, name, head, reads
+):
+    described_model(name, head, dtype=torch.float32).save_pretrained(tmp_path / "model")
+    options = ["--onnx", str(tmp_path / "x.onnx")] if command == "export" else ["--length", "8"]
+    assert main([command, str(tmp_path / "model"), *options]) == 1
+    text = capsys.readouterr().err
+    assert f"reads {reads}, not tokens" in text
+    assert "finegates.export_onnx(model, path, inputs)" in text
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
