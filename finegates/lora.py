@@ -61,7 +61,7 @@ def add_lora(
             f"for that of the experts of {type(unwrap(model)).__name__}",
             stacklevel=2,
         )
-        config.target_modules = kept
+        config.target_modules = [path for path in targets if path in kept]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped: nn.Module = peft.get_peft_model(model, config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CodeType
 from typing import Any
 
 import torch
@@ -160,7 +161,9 @@ class _WeightUses(TorchFunctionMode):
     def _check(self, path: str, layer: GatedLayer, tensor: Tensor) -> None:
         inside = {id(module) for module in layer.base.modules()}
         reader: nn.Module | None = None
-        for module, is_hook in _callers():
+        for module, is_hook, code in _callers():
+            if module is layer and _is_foreign(layer, code):
+                continue
             if module is layer or (reader is None and is_hook):
                 return
             reader = module if reader is None else reader
@@ -180,8 +183,15 @@ class _WeightUses(TorchFunctionMode):
         )
 
 
-def _callers() -> Iterator[tuple[nn.Module, bool]]:
-    """Modules whose methods are running, the innermost first, and whether it is a hook of theirs.
+def _is_foreign(layer: nn.Module, code: CodeType) -> bool:
+    """Whether a running function is the forward of another class, called with a gated layer."""
+    return code.co_name == "forward" and code is not type(layer).forward.__code__
+
+
+def _callers() -> Iterator[tuple[nn.Module, bool, CodeType]]:
+    """Modules whose methods are running, the innermost first, with the code that runs.
+
+    Also whether it is a hook of theirs.
 
     A forward that one module has for itself may be a function without the module as an argument.
     """
@@ -193,7 +203,8 @@ def _callers() -> Iterator[tuple[nn.Module, bool]]:
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module):
                 forward = getattr(module.forward, "__code__", None)
-                yield module, frame.f_code.co_name == "_call_impl" and forward not in codes
+                is_hook = frame.f_code.co_name == "_call_impl" and forward not in codes
+                yield module, is_hook, frame.f_code
         frame = frame.f_back  # type: ignore[assignment]
 
 

@@ -105,7 +105,10 @@ def _norm_candidates(module: nn.Module, heads: int) -> list[NormSpec | None]:
 def feed_candidates(
     layer: nn.Module, path: str, module: nn.Module, claimed: set[str]
 ) -> Iterator[FeedForwardSpec]:
-    """Pairs of layers of a module of which one widens what the other narrows again."""
+    """Pairs of layers of a module of which one reads what the other writes, the wider first.
+
+    Experts may have fewer dimensions inside than outside.
+    """
     inside = {
         name: linear_shape(child)
         for name, child in module.named_modules()
@@ -118,9 +121,13 @@ def feed_candidates(
         if callable(value) and not isinstance(value, type) and acts_on_numbers(value)
     ]
     name = class_name(type(module))
-    for up, down in sorted(itertools.permutations(inside, 2), key=lambda pair: "gate" in pair[0]):
+    pairs = sorted(
+        itertools.permutations(inside, 2),
+        key=lambda pair: ("gate" in pair[0], inside[pair[0]][1] < inside[pair[0]][0]),
+    )
+    for up, down in pairs:
         (hidden, wide), (narrow, back) = inside[up], inside[down]
-        if hidden != back or narrow <= hidden or any("attention" in n for n in (up, down)):
+        if hidden != back or narrow == hidden or any("attention" in n for n in (up, down)):
             continue
         gates = [
             g for g, shape in inside.items() if g not in (up, down) and shape == (hidden, wide)

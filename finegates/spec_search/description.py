@@ -91,8 +91,8 @@ def describe(
         return Description(
             (),
             (
-                f"{type(double).__name__} has no layers in an nn.ModuleList or nn.Sequential, and "
-                "no GradientCheckpointingLayer, so it stays whole",
+                f"{type(double).__name__} has no linear layers in items of nn.ModuleList or "
+                "nn.Sequential, or in a GradientCheckpointingLayer, so it stays whole",
             ),
         )
     call, calls = layer_calls(double, layers, inputs)

@@ -87,6 +87,13 @@ class CalledAndRead(Reads):
         return self.a(x) + x @ next(self.a.parameters())
 
 
+class ForwardOfAnotherClass(Reads):
+    """Calls the forward of ``nn.Linear`` with the layer, which has gates around it now."""
+
+    def use(self, x):
+        return nn.Linear.forward(self.a, x)
+
+
 ALIASES: dict[int, Tensor] = {}
 
 
@@ -101,6 +108,7 @@ class Alias(Reads):
 
 
 READERS = [Alias, Parameters, Operator, State, Sliced, Joined, Bias, CalledAndRead]
+READERS += [ForwardOfAnotherClass]
 
 
 def gated(kind: type[nn.Module]) -> nn.Module:

@@ -291,9 +291,9 @@ class ValuesOfTheFirst(Plain):
 
 
 class Feed(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 40) -> None:
         super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24)
+        self.fc1, self.act, self.fc2 = nn.Linear(24, width), nn.GELU(), nn.Linear(width, 24)
 
     def forward(self, states: Tensor) -> Tensor:
         out: Tensor = self.fc2(self.act(self.fc1(states)))
@@ -321,7 +321,7 @@ class Mixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(Feed() for _ in range(2))
+        self.experts = nn.ModuleList(Feed(14) for _ in range(2))  # narrower than outside
 
     def forward(self, states: Tensor) -> Tensor:
         out: Tensor = self.experts[0](states) + self.experts[1](states)
@@ -416,7 +416,7 @@ def test_what_no_names_suggest_is_noted() -> None:
     assert [note for note in notes if "Nameless: its names suggest no description" in note]
     flat = describe(Plain().double(), {"states": home_states()["states"]})
     assert flat.specs == ()
-    assert "Plain has no layers in an nn.ModuleList" in str(flat)
+    assert "Plain has no linear layers in items of nn.ModuleList" in str(flat)
 
 
 def test_a_layer_in_two_places_is_noted_as_such() -> None:
