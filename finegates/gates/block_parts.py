@@ -309,13 +309,13 @@ class Ungated:
 
     Attributes:
         part: the part.
-        path: of its first layer.
-        weights: of its layers together.
+        path: of its first layer, or of stacked experts.
+        weights: of its layers together, of experts those that a token meets.
         products: multiply-accumulates per pair of a token and a token that it attends to.
         reference: a gate of another part, whose device and dtype counts have.
     """
 
-    part: Attention | FeedForward | Mixer
+    part: Attention | FeedForward | Mixer | Experts
     path: str
     weights: int
     products: int

@@ -35,7 +35,15 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import Adapter, Attention, Block, FeedForward, Mixer, adapter_for
+from finegates.adapters import (
+    Adapter,
+    Attention,
+    Block,
+    Experts,
+    FeedForward,
+    Mixer,
+    adapter_for,
+)
 from finegates.adapters.stock_sizes import StockKeys
 from finegates.gates.block_parts import (
     AttentionGates,
@@ -57,7 +65,7 @@ Sides = dict[str, tuple[Gate | None, Gate | None]]
 Before = Mapping[str, Tensor]
 """What an earlier compaction left: bool masks (n,) of dimensions, by the name of their gate."""
 
-_Dense = Attention | FeedForward | Mixer
+_Dense = Attention | FeedForward | Mixer | Experts
 _NOTHING: Before = MappingProxyType({})
 
 
@@ -78,7 +86,7 @@ def build_structure(
     Args:
         model: a plain transformers model whose architecture has an adapter.
         make: makes a gate from a name (block path and role) and a size.
-        experts: whether stacked experts get gates.
+        experts: whether stacked experts get gates; otherwise they count with their sizes.
         adapter: describes the blocks; looked up if None.
         dimensions: ``"all"``, or ``"inner"`` for heads and feed-forward dimensions only.
         stock: names of the sizes that may change, each equally in all layers; None: all may.
@@ -104,6 +112,8 @@ def build_structure(
             gate = make(f"{part.path}.hidden", part.count * part.width)
             found.append(ExpertsGates(part, gate))
             sides[part.path] = (None, gate)
+        elif block.experts is not None:
+            found.append(block.experts)
     return _counted(found, model), sides
 
 
@@ -120,16 +130,19 @@ def _counted(parts: Sequence[Part | _Dense], model: nn.Module) -> Structure:
     for part in parts:
         if isinstance(part, _Dense):
             assert reference is not None
-            shapes = [linear_shape(model.get_submodule(path)) for path in part.linears()]
-            part = Ungated(
-                part,
-                part.linears()[0],
-                sum(columns * rows for columns, rows in shapes),
-                0 if isinstance(part, FeedForward) else part.products,
-                reference,
-            )
+            part = _ungated(part, model, reference)
         found.append(part)
     return tuple(found)
+
+
+def _ungated(part: _Dense, model: nn.Module, reference: StochasticGate) -> Ungated:
+    """A part that keeps its sizes."""
+    if isinstance(part, Experts):
+        return Ungated(part, part.path, part.macs(part.width), 0, reference)
+    shapes = [linear_shape(model.get_submodule(path)) for path in part.linears()]
+    weights = sum(columns * rows for columns, rows in shapes)
+    products = 0 if isinstance(part, FeedForward) else part.products
+    return Ungated(part, part.linears()[0], weights, products, reference)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from finegates.adapters import adapter_for, unwrap
+from finegates.adapters import Experts, adapter_for, unwrap
 from finegates.adapters.stock_sizes import head_counts
 from finegates.gates.attachment import attach_fixed
 from finegates.gates.block_parts import (
@@ -223,8 +223,15 @@ class SharedGroups:
             raise ValueError(
                 f"target {target} cannot be reached with heads and feed-forward dimensions alone: "
                 f"{floor:.4f} of the MACs stay at sequence_length={self.length}, so targets end at "
-                f"{int(1e4 * (1.0 - floor)) / 1e4:.4f}; choose dimensions='all'"
+                f"{int(1e4 * (1.0 - floor)) / 1e4:.4f}; choose dimensions='all'{self._experts()}"
             )
+
+    def _experts(self) -> str:
+        """What to do about stacked experts, for messages; empty without."""
+        for part in self.structure:
+            if isinstance(part.part, Experts):
+                return f", or train gates (finegates.attach), which also narrow {part.part.path}"
+        return ""
 
     def floor(self) -> float:
         """The smallest fraction that can be kept without closing the whole model.

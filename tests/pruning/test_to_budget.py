@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -298,3 +299,24 @@ def test_a_model_with_gates_is_refused():
     model = fg.attach(wide_bert())
     with pytest.raises(ValueError, match="has gates already"):
         fg.prune(model, batches("bert"), progress=False)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("dimensions", ["all", "inner"])
+@pytest.mark.filterwarnings("ignore:.*of the MACs are kept:UserWarning")
+@pytest.mark.filterwarnings("ignore:no gate of:UserWarning")
+def test_experts_count_although_they_are_not_pruned_at_once(name: str, dimensions: str) -> None:
+    """The budget is that of the whole encoder, or it is out of reach and the experts are named."""
+    model = described_model(name)
+    dense = fg.macs(model, 1, 9).total
+    options: dict[str, Any] = {
+        "dimensions": dimensions,
+        "sequence_length": 9,
+        "criterion": "magnitude",
+    }
+    with pytest.raises(ValueError, match=r"target 0\.9 cannot be reached") as refusal:
+        fg.prune(model, target=0.9, **options)
+    assert "experts" in str(refusal.value)
+    fg.prune(model, target=0.05, **options)
+    kept = fg.macs(fg.compact(model), 1, 9).total / dense
+    assert kept == pytest.approx(0.95, abs=0.06)  # a head of a tiny model is that much
