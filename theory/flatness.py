@@ -33,14 +33,17 @@ Aδ ∈ S, so the output is constant in τ. Differentiate. ∎
 **Corollary.** Independent gates (A = I) have dim N = dim S: at least 2d for an attention block of
 width d (d values and d scores) with as many keys as queries, without rotary embeddings and without
 norms or clipping of queries and keys; d_ff more with a gate projection. Let v and k have biases and
-no row gates of their own, and q, k and v one column gate, as with the preset ``structured``. Then
-A δ in S contains no generator of 1 and 2. On the rows of v and k, A δ is zero, and only these
-generators and the keys' generator of 4 are non-zero there. The last moves columns that k shares
-with q and v, where no other generator can compensate, so its coefficient is zero. Each of the
-others has a row of its own. The kernel of A remains: gates of a head against those of its values,
+no row gates of their own, and one column gate, as with the preset ``structured``. Then A δ in S
+contains no generator of 1 and 2. On the rows of v and k, A δ is zero, and only these generators
+and the keys' generator of 4 are non-zero there. The last moves columns that k shares with v, where
+no other generator can compensate, so its coefficient is zero. Each of the others has a row of its
+own. Without a shared column gate this is false: q's rows times t and k's columns over t change
+nothing. The kernel of A remains: gates of a head against those of its values,
 one for each key-value head.
 
-The measured nullity says more than the proposition: there are *no other* flat directions.
+In the kinds of blocks of :mod:`theory.block_models` the measured nullity says more than the
+proposition: there are *no other* flat directions. Blocks with more structure than is described have
+more, for example those with latents between their projections. There dim N is a lower bound.
 """
 
 from __future__ import annotations
@@ -122,7 +125,7 @@ def _of_attention(model: nn.Module, part: Attention) -> Iterator[Generator]:
                 up = _ones(size_of(model, part.v, "rows"), [row], 1)
                 down = _ones(size_of(model, part.o, "cols"), readers[:, dimension], -1)
                 yield _generator("values", ((part.v, "rows"), up), ((part.o, "cols"), down))
-    if part.norm or part.fixed_scores or not part.narrows:
+    if part.norm or part.fixed_scores:
         return
     units = score_units(part).numpy()
     for group in range(part.kv_heads):

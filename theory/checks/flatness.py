@@ -44,7 +44,7 @@ def check_directions(settings: Settings) -> Check:
     """Nullity of ∂output/∂gates = dim N at random positive gates, on every kind of block.
 
     This is the proposition of :mod:`theory.flatness`, and in addition that there are no other flat
-    directions. A far move along N must not change the output either. Predicted from the description
+    directions in these kinds of blocks. Types with more structure have more. A far move along N must not change the output either. Predicted from the description
     of the block and the placement of the gates. Measured by automatic differentiation through the
     model that ``finegates.attach`` returns. Counts are compared exactly, as count plus one where
     they can be zero.
@@ -66,7 +66,8 @@ def check_directions(settings: Settings) -> Check:
         "the Jacobian of a block's outputs in its gates has the nullity dim{δ : Aδ ∈ S}, S spanned "
         "by the rescalings of values against outputs, queries against keys, hidden rows against "
         "columns, and layers without a bias",
-        "gates not zero, weights in general position, frozen biases; independent and shared gates",
+        "gates not zero, weights in general position, frozen biases; independent and shared gates; "
+        "these kinds of blocks (in others at least so many)",
         tuple(cases),
         claim="bilinear",
         frames={"flat_kinds": pd.DataFrame(rows)},
