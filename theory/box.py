@@ -54,7 +54,7 @@ def prox_decrease(quadratic: Quadratic, gates: Array) -> float:
 
 
 def box_constant(quadratic: Quadratic) -> float:
-    """The largest proximal PL constant on the box that this argument gives.
+    """The largest proximal PL constant on the box that holds for all targets.
 
     It is
 
@@ -71,6 +71,17 @@ def box_constant(quadratic: Quadratic) -> float:
     4. This bound replaces strong convexity in L* ≥ L(x) + ⟨∇L, p − x⟩ + ½‖A(p − x)‖².
     5. Fewer columns have a smaller σ_ρ, so the minimum is over bases K.
 
+    :func:`attaining` has targets for which it is attained.
+
+    Raises:
+        ValueError: more than ``MOST_SUBSETS`` bases.
+    """
+    return slowest_base(quadratic)[0]
+
+
+def slowest_base(quadratic: Quadratic) -> tuple[float, list[int]]:
+    """μ of :func:`box_constant` and its base K; infinite and empty for H = 0.
+
     Raises:
         ValueError: more than ``MOST_SUBSETS`` bases.
     """
@@ -79,7 +90,7 @@ def box_constant(quadratic: Quadratic) -> float:
     values, _ = quadratic.spectrum()
     rank = int(np.sum(values > 0))
     if rank == 0:
-        return float("inf")
+        return float("inf"), []
     if comb(size, rank) > MOST_SUBSETS:
         raise ValueError(
             f"{comb(size, rank)} bases of {rank} among {size} gates are too many to enumerate; "
@@ -87,10 +98,27 @@ def box_constant(quadratic: Quadratic) -> float:
         )
     floor = rank_tolerance(size, quadratic.roundings) * values[-1]
     smallest = [
-        float(np.linalg.eigvalsh(hessian[np.ix_(chosen, chosen)])[0])
+        (float(np.linalg.eigvalsh(hessian[np.ix_(chosen, chosen)])[0]), chosen)
         for chosen in map(list, combinations(range(size), rank))
     ]
-    return min(value for value in smallest if value > floor)
+    return min(found for found in smallest if found[0] > floor)
+
+
+def attaining(quadratic: Quadratic) -> tuple[Array, Array]:
+    """Gates p and x: with targets for which p is a minimiser, the proximal PL ratio at x is μ.
+
+    On the base K of μ, p is inside and x = p + εv with the slowest eigenvector v of H_KK. The other
+    gates are at the bound to which the gradient εH_{·K}v at x pushes them. So the proximal step at
+    x moves K alone, by −εμv/Λ, and ½D = ½ε²μ² where L − L* = ½ε²μ.
+    """
+    _, chosen = slowest_base(quadratic)
+    hessian = quadratic.hessian
+    slowest = np.linalg.eigh(hessian[np.ix_(chosen, chosen)])[1][:, 0]
+    best = np.where(hessian[:, chosen] @ slowest < 0, 1.0, 0.0)
+    best[chosen] = 0.5
+    point = best.copy()
+    point[chosen] += 0.1 * slowest
+    return best, point
 
 
 def path_in_box(quadratic: Quadratic, start: Array, steps: int) -> Array:

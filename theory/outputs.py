@@ -16,7 +16,7 @@ import torch
 from finegates.gates.gate import FixedGate
 from finegates.gates.gated_linear import GatedLinear
 from theory.problems import Array, Problem
-from theory.quadratic import gradients, loss, rank_tolerance
+from theory.quadratic import Quadratic, gradients, loss, rank_tolerance
 
 Side = Literal["columns", "rows"]
 
@@ -49,6 +49,45 @@ def least_squares(problem: Problem, side: Side) -> Array:
     """The gates of least loss and least norm, by ``numpy.linalg.lstsq`` on the outputs."""
     found = np.linalg.lstsq(design_of(problem, side), problem.targets.reshape(-1))[0]
     return np.asarray(found, dtype=np.float64)
+
+
+def quadratic_of_outputs(problem: Problem, side: Side = "columns") -> Quadratic:
+    """L in the gates of one side, from the outputs that single gates make."""
+    design, count = design_of(problem, side), problem.samples
+    flat = problem.targets.reshape(-1)
+    return Quadratic(
+        design.T @ design / count,
+        design.T @ flat / count,
+        float(flat @ flat) / (2 * count),
+        len(flat),
+    )
+
+
+def prox_ratio(problem: Problem, best: Array, gates: Array) -> float:
+    """½ D/(L − L*) of column gates in the box, if targets make ``best`` a minimiser.
+
+    D is the proximal decrease with Λ, the largest curvature, by singular values.
+
+    Args:
+        problem: its targets are not used.
+        best: gates in the box whose outputs are the targets, shape (d,).
+        gates: in the box, shape (d,).
+    """
+    design = design_of(problem, "columns") / np.sqrt(problem.samples)
+    most = float(np.linalg.norm(design, 2) ** 2)
+    error = design @ (gates - best)
+    slope = design.T @ error
+    step = np.clip(gates - slope / most, 0.0, 1.0) - gates
+    return float(-most * (slope @ step + most / 2 * step @ step) / (error @ error / 2))
+
+
+def least_of_rank(problem: Problem, rank: int) -> float:
+    """The least loss of LoRA, from the singular values of the fitted outputs."""
+    rest = problem.targets - problem.inputs @ problem.weight.T
+    fitted = problem.inputs @ np.linalg.lstsq(problem.inputs, rest)[0]
+    left = np.linalg.svd(fitted, compute_uv=False)[rank:]
+    squared = float(np.sum((rest - fitted) ** 2) + np.sum(left**2))
+    return squared / (2 * problem.samples)
 
 
 def autograd_hessian(problem: Problem, side: Side) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from theory.bilinear import (
     saddle_coupling,
     weight_components,
 )
-from theory.box import box_constant, box_minimiser, prox_decrease, two_columns
+from theory.box import attaining, box_constant, box_minimiser, prox_decrease, two_columns
 from theory.checks.bias import biased_residual
 from theory.checks.joint import nearly_right
 from theory.checks.rank_one import missing_example, missing_in_box
@@ -44,6 +46,7 @@ from theory.lora import (
     zero_eigenvalues,
 )
 from theory.priced import relaxed_joint_gradient
+from theory.outputs import least_of_rank, prox_ratio
 from theory.problems import FAMILIES, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic
 from theory.rank_one import descended
@@ -155,6 +158,22 @@ def test_proximal_pl_holds_in_the_box_with_the_constant_of_bases(data):
     gap = quadratic.value(gates) - low
     assume(gap > 1e-7 * (1 + quadratic.constant))
     assert prox_decrease(quadratic, gates) >= box_constant(quadratic) * gap * (1 - 1e-5)
+
+
+@given(problems())
+def test_the_constant_of_bases_is_attained_by_some_targets_for_every_hessian(problem):
+    quadratic = column_quadratic(problem)
+    assume(quadratic.hessian.any())
+    mu = box_constant(quadratic)
+    assume(mu > 1e-6 * quadratic.smoothness)
+    best, point = attaining(quadratic)
+    assert ((best >= 0) & (best <= 1) & (point >= 0) & (point <= 1)).all()
+    taught = replace(quadratic, linear=quadratic.hessian @ best)
+    gap = taught.gap(point)
+    assert prox_decrease(taught, point) == pytest.approx(mu * gap, rel=1e-6)
+    assert mu <= quadratic.pl_constant * (1 + 1e-9)
+    problem = replace(problem, targets=problem.inputs @ (problem.weight * best).T)
+    assert prox_ratio(problem, best, point) == pytest.approx(mu, rel=1e-6)
 
 
 @given(st.floats(0.01, 1.0))
@@ -382,3 +401,9 @@ def test_projected_descent_from_one_ends_in_a_strict_minimum_of_the_box_that_is_
     other = np.array([0.0, np.sqrt(0.75), 0.0, np.sqrt(0.75)])  # by hand: 4 r₂c₂ = 3
     assert np.sum(error(other) ** 2) / 2 == pytest.approx((9 + 9 + 1) / 2)
     assert np.sum(error(end) ** 2) / 2 > 10.6
+
+
+@given(problems(), st.integers(1, 3))
+def test_the_least_loss_of_a_rank_is_the_same_from_fitted_outputs(problem, rank):
+    found = lora_minimiser(problem, rank)[2]
+    assert least_of_rank(problem, rank) == pytest.approx(found, abs=1e-7 * (1 + problem.null_loss))

@@ -109,6 +109,32 @@ def _bounded_by_the_free_constant(quadratic: Quadratic) -> float:
     return quadratic.pl_constant
 
 
+def _larger_where_singular(original: Callable[..., Any]) -> Callable[..., Any]:
+    def constant(quadratic: Quadratic) -> float:
+        regular = bool(np.all(quadratic.spectrum()[0] > 0))
+        return original(quadratic) * (1.0 if regular else EXACT)
+
+    return constant
+
+
+def _stiffer(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A closed form of the Hessian that is too large by a quarter."""
+
+    def quadratic(problem: Problem) -> Quadratic:
+        exact = original(problem)
+        return replace(exact, hessian=EXACT * exact.hessian)
+
+    return quadratic
+
+
+def _half_as_low(original: Callable[..., Any]) -> Callable[..., Any]:
+    def minimiser(problem: Problem, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
+        b, a, low = original(problem, rank)
+        return b, a, low / 2
+
+    return minimiser
+
+
 def _hard_vertices(quadratic: Quadratic) -> np.ndarray:
     hessian = quadratic.hessian
     return vertex_minima(replace(quadratic, hessian=hessian - np.diag(np.diag(hessian)) / 2))
@@ -166,6 +192,18 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         ("relaxation-curvature", "smoothing.mean_clip_curvature", lambda f: _one_bump),
         # The unconstrained PL constant, although the box worsens the conditioning.
         ("box-prox-pl", "clipping.box_constant", lambda f: _bounded_by_the_free_constant),
+        # The constant of singular data alone.
+        ("box-prox-pl", "clipping.box_constant", _larger_where_singular),
+        # Both sides would share these.
+        ("joint-path", "joint.fit_gates", lambda f: lambda p: 0.8 * f(p)),
+        ("lora-path", "lowrank.lora_minimiser", _half_as_low),
+        ("box-prox-pl", "clipping.column_quadratic", _stiffer),
+        ("price-prox-pl", "objective.column_quadratic", _stiffer),
+        ("relaxation-growth", "smoothing.column_quadratic", _stiffer),
+        ("sgd-unbiased", "convergence.column_quadratic", _stiffer),
+        ("sgd-linear", "convergence.column_quadratic", _stiffer),
+        ("sgd-ball", "convergence.column_quadratic", _stiffer),
+        ("sgd-gradient", "stationarity.column_quadratic", _stiffer),
         # A small gradient instead of zero.
         ("clip-plateau", "clipping.module_gradient", _leaking),
         # Importances that ignore the size of the gates.

@@ -14,6 +14,7 @@ from theory.checks.convergence import interior_problem, mean_case
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
 from theory.evidence import Check
+from theory.outputs import quadratic_of_outputs
 from theory.problems import Array
 from theory.quadratic import Quadratic, column_quadratic
 from theory.stochastic import excess
@@ -138,12 +139,13 @@ def check_adam_ball(settings: Settings) -> Check:
     column gates inside (0, 1), as means over copies in the stationary state.
     """
     cases = []
-    quadratic = column_quadratic(interior_problem(settings, 0))
-    hessian = torch.as_tensor(quadratic.hessian)
-    best = torch.as_tensor(quadratic.minimiser())
+    problem = interior_problem(settings, 0)
+    quadratic, seen = column_quadratic(problem), quadratic_of_outputs(problem)
+    hessian = torch.as_tensor(seen.hessian)
+    best = torch.as_tensor(seen.minimiser())
     for sigma, rate in ((0.02, 4e-5), (0.04, 4e-5), (0.04, 8e-5)):
         found = adam_runs(hessian, best, sigma, rate, settings)
-        gaps = excess(quadratic, found).mean(axis=0)
+        gaps = excess(seen, found).mean(axis=0)
         predicted = adam_ball(quadratic, sigma, rate)
         name = f"σ = {sigma}, η = {rate}"
         cases.append(mean_case(name, predicted, gaps, 0.03))

@@ -28,6 +28,7 @@ from theory.checks.settings import Settings
 from theory.checks.smoothing import relaxed_minimum
 from theory.critical import smallest_ratio
 from theory.evidence import Check
+from theory.outputs import Side, quadratic_of_outputs
 from theory.problems import FAMILIES, Array, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic, row_quadratic
 from theory.relaxation import Relaxed
@@ -62,11 +63,9 @@ def check_pl_globally(settings: Settings) -> Check:
     for family in FAMILIES:
         problem = draw_problem(family, 0, settings.seed)
         random = settings.random("pl claim", family)
-        for side, quadratic in (
-            ("columns", column_quadratic(problem)),
-            ("rows", row_quadratic(problem)),
-        ):
-            held.setdefault(side, []).append(_above_constant(quadratic, random))
+        for side, quadratic in sides_of(problem).items():
+            seen = quadratic_of_outputs(problem, side)
+            held.setdefault(side, []).append(_above_constant(quadratic, seen, random))
         held.setdefault("columns in the box, proximal", []).append(_in_box(problem, random))
         failed.setdefault("rows + columns", []).append(_at_saddle(problem))
         failed.setdefault("columns through clipping", []).append(_clipped(problem))
@@ -121,9 +120,14 @@ def check_pl(settings: Settings) -> Check:
     )
 
 
-def _above_constant(quadratic: Quadratic, random: np.random.Generator) -> float:
-    points = quadratic.minimiser() + random.standard_normal((32, len(quadratic.linear)))
-    found = min(pl_ratio(quadratic.gradient(p), quadratic.gap(p)) for p in points)
+def sides_of(problem: Problem) -> dict[Side, Quadratic]:
+    """The loss in the gates of either side, in closed form."""
+    return {"columns": column_quadratic(problem), "rows": row_quadratic(problem)}
+
+
+def _above_constant(quadratic: Quadratic, seen: Quadratic, random: np.random.Generator) -> float:
+    points = seen.minimiser() + random.standard_normal((32, len(seen.linear)))
+    found = min(pl_ratio(seen.gradient(p), seen.gap(p)) for p in points)
     return found / quadratic.pl_constant
 
 
@@ -159,13 +163,13 @@ def _clipped(problem: Problem) -> float:
 
 
 def _in_box(problem: Problem, random: np.random.Generator) -> float:
-    quadratic = column_quadratic(problem)
-    low = quadratic.value(box_minimiser(problem))
+    seen = quadratic_of_outputs(problem)
+    low = seen.value(box_minimiser(problem))
     found = min(
-        prox_decrease(quadratic, point) / (quadratic.value(point) - low)
+        prox_decrease(seen, point) / (seen.value(point) - low)
         for point in random.uniform(size=(32, problem.cols))
     )
-    return found / box_constant(quadratic)
+    return found / box_constant(column_quadratic(problem))
 
 
 LEFT, MOST = 1e-3, 2000

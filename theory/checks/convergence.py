@@ -13,6 +13,7 @@ from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
 from theory.evidence import Check
 from theory.intervals import interval
+from theory.outputs import quadratic_of_outputs
 from theory.problems import Array, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic
 from theory.relaxation import Relaxed
@@ -96,29 +97,30 @@ def check_ball(settings: Settings) -> Check:
     and log-log slopes of the radius in η (small steps) and in σ. Slopes are fitted for every run,
     with bootstrap intervals of their mean.
     """
-    quadratic = column_quadratic(interior_problem(settings, 0))
-    smoothness = quadratic.smoothness
+    problem = interior_problem(settings, 0)
+    quadratic, seen = column_quadratic(problem), quadratic_of_outputs(problem)
+    smoothness = seen.smoothness
     cases, rows = [], []
     by_rate, by_noise = [], []
     for share in SHARES:
         rate = share / smoothness
-        centres = stationary_runs(quadratic, 0.02, rate, settings, "rate", share)
-        found = excess(quadratic, centres).mean(axis=0)
+        centres = stationary_runs(seen, 0.02, rate, settings, "rate", share)
+        found = excess(seen, centres).mean(axis=0)
         predicted = noise_ball(quadratic, 0.02, rate)
         by_rate.append(found)
         cases.append(_mean_case(f"η = {share}/Λ", predicted, found, "ball", share))
         rows.append(_ball_row("step", share, predicted, found))
     for sigma in NOISES:
         rate = 0.2 / smoothness
-        centres = stationary_runs(quadratic, sigma, rate, settings, "noise", sigma)
-        found = excess(quadratic, centres).mean(axis=0)
+        centres = stationary_runs(seen, sigma, rate, settings, "noise", sigma)
+        found = excess(seen, centres).mean(axis=0)
         predicted = noise_ball(quadratic, sigma, rate)
         by_noise.append(found)
         cases.append(_mean_case(f"σ = {sigma}", predicted, found, "ball noise", sigma))
         rows.append(_ball_row("noise", sigma, predicted, found))
         random = settings.random("as trained", sigma)
         noisy = centres + sigma * random.standard_normal(centres.shape)
-        higher = excess(quadratic, noisy).mean(axis=0)
+        higher = excess(seen, noisy).mean(axis=0)
         trained = predicted + sigma**2 * float(np.trace(quadratic.hessian)) / 2
         case = _mean_case(f"σ = {sigma}, training loss", trained, higher, "trained", sigma)
         cases.append(replace(case, constant="training loss"))
@@ -173,15 +175,16 @@ def check_linear(settings: Settings) -> Check:
     exact value at several k, within four half widths of their bootstrap interval.
     """
     cases, rows = [], []
-    quadratic = column_quadratic(interior_problem(settings, 0))
-    start = np.full(len(quadratic.linear), 0.75)
+    problem = interior_problem(settings, 0)
+    quadratic, seen = column_quadratic(problem), quadratic_of_outputs(problem)
+    start = np.full(problem.cols, 0.75)
     steps = np.unique(np.geomspace(1, 3000, 40).astype(int))
     for sigma in (0.01, 0.04):
         for share in (0.1, 0.4):
-            rate = share / quadratic.smoothness
+            rate = share / seen.smoothness
             seed = int(settings.random("linear", sigma, share).integers(2**31))
             runs = stochastic_descent(
-                quadratic,
+                seen,
                 start,
                 sigma,
                 rate,
@@ -189,7 +192,7 @@ def check_linear(settings: Settings) -> Check:
                 settings.runs,
                 seed,
             )
-            found = excess(quadratic, runs.centres)
+            found = excess(seen, runs.centres)
             exact = expected_excess(quadratic, start, sigma, rate, steps)
             for place, k in enumerate(steps):
                 rows.append(
@@ -232,16 +235,17 @@ def check_decaying(settings: Settings) -> Check:
     steps = np.unique(np.geomspace(last / 10, last, 12).astype(int))
     gaps, rows = [], []
     for index in range(4):
-        quadratic = column_quadratic(interior_problem(settings, index))
-        scale = 2.0 / quadratic.pl_constant
-        shift = 2 * scale * quadratic.smoothness
+        problem = interior_problem(settings, index)
+        quadratic, seen = column_quadratic(problem), quadratic_of_outputs(problem)
+        scale = 2.0 / seen.pl_constant
+        shift = 2 * scale * seen.smoothness
         constant = decaying_constant(quadratic, sigma, scale)
         seed = int(settings.random("decaying", index).integers(2**31))
         found = excess(
-            quadratic,
+            seen,
             stochastic_descent(
-                quadratic,
-                quadratic.minimiser(),
+                seen,
+                seen.minimiser(),
                 sigma,
                 lambda k, scale=scale, shift=shift: scale / (k + shift),  # type: ignore[misc]
                 steps,
@@ -299,9 +303,8 @@ def module_gradients(
     gate = noisy_gate(samples * d, sigma, seed=seed)
     gate.latent.data = torch.as_tensor(np.tile(centres, samples))
     gates = gate.sample().view(samples, d)
-    quadratic = column_quadratic(problem)
-    hessian = torch.as_tensor(quadratic.hessian)
-    linear = torch.as_tensor(quadratic.linear)
+    seen = quadratic_of_outputs(problem)
+    hessian, linear = torch.as_tensor(seen.hessian), torch.as_tensor(seen.linear)
     losses = ((gates @ hessian) * gates).sum(1) / 2 - gates @ linear
     (slopes,) = torch.autograd.grad(losses.sum(), gate.latent)
     return np.asarray(slopes.view(samples, d).numpy(), dtype=np.float64)

@@ -44,10 +44,10 @@ def check_directions(settings: Settings) -> Check:
     """Nullity of ∂output/∂gates = dim N at random positive gates, on every kind of block.
 
     This is the proposition of :mod:`theory.flatness`, and in addition that there are no other flat
-    directions in these kinds of blocks. Types with more structure have more. A far move along N must not change the output either. Predicted from the description
-    of the block and the placement of the gates. Measured by automatic differentiation through the
-    model that ``finegates.attach`` returns. Counts are compared exactly, as count plus one where
-    they can be zero.
+    directions in these kinds of blocks; types with more structure have more. A far move along N
+    must not change the output either. Predicted from the description of the block and the placement
+    of the gates. Measured by automatic differentiation through the model that ``finegates.attach``
+    returns. Counts are compared exactly, as count plus one where they can be zero.
     """
     cases, rows = [], []
     for name in kinds(settings):

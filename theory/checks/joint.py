@@ -23,6 +23,7 @@ from theory.bilinear import (
 )
 from theory.cases import Case
 from theory.checks.settings import ROUNDING, Settings
+from theory.conditioning import Batch, solve_gates
 from theory.critical import nearest_in_plane, smallest_ratio
 from theory.evidence import Check
 from theory.lora import count_zeros, lora_gradient, lora_loss, lora_minimiser, update_moment
@@ -94,11 +95,12 @@ def check_path(settings: Settings) -> Check:
     for problem in settings.drawn():
         left, singular, right = np.linalg.svd(saddle_coupling(problem))
         direction = np.concatenate([left[:, 0], right[0]]) / np.sqrt(2)
-        low = joint_loss(problem, fit_gates(problem))
-        height = problem.null_loss - low
+        height = problem.null_loss - joint_loss(problem, fit_gates(problem))
+        _, lows = solve_gates(Batch.of([problem]), np.ones((1, len(direction))))
         for size in (1e-2, 1e-3):
             point = size * direction
-            ratio = pl_ratio(joint_gradient(problem, point), joint_loss(problem, point) - low)
+            gap = joint_loss(problem, point) - float(lows[0])
+            ratio = pl_ratio(joint_gradient(problem, point), gap)
             predicted = float(size**2 * singular[0] ** 2 / (2 * height))
             cases.append(Case(f"{problem.name}, ε = {size}", "equal", predicted, ratio, 0.02))
     problem = draw_problem("well-conditioned", 0, settings.seed)

@@ -18,6 +18,7 @@ from theory.lora import (
     update_moment,
     zero_eigenvalues,
 )
+from theory.outputs import least_of_rank
 from theory.problems import draw_problem
 
 RANKS = (1, 2, 4)
@@ -103,8 +104,8 @@ def check_path(settings: Settings) -> Check:
     for problem in settings.drawn():
         left, singular, right = np.linalg.svd(update_moment(problem))
         b0, a0 = left[:, :1] / np.sqrt(2), right[:1] / np.sqrt(2)
-        _, _, low = lora_minimiser(problem, 1)
-        height = lora_loss(problem, 0 * b0, 0 * a0) - low
+        height = lora_loss(problem, 0 * b0, 0 * a0) - lora_minimiser(problem, 1)[2]
+        low = least_of_rank(problem, 1)
         for size in (1e-2, 1e-3):
             slopes = lora_gradient(problem, size * b0, size * a0)
             squared = float(sum(np.sum(part**2) for part in slopes))

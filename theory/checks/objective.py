@@ -19,6 +19,7 @@ from theory.checks.clipping import centred, is_regular
 from theory.checks.settings import Settings
 from theory.checks.smoothing import noisy_gate
 from theory.evidence import Check
+from theory.outputs import quadratic_of_outputs
 from theory.problems import Array
 from theory.quadratic import Quadratic, column_quadratic
 from theory.relaxation import density, mean_clip_slope, square_clip_slope
@@ -134,23 +135,23 @@ def check_price(settings: Settings) -> Check:
         quadratic = column_quadratic(problem)
         if not is_regular(quadratic):
             continue
-        mu = box_constant(quadratic)
+        mu, seen = box_constant(quadratic), quadratic_of_outputs(problem)
         random = settings.random("price", problem.name)
         for strength in (0.1, 3.0):
-            price = strength * float(np.linalg.norm(quadratic.linear))
-            best = priced_optimum(quadratic, price, 1 - SPARSITY)
+            price = strength * float(np.linalg.norm(seen.linear))
+            best = priced_optimum(seen, price, 1 - SPARSITY)
 
-            def height(gates: Array, q: Quadratic = quadratic, price: float = price) -> float:
+            def height(gates: Array, q: Quadratic = seen, price: float = price) -> float:
                 return q.value(gates) + price * abs(float(gates.mean()) - (1 - SPARSITY))
 
             ratios = []
             for point in random.uniform(size=(24, problem.cols)):
                 gap = height(point) - height(best)
-                decrease = price_decrease(quadratic, point, price, 1 - SPARSITY)
+                decrease = price_decrease(seen, point, price, 1 - SPARSITY)
                 ratios.append(decrease / gap)
             name = f"{problem.name}, λ = {strength}‖b‖"
             cases.append(Case(name, "at least", mu, min(ratios), 1e-6))
-        inner, slowest = centred(quadratic), quadratic.spectrum()[1][:, 0]
+        inner, slowest = centred(seen), seen.spectrum()[1][:, 0]
         best = inner.minimiser()
         # Remove the price's slope from the linear part, so that the optimum stays inside.
         shifted = Quadratic(

@@ -11,6 +11,7 @@ from theory.checks.convergence import INTERVALS, interior_problem
 from theory.checks.settings import Settings
 from theory.evidence import Check
 from theory.intervals import interval
+from theory.outputs import quadratic_of_outputs
 from theory.problems import draw_problem
 from theory.quadratic import column_quadratic
 from theory.relaxation import Relaxed
@@ -30,17 +31,18 @@ def check_bound(settings: Settings) -> Check:
     budgets = np.unique(np.geomspace(settings.steps / 20, settings.steps, 5).astype(int))
     for index in range(min(settings.problems, 3)):
         problem = draw_problem("well-conditioned", index, settings.seed)
-        quadratic = column_quadratic(problem)
-        relaxed = Relaxed(quadratic, 0.3)
-        low = quadratic.value(box_minimiser(problem))
+        relaxed = Relaxed(column_quadratic(problem), 0.3)
+        seen = quadratic_of_outputs(problem)
+        low = seen.value(box_minimiser(problem))
         start = np.ones(problem.cols)
         for budget in budgets:
             rate = 1.0 / (relaxed.lipschitz_bound() * np.sqrt(budget / budgets[0]))
             # Dense at first, where the gradient falls; the mean over steps is an integral.
             looked = np.unique(np.geomspace(1, budget, 80).astype(int)) - 1
             seed = int(settings.random("stationarity", index, budget).integers(2**31))
-            runs = stochastic_descent(quadratic, start, 0.3, rate, looked, settings.runs, seed)
-            squared = np.sum(relaxed.gradient(runs.centres) ** 2, axis=2).mean(axis=1)
+            runs = stochastic_descent(seen, start, 0.3, rate, looked, settings.runs, seed)
+            slopes = Relaxed(seen, 0.3).gradient(runs.centres)
+            squared = np.sum(slopes**2, axis=2).mean(axis=1)
             mean = float(np.trapezoid(squared, looked) / looked[-1])
             bound = stationarity_bound(relaxed, start, low, rate, int(budget))
             cases.append(Case(f"{problem.name}, K = {budget}", "at most", bound, mean))
@@ -69,15 +71,16 @@ def check_gradient(settings: Settings) -> Check:
     """
     cases = []
     for index in range(2):
-        quadratic = column_quadratic(interior_problem(settings, index))
-        start = np.full(len(quadratic.linear), 0.75)
+        problem = interior_problem(settings, index)
+        quadratic, seen = column_quadratic(problem), quadratic_of_outputs(problem)
+        start = np.full(problem.cols, 0.75)
         for budget in (settings.steps // 10, settings.steps // 3):
             for share in (0.4, 4.0):
-                rate = share / (quadratic.smoothness * np.sqrt(budget))
+                rate = share / (seen.smoothness * np.sqrt(budget))
                 steps = np.arange(0, budget, max(1, budget // 300))
                 seed = int(settings.random("gradient", index, budget, share).integers(2**31))
-                runs = stochastic_descent(quadratic, start, 0.04, rate, steps, settings.runs, seed)
-                squared = np.sum(quadratic.gradient(runs.centres) ** 2, axis=2).mean(axis=0)
+                runs = stochastic_descent(seen, start, 0.04, rate, steps, settings.runs, seed)
+                squared = np.sum(seen.gradient(runs.centres) ** 2, axis=2).mean(axis=0)
                 exact = expected_squared_gradient(quadratic, start, 0.04, rate, steps).mean()
                 name = f"interior {index}, K = {budget}, η = {share}/Λ√K"
                 low, high = interval(squared, name, statistic=np.mean)
