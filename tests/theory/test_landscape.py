@@ -23,7 +23,7 @@ from theory.bilinear import (
 )
 from theory.box import attaining, box_constant, box_minimiser, prox_decrease, two_columns
 from theory.checks.bias import biased_residual
-from theory.checks.joint import nearly_right
+from theory.checks.joint import nearly_right, with_known_least
 from theory.checks.rank_one import missing_example, missing_in_box
 from theory.checks.settings import Settings
 from theory.checks.together import taught
@@ -45,8 +45,8 @@ from theory.lora import (
     lora_minimiser,
     zero_eigenvalues,
 )
-from theory.priced import relaxed_joint_gradient
 from theory.outputs import least_of_rank, prox_ratio
+from theory.priced import relaxed_joint_gradient
 from theory.problems import FAMILIES, Problem, draw_problem
 from theory.quadratic import Quadratic, column_quadratic
 from theory.rank_one import descended
@@ -89,6 +89,18 @@ def test_zero_is_a_saddle_as_strict_as_the_coupling_or_a_minimiser(problem):
     assert least == pytest.approx(-coupling, abs=1e-9 * (1 + coupling))
     if coupling == 0:
         assert joint_loss(problem, fit_gates(problem, sweeps=5)) >= problem.null_loss * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_targets_with_a_known_least_loss_have_it(family):
+    """Solvers from ω = 1 miss the least loss of some problems, so that no law may use theirs."""
+    drawn = draw_problem(family, 3)
+    problem, low = with_known_least(drawn, np.random.default_rng(0))
+    ends = [
+        joint_loss(problem, descended(problem, start))
+        for start in np.random.default_rng(1).uniform(-0.2, 1.3, (12, problem.rows + problem.cols))
+    ]
+    assert min(ends) == pytest.approx(low, abs=1e-9 * problem.null_loss)
 
 
 def test_a_weight_of_two_blocks_has_two_symmetries():

@@ -195,7 +195,8 @@ def _leaking(original: Callable[..., Any]) -> Callable[..., Any]:
         # The constant of singular data alone.
         ("box-prox-pl", "clipping.box_constant", _larger_where_singular),
         # Both sides would share these.
-        ("joint-path", "joint.fit_gates", lambda f: lambda p: 0.8 * f(p)),
+        ("joint-path", "joint.with_known_least", lambda f: lambda p, r: (f(p, r)[0], 0.3)),
+        ("joint-path", "joint.saddle_coupling", lambda f: scaled(f, EXACT)),
         ("lora-path", "lowrank.lora_minimiser", _half_as_low),
         ("box-prox-pl", "clipping.column_quadratic", _stiffer),
         ("price-prox-pl", "objective.column_quadratic", _stiffer),
