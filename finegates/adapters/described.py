@@ -353,6 +353,18 @@ def register(*specs: _Spec) -> None:
                 f"{spec!r}"
             )
         tables[type(spec)].update(dict.fromkeys(spec.classes, spec))
+        _REGISTERED.update({(type(spec), name): spec for name in spec.classes})
+
+
+_REGISTERED: dict[tuple[type, str], _Spec] = {}
+"""What was added to the descriptions in this process, by kind and class."""
+
+
+def registered_in(model: nn.Module) -> list[_Spec]:
+    """The registered specs of a model's modules."""
+    names = set().union(*(_names_of(kind) for kind in {type(m) for m in model.modules()}))  # type: ignore[arg-type]
+    found = {id(spec): spec for (_, name), spec in _REGISTERED.items() if name in names}
+    return list(found.values())
 
 
 def _spec(module: nn.Module, specs: dict[str, Any]) -> Any:

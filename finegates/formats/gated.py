@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from finegates.adapters import unwrap
 from finegates.compaction.cost import CostModel
 from finegates.compaction.removal import keep_positions, positions_kept
 from finegates.files import (
@@ -37,6 +38,7 @@ from finegates.formats.description import (
     read_description,
     write_description,
 )
+from finegates.formats.registered import advice, descriptions_of
 from finegates.formats.signpost import CONFIG, GATED, is_signpost, said, write_signpost
 from finegates.formats.tensors import fill, unique_tensors
 from finegates.gates.config import GateConfig
@@ -161,7 +163,9 @@ def load_gated(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.
     except (
         Exception
     ) as error:  # the blueprint may be invalid in any way; the error must name the folder
-        raise GatedFormatError(folder, f"{STRUCTURE} does not describe a model: {error}") from error
+        raise GatedFormatError(
+            folder, f"{STRUCTURE} does not describe a model: {error}{advice(structure)}"
+        ) from error
     try:
         _fill(model, {**state, **buffers}, structure["aliases"], set(blueprint["trainable"]))
     except ValueError as error:
@@ -222,6 +226,7 @@ def _structure(blueprint: dict[str, Any] | None, model: nn.Module) -> dict[str, 
         "version": VERSION,
         "transformers": transformers.__version__,
         "model": blueprint,
+        **descriptions_of(unwrap(model)),
     }
     kept, costs = positions_kept(model), _costs(model)
     structure |= {"kept": kept} if kept else {}

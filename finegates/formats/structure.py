@@ -18,6 +18,7 @@ from finegates.formats.description import STRUCTURE, FolderError, read_descripti
 from finegates.formats.generation import generation_settings, set_generation
 from finegates.formats.implementations import TORCHS_OWN, implementations
 from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
+from finegates.formats.registered import advice, descriptions_of
 from finegates.formats.signpost import COMPACT
 from finegates.formats.skeleton import class_of, config_values, empty_model
 from finegates.formats.tensors import fill, named_tensors
@@ -45,6 +46,7 @@ _OPTIONAL: dict[str, type] = {
     "products": dict,
     "experts": dict,
     "stream": list,
+    "descriptions": str,
 }
 """Optional entries, for models that have such settings."""
 
@@ -142,6 +144,7 @@ def parts_of(model: nn.Module) -> dict[str, Any]:
             if hasattr(module, "finegates_width")
         },
         **({"stream": list(getattr(model, MARK))} if hasattr(model, MARK) else {}),
+        **descriptions_of(model),
         "joined": [
             path for path, module in model.named_modules() if hasattr(module, "finegates_joined")
         ],
@@ -217,7 +220,9 @@ def rebuilt(
         model = _bounded(structure, len(stored) + len(structure["aliases"]))
         set_seen_lengths(model, structure["seen_lengths"])
     except Exception as error:  # the configuration may be invalid in any way
-        raise ValueError(f"{STRUCTURE} does not describe a model: {error}") from error
+        raise ValueError(
+            f"{STRUCTURE} does not describe a model: {error}{advice(structure)}"
+        ) from error
     set_generation(model, structure.get("generation_config"))
     fill(model, stored, structure["aliases"], copy=copy)
     take_products(model, structure.get("products", {}), take=products)

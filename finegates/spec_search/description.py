@@ -24,9 +24,10 @@ from torch import nn
 
 from finegates.adapters import AttentionSpec, register, unwrap
 from finegates.adapters.described import DescribedAdapter, class_name
+from finegates.adapters.printed import registration
+from finegates.modules.kinds import CompactLayer, has_gates
 from finegates.spec_search.candidates import attention_candidates, feed_candidates, linears_below
 from finegates.spec_search.layers import find_layers, layer_calls
-from finegates.spec_search.printed import as_code
 from finegates.spec_search.replay import Replay, Spec, randomise, restore
 from finegates.specs import is_named_cross
 
@@ -53,10 +54,7 @@ class Description:
         register(*self.specs)
 
     def __str__(self) -> str:
-        lines = ["register("]
-        lines += [f"    {as_code(spec, 4)}," for spec in self.specs]
-        lines += [")", *(f"# {note}" for note in self.notes)]
-        return "\n".join(lines)
+        return "\n".join([registration(self.specs), *(f"# {note}" for note in self.notes)])
 
 
 def describe(
@@ -79,8 +77,22 @@ def describe(
 
     Returns:
         specs of the classes that were found; empty if there are none, or all are known.
+
+    Raises:
+        ValueError: the inputs are not keyword arguments, or the model has gates or is compact.
     """
-    double = copy.deepcopy(unwrap(model)).to(torch.float64).eval()
+    plain = unwrap(model)
+    if not isinstance(inputs, Mapping):
+        raise ValueError(
+            "inputs must be the keyword arguments of the model's forward, as a tokenizer gives "
+            f"them, got {type(inputs).__name__}"
+        )
+    if has_gates(plain) or any(isinstance(m, CompactLayer) for m in plain.modules()):
+        raise ValueError(
+            f"{type(plain).__name__} has gates or is compact; describe the dense model, before "
+            "finegates.attach"
+        )
+    double = copy.deepcopy(plain).to(torch.float64).eval()
     randomise(double, seed)
     known = known or DescribedAdapter()
     cross = {
@@ -112,7 +124,7 @@ def describe(
                 LOGGER.info("described %s", ", ".join(found.classes))
     for random in (True, False):
         if not random:
-            restore(double, unwrap(model))
+            restore(double, plain)
             call, calls = layer_calls(double, layers, inputs)
         replays = [Replay(layers[path], calls[path], seed, must_change=random) for path in calls]
         in_model = Replay(double, call, seed, must_change=random, whole=True)

@@ -425,3 +425,17 @@ def test_a_layer_in_two_places_is_noted_as_such() -> None:
     notes = describe(Home([layer, layer]).double(), home_states()).notes
     assert all("are the same layer, which cannot be gated twice" in note for note in notes)
     assert len(notes) == 2
+
+
+@pytest.mark.parametrize("inputs", [None, "text", torch.ones(1, 2)])
+def test_other_inputs_are_refused(inputs: Any) -> None:
+    with pytest.raises(ValueError, match="keyword arguments of the model's forward"):
+        describe(Home([HomeLayer(Plain(), Feed())]), inputs)
+
+
+def test_a_gated_or_compact_model_is_refused() -> None:
+    gated = fg.attach(described_model("bert"), fg.GateConfig())
+    small = compact(copy.deepcopy(gated))
+    for model in (gated, small):
+        with pytest.raises(ValueError, match="BertModel has gates or is compact; describe the den"):
+            describe(model, described_inputs("bert"))

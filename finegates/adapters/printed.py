@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any
+
+
+def registration(specs: Iterable[Any]) -> str:
+    """A call of :func:`finegates.adapters.register` with these specs."""
+    return "\n".join(["register(", *(f"    {as_code(spec, 4)}," for spec in specs), ")"])
 
 
 def as_code(spec: Any, indent: int) -> str:
