@@ -114,7 +114,8 @@ def fill(
         for name, value in vars(layer).items():
             if isinstance(value, Tensor) and value.is_meta:
                 raise ValueError(
-                    f"{path}.{name} is neither a parameter nor a buffer and was not saved"
+                    f"{path}.{name} of {type(layer).__name__} is neither a parameter nor a buffer, "
+                    "so a folder cannot hold it; write the model with torch.save"
                 )
 
 
