@@ -17,7 +17,7 @@ from finegates.gates.attachment import head_parameters
 def add_lora(
     model: nn.Module, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0
 ) -> nn.Module:
-    """Adds LoRA to every linear layer that gates would go on, and a trained head.
+    """Adds LoRA to every layer that gates would go on, and a trained head.
 
     Stacked experts get none, and neither do dense layers whose names peft takes for theirs (such as
     ``down_proj`` of DeepSeek), with a warning.

@@ -1,4 +1,4 @@
-"""Descriptions that a process registered, as text in a folder, for whoever loads it elsewhere."""
+"""Descriptions that a process registered, as text in a folder, for other processes."""
 
 from __future__ import annotations
 

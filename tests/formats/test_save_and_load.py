@@ -136,7 +136,7 @@ def test_numbers_that_are_not_finite_come_back(tmp_path: Path) -> None:
     assert again.x_list == [-math.inf, 1.0]
 
 
-def test_a_tensor_that_is_no_buffer_is_named_with_what_can_be_saved(
+def test_a_tensor_that_is_not_a_buffer_is_named_with_what_can_be_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TrOCR keeps the sines of its positions so, and transformers does not load such a model."""
