@@ -45,9 +45,10 @@ DENIED = {"disproved", "proved in part"}
 def judge_claims(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The verdict on each part of each claim of the paper, from the checks of kind ``"claim"``.
 
-    A part is contradicted if a theorem or a counterexample denies it, or if all its checks are. It
-    is supported if all of them are supported or proved, and depends on the setting otherwise.
-    Inconclusive checks have no vote.
+    A part is contradicted if a theorem or a counterexample denies it, or if all its checks are. The
+    denial may be of one setting of a check whose other settings are measured. It is supported if
+    all of its checks are supported or proved, and depends on the setting otherwise. Inconclusive
+    checks have no vote.
 
     Args:
         records: from :meth:`theory.evidence.Check.record`, or read back from JSON.
@@ -71,7 +72,7 @@ def judge_claims(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
                 "claim": claim,
                 "part": part,
                 "statement": CLAIMS[claim],
-                "verdict": _judged({record["verdict"] for record in found[claim, part]}),
+                "verdict": _judged(found[claim, part]),
                 "checks": "; ".join(_said(record) for record in found[claim, part]),
             }
             for claim, parts in PARTS.items()
@@ -122,16 +123,22 @@ def _part(claim: str, check: str) -> str:
     )
 
 
-def _judged(verdicts: set[str]) -> str:
-    voted = verdicts - {INCONCLUSIVE}
+def _judged(records: Sequence[Mapping[str, Any]]) -> str:
+    voted = {record["verdict"] for record in records} - {INCONCLUSIVE}
     if not voted:
         return INCONCLUSIVE
-    if voted & DENIED or voted == {CONTRADICTED}:
+    if voted & DENIED or voted == {CONTRADICTED} or any(map(_is_denied_in, records)):
         return CONTRADICTED
     return SUPPORTED if voted <= {SUPPORTED, "proved"} else DEPENDS
+
+
+def _is_denied_in(record: Mapping[str, Any]) -> bool:
+    """Whether a theorem denies a setting of a check whose other settings are measured."""
+    return bool(record.get("disproved")) and record["verdict"] not in DENIED
 
 
 def _said(record: Mapping[str, Any]) -> str:
     verdict = record["verdict"]
     on = f" on {record['depends_on']}" if record["depends_on"] else ""
-    return f"`{record['id']}` {verdict}{on}"
+    denied = ", disproved in one setting" if _is_denied_in(record) else ""
+    return f"`{record['id']}` {verdict}{on}{denied}"

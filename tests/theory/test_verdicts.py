@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from theory.checks.settings import Settings
 from theory.study import TOY_CHECKS
 from theory.verdicts import CLAIMS, PARTS, judge_claims, verdict_markdown, whole
 
@@ -32,6 +33,22 @@ def test_a_counterexample_contradicts_and_measurements_that_differ_depend(first,
     records = [record("pl", "pl-claim", first), record("pl", "network-pl-claim", second)]
     for given in (records, records[::-1]):
         assert list(judge_claims(given)["verdict"]) == [expected]
+
+
+@pytest.mark.parametrize("verdict", ["supported", "depends", "disproved"])
+def test_a_theorem_that_denies_one_setting_of_a_check_denies_the_claim(verdict):
+    """The claim has no conditions, also where other settings of its check are measured."""
+    named = {**record("conditioning", "conditioning-claim", verdict), "disproved": 1}
+    judged = judge_claims([named, record("conditioning", "speed-claim", "supported")])
+    assert list(judged["verdict"]) == ["contradicted"]
+    told = "" if verdict == "disproved" else ", disproved in one setting"
+    assert judged["checks"][0].startswith(f"`conditioning-claim` {verdict}{told};")
+
+
+def test_the_start_of_rank_one_denies_that_gates_are_better_conditioned():
+    check = TOY_CHECKS["conditioning-claim"](Settings(problems=2, trials=6, limit=60))
+    assert check.proofs == (0, 1)
+    assert list(judge_claims([check.record()])["verdict"]) == ["contradicted"]
 
 
 def test_a_contradicted_part_contradicts_the_claim_and_no_other_part():
