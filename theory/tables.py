@@ -202,7 +202,8 @@ def share_markdown(minima: pd.DataFrame, relaxed: pd.DataFrame) -> str:
         "#### 3, how often minima are spurious",
         "",
         "Shares of random problems, with exact 95 % intervals and the number of problems. Ten "
-        "descents a problem, so both are lower estimates. LoRA's shares are 0 by theorem.",
+        "descents (L-BFGS, then Newton) a problem, so both are lower estimates. LoRA's shares are "
+        "0 by theorem.",
         "",
         "| family, teacher | a minimum above the best one | descent from ω = 1 ends above it |",
         "|---|---:|---:|",

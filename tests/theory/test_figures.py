@@ -54,6 +54,17 @@ def test_every_axis_of_a_figure_is_labelled(frames, name):
         assert all(ax.get_ylabel() for ax in panels)
 
 
+def test_closing_that_lowers_the_loss_is_drawn_hollow(frames):
+    def hollow(closing: pd.DataFrame) -> int:
+        figure = draw("network", {**frames, "closing": closing}, "Tier x.", "a network")
+        lines = [line for ax in figure.axes for line in ax.lines if line.get_gid() == "negative"]
+        return sum(len(line.get_xdata()) for line in lines)
+
+    closing = frames["closing"]
+    assert hollow(closing) == 0
+    assert hollow(closing.assign(added=[-0.1, 0.2, 0.3, -0.4])) == 2
+
+
 def test_the_same_tables_give_the_same_bytes(frames, tmp_path):
     paths = [tmp_path / name for name in ("first.svg", "second.svg")]
     for path in paths:

@@ -75,8 +75,9 @@ def draw_saddle(frames: Frames, lead: str) -> Figure:
         2,
         f"{lead} (a): a well-conditioned problem, θ = ε(u₁, v₁)/√2; dashed: predicted for ε → 0. "
         "(b): smallest PL ratio that descent finds in the ball of that radius around ω = 1, where "
-        "W is nearly right; dashed: certified; dash-dotted: the least curvature at the minimiser; "
-        "dotted: the plane of critical points (0, c) with Sc = 0, and (0, 0).",
+        "W is nearly right (left of the step it does not contain the minimiser); dashed: "
+        "certified; dash-dotted: the least curvature at the minimiser; dotted: the plane of "
+        "critical points (0, c) with Sc = 0, and (0, 0).",
         wide=1.35,
     )
     path, region = frames["saddle_path"], frames["local_region"]

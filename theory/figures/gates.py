@@ -77,7 +77,7 @@ def draw_network(frames: Frames, lead: str) -> Figure:
         "points: seeds. (a): one curve for gates. (b): ‖∇L‖²/2L, a lower estimate of the PL ratio; "
         "zero (all gates saturated) is drawn at the lower edge. (c): extreme eigenvalues of the "
         "non-zero Gauss–Newton spectrum, dashed: the smallest. (d): the least important open gates "
-        "closed after training; absolute values.",
+        "closed after training; absolute values, hollow where negative; lines: their means.",
         wide=1.2,
     )
     frame = frames["network"]
@@ -104,6 +104,9 @@ def draw_network(frames: Frames, lead: str) -> Figure:
         means = values.groupby(closing["share"]).mean()
         look = {"color": COLOURS[place], "marker": MARKERS[place]}
         axes[3].loglog(closing["share"], values, ls="", ms=2.5, alpha=0.6, **look)
+        fell = closing[column] < 0
+        hollow = {**look, "mfc": "white", "ms": 3, "zorder": 4}
+        axes[3].loglog(closing["share"][fell], values[fell], ls="", gid="negative", **hollow)
         axes[3].loglog(means.index, means, lw=1.2, label=name, **{**look, "ms": 3.5})
     axes[3].legend(loc="upper left", fontsize=6.5)
     for ax, title, side, label in zip(
