@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from finegates.adapters import AttentionSpec, FeedForwardSpec, NormSpec, RotarySpec
 from finegates.adapters.described import class_name
@@ -30,8 +31,8 @@ _ROTATED = ("rotary_ndims", "rotary_dim", "rotary_emb_dim")
 _NORMS = (("q_norm", "k_norm"), ("query_norm", "key_norm"), ("q_layernorm", "k_layernorm"))
 # Attributes that hold sizes, by what they are called.
 _SIZES = {
-    "heads": ("num_heads", "num_attention_heads", "n_heads", "n_head", "nheads"),
-    "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads"),
+    "heads": ("num_heads", "num_attention_heads", "n_heads", "n_head", "nheads", "n_local_heads"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_local_kv_heads"),
     "each": ("num_key_value_groups", "n_rep"),
     "heads*width": ("all_head_size", "inner_dim", "split_size"),
 }
@@ -82,7 +83,7 @@ def _rotary_candidates(module: nn.Module) -> list[RotarySpec | None]:
     rotated = next((n for n in _ROTATED if isinstance(getattr(module, n, None), int)), None)
     shapes: tuple[tuple[Any, Any], ...] = (
         *(("half", "twice"), ("next", "repeated"), ("next", "twice"), ("half", "once")),
-        ("next", "sines"),
+        *(("next", "sines"), ("next", "once")),
     )
     return [
         *(RotarySpec(pairs, table=table, order=order, rotated=rotated) for pairs, order in shapes),
@@ -120,6 +121,13 @@ def feed_candidates(
         for name, value in _attributes(module)
         if callable(value) and not isinstance(value, type) and acts_on_numbers(value)
     ]
+    functions = [
+        name
+        for name in inspect.unwrap(type(module).forward).__code__.co_names
+        if name in ACT2FN and acts_on_numbers(ACT2FN[name])
+    ]
+    activations: list[dict[str, Any]] = [{"phi": name} for name in calls]
+    activations += [{"phi": None, "activation": name} for name in functions]
     name = class_name(type(module))
     pairs = sorted(
         itertools.permutations(inside, 2),
@@ -133,10 +141,10 @@ def feed_candidates(
             g for g, shape in inside.items() if g not in (up, down) and shape == (hidden, wide)
         ]
         gates.sort(key=lambda g: "gate" not in g)
-        for phi in calls:
+        for phi in activations:
             if wide == narrow:
                 for gate in (*gates, None):
-                    yield FeedForwardSpec((name,), up=up, down=down, gate=gate, phi=phi)
+                    yield FeedForwardSpec((name,), up=up, down=down, gate=gate, **phi)
             elif wide == 2 * narrow:
                 for layout in ("halves", "turns"):
                     yield FeedForwardSpec(
@@ -144,8 +152,8 @@ def feed_candidates(
                         up=up,
                         down=down,
                         gate=up,
-                        phi=phi,
                         layout=layout,
+                        **phi,
                     )
 
 

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from finegates.adapters import AttentionSpec, register, unwrap
@@ -92,7 +91,7 @@ def describe(
             f"{type(plain).__name__} has gates or is compact; describe the dense model, before "
             "finegates.attach"
         )
-    double = copy.deepcopy(plain).to(torch.float64).eval()
+    double = copy.deepcopy(plain).double().eval()
     randomise(double, seed)
     known = known or DescribedAdapter()
     cross = {

@@ -174,6 +174,21 @@ def test_a_model_without_numbers_to_compare_is_refused_before_it_changes(
     assert [type(module) for module in model.modules()] == layers
 
 
+class Turned(Marked):
+    """Multiplies its logits by the imaginary parts of a buffer."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner, lambda scores: scores * self.turns.imag)
+        angles = torch.rand(1)
+        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
+
+
+@pytest.mark.parametrize("in_double", [False, True])
+def test_complex_numbers_stay_complex(in_double: bool) -> None:
+    model = Turned(gated("llama"))
+    compact(model, verify=tiny.tokens(), verify_dtype=torch.float64 if in_double else None)
+
+
 @pytest.mark.parametrize("in_double", [False, True])
 def test_random_numbers_of_a_forward_pass_are_the_same_for_both_models(in_double: bool) -> None:
     """ViTMAE hides random patches, also in evaluation mode."""

@@ -439,3 +439,74 @@ def test_a_gated_or_compact_model_is_refused() -> None:
     for model in (gated, small):
         with pytest.raises(ValueError, match="BertModel has gates or is compact; describe the den"):
             describe(model, described_inputs("bert"))
+
+
+class Turned(nn.Module):
+    """Grouped attention whose angles are complex numbers, one for each pair of neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_local_heads, self.n_local_kv_heads, self.n_rep, self.head_dim = 4, 2, 2, 6
+        self.wq, self.wo = (nn.Linear(24, 24, bias=False) for _ in range(2))
+        self.wk, self.wv = (nn.Linear(24, 12, bias=False) for _ in range(2))
+
+    def forward(self, states: Tensor, freqs_cis: Tensor) -> Tensor:
+        batch, length, _ = states.shape
+        q = self.wq(states).view(batch, length, self.n_local_heads, self.head_dim)
+        k = self.wk(states).view(batch, length, self.n_local_kv_heads, self.head_dim)
+        v = self.wv(states).view(batch, length, self.n_local_kv_heads, self.head_dim)
+        q, k = (
+            torch.view_as_real(
+                torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * freqs_cis[:, None]
+            ).flatten(-2)
+            for x in (q, k)
+        )
+        k, v = (x.repeat_interleave(self.n_rep, dim=2) for x in (k, v))
+        scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * 6**-0.5).softmax(-1)
+        out: Tensor = self.wo((scores @ v.transpose(1, 2)).transpose(1, 2).flatten(2))
+        return out
+
+
+class Swish(nn.Module):
+    """A gated feed-forward part that calls a function for its activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1, self.w3 = (nn.Linear(24, 40, bias=False) for _ in range(2))
+        self.w2 = nn.Linear(40, 24, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        out: Tensor = self.w2(nn.functional.silu(self.w1(states)) * self.w3(states))
+        return out
+
+
+class TurnedStack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(HomeLayer(Turned(), Swish()) for _ in range(2))
+        angles = torch.outer(torch.arange(32), 100.0 ** -torch.arange(0, 1, 1 / 3)).double()
+        self.register_buffer("freqs_cis", torch.polar(torch.ones_like(angles), angles))
+
+    def forward(self, states: Tensor) -> Tensor:
+        for layer in self.layers:
+            states = layer(states, self.freqs_cis[: states.shape[1]])
+        return states
+
+
+def test_complex_angles_and_activations_that_are_functions_are_described() -> None:
+    torch.manual_seed(0)
+    model = TurnedStack().double()  # its complex buffer stays complex
+    description = describe(model, home_states())
+    attention, feed = sorted(description.specs, key=lambda spec: type(spec).__name__)
+    assert isinstance(attention, AttentionSpec)
+    assert isinstance(feed, FeedForwardSpec)
+    assert attention.rotary is not None
+    assert (attention.rotary.pairs, attention.rotary.order) == ("next", "once")
+    assert not attention.fixed_heads
+    assert not attention.fixed_scores
+    assert (feed.phi, feed.activation) == (None, "silu")
+    assert not description.notes
+    states = home_states()
+    for seed in range(3):
+        gated, small = pruned(model, description, seed)
+        assert relative_difference([gated(**states)], [small(**states)]) < 1e-11
