@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     options.use_threads(arguments)
     import finegates as fg
     from finegates.cli import checkpoints
+    from finegates.compaction.reopening import is_compact
 
     model = checkpoints.load_model(arguments.model)
     budget = fg.measure_budget(model)
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{arguments.model}: {_counted(model, budget)}")
     if fg.gated_layers(model):
         print(_of_gated(model, arguments.length, cost))
-    elif budget.gated_weights:
+    elif is_compact(model):
         print(_of_compact(model, arguments.length, budget))
     else:
         print(_of_dense(model, arguments, cost))
@@ -109,8 +110,9 @@ def _of_compact(model: nn.Module, length: int, budget: Any) -> str:
     from finegates.cli.quantities import change, large
 
     kept = budget.gated_weights - (budget.removed_weights or 0)
+    weights = change(budget.gated_weights, kept) if budget.gated_weights else "no"
     return (
-        f"compact already: {change(budget.gated_weights, kept)} weights in its compact layers\n"
+        f"compact already: {weights} weights in its compact layers\n"
         f"MACs of a sequence of {length} tokens: {large(fg.macs(model, 1, length).total)}"
     )
 

@@ -53,8 +53,11 @@ from finegates.modules.slices import note_sizes
 
 
 def is_compact(model: nn.Module) -> bool:
-    """Whether a plain model has compact layers."""
-    return any(isinstance(module, CompactLinear) for module in model.modules())
+    """Whether a plain model has compact layers, or stacked experts that became narrower."""
+    return any(
+        isinstance(module, CompactLinear) or hasattr(module, "finegates_width")
+        for module in model.modules()
+    )
 
 
 def has_constant_gates(model: nn.Module) -> bool:

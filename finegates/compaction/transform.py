@@ -34,6 +34,7 @@ from finegates.compaction.merging import (
 from finegates.compaction.peft_targets import teach_peft
 from finegates.compaction.planner import plan_compaction
 from finegates.compaction.plans import ExpertsPlan, LayerPlan, Plan
+from finegates.compaction.reopening import is_compact
 from finegates.compaction.widening import widened
 from finegates.gates.bypass import stop_watching
 from finegates.gates.gated_experts import GatedExperts
@@ -43,7 +44,7 @@ from finegates.gates.parts import forget_attachment
 from finegates.initialisation import mark_initialised
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.experts import narrowed_experts
-from finegates.modules.kinds import GatedLayer
+from finegates.modules.kinds import has_gates
 from finegates.modules.linear import dense_weight, find_linear
 from finegates.modules.narrow_stream import narrow_stream
 from finegates.modules.stock_methods import adapt_stock_methods
@@ -119,8 +120,7 @@ def compact(
     given = unwrap(model)
     check_undispatched(given)
     plain = widened(given)
-    kinds = GatedLayer | CompactLinear
-    if not any(isinstance(module, kinds) for module in plain.modules()):
+    if not has_gates(plain) and not is_compact(plain):
         raise ValueError(
             f"{type(plain).__name__} has no gates, so there is nothing to compact; call "
             "finegates.attach and train first"

@@ -73,7 +73,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
             f"{type(model).__name__} is not a transformers model: it has no config{_remedy(model)}"
         )
     structure = parts_of(model)
-    if not structure["layers"]:
+    if not structure["layers"] and not structure["experts"]:
         raise ValueError(
             "the model has no compact layers; use finegates.compact first, or save_pretrained"
         )

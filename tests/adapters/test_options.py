@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -13,9 +15,12 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
+import finegates as fg
 from finegates.adapters import AttentionSpec, DescribedAdapter
+from finegates.cli import main
 from finegates.compaction import compact
 from finegates.compaction.certificate import NotEqualError
+from finegates.formats.compact import load, save
 from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from finegates.gates.gated_experts import gated_experts
@@ -31,7 +36,9 @@ from support.described import (
 ROUNDING = 1e-11  # as in test_described
 
 
-def test_experts_alone_are_compacted_too() -> None:
+def test_experts_alone_are_compacted_and_saved_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of an architecture whose attention has no description."""
     config = Qwen2MoeConfig(
         vocab_size=48,
@@ -57,6 +64,14 @@ def test_experts_alone_are_compacted_too() -> None:
     small = compact(model)
     assert relative_difference(before, described_outputs(small, inputs)) < ROUNDING
     assert not gated_experts(small)
+    save(small, tmp_path / "small")
+    for again in (load(tmp_path / "small"), compact(small)):
+        outputs = (described_outputs(m, inputs) for m in (small, again))
+        assert relative_difference(*outputs) == 0.0
+    assert main(["plan", str(tmp_path / "small"), "--length", "8"]) == 0
+    assert "compact already: no weights in its compact layers" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="experts holds stacked experts that were compacted"):
+        fg.attach(small, GateConfig(sequence_length=9))
 
 
 def test_experts_in_adapters_are_refused_before_anything_changes() -> None:
