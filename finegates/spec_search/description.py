@@ -65,7 +65,7 @@ def describe(
 ) -> Description:
     """Finds descriptions of unknown attention and feed-forward modules.
 
-    The model is copied in float64. Descriptions hold for its configuration and for inputs like
+    The model is copied in float64, and twice more for each trial of the whole. Descriptions hold for its configuration and for inputs like
     those given: give padded ones, longer than its attention windows.
 
     Args:
