@@ -65,8 +65,9 @@ def describe(
 ) -> Description:
     """Finds descriptions of unknown attention and feed-forward modules.
 
-    The model is copied in float64, and twice more for each trial of the whole. Descriptions hold for its configuration and for inputs like
-    those given: give padded ones, longer than its attention windows.
+    The model is copied in float64, and once or twice more while the whole is tried. Descriptions
+    hold for its configuration and for inputs like those given: give padded ones, longer than its
+    attention windows.
 
     Args:
         model: a transformers model without gates; it is not changed.
