@@ -196,12 +196,17 @@ class _Trial:
         changed = self._changed(dict.fromkeys(names, asked))
         if changed is None:
             return False
+        assert self.stock is not None
         stock, blocks = changed
         dense = _expert_widths(self.blocks)
         same = _attention_sizes(blocks) == _attention_sizes(self.blocks)
         same = same and _feed_sizes(stock, blocks) == _feed_sizes(self.stock, self.blocks)
-        same = same and self._other_tensors_fit(stock, {(width, asked) for width in dense})
-        return same and _expert_widths(blocks) == [asked] * len(dense)
+        stacks = {block.experts.path for block in self.blocks if block.experts is not None}
+        before, after = (
+            {n: shape for n, shape in _shapes(m).items() if n.rpartition(".")[0] not in stacks}
+            for m in (self.stock, stock)
+        )
+        return same and before == after and _expert_widths(blocks) == [asked] * len(dense)
 
     def sets_head_width(self, names: tuple[str, ...], asked: int) -> bool:
         """Whether names set the width of a head, and nothing else."""

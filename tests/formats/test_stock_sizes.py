@@ -330,6 +330,38 @@ def test_experts_have_the_width_that_a_configuration_can_say(
     assert all(torch.equal(t, stock.state_dict()[k]) for k, t in again.state_dict().items())
 
 
+def test_experts_keep_the_width_that_others_have_by_the_same_name() -> None:
+    """The shared expert of a type without a description."""
+    config = transformers.Dots1Config(
+        vocab_size=40,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=40,
+        moe_intermediate_size=24,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=0,
+    )
+    torch.manual_seed(0)
+    model = transformers.Dots1ForCausalLM(config).double().eval()
+    model.set_experts_implementation("eager")
+    fg.attach(model, fg.GateConfig(target=0.1, sequence_length=7))
+    for part in model.finegates_structure:  # type: ignore[union-attr]
+        if isinstance(part, ExpertsGates):
+            part.hidden.latent.data.view(4, -1)[:, 7:] = -1.0
+    small = fg.compact(model)
+    stock = fg.uniform(small)
+    assert stock.config.moe_intermediate_size == 24
+    outputs = [described_outputs(m, tiny.tokens()) for m in (model, small, stock)]
+    assert relative_difference(outputs[0], outputs[1]) < 1e-12
+    assert relative_difference(outputs[1], outputs[2]) < 1e-12
+
+
 @pytest.mark.parametrize("name", ["deberta", "gpt_oss", "swin"])
 def test_numbers_of_single_heads_are_where_their_heads_are(name: str) -> None:
     """Biases of queries, projections of positions, sinks, and tables of relative positions."""
