@@ -9,12 +9,14 @@ import numpy as np
 
 from theory.bilinear import (
     balanced,
+    fit_gates,
     joint_gradient,
     joint_hessian,
     joint_loss,
     saddle_coupling,
     split,
 )
+from theory.conditioning import Batch, solve_gates
 from theory.problems import Array, Problem
 
 
@@ -134,6 +136,22 @@ def critical_orbits(problem: Problem, random: np.random.Generator, starts: int) 
             if all(abs(level - other) > 1e-7 * problem.null_loss for other in found):
                 found[level] = balanced(problem, point)
     return [found[level] for level in sorted(found)]
+
+
+def least_loss(problem: Problem, random: np.random.Generator, starts: int) -> float:
+    """The least loss that descents find, from ω = 1 and from random starts.
+
+    One descent from ω = 1 misses it on some problems (``start-claim``).
+
+    Args:
+        problem: the problem.
+        random: the source of starts.
+        starts: number of random starts.
+    """
+    size = problem.rows + problem.cols
+    points = np.concatenate([np.ones((1, size)), random.standard_normal((starts, size))])
+    found = solve_gates(Batch.of([problem] * len(points)), points)[1]
+    return min(float(found.min()), joint_loss(problem, fit_gates(problem)))
 
 
 def nearest_in_plane(problem: Problem) -> Array:

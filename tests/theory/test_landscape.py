@@ -36,7 +36,7 @@ from theory.conditioning import (
     start_loss,
     steepest_descent,
 )
-from theory.critical import critical_orbits, smallest_ratio
+from theory.critical import critical_orbits, least_loss, smallest_ratio
 from theory.lora import (
     count_zeros,
     lora_gradient,
@@ -101,6 +101,16 @@ def test_targets_with_a_known_least_loss_have_it(family):
         for start in np.random.default_rng(1).uniform(-0.2, 1.3, (12, problem.rows + problem.cols))
     ]
     assert min(ends) == pytest.approx(low, abs=1e-9 * problem.null_loss)
+
+
+def test_the_least_loss_of_several_descents_is_below_that_of_one_on_some_problem():
+    problem = draw_problem("ill-conditioned", 7)
+    alone = joint_loss(problem, fit_gates(problem))
+    found = least_loss(problem, np.random.default_rng(0), 12)
+    assert found < alone - 0.02 * (problem.null_loss - alone)
+    example = missing_example()
+    alone = joint_loss(example, descended(example, np.ones(4)))
+    assert least_loss(example, np.random.default_rng(0), 12) < 0.01 * alone
 
 
 def test_a_weight_of_two_blocks_has_two_symmetries():
