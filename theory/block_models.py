@@ -1,8 +1,8 @@
-"""Random one-layer transformers with every kind of block that the library knows.
+"""Random one-layer transformers with sixteen kinds of blocks.
 
 The blocks differ in the properties that decide their flat directions: biases, rotary embeddings,
 norms of queries and keys, grouped queries, gate projections, homogeneous activations, and fused
-layers.
+layers. Tests measure all described types of models, some of which have further directions.
 """
 
 from __future__ import annotations
