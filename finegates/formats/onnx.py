@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from finegates.extras import needed_for
+from finegates.formats.implementations import experts_in_one_product
 from finegates.gates.gated_linear import gated_layers
-from finegates.modules.experts import is_experts
 from finegates.wrappers import autocast_removed, without_containers
 
 OUTPUT = "output"
@@ -52,7 +52,7 @@ def export_onnx(
 
     Args:
         model: compact or dense, float32, on the CPU. The autocast that mixed-precision training
-            leaves on it is not exported.
+            leaves on it is not exported. Stacked experts are multiplied in one batch.
         path: the file, usually with the suffix ``.onnx``.
         inputs: example inputs on the CPU, with a batch of at least 2: token ids, masks or waves
             (batch, length), of any length of at least 2, or others (batch, ...), such as images, of
@@ -88,7 +88,7 @@ def export_onnx(
 
     model = without_containers(model)
     path = Path(path)
-    with autocast_removed(model):
+    with autocast_removed(model), experts_in_one_product(model):
         plain = _OutputOnly(model, list(inputs)).eval()
         program = _exported(plain, inputs)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,14 +132,8 @@ def _exported(plain: _OutputOnly, inputs: Mapping[str, Tensor]) -> Any:
             verbose=False,
         )
     except Exception as error:  # the exporter raises many classes
-        way = ""
-        if any(is_experts(module) for module in plain.model.modules()):
-            way = (
-                "; experts that are multiplied one by one cannot be in a graph: call "
-                "model.set_experts_implementation('batched_mm') first"
-            )
         raise OnnxExportError(
-            f"torch.onnx cannot export this {type(plain.model).__name__}{way}: "
+            f"torch.onnx cannot export this {type(plain.model).__name__}: "
             f"{type(error).__name__}: {error}"
         ) from error
     assert program is not None

@@ -139,7 +139,8 @@ def unpadded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     [*FAMILIES.items(), ("bart", "sequence"), ("t5", "sequence")],
 )
 def test_one_type_of_each_family_is_exported(name: str, head: str, tmp_path: Path) -> None:
-    dense = described_model(name, head, experts="batched_mm", dtype=torch.float32)
+    dense = described_model(name, head, dtype=torch.float32)
+    experts = getattr(dense.config, "_experts_implementation", None)
     model = attach(dense, GateConfig(preset="structured", sequence_length=9))
     tiny.scatter_gates(model)
     small = compact(model.eval())
@@ -147,6 +148,7 @@ def test_one_type_of_each_family_is_exported(name: str, head: str, tmp_path: Pat
     path = tmp_path / "model.onnx"
     scale = float(described_outputs(small, inputs)[0].abs().max())
     export_onnx(small, path, inputs, tolerance=1e-4 * max(1.0, scale))
+    assert getattr(small.config, "_experts_implementation", None) == experts
     session = onnxruntime.InferenceSession(str(path))
     other = unpadded(described_inputs(name, head, dtype=torch.float32, seed=1, length=12))
     (found,) = session.run(None, {name: t.numpy() for name, t in other.items()})
