@@ -429,3 +429,13 @@ def test_projected_descent_from_one_ends_in_a_strict_minimum_of_the_box_that_is_
 def test_the_least_loss_of_a_rank_is_the_same_from_fitted_outputs(problem, rank):
     found = lora_minimiser(problem, rank)[2]
     assert least_of_rank(problem, rank) == pytest.approx(found, abs=1e-7 * (1 + problem.null_loss))
+
+
+def test_without_a_gap_low_rank_minimisers_are_not_isolated_and_have_more_zeros():
+    """Target I, W = 0, r = 1: every unit vector u gives a minimiser uuᵀ."""
+    inputs = np.sqrt(2) * np.eye(2)
+    problem = Problem(inputs, np.zeros((2, 2)), inputs)
+    b, a, low = lora_minimiser(problem, 1)
+    assert low == pytest.approx(0.5)
+    assert count_zeros(lora_hessian(problem, b, a), 4) == 2
+    assert zero_eigenvalues(2, 1, 2, 2, 1) == 1  # with a gap
