@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -61,7 +62,9 @@ def layer_calls(
     for path, layer in layers.items():
 
         def before(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-            calls.setdefault(path, (args, kwargs))
+            if path not in calls:
+                copied = {name: _as_now(value) for name, value in kwargs.items()}
+                calls[path] = tuple(map(_as_now, args)), copied
 
         handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
     given = {
@@ -79,3 +82,8 @@ def layer_calls(
         for handle in handles:
             handle.remove()
     return ((), given), {path: calls[path] for path in layers if path in calls}
+
+
+def _as_now(value: Any) -> Any:
+    """An argument as it is at present: a copy of a cache, which the model fills."""
+    return copy.deepcopy(value) if hasattr(value, "get_seq_length") else value

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import finegates as fg
@@ -510,3 +511,49 @@ def test_complex_angles_and_activations_that_are_functions_are_described() -> No
     for seed in range(3):
         gated, small = pruned(model, description, seed)
         assert relative_difference([gated(**states)], [small(**states)]) < 1e-11
+
+
+class WithCache(nn.Module):
+    """A model whose layers always get a cache, which they fill."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(CachedLayer(number) for number in range(2))
+
+    def forward(self, states: Tensor) -> Tensor:
+        cache = DynamicCache()
+        for layer in self.layers:
+            states = layer(states, past_key_values=cache)
+        return states
+
+
+class CachedLayer(HomeLayer):
+    def __init__(self, number: int) -> None:
+        super().__init__(Cached(number), Feed())
+
+    def forward(self, states: Tensor, past_key_values: Any = None) -> Any:  # type: ignore[override]
+        states = states + self.attention(self.norms[0](states), past_key_values)
+        return states + self.feed(self.norms[1](states))
+
+
+class Cached(Plain):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.layer_idx = number
+
+    def forward(self, states: Tensor, past_key_values: Any = None) -> Tensor:  # type: ignore[override]
+        q, k, v = self.heads_of(states)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        assert k.shape[2] == q.shape[2], "the cache was empty"
+        context = nn.functional.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.o_proj(context.transpose(1, 2).flatten(2))
+        return out
+
+
+def test_a_cache_is_what_it_was_when_the_layer_was_called() -> None:
+    torch.manual_seed(0)
+    description = describe(WithCache().double(), home_states())
+    names = {spec.classes[0].rpartition(".")[2] for spec in description.specs}
+    assert names == {"Cached", "Feed"}
+    assert not description.notes
