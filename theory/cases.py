@@ -96,7 +96,7 @@ class Case:
 
     @property
     def holds(self) -> bool:
-        """Whether the relation holds within the tolerance; false if there is no measurement."""
+        """Whether the relation holds within the tolerance; false without a measurement."""
         slack = self.tolerance * self.predicted
         if self.relation == "equal":
             return bool(abs(self.measured - self.predicted) <= slack)

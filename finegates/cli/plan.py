@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any
 
 from finegates.blocks import Experts
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     model = checkpoints.load_model(arguments.model)
     budget = fg.measure_budget(model)
-    cost = options.cost_model(arguments.cost, lambda: _measured(model, arguments.length, budget))
+    cost = options.cost_model(arguments.cost, lambda: _measured(model, arguments.length))
     print(f"{arguments.model}: {_counted(model, budget)}")
     if fg.gated_layers(model):
         print(_of_gated(model, arguments.length, cost))
@@ -74,14 +75,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(model: Any, length: int, budget: Any) -> CostModel:
-    """The costs of a model on this machine; only dense models that read tokens can be run."""
+def _measured(model: Any, length: int) -> CostModel:
+    """The costs of a model on this machine, or those of single layers if it cannot be run."""
     import finegates as fg
 
-    dense = not (fg.gated_layers(model) or budget.gated_weights)
-    if dense and getattr(model, "main_input_name", "input_ids") == "input_ids":
+    try:
         return fg.calibrate(model, length=length)
-    return fg.calibrate(length=length)
+    except ValueError as error:
+        print(f"costs of single layers, because {error}", file=sys.stderr)
+        return fg.calibrate(length=length)
 
 
 def _counted(model: Any, budget: Any) -> str:

@@ -26,13 +26,13 @@ from finegates.compaction.measured_batch import Batch
 from finegates.compaction.merging import merged_copy
 from finegates.compaction.predicted_time import PredictedTime
 from finegates.compaction.products import use_products
+from finegates.compaction.reopening import compact_module
 from finegates.compaction.transform import compact
 from finegates.gates.config import Dimensions
 from finegates.gates.gated_linear import gated_layers
 from finegates.gates.shared import build_structure
 from finegates.gates.stochastic import StochasticGate
 from finegates.model_argument import check_model
-from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.linear import linear_shape
 
 Run = Callable[[], object]
@@ -74,11 +74,12 @@ def check_measurable(model: nn.Module) -> None:
     inner = unwrap(model)
     if gated_layers(inner):
         raise ValueError("the model has gates; measure the dense one, before finegates.attach")
-    small = next((n for n, m in inner.named_modules() if isinstance(m, CompactLinear)), None)
+    small = compact_module(inner)
     if small is not None:
         raise ValueError(
-            f"the model is compact ({small} is a CompactLinear), and costs are measured by "
-            "removing dimensions of a dense model; measure the model that it was made from"
+            f"the model is compact ({small or type(inner).__name__} became narrower), and costs "
+            "are measured by removing dimensions of a dense model; measure the model that it was "
+            "made from"
         )
     device = next(inner.parameters()).device.type
     if device != "cpu":

@@ -90,13 +90,15 @@ def _times(
     chosen: Choice,
     layers: dict[str, LayerPlan],
     cost: Costs,
-) -> Times:
-    """Predicted times of a token in a model before and after compaction."""
+) -> Times | None:
+    """Predicted times of a token in a model before and after compaction; None if unknown."""
     if blocks and cost.length is not None:
         before, after = (
             token_seconds(model, blocks, each, cost, cost.length) for each in (Choice(), chosen)
         )
         return Times(before, after, cost.length)
+    if not layers:
+        return None
     dense = sum(
         cost.seconds(p.out_features, p.in_features, gathers=False, scatters_to=None)
         for p in layers.values()

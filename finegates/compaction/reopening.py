@@ -54,9 +54,18 @@ from finegates.modules.slices import note_sizes
 
 def is_compact(model: nn.Module) -> bool:
     """Whether a plain model has compact layers, or stacked experts that became narrower."""
-    return any(
-        isinstance(module, CompactLinear) or hasattr(module, "finegates_width")
-        for module in model.modules()
+    return compact_module(model) is not None
+
+
+def compact_module(model: nn.Module) -> str | None:
+    """Path of the first module that became smaller; None of a plain model that is not compact."""
+    return next(
+        (
+            path
+            for path, module in model.named_modules()
+            if isinstance(module, CompactLinear) or hasattr(module, "finegates_width")
+        ),
+        None,
     )
 
 

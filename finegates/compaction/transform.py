@@ -107,8 +107,7 @@ def compact(
     Raises:
         ValueError: the model has neither gates nor compact layers; settings of its modules changed
             after dimensions were removed from it while it was trained or gated again, or a smaller
-            layer got a hook; it has an
-            adapter of peft that cannot be merged into a linear layer
+            layer got a hook; it has an adapter of peft that cannot be merged into a linear layer
             (:func:`finegates.modules.linear.unmergeable`; peft must merge anything but plain LoRA
             first); it has device hooks of accelerate (``device_map``); the forward of a gated layer
             was replaced; a function replaces the forward of a module around one

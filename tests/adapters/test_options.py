@@ -70,6 +70,8 @@ def test_experts_alone_are_compacted_and_saved_too(
         assert relative_difference(*outputs) == 0.0
     assert main(["plan", str(tmp_path / "small"), "--length", "8"]) == 0
     assert "compact already: no weights in its compact layers" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"is compact \(.*experts became narrower\)"):
+        fg.calibrate(small)
     with pytest.raises(ValueError, match="experts holds stacked experts that were compacted"):
         fg.attach(small, GateConfig(sequence_length=9))
 

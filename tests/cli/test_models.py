@@ -100,6 +100,17 @@ def test_a_plan_says_what_could_go_of_every_kind_of_part(tmp_path, capsys, name)
     assert ("160 expert" in text) == (name == "mixtral")  # 4 experts of 40 dimensions
 
 
+def test_the_plan_of_a_model_that_cannot_be_measured_has_costs_of_layers_and_says_so(
+    tmp_path, capsys
+):
+    described_model("mixtral", "causal").save_pretrained(tmp_path)
+    assert main(["plan", str(tmp_path), "--length", "8", "--cost", "measured"]) == 0
+    found = capsys.readouterr()
+    assert "us a token" in found.out
+    assert "predicted time of a sequence" not in found.out
+    assert "costs of single layers, because MixtralForCausalLM has no described" in found.err
+
+
 def test_the_plan_of_a_gated_model_is_that_of_compaction(places, capsys):
     assert main(["plan", str(places["gated"]), "--length", "8"]) == 0
     text = capsys.readouterr().out

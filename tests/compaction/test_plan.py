@@ -130,6 +130,7 @@ def test_the_last_line_predicts_the_time_before_and_after() -> None:
         f"; {1e6 * dense:.2f} -> {1e6 * after:.2f} us a token predicted in linear layers"
     )
     assert "us" not in plan_compaction(model).summary()
+    assert plan_compaction(compact(model), cost=CHEAP).times is None, "no layer is planned"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
