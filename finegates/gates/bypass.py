@@ -90,7 +90,7 @@ class _Watch:
         if torch._C._get_tracing_state() is not None:
             return True
         kind = _kind(model, args, kwargs)
-        if kind in self._known or _is_compiled(model):
+        if kind in self._known or is_compiled(model):
             return True
         self._known.add(kind)
         return False
@@ -114,7 +114,7 @@ def _kind(
     return model.training, torch.is_grad_enabled(), len(args), given, single
 
 
-def _is_compiled(model: nn.Module) -> bool:
+def is_compiled(model: nn.Module) -> bool:
     """Whether operations of the model may be compiled; a torch mode would break that."""
     implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return implementation == "flex_attention" or any(

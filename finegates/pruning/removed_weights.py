@@ -26,6 +26,7 @@ from finegates.gates.block_parts import (
     Shared,
     Ungated,
 )
+from finegates.gates.calls import refuse_uncalled
 from finegates.head_rows import feed_forward_rows, layer_rows, letters_of, of_dimensions
 from finegates.modules.linear import dense_weight
 from finegates.pruning.calibration import Batch, single_rows, to_device, without_padding
@@ -211,7 +212,5 @@ def measure_moments(
     finally:
         for handle in handles:
             handle.remove()
-    unread = [path for path in groups.layers() if path not in sums]
-    if unread:
-        raise ValueError(f"no calibration batch reaches layer {unread[0]}, so it has no moments")
+    refuse_uncalled([path for path in groups.layers() if path not in sums], "the calibration set")
     return {path: (total / counts[path]).cpu() for path, total in sums.items()}

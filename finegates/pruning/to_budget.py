@@ -16,6 +16,7 @@ from finegates.arguments import check_whole
 from finegates.compaction import CostModel
 from finegates.compaction.regating import in_dense_sizes_again
 from finegates.compaction.reopening import has_constant_gates, is_compact
+from finegates.gates.calls import LayerCalls, refuse_uncalled
 from finegates.gates.closing import TOLERANCE
 from finegates.gates.config import resolved_target
 from finegates.gates.gateable import check_dense, check_gateable, check_trainable
@@ -116,9 +117,10 @@ def prune(
         ValueError: ``target`` and ``target_time`` do not add up to 1; the costs were measured for
             another dtype, device or sequence length; the model has gates that are not constants of
             zeros and ones, is compact with narrower experts or fewer hidden dimensions, or has no
-            adapter; a layer of a compact model that gets other sizes has a hook, or a replaced
-            forward; the target cannot be reached; an option is unknown; the criterion needs data or
-            labels and gets none. After an error the model is unchanged.
+            adapter; no batch calls some of its layers; a layer of a compact model that gets other
+            sizes has a hook, or a replaced forward; the target cannot be reached; an option is
+            unknown; the criterion needs data or labels and gets none. After an error the model is
+            unchanged.
         TypeError: not a model; a layer is quantised; a batch is not a mapping of tensors.
         FloatingPointError: a derivative of the loss is not finite.
     """
@@ -220,7 +222,10 @@ def _worth(
     elif criterion == "second_moment":
         importance = removed_squares(model, groups, measure_moments(model, groups, batches, tick))
     else:
-        found = measure_sensitivity(model, groups, batches, tick)
+        layers = {path: unwrap(model).get_submodule(path) for path in groups.layers()}
+        with LayerCalls(layers) as calls:
+            found = measure_sensitivity(model, groups, batches, tick)
+        refuse_uncalled(calls.missing(), "the calibration set")
         importance = found.absolute if criterion == "taylor" else found.square
     if groups.sizes is not None:
         return importance

@@ -20,6 +20,7 @@ from finegates.gates.open_fractions import SparsityPenalty
 from finegates.gates.parts import gated_parts
 from finegates.gates.penalty import JointPenalty, penalty_of
 from finegates.model_argument import check_model
+from finegates.training.called import CalledLayers
 from finegates.training.checkpoints import GatedCheckpoints
 from finegates.training.closable import check_held, check_not_frozen, warn_of_gates_that_stay_open
 from finegates.training.distillation import Distillation
@@ -67,7 +68,8 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         ValueError: an unknown group; ``learning_rates`` together with ``optimizers``; shared gates
             with ``load_best_model_at_end``; gates or distillation on several GPUs of one process;
             an optimizer that was made before the gates; shared gates that are frozen before the
-            choice of closed ones is final; with ``GateConfig(shrink=True)``, FSDP, DeepSpeed,
+            choice of closed ones is final; gated layers that no step of the first epoch calls;
+            with ``GateConfig(shrink=True)``, FSDP, DeepSpeed,
             ``torch_compile``, or an optimizer whose state cannot be cut; on resuming, a checkpoint
             of other gates, or a corrupt one (``GatedFormatError``).
         KeyError: in training with distillation, rows without the teacher's logits.
@@ -109,6 +111,8 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         self.add_callback(self._schedule)  # type: ignore[attr-defined]
         self.add_callback(self.history)  # type: ignore[attr-defined]
         self.add_callback(_TermsLog(self))  # type: ignore[attr-defined]
+        self._called = CalledLayers(self._summed)
+        self.add_callback(self._called)  # type: ignore[attr-defined]
 
     def _bind(self) -> None:
         """Sets penalty, schedule and draws from the current model.
@@ -162,10 +166,17 @@ class GateTrainerMixin(GatedCheckpoints, WeighedStep):
         self._has_warned = False
         model: nn.Module = self.model  # type: ignore[attr-defined]
         self.history.watch(model, self.penalty, self.resumed)
-        output = super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
+        compiled = bool(self.args.torch_compile)  # type: ignore[attr-defined]
+        with self._called.watching(model, compiled=compiled):
+            output = super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
         if self.gated and self.is_world_process_zero():  # type: ignore[attr-defined]
             logger.info("%s", self._what_came_of_it())
         return output
+
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes."""
+        total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")  # type: ignore[attr-defined]
+        return total
 
     def _what_came_of_it(self) -> str:
         """One line for the log after a training: steps, closed gates, MACs."""
