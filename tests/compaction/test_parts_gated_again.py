@@ -56,6 +56,8 @@ def opened(model: nn.Module) -> nn.Module:
 def test_gates_change_nothing_before_they_close(
     architecture: str, kind: type, first: str, second: str
 ) -> None:
+    if architecture.startswith("t5") and kind is AttentionGates and first == "inner":
+        pytest.skip("T5 keeps its number of heads")
     small = without_part(architecture, kind, first)
     expected = tiny.output(small, tiny.tokens())
     model = opened(gated(small, second, target=0.0))
