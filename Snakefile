@@ -22,7 +22,6 @@ from finegates.suite.config.dependencies import (
     probe_settings,
     pruning_settings,
     run_settings,
-    step_settings,
     study_times_settings,
     text_run_settings,
     text_settings,

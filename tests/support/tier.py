@@ -119,7 +119,6 @@ def tiny_tier(folder: Path, **overrides: Any) -> Tier:
             },
             "magnitude": {"experiment": "magnitude", "magnitude": {"match": "gates"}},
         },
-        "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 3},
         "inference_benchmarks": [TINY_SHAPE],
         **overrides,
     }

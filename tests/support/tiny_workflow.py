@@ -82,7 +82,6 @@ TINY = {
         "length": 8,
         "repeats": 2,
     },
-    "step_benchmark": {"batch_size": 2, "length": 8, "repeats": 2},
     "training_benchmark": {"batch_size": 2, "length": 8, "steps": 4, "repeats": 1},
     "inference_benchmarks": [TINY_SHAPE],
     "theory": {

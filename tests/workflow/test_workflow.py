@@ -51,7 +51,6 @@ def test_one_command_makes_every_table_figure_and_record(finished):
     assert {"figures/tradeoff.svg", "figures/tradeoff.png"} <= made
     assert {"theory/checks.csv", "theory/checks.md", "theory/figures/network.pdf"} <= made
     assert {
-        "timing/step.csv",
         "timing/training.csv",
         "timing/training.md",
         "timing/cost.csv",

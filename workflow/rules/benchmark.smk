@@ -1,28 +1,6 @@
 # Measured times. Unlike tables of results, these files differ between runs.
 
 
-rule time_step:
-    input:
-        encoder=ENCODER,
-    output:
-        csv=f"{RESULTS}/timing/step.csv",
-        md=f"{RESULTS}/timing/step.md",
-    log:
-        f"{RESULTS}/logs/time_step.log",
-    conda:
-        "../../environment.yml"
-    # All cores, so that nothing else runs during the measurement.
-    threads: workflow.cores
-    resources:
-        mem_mb=memory(2500),
-        runtime=30,
-    params:
-        settings=step_settings(TIER),
-        code=code_digest("workflow/scripts/time_step.py"),
-    script:
-        "../scripts/time_step.py"
-
-
 rule time_training:
     input:
         encoder=ENCODER,
@@ -144,7 +122,6 @@ rule draw_timing:
 
 # Benchmarks of the tier's configuration.
 TIMINGS = [
-    *(rules.time_step.output if TIER.step_benchmark else []),
     *(rules.time_training.output if TIER.training_benchmark else []),
     *(
         [

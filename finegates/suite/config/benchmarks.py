@@ -12,7 +12,7 @@ from finegates.suite.config.section import Section
 
 
 class StepBenchmark(Section):
-    """The benchmark of one training step: LoRA against gates, interleaved.
+    """The benchmark of one training step of a Llama: LoRA against gates, interleaved.
 
     Attributes:
         batch_size: examples of the step.

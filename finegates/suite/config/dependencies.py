@@ -97,13 +97,6 @@ def run_settings(tier: Tier, task: str, labels: Iterable[str]) -> Settings:
     }
 
 
-def step_settings(tier: Tier) -> Settings:
-    """Settings of the times of a training step, and the words of their table."""
-    if tier.step_benchmark is None:
-        return {}
-    return {**_steps(tier), "name": tier.model.name}
-
-
 def training_benchmark_settings(tier: Tier) -> Settings:
     """Settings of the times of whole training runs, with their table's words."""
     if tier.training_benchmark is None:
@@ -236,7 +229,7 @@ def llama_step_settings(tier: Tier) -> Settings:
         "tier": tier.tier,
     }
     if llama.on_task is not None:
-        found["task"] = _steps(task_tier(tier))
+        found["task"] = _task_step(task_tier(tier))
     for experiment in ("posttraining", "pretraining"):
         section = getattr(llama, experiment)
         if section is None:
@@ -257,11 +250,10 @@ def llama_step_settings(tier: Tier) -> Settings:
     return found
 
 
-def _steps(tier: Tier) -> Settings:
+def _task_step(tier: Tier) -> Settings:
     """Settings of a training step of the first method of each kind."""
     chosen = first_of_each_kind(tier.methods)
     return {
-        "benchmark": _plain(tier.step_benchmark),
         "methods": {
             kind: {
                 "gates": _plain(chosen[kind].gates),

@@ -23,6 +23,5 @@ def task_tier(tier: Tier) -> Tier:
             "tasks": on_task.tasks,
             "training": on_task.training,
             "methods": on_task.methods,
-            "step_benchmark": study(tier).step_benchmark,
         }
     )

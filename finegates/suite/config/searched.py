@@ -44,7 +44,6 @@ def searched_tier(tier: Tier) -> Tier:
         "studies": None,
         "llama": None,
         "theory": None,
-        "step_benchmark": None,
         "training_benchmark": None,
         "time_budget_benchmark": None,
         "inference_benchmarks": [],

@@ -260,7 +260,6 @@ class Tier(Section):
         methods: methods by label, in the order of the tables; see :class:`Method`.
         rate_search: see :class:`finegates.suite.config.rate_search.RateSearch`; None: every method
             has its configured rates.
-        step_benchmark: see :class:`StepBenchmark`; None: no such table.
         training_benchmark: see :class:`TrainingBenchmark`; None: no such table.
         time_budget_benchmark: see :class:`TimeBudgetBenchmark`; None: no such table.
         inference_benchmarks: see :class:`InferenceBenchmark`; empty: no such tables.
@@ -282,7 +281,6 @@ class Tier(Section):
     training: Training
     methods: dict[str, Method] = Field(min_length=1)
     rate_search: RateSearch | None = None
-    step_benchmark: StepBenchmark | None = None
     training_benchmark: TrainingBenchmark | None = None
     time_budget_benchmark: TimeBudgetBenchmark | None = None
     inference_benchmarks: list[InferenceBenchmark] = Field(default_factory=list)

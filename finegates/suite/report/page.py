@@ -21,7 +21,7 @@ class ReportError(ValueError):
 SECTIONS = (
     ("Scores", "tables", ("glue", "glue_best_epoch", "sparsity", "detectable")),
     ("Studies", "studies", ()),
-    ("Time", "timing", ("inference", "deployed", "properties", "step", "cost")),
+    ("Time", "timing", ("inference", "deployed", "properties", "training", "cost")),
     ("LLaMA", "llama", ()),
     ("Theory", "theory", ()),
 )

@@ -79,7 +79,7 @@ def _contenders(
     llama = study(tier)
     found: dict[str, tuple[str, dict[str, tuple[nn.Module, Step]]]] = {}
     if llama.on_task is not None:
-        contenders = task_step_contenders(task_tier(tier), folder)
+        contenders = task_step_contenders(task_tier(tier), llama.step_benchmark, folder)
         found["task"] = ("lora", {k: v for k, v in contenders.items() if k != "gates and lora"})
     if llama.posttraining is not None:
         source = next(iter(llama.posttraining.models.values()))

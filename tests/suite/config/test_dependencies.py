@@ -17,7 +17,6 @@ from finegates.suite.config.dependencies import (
     probe_settings,
     pruning_settings,
     run_settings,
-    step_settings,
     study_times_settings,
     text_run_settings,
     text_settings,
@@ -37,8 +36,8 @@ from support.tier import tiny_tier
 from support.tiny_workflow import PRETRAINING
 
 # The jobs that rerun after a change of each key, by family. "runs" are fine-tuning runs of the
-# key's section, "causal" the runs on plain text, and "step" the timing of a step. For a key of one
-# method, size or model, only its own jobs.
+# key's section, "causal" the runs on plain text, and "step" the timing of a Llama's step. For a key
+# of one method, size or model, only its own jobs.
 NOTHING: tuple[str, ...] = ()
 EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "Tier": {
@@ -139,7 +138,6 @@ def jobs(tier: Tier) -> dict[tuple[str, ...], Any]:
         ("encoder",): encoder_settings(tier),
         ("fetch",): [fetch_settings(tier, key) for key in tier.fetched],
         ("floor",): floor_settings(tier),
-        ("step",): step_settings(tier),
         ("whole_runs",): training_benchmark_settings(tier),
         ("budgets",): time_budget_settings(tier),
         ("deployed",): study_times_settings(tier),
@@ -272,7 +270,7 @@ def test_the_table_has_every_key_of_the_configuration(whole):
 
 def translated(families: tuple[str, ...], place: tuple[Any, ...]) -> set[str]:
     """The families of the section that a key is in."""
-    names: dict[str, tuple[str, ...]] = {"causal": ("pretrain", "posttrain")}
+    names: dict[str, tuple[str, ...]] = {"causal": ("pretrain", "posttrain"), "step": ()}
     if place[0] == "data":  # Llama uses the tier's tables if it has none
         names |= {"runs": ("runs", "llama_runs"), "tables": ("tables", "llama_tables")}
     if place[0] in ("training", "methods", "model", "data", "threads"):
@@ -320,13 +318,11 @@ def test_a_change_of_a_key_changes_the_parameters_of_the_jobs_whose_outputs_depe
             owner in ("Method", "GateSettings", "LoraSettings", "MaskSettings")
             and named not in steps
         ):
-            expected -= {("step",), ("llama_step",)}
+            expected -= {("llama_step",)}
         if key == "rate_factor":  # each trial has its own factor
             expected = {job for job in expected if job[0] != "trials"}
         if key == "title" and named not in ("full", "lora", "gates", "on"):
             expected -= {("deployed",)}
-        if owner == "StepBenchmark" and place[0] == "step_benchmark":
-            expected -= {("llama_step",)}
         if where == "model.dense":  # the encoder is pretrained here, before the tables
             expected -= {("tables",)}
         if where == "llama.on_task.model.name":

@@ -35,7 +35,6 @@ def tier_file(tmp_path, **changes) -> Path:
             "full": {"experiment": "full"},
             "gates": {"experiment": "reference", "gates": {"target": 0.2}},
         },
-        "step_benchmark": {"batch_size": 2, "length": 8},
         "inference_benchmarks": [TINY_SHAPE],
     }
     for key, value in changes.items():

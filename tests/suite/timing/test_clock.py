@@ -5,8 +5,6 @@ import pytest
 
 from finegates.clock import WARMUP, interleaved
 from finegates.suite.timing.clock import ratios
-from finegates.suite.timing.training_step import time_training_step
-from support.tier import tiny_tier
 
 
 def test_contenders_take_turns_and_warm_up_does_not_count():
@@ -24,15 +22,3 @@ def test_ratios_are_of_medians():
     table = ratios(seconds, to="lora").set_index("contender")
     assert table.loc["gates", "ratio_to_lora"] == pytest.approx(1.5)
     assert table.loc["lora", "median_ms"] == pytest.approx(200)
-
-
-def test_the_step_benchmark_times_every_kind_of_method_on_the_same_model(tmp_path):
-    table = time_training_step(tiny_tier(tmp_path), threads=1)
-    assert table["contender"].tolist() == ["full", "lora", "gates", "gates and lora", "control"]
-    assert (table["median_ms"] > 0).all()
-
-
-def test_a_tier_without_lora_has_no_step_benchmark(tmp_path):
-    tier = tiny_tier(tmp_path, methods={"full": {"experiment": "full"}})
-    with pytest.raises(ValueError, match="no LoRA method"):
-        time_training_step(tier, threads=1)
