@@ -69,7 +69,11 @@ class CalledLayers(TrainerCallback):
             return
         calls, self._calls = self._calls, None
         missing = calls.missing()
-        uncalled = torch.tensor([float(name in missing) for name in calls.names])
-        everywhere = self._reduce(uncalled.to(args.device)) >= max(1, args.world_size)
+        uncalled = torch.tensor(
+            [float(name in missing) for name in calls.names],
+            dtype=torch.float32,
+            device=args.device,
+        )
+        everywhere = self._reduce(uncalled) >= max(1, args.world_size)
         names = [n for n, each in zip(calls.names, everywhere.tolist(), strict=True) if each]
         refuse_uncalled(names, "an epoch of the training")

@@ -43,10 +43,13 @@ def comes_back(small: nn.Module, folder: Path) -> bool:
 
 def used(small: nn.Module, variant: str) -> None:
     """Uses a model as users do: checkpointing, a training step, other modes, generating."""
-    small.gradient_checkpointing_enable()  # type: ignore[operator]
+    checkpoints = bool(small.supports_gradient_checkpointing)
+    if checkpoints:
+        small.gradient_checkpointing_enable()  # type: ignore[operator]
     small.train()
     tiny.output(small, tiny.tokens()).sum().backward()
-    small.gradient_checkpointing_disable()  # type: ignore[operator]
+    if checkpoints:
+        small.gradient_checkpointing_disable()  # type: ignore[operator]
     small.zero_grad()
     small.eval()
     if variant == "language" and small.can_generate():  # type: ignore[operator]

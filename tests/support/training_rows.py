@@ -151,6 +151,7 @@ def expected(
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     if (
         getattr(model.config, "is_encoder_decoder", False)
+        and "labels" in batch
         and batch["labels"].shape == inputs["input_ids"].shape
     ):
         inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
