@@ -27,7 +27,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # Tiers by name; those with published runs; folders of results.
 TIERS = $(basename $(notdir $(shell grep -l "^tier:" config/*.yaml)))
-PUBLISHED = $(patsubst results/published/%/runs,%,$(wildcard results/published/*/runs))
+PUBLISHED = $(sort $(notdir $(patsubst %/runs,%,$(patsubst %/search,%,$(wildcard results/published/*/runs results/published/*/search)))))
 MADE = $(filter-out published,$(notdir $(wildcard results/*)))
 # For messages: the nearest of some names to TIER, and all of them.
 nearest = $$("$(PYTHON)" finegates/suite/config/suggest.py "$(TIER)" $(1))
@@ -76,8 +76,8 @@ reproduce: known-tier $(STAMP) ## make every table, figure and verdict [CORES, T
 
 restore: ## continue from the published results of a tier [TIER]
 	@[ -n "$(TIER)" ] || { echo "make restore: name a published tier, for example" \
-	  "make restore TIER=$(firstword $(PUBLISHED))" >&2; exit 1; }
-	@[ -d "results/published/$(TIER)/runs" ] || { echo "make restore: no published results of a" \
+	  "make restore TIER=$(or $(filter local,$(PUBLISHED)),$(firstword $(PUBLISHED)))" >&2; exit 1; }
+	@[ -n "$(filter $(TIER),$(PUBLISHED))" ] || { echo "make restore: no published results of a" \
 	  "tier '$(TIER)'$(call nearest,$(PUBLISHED))" >&2; exit 1; }
 	@[ ! -e "results/$(TIER)" ] || { echo "make restore: results/$(TIER) exists; make clean TIER=$(TIER) first" >&2; exit 1; }
 	cp -R "results/published/$(TIER)" "results/$(TIER)"

@@ -34,6 +34,7 @@ GROUPS = (
 TITLES = {
     "cost": "What the jobs cost",
     "step": "Time of a training step",
+    "training": "Time of whole training runs",
     "checks": "Checks of the theory",
     "fuzz": "Wrong files",
 }

@@ -1,5 +1,8 @@
 """Finished runs of an unfinished tier are published completely, and none is lost."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from finegates.suite.finished import UnfinishedError, main, publish_finished
 from finegates.suite.runs.predictions import predictions_path, write_predictions
 from finegates.suite.runs.record import write_record
 from finegates.suite.runs.signed import RecordError
+from support.paths import ROOT
 from support.records import make_record
 
 LOGITS = np.array([[0.1, 0.2], [0.4, -0.3]])
@@ -81,3 +85,13 @@ def test_a_finished_tier_is_not_replaced_by_its_runs(tmp_path, results):
         publish_finished(results, target)
     with pytest.raises(UnfinishedError, match="no finished run"):
         publish_finished(tmp_path / "none", tmp_path / "other")
+
+
+def test_make_restores_a_tier_of_which_only_trials_of_rates_are_finished(tmp_path, results):
+    shutil.rmtree(results / "runs")
+    publish_finished(results, tmp_path / "results" / "published" / "long")
+    shutil.rmtree(results)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    subprocess.run(["make", "restore", "TIER=long"], cwd=tmp_path, check=True, timeout=60)
+    assert files(results) == files(tmp_path / "results" / "published" / "long")
+    assert "search/runs/cola/full-x1/seed0.json" in files(results)
