@@ -11,7 +11,6 @@ what depends on it; what it finds must be exact with the model's own parameters,
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import logging
@@ -24,6 +23,7 @@ from torch import nn
 from finegates.adapters import AttentionSpec, register, unwrap
 from finegates.adapters.described import DescribedAdapter, class_name
 from finegates.adapters.printed import registration
+from finegates.compaction.certificate import float64_copy
 from finegates.modules.kinds import CompactLayer, has_gates
 from finegates.spec_search.candidates import attention_candidates, feed_candidates, linears_below
 from finegates.spec_search.layers import find_layers, layer_calls
@@ -92,7 +92,7 @@ def describe(
             f"{type(plain).__name__} has gates or is compact; describe the dense model, before "
             "finegates.attach"
         )
-    double = copy.deepcopy(plain).double().eval()
+    double = float64_copy(plain).eval()
     randomise(double, seed)
     known = known or DescribedAdapter()
     cross = {

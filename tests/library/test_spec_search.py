@@ -17,6 +17,7 @@ from finegates.spec_search.description import Description, describe
 from finegates.spec_search.replay import OnlyAdapter
 from support.closed_by_description import pruned
 from support.described import (
+    EXPERTS,
     described_inputs,
     described_model,
     described_outputs,
@@ -92,6 +93,16 @@ def test_what_is_printed_is_code_that_gives_the_same_specs() -> None:
 
 def test_nothing_is_searched_where_all_is_known() -> None:
     assert fg.describe(described_model("vit"), described_inputs("vit")).specs == ()
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_multiplied_in_groups_are_searched_like_others(name: str) -> None:
+    """torch has no grouped product in float64; the default of transformers for experts is one."""
+    model = described_model(name, experts="grouped_mm", dtype=torch.float32)
+    description = describe(model, described_inputs(name), known=OnlyAdapter())
+    assert model.config._experts_implementation == "grouped_mm"
+    assert description == found(name)
 
 
 class Odd(nn.Module):
