@@ -201,6 +201,12 @@ def test_other_inputs_are_refused(inputs: Any) -> None:
         describe(Home([HomeLayer(Plain(), Feed())]), inputs)
 
 
+def test_a_model_without_finite_numbers_is_refused_instead_of_its_classes() -> None:
+    model = Home([HomeLayer(Plain(), Feed())]).double()
+    with pytest.raises(ValueError, match="Home itself gives numbers that are not finite on these"):
+        describe(model, {"states": home_states()["states"] * float("nan")})
+
+
 def test_a_gated_or_compact_model_is_refused() -> None:
     gated = fg.attach(described_model("bert"), fg.GateConfig())
     small = compact(copy.deepcopy(gated))
