@@ -25,17 +25,39 @@ _OUTPUTS = (
     *("o_proj", "out_proj", "o", "dense", "out_lin", "c_proj", "Wo", "proj", "to_out", "wo"),
     *("^output.dense", "^o_proj", "^out_proj", "^dense"),
 )
-_WIDTHS = ("head_dim", "attention_head_size", "head_size", "d_k", "dim_head", "key_value_proj_dim")
+_WIDTHS = (
+    *("head_dim", "attention_head_size", "head_size", "d_k", "dim_head", "key_value_proj_dim"),
+    *("d_head", "hd"),
+)
 _TABLES = ("position_embeddings", "sinusoidal_pos", "rotary_pos_emb", "freqs_cis")
 _ROTATED = ("rotary_ndims", "rotary_dim", "rotary_emb_dim")
 _NORMS = (("q_norm", "k_norm"), ("query_norm", "key_norm"), ("q_layernorm", "k_layernorm"))
 # Attributes that hold sizes, by what they are called.
 _SIZES = {
-    "heads": ("num_heads", "num_attention_heads", "n_heads", "n_head", "nheads", "n_local_heads"),
+    "heads": (
+        *("num_heads", "num_attention_heads", "n_heads", "n_head", "nheads", "n_local_heads"),
+        "h",
+    ),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_local_kv_heads"),
     "each": ("num_key_value_groups", "n_rep"),
     "heads*width": ("all_head_size", "inner_dim", "split_size"),
 }
+RECOGNISED: dict[str, tuple[str, ...]] = {
+    "layer: queries": _QUERIES,
+    "layer: keys": _KEYS,
+    "layer: values": _VALUES,
+    "layer: all three": _FUSED,
+    "layer: output projection": _OUTPUTS,
+    "norms of queries and keys": tuple(name for pair in _NORMS for name in pair),
+    "attribute: width of a head, required": _WIDTHS,
+    "attribute: heads": _SIZES["heads"],
+    "attribute: key-value heads": _SIZES["kv_heads"],
+    "attribute: query heads per key-value head": _SIZES["each"],
+    "attribute: heads times width": _SIZES["heads*width"],
+    "attribute: rotated dimensions": _ROTATED,
+    "argument of forward: rotary angles": _TABLES,
+}
+"""The names that suggest a description of an attention; docs/add-an-architecture.md lists them."""
 
 
 def attention_candidates(
@@ -175,7 +197,7 @@ def why_no_attention(layer: nn.Module, path: str, module: nn.Module) -> str:
     lacks = "no layer is named as its output projection"
     if _width(module) is None:
         lacks = "no attribute is named as the width of a head, such as head_dim"
-    return f": its names suggest no description ({layers}: of an attention? But {lacks})"
+    return f": its names suggest no description ({layers} may be an attention's, but {lacks})"
 
 
 def path_in(path: str, name: str) -> str:

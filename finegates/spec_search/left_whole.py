@@ -29,9 +29,14 @@ def modules_left_whole(layer: nn.Module, adapters: tuple[DescribedAdapter, ...])
         adapters: each knows some descriptions.
     """
     covered, closed = _covered(layer, adapters)
-    left = {path: _own_linears(layer, path) - covered for path, _ in layer.named_modules()}
+    left = {
+        path: _own_linears(layer, path) - covered
+        for path, module in layer.named_modules()
+        if not (is_linear(module) or (path and isinstance(module, CONTAINERS)))
+    }
+    alone = {next(iter(linears)) for linears in left.values() if len(linears) == 1}
     for path, module in layer.named_modules():
-        if is_linear(module) or is_experts(module) or (path and isinstance(module, CONTAINERS)):
+        if path not in left or is_experts(module):
             continue
         if any(path == each or path.startswith(f"{each}.") for each in closed):
             continue
@@ -47,7 +52,7 @@ def modules_left_whole(layer: nn.Module, adapters: tuple[DescribedAdapter, ...])
                 f": its matrices are parameters ({', '.join(matrices)}) instead of linear layers",
             )
         else:
-            yield _note_of_one(layer, path, next(iter(own)), covered)
+            yield _note_of_one(layer, path, next(iter(own)), alone)
 
 
 def _unnamed(path: str, linears: set[str]) -> str:
@@ -55,13 +60,13 @@ def _unnamed(path: str, linears: set[str]) -> str:
     return f": its names suggest no description ({names})"
 
 
-def _note_of_one(layer: nn.Module, path: str, linear: str, covered: set[str]) -> Note:
-    """A note of the module with one linear layer that is left, or of the one around it."""
+def _note_of_one(layer: nn.Module, path: str, linear: str, alone: set[str]) -> Note:
+    """A note of the module with one linear layer left, or of the one around several such."""
     outer = path
     while outer:
         outer = outer.rpartition(".")[0]
         module = layer.get_submodule(outer)
-        below = linears_below(layer, outer) - covered
+        below = linears_below(layer, outer) & alone
         if not isinstance(module, CONTAINERS) and len(below) > 1:
             return Note(class_name(type(module)), _unnamed(outer, below))
     inner = linear.removeprefix(f"{path}.")

@@ -109,7 +109,8 @@ class Search:
         replays = [*{id(r): r for r in (having[0], having[len(having) // 2], having[-1])}.values()]
         spec, reason = _first_exact(new, replays, kinds)
         if spec is None:
-            self.notes.append(Note(name, f"{what}: no description is exact ({reason})"))
+            if not any(note.name == name for note in self.notes):  # the likelier kind is first
+                self.notes.append(Note(name, f"{what}: no description is exact ({reason})"))
             return False
         self.specs.append(_joint(spec, replays))
         self._named.add(name)

@@ -81,6 +81,5 @@ def test_a_feed_forward_part_in_some_layers_is_found_once_and_not_noted() -> Non
     model = transformers.JambaModel(config).eval()
     description = described(model)
     assert classes(description) == {"JambaAttention", "JambaMLP"}
-    assert {note.partition("'")[0].partition(":")[0] for note in description.notes} == {
-        "jamba.JambaMambaMixer"
-    }
+    assert any("JambaMambaMixer" in note for note in description.notes)
+    assert not any("JambaMLP" in note or "DecoderLayer" in note for note in description.notes)
