@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 
 def registration(specs: Iterable[Any]) -> str:
     """A call of :func:`finegates.adapters.register` with these specs."""
     return "\n".join(["register(", *(f"    {as_code(spec, 4)}," for spec in specs), ")"])
+
+
+def program(specs: Sequence[Any]) -> str:
+    """A program that registers these specs; runs by itself."""
+    code = registration(specs)
+    names = {"register", *_names(specs)}
+    return f"from finegates.adapters import {', '.join(sorted(names))}\n\n{code}"
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Names of the package that the code of a value has in it."""
+    if dataclasses.is_dataclass(value):
+        yield type(value).__name__
+        for each in dataclasses.fields(value):
+            yield from _names(getattr(value, each.name))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _names(each)
+    elif callable(value):
+        yield str(value.__name__)
 
 
 def as_code(spec: Any, indent: int) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from finegates.adapters import Adapter, adapter_for, has_module
+from finegates.modules.experts import compute_experts_by
 from finegates.wrappers import has_autocast, remove_autocast
 
 LOGGER = logging.getLogger(__name__)
@@ -224,6 +225,16 @@ def floats(values: Any) -> Iterator[Tensor]:
     elif is_dataclass(values) and not isinstance(values, type):
         for each in fields(values):
             yield from floats(getattr(values, each.name))
+
+
+def float64_copy(model: nn.Module) -> nn.Module:
+    """A copy in float64; its experts are multiplied one by one, as torch groups no such products.
+
+    Complex buffers stay complex.
+    """
+    double = copy.deepcopy(model).double()
+    compute_experts_by(double, "eager")
+    return double
 
 
 class InFloat64(TorchFunctionMode):

@@ -17,6 +17,7 @@ from finegates.compaction.certificate import (
     check_equal,
     check_inputs,
     check_recorded,
+    float64_copy,
     record,
     record_compact,
     writing_layers,
@@ -257,7 +258,7 @@ def _verify_copies(
 
     The compact copy is made from the gated one in float64, so that its weights are not rounded.
     """
-    double = copy.deepcopy(model).double()  # complex buffers stay complex, unlike with `to`
+    double = float64_copy(model)
     remove_autocast(double)
     expected = check_recorded(record(double, inputs, points, strict=True), model)
     small = compact(double, inplace=True, adapter=adapter, cost=cost)

@@ -6,12 +6,11 @@ Any other name could make transformers fetch code. Nested models have their own 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from finegates.modules.experts import is_experts
+from finegates.modules.experts import IMPLEMENTATION
 
 TORCHS_OWN: dict[str, tuple[str, ...]] = {
     "attention": ("eager", "sdpa"),
@@ -22,7 +21,7 @@ TORCHS_OWN: dict[str, tuple[str, ...]] = {
 ``grouped_mm`` is the default of transformers for experts if torch has it.
 """
 
-_ATTRIBUTES = {"attention": "_attn_implementation", "experts": "_experts_implementation"}
+_ATTRIBUTES = {"attention": "_attn_implementation", "experts": IMPLEMENTATION}
 
 
 def implementations(model: nn.Module) -> dict[str, dict[str, str]]:
@@ -60,22 +59,6 @@ def set_implementations(model: nn.Module, stored: Any) -> None:
             if name not in TORCHS_OWN.get(kind, ()):
                 raise ValueError(f"{name!r} is not a function of torch for {kind}")
             setattr(configs[path], _ATTRIBUTES[kind], name)
-
-
-@contextmanager
-def experts_in_one_product(model: nn.Module) -> Iterator[None]:
-    """Within the block, stacked experts are multiplied in one batch, which graphs can hold."""
-    attribute = _ATTRIBUTES["experts"]
-    stacks: list[Any] = [module for module in model.modules() if is_experts(module)]
-    configs = {id(stack.config): stack.config for stack in stacks}
-    before = [(config, getattr(config, attribute, None)) for config in configs.values()]
-    for config, _ in before:
-        setattr(config, attribute, "batched_mm")
-    try:
-        yield
-    finally:
-        for config, name in before:
-            setattr(config, attribute, name)
 
 
 def _configs(model: nn.Module) -> Iterator[tuple[str, Any]]:

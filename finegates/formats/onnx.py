@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from finegates.extras import needed_for
-from finegates.formats.implementations import experts_in_one_product
 from finegates.gates.gated_linear import gated_layers
+from finegates.modules.experts import experts_computed_by
 from finegates.wrappers import autocast_removed, without_containers
 
 OUTPUT = "output"
@@ -88,7 +88,8 @@ def export_onnx(
 
     model = without_containers(model)
     path = Path(path)
-    with autocast_removed(model), experts_in_one_product(model):
+    # One batch of products is what graphs can hold.
+    with autocast_removed(model), experts_computed_by(model, "batched_mm"):
         plain = _OutputOnly(model, list(inputs)).eval()
         program = _exported(plain, inputs)
         path.parent.mkdir(parents=True, exist_ok=True)

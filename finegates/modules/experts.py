@@ -8,6 +8,8 @@ interleaved, with or without biases.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,17 +17,47 @@ from torch import Tensor, nn
 
 _WIDTHS = ("intermediate_dim", "intermediate_size", "moe_intermediate_size")
 _MARKS = ("is_transposed", "is_concatenated", "has_bias", "has_gate")
+IMPLEMENTATION = "_experts_implementation"
+"""Attribute of a configuration with the name of the function that computes the experts."""
 
 
 def is_experts(module: nn.Module) -> bool:
     """Whether a module holds stacked experts of transformers in a known layout."""
     if "down_proj" not in module._parameters:  # true of nearly all modules, which are asked often
         return False
-    marked = all(isinstance(getattr(module, name, None), bool) for name in _MARKS)
-    if not marked or getattr(module, "has_post_expert_norm", False):
+    if not _is_marked(module) or getattr(module, "has_post_expert_norm", False):
         return False
     names = {name for name, _ in module.named_parameters(recurse=False)}
     return {_wide(module), "down_proj"} <= names <= {*_parameters(module)}
+
+
+def _is_marked(module: nn.Module) -> bool:
+    """Whether transformers chooses by name the function that computes these experts."""
+    return all(isinstance(getattr(module, name, None), bool) for name in _MARKS)
+
+
+def compute_experts_by(model: nn.Module, name: str) -> None:
+    """Chooses the function that computes stacked experts of any layout, in the configurations."""
+    for config in _configs(model):
+        setattr(config, IMPLEMENTATION, name)
+
+
+@contextmanager
+def experts_computed_by(model: nn.Module, name: str) -> Iterator[None]:
+    """Within the block, stacked experts are computed so (:func:`compute_experts_by`)."""
+    before = [(config, getattr(config, IMPLEMENTATION, None)) for config in _configs(model)]
+    compute_experts_by(model, name)
+    try:
+        yield
+    finally:
+        for config, earlier in before:
+            setattr(config, IMPLEMENTATION, earlier)
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configurations that stacked experts of a model ask, each once."""
+    asked = [getattr(module, "config", None) for module in model.modules() if _is_marked(module)]
+    return [*{id(config): config for config in asked if config is not None}.values()]
 
 
 def expert_shape(module: Any) -> tuple[int, int, int]:

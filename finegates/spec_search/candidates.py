@@ -25,24 +25,46 @@ _OUTPUTS = (
     *("o_proj", "out_proj", "o", "dense", "out_lin", "c_proj", "Wo", "proj", "to_out", "wo"),
     *("^output.dense", "^o_proj", "^out_proj", "^dense"),
 )
-_WIDTHS = ("head_dim", "attention_head_size", "head_size", "d_k", "dim_head", "key_value_proj_dim")
+_WIDTHS = (
+    *("head_dim", "attention_head_size", "head_size", "d_k", "dim_head", "key_value_proj_dim"),
+    *("d_head", "hd"),
+)
 _TABLES = ("position_embeddings", "sinusoidal_pos", "rotary_pos_emb", "freqs_cis")
 _ROTATED = ("rotary_ndims", "rotary_dim", "rotary_emb_dim")
 _NORMS = (("q_norm", "k_norm"), ("query_norm", "key_norm"), ("q_layernorm", "k_layernorm"))
 # Attributes that hold sizes, by what they are called.
 _SIZES = {
-    "heads": ("num_heads", "num_attention_heads", "n_heads", "n_head", "nheads", "n_local_heads"),
+    "heads": (
+        *("num_heads", "num_attention_heads", "n_heads", "n_head", "nheads", "n_local_heads"),
+        "h",
+    ),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_local_kv_heads"),
     "each": ("num_key_value_groups", "n_rep"),
     "heads*width": ("all_head_size", "inner_dim", "split_size"),
 }
+RECOGNISED: dict[str, tuple[str, ...]] = {
+    "layer: queries": _QUERIES,
+    "layer: keys": _KEYS,
+    "layer: values": _VALUES,
+    "layer: all three": _FUSED,
+    "layer: output projection": _OUTPUTS,
+    "norms of queries and keys": tuple(name for pair in _NORMS for name in pair),
+    "attribute: width of a head, required": _WIDTHS,
+    "attribute: heads": _SIZES["heads"],
+    "attribute: key-value heads": _SIZES["kv_heads"],
+    "attribute: query heads per key-value head": _SIZES["each"],
+    "attribute: heads times width": _SIZES["heads*width"],
+    "attribute: rotated dimensions": _ROTATED,
+    "argument of forward: rotary angles": _TABLES,
+}
+"""The names that suggest a description of an attention; docs/add-an-architecture.md lists them."""
 
 
 def attention_candidates(
     layer: nn.Module, path: str, module: nn.Module, cross: set[type]
 ) -> Iterator[AttentionSpec]:
     """Forms that the names in a module suggest, the likeliest first."""
-    width = next((name for name in _WIDTHS if isinstance(getattr(module, name, None), int)), None)
+    width = _width(module)
     outputs = [name for name in _OUTPUTS if _linear(layer, path, name) is not None]
     if width is None or not outputs:
         return
@@ -114,7 +136,7 @@ def feed_candidates(
         name: linear_shape(child)
         for name, child in module.named_modules()
         if name and name.count(".") < 2 and is_linear(child)
-        if (f"{path}.{name}" if path else name) not in claimed
+        if path_in(path, name) not in claimed
     }
     calls = [
         name
@@ -165,12 +187,35 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield f"{prefix}{name}", value
 
 
+def why_no_attention(layer: nn.Module, path: str, module: nn.Module) -> str:
+    """What a module lacks that has layers named as those of an attention; empty if it has none."""
+    split = [_first(layer, path, names) for names in (_QUERIES, _KEYS, _VALUES)]
+    names = split if all(split) else [_first(layer, path, _FUSED)]
+    if not all(names):
+        return ""
+    layers = ", ".join(name for name in names if name)
+    lacks = "no layer is named as its output projection"
+    if _width(module) is None:
+        lacks = "no attribute is named as the width of a head, such as head_dim"
+    return f": its names suggest no description ({layers} may be an attention's, but {lacks})"
+
+
+def path_in(path: str, name: str) -> str:
+    """The path of what has a name in the module at a path."""
+    return f"{path}.{name}" if path else name
+
+
 def linears_below(layer: nn.Module, path: str) -> set[str]:
     """Paths of the linear layers of the module at a path, in the layer."""
     below = layer.get_submodule(path).named_modules()
     return {
         f"{path}.{name}" if path and name else path or name for name, m in below if is_linear(m)
     }
+
+
+def _width(module: nn.Module) -> str | None:
+    """The attribute that holds the width of a head."""
+    return next((name for name in _WIDTHS if isinstance(getattr(module, name, None), int)), None)
 
 
 def _first(layer: nn.Module, path: str, names: tuple[str, ...]) -> str | None:
@@ -182,7 +227,7 @@ def _linear(layer: nn.Module, path: str, name: str) -> tuple[int, int] | None:
     if name.startswith("^"):
         path, name = path.rpartition(".")[0], name[1:]
     try:
-        child = layer.get_submodule(f"{path}.{name}" if path else name)
+        child = layer.get_submodule(path_in(path, name))
     except AttributeError:
         return None
     return linear_shape(child) if is_linear(child) else None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from finegates.compaction.certificate import InFloat64
+from finegates.compaction.certificate import InFloat64, floats
 from finegates.modules.linear import is_linear
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -43,19 +44,30 @@ def find_layers(model: nn.Module) -> list[str]:
     return layers
 
 
+@dataclass(frozen=True)
+class Calls:
+    """A forward pass.
+
+    Attributes:
+        model: the call of the model, without a cache.
+        layers: the first call of each layer that is called, by path.
+        outputs: the floating-point numbers that the model gives.
+    """
+
+    model: Call
+    layers: dict[str, Call]
+    outputs: list[Tensor]
+
+
 def layer_calls(
     model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]
-) -> tuple[Call, dict[str, Call]]:
+) -> Calls:
     """What a model and its layers are called with in a forward pass.
 
     Args:
         model: in float64.
         layers: its layers by path.
         inputs: keyword arguments of its forward.
-
-    Returns:
-        the call of the model, without a cache; and the first call of each layer that is called, by
-        path.
     """
     calls: dict[str, Call] = {}
     handles = []
@@ -77,11 +89,11 @@ def layer_calls(
         given["use_cache"] = False
     try:
         with torch.no_grad(), InFloat64():
-            model(**given)
+            outputs = list(floats(model(**given)))
     finally:
         for handle in handles:
             handle.remove()
-    return ((), given), {path: calls[path] for path in layers if path in calls}
+    return Calls(((), given), {path: calls[path] for path in layers if path in calls}, outputs)
 
 
 def _as_now(value: Any) -> Any:

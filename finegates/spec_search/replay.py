@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import AttentionSpec, FeedForwardSpec
-from finegates.adapters.described import DescribedAdapter
+from finegates.adapters.described import DescribedAdapter, class_name
 from finegates.compaction.certificate import InFloat64, floats, relative_difference
 from finegates.compaction.transform import compact
 from finegates.gates.attachment import attach_gates
@@ -31,14 +36,17 @@ _EQUAL = 1e-9
 Spec = AttentionSpec | FeedForwardSpec
 
 
-class _Layer(nn.Module):
+class OneLayer(nn.Module):
     """A transformer layer by itself, at a path as in a model."""
+
+    PREFIX = "layers.0."
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList([layer])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer gives."""
         return self.layers[0](*args, **kwargs)
 
 
@@ -54,7 +62,7 @@ class Replay:
             parameters of a model, of which some may be zero, it is not.
         whole: whether the layer is a model, of which all outputs count.
         dense: what the layer gives, once it is known.
-        refusal: why gates could not be put around what was described last; empty if they could.
+        reason: why what was described last is not exact.
     """
 
     layer: nn.Module
@@ -63,7 +71,11 @@ class Replay:
     must_change: bool = True
     whole: bool = False
     dense: list[Tensor] = field(default_factory=list)
-    refusal: str = ""
+    reason: str = ""
+
+    def has(self, classes: Iterable[str]) -> bool:
+        """Whether the layer holds a module of one of some classes."""
+        return any(class_name(type(module)) in classes for module in self.layer.modules())
 
     def certifies(self, spec: Spec, kinds: tuple[str, ...], times: int = 6) -> bool:
         """Whether a spec describes its modules in this layer, for every kind of closure."""
@@ -73,12 +85,19 @@ class Replay:
         """Whether specs together describe their modules, for every kind of closure."""
         for number, kind in enumerate((*kinds, *(["all"] * times))):
             try:
-                self.dense = self.dense or self._outputs(_Layer(self.layer))
-                if not self._is_exact(specs, kind, self.seed + number):
-                    return False
-            except Exception:  # a wrong description can fail in any way
+                with _silent():
+                    self.reason = self._fault(specs, kind, self.seed + number)
+            except Exception as error:  # a wrong description can fail in any way
+                self.reason = self._shown(error)
+            if self.reason:
                 return False
         return True
+
+    def _shown(self, error: Exception) -> str:
+        """The first line of an error, without what it says of the layer around a copy."""
+        text = str(error).replace(OneLayer.PREFIX, "").replace(" in OneLayer", "").strip()
+        first = text.partition("\n")[0]
+        return first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         """What a layer gives to the next; attention weights are of as many heads as there are."""
@@ -86,10 +105,14 @@ class Replay:
         with torch.no_grad(), InFloat64():
             return list(itertools.islice(floats(model(*args, **kwargs)), None if self.whole else 1))
 
-    def _is_exact(self, specs: tuple[Spec, ...], kind: str, seed: int) -> bool:
+    def _fault(self, specs: tuple[Spec, ...], kind: str, seed: int) -> str:
+        """Why specs are not exact for a closure; empty if they are."""
+        self.dense = self.dense or self._outputs(OneLayer(self.layer))
+        if not any(bool(each.isfinite().any()) for each in self.dense):
+            return "what it gives is not finite"
         # Only what the specs describe is closed.
         adapter = OnlyAdapter(*specs)
-        model = _Layer(copy.deepcopy(self.layer))
+        model = OneLayer(copy.deepcopy(self.layer))
         structure, sides = build_structure(
             model,
             lambda name, size: StochasticGate(size, "structured"),
@@ -97,24 +120,26 @@ class Replay:
             adapter=adapter,
         )
         if not structure:
-            return False
+            return "its layers do not have the sizes of such a part"
         if kind == "rows":
             sides = _closed_rows(model, structure, seed)
-        self.refusal = ""
-        try:
-            attach_gates(model, sides)
-        except ValueError as error:
-            self.refusal = str(error).replace("layers.0.", "")
-            return False
+        attach_gates(model, sides)
         _close(structure, kind, seed)
         model.eval()
         gated = self._outputs(model)
         small = compact(model, inplace=True, adapter=adapter)
-        changed = not self.must_change or relative_difference(self.dense, gated) > 1e-7
-        narrowed = any(
+        if self.must_change and not relative_difference(self.dense, gated) > 1e-7:
+            return "what is closed there changes nothing"
+        if not any(
             hasattr(m, "finegates_heads") or hasattr(m, "dense_shape") for m in small.modules()
-        )
-        return changed and narrowed and relative_difference(gated, self._outputs(small)) <= _EQUAL
+        ):
+            return "nothing of it gets smaller"
+        difference = relative_difference(gated, self._outputs(small))
+        if difference <= _EQUAL:
+            return ""
+        if self.whole:
+            return "others use there what is inside"
+        return f"the compact layer differs from the gated one by {difference:.0e} of its outputs"
 
 
 @torch.no_grad()
@@ -165,7 +190,7 @@ class OnlyAdapter(DescribedAdapter):
     def _tables(self) -> dict[type, dict[str, Any]]:
         tables: dict[type, dict[str, Any]] = {t: {} for t in super()._tables()}
         for spec in self._further:
-            tables[type(spec)] = dict.fromkeys(spec.classes, spec)
+            tables[type(spec)].update(dict.fromkeys(spec.classes, spec))
         return tables
 
 
@@ -215,3 +240,27 @@ def _kind(part: Part, gate: StochasticGate) -> tuple[str, int, int]:
             return ("heads", inner.kv_heads, each) if inner.even else ("heads", 1, inner.heads)
         return ("scores" if gate is part.scores else "ends"), 1, gate.size
     return ("hidden" if gate is getattr(part, "hidden", None) else "ends"), 1, gate.size
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Within the block, tries neither log nor warn: there are dozens of them for every layer."""
+    thread = threading.get_ident()
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.WARNING
+
+    loggers = [
+        each
+        for name, each in logging.root.manager.loggerDict.items()
+        if isinstance(each, logging.Logger) and name.startswith("finegates.")
+    ]
+    for each in loggers:
+        each.addFilter(others)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each in loggers:
+            each.removeFilter(others)

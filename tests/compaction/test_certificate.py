@@ -19,7 +19,7 @@ from finegates.gates.attachment import attach
 from finegates.gates.config import GateConfig
 from finegates.wrappers import has_autocast
 from support import tiny
-from support.described import described_inputs, described_model
+from support.described import EXPERTS, described_inputs, described_model
 
 
 def gated(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -100,6 +100,17 @@ def test_a_model_under_autocast_is_compared_in_its_own_precision() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert has_autocast(model)
     compact(model, verify=tiny.tokens(), verify_dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_multiplied_in_groups_are_compared_in_float64(name: str) -> None:
+    """torch has no grouped product in float64; the default of transformers for experts is one."""
+    model = described_model(name, experts="grouped_mm", dtype=torch.float32)
+    attach(model, GateConfig(sequence_length=9))
+    tiny.scatter_gates(model, mean=0.7)
+    small = compact(model, verify=described_inputs(name), verify_dtype=torch.float64)
+    for each in (model, small):
+        assert each.config._experts_implementation == "grouped_mm"
 
 
 @dataclass

@@ -177,6 +177,51 @@ class Nameless(nn.Module):
         return out
 
 
+class Short(nn.Module):
+    """An attention with the short names of home-made models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.hd = 4, 6
+        self.wq, self.wk, self.wv, self.wo = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, states: Tensor) -> Tensor:
+        shape = (*states.shape[:2], self.h, self.hd)
+        heads = [w(states).view(shape).transpose(1, 2) for w in (self.wq, self.wk, self.wv)]
+        context = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2)
+        out: Tensor = self.wo(context.reshape(*states.shape[:2], self.h * self.hd))
+        return out
+
+
+class Fused(nn.Module):
+    """An attention with one layer for queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_head, self.d_head = 4, 6
+        self.qkv, self.proj = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, states: Tensor) -> Tensor:
+        shape = (*states.shape[:2], self.n_head, self.d_head)
+        heads = [x.view(shape).transpose(1, 2) for x in self.qkv(states).chunk(3, -1)]
+        context = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2)
+        out: Tensor = self.proj(context.flatten(2))
+        return out
+
+
+@pytest.mark.parametrize("attention", [Short, Fused])
+def test_short_names_of_home_made_attentions_are_recognised(attention: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = Home([HomeLayer(attention(), Feed()) for _ in range(2)]).double()
+    description = describe(model, home_states())
+    (spec,) = (each for each in description.specs if isinstance(each, AttentionSpec))
+    assert not spec.fixed_heads
+    assert not description.notes
+    states = home_states()
+    gated, small = pruned(model, description, 0)
+    assert relative_difference([gated(**states)], [small(**states)]) < 1e-11
+
+
 def test_what_no_names_suggest_is_noted() -> None:
     torch.manual_seed(0)
     model = Home([HomeLayer(Nameless(), Feed()) for _ in range(2)]).double()
@@ -199,6 +244,12 @@ def test_a_layer_in_two_places_is_noted_as_such() -> None:
 def test_other_inputs_are_refused(inputs: Any) -> None:
     with pytest.raises(ValueError, match="keyword arguments of the model's forward"):
         describe(Home([HomeLayer(Plain(), Feed())]), inputs)
+
+
+def test_a_model_without_finite_numbers_is_refused_instead_of_its_classes() -> None:
+    model = Home([HomeLayer(Plain(), Feed())]).double()
+    with pytest.raises(ValueError, match="Home itself gives numbers that are not finite on these"):
+        describe(model, {"states": home_states()["states"] * float("nan")})
 
 
 def test_a_gated_or_compact_model_is_refused() -> None:

@@ -38,6 +38,10 @@ _HEADS = {
 }
 
 
+# The types with stacked experts.
+EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss")
+
+
 def configuration(name: str) -> PretrainedConfig:
     """The tiny configuration of a described type or variant."""
     kind = name.partition("/")[0]
