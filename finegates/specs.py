@@ -128,6 +128,8 @@ class AttentionSpec:
         executor: the module of the library that takes the place of a narrowed one
             (:mod:`finegates.modules.attention`), because it also takes groups of several sizes and
             other pairs for every head; None narrows the module itself.
+        apart: linear layers of the module that do not multiply tokens, but relative positions or
+            scores; they do not count among the MACs.
         when: whether a module of these classes is what is described; None: always.
         unsupported: why a module of these classes cannot be narrowed, or None; from the module.
     """
@@ -152,6 +154,7 @@ class AttentionSpec:
     cross: bool | Callable[[Any, str], bool] = False
     joint: bool = False
     executor: Literal["rotary"] | None = None
+    apart: tuple[str, ...] = ()
     when: Of | None = None
     unsupported: Of | None = None
 

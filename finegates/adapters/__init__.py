@@ -9,7 +9,16 @@ from torch import nn
 
 from finegates.adapters.base import Adapter, attentions, has_module, unwrap
 from finegates.adapters.described import DescribedAdapter, described_packages, register
-from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer, Stream
+from finegates.blocks import (
+    Attention,
+    Block,
+    Experts,
+    FeedForward,
+    HeadSizes,
+    Mixer,
+    Stream,
+    Undescribed,
+)
 from finegates.specs import (
     AttentionSpec,
     FeedForwardSpec,
@@ -35,6 +44,7 @@ __all__ = [
     "RotarySpec",
     "Stream",
     "StreamSpec",
+    "Undescribed",
     "adapter_for",
     "attentions",
     "has_module",

@@ -21,8 +21,10 @@ from finegates.adapters.parts import (
     experts_part,
     feed_forward_part,
     mixer_part,
+    resolved,
 )
 from finegates.adapters.stream_parts import find_stream
+from finegates.adapters.undescribed import with_undescribed
 from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer, Stream
 from finegates.modules.attention import RotaryAttention
 from finegates.modules.experts import is_experts
@@ -74,10 +76,16 @@ class DescribedAdapter(Adapter):
             if layer is not None:
                 found.setdefault(layer, []).extend(parts)
         uses = _uses(plain)
+        blocks = [block for layer, parts in found.items() for block in _blocks(layer, parts)]
+        apart = [
+            resolved(part.path, name)
+            for block in blocks
+            for part in block.attentions
+            for name in self._attention_spec(plain.get_submodule(part.path)).apart
+        ]
         return tuple(
-            block.used(next((uses[p] for p in uses if f"{layer}.".startswith(f"{p}.")), 1))
-            for layer, parts in found.items()
-            for block in _blocks(layer, parts)
+            block.used(next((uses[p] for p in uses if f"{block.path}.".startswith(f"{p}.")), 1))
+            for block in with_undescribed(plain, blocks, apart)
         )
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def attention_part(
     """
     if spec.when is not None and not spec.when(module):
         return None
-    q, k, v, o = (_resolved(path, name) for name in (spec.q, spec.k, spec.v, spec.o))
+    q, k, v, o = (resolved(path, name) for name in (spec.q, spec.k, spec.v, spec.o))
     cross = spec.cross
     if callable(cross):
         cross = cross(module, path)
@@ -135,7 +135,7 @@ def mixer_part(model: nn.Module, path: str, module: nn.Module, spec: MixerSpec) 
     """The part that mixes tokens without heads that could go, with the layers that it has."""
 
     def there(names: tuple[str, ...]) -> tuple[str, ...]:
-        paths = (_resolved(path, name) for name in names)
+        paths = (resolved(path, name) for name in names)
         return tuple(each for each in paths if dense_shape(model, each) is not None)
 
     reads, inner, writes = (there(names) for names in (spec.reads, spec.inner, spec.writes))
@@ -164,8 +164,8 @@ def feed_forward_part(
     """The feed-forward part of the module at a path; None if its layers are gone."""
     if spec.when is not None and not spec.when(model.get_submodule(path)):
         return None
-    up, down = _resolved(path, spec.up), _resolved(path, spec.down)
-    gate = None if spec.gate is None else _resolved(path, spec.gate)
+    up, down = resolved(path, spec.up), resolved(path, spec.down)
+    gate = None if spec.gate is None else resolved(path, spec.gate)
     joins = spec.joint and gate is not None and gate != up
     present = [up, down, f"{path}.gate_up"] if joins else [up, down]
     if not any(has_module(model, each) for each in present):
@@ -186,7 +186,7 @@ def _activation(model: nn.Module, path: str, names: str | None) -> str | None:
     """The path of the attribute that is called for phi, the first that there is."""
     if names is None:
         return None
-    paths = [_resolved(path, name) for name in names.split("|")]
+    paths = [resolved(path, name) for name in names.split("|")]
     for each in paths:
         owner, _, name = each.rpartition(".")
         if has_module(model, owner) and hasattr(model.get_submodule(owner), name):
@@ -194,7 +194,7 @@ def _activation(model: nn.Module, path: str, names: str | None) -> str | None:
     return paths[0]
 
 
-def _resolved(path: str, name: str) -> str:
+def resolved(path: str, name: str) -> str:
     """A name of a spec as a path of the model."""
     if name.startswith("^"):
         path, name = path.rpartition(".")[0], name[1:]
