@@ -53,8 +53,14 @@ def hybrid() -> nn.Module:
 
 def mixture() -> nn.Module:
     torch.manual_seed(0)
-    config = transformers.GraniteMoeConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2)
-    model = transformers.GraniteMoeForCausalLM(config).eval()
+    config = transformers.Qwen2MoeConfig(
+        **_SIZES,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    model: nn.Module = transformers.Qwen2MoeForCausalLM(config).eval()
     model.set_experts_implementation("eager")
     return model
 
@@ -78,7 +84,7 @@ def linear_weights(model: nn.Module) -> int:
         module.weight.numel()
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-        and not path.endswith(("lm_head", "router", "router.layer"))
+        and not path.endswith(("lm_head", "mlp.gate"))
     )
 
 
@@ -172,7 +178,7 @@ def pruned(model: nn.Module) -> None:
     [
         (codegen, "CodeGenAttention"),
         (hybrid, "Lfm2ShortConv, Lfm2Attention"),
-        (mixture, "GraniteMoeAttention"),
+        (mixture, "Qwen2MoeAttention, Qwen2MoeMLP"),
     ],
 )
 def test_attaching_and_pruning_name_the_classes_without_a_description(
@@ -196,5 +202,5 @@ def test_plan_names_the_classes_without_a_description(
     mixture().save_pretrained(tmp_path)
     assert main(["plan", str(tmp_path), "--target", "0.1"]) == 0
     text = capsys.readouterr().out
-    assert "GraniteMoeAttention: " in text
+    assert "Qwen2MoeAttention, Qwen2MoeMLP: " in text
     assert "finegates.describe" in text
