@@ -47,10 +47,7 @@ def attention_part(
     if not any(has_module(model, each) for each in present):
         return None
     narrowed: HeadSizes | None = getattr(module, "finegates_heads", None)
-    if narrowed is not None:
-        width = narrowed.head_dim
-    else:
-        width = getattr(module, spec.width) if isinstance(spec.width, str) else spec.width(module)
+    width = _width(path, module, spec) if narrowed is None else narrowed.head_dim
     rotary, norm = spec.rotary, "" if spec.norm is None else spec.norm.over
     rotation = None
     if rotary is not None and (rotary.when is None or rotary.when(module)):
@@ -92,6 +89,18 @@ def attention_part(
         joint=joint if fits else "",
         projected=None if fits or sizes is None else sizes[:3],
     )
+
+
+def _width(path: str, module: nn.Module, spec: AttentionSpec) -> int:
+    """The width of a head, from the module."""
+    if not isinstance(spec.width, str):
+        return int(spec.width(module))
+    if not hasattr(module, spec.width):
+        raise ValueError(
+            f"AttentionSpec of {', '.join(spec.classes)}: width={spec.width!r}, but it is not an "
+            f"attribute of {path} ({type(module).__name__})"
+        )
+    return int(getattr(module, spec.width))
 
 
 def _projected(

@@ -22,9 +22,11 @@ from typing import Any
 from torch import nn
 
 from finegates.adapters import AttentionSpec, register, unwrap
-from finegates.adapters.described import DescribedAdapter, class_name
+from finegates.adapters.described import DescribedAdapter
+from finegates.adapters.names import class_name
 from finegates.adapters.printed import registration
 from finegates.modules.kinds import CompactLayer, has_gates
+from finegates.modules.torch_layers import why_whole
 from finegates.spec_search.candidates import attention_candidates, feed_candidates, linears_below
 from finegates.spec_search.layers import find_layers, layer_calls
 from finegates.spec_search.replay import Replay, Spec, randomise, restore
@@ -206,6 +208,11 @@ def _search(
     for path, module in inside_out:
         name = class_name(type(module))
         if known.knows(module) or name in named:
+            claimed |= linears_below(layer, path)
+            continue
+        reason = why_whole(module)
+        if reason is not None:
+            yield f"{name}: {reason}"
             claimed |= linears_below(layer, path)
             continue
         if isinstance(module, _CONTAINERS) or name in seen:

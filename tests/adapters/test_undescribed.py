@@ -83,8 +83,7 @@ def linear_weights(model: nn.Module) -> int:
     return sum(
         module.weight.numel()
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and not path.endswith(("lm_head", "mlp.gate"))
+        if isinstance(module, nn.Linear | Conv1D) and not path.endswith(("lm_head", "mlp.gate"))
     )
 
 
