@@ -107,7 +107,7 @@ class _Known:
         }
 
     def rest(self, path: str, module: nn.Module) -> Undescribed | None:
-        """What a layer holds besides, or None."""
+        """What a layer holds apart from these, or None."""
         layers: list[str] = []
         classes: dict[str, None] = {}
         self._collect(path, module, layers, classes)
