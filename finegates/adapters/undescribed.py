@@ -6,6 +6,7 @@ says also where, for example, only the feed-forward parts have a description.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
@@ -13,6 +14,8 @@ from torch import nn
 from finegates.blocks import Block, Undescribed
 from finegates.modules.kinds import CompactLayer, between_gates
 from finegates.modules.linear import looks_linear
+
+logger = logging.getLogger(__name__)
 
 
 def with_undescribed(
@@ -65,6 +68,13 @@ def undescribed_line(blocks: Iterable[Block]) -> str | None:
         "the MACs, and nothing else of them does (attention, convolutions, recurrences); "
         "finegates.describe(model, inputs) looks for a description"
     )
+
+
+def warn_of_undescribed(blocks: Iterable[Block]) -> None:
+    """Logs :func:`undescribed_line`, if there is one."""
+    line = undescribed_line(blocks)
+    if line is not None:
+        logger.warning("%s", line)
 
 
 def _list_of(model: nn.Module, path: str) -> Iterator[str]:

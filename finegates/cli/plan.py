@@ -124,11 +124,13 @@ def _of_dense(model: nn.Module, arguments: argparse.Namespace, cost: CostModel |
     from finegates.adapters import adapter_for
     from finegates.adapters.undescribed import undescribed_line
     from finegates.cli.quantities import large
+    from finegates.gates.attachment import attach
 
     length: int = arguments.length
     total = fg.macs(model, 1, length)
     target: float = arguments.target
-    fg.attach(model, fg.GateConfig(preset="structured", target=target, sequence_length=length))
+    # Not fg.attach, which would log what is printed below.
+    attach(model, fg.GateConfig(preset="structured", target=target, sequence_length=length))
     plan = fg.plan_compaction(model, cost=cost)
     blocks = plan.blocks
     costs = [block.macs[0] * length + block.attention_macs[0] * length**2 for block in blocks]

@@ -11,7 +11,6 @@ from torch import nn
 from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.base import base_prefix, head_paths
 from finegates.adapters.registered import check_registered
-from finegates.adapters.undescribed import undescribed_line
 from finegates.arguments import check_config
 from finegates.gates.block_parts import Structure
 from finegates.gates.bypass import watch_weights
@@ -111,16 +110,7 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
         100 * config.removed(),
         "the gates" if structure is None else "the MACs" if config.cost is None else "the time",
     )
-    if config.modules is None:
-        warn_of_undescribed(inner)
     return model
-
-
-def warn_of_undescribed(inner: nn.Module) -> None:
-    """Logs which classes in the layers of a plain model have no description, if any."""
-    line = undescribed_line(adapter_for(inner).blocks(inner))
-    if line is not None:
-        logger.warning("%s", line)
 
 
 @torch.no_grad()

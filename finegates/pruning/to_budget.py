@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 
 from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.registered import check_registered
+from finegates.adapters.undescribed import warn_of_undescribed
 from finegates.arguments import check_whole
 from finegates.compaction import CostModel
 from finegates.compaction.regating import in_dense_sizes_again
 from finegates.compaction.reopening import has_constant_gates, is_compact
-from finegates.gates.attachment import warn_of_undescribed
 from finegates.gates.calls import LayerCalls, refuse_uncalled
 from finegates.gates.closing import TOLERANCE
 from finegates.gates.config import resolved_target
@@ -160,7 +160,7 @@ def _pruned(
     """:func:`prune` of a model in its dense sizes."""
     inner = unwrap(model)
     _check_prunable(inner)
-    warn_of_undescribed(inner)
+    warn_of_undescribed(adapter_for(inner).blocks(inner))
     if cost is not None:
         cost.check_model(inner)
         check_length(cost, sequence_length)

@@ -196,10 +196,11 @@ def test_attaching_and_pruning_name_the_classes_without_a_description(
 
 
 def test_plan_names_the_classes_without_a_description(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     mixture().save_pretrained(tmp_path)
     assert main(["plan", str(tmp_path), "--target", "0.1"]) == 0
     text = capsys.readouterr().out
-    assert "Qwen2MoeAttention, Qwen2MoeMLP: " in text
-    assert "finegates.describe" in text
+    assert text.count("Qwen2MoeAttention, Qwen2MoeMLP: ") == 1
+    assert text.count("finegates.describe(model, inputs)") == 1
+    assert "description" not in caplog.text
