@@ -204,3 +204,55 @@ def test_plan_names_the_classes_without_a_description(
     assert text.count("Qwen2MoeAttention, Qwen2MoeMLP: ") == 1
     assert text.count("finegates.describe(model, inputs)") == 1
     assert "description" not in caplog.text
+
+
+class Feed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 8)
+
+
+class Chosen(nn.Module):
+    """Every token goes to some of the experts, which are not stacked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(4))
+
+
+class Described(nn.Module):
+    def __init__(self, further: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.feed, self.further = nn.LayerNorm(8), Feed(), further
+
+
+class Stacked(nn.Module):
+    """A layer that occurs twice, and one without any description."""
+
+    def __init__(self, further: nn.Module) -> None:
+        super().__init__()
+        layer = Described(further)
+        self.blocks = nn.ModuleList([layer, layer, further])
+        self.head = nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("further", "weights", "classes"),
+    [
+        (nn.Linear(8, 8), 3 * 64, ()),
+        (nn.Sequential(nn.Linear(8, 8)), 3 * 64, ("Sequential",)),
+        (nn.LayerNorm(8), 0, ()),
+        (nn.Conv1d(8, 8, 3), 0, ("Conv1d",)),
+        (Chosen(), 0, ("Chosen",)),
+    ],
+    ids=["a layer", "layers", "a norm", "a convolution", "experts"],
+)
+def test_what_counts_and_what_is_named(
+    further: nn.Module, weights: int, classes: tuple[str, ...]
+) -> None:
+    spec = FeedForwardSpec((f"{__name__}.Feed",), up="up", down="down", phi="act")
+    adapter = DescribedAdapter(spec)
+    model = Stacked(further)
+    assert fg.macs(model, 1, 1, adapter=adapter).linear == 2 * 2 * 8 * 24 + weights
+    parts = [block.undescribed for block in adapter.blocks(model)]
+    assert {name for part in parts if part is not None for name in part.classes} == set(classes)
