@@ -304,6 +304,28 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Undescribed:
+    """What no description of a layer's modules covers: it has no gates and keeps its sizes.
+
+    Attributes:
+        path: the transformer layer.
+        layers: paths of its linear layers that no other part has; their MACs count.
+        classes: names of the module classes that hold what is not described. Their other products,
+            as those of an attention, a convolution or a recurrence, are unknown and do not count.
+        uses: how often a forward pass uses it, in layers that share their weights.
+    """
+
+    path: str
+    layers: tuple[str, ...]
+    classes: tuple[str, ...]
+    uses: int = 1
+
+    def linears(self) -> tuple[str, ...]:
+        """Paths of the linear layers."""
+        return self.layers
+
+
+@dataclass(frozen=True)
 class Block:
     """One transformer layer.
 
@@ -313,6 +335,7 @@ class Block:
         feed_forward: None if the layer has none.
         experts: None if the layer has none.
         mixers: parts that mix tokens without being described attentions; usually none.
+        undescribed: the rest of its linear layers, and of its modules; None if all are described.
     """
 
     path: str
@@ -320,11 +343,12 @@ class Block:
     feed_forward: FeedForward | None
     experts: Experts | None = None
     mixers: tuple[Mixer, ...] = ()
+    undescribed: Undescribed | None = None
 
     @property
     def uses(self) -> int:
         """How often a forward pass uses its parts."""
-        parts = (*self.attentions, *self.mixers, self.feed_forward, self.experts)
+        parts = (*self.attentions, *self.mixers, self.feed_forward, self.experts, self.undescribed)
         return max((part.uses for part in parts if part is not None), default=1)
 
     def used(self, times: int) -> Block:
@@ -335,6 +359,7 @@ class Block:
             feed_forward=self.feed_forward and replace(self.feed_forward, uses=times),
             experts=self.experts and replace(self.experts, uses=times),
             mixers=tuple(replace(part, uses=times) for part in self.mixers),
+            undescribed=self.undescribed and replace(self.undescribed, uses=times),
         )
 
     def linears(self) -> tuple[str, ...]:

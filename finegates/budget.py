@@ -74,9 +74,10 @@ class Budget:
 class MACs:
     """Multiply-accumulates of the encoder's layers for one batch.
 
-    They cover the linear layers and attention products of the encoder at batch x length.
-    Embeddings, norms, activations, softmax, gathers, scatters and the head are excluded, and so are
-    the products with relative positions that DeBERTa adds to its scores.
+    They cover the linear layers of the transformer layers, with or without a description, and the
+    products of attentions with one, at batch x length. Embeddings, norms, activations, softmax,
+    gathers, scatters, routers and the head are excluded. So are the products with relative
+    positions that DeBERTa adds to its scores, and all others of modules without a description.
 
     Attributes:
         batch: number of sequences B.

@@ -46,6 +46,29 @@ def derived_size(text: str, known: Mapping[str, int]) -> int:
     return math.prod(known[factor] for factor in text.split("*"))
 
 
+def _check_classes(spec: Any) -> None:
+    """Raises TypeError unless the classes of a spec are several names."""
+    if isinstance(spec.classes, str):
+        raise TypeError(
+            f"{type(spec).__name__} takes a tuple of class names, got the text {spec.classes!r}; "
+            f"write classes=({spec.classes!r},)"
+        )
+
+
+_FACTORS = ("heads", "kv_heads", "each", "width")
+
+
+def _check_sizes(spec: AttentionSpec) -> None:
+    """Raises ValueError unless sizes are products of the numbers that there are."""
+    for name in ("sizes", "config_sizes"):
+        for attribute, text in getattr(spec, name).items():
+            if not set(str(text).split("*")) <= set(_FACTORS):
+                raise ValueError(
+                    f"AttentionSpec of {', '.join(spec.classes)}: {name} says that {attribute!r} "
+                    f"is {text!r}, which is not a product of {', '.join(_FACTORS)}"
+                )
+
+
 @dataclass(frozen=True)
 class RotarySpec:
     """Rotary embeddings of queries and keys.
@@ -95,12 +118,13 @@ class NormSpec:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """An attention module of transformers that takes its sizes from attributes.
+    """An attention module that takes its sizes from attributes.
 
     Paths are relative to the module; with ``^`` in front, to the module around it.
 
     Attributes:
-        classes: that it describes, as ``"bart.BartAttention"``, of ``transformers.models``.
+        classes: that it describes: ``"bart.BartAttention"`` of ``transformers.models``, or
+            ``"package.module.Class"`` of anything else. So in all specs.
         q: path of the query projection.
         k: path of the key projection.
         v: path of the value projection; the three may be one.
@@ -108,7 +132,8 @@ class AttentionSpec:
         layout: of the rows of q, k and v; may depend on the module.
         width: the attribute that holds the width of a head; or from the module, where none does.
         sizes: further attributes that hold sizes: their names, and products of ``heads``,
-            ``kv_heads``, ``each`` (query heads per key-value head) and ``width``.
+            ``kv_heads``, ``each`` (query heads per key-value head) and ``width``, as
+            ``{"num_heads": "heads", "inner_dim": "heads*width"}``.
         config_sizes: the same of the configuration, where forward reads it.
         rotary: None without.
         norm: of queries and keys; None without.
@@ -128,6 +153,8 @@ class AttentionSpec:
         executor: the module of the library that takes the place of a narrowed one
             (:mod:`finegates.modules.attention`), because it also takes groups of several sizes and
             other pairs for every head; None narrows the module itself.
+        apart: linear layers of the module that do not multiply tokens, but relative positions or
+            scores; they do not count among the MACs.
         when: whether a module of these classes is what is described; None: always.
         unsupported: why a module of these classes cannot be narrowed, or None; from the module.
     """
@@ -152,8 +179,13 @@ class AttentionSpec:
     cross: bool | Callable[[Any, str], bool] = False
     joint: bool = False
     executor: Literal["rotary"] | None = None
+    apart: tuple[str, ...] = ()
     when: Of | None = None
     unsupported: Of | None = None
+
+    def __post_init__(self) -> None:
+        _check_classes(self)
+        _check_sizes(self)
 
 
 @dataclass(frozen=True)
@@ -175,6 +207,9 @@ class MixerSpec:
     writes: tuple[str, ...]
     inner: tuple[str, ...] = ()
     products: Callable[[Any], int] = lambda module: 0
+
+    def __post_init__(self) -> None:
+        _check_classes(self)
 
 
 @dataclass(frozen=True)
@@ -204,6 +239,9 @@ class FeedForwardSpec:
     activation: str = ""
     joint: bool = False
     when: Of | None = None
+
+    def __post_init__(self) -> None:
+        _check_classes(self)
 
 
 @dataclass(frozen=True)
@@ -245,3 +283,6 @@ class StreamSpec:
     writes: tuple[str, ...] = ()
     phi: str | None = None
     apart: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_classes(self)

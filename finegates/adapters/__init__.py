@@ -9,7 +9,18 @@ from torch import nn
 
 from finegates.adapters.base import Adapter, attentions, has_module, unwrap
 from finegates.adapters.described import DescribedAdapter, described_packages, register
-from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer, Stream
+from finegates.adapters.registered import REGISTERED
+from finegates.blocks import (
+    Attention,
+    Block,
+    Experts,
+    FeedForward,
+    HeadSizes,
+    Mixer,
+    Stream,
+    Undescribed,
+)
+from finegates.modules.torch_layers import why_whole
 from finegates.specs import (
     AttentionSpec,
     FeedForwardSpec,
@@ -35,6 +46,7 @@ __all__ = [
     "RotarySpec",
     "Stream",
     "StreamSpec",
+    "Undescribed",
     "adapter_for",
     "attentions",
     "has_module",
@@ -67,5 +79,16 @@ def adapter_for(model: nn.Module) -> Adapter:
     raise ValueError(
         f"no module of this {type(plain).__name__} (model type {model_type!r}) has a description, "
         "so its architecture is unknown; descriptions exist for "
-        f"{', '.join(described_packages())}; {_REMEDY}"
+        f"{', '.join(described_packages())}{_registered()}; {_of_torch(plain) or _REMEDY}"
     )
+
+
+def _registered() -> str:
+    """The classes of descriptions that were added, for messages; empty without."""
+    names = dict.fromkeys(name for _, name in REGISTERED)
+    return f", and registered {', '.join(names)}" if names else ""
+
+
+def _of_torch(model: nn.Module) -> str | None:
+    """Why layers of torch in a model have no description, and the remedy, or None."""
+    return next(filter(None, map(why_whole, model.modules())), None)

@@ -16,13 +16,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finegates.adapters.base import Adapter, unwrap
 from finegates.adapters.descriptions import ATTENTIONS, FEED_FORWARDS, MIXERS, REPEATS, STREAMS
+from finegates.adapters.names import class_name, names_of
 from finegates.adapters.parts import (
     attention_part,
     experts_part,
     feed_forward_part,
     mixer_part,
+    resolved,
 )
+from finegates.adapters.registered import REGISTERED, check_activation
 from finegates.adapters.stream_parts import find_stream
+from finegates.adapters.undescribed import with_undescribed
 from finegates.blocks import Attention, Block, Experts, FeedForward, HeadSizes, Mixer, Stream
 from finegates.modules.attention import RotaryAttention
 from finegates.modules.experts import is_experts
@@ -67,17 +71,23 @@ class DescribedAdapter(Adapter):
         # A layer that is used in two places counts twice.
         for path, module in plain.named_modules(remove_duplicate=False):
             kind: Any = type(module)
-            if described.isdisjoint(_names_of(kind)) and not is_experts(module):
+            if described.isdisjoint(names_of(kind)) and not is_experts(module):
                 continue
             parts = _parts(plain, path, module, tables)
             layer = _layer_of(plain, path) if parts else None
             if layer is not None:
                 found.setdefault(layer, []).extend(parts)
         uses = _uses(plain)
+        blocks = [block for layer, parts in found.items() for block in _blocks(layer, parts)]
+        apart = [
+            resolved(part.path, name)
+            for block in blocks
+            for part in block.attentions
+            for name in self._attention_spec(plain.get_submodule(part.path)).apart
+        ]
         return tuple(
-            block.used(next((uses[p] for p in uses if f"{layer}.".startswith(f"{p}.")), 1))
-            for layer, parts in found.items()
-            for block in _blocks(layer, parts)
+            block.used(next((uses[p] for p in uses if f"{block.path}.".startswith(f"{p}.")), 1))
+            for block in with_undescribed(plain, blocks, apart)
         )
 
     def encoder(self, model: nn.Module) -> tuple[str, ...]:
@@ -339,6 +349,7 @@ def register(*specs: _Spec) -> None:
 
     Raises:
         TypeError: what is given is not a spec.
+        ValueError: a spec names an activation that transformers does not have.
     """
     for spec in specs:
         tables: dict[type, Any] = {
@@ -352,39 +363,15 @@ def register(*specs: _Spec) -> None:
                 "register takes AttentionSpec, FeedForwardSpec, MixerSpec and StreamSpec, got "
                 f"{spec!r}"
             )
+        check_activation(spec)
         tables[type(spec)].update(dict.fromkeys(spec.classes, spec))
-        _REGISTERED.update({(type(spec), name): spec for name in spec.classes})
-
-
-_REGISTERED: dict[tuple[type, str], _Spec] = {}
-"""What was added to the descriptions in this process, by kind and class."""
-
-
-def registered_in(model: nn.Module) -> list[_Spec]:
-    """The registered specs of a model's modules."""
-    names = set().union(*(_names_of(kind) for kind in {type(m) for m in model.modules()}))  # type: ignore[arg-type]
-    found = {id(spec): spec for (_, name), spec in _REGISTERED.items() if name in names}
-    return list(found.values())
+        REGISTERED.update({(type(spec), name): spec for name in spec.classes})
 
 
 def _spec(module: nn.Module, specs: dict[str, Any]) -> Any:
     """The spec of a module, by its class or the nearest class that it is derived from."""
     kind: Any = type(module)
-    return next((specs[name] for name in _names_of(kind) if name in specs), None)
-
-
-@functools.cache
-def _names_of(kind: Any) -> tuple[str, ...]:
-    """The names in specs that a module of a class can have."""
-    return tuple(class_name(known) for known in kind.__mro__)
-
-
-def class_name(known: type) -> str:
-    """The name of a class in specs."""
-    package = known.__module__.rpartition(".")[0]
-    if package.startswith("transformers.models."):
-        return f"{package.removeprefix('transformers.models.')}.{known.__name__}"
-    return f"{known.__module__}.{known.__qualname__}"
+    return next((specs[name] for name in names_of(kind) if name in specs), None)
 
 
 def _layer_of(model: nn.Module, path: str) -> str | None:

@@ -114,6 +114,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         sizes=_SIZES,
         scaled_by_width=_scale_of_deberta,
         # Not joint: the projections of queries and keys also read relative positions.
+        apart=("pos_key_proj", "pos_query_proj"),
         unsupported=_positions_of_deberta,
     ),
     AttentionSpec(
@@ -153,6 +154,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         # Positions have projections of their own, which read all dimensions.
         fixed_scores=True,
         value_bias=True,
+        apart=("pos_proj", "pos_q_proj", "head_logits_proj", "head_weights_proj"),
         unsupported=lambda module: "it mixes the scores of heads" if module.talking_head else None,
         per_head={
             "q_bias": 0,

@@ -36,7 +36,7 @@ def attention_part(
     """
     if spec.when is not None and not spec.when(module):
         return None
-    q, k, v, o = (_resolved(path, name) for name in (spec.q, spec.k, spec.v, spec.o))
+    q, k, v, o = (resolved(path, name) for name in (spec.q, spec.k, spec.v, spec.o))
     cross = spec.cross
     if callable(cross):
         cross = cross(module, path)
@@ -47,10 +47,7 @@ def attention_part(
     if not any(has_module(model, each) for each in present):
         return None
     narrowed: HeadSizes | None = getattr(module, "finegates_heads", None)
-    if narrowed is not None:
-        width = narrowed.head_dim
-    else:
-        width = getattr(module, spec.width) if isinstance(spec.width, str) else spec.width(module)
+    width = _width(path, module, spec) if narrowed is None else narrowed.head_dim
     rotary, norm = spec.rotary, "" if spec.norm is None else spec.norm.over
     rotation = None
     if rotary is not None and (rotary.when is None or rotary.when(module)):
@@ -94,6 +91,18 @@ def attention_part(
     )
 
 
+def _width(path: str, module: nn.Module, spec: AttentionSpec) -> int:
+    """The width of a head, from the module."""
+    if not isinstance(spec.width, str):
+        return int(spec.width(module))
+    if not hasattr(module, spec.width):
+        raise ValueError(
+            f"AttentionSpec of {', '.join(spec.classes)}: width={spec.width!r}, but it is not an "
+            f"attribute of {path} ({type(module).__name__})"
+        )
+    return int(getattr(module, spec.width))
+
+
 def _projected(
     model: nn.Module, paths: tuple[str, str, str, str], joint: str, layout: str
 ) -> tuple[int, int, int, int] | None:
@@ -135,7 +144,7 @@ def mixer_part(model: nn.Module, path: str, module: nn.Module, spec: MixerSpec) 
     """The part that mixes tokens without heads that could go, with the layers that it has."""
 
     def there(names: tuple[str, ...]) -> tuple[str, ...]:
-        paths = (_resolved(path, name) for name in names)
+        paths = (resolved(path, name) for name in names)
         return tuple(each for each in paths if dense_shape(model, each) is not None)
 
     reads, inner, writes = (there(names) for names in (spec.reads, spec.inner, spec.writes))
@@ -164,8 +173,8 @@ def feed_forward_part(
     """The feed-forward part of the module at a path; None if its layers are gone."""
     if spec.when is not None and not spec.when(model.get_submodule(path)):
         return None
-    up, down = _resolved(path, spec.up), _resolved(path, spec.down)
-    gate = None if spec.gate is None else _resolved(path, spec.gate)
+    up, down = resolved(path, spec.up), resolved(path, spec.down)
+    gate = None if spec.gate is None else resolved(path, spec.gate)
     joins = spec.joint and gate is not None and gate != up
     present = [up, down, f"{path}.gate_up"] if joins else [up, down]
     if not any(has_module(model, each) for each in present):
@@ -186,7 +195,7 @@ def _activation(model: nn.Module, path: str, names: str | None) -> str | None:
     """The path of the attribute that is called for phi, the first that there is."""
     if names is None:
         return None
-    paths = [_resolved(path, name) for name in names.split("|")]
+    paths = [resolved(path, name) for name in names.split("|")]
     for each in paths:
         owner, _, name = each.rpartition(".")
         if has_module(model, owner) and hasattr(model.get_submodule(owner), name):
@@ -194,7 +203,7 @@ def _activation(model: nn.Module, path: str, names: str | None) -> str | None:
     return paths[0]
 
 
-def _resolved(path: str, name: str) -> str:
+def resolved(path: str, name: str) -> str:
     """A name of a spec as a path of the model."""
     if name.startswith("^"):
         path, name = path.rpartition(".")[0], name[1:]

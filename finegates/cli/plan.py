@@ -121,11 +121,16 @@ def _of_compact(model: nn.Module, length: int, budget: Any) -> str:
 
 def _of_dense(model: nn.Module, arguments: argparse.Namespace, cost: CostModel | None) -> str:
     import finegates as fg
+    from finegates.adapters import adapter_for
+    from finegates.adapters.undescribed import undescribed_line
     from finegates.cli.quantities import large
+    from finegates.gates.attachment import attach
 
     length: int = arguments.length
     total = fg.macs(model, 1, length)
-    fg.attach(model, fg.GateConfig(preset="structured", sequence_length=length))
+    target: float = arguments.target
+    # Not fg.attach, which would log what is printed below.
+    attach(model, fg.GateConfig(preset="structured", target=target, sequence_length=length))
     plan = fg.plan_compaction(model, cost=cost)
     blocks = plan.blocks
     costs = [block.macs[0] * length + block.attention_macs[0] * length**2 for block in blocks]
@@ -135,10 +140,11 @@ def _of_dense(model: nn.Module, arguments: argparse.Namespace, cost: CostModel |
         share = f"{100 * macs / total.total:.1f} %"
         rows.append((block.path, large(macs), share, *time, _closable(model, block.path)))
     left = (1 - arguments.target) * total.total
+    without = undescribed_line(adapter_for(model).blocks(model))
     return (
         f"MACs of a sequence of {length} tokens: {large(total.total)} in {len(blocks)} blocks "
         f"({large(total.linear)} in linear layers, {large(total.attention)} in attention)\n"
-        f"{_time(plan)}\n"
+        f"{_time(plan)}{'' if without is None else without + chr(10)}\n"
         f"{aligned(rows, left=(0, len(rows[0]) - 1))}\n\n"
         f"a target of {arguments.target:g} leaves {large(left)} MACs; which dimensions are "
         "removed is learnt from your data:\n"

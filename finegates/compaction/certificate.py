@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from finegates.adapters import Adapter, adapter_for, has_module
+from finegates.adapters.registered import Spec, label
 from finegates.modules.experts import compute_experts_by
 from finegates.wrappers import has_autocast, remove_autocast
 
@@ -160,7 +161,12 @@ def writing_layers(model: nn.Module, adapter: Adapter | None) -> list[str]:
     return paths
 
 
-def check_equal(gated: Recording, small: Recording, kept: Tensor | None = None) -> float:
+def check_equal(
+    gated: Recording,
+    small: Recording,
+    kept: Tensor | None = None,
+    specs: Sequence[Spec] = (),
+) -> float:
     """Compares two recordings and returns their largest relative difference.
 
     Args:
@@ -168,6 +174,7 @@ def check_equal(gated: Recording, small: Recording, kept: Tensor | None = None) 
         small: of the compact one.
         kept: int64, the dimensions that are left of the residual stream; None if it keeps its
             width. Where the stream is an output, the others must be zero.
+        specs: descriptions of the model that were registered, for messages.
 
     Raises:
         NotEqualError: it is more than rounding; names the first layer that differs.
@@ -196,9 +203,24 @@ def check_equal(gated: Recording, small: Recording, kept: Tensor | None = None) 
     )
     raise NotEqualError(
         f"the compact model differs from the gated one by {worst:.1e} of its outputs; "
-        f"rounding alone gives at most {tolerance:.0e} in {gated.dtype}{where}. The description of "
-        "the architecture does not cover all that it computes; leave that part out with "
-        "GateConfig(preset='reference', modules=...), and please report it with the configuration"
+        f"rounding alone gives at most {tolerance:.0e} in {gated.dtype}{where}. {_advice(specs)}"
+    )
+
+
+def _advice(specs: Sequence[Spec]) -> str:
+    """What to do about a description that does not cover what a model computes."""
+    out = "or leave that part out with GateConfig(preset='reference', modules=...)"
+    if not specs:
+        return (
+            "The description of the architecture does not cover all that it computes; "
+            f"{out.removeprefix('or ')}, and please report it with the configuration"
+        )
+    named = "; ".join(map(label, specs))
+    return (
+        f"A registered description ({named}) is wrong. Compare its fields with the forward of the "
+        "class: first scaled_by_width (True if forward divides scores by the root of the width "
+        "that it finds, not by a stored number), then layout, sizes, rotary, norm, value_bias, "
+        f"per_head, cross, joint, and phi or activation; {out}"
     )
 
 

@@ -14,7 +14,7 @@ from finegates.gates.gated_linear import GatedLinear, leaf_gates
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.experts import expert_shape, numbers_at_width
 from finegates.modules.kinds import between_gates
-from finegates.modules.linear import find_linear, linear_shape
+from finegates.modules.linear import find_linear, layer_size
 
 
 def block_weights(
@@ -37,6 +37,12 @@ def block_weights(
             weights += layers[path].kept_weights
         elif has_module(model, path):  # otherwise fused with others, counted below
             weights += present_weights(model.get_submodule(path))
+    if block.undescribed is not None:
+        for path in block.undescribed.layers:
+            planned = layers.get(path)
+            weights += (
+                planned.kept_weights if planned else present_weights(model.get_submodule(path))
+            )
     for part in block.attentions:
         if part.joint and has_module(model, part.joint_path):
             weights += present_weights(model.get_submodule(part.joint_path))
@@ -119,8 +125,7 @@ def model_parameters(
 
 
 def present_weights(layer: nn.Module) -> int:
-    """Weights of a linear layer: dense if gated, kept if compact."""
+    """Weights of a layer of a linear-like class: dense if gated, kept if compact."""
     if isinstance(layer, CompactLinear):
         return prod(layer.kept)
-    columns, outputs = linear_shape(layer.base if isinstance(layer, GatedLinear) else layer)
-    return columns * outputs
+    return layer_size(layer.base if isinstance(layer, GatedLinear) else layer)

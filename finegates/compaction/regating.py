@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from finegates.adapters import unwrap
+from finegates.adapters import adapter_for, unwrap
+from finegates.adapters.undescribed import warn_of_undescribed
 from finegates.arguments import check_config
 from finegates.compaction.given_sizes import gate_as_given, given_size
 from finegates.compaction.peft_targets import product_paths
@@ -72,13 +73,17 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     config = config or GateConfig()
     inner = unwrap(model)
     if config.gate_preset().penalty != "macs" or not is_compact(inner) or gated_layers(inner):
-        return attachment.attach(model, config)
+        attachment.attach(model, config)
+        if config.modules is None:
+            warn_of_undescribed(adapter_for(inner).blocks(inner))
+        return model
     with in_dense_sizes_again(model):
         attachment.attach(model, config)
         try:
             remove_closed(inner)
         except ValueError as error:
             logger.info("%s is gated in its dense sizes: %s", type(inner).__name__, error)
+    warn_of_undescribed(adapter_for(inner).blocks(inner))
     return model
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import Adapter, adapter_for, attentions, unwrap
+from finegates.adapters.registered import registered_in
 from finegates.compaction.carried_code import check_forwards, check_layer_forwards, with_hooks_of
 from finegates.compaction.certificate import (
     check_equal,
@@ -126,6 +127,7 @@ def compact(
             "finegates.attach and train first"
         )
     plan = plan_compaction(plain, adapter, cost)  # raises for gates without values
+    specs = registered_in(plain)
     points: list[str] = []
     kept_width = None if plan.stream is None else plan.stream.kept
     expected = None
@@ -232,7 +234,7 @@ def compact(
     logger.info("compacted %s: %s", type(plain).__name__, plan.summary())
     mark_initialised(result).eval()
     if verify is not None and expected is not None:
-        check_equal(expected, record_compact(result, verify, points), kept_width)
+        check_equal(expected, record_compact(result, verify, points), kept_width, specs)
     return result
 
 
@@ -258,11 +260,12 @@ def _verify_copies(
 
     The compact copy is made from the gated one in float64, so that its weights are not rounded.
     """
+    specs = registered_in(model)
     double = float64_copy(model)
     remove_autocast(double)
     expected = check_recorded(record(double, inputs, points, strict=True), model)
     small = compact(double, inplace=True, adapter=adapter, cost=cost)
-    check_equal(expected, record_compact(small, inputs, points, strict=True), kept)
+    check_equal(expected, record_compact(small, inputs, points, strict=True), kept, specs)
 
 
 def _shrink(layer: nn.Module, plan: LayerPlan) -> CompactLinear:

@@ -254,7 +254,8 @@ def _blocks(model: nn.Module, dense: nn.Module, blocks: Sequence[Block]) -> list
             widths = (feed_forward_width(m, feed) for m in (model, dense))
             cells.append("{} of {}".format(*widths))
         weights = [block_weights(m, block, {}) for m in (model, dense)]
-        rows.append((block.path, *cells, f"{100 * weights[0] / weights[1]:.1f} %"))
+        share = f"{100 * weights[0] / weights[1]:.1f} %" if weights[1] else ""
+        rows.append((block.path, *cells, share))
     return rows
 
 

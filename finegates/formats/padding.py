@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 
 from finegates.adapters import Block, has_module
 from finegates.compaction.counts import block_weights
 from finegates.modules.compact_linear import CompactLinear
-from finegates.modules.linear import linear_shape
+from finegates.modules.linear import layer_size, linear_shape
 
 LOGGER = logging.getLogger(__name__)
 
@@ -101,12 +102,16 @@ def _dense_weights(model: nn.Module, block: Block) -> int:
     paths += [part.joint_path for part in block.attentions if part.joint]
     if block.feed_forward is not None and block.feed_forward.path is not None:
         paths.append(f"{block.feed_forward.path}.gate_up")
+    if block.undescribed is not None:
+        paths += block.undescribed.layers
     total = 0
     for path in paths:
         if has_module(model, path):
             layer = model.get_submodule(path)
-            shape = layer.dense_shape if isinstance(layer, CompactLinear) else linear_shape(layer)
-            total += shape[0] * shape[1]
+            if isinstance(layer, CompactLinear):
+                total += prod(layer.dense_shape)
+            else:
+                total += layer_size(layer)
     if block.experts is not None:
         total += block.experts.macs(block.experts.width)
     return block.uses * total

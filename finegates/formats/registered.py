@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from finegates.adapters.described import registered_in
 from finegates.adapters.printed import registration
+from finegates.adapters.registered import registered_in
 
 KEY = "descriptions"
 """The entry of a structure that holds the code; it is shown, and never run."""

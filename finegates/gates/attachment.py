@@ -10,6 +10,7 @@ from torch import nn
 
 from finegates.adapters import adapter_for, unwrap
 from finegates.adapters.base import base_prefix, head_paths
+from finegates.adapters.registered import check_registered
 from finegates.arguments import check_config
 from finegates.gates.block_parts import Structure
 from finegates.gates.bypass import watch_weights
@@ -64,6 +65,8 @@ def attach(model: nn.Module, config: GateConfig | None = None) -> nn.Module:
     if config.modules is None:
         check_dense(inner)
     check_trainable(inner)
+    if config.modules is None:
+        check_registered(inner)
     preset = config.gate_preset()
     train_biases = preset.train_biases if config.train_biases is None else config.train_biases
     structure: Structure | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finegates.adapters import Attention, Experts, FeedForward, Mixer
+from finegates.adapters import Attention, Experts, FeedForward, Mixer, Undescribed
 from finegates.gates.gate import FixedGate, Gate
 from finegates.gates.prices import MACS, Prices
 from finegates.gates.stochastic import StochasticGate
@@ -309,13 +309,13 @@ class Ungated:
 
     Attributes:
         part: the part.
-        path: of its first layer, or of stacked experts.
+        path: of its first layer, of stacked experts, or of a transformer layer.
         weights: of its layers together, of experts those that a token meets.
         products: multiply-accumulates per pair of a token and a token that it attends to.
         reference: a gate of another part, whose device and dtype counts have.
     """
 
-    part: Attention | FeedForward | Mixer | Experts
+    part: Attention | FeedForward | Mixer | Experts | Undescribed
     path: str
     weights: int
     products: int

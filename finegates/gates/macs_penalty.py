@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from finegates.adapters import FeedForward
+from finegates.adapters import FeedForward, Undescribed
 from finegates.adapters.stock_sizes import HeadCounts
 from finegates.gates.block_parts import (
     ExpertsGates,
@@ -161,6 +161,15 @@ class MacsPenalty:
     def _rest(self) -> str:
         """What no gate can remove, for messages."""
         ungated = [part.path for part in self.structure if isinstance(part, Ungated)]
+        kept = [part.part for part in self.structure if isinstance(part.part, Undescribed)]
+        layer = next((path for part in kept for path in part.layers), None)
+        if layer is not None:
+            classes = dict.fromkeys(name for part in kept for name in part.classes)
+            return (
+                f"linear layers without a description, such as {layer}, which keep their sizes "
+                f"(classes: {', '.join(classes) or 'described ones'}); "
+                "finegates.describe(model, inputs) looks for a description"
+            )
         if ungated:
             return f"parts without gates, such as {ungated[0]}, which keep their sizes"
         return (

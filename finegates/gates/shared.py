@@ -42,6 +42,7 @@ from finegates.adapters import (
     Experts,
     FeedForward,
     Mixer,
+    Undescribed,
     adapter_for,
 )
 from finegates.adapters.stock_sizes import StockKeys
@@ -59,13 +60,13 @@ from finegates.gates.config import Dimensions
 from finegates.gates.gate import DerivedGate, FixedGate, Gate
 from finegates.gates.stochastic import StochasticGate
 from finegates.head_rows import layer_rows, letters_of, score_units
-from finegates.modules.linear import linear_shape
+from finegates.modules.linear import layer_size, linear_shape
 
 Sides = dict[str, tuple[Gate | None, Gate | None]]
 Before = Mapping[str, Tensor]
 """What an earlier compaction left: bool masks (n,) of dimensions, by the name of their gate."""
 
-_Dense = Attention | FeedForward | Mixer | Experts
+_Dense = Attention | FeedForward | Mixer | Experts | Undescribed
 _NOTHING: Before = MappingProxyType({})
 
 
@@ -114,6 +115,8 @@ def build_structure(
             sides[part.path] = (None, gate)
         elif block.experts is not None:
             found.append(block.experts)
+        if block.undescribed is not None:
+            found.append(block.undescribed)
     return _counted(found, model), sides
 
 
@@ -139,6 +142,9 @@ def _ungated(part: _Dense, model: nn.Module, reference: StochasticGate) -> Ungat
     """A part that keeps its sizes."""
     if isinstance(part, Experts):
         return Ungated(part, part.path, part.macs(part.width), 0, reference)
+    if isinstance(part, Undescribed):
+        weights = sum(layer_size(model.get_submodule(path)) for path in part.layers)
+        return Ungated(part, part.path, weights, 0, reference)
     shapes = [linear_shape(model.get_submodule(path)) for path in part.linears()]
     weights = sum(columns * rows for columns, rows in shapes)
     products = 0 if isinstance(part, FeedForward) else part.products

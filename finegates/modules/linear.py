@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -100,6 +101,14 @@ def linear_shape(layer: nn.Module) -> tuple[int, int]:
     linear = find_linear(layer)
     rows, columns = linear.weight.shape  # type: ignore[misc]
     return (int(rows), int(columns)) if is_conv1d(linear) else (int(columns), int(rows))
+
+
+def layer_size(layer: nn.Module) -> int:
+    """Weights of a layer of a linear-like class, also of one with codes of a quantisation."""
+    if is_linear(layer):
+        return math.prod(linear_shape(layer))
+    inner: Any = _innermost(layer)
+    return int(inner.nf * inner.nx if is_conv1d(inner) else inner.in_features * inner.out_features)
 
 
 def multiply(layer: nn.Module, x: Tensor) -> Tensor:

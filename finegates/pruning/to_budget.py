@@ -12,6 +12,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from finegates.adapters import adapter_for, unwrap
+from finegates.adapters.registered import check_registered
+from finegates.adapters.undescribed import warn_of_undescribed
 from finegates.arguments import check_whole
 from finegates.compaction import CostModel
 from finegates.compaction.regating import in_dense_sizes_again
@@ -158,6 +160,7 @@ def _pruned(
     """:func:`prune` of a model in its dense sizes."""
     inner = unwrap(model)
     _check_prunable(inner)
+    warn_of_undescribed(adapter_for(inner).blocks(inner))
     if cost is not None:
         cost.check_model(inner)
         check_length(cost, sequence_length)
@@ -266,6 +269,7 @@ def _check_prunable(inner: nn.Module) -> None:
     check_dense(inner)
     check_undispatched(inner)
     check_trainable(inner)
+    check_registered(inner)
     blocks = adapter_for(inner).blocks(inner)
     check_gateable(inner, [path for block in blocks for path in block.linears()])
 

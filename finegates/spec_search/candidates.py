@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from finegates.adapters import AttentionSpec, FeedForwardSpec, NormSpec, RotarySpec
-from finegates.adapters.described import class_name
+from finegates.adapters.names import class_name
 from finegates.compaction.activations import acts_on_numbers
 from finegates.modules.linear import is_linear, linear_shape
 from finegates.specs import is_named_cross

@@ -20,7 +20,8 @@ from typing import Any
 from torch import nn
 
 from finegates.adapters import register, unwrap
-from finegates.adapters.described import DescribedAdapter, class_name
+from finegates.adapters.described import DescribedAdapter
+from finegates.adapters.names import class_name
 from finegates.adapters.printed import program
 from finegates.compaction.certificate import float64_copy
 from finegates.modules.kinds import CompactLayer, has_gates

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from finegates.adapters.described import DescribedAdapter, class_name
+from finegates.adapters.described import DescribedAdapter
+from finegates.adapters.names import class_name
 from finegates.modules.experts import is_experts
 from finegates.modules.linear import is_linear
+from finegates.modules.torch_layers import why_whole
 from finegates.spec_search.candidates import (
     linears_below,
     path_in,
@@ -38,7 +40,12 @@ def modules_left_whole(layer: nn.Module, adapters: tuple[DescribedAdapter, ...])
     for path, module in layer.named_modules():
         if path not in left or is_experts(module):
             continue
-        if any(path == each or path.startswith(f"{each}.") for each in closed):
+        if any(path == each or path.startswith(f"{each}.") or not each for each in closed):
+            continue
+        reason = why_whole(module)
+        if reason is not None:
+            closed = (*closed, path)
+            yield Note(class_name(type(module)), f": {reason}")
             continue
         own, matrices = left[path], _matrices(module)
         if not own and len(matrices) < 2:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from finegates.adapters import AttentionSpec, FeedForwardSpec
-from finegates.adapters.described import DescribedAdapter, class_name
+from finegates.adapters.described import DescribedAdapter
+from finegates.adapters.names import class_name
 from finegates.compaction.certificate import InFloat64, floats, relative_difference
 from finegates.compaction.transform import compact
 from finegates.gates.attachment import attach_gates

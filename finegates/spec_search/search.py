@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from finegates.adapters import AttentionSpec
-from finegates.adapters.described import DescribedAdapter, class_name
+from finegates.adapters.described import DescribedAdapter
+from finegates.adapters.names import class_name
+from finegates.modules.torch_layers import why_whole
 from finegates.spec_search.candidates import attention_candidates, feed_candidates, linears_below
 from finegates.spec_search.replay import Replay, Spec
 
@@ -75,7 +77,7 @@ class Search:
         )
         for path, module in inside_out:
             name = class_name(type(module))
-            if self.known.knows(module) or name in self._named:
+            if self.known.knows(module) or name in self._named or why_whole(module):
                 claimed |= linears_below(layer, path)
             elif not isinstance(module, CONTAINERS):
                 found = [

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import finegates as fg
-from finegates.adapters import described, register, unwrap
+from finegates.adapters import register, registered, unwrap
 from finegates.adapters.decoders import ATTENTIONS
 from finegates.modules.attention import RotaryAttention
 from support.described import (
@@ -30,7 +30,7 @@ def stock() -> Iterator[None]:
     register(*(replace(spec, executor=None) for spec in OWN))
     yield
     register(*OWN)
-    described._REGISTERED.clear()
+    registered.REGISTERED.clear()
 
 
 def gated(name: str) -> nn.Module:

@@ -55,7 +55,7 @@ def test_experts_alone_are_compacted_and_saved_too(
     torch.manual_seed(0)
     model = Qwen2MoeForCausalLM(config).double().eval()
     model.set_experts_implementation("eager")
-    attach(model, GateConfig(preset="structured", sequence_length=9))
+    attach(model, GateConfig(preset="structured", target=0.1, sequence_length=9))
     with torch.no_grad():
         for gate in leaf_gates(model):
             gate.latent[: gate.size // 2] = -1.0  # all dimensions of every second expert

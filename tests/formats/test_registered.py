@@ -14,6 +14,7 @@ from transformers import SplinterConfig, SplinterModel
 import finegates as fg
 from finegates import adapters
 from finegates.adapters import AttentionSpec, FeedForwardSpec, described, register
+from finegates.adapters.registered import REGISTERED
 from support.tiny import scatter_gates, tiny_model
 
 SPECS = (
@@ -42,7 +43,7 @@ def forget() -> None:
         for name in spec.classes:
             described._attention_specs().pop(name, None)
             described._feed_specs().pop(name, None)
-    described._REGISTERED.clear()
+    REGISTERED.clear()
 
 
 @pytest.fixture

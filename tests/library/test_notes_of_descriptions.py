@@ -112,14 +112,8 @@ def encoder() -> tuple[nn.Module, dict[str, Tensor]]:
             levit,
             ["LevitAttention", "LevitAttentionSubsample: its names suggest no description ("],
         ),
-        (of_torch, ["MultiheadAttention: its matrices are parameters (in_proj_weight)"]),
-        (
-            encoder,
-            [
-                "MultiheadAttention: its matrices are parameters (in_proj_weight)",
-                "feed-forward part: no description is exact (linear1: TransformerEncoderLayer rea",
-            ],
-        ),
+        (of_torch, ["MultiheadAttention: nn.MultiheadAttention multiplies by weights of its"]),
+        (encoder, ["TransformerEncoderLayer: nn.TransformerEncoderLayer multiplies by weights"]),
     ],
 )
 def test_what_cannot_be_described_is_noted_with_the_reason(
