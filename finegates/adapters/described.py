@@ -324,12 +324,6 @@ def _stream_specs() -> dict[str, StreamSpec]:
     return {name: spec for spec in STREAMS for name in spec.classes}
 
 
-def described_packages() -> list[str]:
-    """The packages of ``transformers.models`` that have specs, in alphabetical order."""
-    tables = (_attention_specs(), _feed_specs(), _mixer_specs())
-    return sorted({name.partition(".")[0] for table in tables for name in table})
-
-
 def register(*specs: _Spec) -> None:
     """Adds descriptions of further modules, for this process.
 
@@ -358,6 +352,11 @@ def register(*specs: _Spec) -> None:
 
 _REGISTERED: dict[tuple[type, str], _Spec] = {}
 """What was added to the descriptions in this process, by kind and class."""
+
+
+def registered() -> list[_Spec]:
+    """The specs that were registered in this process."""
+    return list({id(spec): spec for spec in _REGISTERED.values()}.values())
 
 
 def registered_in(model: nn.Module) -> list[_Spec]:

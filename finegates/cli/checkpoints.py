@@ -61,7 +61,8 @@ def load_classifier(where: str, labels: tuple[str, ...] | None) -> tuple[nn.Modu
         the model, and whether the checkpoint had a head with this number of outputs.
 
     Raises:
-        CommandError: as for :func:`load_model`, or the folder contains a model of this library.
+        CommandError: as for :func:`load_model`, the folder contains a model of this library, or
+            transformers has no head for text on models of this type.
     """
     if is_own(where):
         raise CommandError(
@@ -69,8 +70,18 @@ def load_classifier(where: str, labels: tuple[str, ...] | None) -> tuple[nn.Modu
             "the pretrained model, or compact a gated checkpoint with finegates compact"
         )
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForSequenceClassification,
+    )
 
+    config = _config(where)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise CommandError(
+            f"{where}: shrink is for text classification only, and transformers has no such head "
+            f"for models of type {config.model_type!r}; gate it from Python with "
+            "finegates.GateTrainer"
+        )
     settings: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if labels is not None:
         settings = {
@@ -79,7 +90,6 @@ def load_classifier(where: str, labels: tuple[str, ...] | None) -> tuple[nn.Modu
             "id2label": dict(enumerate(labels)),
             "label2id": {name: code for code, name in enumerate(labels)},
         }
-    _config(where)
     model, report = _loaded(
         AutoModelForSequenceClassification,
         where,

@@ -18,7 +18,7 @@ from finegates.formats.description import STRUCTURE, FolderError, read_descripti
 from finegates.formats.generation import generation_settings, set_generation
 from finegates.formats.implementations import TORCHS_OWN, implementations
 from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
-from finegates.formats.registered import advice, descriptions_of
+from finegates.formats.registered import descriptions_of, unregistered
 from finegates.formats.signpost import COMPACT
 from finegates.formats.skeleton import class_of, config_values, empty_model
 from finegates.formats.tensors import fill, named_tensors
@@ -221,7 +221,7 @@ def rebuilt(
         set_seen_lengths(model, structure["seen_lengths"])
     except Exception as error:  # the configuration may be invalid in any way
         raise ValueError(
-            f"{STRUCTURE} does not describe a model: {error}{advice(structure)}"
+            unregistered(structure) or f"{STRUCTURE} does not describe a model: {error}"
         ) from error
     set_generation(model, structure.get("generation_config"))
     fill(model, stored, structure["aliases"], copy=copy)
