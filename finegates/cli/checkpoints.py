@@ -196,13 +196,18 @@ def _config(where: str) -> Any:
 
 
 def _named_class(config: Any) -> Any | None:
-    """The model class of transformers that a configuration names, or None."""
+    """The class that a configuration names, of transformers or registered; else None."""
     import transformers
+
+    from finegates.formats.skeleton import registered_class
 
     for name in getattr(config, "architectures", None) or ():
         found = getattr(transformers, str(name), None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
+        own = registered_class(config.model_type, str(name))
+        if own is not None:
+            return own
     return None
 
 
