@@ -63,9 +63,8 @@ def _known_keys(model_type: Any) -> set[str] | None:
     if not is_dataclass(kind):
         return None
     # A class of the user may have an __init__ of its own.
-    names = {field.name for field in fields(kind)} | set(
-        inspect.signature(kind.__init__).parameters
-    )
+    names = {field.name for field in fields(kind)}
+    names |= set(inspect.signature(CONFIG_MAPPING[model_type]).parameters)
     return names | set(getattr(kind, "attribute_map", {})) | set(_LABELS)
 
 
