@@ -190,9 +190,34 @@ def _config(where: str) -> Any:
             f"{where} holds neither config.json nor {STRUCTURE}; give a folder that "
             "save_pretrained or finegates.save wrote"
         )
-    if not path.is_dir() and (path.is_absolute() or where.startswith(".") or where.count("/") > 1):
+    if not path.is_dir() and _is_meant_as_folder(where):
         raise CommandError(f"{where}: no such folder; check the path, or give a hub id")
+    if not path.is_dir() and not _may_be_on_hub(where):
+        raise CommandError(
+            f"{where}: no such folder, and no model hub is asked (HF_HUB_OFFLINE is set); check "
+            "the id and the network, or give a folder"
+        )
     return _loaded(AutoConfig, where)
+
+
+def _is_meant_as_folder(where: str) -> bool:
+    """Whether a missing folder is not a hub id, so that no hub needs to be asked."""
+    path = Path(where)
+    if path.is_absolute() or where.startswith((".", "~")) or where.count("/") > 1:
+        return True
+    return "/" in where and path.parent.is_dir()
+
+
+def _may_be_on_hub(where: str) -> bool:
+    """Whether a hub can be asked for an id, or its answer is stored on this machine."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not constants.HF_HUB_OFFLINE:
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(where, "config.json"), str)
+    except ValueError:  # not an id
+        return False
 
 
 def _named_class(config: Any) -> Any | None:
