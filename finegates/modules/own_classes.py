@@ -33,6 +33,12 @@ def way_to_save(model: nn.Module) -> str:
         )
     config: Any = model.config
     settings, model_type = type(config).__name__, config.model_type
+    if _is_of_transformers(type(config)):  # which knows the type already, and takes no other
+        return (
+            f"give {kind} a configuration class of its own, derived from {settings}, with another "
+            f"model_type, and register both before saving and before loading, {_AUTO}Config."
+            f"register and {_AUTO}Model.register, or write it with torch.save(model, file)"
+        )
     named = "" if model_type else f"give {settings} a model_type and "
     return (
         f"{named}register it before saving and before loading, {_AUTO}Config.register("
@@ -43,4 +49,8 @@ def way_to_save(model: nn.Module) -> str:
 
 def is_of_transformers(model: nn.Module) -> bool:
     """Whether the class of a model is defined in transformers."""
-    return type(model).__module__.partition(".")[0] == "transformers"
+    return _is_of_transformers(type(model))
+
+
+def _is_of_transformers(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "transformers"

@@ -134,3 +134,10 @@ def test_a_file_of_descriptions_imports_modules_next_to_it(
     (tmp_path / "specs.py").write_text("import my_specs\n")
     words = ["plan", folders["compact"], "--specs", str(tmp_path / "specs.py")]
     assert main(words) == 0
+
+
+def test_a_traceback_ends_with_the_code_that_a_folder_stores(
+    folders: dict[str, str], capsys: Any
+) -> None:
+    assert main(["plan", folders["gated"], "--traceback"]) == 1
+    assert Path(folders["specs"]).read_text() in capsys.readouterr().err

@@ -8,20 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import finegates as fg
 from finegates.adapters import register
 from finegates.cli import main
 from support.own_model import SPECS, OwnConfig, OwnModel, OwnNet, gated, logits
+from support.tiny import ARCHITECTURES
 from support.undescribed import forget
 
 
 def unregister() -> None:
     """As in a process that did not register the class with transformers."""
-    CONFIG_MAPPING._extra_content.pop(OwnConfig.model_type, None)
-    AutoModel._model_mapping._extra_content.pop(OwnConfig, None)
+    for config in (OwnConfig, DerivedConfig):
+        CONFIG_MAPPING._extra_content.pop(config.model_type, None)
+        AutoModel._model_mapping._extra_content.pop(config, None)
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,29 @@ def test_a_class_that_is_not_registered_is_refused_with_the_calls_that_register_
     with pytest.raises(ValueError, match=calls):
         model.save_pretrained(tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+class DerivedConfig(BertConfig):
+    model_type = "derived_of_the_tests"
+
+
+def test_a_class_with_a_configuration_of_transformers_needs_one_of_its_own(tmp_path: Path) -> None:
+    class Derived(BertModel):
+        pass
+
+    config = ARCHITECTURES["bert"]()
+    small = fg.compact(gated(Derived(config)))
+    with pytest.raises(ValueError, match=r"Derived a configuration class of its own, derived from"):
+        fg.save(small, tmp_path / "model")
+    Derived.config_class = DerivedConfig
+    AutoConfig.register(DerivedConfig.model_type, DerivedConfig, exist_ok=True)
+    AutoModel.register(DerivedConfig, Derived, exist_ok=True)
+    values = {k: v for k, v in config.to_diff_dict().items() if k != "model_type"}
+    small = fg.compact(gated(Derived(DerivedConfig(**values))))
+    fg.save(small, tmp_path / "model")
+    again, inputs = fg.load(tmp_path / "model"), torch.arange(16).view(2, 8)
+    with torch.no_grad():
+        assert torch.equal(again(inputs).pooler_output, small(inputs).pooler_output)
 
 
 def test_a_stock_model_of_a_class_of_ones_own_needs_no_registration(tmp_path: Path) -> None:
