@@ -12,6 +12,7 @@ from finegates.adapters import adapter_for, unwrap
 from finegates.compaction.peft_targets import teach_peft
 from finegates.extras import needed_for
 from finegates.gates.attachment import head_parameters
+from finegates.gates.gated_linear import gated_layers
 
 
 def add_lora(
@@ -39,7 +40,14 @@ def add_lora(
 
     Raises:
         ImportError: peft is not installed.
+        ValueError: the model has gates already.
     """
+    first = next(iter(gated_layers(model)), None)
+    if first is not None:
+        raise ValueError(
+            f"{first} has gates already, and peft adds nothing around them; call add_lora before "
+            "attach"
+        )
     with needed_for("finegates.add_lora", "peft"):
         import peft
 

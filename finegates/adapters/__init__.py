@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from finegates.adapters.base import Adapter, attentions, has_module, unwrap
-from finegates.adapters.described import DescribedAdapter, described_packages, register
+from finegates.adapters.described import DescribedAdapter, register
 from finegates.adapters.registered import REGISTERED
 from finegates.blocks import (
     Attention,
@@ -56,8 +56,9 @@ __all__ = [
 ]
 
 _REMEDY = (
-    "finegates.describe(model, inputs) looks for one; to gate layers one by one all the same, name "
-    "the layers with GateConfig(preset='reference', modules=...)"
+    "register one with finegates.adapters.register, or on the command line with --specs FILE.py "
+    "(finegates.describe(model, inputs) looks for one); to gate layers one by one all the same, "
+    "name the layers with GateConfig(preset='reference', modules=...)"
 )
 
 DESCRIBED = DescribedAdapter()
@@ -77,16 +78,15 @@ def adapter_for(model: nn.Module) -> Adapter:
         return DESCRIBED
     model_type = getattr(getattr(plain, "config", None), "model_type", None)
     raise ValueError(
-        f"no module of this {type(plain).__name__} (model type {model_type!r}) has a description, "
-        "so its architecture is unknown; descriptions exist for "
-        f"{', '.join(described_packages())}{_registered()}; {_of_torch(plain) or _REMEDY}"
+        f"no module of this {type(plain).__name__} (model type {model_type!r}) has a description"
+        f"{_registered()}: {_of_torch(plain) or _REMEDY}"
     )
 
 
 def _registered() -> str:
     """The classes of descriptions that were added, for messages; empty without."""
     names = dict.fromkeys(name for _, name in REGISTERED)
-    return f", and registered {', '.join(names)}" if names else ""
+    return f" (registered are {', '.join(names)})" if names else ""
 
 
 def _of_torch(model: nn.Module) -> str | None:

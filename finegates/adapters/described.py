@@ -334,12 +334,6 @@ def _stream_specs() -> dict[str, StreamSpec]:
     return {name: spec for spec in STREAMS for name in spec.classes}
 
 
-def described_packages() -> list[str]:
-    """The packages of ``transformers.models`` that have specs, in alphabetical order."""
-    tables = (_attention_specs(), _feed_specs(), _mixer_specs())
-    return sorted({name.partition(".")[0] for table in tables for name in table})
-
-
 def register(*specs: _Spec) -> None:
     """Adds descriptions of further modules, for this process.
 

@@ -44,6 +44,11 @@ def check_activation(spec: Spec) -> None:
         )
 
 
+def registered() -> list[Spec]:
+    """The specs that were registered in this process."""
+    return list({id(spec): spec for spec in REGISTERED.values()}.values())
+
+
 def registered_in(model: nn.Module) -> list[Spec]:
     """The registered specs of a model's modules."""
     names = set().union(*(names_of(kind) for kind in {type(m) for m in model.modules()}))  # type: ignore[arg-type]

@@ -61,7 +61,8 @@ def load_classifier(where: str, labels: tuple[str, ...] | None) -> tuple[nn.Modu
         the model, and whether the checkpoint had a head with this number of outputs.
 
     Raises:
-        CommandError: as for :func:`load_model`, or the folder contains a model of this library.
+        CommandError: as for :func:`load_model`, the folder contains a model of this library, or
+            transformers has no head for text on models of this type.
     """
     if is_own(where):
         raise CommandError(
@@ -69,8 +70,18 @@ def load_classifier(where: str, labels: tuple[str, ...] | None) -> tuple[nn.Modu
             "the pretrained model, or compact a gated checkpoint with finegates compact"
         )
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoModelForSequenceClassification,
+    )
 
+    config = _config(where)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise CommandError(
+            f"{where}: shrink is for text classification only, and transformers has no such head "
+            f"for models of type {config.model_type!r}; gate it from Python with "
+            "finegates.GateTrainer"
+        )
     settings: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if labels is not None:
         settings = {
@@ -79,7 +90,6 @@ def load_classifier(where: str, labels: tuple[str, ...] | None) -> tuple[nn.Modu
             "id2label": dict(enumerate(labels)),
             "label2id": {name: code for code, name in enumerate(labels)},
         }
-    _config(where)
     model, report = _loaded(
         AutoModelForSequenceClassification,
         where,
@@ -180,19 +190,49 @@ def _config(where: str) -> Any:
             f"{where} holds neither config.json nor {STRUCTURE}; give a folder that "
             "save_pretrained or finegates.save wrote"
         )
-    if not path.is_dir() and (path.is_absolute() or where.startswith(".") or where.count("/") > 1):
+    if not path.is_dir() and _is_meant_as_folder(where):
         raise CommandError(f"{where}: no such folder; check the path, or give a hub id")
+    if not path.is_dir() and not _may_be_on_hub(where):
+        raise CommandError(
+            f"{where}: no such folder, and no model hub is asked (HF_HUB_OFFLINE is set); check "
+            "the id and the network, or give a folder"
+        )
     return _loaded(AutoConfig, where)
 
 
+def _is_meant_as_folder(where: str) -> bool:
+    """Whether a missing folder is not a hub id, so that no hub needs to be asked."""
+    path = Path(where)
+    if path.is_absolute() or where.startswith((".", "~")) or where.count("/") > 1:
+        return True
+    return "/" in where and path.parent.is_dir()
+
+
+def _may_be_on_hub(where: str) -> bool:
+    """Whether a hub can be asked for an id, or its answer is stored on this machine."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not constants.HF_HUB_OFFLINE:
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(where, "config.json"), str)
+    except ValueError:  # not an id
+        return False
+
+
 def _named_class(config: Any) -> Any | None:
-    """The model class of transformers that a configuration names, or None."""
+    """The class that a configuration names, of transformers or registered; else None."""
     import transformers
+
+    from finegates.formats.skeleton import registered_class
 
     for name in getattr(config, "architectures", None) or ():
         found = getattr(transformers, str(name), None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
+        own = registered_class(config.model_type, str(name))
+        if own is not None:
+            return own
     return None
 
 

@@ -223,7 +223,8 @@ def train(
         # A kill can leave the last checkpoint incomplete, so the one before is kept.
         save_total_limit=2,
         logging_strategy="steps",
-        logging_steps=10,
+        # Also in an epoch of fewer steps, whose end then has a loss to show.
+        logging_steps=max(1, min(10, recipe.steps(len(rows)) // recipe.epochs)),
         use_cpu=device().type == "cpu",
         report_to="none",
         disable_tqdm=True,

@@ -50,6 +50,14 @@ def add_model(parser: argparse.ArgumentParser, what: str = "") -> None:
         help="a folder in Hugging Face layout, a folder of finegates.save, a checkpoint of "
         f"GateTrainer, or a hub id{what}",
     )
+    parser.add_argument(
+        "--specs",
+        type=Path,
+        metavar="FILE.py",
+        help="Python code that registers descriptions of the model's modules, such as what "
+        "finegates.describe prints; it is run before the model is loaded, with all rights of "
+        "yours, so read it first",
+    )
 
 
 def add_length(parser: argparse.ArgumentParser) -> None:

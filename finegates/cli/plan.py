@@ -139,6 +139,7 @@ def _of_dense(model: nn.Module, arguments: argparse.Namespace, cost: CostModel |
         time = () if block.seconds is None else (f"{1e6 * block.seconds:.1f}",)
         share = f"{100 * macs / total.total:.1f} %"
         rows.append((block.path, large(macs), share, *time, _closable(model, block.path)))
+    specs = "" if arguments.specs is None else f" --specs {arguments.specs}"
     left = (1 - arguments.target) * total.total
     without = undescribed_line(adapter_for(model).blocks(model))
     return (
@@ -148,7 +149,8 @@ def _of_dense(model: nn.Module, arguments: argparse.Namespace, cost: CostModel |
         f"{aligned(rows, left=(0, len(rows[0]) - 1))}\n\n"
         f"a target of {arguments.target:g} leaves {large(left)} MACs; which dimensions are "
         "removed is learnt from your data:\n"
-        f"finegates shrink {arguments.model} --train FILE --target {arguments.target:g} --out DIR"
+        f"finegates shrink {arguments.model}{specs} --train FILE --target {arguments.target:g} "
+        "--out DIR"
     )
 
 

@@ -12,6 +12,7 @@ import finegates as fg
 from finegates.cli import bench, compact, export, plan, shrink, suite
 from finegates.cli.failures import one_line
 from finegates.cli.quiet import quiet
+from finegates.cli.specs import run_specs
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -83,6 +84,8 @@ def _run(words: Sequence[str]) -> int:
         parser().print_help(sys.stderr)
         return USAGE
     with quiet():
+        if chosen.specs is not None:
+            run_specs(chosen.specs)
         status: int = chosen.run(chosen)
     return status
 

@@ -210,6 +210,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
     from finegates.cli import checkpoints
     from finegates.cli.fine_tuning import Recipe, device, fit_tokenizer
     from finegates.cli.task_data import read_task_data
+    from finegates.files import file_digest
 
     recipe = Recipe(
         target=_removed(arguments),
@@ -258,6 +259,7 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         **recipe.settings(),
         "cost": options.cost_settings(arguments.cost),
         "distill": teacher,
+        **({} if arguments.specs is None else {"specs": file_digest(arguments.specs)}),
         "finegates": fg.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

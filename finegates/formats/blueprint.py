@@ -24,8 +24,8 @@ from finegates.extras import needed_for
 from finegates.formats.bounds import check_numbers
 from finegates.formats.generation import generation_settings, set_generation
 from finegates.formats.module_settings import check_modules, set_seen_lengths
-from finegates.formats.skeleton import class_of, empty_model
-from finegates.formats.structure import bare_model, parts_of
+from finegates.formats.skeleton import empty_model
+from finegates.formats.structure import bare_model, check_class, parts_of
 from finegates.gates.attachment import attach, attach_gates
 from finegates.gates.config import GateConfig
 from finegates.gates.dense_form import in_dense_sizes
@@ -65,12 +65,8 @@ def draw(model: nn.Module) -> dict[str, Any]:
         ValueError: the model cannot be rebuilt from a blueprint; the message says why.
     """
     plain, kept = in_dense_sizes(unwrap(model)), positions_kept(model)
-    config = getattr(plain, "config", None)
-    if not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
-        raise ValueError(f"{type(plain).__name__} is not a transformers model: it has no config")
+    check_class(plain)
     base = parts_of(plain)
-    if class_of(base) is not type(plain):
-        raise ValueError(f"{type(plain).__name__} is not the class of transformers of that name")
     bare_model(base, plain)
     values = {
         "plain": {**base, "generation_config": generation_settings(plain)},

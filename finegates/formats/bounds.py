@@ -6,6 +6,7 @@ make one by one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -61,7 +62,9 @@ def _known_keys(model_type: Any) -> set[str] | None:
     kind: Any = CONFIG_MAPPING[model_type]
     if not is_dataclass(kind):
         return None
+    # A class of the user may have an __init__ of its own.
     names = {field.name for field in fields(kind)}
+    names |= set(inspect.signature(CONFIG_MAPPING[model_type]).parameters)
     return names | set(getattr(kind, "attribute_map", {})) | set(_LABELS)
 
 

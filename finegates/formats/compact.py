@@ -27,6 +27,7 @@ from finegates.files import file_digest, parse_json
 from finegates.formats.card import model_card
 from finegates.formats.description import STRUCTURE, TENSORS, write_description
 from finegates.formats.gated import is_gated_folder, load_gated, save_gated
+from finegates.formats.registered import with_code
 from finegates.formats.signpost import COMPACT, CONFIG, is_signpost, write_signpost
 from finegates.formats.structure import (
     FORMAT,
@@ -184,7 +185,7 @@ def load(
     try:
         model = rebuilt(structure, stored, products=products)
     except ValueError as error:
-        raise CompactFormatError(folder, str(error)) from error
+        raise with_code(CompactFormatError(folder, str(error)), structure) from error
     forget_untied(model)
     adapt_stock_methods()
     teach_peft()

@@ -38,7 +38,7 @@ from finegates.formats.description import (
     read_description,
     write_description,
 )
-from finegates.formats.registered import advice, descriptions_of
+from finegates.formats.registered import descriptions_of, unregistered, with_code
 from finegates.formats.signpost import CONFIG, GATED, is_signpost, said, write_signpost
 from finegates.formats.tensors import fill, unique_tensors
 from finegates.gates.config import GateConfig
@@ -163,9 +163,8 @@ def load_gated(folder: str | Path, *, device: torch.device | str = "cpu") -> nn.
     except (
         Exception
     ) as error:  # the blueprint may be invalid in any way; the error must name the folder
-        raise GatedFormatError(
-            folder, f"{STRUCTURE} does not describe a model: {error}{advice(structure)}"
-        ) from error
+        reason = unregistered(structure) or f"{STRUCTURE} does not describe a model: {error}"
+        raise with_code(GatedFormatError(folder, reason), structure) from error
     try:
         _fill(model, {**state, **buffers}, structure["aliases"], set(blueprint["trainable"]))
     except ValueError as error:

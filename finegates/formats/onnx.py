@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from finegates.extras import needed_for
+from finegates.formats.onnx_messages import without_messages_of_torch
 from finegates.gates.gated_linear import gated_layers
 from finegates.modules.experts import experts_computed_by
 from finegates.wrappers import autocast_removed, without_containers
@@ -49,6 +50,8 @@ def export_onnx(
     Weights of more than 1.5 GiB (:data:`LARGEST_FILE`) are stored next to the graph, in ``<name of
     the graph>.data`` (``model.onnx.data``), which must stay there. Both files appear after the
     check, the graph last. An earlier export at ``path`` is replaced, weights included.
+
+    Messages of torch's exporter are shown only if the logger ``finegates`` has the level DEBUG.
 
     Args:
         model: compact or dense, float32, on the CPU. The autocast that mixed-precision training
@@ -122,16 +125,17 @@ def _exported(plain: _OutputOnly, inputs: Mapping[str, Tensor]) -> Any:
             plain(
                 *inputs.values()
             )  # errors of the model or its inputs, before those of the exporter
-        program = torch.onnx.export(
-            plain,
-            tuple(inputs.values()),
-            dynamo=True,
-            # One pattern for the one variadic argument.
-            dynamic_shapes=(shapes,),
-            input_names=list(inputs),
-            output_names=[OUTPUT],
-            verbose=False,
-        )
+        with without_messages_of_torch():
+            program = torch.onnx.export(
+                plain,
+                tuple(inputs.values()),
+                dynamo=True,
+                # One pattern for the one variadic argument.
+                dynamic_shapes=(shapes,),
+                input_names=list(inputs),
+                output_names=[OUTPUT],
+                verbose=False,
+            )
     except Exception as error:  # the exporter raises many classes
         raise OnnxExportError(
             f"torch.onnx cannot export this {type(plain.model).__name__}: "

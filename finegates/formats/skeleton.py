@@ -33,6 +33,8 @@ _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 def class_of(structure: dict[str, Any]) -> type[nn.Module]:
     """Looks up a class in the auto-model tables of transformers by its configuration.
 
+    The tables include classes that this process registered.
+
     Raises:
         ValueError: the tables do not list the class for this type, or the type is not a name.
     """
@@ -51,10 +53,36 @@ def class_of(structure: dict[str, Any]) -> type[nn.Module]:
             assert isinstance(found, type)
             assert issubclass(found, nn.Module)
             return found
+    own = registered_class(model_type, name)
+    if own is not None:
+        return own
     raise ValueError(
         f"class {name!r} is not a model that transformers knows for type {model_type!r}, so it is "
-        "not loaded"
+        "not loaded; a class of your own must be registered before, with AutoConfig.register and "
+        "AutoModel.register of transformers (on the command line, in a file given by --specs)"
     )
+
+
+def registered_class(model_type: str, name: str) -> type[nn.Module] | None:
+    """The class that ``AutoModel.register``, or another auto-class, got in this process.
+
+    Args:
+        model_type: of its configuration, which ``AutoConfig.register`` got.
+        name: of the class.
+    """
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto import modeling_auto
+
+    if model_type not in CONFIG_MAPPING:
+        return None
+    config: Any = CONFIG_MAPPING[model_type]
+    for mapping in vars(modeling_auto).values():
+        # Only what was registered: looking up the others would import their modules.
+        found = getattr(mapping, "_extra_content", {}).get(config, ())
+        for each in found if isinstance(found, tuple) else (found,):
+            if isinstance(each, type) and each.__name__ == name and issubclass(each, nn.Module):
+                return each
+    return None
 
 
 def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None = None) -> nn.Module:
@@ -71,7 +99,11 @@ def empty_model(structure: dict[str, Any], model_class: type[nn.Module] | None =
 
     model_class = model_class or class_of(structure)
     values = _without_code(structure["config"])
-    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    model_type = values["model_type"]
+    own = getattr(model_class, "config_class", None)
+    # A class of the user that the caller has may be unknown to transformers.
+    kind: Any = CONFIG_MAPPING[model_type] if own is None or model_type in CONFIG_MAPPING else own
+    config = kind.from_dict(values)
     if structure.get("attention") in TORCHS_OWN["attention"]:
         config._attn_implementation = structure["attention"]
     with torch.device("meta"):

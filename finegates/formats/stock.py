@@ -42,7 +42,7 @@ from finegates.formats.card import model_card, stock_card
 from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
 from finegates.formats.padding import UniformCost, padding_cost, report
 from finegates.formats.stock_stream import padded, scale_normed_rows, stream_of, with_width
-from finegates.formats.structure import bare_model, parts_of
+from finegates.formats.structure import bare_model, check_config, parts_of
 from finegates.gates.gated_linear import gated_layers
 from finegates.initialisation import mark_initialised
 from finegates.modules.cards import set_card
@@ -70,9 +70,9 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
     Raises:
         NotUniformError: a layer needs a bias that the architecture does not have, or the output
             layer needs its own weight, but the architecture ties it to the embeddings.
-        ValueError: the model has gates or unmerged adapters; no layer of it is described; the
-            configuration describes a weight that the model does not have; or a setting of a module
-            differs from the configuration.
+        ValueError: the model has gates, unmerged adapters or no configuration; no layer of it is
+            described; the configuration describes a weight that the model does not have; or a
+            setting of a module differs from the configuration.
     """
     model = unwrap(model)
     if gated_layers(model):
@@ -80,6 +80,7 @@ def uniform(model: nn.Module, *, card: str | None = None) -> nn.Module:
     for path, layer in model.named_modules():
         if isinstance(layer, CompactLinear):
             layer.check_plain(path)
+    check_config(model)
     adapter = adapter_for(model)
     structure = parts_of(model)
     as_configured = bare_model(structure, model)
@@ -166,11 +167,12 @@ def uniform_cost(model: nn.Module) -> UniformCost:
         ``str`` is one line.
 
     Raises:
-        ValueError: the model has gates, or no layer of it is described.
+        ValueError: the model has gates or no configuration, or no layer of it is described.
     """
     model = unwrap(model)
     if gated_layers(model):
         raise ValueError("the model has gates; compact it first")
+    check_config(model)
     adapter = adapter_for(model)
     blocks = adapter.blocks(model)
     sizes = {part.path: head_sizes(model, part) for block in blocks for part in block.attentions}

@@ -18,13 +18,14 @@ from finegates.formats.description import STRUCTURE, FolderError, read_descripti
 from finegates.formats.generation import generation_settings, set_generation
 from finegates.formats.implementations import TORCHS_OWN, implementations
 from finegates.formats.module_settings import check_modules, seen_lengths, set_seen_lengths
-from finegates.formats.registered import advice, descriptions_of
+from finegates.formats.registered import descriptions_of, unregistered
 from finegates.formats.signpost import COMPACT
 from finegates.formats.skeleton import class_of, config_values, empty_model
 from finegates.formats.tensors import fill, named_tensors
 from finegates.gates.gated_linear import gated_layers
 from finegates.modules.compact_linear import CompactLinear
 from finegates.modules.narrow_stream import MARK
+from finegates.modules.own_classes import has_config, way_to_save
 
 FORMAT = COMPACT
 VERSION = 3
@@ -67,21 +68,13 @@ def describe(model: nn.Module) -> dict[str, Any]:
     for path, layer in model.named_modules():
         if isinstance(layer, CompactLinear):
             layer.check_plain(path)
-    config = getattr(model, "config", None)
-    if not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
-        raise ValueError(
-            f"{type(model).__name__} is not a transformers model: it has no config{_remedy(model)}"
-        )
+    check_config(model)
     structure = parts_of(model)
     if not structure["layers"] and not structure["experts"]:
         raise ValueError(
             "the model has no compact layers; use finegates.compact first, or save_pretrained"
         )
-    if not _is_known(model):
-        raise ValueError(
-            f"class {type(model).__name__!r} is not a model that transformers knows (it is defined "
-            f"in {type(model).__module__}), so it could not be loaded{_remedy(model)}"
-        )
+    check_class(model)
     empty = bare_model(structure, model)
     settings = generation_settings(model)
     if settings is not None:
@@ -95,6 +88,25 @@ def describe(model: nn.Module) -> dict[str, Any]:
     return structure
 
 
+def check_config(model: nn.Module) -> None:
+    """Raises ValueError, with what works, for a model without a configuration of transformers."""
+    if not has_config(model):
+        raise ValueError(
+            f"{type(model).__name__} is not a transformers model: it has no config; "
+            f"{_remedy(model)}"
+        )
+
+
+def check_class(model: nn.Module) -> None:
+    """Raises ValueError, with what works, unless a model of this class can be found again."""
+    check_config(model)
+    if not _is_known(model):
+        raise ValueError(
+            f"class {type(model).__name__!r} is not a model that transformers knows (it is defined "
+            f"in {type(model).__module__}), so it could not be loaded; {_remedy(model)}"
+        )
+
+
 def _is_known(model: nn.Module) -> bool:
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
@@ -106,15 +118,15 @@ def _is_known(model: nn.Module) -> bool:
 
 
 def _remedy(model: nn.Module) -> str:
-    """Names the part of a model of unknown class that can be saved, if any."""
+    """What can be saved of a model of unknown class, or how it can be saved."""
     for path, module in model.named_modules():
         compact = any(isinstance(layer, CompactLinear) for layer in module.modules())
         if path and compact and hasattr(type(module), "config_class") and _is_known(module):
             return (
-                f"; save {path} by itself, finegates.save(model.{path}, folder), and replace "
+                f"save {path} by itself, finegates.save(model.{path}, folder), and replace "
                 "it by finegates.load(folder)"
             )
-    return ""
+    return way_to_save(model)
 
 
 def parts_of(model: nn.Module) -> dict[str, Any]:
@@ -221,7 +233,7 @@ def rebuilt(
         set_seen_lengths(model, structure["seen_lengths"])
     except Exception as error:  # the configuration may be invalid in any way
         raise ValueError(
-            f"{STRUCTURE} does not describe a model: {error}{advice(structure)}"
+            unregistered(structure) or f"{STRUCTURE} does not describe a model: {error}"
         ) from error
     set_generation(model, structure.get("generation_config"))
     fill(model, stored, structure["aliases"], copy=copy)

@@ -21,6 +21,7 @@ from torch import nn
 
 from finegates.modules.cards import card_of, write_card
 from finegates.modules.kinds import CompactLayer, GatedLayer, has_gates
+from finegates.modules.own_classes import has_config, is_of_transformers, way_to_save
 from finegates.wrappers import without_containers
 
 ASKED = ("save_pretrained", "push_to_hub")
@@ -67,6 +68,20 @@ def stock_obstacle(model: nn.Module) -> str | None:
     return None
 
 
+def _of_own_class(model: nn.Module) -> str:
+    """What finegates.save needs for a model of a class that is not of transformers."""
+    given: Any = without_containers(model)
+    plain: nn.Module = given.get_base_model() if hasattr(given, "get_base_model") else given
+    if is_of_transformers(plain):
+        return ""
+    kind = type(plain).__name__
+    if not has_config(plain):
+        return f". finegates.save does not take the {kind}, which has no configuration: " + (
+            way_to_save(plain)
+        )
+    return f". finegates.save takes the {kind} once its class is known: {way_to_save(plain)}"
+
+
 def check_stock_checkpoint(model: nn.Module) -> None:
     """Raises StockCheckpointError unless ``from_pretrained`` could read the checkpoint.
 
@@ -78,7 +93,7 @@ def check_stock_checkpoint(model: nn.Module) -> None:
         return
     obstacle = stock_obstacle(model)
     if obstacle is not None:
-        raise StockCheckpointError(f"nothing was written: {obstacle}")
+        raise StockCheckpointError(f"nothing was written: {obstacle}{_of_own_class(model)}")
 
 
 def guard_stock_checkpoints() -> None:
@@ -132,8 +147,8 @@ def _checking_the_argument(method: Callable[..., Any]) -> Callable[..., Any]:
         obstacle = stock_obstacle(without_containers(model))
         if obstacle is not None:
             raise StockCheckpointError(
-                f"nothing was written: {obstacle}. Accelerator.save_state, which load_state reads "
-                "back into a model of the same gates or sizes, does work"
+                f"nothing was written: {obstacle}{_of_own_class(model)}. Accelerator.save_state, "
+                "which load_state reads back into a model of the same gates or sizes, does work"
             )
         return method(self, model, *args, **kwargs)
 

@@ -99,6 +99,8 @@ def test_a_wrong_command_line_ends_with_2_and_its_usage(capsys, words, message):
     ("words", "message"),
     [
         (["plan", "./nowhere"], "./nowhere: no such folder; check the path, or give a hub id"),
+        (["plan", "~/nowhere"], "~/nowhere: no such folder; check the path, or give a hub id"),
+        (["plan", "{tmp}/m/nowhere"], "nowhere: no such folder; check the path, or give a hub id"),
         (["plan", "{tmp}"], "{tmp} holds neither config.json nor finegates.json; give a folder"),
         (["plan", "{tmp}/file"], "{tmp}/file is a file; give the folder"),
         (["plan", "{model}", "--cost", "none"], "--cost none: no such file; use 'smallest', "),
@@ -129,6 +131,45 @@ def test_a_command_that_fails_says_one_line_and_writes_nothing(tmp_path, capsys,
 def test_a_hub_id_that_cannot_be_had_is_an_error_with_the_remedy(capsys):
     assert main(["plan", "nobody/nothing"]) == 1
     assert "check the id and the network, or give a folder" in error_line(capsys)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that says what it was asked for."""
+
+    def asked(where: str, **_: object) -> None:
+        raise ConnectionError(f"asked for {where}")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", asked)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_name_in_a_folder_that_exists_is_a_folder_and_no_hub_is_asked(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    assert main(["plan", "models/nothing"]) == 1
+    assert "models/nothing: no such folder; check the path" in error_line(capsys)
+    for name in ("org/nothing", "nothing"):
+        assert main(["plan", name]) == 1
+        assert f"{name}: cannot be loaded (asked for {name}); check the id" in error_line(capsys)
+
+
+@pytest.mark.usefixtures("hub")
+def test_offline_only_models_that_are_stored_are_looked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("nothing", "org/nothing", "not an id"):
+        assert main(["plan", name]) == 1
+        assert f"{name}: no such folder, and no model hub is asked" in error_line(capsys)
+    stored = tmp_path / "models--org--model"
+    for path, text in {"refs/main": "0123", "snapshots/0123/config.json": "{}"}.items():
+        (stored / path).parent.mkdir(parents=True)
+        (stored / path).write_text(text)
+    assert main(["plan", "org/model"]) == 1
+    assert "org/model: cannot be loaded (asked for org/model)" in error_line(capsys)
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])

@@ -166,3 +166,9 @@ def test_factors_next_to_stacked_experts_are_gated_and_compacted(
     gated = described_outputs(model.eval(), inputs)
     assert relative_difference(before, gated) > 1e-2
     assert relative_difference(gated, described_outputs(fg.compact(model), inputs)) < 1e-11
+
+
+def test_adapters_inside_gates_are_refused_with_the_order_that_works():
+    model = fg.attach(tiny_model("bert"), fg.GateConfig())
+    with pytest.raises(ValueError, match="has gates already.*call add_lora before attach"):
+        fg.add_lora(model)
