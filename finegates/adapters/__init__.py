@@ -86,7 +86,7 @@ def adapter_for(model: nn.Module) -> Adapter:
 def _registered() -> str:
     """The classes of descriptions that were added, for messages; empty without."""
     names = dict.fromkeys(name for _, name in REGISTERED)
-    return f" (registered are {', '.join(names)})" if names else ""
+    return f" (registered: {', '.join(names)})" if names else ""
 
 
 def _of_torch(model: nn.Module) -> str | None:

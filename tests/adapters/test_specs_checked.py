@@ -195,7 +195,7 @@ def test_a_class_of_another_model_is_not_warned_of(caplog: pytest.LogCaptureFixt
 
 def test_a_model_without_described_modules_names_what_was_registered() -> None:
     register(dataclasses.replace(ATTENTION, classes=("own.Attention",)))
-    with pytest.raises(ValueError, match=r"registered own\.Attention"):
+    with pytest.raises(ValueError, match=r"registered: own\.Attention"):
         fg.attach(net(), CONFIG)
 
 
