@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from finegates.blocks import Layout
@@ -12,8 +13,9 @@ _HALF = RotarySpec()
 
 
 def _factor_of_rotation(module: Any) -> int:
-    factor = module.config.rope_parameters["partial_rotary_factor"]
-    return int(module.head_dim * factor)
+    """The dimensions of its table of angles, which are even, since each angle turns a pair."""
+    factor = module.config.rope_parameters.get("partial_rotary_factor", 1.0)
+    return 2 * math.ceil(int(module.head_dim * factor) / 2)
 
 
 def _falcon_layout(module: Any) -> Layout:
@@ -129,11 +131,7 @@ ATTENTIONS: tuple[AttentionSpec, ...] = (
         v="qkv_proj",
         sizes={**_GROUPED, "num_key_value_heads": "kv_heads"},
         config_sizes={"num_attention_heads": "heads"},
-        rotary=RotarySpec(
-            rotated=lambda module: int(
-                module.head_dim * module.config.rope_parameters.get("partial_rotary_factor", 1.0)
-            )
-        ),
+        rotary=RotarySpec(rotated=_factor_of_rotation),
     ),
     AttentionSpec(
         named("gpt_neox.GPTNeoXAttention"),

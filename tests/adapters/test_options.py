@@ -32,6 +32,7 @@ from support.described import (
     described_outputs,
     relative_difference,
 )
+from support.described_types import CONFIGURATIONS
 
 ROUNDING = 1e-11  # as in test_described
 
@@ -86,6 +87,27 @@ def test_experts_in_adapters_are_refused_before_anything_changes() -> None:
     with pytest.raises(ValueError, match=r"experts .*adapters of peft.*fg\.add_lora"):
         attach(model, GateConfig(preset="structured", sequence_length=9))
     described_outputs(model, described_inputs("mixtral", "causal"))
+
+
+@pytest.mark.parametrize("share", [0.4, 0.63])
+@pytest.mark.parametrize("name", ["nemotron", "glm4", "phi3", "qwen3_5_text"])
+def test_a_table_of_angles_has_pairs_though_the_rotated_share_of_a_head_is_odd(
+    name: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 dimensions 3 or 5, for which transformers makes a table of 4 or 6."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": share}
+    configuration = {**CONFIGURATIONS[name], "rope_parameters": rope}
+    configuration.pop("partial_rotary_factor", None)
+    monkeypatch.setitem(CONFIGURATIONS, name, configuration)
+    model, inputs = described_model(name), described_inputs(name)
+    attach(model, GateConfig(target=0.05, sequence_length=9))
+    tiny.scatter_gates(model, mean=0.7)
+    before = described_outputs(model.eval(), inputs)
+    small = compact(model)
+    assert relative_difference(before, described_outputs(small, inputs)) < ROUNDING
+    save(small, tmp_path / "small")
+    outputs = (described_outputs(m, inputs) for m in (small, load(tmp_path / "small")))
+    assert relative_difference(*outputs) == 0.0
 
 
 def test_slices_of_weights_are_not_gated() -> None:
