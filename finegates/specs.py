@@ -19,7 +19,14 @@ Of = Callable[[Any], Any]
 """A fact that depends on the module: called with it."""
 
 
-_CROSS = ("encoder_attn", "EncDecAttention", "crossattention", "cross_attn")
+_CROSS = (
+    "encoder_attn",
+    "EncDecAttention",
+    "crossattention",
+    "cross_attn",
+    "cross_attention",
+    "encoder_decoder_attention",
+)
 
 
 def is_named_cross(module: Any, path: str) -> bool:

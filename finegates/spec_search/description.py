@@ -143,7 +143,21 @@ def describe(
         for note in _left(layers, calls.layers, (known, OnlyAdapter(*specs)), search.notes)
         if note.name not in named
     ]
-    return Description(tuple(specs), tuple(dict.fromkeys(map(str, notes))))
+    uncertified = _uncertified(layers, calls.layers, OnlyAdapter(*specs))
+    return Description(tuple(specs), tuple(dict.fromkeys([*map(str, notes), *uncertified])))
+
+
+def _uncertified(
+    layers: Mapping[str, nn.Module], called: Collection[str], found: DescribedAdapter
+) -> Iterator[str]:
+    """A note for each layer with modules of the found specs that the inputs do not reach."""
+    for path, layer in layers.items():
+        names = dict.fromkeys(class_name(type(m)) for m in layer.modules() if found.knows(m))
+        if path not in called and names:
+            yield (
+                f"{path} is not called on these inputs, so what is said of {', '.join(names)} is "
+                "not certified there: give inputs that reach it, too"
+            )
 
 
 def _left(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from finegates.spec_search.description import Description, describe
 from finegates.spec_search.replay import OnlyAdapter
+from finegates.specs import is_named_cross
 from support.closed_by_description import pruned
 from support.described import described_outputs, relative_difference
 
@@ -83,3 +84,11 @@ def test_a_feed_forward_part_in_some_layers_is_found_once_and_not_noted() -> Non
     assert classes(description) == {"JambaAttention", "JambaMLP"}
     assert any("JambaMambaMixer" in note for note in description.notes)
     assert not any("JambaMLP" in note or "DecoderLayer" in note for note in description.notes)
+
+
+@pytest.mark.parametrize(
+    "path", ["decoder.layers.0.cross_attention", "layers.1.encoder_decoder_attention.attention"]
+)
+def test_names_of_attentions_to_an_encoder_are_known(path: str) -> None:
+    assert is_named_cross(nn.Linear(1, 1), path)
+    assert not is_named_cross(nn.Linear(1, 1), "decoder.layers.0.self_attention")

@@ -375,3 +375,30 @@ def test_a_cache_is_what_it_was_when_the_layer_was_called() -> None:
     names = {spec.classes[0].rpartition(".")[2] for spec in description.specs}
     assert names == {"Cached", "Feed"}
     assert not description.notes
+
+
+class Towers(nn.Module):
+    """Two stacks of layers of one class, of which the second is for further inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = nn.ModuleList(HomeLayer(Plain(), Feed()) for _ in range(2))
+        self.images = nn.ModuleList(HomeLayer(Plain(), Feed()) for _ in range(2))
+
+    def forward(self, states: Tensor, images: Tensor | None = None) -> Tensor:
+        for layer in self.text:
+            states = layer(states)
+        for layer in self.images if images is not None else ():
+            images = layer(images)
+        return states if images is None else torch.cat([states, images], 1)
+
+
+def test_a_layer_that_no_input_reaches_is_noted_as_not_certified() -> None:
+    torch.manual_seed(0)
+    model = Towers().double().eval()
+    inputs = home_states()
+    found = describe(model, inputs)
+    assert len(found.specs) == 2
+    for path in ("images.0", "images.1"):
+        assert any(note.startswith(f"{path} is not called") for note in found.notes)
+    assert describe(model, {**inputs, "images": inputs["states"]}).notes == ()
