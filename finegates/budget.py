@@ -76,7 +76,8 @@ class MACs:
 
     They cover the linear layers of the transformer layers, with or without a description, and the
     products of attentions with one, at batch x length. Embeddings, norms, activations, softmax,
-    gathers, scatters, routers and the head are excluded. So are the products with relative
+    gathers, scatters, routers and the head are excluded, and so are experts in a list of modules
+    without a description (with one, they count for every token). So are the products with relative
     positions that DeBERTa adds to its scores, and all others of modules without a description.
 
     Attributes:

@@ -177,7 +177,7 @@ def _warn_of_unknown_classes(model: nn.Module) -> None:
         if around and name not in around and not _defined(around.values(), name):
             near = difflib.get_close_matches(name, list(around), 3, 0.0)
             logger.warning(
-                "%s: there is no class %s, so this describes nothing in %s; near it are %s",
+                "%s: class %s does not exist, so this describes nothing in %s; near it are %s",
                 label(spec),
                 name,
                 type(model).__name__,

@@ -1,7 +1,8 @@
 """What descriptions leave out of the layers that they are about.
 
-Its linear layers count among the multiply-accumulates of a model, so that a target means what it
-says also where, for example, only the feed-forward parts have a description.
+Except in lists of experts, its linear layers count among the multiply-accumulates of a model, so
+that a target means what it says also where, for example, only the feed-forward parts have a
+description.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def undescribed_line(blocks: Iterable[Block]) -> str | None:
     named = ", ".join(classes) or f"layers such as {parts[0].layers[0]}"
     return (
         f"{named}: without a description, so their linear layers keep their sizes and count among "
-        "the MACs, and nothing else of them does (attention, convolutions, recurrences); "
+        "the MACs, and nothing else of them does (attention, convolutions, recurrences, experts); "
         "finegates.describe(model, inputs) looks for a description"
     )
 
